@@ -1,0 +1,1 @@
+"""Suites, workers, meters, records and their comparison."""

@@ -1,0 +1,1 @@
+"""The closed form and the trace: models, recipes, devices, memory."""

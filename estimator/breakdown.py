@@ -1,0 +1,61 @@
+"""What an answer about memory looks like, the same for estimates, traces and measurements."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+Kernels = Literal["cuda", "cpu"]
+"""Whose kernels run: they differ in what attention, dropout and autocast hold, so in memory too."""
+
+COMPONENTS: dict[str, str] = {
+    "weights": "the base model's weights that are not quantised, trained or frozen",
+    "quantized_weights": "4-bit codes and their quantisation constants",
+    "adapters": "weights of the LoRA adapters",
+    "gradients": "gradients of the weights that train",
+    "optimizer_states": "what the optimizer keeps between steps",
+    "activations": "tensors saved for the backward pass",
+    "logits": "logits, their float32 copy and log-probabilities, and their gradients",
+    "temporaries": "tensors that live for a few operations only",
+    "buffers": "token ids, labels, rotary tables and the model's buffers",
+}
+"""Components of a breakdown, in the order in which people read them, each with what it holds."""
+
+PHASES: dict[str, str] = {
+    "loaded": "before the first step",
+    "forward": "forward pass and loss",
+    "backward": "backward pass, with recomputation under checkpointing",
+    "optimizer": "optimizer step",
+}
+"""Phases of a step, in order."""
+
+
+class Breakdown(Struct, frozen=True, kw_only=True):
+    """Bytes by component at the moment of the peak, and the peak of each phase, of a steady training step."""
+
+    components: dict[str, int]
+    """Name (of `COMPONENTS`) → bytes at the peak; they add up to ``peak_allocated_bytes``."""
+    phase: str
+    """The phase (of `PHASES`) in which the peak falls."""
+    peak_allocated_bytes: int
+    """Most bytes that tensors take at once, as the device's allocator counts them."""
+    phase_peaks_bytes: dict[str, int]
+    """Phase → most bytes allocated in it."""
+    peak_reserved_bytes: int | None = None
+    """Most bytes that the caching allocator takes from the device; None where there is no such allocator (CPU)."""
+    device_total_bytes: int | None = None
+    """Reserved bytes with the CUDA context and workspaces: what nvidia-smi shows for the process. None on CPU."""
+
+
+class ParameterCounts(Struct, frozen=True, kw_only=True):
+    """Elements of the model's tensors under one recipe."""
+
+    total: int
+    """All of them, the adapters' included."""
+    trainable: int
+    quantized: int
+    """Weights stored in 4 bits."""
+    adapter: int
+    by_part: dict[str, int]
+    """The base model's, by part."""

@@ -1,0 +1,109 @@
+"""The model's shapes, read from its Hugging Face config.json: never weights, and no torch.
+
+A `ModelSpec` lists every parameter that transformers would make, by the module that holds it, so that parameters can
+be counted by part, and each linear layer can be quantised or adapted. `architectures/` has one file for each family.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, Literal
+
+from msgspec import Struct
+
+Part = Literal["embedding", "attention", "feed_forward", "norm", "head"]
+
+
+class Linear(Struct, frozen=True):
+    """One linear layer: weight (out_features, in_features), bias (out_features,) if any.
+
+    bitsandbytes quantises these and peft's all-linear adapts them, but for the head.
+    """
+
+    name: str
+    """Path inside its layer, such as ``self_attn.q_proj``."""
+    in_features: int
+    out_features: int
+    part: Part
+    bias: bool = False
+    conv1d: bool = False
+    """Whether it is transformers' Conv1D (GPT-2), whose weight is stored transposed."""
+
+    @property
+    def parameters(self) -> int:
+        """Weight and bias elements."""
+        return self.in_features * self.out_features + (self.out_features if self.bias else 0)
+
+
+class Weight(Struct, frozen=True):
+    """A parameter that is no linear layer: an embedding table, a norm, a stack of experts, a router."""
+
+    name: str
+    shape: tuple[int, ...]
+    part: Part
+
+    @property
+    def parameters(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+
+class Layers(Struct, frozen=True):
+    """Consecutive decoder layers that are alike."""
+
+    count: int
+    linears: tuple[Linear, ...]
+    weights: tuple[Weight, ...]
+
+
+class ModelSpec(Struct, frozen=True):
+    """The shapes of one causal language model."""
+
+    name: str
+    """Catalogue name (hub id), or what the config was read from."""
+    model_type: str
+    """transformers' name of the architecture."""
+    config: dict[str, Any]
+    """config.json as read, with the keys that transformers needs to build the model."""
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    embeddings: tuple[Weight, ...]
+    layers: tuple[Layers, ...]
+    final_norm: tuple[Weight, ...]
+    head: Linear
+    """The output projection; where embeddings are tied its weight is the embedding's and counts nothing."""
+
+    @property
+    def parameters_by_part(self) -> dict[Part, int]:
+        """Elements by part of the model; they add up to `parameters`."""
+        parts: dict[Part, int] = {"embedding": 0, "attention": 0, "feed_forward": 0, "norm": 0, "head": 0}
+        for weight in (*self.embeddings, *self.final_norm):
+            parts[weight.part] += weight.parameters
+        for group in self.layers:
+            tensors: list[Linear | Weight] = [*group.linears, *group.weights]
+            for tensor in tensors:
+                parts[tensor.part] += group.count * tensor.parameters
+        if self.tie_word_embeddings:
+            parts["head"] += self.head.out_features if self.head.bias else 0
+        else:
+            parts["head"] += self.head.parameters
+        return parts
+
+    @property
+    def parameters(self) -> int:
+        """All elements, tied ones once."""
+        return sum(self.parameters_by_part.values())
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weight elements (no biases) of the layers' linear modules: what QLoRA quantises."""
+        return sum(
+            group.count * linear.in_features * linear.out_features for group in self.layers for linear in group.linears
+        )

@@ -1,0 +1,231 @@
+"""The recipe: everything that decides the memory and the speed of one fine-tuning step.
+
+One frozen object serves all three answers: what `estimate` computes from is what `trace` and `run` build and train.
+Settings that Hugging Face names keep its names. A setting that has no meaning for a method is None there, and naming
+one is refused, so that two recipes are equal exactly when they train the same thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
+
+from lorabench.estimator.errors import UserError, did_you_mean
+
+Method = Literal["full", "lora", "qlora"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+AdapterDtype = Literal["float32", "bfloat16", "float16"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
+QuantType = Literal["nf4", "fp4"]
+Attention = Literal["sdpa", "flash_attention_2", "eager"]
+Loss = Literal["standard", "legacy", "liger"]
+Optim = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "sgd",
+    "adafactor",
+]
+
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
+
+ITEMSIZE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one element."""
+
+
+class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """One fine-tuning setup. Constructing one fills in the defaults of its method and validates the whole.
+
+    Frozen and hashable; `msgspec.json` and `msgspec.yaml` encode and decode it. What is left out (or given as None)
+    takes the default that people run; what has no meaning for the method stays None.
+
+    Raises ValueError where options contradict each other, naming the option and the way out.
+    """
+
+    model: str
+    """The model's name: a catalogue name, or what its config.json was read from."""
+    method: Method = "lora"
+    rank: Positive | None = None
+    """Rank r of the adapters (lora, qlora; default 16)."""
+    lora_alpha: Annotated[float, Meta(gt=0)] | None = None
+    """Scale numerator: adapters are scaled by alpha / r (default 2r). It changes the training, not the memory."""
+    lora_dropout: Probability | None = None
+    """Dropout before each adapter (default 0.05)."""
+    target_modules: str | None = None
+    """all-linear, attention, mlp, or module names separated by commas (default all-linear)."""
+    adapter_dtype: AdapterDtype | None = None
+    """Dtype of the adapters' weights, gradients and optimizer states (default float32, as peft keeps them)."""
+    dtype: Dtype | None = None
+    """Dtype of the base model's weights (default float32 for full, bfloat16 otherwise)."""
+    mixed_precision: MixedPrecision = "bf16"
+    """Autocast during forward: no, bf16 or fp16."""
+    quant_type: QuantType | None = None
+    """4-bit data type of the quantised weights (qlora; default nf4)."""
+    double_quant: bool | None = None
+    """Whether the quantisation constants are quantised too (qlora; default yes)."""
+    prepare_kbit: bool | None = None
+    """Whether peft's prepare_model_for_kbit_training raises what is not quantised to float32 (qlora; default yes)."""
+    optim: Optim = "adamw_torch_fused"
+    """An `OptimizerNames` value of transformers."""
+    batch_size: Positive = 1
+    """Sequences in one forward and backward pass."""
+    seq_len: Positive = 2048
+    """Tokens in each sequence; the text is packed, so none is padding."""
+    gradient_accumulation: Positive = 1
+    """Forward and backward passes before each optimizer step."""
+    gradient_checkpointing: bool = True
+    attn_implementation: Attention = "sdpa"
+    loss: Loss = "standard"
+    """standard: transformers 5; legacy: the logit-shifting loss of transformers up to about 4.48; liger: fused linear
+    cross-entropy."""
+
+    def __post_init__(self) -> None:
+        adapted = self.method != "full"
+        self._belongs("rank", adapted, default=16)
+        self._belongs("lora_alpha", adapted, default=2.0 * (self.rank or 0))
+        self._belongs("lora_dropout", adapted, default=0.05)
+        self._belongs("target_modules", adapted, default="all-linear")
+        self._belongs("adapter_dtype", adapted, default="float32")
+        quantized = self.method == "qlora"
+        self._belongs("quant_type", quantized, default="nf4")
+        self._belongs("double_quant", quantized, default=True)
+        self._belongs("prepare_kbit", quantized, default=True)
+        if self.dtype is None:
+            force_setattr(self, "dtype", "bfloat16" if adapted else "float32")
+        if self.target_modules is not None:
+            force_setattr(self, "target_modules", _canonical_targets(self.target_modules))
+        trained = self.adapter_dtype if adapted else self.dtype
+        if self.mixed_precision == "fp16" and trained == "float16":
+            option = "adapter_dtype" if adapted else "dtype"
+            raise ValueError(
+                f"mixed_precision fp16 scales the gradients, which torch refuses on float16 weights: "
+                f"use {option} float32, or mixed_precision no"
+            )
+
+    def _belongs(self, field: str, to_method: bool, *, default: Any) -> None:
+        value = getattr(self, field)
+        if to_method and value is None:
+            force_setattr(self, field, default)
+        elif not to_method and value is not None:
+            methods = "qlora" if field in ("quant_type", "double_quant", "prepare_kbit") else "lora or qlora"
+            raise ValueError(f"{field} has no meaning for method {self.method}: leave it out, or use method {methods}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one forward pass, batch_size · seq_len."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def trained_dtype(self) -> Dtype:
+        """Dtype of the weights that train: the adapters', or the model's own for full fine-tuning."""
+        dtype = self.dtype if self.method == "full" else self.adapter_dtype
+        assert dtype is not None
+        return dtype
+
+    @property
+    def compute_dtype(self) -> Dtype:
+        """Dtype in which matrix products run: autocast's, or that of the base weights without autocast."""
+        if self.mixed_precision != "no":
+            return "bfloat16" if self.mixed_precision == "bf16" else "float16"
+        assert self.dtype is not None
+        return self.dtype
+
+    def digest(self, model_config: dict[str, Any]) -> str:
+        """Return the 12 hex digits that stand for this recipe on this architecture, in file names and comparisons.
+
+        The model's name is left out: the same shapes under another name or path are the same recipe.
+        """
+        settings = msgspec.to_builtins(self)
+        del settings["model"]
+        canonical = msgspec.json.encode({"recipe": settings, "model_config": model_config}, order="sorted")
+        return hashlib.sha256(canonical).hexdigest()[:12]
+
+    def describe(self) -> dict[str, str]:
+        """Return every setting that means something for this recipe, in order, as people read them."""
+        said = {}
+        for field, value in msgspec.structs.asdict(self).items():
+            if value is not None:
+                said[field] = (
+                    {True: "yes", False: "no"}[value]
+                    if isinstance(value, bool)
+                    else f"{value:g}"
+                    if (isinstance(value, float))
+                    else str(value)
+                )
+        return said
+
+    def label(self) -> str:
+        """Return a short name for tables and progress lines: what differs between the recipes of a suite."""
+        parts = [self.model.rsplit("/", 1)[-1], self.method]
+        if self.rank is not None:
+            parts.append(f"r{self.rank}")
+        parts.append(f"{self.batch_size}×{self.seq_len}")
+        if self.gradient_checkpointing:
+            parts.append("ckpt")
+        return " ".join(parts)
+
+
+def _canonical_targets(targets: str) -> str:
+    names = sorted({name.strip() for name in targets.split(",")})
+    if not all(names):
+        raise ValueError(f"target_modules {targets!r} names an empty module: write all-linear, attention, mlp or names")
+    groups = [name for name in names if name in ("all-linear", "attention", "mlp")]
+    if groups and len(names) > 1:
+        raise ValueError(f"target_modules {targets!r} mixes {groups[0]} with other names: use one or the other")
+    return ",".join(names)
+
+
+def make_recipe(model: str, **options: Any) -> Recipe:
+    """Return the recipe of ``model`` with ``options``, which are the fields of `Recipe` by name.
+
+    Raises:
+        UserError: an unknown option, a value of the wrong type or out of range, or options that contradict each
+            other.
+    """
+    fields = Recipe.__struct_fields__
+    for option in options:
+        if option not in fields:
+            raise UserError(f"unknown recipe option {option!r}: {did_you_mean(option, fields)}")
+    given = {key: value for key, value in options.items() if value is not None}
+    for option, value in given.items():
+        choices = CHOICES.get(option)
+        if choices and value not in choices:
+            raise UserError(f"unknown {option} {value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}")
+    try:
+        return msgspec.convert({"model": model, **given}, Recipe)
+    except msgspec.ValidationError as error:
+        raise UserError(explain_validation(error)) from error
+
+
+def explain_validation(error: msgspec.ValidationError) -> str:
+    """Return msgspec's complaint with the option in front: ``rank: Expected `int` >= 1``."""
+    text = str(error)
+    message, _, path = text.partition(" - at `$")
+    return f"{path.strip('.`')}: {message}" if path else message
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": get_args(Method),
+    "adapter_dtype": get_args(AdapterDtype),
+    "dtype": get_args(Dtype),
+    "mixed_precision": get_args(MixedPrecision),
+    "quant_type": get_args(QuantType),
+    "optim": get_args(Optim),
+    "attn_implementation": get_args(Attention),
+    "loss": get_args(Loss),
+}
+"""Valid values of each option that takes one of a few."""
+
+__all__ = ["CHOICES", "ITEMSIZE", "Recipe", "explain_validation", "make_recipe"]

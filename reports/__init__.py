@@ -1,0 +1,1 @@
+"""The HTML report: templates, chart data and the vendored chart library."""
