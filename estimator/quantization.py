@@ -1,0 +1,50 @@
+"""What bitsandbytes keeps on the device for a weight stored in 4 bits, to the byte.
+
+Read in bitsandbytes 0.50 (`functional.quantize_4bit`) and held against real allocations by the tests.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+BLOCK = 64
+"""Weights that share one absmax (the default of `Linear4bit`)."""
+NESTED_BLOCK = 256
+"""Absmax values that share one nested absmax under double quantisation."""
+
+
+class QuantizedBytes(NamedTuple):
+    """Bytes of one quantised weight, by tensor."""
+
+    codes: int
+    """4 bits a weight, packed in uint8."""
+    absmax: int
+    """One for each block of 64: uint8 under double quantisation, float32 otherwise."""
+    nested_absmax: int
+    """One float32 for each 256 absmax values; 0 without double quantisation."""
+    tables: int
+    """The 16-entry codebook; with double quantisation also the 256-entry nested codebook and the offset."""
+
+    @property
+    def total(self) -> int:
+        """All four."""
+        return sum(self)
+
+
+def quantized_bytes(elements: int, *, double_quant: bool) -> QuantizedBytes:
+    """Return what a weight of ``elements`` elements takes in NF4 or FP4 (both store alike).
+
+    Per weight this is 0.5 B + 8/64 bit + 32/(64·256) bit = 0.5 B + 0.127 bit with double quantisation, and
+    0.5 B + 32/64 bit = 0.5625 B without, plus the tables of each tensor.
+    """
+    blocks = -(-elements // BLOCK)
+    codebook = 16 * 4
+    if not double_quant:
+        return QuantizedBytes(codes=-(-elements // 2), absmax=4 * blocks, nested_absmax=0, tables=codebook)
+    nested_codebook, offset = 256 * 4, 4
+    return QuantizedBytes(
+        codes=-(-elements // 2),
+        absmax=blocks,
+        nested_absmax=4 * -(-blocks // NESTED_BLOCK),
+        tables=codebook + nested_codebook + offset,
+    )
