@@ -64,7 +64,8 @@ class ModelSpec(Struct, frozen=True):
     model_type: str
     """transformers' name of the architecture."""
     config: dict[str, Any]
-    """config.json as read, with the keys that transformers needs to build the model."""
+    """The keys of config.json that decide the shapes or the training step, every default filled in: what
+    transformers' ``AutoConfig.for_model`` builds the model from."""
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -79,6 +80,9 @@ class ModelSpec(Struct, frozen=True):
     final_norm: tuple[Weight, ...]
     head: Linear
     """The output projection; where embeddings are tied its weight is the embedding's and counts nothing."""
+    layers_path: str
+    """Path of the list of layers, such as ``model.layers``: a layer's tensors are at ``<layers_path>.<index>.<name>``;
+    what is in no layer has its whole path as its name."""
 
     @property
     def parameters_by_part(self) -> dict[Part, int]:

@@ -1,0 +1,96 @@
+"""Model families: each file lists the parameters that transformers 5 makes for one ``model_type``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import msgspec
+
+from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import explain_validation
+
+MODEL_TYPES = (
+    "gemma",
+    "gemma2",
+    "gpt2",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+)
+"""The ``model_type`` values that have a file here."""
+
+OTHER_NAMES = {
+    "gpt2": {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    },
+    "mixtral": {"num_experts": "num_local_experts"},
+    "qwen3_moe": {"num_local_experts": "num_experts"},
+}
+"""model_type → keys that transformers takes for another (its ``attribute_map``)."""
+
+
+def read_config(config: dict[str, Any], name: str) -> ModelSpec:
+    """Return the shapes of the model that ``config``, the contents of a config.json, describes.
+
+    The spec's own ``config`` has every default filled in and only the keys that decide the shapes or the training
+    step, spelled as transformers 5 does; ``AutoConfig.for_model(**spec.config)`` takes it.
+
+    Args:
+        config: the parsed file.
+        name: what to call the model, in the spec and in errors.
+
+    Raises:
+        UserError: not a causal language model of a supported family, a quantised checkpoint, a key that is missing,
+            of the wrong type or out of range, or shapes that contradict each other.
+    """
+    if not isinstance(config, dict):
+        raise UserError(f"{name}: a model config is a JSON object, this is a {type(config).__name__}")
+    model_type = config.get("model_type")
+    if model_type is None:
+        raise UserError(f"{name}: no model_type: is this the config.json of a transformers model?")
+    _refuse_what_is_no_causal_model(config, name)
+    if model_type not in MODEL_TYPES:
+        code = " and its own code (auto_map) is never run" if config.get("auto_map") else ""
+        choices = did_you_mean(str(model_type), MODEL_TYPES, say_all_up_to=len(MODEL_TYPES))
+        raise UserError(f"{name}: model_type {model_type!r} is not supported{code}: {choices}")
+    renamed = OTHER_NAMES.get(model_type, {})
+    keys = {renamed.get(key, key) if renamed.get(key) not in config else key: value for key, value in config.items()}
+    family = importlib.import_module(f"lorabench.estimator.architectures.{model_type}")
+    try:
+        spec: ModelSpec = msgspec.convert(keys, family.Config).spec(name)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{name}: not a possible {model_type} config: {explain_validation(error)}") from error
+    return spec
+
+
+def _refuse_what_is_no_causal_model(config: dict[str, Any], name: str) -> None:
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            f"{name}: has a quantization_config, so its weights are stored quantised, which cannot be trained as "
+            "they are: name the model that it was quantised from, and --method qlora to quantise it here"
+        )
+    if config.get("is_encoder_decoder"):
+        raise UserError(f"{name}: an encoder-decoder, not a causal language model")
+    if config.get("per_layer_config"):
+        raise UserError(f"{name}: has a per_layer_config: layers that differ one by one are not supported")
+    if config.get("use_bidirectional_attention"):
+        raise UserError(f"{name}: use_bidirectional_attention makes it no causal language model")
+    classes = config.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(word, str) for word in classes):
+        raise UserError(f"{name}: architectures must be a list of class names")
+    if classes and not any(word.endswith(("ForCausalLM", "LMHeadModel")) for word in classes):
+        raise UserError(
+            f"{name}: its architecture is {', '.join(classes)}, not a causal language model (…ForCausalLM): "
+            "name the causal model that it was made from"
+        )
