@@ -5,9 +5,11 @@ Every command is imported only when it is called, so that `lorabench estimate` s
 
 from __future__ import annotations
 
+import errno
 import importlib
-import os
+import io
 import sys
+from typing import Any
 
 import click
 
@@ -54,14 +56,31 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lorabench")
-def lorabench() -> None:
+@click.pass_context
+def lorabench(context: click.Context) -> None:
     """What fine-tuning a language model costs: estimated, measured, reported, checked.
 
     \b
     Exit codes: 0 success; 1 the answer is no; 2 wrong use or bad input; 3 nothing could be concluded.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+class PatientPipe(io.FileIO):
+    """Standard output that drops what its reader, gone as `| head` goes, no longer takes.
+
+    Click and rich would end the program with exit code 1, which here says that the answer is no.
+    """
+
+    def write(self, data: Any, /) -> int:
+        """Write ``data`` or, where nobody reads on, pretend to."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,24 +88,39 @@ def main(arguments: list[str] | None = None) -> None:
 
     Bad input is one line on standard error and exit code 2; only a bug shows a traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        # A locale that lacks × or · is no reason to fail either: it gets question marks.
+        sys.stdout.flush()
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(PatientPipe(sys.stdout.fileno(), "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            errors="replace",
+            line_buffering=sys.stdout.line_buffering,
+        )
     try:
         code = lorabench.main(arguments, prog_name="lorabench", standalone_mode=False)
         sys.stdout.flush()
     except UserError as error:
         _refuse(str(error))
     except click.UsageError as error:
-        where = f" (lorabench {error.ctx.info_name} --help lists the options)" if error.ctx and error.ctx.parent else ""
-        _refuse(" ".join(error.format_message().split()) + where)
+        command = error.ctx.command_path if error.ctx else "lorabench"
+        _refuse(f"{_sentence(error)} ({command} --help lists the options)")
     except click.ClickException as error:
-        _refuse(" ".join(error.format_message().split()))
+        _refuse(_sentence(error))
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away, as `| head` does; nothing is wrong and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stdout = io.StringIO()  # what is left in the buffer cannot be written at exit either
+        _refuse("cannot write: no space is left on the device: free some, or write elsewhere")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _sentence(error: click.ClickException) -> str:
+    """Return click's message as one line that ends without a full stop."""
+    return " ".join(error.format_message().split()).rstrip(".")
 
 
 def _refuse(message: str) -> None:

@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 
 import click
 
+from lorabench.cli.parameters import OneOf
 from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _choice(field: str) -> click.Choice[str]:
-    return click.Choice(CHOICES[field])
+def _choice(field: str) -> OneOf:
+    return OneOf(CHOICES[field])
 
 
 OPTIONS: list[Callable[[F], F]] = [
