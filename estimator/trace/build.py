@@ -1,0 +1,293 @@
+"""Build the model of a recipe as transformers, bitsandbytes and peft would: on a GPU, on the CPU, or on meta tensors."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.target_modules import resolve_target_modules
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DeviceKind = Literal["cuda", "cpu", "meta"]
+
+
+def build_model(
+    spec: ModelSpec, recipe: Recipe, device: DeviceKind, seed: int = 0, *, weights: str | None = None
+) -> nn.Module:
+    """Return the model of ``recipe`` on ``device``, ready for its first training step.
+
+    Without ``weights`` the weights are random, drawn as transformers initialises this architecture; equal seeds give
+    equal base weights under every method (before they are quantised). ``weights`` is a hub id or a folder with
+    safetensors.
+
+    Quantised linear layers, adapters, what is frozen and gradient checkpointing are those of
+    ``from_pretrained(quantization_config=…)``, peft's ``prepare_model_for_kbit_training`` and ``get_peft_model``.
+    Each layer is quantised as soon as it is made, so that no more than one layer is ever held in full.
+
+    Raises:
+        UserError: the recipe names modules that the model does not have, or needs kernels that are not here; or
+            ``weights`` cannot be loaded.
+    """
+    import torch
+
+    refuse_missing_kernels(recipe, device)
+    resolve_target_modules(spec, recipe)
+    torch.manual_seed(seed)
+    if weights is None:
+        model = _random_model(spec, recipe, device)
+    else:
+        model = _pretrained_model(weights, recipe, device)
+    model.config.use_cache = False
+    if recipe.prepare_kbit:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if recipe.method == "full":
+        model.requires_grad_(True)
+    else:
+        model = _with_adapters(model, spec, recipe, device)
+    if recipe.gradient_checkpointing:
+        _enable_checkpointing(model)
+    if recipe.loss == "liger":
+        from transformers.integrations.liger import apply_liger_kernel
+
+        only_the_loss = dict.fromkeys(("rope", "rms_norm", "swiglu", "geglu", "layer_norm", "cross_entropy"), False)
+        apply_liger_kernel(model, {**only_the_loss, "fused_linear_cross_entropy": True})
+    model.train()
+    built: nn.Module = model
+    return built
+
+
+def refuse_missing_kernels(recipe: Recipe, device: DeviceKind) -> None:
+    """Refuse a recipe whose kernels do not exist for ``device`` or are not installed.
+
+    On meta nothing runs, so nothing is refused there.
+
+    Raises:
+        UserError: what is missing, and what to use instead.
+    """
+    if device == "meta":
+        return
+    cuda_only = {
+        "attn_implementation flash_attention_2": ("flash_attn", recipe.attn_implementation == "flash_attention_2"),
+        "loss liger": ("liger_kernel", recipe.loss == "liger"),
+    }
+    instead = {"attn_implementation flash_attention_2": "sdpa", "loss liger": "standard"}
+    for option, (package, asked) in cuda_only.items():
+        if not asked:
+            continue
+        name = option.split()[0]
+        if device != "cuda":
+            raise UserError(f"{option} runs on CUDA only, and this is {device}: use {name} {instead[option]}")
+        if importlib.util.find_spec(package) is None:
+            install = package.replace("_", "-")
+            raise UserError(f"{option} needs the package {install}: pip install {install}, or use {instead[option]}")
+    if recipe.optim.startswith("paged") and device != "cuda":
+        raise UserError(
+            f"optim {recipe.optim} pages states between GPU and host, and this is {device}: "
+            f"use {recipe.optim.removeprefix('paged_').replace('adamw_32bit', 'adamw_torch')}"
+        )
+
+
+class Recomputation:
+    """Whether gradient checkpointing is recomputing a layer right now; meters read it."""
+
+    running = False
+
+
+@contextmanager
+def _recomputing() -> Iterator[None]:
+    Recomputation.running = True
+    try:
+        yield
+    finally:
+        Recomputation.running = False
+
+
+def _enable_checkpointing(model: Any) -> None:
+    settings = {"use_reentrant": False, "context_fn": _checkpoint_contexts}
+    # transformers 5.23 renamed the method; 5.17 has only the older name.
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(settings)
+    else:
+        model.gradient_checkpointing_enable(settings)
+
+
+def _checkpoint_contexts() -> tuple[Any, Any]:
+    """Return the contexts of a checkpointed forward and of its recomputation, as torch.utils.checkpoint asks."""
+    return nullcontext(), _recomputing()
+
+
+def _quantization_config(recipe: Recipe) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe.quant_type,
+        bnb_4bit_use_double_quant=recipe.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, recipe.compute_dtype),
+    )
+
+
+def _pretrained_model(weights: str, recipe: Recipe, device: DeviceKind) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    quantized = {"quantization_config": _quantization_config(recipe)} if recipe.method == "qlora" else {}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            weights,
+            dtype=getattr(torch, str(recipe.dtype)),
+            attn_implementation=recipe.attn_implementation,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            **quantized,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"weights {weights}: transformers cannot load them ({error}): name a folder with config.json and "
+            "*.safetensors, a hub id, or use random weights"
+        ) from error
+
+
+def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceKind) -> Any:
+    """Return the model with initialised weights on ``device``, its linear layers quantised for qlora."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**spec.config)
+    config.use_cache = False
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, str(recipe.dtype)), attn_implementation=recipe.attn_implementation
+        )
+    if recipe.method == "qlora":
+        _materialize_quantized(model, recipe, device)
+    elif device != "meta":
+        _materialize(model, device)
+    return model
+
+
+def _materialize(model: Any, device: DeviceKind, after_module: Any = None) -> None:
+    """Give every module of a meta model its tensors on ``device`` and initial values, children before parents.
+
+    ``after_module`` is called with each module once it has its values.
+    """
+    import torch
+    from torch import nn
+
+    made: dict[int, nn.Parameter] = {}
+
+    def materialize(module: nn.Module) -> None:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta and device != "meta":
+                # Looked up by identity, so that tied parameters stay tied.
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=True)
+                setattr(module, name, made[id(parameter)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta and device != "meta":
+                module._buffers[name] = torch.empty_like(buffer, device=device)
+        model._init_weights(module)
+        if after_module is not None:
+            after_module(module)
+
+    with torch.no_grad():
+        model.apply(materialize)
+
+
+def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> None:
+    """Materialise a meta model layer by layer, each layer quantised before the next is made.
+
+    transformers' own quantizer decides which modules become 4-bit and makes their shells, as in from_pretrained.
+    """
+    import bitsandbytes
+    import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    # bitsandbytes keeps the first nested codebook that it makes for the whole process: on meta it would have no values.
+    bitsandbytes.functional.quantize_blockwise(torch.zeros(1))
+    quantizer = AutoHfQuantizer.from_config(_quantization_config(recipe))
+    originals = dict(model.named_modules())
+    quantizer.preprocess_model(model=model, device_map={"": device})
+    shells = {
+        name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
+    }
+    names = {id(originals[name]): name for name in shells}
+    for name in shells:
+        model.set_submodule(name, originals[name])
+
+    def quantize_layer(module: nn.Module) -> None:
+        if module is not model and not isinstance(module, GradientCheckpointingLayer):
+            return
+        for inner in list(module.modules()):
+            name = names.pop(id(inner), None)
+            if name is not None:
+                model.set_submodule(name, _quantized(shells[name], inner))
+
+    _materialize(model, device, after_module=quantize_layer)
+    quantizer.postprocess_model(model)
+
+
+def _quantized(shell: Any, linear: Any) -> Any:
+    """Return bitsandbytes' empty 4-bit layer ``shell`` with the quantised weight of ``linear``.
+
+    ``linear`` is a Linear with weight (out_features, in_features) or a Conv1D with its transpose.
+    """
+    import bitsandbytes
+    from transformers.pytorch_utils import Conv1D
+
+    weight = linear.weight.detach()
+    if isinstance(linear, Conv1D):
+        weight = weight.T
+    empty = shell.weight
+    settings = {
+        "blocksize": empty.blocksize,
+        "compress_statistics": empty.compress_statistics,
+        "quant_type": empty.quant_type,
+        "quant_storage": empty.quant_storage,
+    }
+    packed, state = bitsandbytes.functional.quantize_4bit(weight.contiguous(), **settings)
+    shell.weight = bitsandbytes.nn.Params4bit(
+        packed, requires_grad=False, quant_state=state, module=shell, bnb_quantized=True, **settings
+    )
+    shell.quant_state = state
+    shell.bias = linear.bias
+    shell.requires_grad_(False)
+    # The parents' initialisation, which comes later, must not write random values over the packed codes.
+    shell._is_hf_initialized = shell.weight._is_hf_initialized = True
+    return shell
+
+
+def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, device: DeviceKind) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    targets = "all-linear" if recipe.target_modules == "all-linear" else list(resolve_target_modules(spec, recipe))
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=recipe.rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=targets,
+        # Conv1D stores its weight transposed; bitsandbytes' 4-bit layers never do.
+        fan_in_fan_out=recipe.method == "lora" and any(linear.conv1d for linear in spec.layers[0].linears),
+    )
+    with torch.device(device):
+        model = get_peft_model(model, config, autocast_adapter_dtype=recipe.adapter_dtype == "float32")
+    dtype: torch.dtype = getattr(torch, str(recipe.adapter_dtype))
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    return model

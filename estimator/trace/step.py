@@ -1,0 +1,105 @@
+"""One training step: the only training loop of lorabench, under every meter and on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.recipes import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Batch = dict[str, "torch.Tensor"]
+"""``input_ids`` and ``labels``, each (batch_size, seq_len) int64, no padding, so no attention mask."""
+
+
+class TrainingStep:
+    """Forward, backward and optimizer step of a recipe, as a careful Trainer runs them.
+
+    Only the loss outlives the forward pass: the model's output, logits included, is released before backward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        on_phase: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        """Prepare steps of ``model``; ``on_phase`` is told each phase (of `breakdown.PHASES`) as it begins."""
+        import torch
+
+        self.model = model
+        self.optimizer = optimizer
+        self.recipe = recipe
+        self.on_phase = on_phase
+        self.device_type = next(model.parameters()).device.type
+        # Scaling needs real gradients to look for infinities in.
+        scales = recipe.mixed_precision == "fp16" and self.device_type != "meta"
+        self.scaler = torch.amp.GradScaler(self.device_type) if scales else None
+
+    def __call__(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """Train one step on ``batches``, one for each gradient accumulation, and return their mean loss, detached.
+
+        The gradients are gone afterwards only when the next step begins.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total: torch.Tensor | None = None
+        for batch in batches:
+            self.on_phase("forward")
+            with self.autocast():
+                loss = self.loss(batch) / len(batches)
+            self.on_phase("backward")
+            if self.scaler is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total = loss.detach() if total is None else total + loss.detach()
+            del loss
+        self.on_phase("optimizer")
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        assert total is not None
+        return total
+
+    def autocast(self) -> Any:
+        """Return the context in which the recipe's forward pass runs."""
+        import torch
+
+        if self.recipe.mixed_precision == "no":
+            return nullcontext()
+        return torch.autocast(self.device_type, getattr(torch, self.recipe.compute_dtype))
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return the mean cross-entropy of the next token, a float32 scalar."""
+        if self.recipe.loss == "legacy":
+            return shifted_logits_loss(self.model(input_ids=batch["input_ids"]).logits, batch["labels"])
+        loss: torch.Tensor = self.model(**batch).loss
+        return loss
+
+
+def shifted_logits_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the loss as transformers up to about 4.48 computed it: by shifting the logits, not the labels.
+
+    ``logits`` is (batch, sequence, vocabulary), ``labels`` (batch, sequence). The shift copies the float32 logits,
+    which costs 4 · tokens · vocabulary bytes more than shifting the labels.
+    """
+    from torch.nn.functional import cross_entropy
+
+    upcast = logits.float()
+    predictions = upcast[:, :-1, :].contiguous()
+    targets = labels[:, 1:].contiguous()
+    return cross_entropy(predictions.view(-1, predictions.shape[-1]), targets.view(-1))
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], recipe: Recipe
+) -> torch.Tensor:
+    """Train one step and return its mean loss, detached: `TrainingStep` where there is only one."""
+    return TrainingStep(model, optimizer, recipe)(batches)

@@ -1,0 +1,296 @@
+"""A ledger of live tensor storages: how many bytes a training step holds, at which moment, for what.
+
+Every operation passes through a dispatch mode, which follows the storages of its results by weak reference, so a
+storage counts from the operation that made it until nothing refers to it any more: views and in-place results count
+once. It works alike on the CPU, on CUDA and on meta tensors, where nothing is computed. What a kernel allocates and
+frees inside one operation is not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.breakdown import COMPONENTS, PHASES, Breakdown
+from lorabench.estimator.trace.build import Recomputation
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class StorageLedger:
+    """Counts the storages of one device type while it is entered.
+
+    Hand it what lives already (`adopt_model`, `adopt_optimizer`, `adopt`), enter it, call `begin_step`, run a
+    `TrainingStep` whose ``on_phase`` is `begin_phase`, then `end_step`. `breakdown` tells the last step's.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self.device_type = device_type
+        self.loaded_bytes = 0
+        self._sids: dict[int, int] = {}
+        """id of a live storage → its number here; Python keeps one object for each storage while it lives."""
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self._sizes: list[int] = []
+        self._events: list[int] = []
+        """Storage number where it was born, its complement where it died."""
+        self._components: dict[int, str] = {}
+        """What is known for sure; the rest follows from birth and death."""
+        self._recomputed: dict[int, int] = {}
+        """Storage made while a layer was recomputed → the number of that recomputation."""
+        self._recompute_ends: list[int] = []
+        """For each recomputation, the event at which it was over."""
+        self._recomputing = False
+        self._phases: list[tuple[int, str]] = []
+        self._step_start = 0
+        self._models: list[tuple[nn.Module, torch.optim.Optimizer]] = []
+        self._in_head = False
+        self._vocabulary = 0
+        self._open: ExitStack | None = None
+
+    # What lives before the step.
+
+    def adopt_model(self, model: nn.Module) -> None:
+        """Count the model's parameters, quantisation constants and buffers.
+
+        Weights that train beside frozen ones are adapters.
+        """
+        for component, tensor in model_tensors(model):
+            self.adopt(component, tensor)
+        self.loaded_bytes = self._live_bytes()
+
+    def adopt_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count the optimizer's states."""
+        for state in optimizer.state.values():
+            for value in state.values():
+                self.adopt("optimizer_states", value)
+
+    def adopt(self, component: str, *tensors: Any) -> None:
+        """Count ``tensors`` under ``component``; what is no tensor or lies on another device is passed over."""
+        assert component in COMPONENTS
+        for tensor in _tensors(tensors):
+            sid = self._follow(tensor)
+            if sid is not None:
+                self._components[sid] = component
+
+    # The step.
+
+    def begin_step(self) -> None:
+        """Start the step that `breakdown` tells of."""
+        self._step_start = len(self._events)
+        self._phases = []
+
+    def begin_phase(self, phase: str) -> None:
+        """Note that ``phase`` begins; pass it to `TrainingStep`."""
+        assert phase in PHASES
+        if phase == "forward":
+            self._in_head = False
+        self._phases.append((len(self._events), phase))
+
+    def end_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Learn what the step left behind: gradients, optimizer states, parameters that were replaced."""
+        self._phases.append((len(self._events), ""))
+        for parameter in model.parameters():
+            self.adopt("gradients", parameter.grad)
+        self.adopt_optimizer(optimizer)
+        for component, tensor in model_tensors(model):
+            self.adopt(component, tensor)
+
+    def watch_head(self, head: nn.Module, vocab_size: int) -> None:
+        """Call what ``head`` makes of the hidden states logits, and all tensors of their width until its backward ends.
+
+        ``head`` maps (batch, sequence, hidden) to (batch, sequence, ``vocab_size``).
+        """
+        self._vocabulary = vocab_size
+
+        def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            self._in_head = True
+            hidden = arguments[0]
+            if hidden.requires_grad:
+                hidden.register_hook(leave)
+
+        def leave(gradient: torch.Tensor) -> None:
+            self._in_head = False
+
+        handle = head.register_forward_pre_hook(enter)
+        assert self._open is not None, "enter the ledger first"
+        self._open.callback(handle.remove)
+
+    def __enter__(self) -> StorageLedger:
+        self._open = ExitStack()
+        self._open.enter_context(_watch_operations(self._record))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._open is not None
+        self._open.close()
+        self._open = None
+
+    # The answer.
+
+    def breakdown(self) -> Breakdown:
+        """Return the bytes of the last step at its peak, by component, and the peak of each of its phases."""
+        components = self._attribute()
+        held = dict.fromkeys(COMPONENTS, 0)
+        live = peak = 0
+        at_peak, peak_phase = dict(held), "loaded"
+        phase_peaks = {"loaded": self.loaded_bytes}
+        phases = iter([*self._phases, (len(self._events) + 1, "")])
+        phase, (next_start, next_phase) = "", next(phases)
+        for index, event in enumerate([*self._events, None]):
+            while index >= next_start:
+                phase = next_phase
+                next_start, next_phase = next(phases)
+                if phase:
+                    phase_peaks[phase] = max(phase_peaks.get(phase, 0), live)
+            if event is None:
+                break
+            sid = event if event >= 0 else ~event
+            size = self._sizes[sid] if event >= 0 else -self._sizes[sid]
+            live += size
+            held[components[sid]] += size
+            if phase and live > phase_peaks[phase]:
+                phase_peaks[phase] = live
+            if phase and live > peak:
+                peak, peak_phase, at_peak = live, phase, dict(held)
+        return Breakdown(
+            components=at_peak, phase=peak_phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks
+        )
+
+    def _attribute(self) -> list[str]:
+        """Return the component of every storage: what outlives its forward pass or recomputation was saved by it."""
+        died = {~event: index for index, event in enumerate(self._events) if event < 0}
+        never = len(self._events)
+        components = ["buffers"] * len(self._sizes)
+        phases = iter(self._phases)
+        phase, end = "", 0
+        upcoming = next(phases, None)
+        for index, event in enumerate(self._events):
+            while upcoming is not None and index >= upcoming[0]:
+                phase = upcoming[1]
+                upcoming = next(phases, None)
+                end = upcoming[0] if upcoming is not None else never
+            if event < 0 or not phase:
+                continue
+            saved_until = end if phase == "forward" else never + 1
+            if event in self._recomputed:
+                saved_until = self._recompute_ends[self._recomputed[event]]
+            outlives = died.get(event, never) >= saved_until
+            components[event] = "activations" if outlives else "temporaries"
+        for sid, component in self._components.items():
+            components[sid] = component
+        return components
+
+    # Following storages.
+
+    def _live_bytes(self) -> int:
+        return sum(self._sizes[sid] for sid in self._sids.values())
+
+    def _record(self, result: Any) -> None:
+        if Recomputation.running != self._recomputing:
+            self._recomputing = Recomputation.running
+            if not self._recomputing:
+                self._recompute_ends[-1] = len(self._events)
+            else:
+                self._recompute_ends.append(0)
+        for tensor in _tensors((result,)):
+            known = len(self._sizes)
+            sid = self._follow(tensor)
+            if sid is None or sid < known:
+                continue
+            if self._recomputing:
+                self._recomputed[sid] = len(self._recompute_ends) - 1
+            if self._in_head and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary:
+                self._components[sid] = "logits"
+
+    def _follow(self, tensor: torch.Tensor) -> int | None:
+        """Return the number of the tensor's storage, a new one if it was not followed; None if it takes no bytes."""
+        if tensor.device.type != self.device_type:
+            return None
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        key = id(storage)
+        sid = self._sids.get(key)
+        if sid is not None:
+            if self._sizes[sid] == size:
+                return sid
+            # It was resized in place: to the ledger, another storage in its stead.
+            self._events.append(~sid)
+            component = self._components.get(sid)
+        elif size == 0:
+            return None
+        else:
+            component = None
+            self._references[key] = weakref.ref(storage, lambda _: self._forget(key))
+        sid = len(self._sizes)
+        self._sizes.append(size)
+        self._sids[key] = sid
+        self._events.append(sid)
+        if component is not None:
+            self._components[sid] = component
+        return sid
+
+    def _forget(self, key: int) -> None:
+        self._events.append(~self._sids.pop(key))
+        del self._references[key]
+
+
+def model_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield every tensor that ``model`` holds, with its component: parameters, 4-bit constants, buffers, loose ones."""
+    frozen_any = any(not parameter.requires_grad for parameter in model.parameters())
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            yield "quantized_weights", (parameter, *_quantization_constants(state))
+        else:
+            yield "adapters" if parameter.requires_grad and frozen_any else "weights", parameter
+    for module in model.modules():
+        yield "buffers", list(module.buffers(recurse=False))
+        yield "buffers", list(vars(module).values())
+
+
+def _quantization_constants(state: Any) -> Iterator[Any]:
+    yield from (state.absmax, state.code, state.offset)
+    if state.state2 is not None:
+        yield from (state.state2.absmax, state.state2.code)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    import torch
+
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _watch_operations(record: Callable[[Any], None]) -> Any:
+    """Return a context in which ``record`` gets the result of every operation."""
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class InsideKernel(TorchFunctionMode):
+        """Sees the operations of a kernel that is written in Python, where no dispatch mode reaches."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            record(result)
+            return result
+
+    class Watch(TorchDispatchMode):
+        """Sees every operation, also those of the backward pass."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "bitsandbytes" and "gemm_4bit" in func.name():
+                with InsideKernel():
+                    result = func(*args, **(kwargs or {}))
+            else:
+                result = func(*args, **(kwargs or {}))
+            record(result)
+            return result
+
+    return Watch()
