@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.errors import UserError
@@ -59,7 +59,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     """Counted on the model that was trained."""
     memory: Breakdown
     """Components as counted on live tensor storages in an untimed step; on CUDA the peaks are the allocator's own."""
-    step_seconds: tuple[float, ...]
+    step_seconds: tuple[Annotated[float, Meta(gt=0)], ...]
     """Each timed step, in order."""
     warmup_step_seconds: tuple[float, ...]
     tokens_per_step: int
