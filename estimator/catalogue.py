@@ -113,26 +113,25 @@ def _decode(path: Path) -> dict[str, Any]:
 def _fetch(repository: str) -> Path:
     """Return the path of the hub's config.json of ``repository``, from the local cache where it is there."""
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-        )
+        import huggingface_hub
+        from huggingface_hub import errors
     except ImportError:
-        raise UserError(
-            f"no model {repository!r} in the catalogue, and the hub was not asked (huggingface_hub is not installed): "
-            f"{_nearest(repository)}"
-        ) from None
-    try:
-        return Path(hf_hub_download(repository, "config.json", etag_timeout=HUB_TIMEOUT_SECONDS))
-    except GatedRepoError:
-        reason = "it is gated on the hub: accept its terms there and log in (hf auth login)"
-    except RepositoryNotFoundError:
-        reason = "the hub has no such public model"
-    except LocalEntryNotFoundError:
-        reason = "the hub cannot be reached"
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = f"the hub gave no config.json ({type(error).__name__})"
+        reason = "the hub was not asked, since huggingface_hub is not installed"
+    else:
+        cached = huggingface_hub.try_to_load_from_cache(repository, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
+        try:
+            # hf_hub_download retries for half a minute where there is no network, so ask once whether there is.
+            url = huggingface_hub.hf_hub_url(repository, "config.json")
+            huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
+            return Path(huggingface_hub.hf_hub_download(repository, "config.json", etag_timeout=HUB_TIMEOUT_SECONDS))
+        except errors.GatedRepoError:
+            reason = "it is gated on the hub: accept its terms there and log in with `hf auth login`"
+        except errors.RepositoryNotFoundError:
+            reason = "the hub has no such public model"
+        except errors.EntryNotFoundError:
+            reason = "the hub's model has no config.json"
+        except Exception as error:  # whatever the network or the cache folder may raise
+            reason = f"the hub cannot be reached ({type(error).__name__})"
     raise UserError(f"no model {repository!r} in the catalogue, and {reason}; {_nearest(repository)}")

@@ -1,0 +1,75 @@
+"""`lorabench gpus`: list the GPUs that --gpu knows by name."""
+
+from __future__ import annotations
+
+import click
+
+from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table
+from lorabench.cli.parameters import OneOf
+from lorabench.estimator.devices import Device
+
+EXAMPLES = """\
+\b
+Examples:
+  lorabench gpus
+  lorabench gpus --format json
+"""
+DTYPES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@click.command("gpus", epilog=EXAMPLES)
+@click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+def command(format_: str) -> None:
+    """List the GPUs that --gpu knows by name.
+
+    Memory is all that the driver reports. Peaks are dense matrix products with float32 accumulation, never with
+    sparsity; JSON and CSV say where each figure comes from. A GPU that is not listed can be given by its memory,
+    such as 24GB.
+    """
+    from lorabench.estimator.devices import device_names, find_device
+
+    devices = [find_device(name) for name in device_names()]
+    if format_ == "json":
+        import msgspec
+
+        click.echo(as_json([msgspec.to_builtins(device) for device in devices]))
+    elif format_ == "csv":
+        click.echo(as_csv([_flat(device) for device in devices]))
+    elif format_ == "markdown":
+        click.echo(as_markdown(_columns(devices)))
+    else:
+        click.echo(as_table(_columns(devices)))
+        click.echo("\nfp32 to fp16: dense TFLOP/s with float32 accumulation, without sparsity")
+
+
+def _flat(device: Device) -> dict[str, object]:
+    return {
+        "name": device.name,
+        "title": device.title,
+        "memory_bytes": device.memory_bytes,
+        "bandwidth_bytes_per_second": device.bandwidth_bytes_per_second,
+        **{f"{dtype}_flops_per_second": device.peak_flops_per_second.get(dtype) for dtype in DTYPES},
+        "architecture": device.architecture,
+        "tdp_watts": device.tdp_watts,
+        "supports_bfloat16": device.supports_bfloat16,
+        "supports_flash_attention": device.supports_flash_attention,
+        "supports_bitsandbytes": device.supports_bitsandbytes,
+        "rates_source": device.sources["rates"],
+        "memory_source": device.sources["memory"],
+    }
+
+
+def _columns(devices: list[Device]) -> list[Column]:
+    return [
+        Column("gpu", [device.name for device in devices], right=False),
+        Column("GiB", [f"{device.memory_bytes / 2**30:.1f}" for device in devices]),
+        Column("GB/s", [f"{(device.bandwidth_bytes_per_second or 0) / 1e9:.0f}" for device in devices]),
+        *(Column(short, [_tera(device, dtype) for device in devices]) for dtype, short in DTYPES.items()),
+        Column("arch", [device.architecture or "" for device in devices]),
+        Column("watts", [str(device.tdp_watts) for device in devices]),
+    ]
+
+
+def _tera(device: Device, dtype: str) -> str:
+    peak = device.peak_flops_per_second.get(dtype)
+    return "–" if peak is None else f"{peak / 1e12:.1f}"
