@@ -1,0 +1,147 @@
+"""The report as one HTML file that asks the network for nothing and runs only its own scripts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from base64 import b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lorabench import __version__
+from lorabench.estimator.errors import UserError
+from lorabench.reports import quantities
+from lorabench.reports.runs import Run
+from lorabench.reports.sections import SECTIONS
+from lorabench.reports.sections.failures import OUTCOMES
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+HERE = Path(__file__).parent
+STYLE = "page.css"
+SCRIPTS = (
+    "vendor/echarts/echarts.min.js",
+    "js/quantities.js",
+    "js/store.js",
+    "js/tables.js",
+    "js/memory.js",
+    "js/throughput.js",
+    "js/losses.js",
+    "js/charts.js",
+    "js/records.js",
+)
+"""In the order in which they run; they share one scope."""
+
+
+def render_report(runs: Sequence[Run]) -> str:
+    """Return the page of ``runs``, which `lorabench.reports.runs.read_runs` reads; there must be at least one.
+
+    Every script and the style are named in the page's content security policy by their hashes, and nothing else may
+    run, load or be sent. What comes from the records is escaped text, or JSON that no parser takes for markup.
+
+    Raises:
+        UserError: jinja2 is not installed.
+    """
+    jinja = _jinja()
+    style, *scripts = (_inline(HERE / name) for name in (STYLE, *SCRIPTS))
+    sections = [(section, data) for section in SECTIONS if (data := section.data(runs)) is not None]
+    return jinja.get_template("page.html").render(
+        title=" · ".join(dict.fromkeys(run.record.suite for run in runs)),
+        version=__version__,
+        sections=sections,
+        style=style,
+        scripts=scripts,
+        policy="; ".join(
+            [
+                "default-src 'none'",
+                f"script-src {' '.join(map(_source, scripts))}",
+                f"style-src {_source(style)}",
+                "img-src data:",
+                "base-uri 'none'",
+                "form-action 'none'",
+            ]
+        ),
+    )
+
+
+def write_page(page: str, path: Path) -> int:
+    """Write ``page`` to ``path`` whole or not at all, with the folder that holds it, and return its size in bytes.
+
+    Raises:
+        UserError: ``path`` cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file, so the report cannot replace it: name a file with -o")
+    content = page.encode("utf-8", errors="replace")
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
+            scratch = Path(file.name)
+            file.write(content)
+        scratch.chmod(0o666 & ~_umask())
+        scratch.replace(path)
+    except OSError as error:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write the report: {error.strerror}: name another file with -o") from error
+    return len(content)
+
+
+def _umask() -> int:
+    """Return the umask, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _jinja() -> Environment:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UserError("the report needs jinja2, which is missing: pip install 'lorabench[report]'") from error
+    jinja = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters |= {
+        "as_bytes": quantities.format_bytes,
+        "as_date": quantities.format_date,
+        "as_loss": quantities.format_loss,
+        "as_number": quantities.format_number,
+        "as_share": quantities.format_share,
+        "plural": quantities.plural,
+        "json_data": _json_data,
+    }
+    jinja.globals["OUTCOMES"] = OUTCOMES
+    return jinja
+
+
+def _json_data(data: Any) -> Markup:
+    """Return ``data`` as JSON for the inside of a script element, where only ``<`` could end it."""
+    from markupsafe import Markup
+
+    return Markup(msgspec.json.encode(data).decode().replace("<", "\\u003c"))  # noqa: S704
+
+
+def _inline(path: Path) -> Markup:
+    """Return our own script or style for the inside of its element."""
+    from markupsafe import Markup
+
+    text = path.read_text(encoding="utf-8")
+    assert not any(end in text.lower() for end in ("</script", "</style", "<!--")), f"{path} would end its own element"
+    return Markup(text)  # noqa: S704
+
+
+def _source(inline: str) -> str:
+    """Return the policy's name for an inline script or style."""
+    return f"'sha256-{b64encode(sha256(inline.encode()).digest()).decode()}'"

@@ -1,0 +1,198 @@
+"""Runs as the report shows them: records in reading order, each with a name that tells it from the others."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median, quantiles
+
+from lorabench.bench.records import RunRecord, read_records
+from lorabench.estimator.recipes import CHOICES
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record of the report."""
+
+    index: int
+    """Its place among the runs of the report, which the page's scripts know it by."""
+    folder: str
+    """The results folder that it came from, named as briefly as tells the folders apart."""
+    name: str
+    """What sets it apart from the other runs of its model, such as ``lora r16 · 4×512``."""
+    record: RunRecord
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.record.recipe.model
+
+    @property
+    def short_model(self) -> str:
+        """The last part of the model's name or path."""
+        return self.model.rstrip("/").rsplit("/", 1)[-1] or self.model
+
+    @property
+    def method(self) -> str:
+        """The fine-tuning method."""
+        return self.record.recipe.method
+
+    @property
+    def full_name(self) -> str:
+        """The name among the runs of all models."""
+        return f"{self.short_model} {self.name}"
+
+    @property
+    def estimated_peak_bytes(self) -> int | None:
+        """Estimated peak of allocated memory; None where the record holds no estimate."""
+        prediction = self.record.prediction
+        return prediction.memory.peak_allocated_bytes if prediction else None
+
+    @property
+    def measured_peak_bytes(self) -> int | None:
+        """Measured peak of allocated memory; None where nothing was measured."""
+        measurement = self.record.measurement
+        return measurement.memory.peak_allocated_bytes if measurement else None
+
+    @property
+    def peak_error(self) -> float | None:
+        """Estimated less measured peak, as a share of the measured one; None without both."""
+        estimated, measured = self.estimated_peak_bytes, self.measured_peak_bytes
+        return (estimated - measured) / measured if estimated is not None and measured else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Throughput at the median timed step; None where no step was timed."""
+        measurement = self.record.measurement
+        if not measurement or not measurement.step_seconds or median(measurement.step_seconds) <= 0:
+            return None
+        return measurement.tokens_per_second
+
+    @property
+    def tokens_per_second_quartiles(self) -> tuple[float, float] | None:
+        """Throughput at the third and at the first quartile of the step times, so the lower comes first.
+
+        None with fewer than two timed steps.
+        """
+        measurement = self.record.measurement
+        if not measurement or len(measurement.step_seconds) < 2:
+            return None
+        first, _, third = quantiles(measurement.step_seconds, method="inclusive")
+        if first <= 0:
+            return None
+        return measurement.tokens_per_step / third, measurement.tokens_per_step / first
+
+    @property
+    def final_loss(self) -> float | None:
+        """Loss of the last step; None where there is none or it is not finite."""
+        measurement = self.record.measurement
+        return measurement.losses[-1] if measurement and measurement.losses else None
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs of all records in ``folders``, in reading order; a folder named twice counts once.
+
+    Raises:
+        UserError: as `read_records`.
+    """
+    distinct = list({folder.resolve(): folder for folder in folders}.values())
+    names = [folder.resolve().name for folder in distinct]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in distinct]
+    return arrange({name: read_records(folder) for name, folder in zip(names, distinct, strict=True)})
+
+
+def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:
+    """Return the records of ``folders`` (folder's name → its records) as named runs, sorted by model and recipe."""
+    runs = [Run(0, folder, "", record) for folder, records in folders.items() for record in records]
+    runs.sort(key=_reading_order)
+    named: list[Run] = []
+    for runs_of_model in by_model(runs).values():
+        names = _tell_apart(runs_of_model)
+        named += [replace(run, name=name) for run, name in zip(runs_of_model, names, strict=True)]
+    return [replace(run, index=index) for index, run in enumerate(named)]
+
+
+def by_model(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Return the runs of each model, in the order in which models first appear."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.model].append(run)
+    return groups
+
+
+def varying_settings(runs: Sequence[Run]) -> list[str]:
+    """Return the names of the recipe settings whose values differ between ``runs``, in the recipe's own order.
+
+    A setting that has no meaning for some of the runs, and one value for all others, does not differ.
+    """
+    described = [run.record.recipe.describe() for run in runs]
+    fields = runs[0].record.recipe.__struct_fields__
+    return [field for field in fields if len({settings[field] for settings in described if field in settings}) > 1]
+
+
+def _reading_order(run: Run) -> tuple[object, ...]:
+    recipe = run.record.recipe
+    return (
+        recipe.model.casefold(),
+        recipe.model,
+        CHOICES["method"].index(recipe.method),
+        recipe.rank or 0,
+        recipe.batch_size,
+        recipe.seq_len,
+        *recipe.describe().values(),
+        run.record.device.name,
+        run.record.started_at,
+        run.folder,
+    )
+
+
+def _tell_apart(runs: Sequence[Run]) -> list[str]:
+    """Return one name for each run of one model: method and rank, and whatever else it takes to tell them apart.
+
+    A value that more than half of the runs have goes without saying.
+    """
+    names = [f"{run.method} r{run.record.recipe.rank}" if run.record.recipe.rank else run.method for run in runs]
+    for say in _DISTINCTIONS:
+        said = [say(run) for run in runs]
+        values = defaultdict(set)
+        for name, value in zip(names, said, strict=True):
+            values[name].add(value)
+        if any(len(different) > 1 for different in values.values()):
+            [(commonest, count)] = Counter(said).most_common(1)
+            unsaid = commonest if count > len(runs) / 2 else None
+            names = [
+                f"{name} · {value}" if value not in (None, unsaid) else name
+                for name, value in zip(names, said, strict=True)
+            ]
+    seen: dict[str, int] = defaultdict(int)
+    for place, name in enumerate(names):
+        seen[name] += 1
+        if seen[name] > 1:
+            names[place] = f"{name} · no. {seen[name]}"
+    return names
+
+
+def _setting(field: str) -> Callable[[Run], str | None]:
+    def say(run: Run) -> str | None:
+        value = run.record.recipe.describe().get(field)
+        return f"{field} {value}" if value is not None else None
+
+    return say
+
+
+_DISTINCTIONS: list[Callable[[Run], str | None]] = [
+    lambda run: f"{run.record.recipe.batch_size}×{run.record.recipe.seq_len}",
+    lambda run: "checkpointing" if run.record.recipe.gradient_checkpointing else "no checkpointing",
+    *map(_setting, ["target_modules", "optim", "dtype", "adapter_dtype", "mixed_precision", "attn_implementation"]),
+    *map(_setting, ["loss", "gradient_accumulation", "quant_type", "double_quant", "prepare_kbit"]),
+    *map(_setting, ["lora_alpha", "lora_dropout"]),
+    lambda run: run.record.device.name,
+    lambda run: run.record.suite,
+    lambda run: run.folder,
+    lambda run: run.record.digest,
+    lambda run: run.record.started_at,
+]
+"""What can tell two recipes of a model apart, what people vary most first; only what does so enters the names."""

@@ -1,0 +1,39 @@
+"""The report's sections: each is a function from runs to what its template of the same name shows.
+
+A section that has nothing to show returns None and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from lorabench.reports.runs import Run
+from lorabench.reports.sections.environments import environments
+from lorabench.reports.sections.failures import failures
+from lorabench.reports.sections.losses import losses
+from lorabench.reports.sections.memory import memory
+from lorabench.reports.sections.records import records
+from lorabench.reports.sections.summary import summary
+from lorabench.reports.sections.throughput import throughput
+
+
+class Section(NamedTuple):
+    """One part of the page."""
+
+    name: str
+    """Its anchor, and its template ``templates/NAME.html``."""
+    title: str
+    data: Callable[[Sequence[Run]], dict[str, Any] | None]
+
+
+SECTIONS = (
+    Section("summary", "Summary", summary),
+    Section("memory", "Memory", memory),
+    Section("throughput", "Speed", throughput),
+    Section("losses", "Loss", losses),
+    Section("failures", "Failures", failures),
+    Section("environments", "Environment", environments),
+    Section("records", "All runs", records),
+)
+"""In the order of the page."""
