@@ -1,0 +1,395 @@
+"""Tensors without contents, and an autograd that holds and frees them as torch's does.
+
+What is mirrored, as read in torch 2.13: a node keeps its saved tensors until it has run; gradients that meet are added
+in place where nobody else holds the first of them; a gradient is cast to the dtype of what it belongs to; a leaf's
+first gradient is kept as it is and later ones are added to it. Checkpointing is the non-reentrant kind: saved tensors
+are dropped in forward and recomputed when the first of them is needed, and the recomputation stops at the last one
+needed. Autocast keeps its casts of trainable leaves until its context ends.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from lorabench.estimator.closed_form.sizes import WITH_RANK, Block, Ledger
+from lorabench.estimator.recipes import ITEMSIZE
+
+ITEMSIZES = {**ITEMSIZE, "int64": 8, "bool": 1, "uint8": 1}
+PROMOTED = {("bfloat16", "float16"): "float32", ("float16", "bfloat16"): "float32"}
+
+Gradients = tuple["Tensor | None", ...]
+Backward = Callable[[Any, list["Tensor"]], Gradients]
+"""From the gradient of the output (a list of them where there are several outputs) and the saved tensors to the
+gradients of the inputs; None where an input needs none."""
+
+
+def promote(first: str, second: str) -> str:
+    """Return the dtype of an operation on two floating dtypes."""
+    if first == second:
+        return first
+    return PROMOTED.get((first, second), "float32")
+
+
+class Tensor:
+    """``columns`` elements for each of the rows that ``rows`` (a monomial) counts; views share their block.
+
+    ``ranked`` columns count r times as many.
+    """
+
+    __slots__ = ("block", "columns", "dtype", "leaf", "node", "ranked", "rows")
+
+    def __init__(
+        self,
+        block: Block | None,
+        rows: int,
+        columns: int,
+        dtype: str,
+        node: Node | None = None,
+        *,
+        ranked: bool = False,
+        leaf: Leaf | None = None,
+    ) -> None:
+        self.block = block
+        self.rows = rows
+        self.columns = columns
+        self.dtype = dtype
+        self.node = node
+        self.ranked = ranked
+        self.leaf = leaf
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient flows to it."""
+        return self.node is not None or self.leaf is not None
+
+    def view(self, columns: int | None = None, node: Node | None = None) -> Tensor:
+        """Return a tensor on the same block."""
+        return Tensor(self.block, self.rows, columns or self.columns, self.dtype, node, ranked=self.ranked)
+
+
+class Leaf:
+    """A weight that trains: where its gradient gathers.
+
+    ``accumulating``: its gradient is there from an earlier pass, and counted elsewhere.
+    """
+
+    __slots__ = ("accumulating", "grad")
+
+    def __init__(self, *, accumulating: bool = False) -> None:
+        self.grad: Tensor | None = None
+        self.accumulating = accumulating
+
+
+class Node:
+    """One operation's backward function, with what it saved and whom its gradients go to."""
+
+    __slots__ = ("backward", "edges", "outputs", "repeat", "saved", "sequence")
+
+    def __init__(
+        self, tape: Tape, backward: Backward, inputs: tuple[Tensor, ...], saved: tuple[Tensor, ...], outputs: int = 1
+    ) -> None:
+        self.backward = backward
+        self.outputs = outputs
+        self.edges = [(tensor.node, tensor.leaf, tensor.dtype) for tensor in inputs]
+        self.repeat = tape.repeat
+        self.sequence = tape.next_sequence()
+        self.saved: Saved = tape.save(saved)
+
+
+class Saved(Protocol):
+    """What a node saved."""
+
+    def take(self) -> list[Tensor]:
+        """Return the saved tensors, recomputed if they were dropped."""
+
+
+class Kept:
+    """Saved tensors that stay."""
+
+    __slots__ = ("tensors",)
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self.tensors = [Tensor(t.block, t.rows, t.columns, t.dtype, ranked=t.ranked) for t in tensors]
+
+    def take(self) -> list[Tensor]:
+        """Return them."""
+        return self.tensors
+
+
+class Dropped:
+    """Saved tensors that a checkpoint will recompute."""
+
+    __slots__ = ("checkpoint", "first", "many")
+
+    def __init__(self, checkpoint: Checkpoint, many: int) -> None:
+        self.checkpoint = checkpoint
+        self.first = checkpoint.saves
+        self.many = many
+        checkpoint.saves += many
+
+    def take(self) -> list[Tensor]:
+        """Return them, after recomputation."""
+        return [self.checkpoint.unpack(index) for index in range(self.first, self.first + self.many)]
+
+
+class StopRecomputation(Exception):  # noqa: N818 - it ends a recomputation as StopIteration ends a loop
+    """Everything that was saved has been recomputed."""
+
+
+class Checkpoint:
+    """One checkpointed call: what it needs to run again, and what running again gave."""
+
+    __slots__ = ("function", "recomputed", "saves", "tape")
+
+    def __init__(self, tape: Tape, function: Callable[[], object]) -> None:
+        self.tape = tape
+        self.function = function
+        self.saves = 0
+        self.recomputed: dict[int, Tensor] | None = None
+
+    def unpack(self, index: int) -> Tensor:
+        """Return saved tensor ``index``, running the call again if that was not done."""
+        if self.recomputed is None:
+            self.recomputed = self.tape.recompute(self)
+        return self.recomputed.pop(index)
+
+
+class Tape:
+    """Records operations as nodes, and runs them backward."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.repeat = 1
+        self.autocast: Autocast | None = None
+        self._gradients: list[Tensor] = []
+        self._sequence = 0
+        self._checkpoint: Checkpoint | None = None
+        self._recomputing: dict[int, Tensor] | None = None
+        self._still_to_save = 0
+
+    # Making tensors
+
+    def new(
+        self, rows: int, columns: int, dtype: str, component: str = "temporaries", *, ranked: bool = False
+    ) -> Tensor:
+        """Allocate a tensor."""
+        monomial = WITH_RANK[rows] if ranked else rows
+        block = Block(self.ledger, monomial, columns * ITEMSIZES[dtype], component)
+        return Tensor(block, rows, columns, dtype, ranked=ranked)
+
+    def like(self, tensor: Tensor, dtype: str | None = None, component: str = "temporaries") -> Tensor:
+        """Allocate a tensor of the same shape."""
+        return self.new(tensor.rows, tensor.columns, dtype or tensor.dtype, component, ranked=tensor.ranked)
+
+    def record(
+        self,
+        inputs: tuple[Tensor, ...],
+        backward: Backward,
+        saved: tuple[Tensor, ...],
+        compute: Callable[[], Tensor],
+        *,
+        saved_output: bool = False,
+    ) -> Tensor:
+        """Run ``compute`` and record how its gradient flows to ``inputs``.
+
+        ``saved`` is saved before the operation runs, as torch does; the output, where that is saved, after.
+        """
+        if not any(tensor.requires_grad for tensor in inputs):
+            return compute()
+        node = Node(self, backward, inputs, saved)
+        output = compute()
+        if saved_output:
+            node.saved = _Both(node.saved, self.save((output,)))
+        output.node = node
+        return output
+
+    def next_sequence(self) -> int:
+        """Return a number larger than all before."""
+        self._sequence += 1
+        return self._sequence
+
+    def save(self, tensors: tuple[Tensor, ...]) -> Saved:
+        """Keep ``tensors`` for backward, or promise to recompute them."""
+        if self._recomputing is not None:
+            for tensor in tensors:
+                index = len(self._recomputing)
+                self._recomputing[index] = Tensor(
+                    tensor.block, tensor.rows, tensor.columns, tensor.dtype, ranked=tensor.ranked
+                )
+                _label_saved(tensor)
+                if index + 1 == self._still_to_save:
+                    raise StopRecomputation
+            return Kept(tensors)
+        if self._checkpoint is not None:
+            return Dropped(self._checkpoint, len(tensors))
+        for tensor in tensors:
+            _label_saved(tensor)
+        return Kept(tensors)
+
+    # Checkpointing
+
+    def checkpoint(self, function: Callable[[], Tensor], hidden: Tensor) -> Tensor:
+        """Run ``function`` of ``hidden``, dropping what it saves but for ``hidden`` until backward needs it."""
+        _label_saved(hidden)
+        self._checkpoint = Checkpoint(self, function)
+        try:
+            return function()
+        finally:
+            self._checkpoint = None
+
+    def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
+        """Run a checkpointed call again and return what it saves, by index."""
+        repeat, self.repeat = self.repeat, 1
+        self._recomputing, self._still_to_save = {}, checkpoint.saves
+        try:
+            if self.autocast is None:
+                checkpoint.function()
+            else:
+                with self.autocast.active():
+                    checkpoint.function()
+        except StopRecomputation:
+            pass
+        finally:
+            recomputed, self._recomputing = self._recomputing, None
+            self.repeat = repeat
+        return recomputed
+
+    # Layers that are alike
+
+    @contextmanager
+    def repeated(self, copies: int) -> Iterator[Callable[[Tensor, Tensor], None]]:
+        """Run one layer for ``copies`` that are alike; call the yielded function with its input and output."""
+        if copies == 1:
+            yield lambda _input, _output: None
+            return
+        self.repeat = copies
+        self.ledger.watch()
+
+        def finish(hidden: Tensor, output: Tensor) -> None:
+            for block in self.ledger.watched():
+                if block is not output.block:
+                    self.ledger.multiply(block, copies)
+            if hidden.block is not None and not _sole_owner(hidden):
+                self.ledger.multiply(hidden.block, copies)
+
+        yield finish
+        self.repeat = 1
+
+    # Backward
+
+    def backward(self, root: Tensor, gradient: Tensor) -> None:
+        """Send ``gradient`` from ``root`` to every leaf, freeing the graph on the way."""
+        assert root.node is not None
+        waiting: dict[Node, list[Tensor]] = {root.node: [gradient]}
+        queue: list[tuple[int, Node]] = [(-root.node.sequence, root.node)]
+        root.node = None
+        del gradient
+        while queue:
+            _, node = heapq.heappop(queue)
+            if (node.repeat > 1) != self.ledger.repeating:
+                if node.repeat > 1:
+                    self.ledger.begin_repeat()
+                else:
+                    self.ledger.end_repeat()
+            self._run(node, waiting, queue)
+        if self.ledger.repeating:
+            self.ledger.end_repeat()
+
+    def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
+        arrived = waiting.pop(node)
+        saved = node.saved.take()
+        gradients = list(node.backward(arrived if node.outputs > 1 else arrived[0], saved))
+        # A gradient takes the dtype of what it belongs to while the node still holds all that it saved.
+        for position, (_, _, dtype) in enumerate(node.edges):
+            gradient = gradients[position]
+            if gradient is not None and gradient.dtype != dtype:
+                gradients[position] = self.like(gradient, dtype)
+            del gradient
+        edges, node.edges, node.saved = node.edges, [], Kept(())
+        saved.clear()
+        arrived.clear()
+        for position, (target, leaf, _) in enumerate(edges):
+            gradient, gradients[position] = gradients[position], None
+            if gradient is None:
+                continue
+            if leaf is not None:
+                self._gather(leaf, gradient, node.repeat)
+            elif target is not None:
+                if target not in waiting:
+                    waiting[target] = [gradient]
+                    heapq.heappush(queue, (-target.sequence, target))
+                elif target.outputs > 1:
+                    waiting[target].append(gradient)
+                elif not _sole_owner(waiting[target][0]):
+                    waiting[target][0] = self.like(gradient)
+            del gradient
+
+    def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
+        if leaf.accumulating or leaf.grad is not None:
+            return  # added in place
+        leaf.grad = gradient if _sole_owner(gradient) else self.like(gradient)
+        self._gradients.append(leaf.grad)
+        assert leaf.grad.block is not None
+        leaf.grad.block.relabel("gradients")
+        if repeat > 1:
+            self.ledger.defer(leaf.grad.block, repeat)
+
+
+class _Both:
+    """Saved inputs and a saved output."""
+
+    __slots__ = ("inputs", "output")
+
+    def __init__(self, inputs: Saved, output: Saved) -> None:
+        self.inputs = inputs
+        self.output = output
+
+    def take(self) -> list[Tensor]:
+        """Return the inputs, then the output."""
+        return [*self.inputs.take(), *self.output.take()]
+
+
+def _label_saved(tensor: Tensor) -> None:
+    if tensor.block is not None and tensor.block.component == "temporaries":
+        tensor.block.relabel("activations")
+
+
+HELD_ONCE = 2
+"""What sys.getrefcount returns for a block that one tensor owns: the owner, and the call's own argument."""
+
+
+def _sole_owner(tensor: Tensor) -> bool:
+    return tensor.block is not None and sys.getrefcount(tensor.block) <= HELD_ONCE
+
+
+class Autocast:
+    """torch.autocast: casts for matrix products, with its cache of casts of trainable leaves."""
+
+    def __init__(self, tape: Tape, dtype: str) -> None:
+        self.tape = tape
+        self.dtype = dtype
+        self.enabled = False
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Enter the context; leaving it lets go of the cache."""
+        was, self.enabled = self.enabled, True
+        try:
+            yield
+        finally:
+            self.enabled = was
+            if not was:
+                self._cache.clear()
+
+    def cached(self, weight: Tensor, cast: Callable[[Tensor, str], Tensor]) -> Tensor:
+        """Return ``weight`` cast, from the cache where it is a trainable float32 leaf."""
+        if weight.leaf is None or weight.dtype != "float32":
+            return cast(weight, self.dtype)
+        if id(weight) not in self._cache:
+            self._cache[id(weight)] = (weight, cast(weight, self.dtype))
+        return self._cache[id(weight)][1]

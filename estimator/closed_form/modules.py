@@ -1,0 +1,198 @@
+"""Linear layers with adapters and 4-bit weights, norms, rotary positions, attention: transformers' and peft's modules.
+
+As read in transformers 5.23 and peft 0.21. The order of operations and the lifetime of local variables are theirs, for
+they decide what is alive at the peak.
+"""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Leaf, Tensor
+from lorabench.estimator.closed_form.operators import Operators
+from lorabench.estimator.closed_form.sizes import BS, BSS, ONE, SS
+from lorabench.estimator.models import Layers, Linear, ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.states import unquantized_dtype
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines, one row for each position."""
+
+
+class Weights:
+    """How a recipe keeps the model's parameters: in which dtype, and whether they train."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.dtype is not None
+        self.recipe = recipe
+        self.dtype = unquantized_dtype(recipe)
+        self.quantized_dtype = recipe.dtype
+        """To which 4-bit weights are dequantised."""
+
+    def base(self, columns: int) -> Tensor:
+        """Return a parameter of the model with ``columns`` elements."""
+        leaf = self._leaf() if self.recipe.method == "full" else None
+        return Tensor(None, ONE, columns, self.dtype, leaf=leaf)
+
+    def adapter(self, columns: int) -> Tensor:
+        """Return an adapter's weight with ``columns`` · r elements."""
+        assert self.recipe.adapter_dtype is not None
+        return Tensor(None, ONE, columns, self.recipe.adapter_dtype, ranked=True, leaf=self._leaf())
+
+    def _leaf(self) -> Leaf:
+        return Leaf(accumulating=self.recipe.gradient_accumulation > 1)
+
+
+class Modules:
+    """The modules of one decoder layer, or of the model around the layers."""
+
+    def __init__(self, op: Operators, spec: ModelSpec, recipe: Recipe, layers: Layers, adapted: frozenset[str]) -> None:
+        weights = Weights(recipe)
+        self.op = op
+        self.spec = spec
+        self.recipe = recipe
+        self.compute_dtype = recipe.compute_dtype
+        self.quantized_dtype = weights.quantized_dtype
+        self.linears: dict[str, Linear] = {linear.name: linear for linear in layers.linears}
+        self.weights: dict[str, Tensor] = {weight.name: weights.base(weight.parameters) for weight in layers.weights}
+        self.adapters: dict[str, tuple[Tensor, Tensor]] = {}
+        for linear in layers.linears:
+            if recipe.method != "qlora":
+                self.weights[linear.name] = weights.base(linear.in_features * linear.out_features)
+            if linear.bias:
+                self.weights[f"{linear.name}.bias"] = weights.base(linear.out_features)
+            if linear.name in adapted:
+                self.adapters[linear.name] = (
+                    weights.adapter(linear.in_features),
+                    weights.adapter(linear.out_features),
+                )
+
+    # Linear layers
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """Return what linear layer ``name`` makes of x, with its adapter's part if it has one."""
+        if name not in self.adapters:
+            return self._base(name, x)
+        return self._adapted_4bit(name, x) if self.recipe.method == "qlora" else self._adapted(name, x)
+
+    def _base(self, name: str, x: Tensor) -> Tensor:
+        linear = self.linears[name]
+        if self.recipe.method == "qlora":
+            elements = linear.in_features * linear.out_features
+            return self.op.linear_4bit(x, elements, linear.out_features, self.compute_dtype, self.quantized_dtype)
+        return self.op.linear(x, self.weights[name], linear.out_features, bias=self.weights.get(f"{name}.bias"))
+
+    def _adapted(self, name: str, x: Tensor) -> Tensor:
+        result = self._base(name, x)
+        dtype = result.dtype
+        x = self.op.cast(x, self.adapters[name][0].dtype)
+        result = self.op.add(result, self._adapter(name, x))
+        return self.op.cast(result, dtype)
+
+    def _adapted_4bit(self, name: str, x: Tensor) -> Tensor:
+        result = self._base(name, x)
+        result = self.op.copy(result)
+        dtype = result.dtype
+        autocast = self.op.autocast is not None
+        if not autocast:
+            x = self.op.cast(x, self.adapters[name][0].dtype)
+        output = self._adapter(name, x)
+        if not autocast:
+            output = self.op.cast(output, dtype)
+        return self.op.add(result, output)
+
+    def _adapter(self, name: str, x: Tensor) -> Tensor:
+        a, b = self.adapters[name]
+        dropout = self.recipe.lora_dropout or 0.0
+        columns = self.linears[name].out_features
+        return self.op.scale(self.op.linear(self.op.linear(self.op.dropout(x, dropout), a, 1, ranked=True), b, columns))
+
+    # Norms
+
+    def rms_norm(self, name: str, x: Tensor) -> Tensor:
+        """Return Llama's RMS norm, computed in float32."""
+        op, dtype = self.op, x.dtype
+        x = op.cast(x, "float32")
+        variance = op.mean_of_columns(op.power(x))
+        x = op.multiply(x, op.tanh(op.shift(variance)))
+        return op.multiply(op.cast(x, dtype), self.weights[f"{name}.weight"])
+
+    def gemma_norm(self, name: str, x: Tensor) -> Tensor:
+        """Return Gemma's RMS norm: the weight, from one, is applied in float32."""
+        op, dtype = self.op, x.dtype
+        x32 = op.cast(x, "float32")
+        output = op.multiply(x32, op.tanh(op.shift(op.mean_of_columns(op.power(x32)))))
+        del x32
+        weight = op.shift(op.cast(self.weights[f"{name}.weight"], "float32"))
+        output = op.multiply(output, weight)
+        return op.cast(output, dtype)
+
+    def layer_norm(self, name: str, x: Tensor) -> Tensor:
+        """Return torch's layer norm."""
+        return self.op.layer_norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    # Attention
+
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Return x with rotary positions: x · cos + rotate_half(x) · sin."""
+        op = self.op
+        cos, sin = rotary
+        return op.add(op.multiply(x, cos), op.multiply(self._rotate_half(x), sin))
+
+    def _rotate_half(self, x: Tensor) -> Tensor:
+        half = x.columns // 2
+        first = self.op.part(x, half)
+        second = self.op.part(x, half)
+        return self.op.join(self.op.scale(second), first)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, softcap: bool = False) -> Tensor:
+        """Return the heads' outputs, through the kernel that the recipe and the dtype lead to."""
+        spec, op = self.spec, self.op
+        implementation = self.recipe.attn_implementation
+        if implementation == "eager":
+            return self._eager(q, k, v, dropout, softcap)
+        heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+        if op.autocast is not None:
+            q, k, v = (op.cast(t, self.compute_dtype) for t in (q, k, v))
+        if implementation == "flash_attention_2" or op.kernels == "cuda" or dropout == 0:
+            return op.flash_attention(q, k, v, heads, kv_heads)
+        return self._math(q, k, v, dropout)
+
+    def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, softcap: bool) -> Tensor:
+        op, heads = self.op, self.spec.num_attention_heads
+        times = heads // self.spec.num_key_value_heads
+        hidden = q.columns
+        keys = op.repeat_heads(k, times)
+        values = op.repeat_heads(v, times)
+        scores = op.scale(op.attention_product(q, keys, BSS, heads))
+        if softcap:
+            scores = op.scale(scores)
+            scores = op.tanh(scores)
+            scores = op.scale(scores)
+        scores = op.shift(scores)
+        scores = op.cast(op.softmax(scores, "float32"), q.dtype)
+        scores = op.dropout(scores, dropout)
+        output = op.attention_product(scores, values, BS, hidden)
+        return op.copy(output)
+
+    def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        """The math kernel: scaled copies of q and k, and the whole matrix of scores."""
+        op, heads = self.op, self.spec.num_attention_heads
+        times = heads // self.spec.num_key_value_heads
+        hidden = q.columns
+        mask = op.tape.new(SS, 1, q.dtype)
+        q = op.scale(q)
+        k, v = op.repeat_heads(k, times), op.repeat_heads(v, times)
+        k = op.scale(k)
+        scores = op.attention_product(q, k, BSS, heads)
+        del mask
+        scores = op.softmax(scores, scores.dtype)
+        scores = op.dropout(scores, dropout)
+        return op.attention_product(scores, v, BS, hidden)
+
+    # Feed-forward
+
+    def gated_mlp(self, x: Tensor) -> Tensor:
+        """Return down(act(gate(x)) · up(x))."""
+        return self.linear(
+            "mlp.down_proj",
+            self.op.multiply(self.op.activation(self.linear("mlp.gate_proj", x)), self.linear("mlp.up_proj", x)),
+        )

@@ -1,0 +1,329 @@
+"""torch's operators on sizes: what each allocates, what it saves for backward, and what its backward allocates.
+
+As read in torch 2.13 (derivatives.yaml and the kernels) and bitsandbytes 0.50. Where CUDA and the CPU run different
+kernels, `Kernels` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.closed_form.autograd import Autocast, Gradients, Node, Tape, Tensor, promote
+from lorabench.estimator.closed_form.sizes import BS, BS128, ONE
+
+
+class Operators:
+    """The operators, on one tape."""
+
+    def __init__(self, tape: Tape, kernels: Kernels) -> None:
+        self.tape = tape
+        self.kernels = kernels
+
+    @property
+    def autocast(self) -> Autocast | None:
+        """The autocast context, where it is active."""
+        context = self.tape.autocast
+        return context if context is not None and context.enabled else None
+
+    # Elementwise
+
+    def cast(self, x: Tensor, dtype: str, component: str = "temporaries") -> Tensor:
+        """Return ``x`` in ``dtype``: itself where it is that already."""
+        if x.dtype == dtype:
+            return x
+        tape, was = self.tape, x.dtype
+        return tape.record((x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype, component))
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a + b, of the same shape."""
+        tape, dtype = self.tape, promote(a.dtype, b.dtype)
+        return tape.record((a, b), lambda g, _: (g.view(), g.view()), (), lambda: tape.like(a, dtype))
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Return x times (or plus, or negated) a number."""
+        tape = self.tape
+        return tape.record((x,), lambda g, _: (tape.like(g),), (), lambda: tape.like(x))
+
+    def shift(self, x: Tensor) -> Tensor:
+        """Return x plus a number, whose backward passes the gradient on."""
+        tape = self.tape
+        return tape.record((x,), lambda g, _: (g.view(),), (), lambda: tape.like(x))
+
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a · b; ``b`` has a's shape, or is broadcast: one row, or one column."""
+        tape, dtype = self.tape, promote(a.dtype, b.dtype)
+        a_needs, b_needs = a.requires_grad, b.requires_grad
+        broadcast = (b.rows, b.columns) != (a.rows, a.columns)
+        rows, columns = b.rows, b.columns
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            to_a = tape.like(g) if a_needs else None
+            to_b = None
+            if b_needs:
+                product = tape.like(g)
+                to_b = tape.new(rows, columns, product.dtype) if broadcast else product
+            return to_a, to_b
+
+        saved = (*((b,) if a_needs else ()), *((a,) if b_needs else ()))
+        return tape.record((a, b), backward, saved, lambda: tape.like(a, dtype))
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return an elementwise function of x whose backward needs x (silu, gelu)."""
+        tape = self.tape
+        return tape.record((x,), lambda g, _: (tape.like(g),), (x,), lambda: tape.like(x))
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """Return an elementwise function of x whose backward needs its result (tanh, rsqrt)."""
+        tape = self.tape
+        return tape.record((x,), lambda g, _: (tape.like(g),), (), lambda: tape.like(x), saved_output=True)
+
+    def power(self, x: Tensor) -> Tensor:
+        """Return x to a power: backward forms the lower power, its multiple and the product, all alive at once."""
+        tape = self.tape
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            lower = tape.like(g)
+            multiple = tape.like(g)
+            product = tape.like(g)
+            del lower, multiple
+            return (product,)
+
+        return tape.record((x,), backward, (x,), lambda: tape.like(x))
+
+    def mean_of_columns(self, x: Tensor) -> Tensor:
+        """Return the mean of each row, one column."""
+        tape, rows, columns = self.tape, x.rows, x.columns
+        return tape.record(
+            (x,), lambda g, _: (tape.new(rows, columns, g.dtype),), (), lambda: tape.new(rows, 1, x.dtype)
+        )
+
+    def dropout(self, x: Tensor, probability: float) -> Tensor:
+        """Return x with dropout: CUDA keeps a mask of one byte an element, the CPU a scaled mask in x's dtype."""
+        if probability == 0:
+            return x
+        tape, mask_dtype = self.tape, "bool" if self.kernels == "cuda" else x.dtype
+        mask = tape.like(x, mask_dtype)
+        return tape.record((x,), lambda g, _: (tape.like(g),), (mask,), lambda: tape.like(x))
+
+    # Parts and wholes
+
+    def part(self, x: Tensor, columns: int) -> Tensor:
+        """Return a slice of the columns, a view; backward fills a whole tensor with zeros and the slice's gradient."""
+        tape, whole = self.tape, x.columns
+        if not x.requires_grad:
+            return x.view(columns)
+        node = Node(tape, lambda g, _: (tape.new(g.rows, whole, g.dtype),), (x,), ())
+        return x.view(columns, node)
+
+    def split(self, x: Tensor, *columns: int) -> list[Tensor]:
+        """Return views of consecutive columns (chunk, split); backward joins their gradients."""
+        tape, whole = self.tape, x.columns
+        if not x.requires_grad:
+            return [x.view(part) for part in columns]
+        node = Node(tape, lambda gs, _: (tape.new(gs[0].rows, whole, gs[0].dtype),), (x,), (), outputs=len(columns))
+        return [x.view(part, node) for part in columns]
+
+    def join(self, *parts: Tensor) -> Tensor:
+        """Return the parts side by side (cat); backward takes views."""
+        tape, columns = self.tape, [part.columns for part in parts]
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            return tuple(g.view(width) for width in columns)
+
+        return tape.record(parts, backward, (), lambda: tape.new(parts[0].rows, sum(columns), parts[0].dtype))
+
+    def copy(self, x: Tensor) -> Tensor:
+        """Return a copy (contiguous, clone); backward passes the gradient on."""
+        tape = self.tape
+        return tape.record((x,), lambda g, _: (g.view(),), (), lambda: tape.like(x))
+
+    # Matrix products
+
+    def linear(
+        self, x: Tensor, weight: Tensor, columns: int, *, bias: Tensor | None = None, ranked: bool = False
+    ) -> Tensor:
+        """Return x · weightᵀ (+ bias), with ``columns`` columns (times r where ``ranked``)."""
+        x = self._to_autocast(x)
+        weight = self._to_autocast(weight)
+        tape, rows = self.tape, x.rows
+        x_needs, weight_needs = x.requires_grad, weight.requires_grad
+        x_shape, x_ranked = (x.columns, x.dtype), x.ranked
+        weight_shape, weight_ranked = (weight.columns, weight.dtype), weight.ranked
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            to_x = tape.new(rows, x_shape[0], x_shape[1], ranked=x_shape[2]) if x_needs else None
+            to_weight = (
+                tape.new(ONE, weight_shape[0], weight_shape[1], ranked=weight_shape[2]) if weight_needs else None
+            )
+            return to_x, to_weight, *to_bias(g)
+
+        inputs: tuple[Tensor, ...] = (x, weight)
+        to_bias: Callable[[Tensor], Gradients] = _no_bias
+        if bias is not None:
+            bias = self._to_autocast(bias)
+            inputs = (x, weight, bias)
+            to_bias = _bias_gradient(tape, bias)
+            del bias
+        saved = (*((x,) if weight_needs else ()), *((weight,) if x_needs else ()))
+        dtype = x.dtype
+        return tape.record(inputs, backward, saved, lambda: tape.new(rows, columns, dtype, ranked=ranked))
+
+    def linear_4bit(self, x: Tensor, elements: int, columns: int, compute_dtype: str, stored_dtype: str) -> Tensor:
+        """Return bitsandbytes' product with a 4-bit weight of ``elements`` elements.
+
+        The weight is dequantised into a copy for the product, forward and backward; none of it is saved. (Below some
+        1536 rows, depending on the GPU, a fused kernel spares the forward copy.) On the CPU the forward copy lives
+        inside one operator, where it cannot be counted.
+        """
+        was = x.dtype
+        x = self.cast(x, compute_dtype)
+        tape, in_columns, cuda = self.tape, x.columns, self.kernels == "cuda"
+
+        def dequantised() -> Tensor:
+            absmax = tape.new(ONE, -(-elements // 64), "float32")
+            weight = tape.new(ONE, elements, stored_dtype)
+            del absmax
+            return weight
+
+        def forward() -> Tensor:
+            weight = dequantised() if cuda else None
+            product = tape.new(BS, columns, compute_dtype)
+            del weight
+            return product
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            weight = dequantised()
+            if g.dtype != stored_dtype:
+                weight = tape.like(weight, g.dtype)
+            product = tape.new(BS, in_columns, g.dtype)
+            del weight
+            return (product,)
+
+        return self.cast(tape.record((x,), backward, (), forward), was)
+
+    def _to_autocast(self, x: Tensor) -> Tensor:
+        context = self.autocast
+        return x if context is None else context.cached(x, self.cast)
+
+    # Lookups and norms
+
+    def embedding(self, weight: Tensor, columns: int) -> Tensor:
+        """Return the rows of ``weight`` that the tokens name; the gradient is dense, as large as the table."""
+        tape, elements, dtype = self.tape, weight.columns, weight.dtype
+        return tape.record(
+            (weight,), lambda g, _: (tape.new(ONE, elements, dtype),), (), lambda: tape.new(BS, columns, dtype)
+        )
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return torch's layer norm: it saves x and each row's float32 mean and deviation.
+
+        CUDA's autocast runs it in float32; the CPU's leaves the dtype alone.
+        """
+        if self.autocast is not None and self.kernels == "cuda":
+            x, weight, bias = (self.cast(t, "float32") for t in (x, weight, bias))
+        tape, columns, weight_dtype = self.tape, weight.columns, weight.dtype
+        x_needs, weight_needs = x.requires_grad, weight.requires_grad
+        statistics = tape.new(x.rows, 2, "float32" if self.kernels == "cuda" else x.dtype)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            to_x = tape.like(g) if x_needs else None
+            if not weight_needs:
+                return to_x, None, None
+            return to_x, tape.new(ONE, columns, weight_dtype), tape.new(ONE, columns, weight_dtype)
+
+        return tape.record((x, weight, bias), backward, (x, weight, statistics), lambda: tape.like(x))
+
+    def softmax(self, x: Tensor, dtype: str) -> Tensor:
+        """Return softmax in ``dtype``, which saves its result. CUDA reads 16-bit input as it is; the CPU copies it."""
+        tape, was = self.tape, x.dtype
+        if self.kernels == "cpu":
+            x = self.cast(x, dtype)
+            return tape.record((x,), lambda g, _: (tape.like(g),), (), lambda: tape.like(x), saved_output=True)
+        return tape.record((x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype), saved_output=True)
+
+    # Attention
+
+    def attention_product(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
+        """Return the batched product of two attention operands; it saves both."""
+        if self.autocast is not None:
+            a, b = self._to_autocast(a), self._to_autocast(b)
+        tape, dtype = self.tape, a.dtype
+        shapes = [(t.rows, t.columns, t.dtype) if t.requires_grad else None for t in (a, b)]
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            return tuple(tape.new(*shape) if shape else None for shape in shapes)
+
+        return tape.record((a, b), backward, (a, b), lambda: tape.new(rows, columns, dtype))
+
+    def flash_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int) -> Tensor:
+        """Return flash attention: it saves q, k, v, its output and each row's float32 log-sum-exp.
+
+        Backward works through a float32 accumulator for q's gradient and, where heads share keys and values, through
+        gradients for every head.
+        """
+        tape, dtype = self.tape, q.dtype
+        q_columns, kv_columns = q.columns, k.columns
+        head_dim = q_columns // heads
+        cuda = self.kernels == "cuda"
+        lse = tape.new(BS, heads, "float32")
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            to_q, to_k, to_v = (
+                tape.new(BS, q_columns, dtype),
+                tape.new(BS, kv_columns, dtype),
+                tape.new(BS, kv_columns, dtype),
+            )
+            scratch = []
+            if cuda:
+                padded = -(-head_dim // 32) * 32
+                scratch = [tape.new(BS128, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
+                if kv_heads != heads:
+                    scratch += [tape.new(BS, q_columns, dtype), tape.new(BS, q_columns, dtype)]
+            del scratch
+            return to_q, to_k, to_v
+
+        return tape.record(
+            (q, k, v), backward, (q, k, v, lse), lambda: tape.new(BS, q_columns, dtype), saved_output=True
+        )
+
+    def repeat_heads(self, x: Tensor, times: int) -> Tensor:
+        """Return keys or values repeated for each query head that shares them; backward sums them up."""
+        if times == 1:
+            return x
+        tape, columns = self.tape, x.columns
+        return tape.record(
+            (x,), lambda g, _: (tape.new(BS, columns, g.dtype),), (), lambda: tape.new(BS, columns * times, x.dtype)
+        )
+
+    # Loss
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Return the mean cross-entropy of float32 ``logits``.
+
+        It saves the log-probabilities; backward makes their gradient and the logits'.
+        """
+        tape = self.tape
+
+        def backward_of_mean(g: Tensor, saved: list[Tensor]) -> Gradients:
+            return (tape.new(BS, saved[0].columns, "float32", "logits"),)
+
+        log_probabilities = tape.record(
+            (logits,),
+            lambda g, _: (tape.like(g, component="logits"),),
+            (),
+            lambda: tape.like(logits, component="logits"),
+            saved_output=True,
+        )
+        return tape.record(
+            (log_probabilities,), backward_of_mean, (log_probabilities,), lambda: tape.new(ONE, 1, "float32")
+        )
+
+
+def _no_bias(g: Tensor) -> Gradients:
+    return ()
+
+
+def _bias_gradient(tape: Tape, bias: Tensor) -> Callable[[Tensor], Gradients]:
+    columns, needs = bias.columns, bias.requires_grad
+    return lambda g: (tape.new(ONE, columns, g.dtype) if needs else None,)

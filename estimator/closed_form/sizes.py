@@ -1,0 +1,175 @@
+"""Sizes as whole multiples of monomials in batch, length and rank, and the ledger of live bytes made of them."""
+
+from __future__ import annotations
+
+import weakref
+from typing import NamedTuple
+
+from lorabench.estimator.breakdown import COMPONENTS
+
+MONOMIALS = ("1", "S", "B·S", "S·S", "B·S·S", "r", "B·S·r", "B·⌈S⌉128")
+"""B: batch size, S: sequence length, r: rank; ⌈S⌉128: S rounded up to a multiple of 128, as flash attention pads it."""
+ONE, S, BS, SS, BSS, R, BSR, BS128 = range(len(MONOMIALS))
+WITH_RANK = {ONE: R, BS: BSR}
+"""Rows → the monomial of those rows with r columns."""
+
+COMPONENT_INDEX = {name: index for index, name in enumerate(COMPONENTS)}
+WIDTH = len(MONOMIALS)
+
+Live = tuple[int, ...]
+"""Bytes by component and monomial, flat: component · WIDTH + monomial."""
+
+
+def monomial_values(batch_size: int, seq_len: int, rank: int) -> tuple[int, ...]:
+    """Return the value of each monomial."""
+    padded = -(-seq_len // 128) * 128
+    tokens = batch_size * seq_len
+    return (
+        1,
+        seq_len,
+        tokens,
+        seq_len * seq_len,
+        tokens * seq_len,
+        rank,
+        tokens * rank,
+        batch_size * padded,
+    )
+
+
+class Moment(NamedTuple):
+    """What is alive when an allocation may set the peak."""
+
+    phase: str
+    live: Live
+
+    def component_bytes(self, values: tuple[int, ...]) -> dict[str, int]:
+        """Return component → bytes for the given monomial values."""
+        live = self.live
+        return {
+            name: sum(live[index * WIDTH + m] * values[m] for m in range(WIDTH))
+            for name, index in COMPONENT_INDEX.items()
+        }
+
+    def total(self) -> tuple[int, ...]:
+        """Return the coefficient of each monomial, over all components."""
+        live = self.live
+        return tuple(sum(live[m::WIDTH]) for m in range(WIDTH))
+
+
+class Block:
+    """One allocation: freed when its last owner lets go, as CPython does for torch's storages."""
+
+    __slots__ = ("__weakref__", "bytes", "component", "copies", "ledger", "slot")
+
+    def __init__(self, ledger: Ledger, monomial: int, bytes_: int, component: str) -> None:
+        self.ledger = ledger
+        self.bytes = bytes_
+        self.component = component
+        self.slot = COMPONENT_INDEX[component] * WIDTH + monomial
+        self.copies = 1
+        ledger.allocate(self)
+
+    def relabel(self, component: str) -> None:
+        """Count these bytes under another component from now on."""
+        moved = self.bytes * self.copies
+        self.ledger.live[self.slot] -= moved
+        self.slot += (COMPONENT_INDEX[component] - COMPONENT_INDEX[self.component]) * WIDTH
+        self.component = component
+        self.ledger.live[self.slot] += moved
+
+    def __del__(self) -> None:
+        self.ledger.release(self)
+
+
+class Ledger:
+    """Live bytes, and the moments at which they may peak.
+
+    Layers that are alike are run once and stand for ``copies`` of them. What such a layer leaves behind in forward is
+    counted as often; in backward the copy that runs first frees its own share only, and the last one runs when all
+    the others' shares are gone, so that a peak in any of them is one of these two (live bytes change by the same
+    amount from each copy to the next).
+    """
+
+    def __init__(self) -> None:
+        self.live: list[int] = [0] * (WIDTH * len(COMPONENTS))
+        self.phase = "loaded"
+        self.moments: list[Moment] = []
+        self._rising = False
+        self._watched: list[weakref.ref[Block]] | None = None
+        self._repeat: list[int] | None = None
+        self._repeat_started = 0
+
+    def allocate(self, block: Block) -> None:
+        """Count ``block`` in."""
+        self.live[block.slot] += block.bytes
+        self._rising = True
+        if self._watched is not None:
+            self._watched.append(weakref.ref(block))
+
+    def release(self, block: Block) -> None:
+        """Count ``block`` out."""
+        self.mark()
+        if block.copies > 1 and self._repeat is not None:
+            self.live[block.slot] -= block.bytes
+            self._repeat[block.slot] -= (block.copies - 1) * block.bytes
+        else:
+            self.live[block.slot] -= block.copies * block.bytes
+
+    def mark(self) -> None:
+        """Record the present as a moment, if anything was allocated since the last one."""
+        if self._rising:
+            self.moments.append(Moment(self.phase, tuple(self.live)))
+            self._rising = False
+
+    def enter(self, phase: str) -> None:
+        """Begin ``phase``."""
+        self.mark()
+        self.phase = phase
+        self._rising = True
+
+    def hold(self, component: str, bytes_: int, monomial: int = ONE) -> None:
+        """Count bytes in that stay for the whole step."""
+        self.live[COMPONENT_INDEX[component] * WIDTH + monomial] += bytes_
+
+    def multiply(self, block: Block, copies: int) -> None:
+        """Let ``block`` stand for ``copies`` of itself."""
+        self.live[block.slot] += (copies - block.copies) * block.bytes
+        block.copies = copies
+        self._rising = True
+
+    def watch(self) -> None:
+        """Begin to note the blocks that are allocated."""
+        self._watched = []
+
+    def watched(self) -> list[Block]:
+        """Return those noted blocks that are still alive, and stop noting."""
+        noted, self._watched = self._watched or [], None
+        return [block for reference in noted if (block := reference()) is not None]
+
+    def begin_repeat(self) -> None:
+        """Begin the backward pass of the layer that stands for several."""
+        self.mark()
+        self._repeat = [0] * len(self.live)
+        self._repeat_started = len(self.moments)
+
+    def defer(self, block: Block, copies: int) -> None:
+        """Count the gradients of the other copies in, once the repeat ends."""
+        assert self._repeat is not None
+        self._repeat[block.slot] += (copies - 1) * block.bytes
+
+    @property
+    def repeating(self) -> bool:
+        """Whether the backward pass of a layer that stands for several is under way."""
+        return self._repeat is not None
+
+    def end_repeat(self) -> None:
+        """Let the other copies run: add the moments of the last of them, and what all of them leave."""
+        self.mark()
+        change = self._repeat
+        assert change is not None
+        self._repeat = None
+        for moment in self.moments[self._repeat_started :]:
+            live = tuple(now + later for now, later in zip(moment.live, change, strict=True))
+            self.moments.append(Moment(moment.phase, live))
+        self.live = [now + later for now, later in zip(self.live, change, strict=True)]
+        self._rising = True

@@ -1,0 +1,126 @@
+"""One training step of a recipe, in sizes: what is alive at every moment that may be the peak."""
+
+from __future__ import annotations
+
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.closed_form.autograd import Autocast, Tape, Tensor
+from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
+from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
+from lorabench.estimator.closed_form.operators import Operators
+from lorabench.estimator.closed_form.sizes import BS, ONE, Ledger, Moment, S
+from lorabench.estimator.models import Layers, ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.states import states
+from lorabench.estimator.target_modules import resolve_target_modules
+
+
+def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> list[Moment]:
+    """Return the moments of a steady step at which memory may peak, in order.
+
+    Batch size and length are left open: a moment holds bytes for each monomial of them.
+    """
+    return _Step(spec, recipe, kernels).run()
+
+
+class _Step:
+    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
+        self.spec = spec
+        self.recipe = recipe
+        self.kernels = kernels
+        self.ledger = Ledger()
+        self.tape = Tape(self.ledger)
+        self.op = Operators(self.tape, kernels)
+        if recipe.mixed_precision != "no":
+            self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
+
+    def run(self) -> list[Moment]:
+        ledger, recipe = self.ledger, self.recipe
+        held = states(self.spec, recipe, self.kernels)
+        for term in held.terms:
+            # Without accumulation the gradients are there only once backward has made them.
+            if term.component != "gradients" or recipe.gradient_accumulation > 1:
+                ledger.hold(term.component, term.bytes)
+        ledger.hold("buffers", 2 * 8, BS)  # token ids and labels, int64
+        ledger.enter("loaded")
+        ledger.enter("forward")
+        context = self.tape.autocast
+        if context is None:
+            loss = self._forward()
+        else:
+            with context.active():
+                loss = self._forward()
+        ledger.enter("backward")
+        self.tape.backward(loss, self.tape.new(ONE, 1, "float32"))
+        del loss
+        ledger.enter("optimizer")
+        ledger.hold("temporaries", held.optimizer.temporaries)
+        ledger.mark()
+        return ledger.moments
+
+    # Forward
+
+    def _forward(self) -> Tensor:
+        spec, recipe, op = self.spec, self.recipe, self.op
+        outside = Modules(op, spec, recipe, Layers(1, (), (*spec.embeddings, *spec.final_norm)), adapted=frozenset())
+        hidden = self._hidden_states(outside)
+        head = self._head_weight(outside)
+        if hidden.requires_grad:
+            hidden = op.part(hidden, hidden.columns)
+        return self._loss(hidden, head)
+
+    def _head_weight(self, outside: Modules) -> Tensor:
+        if self.spec.tie_word_embeddings:
+            return outside.weights[self.spec.embeddings[0].name]
+        return Weights(self.recipe).base(self.spec.head.in_features * self.spec.head.out_features)
+
+    def _hidden_states(self, outside: Modules) -> Tensor:
+        spec, op, tape = self.spec, self.op, self.tape
+        embedded = op.embedding(outside.weights[spec.embeddings[0].name], spec.hidden_size)
+        hidden = embedded
+        rotary: Rotary | None = None
+        if spec.model_type == "gpt2":
+            positions = tape.new(S, spec.hidden_size, hidden.dtype)
+            hidden = op.add(hidden, positions)
+            hidden = op.dropout(hidden, spec.config["embd_pdrop"])
+        else:
+            rotary = rotary_tables(tape, op, spec.head_dim, hidden.dtype)
+        hidden = self._layers(hidden, rotary)
+        if spec.model_type == "gpt2":
+            return outside.layer_norm("transformer.ln_f", hidden)
+        return outside.rms_norm("model.norm", hidden)
+
+    def _layers(self, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+        spec, recipe, tape = self.spec, self.recipe, self.tape
+        layer = LAYERS[spec.model_type]
+        adapted = frozenset(resolve_target_modules(spec, recipe))
+        first = True
+        for group in spec.layers:
+            for copies in (1, group.count - 1) if first else (group.count,):
+                if copies == 0:
+                    continue
+                first = False
+                modules = Modules(self.op, spec, recipe, group, adapted)
+                with tape.repeated(copies) as finish:
+                    output = self._layer(layer, modules, hidden, rotary)
+                    finish(hidden, output)
+                hidden = output
+                del output
+        return hidden
+
+    def _layer(self, layer: Layer, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+        if not self.recipe.gradient_checkpointing:
+            return layer(modules, hidden, rotary)
+        held = hidden.view(node=hidden.node)
+        return self.tape.checkpoint(lambda: layer(modules, held, rotary), held)
+
+    # Loss
+
+    def _loss(self, hidden: Tensor, head: Tensor) -> Tensor:
+        op, vocabulary = self.op, self.spec.vocab_size
+        logits = op.linear(hidden, head, vocabulary)
+        assert logits.block is not None
+        logits.block.relabel("logits")
+        upcast = op.cast(logits, "float32", "logits")
+        if self.recipe.loss == "legacy":
+            upcast = op.copy(op.part(upcast, vocabulary))
+        return op.cross_entropy(upcast)

@@ -1,0 +1,87 @@
+"""What a recipe holds for the whole training: weights, adapters, gradients, optimizer states, term by term.
+
+This is where "16 B per parameter" of full fine-tuning stands against "2P + 16·P_lora" of LoRA and the
+"0.5 B + 0.127 bit" of NF4. Gradients are listed here too, though a step holds them only from its backward pass on.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from msgspec import Struct
+
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.optimizers import OptimizerBytes, optimizer_bytes
+from lorabench.estimator.parameters import trainable_shapes
+from lorabench.estimator.quantization import quantized_bytes
+from lorabench.estimator.recipes import ITEMSIZE, Recipe
+
+
+class Term(Struct, frozen=True):
+    """One product of a number of elements and the bytes of each."""
+
+    component: str
+    """Name of `breakdown.COMPONENTS`."""
+    what: str
+    elements: int
+    bytes: int
+    """All of them; of quantised weights, with their constants."""
+
+    @property
+    def bytes_per_element(self) -> float:
+        """Bytes of one element, constants included."""
+        return self.bytes / self.elements
+
+
+class States(Struct, frozen=True):
+    """The terms, and what the optimizer takes besides."""
+
+    terms: tuple[Term, ...]
+    optimizer: OptimizerBytes
+
+    def component_bytes(self, component: str) -> int:
+        """Return the bytes of all terms of ``component``."""
+        return sum(term.bytes for term in self.terms if term.component == component)
+
+
+def unquantized_dtype(recipe: Recipe) -> str:
+    """Return the dtype of the base weights that are not stored in 4 bits: peft's preparation raises it to float32."""
+    assert recipe.dtype is not None
+    return "float32" if recipe.prepare_kbit else recipe.dtype
+
+
+def states(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> States:
+    """Return what ``recipe`` holds for the whole training of ``spec``."""
+    shapes = list(trainable_shapes(spec, recipe))
+    trained = sum(prod(shape) * count for shape, count in shapes)
+    itemsize = ITEMSIZE[recipe.trained_dtype]
+    optimizer = optimizer_bytes(recipe.optim, shapes, recipe.trained_dtype, kernels)
+    terms = list(_base_weights(spec, recipe))
+    if recipe.method != "full":
+        terms.append(Term("adapters", f"LoRA weights, {recipe.trained_dtype}", trained, trained * itemsize))
+    terms.append(Term("gradients", f"gradients, {recipe.trained_dtype}", trained, trained * itemsize))
+    terms.append(Term("optimizer_states", f"{recipe.optim} states", trained, optimizer.states))
+    return States(tuple(terms), optimizer)
+
+
+def _base_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:
+    dtype = unquantized_dtype(recipe)
+    if recipe.method != "qlora":
+        return [Term("weights", f"weights, {dtype}", spec.parameters, spec.parameters * ITEMSIZE[dtype])]
+    quantized = biases = 0
+    for group in spec.layers:
+        for linear in group.linears:
+            size = linear.in_features * linear.out_features
+            quantized += group.count * quantized_bytes(size, double_quant=bool(recipe.double_quant)).total
+            biases += group.count * linear.out_features if linear.bias else 0
+    other = spec.parameters - spec.linear_parameters - biases
+    terms = [
+        Term("quantized_weights", f"linear layers, {recipe.quant_type}", spec.linear_parameters, quantized),
+        Term("weights", f"embedding, norms, head, {dtype}", other, other * ITEMSIZE[dtype]),
+    ]
+    if biases:
+        # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
+        computed = recipe.compute_dtype
+        terms.append(Term("weights", f"biases of 4-bit layers, {computed}", biases, biases * ITEMSIZE[computed]))
+    return terms
