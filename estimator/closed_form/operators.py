@@ -152,10 +152,8 @@ class Operators:
         weight_shape, weight_ranked = (weight.columns, weight.dtype), weight.ranked
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
-            to_x = tape.new(rows, x_shape[0], x_shape[1], ranked=x_shape[2]) if x_needs else None
-            to_weight = (
-                tape.new(ONE, weight_shape[0], weight_shape[1], ranked=weight_shape[2]) if weight_needs else None
-            )
+            to_x = tape.new(rows, *x_shape, ranked=x_ranked) if x_needs else None
+            to_weight = tape.new(ONE, *weight_shape, ranked=weight_ranked) if weight_needs else None
             return to_x, to_weight, *to_bias(g)
 
         inputs: tuple[Tensor, ...] = (x, weight)
@@ -173,12 +171,11 @@ class Operators:
         """Return bitsandbytes' product with a 4-bit weight of ``elements`` elements.
 
         The weight is dequantised into a copy for the product, forward and backward; none of it is saved. (Below some
-        1536 rows, depending on the GPU, a fused kernel spares the forward copy.) On the CPU the forward copy lives
-        inside one operator, where it cannot be counted.
+        1536 rows, depending on the GPU, a fused kernel spares the forward copy.)
         """
         was = x.dtype
         x = self.cast(x, compute_dtype)
-        tape, in_columns, cuda = self.tape, x.columns, self.kernels == "cuda"
+        tape, in_columns = self.tape, x.columns
 
         def dequantised() -> Tensor:
             absmax = tape.new(ONE, -(-elements // 64), "float32")
@@ -187,7 +184,7 @@ class Operators:
             return weight
 
         def forward() -> Tensor:
-            weight = dequantised() if cuda else None
+            weight = dequantised()
             product = tape.new(BS, columns, compute_dtype)
             del weight
             return product
