@@ -10,15 +10,15 @@ Kernels = Literal["cuda", "cpu"]
 """Whose kernels run: they differ in what attention, dropout and autocast hold, so in memory too."""
 
 COMPONENTS: dict[str, str] = {
-    "weights": "the base model's weights that are not quantised, trained or frozen",
+    "weights": "base weights that are not quantised",
     "quantized_weights": "4-bit codes and their quantisation constants",
-    "adapters": "weights of the LoRA adapters",
+    "adapters": "LoRA weights",
     "gradients": "gradients of the weights that train",
     "optimizer_states": "what the optimizer keeps between steps",
     "activations": "tensors saved for the backward pass",
-    "logits": "logits, their float32 copy and log-probabilities, and their gradients",
+    "logits": "logits, float32 copy, log-softmax and gradients",
     "temporaries": "tensors that live for a few operations only",
-    "buffers": "token ids, labels, rotary tables and the model's buffers",
+    "buffers": "token ids, labels, rotary tables, model buffers",
 }
 """Components of a breakdown, in the order in which people read them, each with what it holds."""
 

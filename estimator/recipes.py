@@ -8,7 +8,7 @@ one is refused, so that two recipes are equal exactly when they train the same t
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -187,6 +187,29 @@ def _canonical_targets(targets: str) -> str:
     return ",".join(names)
 
 
+class RecipeOptions(TypedDict, total=False):
+    """The fields of `Recipe` but for the model, as keyword arguments."""
+
+    method: Method
+    rank: int
+    lora_alpha: float
+    lora_dropout: float
+    target_modules: str
+    adapter_dtype: AdapterDtype
+    dtype: Dtype
+    mixed_precision: MixedPrecision
+    quant_type: QuantType
+    double_quant: bool
+    prepare_kbit: bool
+    optim: Optim
+    batch_size: int
+    seq_len: int
+    gradient_accumulation: int
+    gradient_checkpointing: bool
+    attn_implementation: Attention
+    loss: Loss
+
+
 def make_recipe(model: str, **options: Any) -> Recipe:
     """Return the recipe of ``model`` with ``options``, which are the fields of `Recipe` by name.
 
@@ -228,4 +251,4 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Valid values of each option that takes one of a few."""
 
-__all__ = ["CHOICES", "ITEMSIZE", "Recipe", "explain_validation", "make_recipe"]
+__all__ = ["CHOICES", "ITEMSIZE", "Recipe", "RecipeOptions", "explain_validation", "make_recipe"]

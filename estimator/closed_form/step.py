@@ -37,11 +37,15 @@ class _Step:
         ledger, recipe = self.ledger, self.recipe
         held = states(self.spec, recipe, self.kernels)
         for term in held.terms:
-            # Without accumulation the gradients are there only once backward has made them.
-            if term.component != "gradients" or recipe.gradient_accumulation > 1:
+            if term.component not in ("gradients", "optimizer_states"):
                 ledger.hold(term.component, term.bytes)
-        ledger.hold("buffers", 2 * 8, BS)  # token ids and labels, int64
         ledger.enter("loaded")
+        ledger.mark()
+        ledger.hold("optimizer_states", held.component_bytes("optimizer_states"))
+        if recipe.gradient_accumulation > 1:
+            # Without accumulation the gradients are there only once backward has made them.
+            ledger.hold("gradients", held.component_bytes("gradients"))
+        ledger.hold("buffers", 2 * 8, BS)  # token ids and labels, int64
         ledger.enter("forward")
         context = self.tape.autocast
         if context is None:

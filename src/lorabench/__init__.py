@@ -1,3 +1,87 @@
-"""What fine-tuning a language model costs: estimated, traced, measured, and checked against each other."""
+"""What fine-tuning a language model costs: estimated, traced, measured, and checked against each other.
+
+>>> import lorabench
+>>> lorabench.estimate("meta-llama/Llama-3.1-8B", method="qlora", rank=16, gpu="rtx-4090").fits
+True
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorabench.estimator.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Unpack
+
+    from lorabench.bench.records import RunRecord
+    from lorabench.estimator.devices import Device
+    from lorabench.estimator.estimates import Estimate
+    from lorabench.estimator.models import ModelSpec
+    from lorabench.estimator.recipes import Recipe, RecipeOptions
 
 __version__ = "0.1.0"
+__all__ = ["UserError", "estimate", "find_device", "find_model", "make_recipe", "read_records"]
+
+
+def estimate(model: str | ModelSpec, *, gpu: str | Device | None = None, **options: Unpack[RecipeOptions]) -> Estimate:
+    """Return what fine-tuning ``model`` takes, worked out in milliseconds and without torch.
+
+    Args:
+        model: a catalogue name, a config.json or the folder that holds one, a hub id; or a spec from `find_model`.
+        gpu: a GPU's name or its memory (``24GB``) to hold the answer against; or a device from `find_device`.
+        options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``.
+
+    Raises:
+        UserError: an unknown model, GPU or option, or options that contradict each other.
+    """
+    from lorabench.estimator.estimates import estimate_recipe
+
+    spec = find_model(model) if isinstance(model, str) else model
+    device = find_device(gpu) if isinstance(gpu, str) else gpu
+    return estimate_recipe(spec, make_recipe(spec.name, **options), device)
+
+
+def make_recipe(model: str, **options: Unpack[RecipeOptions]) -> Recipe:
+    """Return the recipe with ``options`` and, for what they leave out, the defaults that people run.
+
+    Raises:
+        UserError: an unknown option, a value out of range, or options that contradict each other.
+    """
+    from lorabench.estimator import recipes
+
+    return recipes.make_recipe(model, **options)
+
+
+def find_model(model: str) -> ModelSpec:
+    """Return the shapes of a model: a catalogue name, a config.json or its folder, or a hub id.
+
+    Raises:
+        UserError: no such model, or a config that is no causal language model of a supported family.
+    """
+    from lorabench.estimator import catalogue
+
+    return catalogue.find_model(model)
+
+
+def find_device(gpu: str) -> Device:
+    """Return a GPU by its name, or one of which only the memory is known by a size such as ``24GB``.
+
+    Raises:
+        UserError: no GPU or several have that name.
+    """
+    from lorabench.estimator import devices
+
+    return devices.find_device(gpu)
+
+
+def read_records(folder: Path) -> list[RunRecord]:
+    """Return the run records that `lorabench run` wrote into ``folder``.
+
+    Raises:
+        UserError: no such folder, no record in it, or one that is broken or was written by another schema.
+    """
+    from lorabench.bench import records
+
+    return records.read_records(folder)

@@ -1,0 +1,163 @@
+"""`lorabench estimate`: what a recipe takes, without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorabench.cli.listing import FORMATS, Column, as_csv, as_markdown, as_table
+from lorabench.cli.parameters import OneOf
+from lorabench.cli.quantities import in_gib
+from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.estimator.breakdown import COMPONENTS
+from lorabench.estimator.errors import UserError
+
+if TYPE_CHECKING:
+    from lorabench.estimator.breakdown import Breakdown
+    from lorabench.estimator.estimates import Estimate
+    from lorabench.estimator.recipes import Recipe
+
+EXAMPLES = """\
+\b
+Examples:
+  lorabench estimate llama-3.1-8b --method qlora --gpu rtx-4090
+  lorabench estimate Qwen/Qwen2.5-7B -r 64 --target-modules attention --seq-len 4096
+  lorabench estimate ./config.json --method full --gpu 80GB --require-fit
+"""
+
+
+@click.command("estimate", epilog=EXAMPLES)
+@click.argument("model")
+@recipe_options
+@click.option("--gpu", help="A GPU by name, or its memory such as 24GB, to hold the answer against.")
+@click.option("--require-fit", is_flag=True, help="Exit with code 1 where the recipe does not fit the GPU.")
+@click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+def command(model: str, gpu: str | None, require_fit: bool, format_: str, **options: Any) -> int:
+    """Estimate what fine-tuning MODEL takes, in milliseconds, without torch.
+
+    MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. In brackets stand
+    the defaults.
+    """
+    from lorabench.estimator.catalogue import find_model
+    from lorabench.estimator.devices import find_device
+    from lorabench.estimator.estimates import estimate_recipe
+
+    if require_fit and gpu is None:
+        raise UserError("--require-fit needs a GPU to fit: add --gpu NAME or a size such as --gpu 24GB")
+    spec = find_model(model)
+    device = None if gpu is None else find_device(gpu)
+    estimate = estimate_recipe(spec, recipe_from(spec.name, options), device)
+    click.echo(_FORMATTERS[format_](estimate))
+    return 1 if require_fit and not estimate.fits else 0
+
+
+def as_text(estimate: Estimate) -> str:
+    """Return the estimate for a terminal."""
+    return "\n\n".join(
+        [
+            describe_recipe(estimate.recipe),
+            _parameters(estimate),
+            as_table(_state_columns(estimate)),
+            as_table(peak_columns(estimate.memory)),
+            *_verdict(estimate),
+        ]
+    )
+
+
+def describe_recipe(recipe: Recipe) -> str:
+    """Return the whole recipe, on lines that fit a terminal of 80 columns."""
+    settings = recipe.describe()
+    model, method = settings.pop("model"), settings.pop("method")
+    lines = [f"{model}: {method}"]
+    line = " "
+    for name, value in settings.items():
+        part = f" {name}={value}"
+        if len(line) + len(part) > 79:
+            lines.append(line)
+            line = " "
+        line += part
+    return "\n".join([*lines, line])
+
+
+def _parameters(estimate: Estimate) -> str:
+    counts = estimate.parameters
+    said = f"{counts.total:,} parameters, {counts.trainable:,} trainable ({counts.trainable / counts.total:.2%})"
+    return said if not counts.quantized else f"{said},\n{counts.quantized:,} in 4 bits"
+
+
+def _state_columns(estimate: Estimate) -> list[Column]:
+    terms = estimate.states
+    return [
+        Column("held throughout", [term.what for term in terms], right=False),
+        Column("elements", [f"{term.elements:,}" for term in terms]),
+        Column("B each", [f"{term.bytes_per_element:.6g}" for term in terms]),
+        Column("bytes", [f"{term.bytes:,}" for term in terms]),
+        Column("", [in_gib(term.bytes) for term in terms]),
+    ]
+
+
+def peak_columns(memory: Breakdown) -> list[Column]:
+    """Return the breakdown at the peak, with what the allocator and the device add."""
+    rows = [(name, bytes_, COMPONENTS[name]) for name, bytes_ in memory.components.items() if bytes_]
+    rows.append(("peak allocated", memory.peak_allocated_bytes, "all of these, as torch counts them"))
+    if memory.peak_reserved_bytes is not None:
+        rows.append(("peak reserved", memory.peak_reserved_bytes, "in segments of the caching allocator"))
+    if memory.device_total_bytes is not None:
+        rows.append(("device total", memory.device_total_bytes, "with the CUDA context: what nvidia-smi shows"))
+    return [
+        Column(f"at the peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
+        Column("", [in_gib(bytes_) for _, bytes_, _ in rows]),
+        Column("", [what for _, _, what in rows], right=False),
+    ]
+
+
+def _verdict(estimate: Estimate) -> list[str]:
+    if estimate.gpu_memory_bytes is None or estimate.margin_bytes is None:
+        return []
+    verdict = "fits" if estimate.fits else "does not fit"
+    left = f"{in_gib(abs(estimate.margin_bytes))} {'to spare' if estimate.fits else 'too much'}"
+    return [f"{estimate.gpu} ({in_gib(estimate.gpu_memory_bytes)}): {verdict}, {left}"]
+
+
+def _as_markdown(estimate: Estimate) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in estimate.recipe.describe().items() if name != "model")
+    parts = [
+        f"**{estimate.recipe.model}**: {settings}",
+        _parameters(estimate).replace("\n", " "),
+        as_markdown(_state_columns(estimate)),
+        as_markdown(peak_columns(estimate.memory)),
+    ]
+    return "\n\n".join([*parts, *_verdict(estimate)])
+
+
+def _as_json(estimate: Estimate) -> str:
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(estimate), indent=2).decode()
+
+
+def _as_csv(estimate: Estimate) -> str:
+    """Return one row: the recipe, the counts, each component in bytes."""
+    memory = estimate.memory
+    return as_csv(
+        [
+            {
+                **estimate.recipe.describe(),
+                "total_parameters": estimate.parameters.total,
+                "trainable_parameters": estimate.parameters.trainable,
+                "quantized_parameters": estimate.parameters.quantized,
+                **{f"{name}_bytes": bytes_ for name, bytes_ in memory.components.items()},
+                "phase": memory.phase,
+                "peak_allocated_bytes": memory.peak_allocated_bytes,
+                "peak_reserved_bytes": memory.peak_reserved_bytes,
+                "device_total_bytes": memory.device_total_bytes,
+                "gpu": estimate.gpu,
+                "gpu_memory_bytes": estimate.gpu_memory_bytes,
+                "fits": estimate.fits,
+            }
+        ]
+    )
+
+
+_FORMATTERS = {"table": as_text, "json": _as_json, "markdown": _as_markdown, "csv": _as_csv}
