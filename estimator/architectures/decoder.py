@@ -15,12 +15,12 @@ from msgspec import Struct
 from lorabench.estimator.architectures.fields import (
     Activation,
     Dropout,
+    Fraction,
     LayerCount,
     Positive,
-    Rotary,
     Size,
-    rotary_settings,
 )
+from lorabench.estimator.architectures.rotary import Rotary, rotary_parameters
 from lorabench.estimator.models import Layers, Linear, ModelSpec, Weight
 
 NOT_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -46,8 +46,8 @@ class DecoderConfig(Struct, kw_only=True):
     head_dim: Size | None = None
     hidden_act: Activation = "silu"
     max_position_embeddings: Size = 2048
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
+    initializer_range: Fraction = 0.02
+    rms_norm_eps: Positive = 1e-6
     tie_word_embeddings: bool = False
     attention_dropout: Dropout | None = 0.0
     rope_parameters: Rotary | None = None
@@ -71,23 +71,14 @@ class DecoderConfig(Struct, kw_only=True):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.attention_dropout is None:
             self.attention_dropout = 0.0
-        self.rope_parameters = rotary_settings(
-            self.rope_parameters, self.rope_scaling, theta=self.rope_theta, default_theta=self.default_theta
+        self.rope_parameters = rotary_parameters(
+            self.rope_scaling,
+            self.rope_parameters,
+            theta=self.rope_theta or self.default_theta,
+            rotated=self.partial_rotary_factor,
+            head_dim=self.head_dim,
+            part_allowed=self.partial_rotary,
         )
-        self._set_rotated_part()
-
-    def _set_rotated_part(self) -> None:
-        assert self.rope_parameters is not None
-        assert self.head_dim is not None
-        if self.partial_rotary_factor is not None:
-            self.rope_parameters.setdefault("partial_rotary_factor", self.partial_rotary_factor)
-        part = self.rope_parameters.get("partial_rotary_factor", 1.0)
-        if not isinstance(part, int | float) or not 0 < part <= 1:
-            raise ValueError(f"partial_rotary_factor {part!r} must be above 0 and at most 1")
-        if part != 1 and not self.partial_rotary:
-            raise ValueError(f"partial_rotary_factor {part:g}: {self.model_type} models rotate the whole head")
-        if part == 1 and self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd, but rotary positions turn pairs")
 
     @property
     def query_size(self) -> int:
@@ -122,7 +113,7 @@ class DecoderConfig(Struct, kw_only=True):
 
     def config(self) -> dict[str, Any]:
         """Return the config with every default filled in and the rotary settings in transformers 5's spelling."""
-        fields = msgspec.structs.asdict(self)
+        fields = msgspec.to_builtins(self)
         for older in ("rope_scaling", "rope_theta", "partial_rotary_factor"):
             del fields[older]
         return {"model_type": self.model_type, **fields, **NOT_TOKENS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lorabench.estimator.architectures.decoder import DecoderConfig, norms, projections
 from lorabench.estimator.architectures.fields import Activation, LayerType, Positive, Size, layer_types
@@ -45,9 +45,3 @@ class Config(DecoderConfig, kw_only=True, rename={"hidden_act": "hidden_activati
         return super().layer_weights() + norms(
             self.hidden_size, "pre_feedforward_layernorm", "post_feedforward_layernorm"
         )
-
-    def config(self) -> dict[str, Any]:
-        """Return the config with every default filled in."""
-        fields = super().config()
-        fields["hidden_activation"] = fields.pop("hidden_act")
-        return fields

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from lorabench.estimator.architectures.decoder import NOT_TOKENS, norms
-from lorabench.estimator.architectures.fields import Activation, Dropout, LayerCount, Size
+from lorabench.estimator.architectures.fields import Activation, Dropout, Fraction, LayerCount, Positive, Size
 from lorabench.estimator.models import Layers, Linear, ModelSpec, Weight
 
 
@@ -27,8 +27,8 @@ class Config(Struct, kw_only=True):
     resid_pdrop: Dropout = 0.1
     embd_pdrop: Dropout = 0.1
     attn_pdrop: Dropout = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
+    layer_norm_epsilon: Positive = 1e-5
+    initializer_range: Fraction = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     reorder_and_upcast_attn: bool = False

@@ -11,12 +11,12 @@ from lorabench.estimator.architectures.decoder import NOT_TOKENS, norms
 from lorabench.estimator.architectures.fields import (
     Activation,
     Dropout,
+    Fraction,
     LayerCount,
     Positive,
-    Rotary,
     Size,
-    rotary_settings,
 )
+from lorabench.estimator.architectures.rotary import Rotary, rotary_parameters
 from lorabench.estimator.models import Layers, Linear, ModelSpec, Weight
 
 
@@ -35,8 +35,8 @@ class Config(Struct, kw_only=True):
     attention_dropout: Dropout = 0.0
     hidden_dropout: Dropout = 0.0
     attention_bias: bool = True
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    layer_norm_eps: Positive = 1e-5
+    initializer_range: Fraction = 0.02
     use_parallel_residual: bool = True
     tie_word_embeddings: bool = False
     rope_parameters: Rotary | None = None
@@ -49,20 +49,18 @@ class Config(Struct, kw_only=True):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
             )
-        self.rope_parameters = rotary_settings(
-            self.rope_parameters, self.rope_scaling, theta=self.rotary_emb_base, default_theta=10_000.0
+        self.rope_parameters = rotary_parameters(
+            self.rope_scaling,
+            self.rope_parameters,
+            theta=self.rotary_emb_base or 10_000.0,
+            rotated=self.rotary_pct or 0.25,
+            head_dim=self.hidden_size // self.num_attention_heads,
+            part_allowed=True,
         )
-        part = self.rope_parameters.setdefault("partial_rotary_factor", self.rotary_pct or 0.25)
-        rotated = self.hidden_size // self.num_attention_heads * part if isinstance(part, int | float) else 0
-        if not isinstance(part, int | float) or not 0 < part <= 1 or int(rotated) % 2 or int(rotated) == 0:
-            raise ValueError(
-                f"rotary_pct {part!r} must be above 0, at most 1, and rotate an even number of each head's "
-                f"{self.hidden_size // self.num_attention_heads} features"
-            )
 
     def config(self) -> dict[str, Any]:
         """Return the config with every default filled in and the rotary settings in transformers 5's spelling."""
-        fields = msgspec.structs.asdict(self)
+        fields = msgspec.to_builtins(self)
         for older in ("rope_scaling", "rotary_emb_base", "rotary_pct"):
             del fields[older]
         return {"model_type": self.model_type, **fields, **NOT_TOKENS}

@@ -1,0 +1,90 @@
+"""Rotary position settings, which config.json spells in two ways."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from lorabench.estimator.architectures.fields import Positive, Size
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kind of rotary embedding → what it cannot do without (transformers' modeling_rope_utils)."""
+
+
+class Rotary(Struct, kw_only=True, omit_defaults=True):
+    """What transformers 5 calls ``rope_parameters``, and transformers 4 ``rope_scaling``."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    """The first name of rope_type."""
+    rope_theta: Positive | None = None
+    partial_rotary_factor: Positive | None = None
+    factor: Positive | None = None
+    original_max_position_embeddings: Size | None = None
+    attention_factor: Positive | None = None
+    beta_fast: Positive | None = None
+    beta_slow: Positive | None = None
+    mscale: Positive | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+    short_factor: list[Positive] | None = None
+    long_factor: list[Positive] | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+
+
+def rotary_parameters(
+    scaling: Rotary | None,
+    parameters: Rotary | None,
+    *,
+    theta: float,
+    rotated: float | None,
+    head_dim: int,
+    part_allowed: bool,
+) -> Rotary:
+    """Return the settings as transformers 5 spells them.
+
+    Args:
+        scaling: ``rope_scaling`` of the config, which counts before ``parameters``.
+        parameters: ``rope_parameters`` of the config.
+        theta: base of the frequencies where the settings have none.
+        rotated: share of each head that is rotated where the settings do not say; None for the whole.
+        head_dim: features of a head.
+        part_allowed: whether the family can rotate a part of each head only.
+
+    Raises:
+        ValueError: an unknown kind, one without a setting that it needs, or a share that cannot be rotated.
+    """
+    given = next((settings for settings in (scaling, parameters) if settings not in (None, Rotary())), None) or Rotary()
+    kind = given.rope_type or given.type or "default"
+    if kind not in NEEDED:
+        raise ValueError(f"rope_type {kind!r} is not supported: the kinds are {', '.join(NEEDED)}")
+    for needed in NEEDED[kind]:
+        if getattr(given, needed) is None:
+            raise ValueError(f"rope_type {kind} needs {needed}")
+    part = given.partial_rotary_factor or rotated or 1
+    if part > 1:
+        raise ValueError(f"partial_rotary_factor {part:g} is above 1, the whole head")
+    if part < 1 and not part_allowed:
+        raise ValueError(f"partial_rotary_factor {part:g}: models of this type rotate the whole head")
+    if part == 1 and head_dim % 2:
+        raise ValueError(f"head_dim {head_dim} is odd, but rotary positions turn pairs")
+    pairs = int(head_dim * part) // 2
+    for name in ("short_factor", "long_factor"):
+        factors = getattr(given, name)
+        if factors is not None and len(factors) != pairs:
+            raise ValueError(f"rope {name} has {len(factors)} numbers, but {pairs} pairs are rotated")
+    return msgspec.structs.replace(
+        given,
+        rope_type=kind,
+        type=None,
+        rope_theta=given.rope_theta or theta,
+        partial_rotary_factor=given.partial_rotary_factor or rotated,
+    )
