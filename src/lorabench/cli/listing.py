@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,22 +19,13 @@ class Column(NamedTuple):
 
 
 def as_table(columns: Sequence[Column]) -> str:
-    """Return lines with the columns side by side, none cut: only a terminal that is too narrow folds the first."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    on_terminal = sys.stdout.isatty()
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold" if on_terminal else "")
-    for index, column in enumerate(columns):
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=index > 0)
-    for row in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*map(Text, row))
-    widest = sum(max(map(len, (column.title, *column.cells))) + 1 for column in columns)
-    console = Console(width=None if on_terminal else widest, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    """Return lines with the columns side by side, none cut, whatever the width of the terminal."""
+    padded = []
+    for column in columns:
+        width = max(map(len, (column.title, *column.cells)))
+        pad = str.rjust if column.right else str.ljust
+        padded.append([pad(cell, width) for cell in (column.title, *column.cells)])
+    return "\n".join(" ".join(line).rstrip() for line in zip(*padded, strict=True))
 
 
 def as_markdown(columns: Sequence[Column]) -> str:
@@ -52,6 +40,9 @@ def as_markdown(columns: Sequence[Column]) -> str:
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Return comma-separated values with a header; what is missing is empty."""
+    import csv
+    import io
+
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
