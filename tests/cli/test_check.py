@@ -67,7 +67,7 @@ def test_a_regression_fails_and_comes_first(baseline: str, worse: str, capsys: p
     assert code == 1
     assert [" ".join(line.split()) for line in out.splitlines()[2:6]] == [
         "regression outcome ok oom llama-2m full 1×256 ckpt",
-        "regression peak memory 32.00 MiB 48.00 MiB +50.00% llama-2m lora r8 1×256 ckpt",
+        "regression peak memory 32.0 MiB 48.0 MiB +50.00% llama-2m lora r8 1×256 ckpt",
         "same tokens/s 626.7 626.7 +0.00% llama-2m lora r8 1×256 ckpt",
         "same final loss 5.1667 5.1667 +0.00% llama-2m lora r8 1×256 ckpt",
     ]
@@ -147,7 +147,7 @@ def test_junit_fails_regressions_and_skips_what_is_open(
     failures = [(case.get("name"), one.get("message")) for case in suite for one in case.findall("failure")]
     assert failures == [
         ("outcome", "outcome: ok before, oom after: out of memory | 2 GiB wanted, 100% of it"),
-        ("peak_allocated_bytes", "peak memory: 32.00 MiB before, 48.00 MiB after (+50.00%)"),
+        ("peak_allocated_bytes", "peak memory: 32.0 MiB before, 48.0 MiB after (+50.00%)"),
     ]
 
 
@@ -159,7 +159,7 @@ def test_github_annotations_escape_what_commands_may_not_hold(
         "::error title=regression of outcome::llama-2m full 1×256 ckpt: outcome: ok before, oom after: "
         "out of memory | 2 GiB wanted, 100%25 of it",
         "::error title=regression of peak memory::llama-2m lora r8 1×256 ckpt: "
-        "peak memory: 32.00 MiB before, 48.00 MiB after (+50.00%25)",
+        "peak memory: 32.0 MiB before, 48.0 MiB after (+50.00%25)",
         "::warning title=only in the results::llama-2m qlora r16 1×256 ckpt",
         "2 regressions, 2 same in 2 recipes.",
     ]

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import msgspec
 
 from lorabench.bench.compare import Comparison, Finding, Metric, Unmatched, Verdict, weight
+from lorabench.cli.quantities import in_gib
 
 METRIC_NAMES: dict[Metric, str] = {
     "outcome": "outcome",
@@ -170,7 +171,7 @@ def _value(metric: Metric, value: float | str | None) -> str:
     if value is None:
         return "not finite"
     if metric == "peak_allocated_bytes":
-        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.2f} MiB"
+        return in_gib(round(value))
     return f"{value:.4f}" if metric == "final_loss" else f"{value:,.{1 if value >= 100 else 3}f}"
 
 
