@@ -76,11 +76,11 @@ def write_page(page: str, path: Path) -> int:
     Raises:
         UserError: ``path`` cannot be written.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a file, so the report cannot replace it: name a file with -o")
     content = page.encode("utf-8", errors="replace")
     scratch = None
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a file, so the report cannot replace it: name a file with -o")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
             scratch = Path(file.name)

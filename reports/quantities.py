@@ -15,7 +15,7 @@ def format_bytes(count: int | None) -> str:
     if count >= GIB:
         return f"{count / GIB:,.2f} GiB"
     mib = count / MIB
-    return f"{mib:.1f} MiB" if mib >= 10 else f"{mib:.2f} MiB" if mib >= 1 else f"{mib:.3f} MiB" if count else "0 MiB"
+    return f"{mib:,.2f} MiB" if mib >= 1 else f"{mib:.3f} MiB" if count else "0 MiB"
 
 
 def format_share(share: float | None) -> str:

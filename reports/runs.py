@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,11 +98,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         UserError: as `read_records`.
     """
-    distinct = list({folder.resolve(): folder for folder in folders}.values())
-    names = [folder.resolve().name for folder in distinct]
-    if len(set(names)) < len(names):
-        names = [str(folder) for folder in distinct]
-    return arrange({name: read_records(folder) for name, folder in zip(names, distinct, strict=True)})
+    distinct = {folder.resolve(): folder for folder in reversed(folders)}
+    shared = os.path.commonpath([place.parent for place in distinct])
+    return arrange(
+        {str(place.relative_to(shared)): read_records(folder) for place, folder in reversed(distinct.items())}
+    )
 
 
 def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:

@@ -13,17 +13,6 @@ const AXIS = {
   nameTextStyle: { color: "var(--muted)", fontSize: 12 },
   splitLine: { lineStyle: { color: "var(--line)" } },
 };
-// Tooltips are drawn, not written as HTML: the content security policy allows no style attributes.
-const TOOLTIP = {
-  renderMode: "richText",
-  confine: true,
-  transitionDuration: 0,
-  backgroundColor: "var(--raised)",
-  borderColor: "var(--line)",
-  padding: 10,
-  textStyle: { color: "var(--text)", fontSize: 12, fontFamily: FONT },
-};
-
 // What bar charts share, with room at the right for the figures at the bars' ends.
 function base(names, { right }) {
   return {
@@ -58,7 +47,7 @@ function valueAxis({ max, unit, width }) {
     ...AXIS,
     type: "value",
     min: 0,
-    max: max || 1,
+    max,
     splitNumber: width >= 560 ? 5 : 2,
     splitLine: { ...AXIS.splitLine, showMaxLine: false },
     axisLabel: {
@@ -71,14 +60,7 @@ function valueAxis({ max, unit, width }) {
   };
 }
 
-// A title, a line of column titles and lines of cells, as the tooltip's rich text.
-function tooltipTable(title, columns, lines) {
-  const plain = (text) => String(text).replaceAll("{", "(").replaceAll("}", ")").replaceAll("|", "/").replaceAll("\n", " ");
-  const shorten = (text) => (text.length > 48 ? `${text.slice(0, 47)}…` : text);
-  const line = (cells) => cells.map((cell, place) => `{${place ? "figure" : "name"}|${shorten(plain(cell))}}`).join("");
-  return [`{title|${shorten(plain(title))}}`, line(columns), ...lines.map(line)].join("\n");
-}
-
+const tip = document.getElementById("tip");
 const KINDS = { memory: memoryChart, throughput: throughputChart, losses: lossesChart };
 
 class Chart {
@@ -89,6 +71,8 @@ class Chart {
     this.hidden = new Set();
     this.width = 0;
     element.style.height = `${this.kind.height(this.data, element.clientWidth)}px`;
+    element.addEventListener("pointermove", (event) => this.point(event));
+    element.addEventListener("pointerleave", () => tip.replaceChildren());
   }
 
   draw(width = this.element.clientWidth) {
@@ -106,6 +90,18 @@ class Chart {
     if (shown) this.hidden.delete(key);
     else this.hidden.add(key);
     if (this.drawn) this.draw();
+  }
+
+  // Says what is under the pointer, in a table beside it.
+  point({ clientX, clientY }) {
+    const { left, top } = this.element.getBoundingClientRect();
+    const place = this.drawn?.convertFromPixel("grid", [clientX - left, clientY - top]);
+    const table = place && this.kind.tip(this.data, place, this.hidden);
+    tip.replaceChildren(...(table ? [asTable(table)] : []));
+    const { width, height } = tip.getBoundingClientRect();
+    const fit = (at, size, room) => Math.max(0, at + 14 + size < room ? at + 14 : at - 14 - size);
+    tip.style.left = `${fit(clientX, width, document.documentElement.clientWidth)}px`;
+    tip.style.top = `${fit(clientY, height, innerHeight)}px`;
   }
 
   // Paper is narrower than most windows, and what does not fit is cut off: draw for its width and let it scale.

@@ -22,20 +22,23 @@ const lossesChart = {
         splitNumber: width >= 560 ? 8 : 4,
         axisLabel: { ...AXIS.axisLabel, showMaxLabel: true, hideOverlap: true },
         splitLine: { show: false },
+        axisPointer: {
+          show: true,
+          type: "line",
+          snap: true,
+          triggerTooltip: false,
+          lineStyle: { color: "var(--muted)", type: "dashed" },
+          label: { show: false },
+        },
       },
       yAxis: {
         ...AXIS,
         type: "value",
         scale: true,
+        splitLine: { ...AXIS.splitLine, showMinLine: false, showMaxLine: false },
         min: data.lowest - margin,
         max: data.highest + margin,
         axisLabel: { ...AXIS.axisLabel, showMinLabel: false, showMaxLabel: false, formatter: (loss) => String(+loss.toPrecision(3)) },
-      },
-      tooltip: {
-        ...TOOLTIP,
-        trigger: "axis",
-        axisPointer: { type: "line", lineStyle: { color: "var(--muted)", type: "dashed" }, label: { show: false } },
-        formatter: (points) => lossTooltip(shown, points[0].axisValue),
       },
       series: shown.map((curve) => {
         const losses = lossesOf(curve.run);
@@ -54,6 +57,14 @@ const lossesChart = {
     };
   },
 
+  tip(data, [x], hidden) {
+    const step = Math.round(x);
+    const rows = data.curves
+      .filter(({ run }) => !hidden.has(String(run)) && step >= 1 && step <= lossesOf(run).length)
+      .map(({ run, name }) => [name, lossText(lossesOf(run)[step - 1])]);
+    return rows.length ? { caption: `step ${step}`, columns: ["", "loss"], rows } : null;
+  },
+
   table(data) {
     const columns = data.curves.map((curve) => lossesOf(curve.run));
     const steps = Math.max(...columns.map((losses) => losses.length));
@@ -66,10 +77,3 @@ const lossesChart = {
 };
 
 const lossText = (loss) => loss?.toFixed(4) ?? "not finite";
-
-function lossTooltip(curves, step) {
-  const lines = curves
-    .filter((curve) => lossesOf(curve.run).length >= step)
-    .map((curve) => [curve.name, lossText(lossesOf(curve.run)[step - 1])]);
-  return tooltipTable(`step ${step}`, ["", "loss"], lines);
-}

@@ -55,13 +55,7 @@ const memoryChart = {
         (wordy && error !== null ? `, estimate ${formatShare(error)}` : "");
     return {
       ...base(names, { right: wordy ? 250 : 84 }),
-      xAxis: valueAxis({ max: data.longestBytes / scale.bytes, unit: scale.unit, width }),
-      tooltip: {
-        ...TOOLTIP,
-        trigger: "axis",
-        axisPointer: { type: "none" },
-        formatter: ([{ dataIndex }]) => memoryTooltip(data.rows[dataIndex], shown),
-      },
+      xAxis: valueAxis({ max: hidden.size ? "dataMax" : data.longestBytes / scale.bytes, unit: scale.unit, width }),
       series: [
         namesAbove(names, { width, above: 23 }),
         ...bars("estimated", 8),
@@ -70,6 +64,18 @@ const memoryChart = {
         end("measured", 15, measured),
       ],
     };
+  },
+
+  tip(data, [, place], hidden) {
+    if (!data.rows[place]) return null;
+    const { run, name } = data.rows[place];
+    const answers = Object.values(breakdownsOf(run));
+    const line = (title, bytesOf) => [title, ...answers.map((memory) => (memory ? formatBytes(bytesOf(memory)) : "–"))];
+    const rows = data.components
+      .filter((component) => !hidden.has(component) && answers.some((memory) => componentBytes(memory, component)))
+      .map((component) => line(spaced(component), (memory) => componentBytes(memory, component)));
+    rows.push(line("peak", (memory) => memory.peak_allocated_bytes));
+    return { caption: name, columns: ["", "estimated", "measured"], rows };
   },
 
   table(data) {
@@ -99,14 +105,4 @@ function componentBytes(memory, component) {
 
 function peakText(memory, word) {
   return memory ? word + formatBytes(memory.peak_allocated_bytes) : "";
-}
-
-function memoryTooltip({ run, name }, components) {
-  const answers = Object.values(breakdownsOf(run));
-  const line = (title, bytesOf) => [title, ...answers.map((memory) => (memory ? formatBytes(bytesOf(memory)) : "–"))];
-  const lines = components
-    .filter((component) => answers.some((memory) => componentBytes(memory, component)))
-    .map((component) => line(spaced(component), (memory) => componentBytes(memory, component)));
-  const peak = line("peak", (memory) => memory.peak_allocated_bytes);
-  return tooltipTable(name, ["", "estimated", "measured"], [...lines, peak]);
 }

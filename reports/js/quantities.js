@@ -4,13 +4,18 @@
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 
+// Bytes often lie halfway between two figures; Python rounds those to the even one.
 const grouped = (number, decimals) =>
-  number.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+  number.toLocaleString("en-US", {
+    minimumFractionDigits: decimals,
+    maximumFractionDigits: decimals,
+    roundingMode: "halfEven",
+  });
 
 function formatBytes(count) {
   if (count >= GIB) return `${grouped(count / GIB, 2)} GiB`;
   const mib = count / MIB;
-  return count ? `${grouped(mib, mib >= 10 ? 1 : mib >= 1 ? 2 : 3)} MiB` : "0 MiB";
+  return count ? `${grouped(mib, mib >= 1 ? 2 : 3)} MiB` : "0 MiB";
 }
 
 function formatShare(share) {

@@ -1,8 +1,9 @@
 "use strict";
 // Makes the tables of the charts' data, when they are first opened: the page holds each figure once.
 
-function asTable({ columns, rows }) {
+function asTable({ caption, columns, rows }) {
   const table = document.createElement("table");
+  if (caption) table.createCaption().textContent = caption;
   const add = (parent, texts, scopes) => {
     const line = parent.insertRow();
     for (const [place, text] of texts.entries()) {

@@ -10,12 +10,6 @@ const throughputChart = {
     return {
       ...base(names, { right: unit ? 120 : 64 }),
       xAxis: valueAxis({ max: data.longest, unit: "tokens/s", width }),
-      tooltip: {
-        ...TOOLTIP,
-        trigger: "axis",
-        axisPointer: { type: "none" },
-        formatter: ([{ dataIndex }]) => throughputTooltip(data.rows[dataIndex]),
-      },
       series: [
         namesAbove(names, { width, above: 17 }),
         {
@@ -40,6 +34,14 @@ const throughputChart = {
         },
       ],
     };
+  },
+
+  tip(data, [, place]) {
+    if (!data.rows[place]) return null;
+    const { name, tokensPerSecond, quartiles } = data.rows[place];
+    const rows = [["median step", formatNumber(tokensPerSecond)]];
+    if (quartiles) rows.push(["middle half", quartiles.map(formatNumber).join(" to ")]);
+    return { caption: name, columns: ["", "tokens/s"], rows };
   },
 
   table(data) {
@@ -77,10 +79,4 @@ function throughputEnd(api, row, unit) {
   };
   const lines = row.quartiles ? [line(low, y, high, y), line(low, y - 4, low, y + 4), line(high, y - 4, high, y + 4)] : [];
   return { type: "group", children: [...lines, text] };
-}
-
-function throughputTooltip(row) {
-  const lines = [["median step", formatNumber(row.tokensPerSecond)]];
-  if (row.quartiles) lines.push(["middle half", row.quartiles.map(formatNumber).join(" to ")]);
-  return tooltipTable(row.name, ["", "tokens/s"], lines);
 }

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorabench.bench.records import write_record
+from lorabench.cli import main
+from tests.sample_records import sample_record
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, out, err
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    write_record(folder, sample_record())
+    write_record(folder, sample_record(rank=64, outcome="oom"))
+    return folder
+
+
+def test_it_says_in_one_line_what_it_wrote(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = results.parent / "pages" / "page.html"
+    code, out, err = report(capsys, results, "-o", page)
+    size = page.stat().st_size / 2**20
+    assert (code, err) == (0, "")
+    assert out == f"wrote {page} ({size:.3f} MiB): 2 runs, 1 failed\n"
+    assert page.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+
+
+def _umask() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Umask:"))
+    return int(line.split()[1], 8)
+
+
+def test_it_writes_report_html_unless_told_otherwise(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(results.parent)
+    (results.parent / "report.html").write_text("an older one")
+    assert report(capsys, "results")[0] == 0
+    assert "lora r64" in (results.parent / "report.html").read_text()
+
+
+def test_several_folders_make_one_page(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(tmp_path / "more", sample_record(method="full"))
+    code, out, _ = report(capsys, results, tmp_path / "more", "-o", tmp_path / "page.html")
+    assert code == 0
+    assert out.endswith(": 3 runs, 1 failed\n")
+
+
+def test_runs_that_all_failed_still_make_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(tmp_path / "failed", sample_record(outcome="error", message="boom"))
+    code, _, _ = report(capsys, tmp_path / "failed", "-o", tmp_path / "page.html")
+    assert code == 0
+    assert "boom" in (tmp_path / "page.html").read_text()
+
+
+def test_open_shows_the_page_in_the_browser(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    page = results.parent / "a page.html"
+    assert report(capsys, results, "-o", page, "--open")[0] == 0
+    assert opened == [page.as_uri()]
+
+
+@pytest.mark.parametrize(
+    ("output", "complaint"),
+    [
+        ("taken", "not a file"),
+        ("taken/file/page.html", "cannot write the report"),
+        ("x" * 300 + ".html", "cannot write the report"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused(
+    output: str, complaint: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    code, out, err = report(capsys, results, "-o", tmp_path / output)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert complaint in err
+    assert "-o" in err
+    assert list((tmp_path / "taken").iterdir()) == [tmp_path / "taken" / "file"]
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_a_folder_without_records_is_refused(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = report(capsys, tmp_path / folder, "-o", tmp_path / "page.html")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert folder in err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_without_jinja2_it_names_the_extra(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, _, err = report(capsys, results, "-o", results.parent / "page.html")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "pip install 'lorabench[report]'" in err

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from lorabench.reports import quantities
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, "–"),
+        (0, "0 MiB"),
+        (1536, "0.001 MiB"),
+        (5 * 2**20 // 2, "2.50 MiB"),
+        (300 * 2**20, "300.00 MiB"),
+        (2**30, "1.00 GiB"),
+        (1536 * 2**30, "1,536.00 GiB"),
+    ],
+)
+def test_bytes_are_written_in_gib_or_mib(count: int | None, text: str) -> None:
+    assert quantities.format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(None, "–"), (0.0123, "+1.23%"), (-0.0123, "−1.23%"), (-0.2, "−20%"), (12.0, "+1,200%")]
+)
+def test_shares_are_signed_percentages(share: float | None, text: str) -> None:
+    assert quantities.format_share(share) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(None, "–"), (12345.6, "12,346"), (12.34, "12.3"), (1.234, "1.23")])
+def test_numbers_keep_three_digits(number: float | None, text: str) -> None:
+    assert quantities.format_number(number) == text
+
+
+def test_a_time_that_is_none_is_shown_as_it_is() -> None:
+    assert quantities.format_date("2026-03-14T09:26:53Z") == "2026-03-14 09:26"
+    assert quantities.format_date("yesterday") == "yesterday"
