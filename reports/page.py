@@ -115,7 +115,6 @@ def _jinja() -> Environment:
     )
     jinja.filters |= {
         "as_bytes": quantities.format_bytes,
-        "as_date": quantities.format_date,
         "as_loss": quantities.format_loss,
         "as_number": quantities.format_number,
         "as_share": quantities.format_share,
