@@ -267,14 +267,14 @@ class Tape:
             yield lambda _input, _output: None
             return
         self.repeat = copies
-        self.ledger.watch()
+        self.ledger.begin_forward_repeat()
 
         def finish(hidden: Tensor, output: Tensor) -> None:
-            for block in self.ledger.watched():
-                if block is not output.block:
-                    self.ledger.multiply(block, copies)
+            # Each copy's output is the next one's input: what the layers hold of it is counted with the input.
+            blocks = [block for block in self.ledger.left_behind() if block is not output.block]
             if hidden.block is not None and not _sole_owner(hidden):
-                self.ledger.multiply(hidden.block, copies)
+                blocks.append(hidden.block)
+            self.ledger.end_forward_repeat(blocks, copies)
 
         yield finish
         self.repeat = 1
@@ -292,12 +292,12 @@ class Tape:
             _, node = heapq.heappop(queue)
             if (node.repeat > 1) != self.ledger.repeating:
                 if node.repeat > 1:
-                    self.ledger.begin_repeat()
+                    self.ledger.begin_backward_repeat()
                 else:
-                    self.ledger.end_repeat()
+                    self.ledger.end_backward_repeat()
             self._run(node, waiting, queue)
         if self.ledger.repeating:
-            self.ledger.end_repeat()
+            self.ledger.end_backward_repeat()
 
     def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
         arrived = waiting.pop(node)

@@ -80,23 +80,24 @@ class Modules:
             return self.op.linear_4bit(x, elements, linear.out_features, self.compute_dtype, self.quantized_dtype)
         return self.op.linear(x, self.weights[name], linear.out_features, bias=self.weights.get(f"{name}.bias"))
 
+    # A module's caller holds its input while it runs, so what is made of an input gets a name of its own.
+
     def _adapted(self, name: str, x: Tensor) -> Tensor:
         result = self._base(name, x)
         dtype = result.dtype
-        x = self.op.cast(x, self.adapters[name][0].dtype)
-        result = self.op.add(result, self._adapter(name, x))
+        cast = self.op.cast(x, self.adapters[name][0].dtype)
+        result = self.op.add(result, self._adapter(name, cast))
         return self.op.cast(result, dtype)
 
     def _adapted_4bit(self, name: str, x: Tensor) -> Tensor:
         result = self._base(name, x)
         result = self.op.copy(result)
-        dtype = result.dtype
-        autocast = self.op.autocast is not None
-        if not autocast:
-            x = self.op.cast(x, self.adapters[name][0].dtype)
-        output = self._adapter(name, x)
-        if not autocast:
-            output = self.op.cast(output, dtype)
+        if self.op.autocast is not None and self.op.kernels == "cuda":
+            # peft asks for autocast without naming a device, which torch answers for CUDA.
+            return self.op.add(result, self._adapter(name, x))
+        cast = self.op.cast(x, self.adapters[name][0].dtype)
+        output = self._adapter(name, cast)
+        output = self.op.cast(output, result.dtype)
         return self.op.add(result, output)
 
     def _adapter(self, name: str, x: Tensor) -> Tensor:
@@ -109,11 +110,11 @@ class Modules:
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
         """Return Llama's RMS norm, computed in float32."""
-        op, dtype = self.op, x.dtype
-        x = op.cast(x, "float32")
-        variance = op.mean_of_columns(op.power(x))
-        x = op.multiply(x, op.tanh(op.shift(variance)))
-        return op.multiply(op.cast(x, dtype), self.weights[f"{name}.weight"])
+        op = self.op
+        x32 = op.cast(x, "float32")
+        variance = op.mean_of_columns(op.power(x32))
+        x32 = op.multiply(x32, op.tanh(op.shift(variance)))
+        return op.multiply(op.cast(x32, x.dtype), self.weights[f"{name}.weight"])
 
     def gemma_norm(self, name: str, x: Tensor) -> Tensor:
         """Return Gemma's RMS norm: the weight, from one, is applied in float32."""
@@ -162,7 +163,7 @@ class Modules:
         hidden = q.columns
         keys = op.repeat_heads(k, times)
         values = op.repeat_heads(v, times)
-        scores = op.scale(op.attention_product(q, keys, BSS, heads))
+        scores = op.scale(op.matmul(q, keys, BSS, heads))
         if softcap:
             scores = op.scale(scores)
             scores = op.tanh(scores)
@@ -170,23 +171,28 @@ class Modules:
         scores = op.shift(scores)
         scores = op.cast(op.softmax(scores, "float32"), q.dtype)
         scores = op.dropout(scores, dropout)
-        output = op.attention_product(scores, values, BS, hidden)
+        output = op.matmul(scores, values, BS, hidden)
         return op.copy(output)
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        """The math kernel: scaled copies of q and k, and the whole matrix of scores."""
-        op, heads = self.op, self.spec.num_attention_heads
-        times = heads // self.spec.num_key_value_heads
-        hidden = q.columns
-        mask = op.tape.new(SS, 1, q.dtype)
-        q = op.scale(q)
-        k, v = op.repeat_heads(k, times), op.repeat_heads(v, times)
-        k = op.scale(k)
-        scores = op.attention_product(q, k, BSS, heads)
-        del mask
-        scores = op.softmax(scores, scores.dtype)
-        scores = op.dropout(scores, dropout)
-        return op.attention_product(scores, v, BS, hidden)
+        """torch's math kernel: everything in float32, with the whole matrix of scores.
+
+        The products take contiguous copies of the heads. The probabilities are returned too, in the dtype of q.
+        """
+        op, spec = self.op, self.spec
+        times = spec.num_attention_heads // spec.num_key_value_heads
+        queries = op.cast(q, "float32")
+        keys, values = op.cast(k, "float32"), op.cast(v, "float32")
+        queries = op.scale(queries)
+        mask = op.tape.new(SS, 1, "float32")
+        keys, values = op.repeat_heads(keys, times), op.repeat_heads(values, times)
+        attention = op.batched_product(op.copy(queries), op.copy(op.scale(keys)), BSS, spec.num_attention_heads)
+        attention = op.softmax(attention, "float32")
+        attention = op.dropout(attention, dropout)
+        output = op.cast(op.batched_product(attention, op.copy(values), BS, q.columns), q.dtype)
+        probabilities = op.cast(attention, q.dtype)
+        del probabilities, attention, queries, keys, values, mask
+        return op.copy(output)
 
     # Feed-forward
 

@@ -36,9 +36,15 @@ class Operators:
         return tape.record((x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype, component))
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a + b, of the same shape."""
+        """Return a + b; ``b`` has a's shape, or fewer rows, whose gradient is then a sum."""
         tape, dtype = self.tape, promote(a.dtype, b.dtype)
-        return tape.record((a, b), lambda g, _: (g.view(), g.view()), (), lambda: tape.like(a, dtype))
+        rows, columns = b.rows, b.columns
+        broadcast = rows != a.rows
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            return g.view(), tape.new(rows, columns, g.dtype) if broadcast else g.view()
+
+        return tape.record((a, b), backward, (), lambda: tape.like(a, dtype))
 
     def scale(self, x: Tensor) -> Tensor:
         """Return x times (or plus, or negated) a number."""
@@ -79,7 +85,12 @@ class Operators:
         return tape.record((x,), lambda g, _: (tape.like(g),), (), lambda: tape.like(x), saved_output=True)
 
     def power(self, x: Tensor) -> Tensor:
-        """Return x to a power: backward forms the lower power, its multiple and the product, all alive at once."""
+        """Return x to a power: backward forms the lower power, its multiple and the product, all alive at once.
+
+        CUDA's autocast runs it in float32.
+        """
+        if self.autocast is not None and self.kernels == "cuda":
+            x = self.cast(x, "float32")
         tape = self.tape
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
@@ -144,7 +155,8 @@ class Operators:
         self, x: Tensor, weight: Tensor, columns: int, *, bias: Tensor | None = None, ranked: bool = False
     ) -> Tensor:
         """Return x · weightᵀ (+ bias), with ``columns`` columns (times r where ``ranked``)."""
-        x = self._to_autocast(x)
+        given = x  # the caller's tensor lives on beside its cast
+        x = self._to_autocast(given)
         weight = self._to_autocast(weight)
         tape, rows = self.tape, x.rows
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
@@ -173,8 +185,8 @@ class Operators:
         The weight is dequantised into a copy for the product, forward and backward; none of it is saved. (Below some
         1536 rows, depending on the GPU, a fused kernel spares the forward copy.)
         """
-        was = x.dtype
-        x = self.cast(x, compute_dtype)
+        given, was = x, x.dtype
+        x = self.cast(given, compute_dtype)
         tape, in_columns = self.tape, x.columns
 
         def dequantised() -> Tensor:
@@ -205,11 +217,11 @@ class Operators:
 
     # Lookups and norms
 
-    def embedding(self, weight: Tensor, columns: int) -> Tensor:
-        """Return the rows of ``weight`` that the tokens name; the gradient is dense, as large as the table."""
+    def embedding(self, weight: Tensor, columns: int, rows: int = BS) -> Tensor:
+        """Return ``rows`` of the table ``weight``; the gradient is dense, as large as the table."""
         tape, elements, dtype = self.tape, weight.columns, weight.dtype
         return tape.record(
-            (weight,), lambda g, _: (tape.new(ONE, elements, dtype),), (), lambda: tape.new(BS, columns, dtype)
+            (weight,), lambda g, _: (tape.new(ONE, elements, dtype),), (), lambda: tape.new(rows, columns, dtype)
         )
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -241,10 +253,13 @@ class Operators:
 
     # Attention
 
-    def attention_product(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
-        """Return the batched product of two attention operands; it saves both."""
-        if self.autocast is not None:
-            a, b = self._to_autocast(a), self._to_autocast(b)
+    def matmul(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
+        """Return the product of two operands of attention, in autocast's dtype."""
+        first, second = self._to_autocast(a), self._to_autocast(b)
+        return self.batched_product(first, second, rows, columns)
+
+    def batched_product(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
+        """Return the batched product of two operands; it saves both."""
         tape, dtype = self.tape, a.dtype
         shapes = [(t.rows, t.columns, t.dtype) if t.requires_grad else None for t in (a, b)]
 

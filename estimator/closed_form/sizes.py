@@ -84,10 +84,10 @@ class Block:
 class Ledger:
     """Live bytes, and the moments at which they may peak.
 
-    Layers that are alike are run once and stand for ``copies`` of them. What such a layer leaves behind in forward is
-    counted as often; in backward the copy that runs first frees its own share only, and the last one runs when all
-    the others' shares are gone, so that a peak in any of them is one of these two (live bytes change by the same
-    amount from each copy to the next).
+    Layers that are alike are run once and stand for ``copies`` of them. Live bytes change by the same amount from each
+    copy to the next, so that a peak in any of them is one in the first or in the last, and their moments are enough:
+    in forward the last runs on top of what all the others left behind; in backward the first frees its own share
+    only, and the last runs when the others' shares are gone and their gradients are there.
     """
 
     def __init__(self) -> None:
@@ -131,22 +131,34 @@ class Ledger:
         """Count bytes in that stay for the whole step."""
         self.live[COMPONENT_INDEX[component] * WIDTH + monomial] += bytes_
 
-    def multiply(self, block: Block, copies: int) -> None:
-        """Let ``block`` stand for ``copies`` of itself."""
-        self.live[block.slot] += (copies - block.copies) * block.bytes
-        block.copies = copies
+    def begin_forward_repeat(self) -> None:
+        """Begin the forward pass of the layer that stands for several."""
+        self.mark()
+        self._watched = []
+        self._repeat_started = len(self.moments)
+
+    def left_behind(self) -> list[Block]:
+        """Return the blocks that were allocated since the repeat began and are still alive."""
+        return [block for reference in self._watched or () if (block := reference()) is not None]
+
+    def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
+        """Let ``blocks`` stand for ``copies`` of themselves, and the moments of the last copy follow the first's."""
+        self.mark()
+        self._watched = None
+        change = [0] * len(self.live)
+        for block in blocks:
+            change[block.slot] += (copies - 1) * block.bytes
+            block.copies = copies
+        self._add_shifted_moments(change)
+
+    def _add_shifted_moments(self, change: list[int]) -> None:
+        for moment in self.moments[self._repeat_started :]:
+            live = tuple(now + later for now, later in zip(moment.live, change, strict=True))
+            self.moments.append(Moment(moment.phase, live))
+        self.live = [now + later for now, later in zip(self.live, change, strict=True)]
         self._rising = True
 
-    def watch(self) -> None:
-        """Begin to note the blocks that are allocated."""
-        self._watched = []
-
-    def watched(self) -> list[Block]:
-        """Return those noted blocks that are still alive, and stop noting."""
-        noted, self._watched = self._watched or [], None
-        return [block for reference in noted if (block := reference()) is not None]
-
-    def begin_repeat(self) -> None:
+    def begin_backward_repeat(self) -> None:
         """Begin the backward pass of the layer that stands for several."""
         self.mark()
         self._repeat = [0] * len(self.live)
@@ -162,14 +174,10 @@ class Ledger:
         """Whether the backward pass of a layer that stands for several is under way."""
         return self._repeat is not None
 
-    def end_repeat(self) -> None:
+    def end_backward_repeat(self) -> None:
         """Let the other copies run: add the moments of the last of them, and what all of them leave."""
         self.mark()
         change = self._repeat
         assert change is not None
         self._repeat = None
-        for moment in self.moments[self._repeat_started :]:
-            live = tuple(now + later for now, later in zip(moment.live, change, strict=True))
-            self.moments.append(Moment(moment.phase, live))
-        self.live = [now + later for now, later in zip(self.live, change, strict=True)]
-        self._rising = True
+        self._add_shifted_moments(change)

@@ -83,8 +83,8 @@ class _Step:
         hidden = embedded
         rotary: Rotary | None = None
         if spec.model_type == "gpt2":
-            positions = tape.new(S, spec.hidden_size, hidden.dtype)
-            hidden = op.add(hidden, positions)
+            positions = op.embedding(outside.weights[spec.embeddings[1].name], spec.hidden_size, S)
+            hidden = op.add(embedded, positions)
             hidden = op.dropout(hidden, spec.config["embd_pdrop"])
         else:
             rotary = rotary_tables(tape, op, spec.head_dim, hidden.dtype)
