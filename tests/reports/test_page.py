@@ -90,7 +90,9 @@ class Browser:
     """Chromium with the pages of `PAGES`."""
 
     def __init__(self, folder: Path) -> None:
-        binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+        names = ("chromium", "chromium-browser", "google-chrome")
+        binary = next(filter(None, map(shutil.which, names)), None)
+        driver = shutil.which("chromedriver")
         if not (binary and driver):
             pytest.fail("the report's tests need Chromium: apt-get install -y chromium chromium-driver", pytrace=False)
         options = webdriver.ChromeOptions()
