@@ -1,1 +1,1 @@
-"""The real training step on real or meta tensors: the only part of the estimator that imports torch, inside functions."""
+"""The real training step, on real or meta tensors: the only part of the estimator that uses torch."""

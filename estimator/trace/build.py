@@ -1,4 +1,4 @@
-"""Build the model of a recipe as transformers, bitsandbytes and peft would: on a GPU, on the CPU, or on meta tensors."""
+"""Build a recipe's model as transformers, bitsandbytes and peft would: on a GPU, the CPU, or meta tensors."""
 
 from __future__ import annotations
 
@@ -41,10 +41,7 @@ def build_model(
     refuse_missing_kernels(recipe, device)
     resolve_target_modules(spec, recipe)
     torch.manual_seed(seed)
-    if weights is None:
-        model = _random_model(spec, recipe, device)
-    else:
-        model = _pretrained_model(weights, recipe, device)
+    model = _random_model(spec, recipe, device) if weights is None else _pretrained_model(weights, recipe, device)
     model.config.use_cache = False
     if recipe.prepare_kbit:
         from peft import prepare_model_for_kbit_training
@@ -221,9 +218,7 @@ def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> No
     quantizer = AutoHfQuantizer.from_config(_quantization_config(recipe))
     originals = dict(model.named_modules())
     quantizer.preprocess_model(model=model, device_map={"": device})
-    shells = {
-        name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
-    }
+    shells = {name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
     names = {id(originals[name]): name for name in shells}
     for name in shells:
         model.set_submodule(name, originals[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +41,17 @@ class TrainingStep:
         scales = recipe.mixed_precision == "fp16" and self.device_type != "meta"
         self.scaler = torch.amp.GradScaler(self.device_type) if scales else None
 
-    def __call__(self, batches: Sequence[Batch]) -> torch.Tensor:
+    def __call__(self, batches: Iterable[Batch]) -> torch.Tensor:
         """Train one step on ``batches``, one for each gradient accumulation, and return their mean loss, detached.
 
-        The gradients are gone afterwards only when the next step begins.
+        A batch is taken when the one before it is through. The gradients stay until the next step begins.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total: torch.Tensor | None = None
         for batch in batches:
             self.on_phase("forward")
             with self.autocast():
-                loss = self.loss(batch) / len(batches)
+                loss = self.loss(batch) / self.recipe.gradient_accumulation
             self.on_phase("backward")
             if self.scaler is None:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -96,10 +96,3 @@ def shifted_logits_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     predictions = upcast[:, :-1, :].contiguous()
     targets = labels[:, 1:].contiguous()
     return cross_entropy(predictions.view(-1, predictions.shape[-1]), targets.view(-1))
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], recipe: Recipe
-) -> torch.Tensor:
-    """Train one step and return its mean loss, detached: `TrainingStep` where there is only one."""
-    return TrainingStep(model, optimizer, recipe)(batches)

@@ -3,7 +3,7 @@
 Every operation passes through a dispatch mode, which follows the storages of its results by weak reference, so a
 storage counts from the operation that made it until nothing refers to it any more: views and in-place results count
 once. It works alike on the CPU, on CUDA and on meta tensors, where nothing is computed. What a kernel allocates and
-frees inside one operation is not seen.
+frees inside one operation is not seen; a trace on meta tells it (`scratch`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.breakdown import COMPONENTS, PHASES, Breakdown
 from lorabench.estimator.trace.build import Recomputation
+from lorabench.estimator.trace.scratch import Scratch
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +23,26 @@ if TYPE_CHECKING:
 
 
 class StorageLedger:
-    """Counts the storages of one device type while it is entered.
+    """Counts the storages of one device type (or several) while it is entered.
 
     Hand it what lives already (`adopt_model`, `adopt_optimizer`, `adopt`), enter it, call `begin_step`, run a
     `TrainingStep` whose ``on_phase`` is `begin_phase`, then `end_step`. `breakdown` tells the last step's.
     """
 
-    def __init__(self, device_type: str) -> None:
-        self.device_type = device_type
+    def __init__(
+        self,
+        *device_types: str,
+        scratch: Scratch | None = None,
+        on_birth: Callable[[int, torch.Tensor, Any], None] | None = None,
+    ) -> None:
+        """Count storages on ``device_types``.
+
+        ``scratch`` tells what an operation's kernel holds besides its results. ``on_birth`` is told each new storage's
+        number, a tensor on it, and the operation that made it (None where it was adopted).
+        """
+        self.device_types = device_types
+        self._scratch = scratch
+        self._on_birth = on_birth
         self.loaded_bytes = 0
         self._sids: dict[int, int] = {}
         """id of a live storage → its number here; Python keeps one object for each storage while it lives."""
@@ -121,7 +134,7 @@ class StorageLedger:
 
     def __enter__(self) -> StorageLedger:
         self._open = ExitStack()
-        self._open.enter_context(_watch_operations(self._record))
+        self._open.enter_context(_watch_operations(self._record, self._scratch))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -156,9 +169,42 @@ class StorageLedger:
                 phase_peaks[phase] = live
             if phase and live > peak:
                 peak, peak_phase, at_peak = live, phase, dict(held)
-        return Breakdown(
-            components=at_peak, phase=peak_phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks
-        )
+        return Breakdown(components=at_peak, phase=peak_phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks)
+
+    def allocations(self) -> list[tuple[int, int]]:
+        """Return every allocation and free since the beginning: the storage's number, and its bytes or 0 for a free."""
+        return [(event, self._sizes[event]) if event >= 0 else (~event, 0) for event in self._events]
+
+    def live_bytes_of_step(self) -> Iterator[tuple[int, str, int]]:
+        """Yield the number and phase of each event of the last step, and the live bytes after it."""
+        live = 0
+        phases = iter([*self._phases, (len(self._events), "")])
+        phase, (next_start, next_phase) = "", next(phases)
+        for index, event in enumerate(self._events):
+            while index >= next_start:
+                phase = next_phase
+                next_start, next_phase = next(phases, (len(self._events) + 1, ""))
+            live += self._sizes[event] if event >= 0 else -self._sizes[~event]
+            if phase:
+                yield index, phase, live
+
+    def peak_event(self) -> int:
+        """Return the number of the event that completes the last step's peak: an allocation."""
+        points = self.live_bytes_of_step()
+        return max(points, key=lambda point: point[2])[0]
+
+    def storage_of(self, event: int) -> int:
+        """Return the number of the storage that ``event`` made or freed."""
+        made = self._events[event]
+        return made if made >= 0 else ~made
+
+    def alive_after(self, event: int) -> Iterator[tuple[int, str, int]]:
+        """Yield number, component and bytes of each storage that is alive after ``event``."""
+        components = self._attribute()
+        freed = {~made for made in self._events[: event + 1] if made < 0}
+        for made in self._events[: event + 1]:
+            if made >= 0 and made not in freed:
+                yield made, components[made], self._sizes[made]
 
     def _attribute(self) -> list[str]:
         """Return the component of every storage: what outlives its forward pass or recomputation was saved by it."""
@@ -189,7 +235,7 @@ class StorageLedger:
     def _live_bytes(self) -> int:
         return sum(self._sizes[sid] for sid in self._sids.values())
 
-    def _record(self, result: Any) -> None:
+    def _record(self, operation: Any, result: Any) -> None:
         if Recomputation.running != self._recomputing:
             self._recomputing = Recomputation.running
             if not self._recomputing:
@@ -198,7 +244,7 @@ class StorageLedger:
                 self._recompute_ends.append(0)
         for tensor in _tensors((result,)):
             known = len(self._sizes)
-            sid = self._follow(tensor)
+            sid = self._follow(tensor, operation)
             if sid is None or sid < known:
                 continue
             if self._recomputing:
@@ -206,9 +252,9 @@ class StorageLedger:
             if self._in_head and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary:
                 self._components[sid] = "logits"
 
-    def _follow(self, tensor: torch.Tensor) -> int | None:
+    def _follow(self, tensor: torch.Tensor, operation: Any = None) -> int | None:
         """Return the number of the tensor's storage, a new one if it was not followed; None if it takes no bytes."""
-        if tensor.device.type != self.device_type:
+        if tensor.device.type not in self.device_types:
             return None
         storage = tensor.untyped_storage()
         size = storage.nbytes()
@@ -229,6 +275,8 @@ class StorageLedger:
         self._sizes.append(size)
         self._sids[key] = sid
         self._events.append(sid)
+        if self._on_birth is not None:
+            self._on_birth(sid, tensor, operation)
         if component is not None:
             self._components[sid] = component
         return sid
@@ -268,8 +316,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def _watch_operations(record: Callable[[Any], None]) -> Any:
-    """Return a context in which ``record`` gets the result of every operation."""
+def _watch_operations(record: Callable[[Any, Any], None], scratch: Scratch | None) -> Any:
+    """Return a context in which ``record`` gets every operation and its result, after what ``scratch`` says of it."""
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -278,19 +326,23 @@ def _watch_operations(record: Callable[[Any], None]) -> Any:
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            record(result)
+            record(func, result)
             return result
 
     class Watch(TorchDispatchMode):
         """Sees every operation, also those of the backward pass."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            held = scratch(func, args, kwargs) if scratch is not None else None
+            if held:
+                record(func, held)
             if func.namespace == "bitsandbytes" and "gemm_4bit" in func.name():
                 with InsideKernel():
-                    result = func(*args, **(kwargs or {}))
+                    result = func(*args, **kwargs)
             else:
-                result = func(*args, **(kwargs or {}))
-            record(result)
+                result = func(*args, **kwargs)
+            record(func, result)
             return result
 
     return Watch()

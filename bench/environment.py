@@ -1,0 +1,181 @@
+"""What a measurement depends on besides its recipe: the device and the software, and nothing that names a host.
+
+It is looked up in a process of its own (``python -m lorabench.bench.environment``), because asking CUDA takes memory
+on the GPU for as long as the asking process lives.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+import lorabench
+from lorabench.bench.records import DeviceFacts, Environment
+from lorabench.estimator.errors import UserError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "numpy",
+    "triton",
+    "flash-attn",
+    "liger-kernel",
+)
+NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+class Surroundings(Struct, frozen=True, kw_only=True):
+    """Where recipes run."""
+
+    device: DeviceFacts
+    environment: Environment
+
+
+def require_bench_extra() -> None:
+    """Refuse to go on where the packages that train are not installed.
+
+    Raises:
+        UserError: which packages are missing, and what to install.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"training needs {', '.join(missing)}: pip install 'lorabench[bench]'")
+
+
+def probe_surroundings(choice: DeviceChoice) -> Surroundings:
+    """Return the device that ``choice`` means on this machine (auto: CUDA where there is a GPU) and the software.
+
+    Raises:
+        UserError: the packages that train are missing or cannot be imported, or there is no CUDA device.
+    """
+    require_bench_extra()
+    probe = subprocess.run(
+        [sys.executable, "-m", "lorabench.bench.environment", choice], capture_output=True, text=True, check=False
+    )
+    if probe.returncode == 0:
+        return msgspec.json.decode(probe.stdout.splitlines()[-1], type=Surroundings)
+    last = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+    raise UserError(last if probe.returncode == 2 else f"torch cannot be used here: {last}")
+
+
+def main() -> None:
+    """Print the surroundings as one line of JSON; exit with 2 and a reason where the device is not there."""
+    import torch
+
+    choice = sys.argv[1]
+    if choice == "cuda" and not torch.cuda.is_available():
+        built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        print(f"no CUDA device (torch {torch.__version__} is built {built_for}): use --device cpu", file=sys.stderr)
+        sys.exit(2)
+    kind: Literal["cuda", "cpu"] = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+    surroundings = Surroundings(device=_device_facts(kind), environment=_environment(kind))
+    print(msgspec.json.encode(surroundings).decode())
+
+
+def _device_facts(kind: Literal["cuda", "cpu"]) -> DeviceFacts:
+    if kind == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(0)
+        return DeviceFacts(kind="cuda", name=properties.name, memory_bytes=properties.total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return DeviceFacts(kind="cpu", name=_processor_name(), memory_bytes=memory)
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return platform.machine() or "unknown processor"
+
+
+def _environment(kind: Literal["cuda", "cpu"]) -> Environment:
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        lorabench=lorabench.__version__,
+        python=platform.python_version(),
+        operating_system=_operating_system(),
+        packages=versions,
+        cpu_threads=torch.get_num_threads(),
+        cuda=torch.version.cuda if kind == "cuda" else None,
+        driver=_driver_version() if kind == "cuda" else None,
+        allocator=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+    )
+
+
+def _operating_system() -> str:
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = platform.system()
+    return f"{name}, {platform.machine()}"
+
+
+def _driver_version() -> str | None:
+    """Return the NVIDIA driver's version, or None where the management library does not answer."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def process_device_bytes() -> int | None:
+    """Return what this process takes on the first CUDA device, context included, as the driver counts it.
+
+    None where the driver does not say so for this process, as in a container with process ids of its own that shares
+    its GPU.
+    """
+    import pynvml
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(device)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    own = [process for process in processes if process.pid == os.getpid()]
+    if not own and len(processes) == 1:
+        own = processes
+    return int(own[0].usedGpuMemory) if own and own[0].usedGpuMemory is not None else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Suites: a YAML file whose matrix expands to recipes.
+
+.. code-block:: yaml
+
+    name: rank-sweep
+    steps: 30
+    defaults: {seq_len: 1024, batch_size: 4}
+    matrix:
+      model: [HuggingFaceTB/SmolLM2-135M, HuggingFaceTB/SmolLM2-360M]
+      method: [full, lora, qlora]
+      rank: [8, 64]
+    exclude:
+      - {method: qlora, rank: 64}
+    include:
+      - {model: HuggingFaceTB/SmolLM2-135M, method: lora, rank: 256}
+
+Every combination of the matrix is a recipe; an option that has no meaning for a combination's method (a rank with
+full) is left out of it, and recipes that come out equal are run once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from lorabench.bench.plain_yaml import Trail, read_plain_yaml
+from lorabench.bench.text import byte_tokenizer
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
+from lorabench.estimator.target_modules import resolve_target_modules
+
+SHIPPED = Path(__file__).parent / "suites"
+STEPS = 20
+WARMUP_STEPS = 3
+MOST_RECIPES = 10_000
+LARGEST_FILE_BYTES = 2**20
+BY_HAND = "by hand"
+"""Suite name of recipes that were given on the command line."""
+
+
+class Planned(Struct, frozen=True):
+    """A recipe with the shapes of its model."""
+
+    recipe: Recipe
+    spec: ModelSpec
+
+    @property
+    def digest(self) -> str:
+        """What names its record."""
+        return self.recipe.digest(self.spec.config)
+
+
+class Suite(Struct, frozen=True, kw_only=True):
+    """Recipes to run one after another, each checked against its model."""
+
+    name: str
+    recipes: tuple[Planned, ...]
+    """In the order of the matrix, each once."""
+    steps: int = STEPS
+    """Timed steps of each recipe."""
+    warmup_steps: int = WARMUP_STEPS
+    """Steps before the timed ones."""
+
+
+def shipped_suites() -> dict[str, Path]:
+    """Return the suites that come with lorabench, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def single_recipe(spec: ModelSpec, recipe: Recipe) -> Suite:
+    """Return a suite of one recipe.
+
+    Raises:
+        UserError: the recipe cannot train this model.
+    """
+    check_trainable(spec, recipe)
+    return Suite(name=BY_HAND, recipes=(Planned(recipe, spec),))
+
+
+def check_trainable(spec: ModelSpec, recipe: Recipe) -> None:
+    """Refuse a recipe that cannot train its model on any device.
+
+    Raises:
+        UserError: target modules that the model does not have, more tokens than it has positions, or a vocabulary
+            that byte-level text does not fit.
+    """
+    resolve_target_modules(spec, recipe)
+    byte_tokenizer(spec.vocab_size)
+    learned = [weight for weight in spec.embeddings if weight.shape == (spec.max_position_embeddings, spec.hidden_size)]
+    has_positions = len(spec.embeddings) > 1 and learned
+    if has_positions and recipe.seq_len > spec.max_position_embeddings:
+        raise UserError(
+            f"seq_len {recipe.seq_len}: {spec.name} has learned positions for {spec.max_position_embeddings} tokens: "
+            f"use at most {spec.max_position_embeddings}"
+        )
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """Return the suite in a YAML file, or the shipped one of that name; all of it is checked before it is returned.
+
+    Raises:
+        UserError: no such file, not YAML, a tag, an unknown or repeated key, a value of the wrong type, a model or
+            module that is not there, options that contradict each other, or no recipe left; with file and line.
+    """
+    path = shipped_suites().get(name_or_path, Path(name_or_path))
+    return _SuiteFile(path).suite()
+
+
+KEYS = ("name", "description", "steps", "warmup_steps", "defaults", "matrix", "include", "exclude")
+OPTION_TYPES = {field.name: field.type for field in msgspec.structs.fields(Recipe)}
+
+
+class _SuiteFile:
+    """A suite's YAML file; every complaint says its line."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                raw = file.read(LARGEST_FILE_BYTES + 1)
+            text = raw.decode()
+        except FileNotFoundError as error:
+            near = did_you_mean(path.stem, shipped_suites())
+            raise UserError(f"{path}: no such suite: name a YAML file or a shipped suite ({near})") from error
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the suite: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text, so it is no suite") from error
+        if len(raw) > LARGEST_FILE_BYTES:
+            raise UserError(f"{path}: too large for a suite")
+        self.path = path
+        self.value, self.lines = read_plain_yaml(text, str(path))
+
+    def suite(self) -> Suite:
+        """Check every value and expand the matrix."""
+        value = self.value
+        if not isinstance(value, dict):
+            raise UserError(f"{self.path}: a suite is a mapping with the keys {', '.join(KEYS)}")
+        self._known_keys(value, KEYS, (), "key")
+        name = self._typed(value.get("name", self.path.stem), Annotated[str, Meta(min_length=1)], ("name",))
+        if name == BY_HAND:
+            raise self._error(("name",), f"{BY_HAND!r} stands for single recipes: name the suite otherwise")
+        self._typed(value.get("description", ""), str, ("description",))
+        steps = self._typed(value.get("steps", STEPS), Annotated[int, Meta(ge=1)], ("steps",))
+        warmup = self._typed(value.get("warmup_steps", WARMUP_STEPS), Annotated[int, Meta(ge=0)], ("warmup_steps",))
+        defaults = self._options(value.get("defaults", {}), ("defaults",))
+        planned: dict[str, Planned] = {}
+        excluded = [self._options(entry, path) for path, entry in self._entries("exclude")]
+        useful = [False] * len(excluded)
+        for options in self._matrix(defaults):
+            item = self._plan(options, ("matrix",))
+            drop = False
+            for index, wanted in enumerate(excluded):
+                if all(getattr(item.recipe, field) == said for field, said in wanted.items()):
+                    useful[index] = drop = True
+            if not drop:
+                planned.setdefault(item.digest, item)
+        if not all(useful):
+            raise self._error(
+                ("exclude", useful.index(False)), "exclude matches no recipe of the matrix: remove or mend it"
+            )
+        for path, entry in self._entries("include"):
+            options = self._options(entry, path)
+            item = self._plan({**_meaningful(defaults, options.get("method")), **options}, path)
+            planned.setdefault(item.digest, item)
+        if not planned:
+            raise UserError(f"{self.path}: no recipe in it: give it a matrix or an include")
+        return Suite(name=name, recipes=tuple(planned.values()), steps=steps, warmup_steps=warmup)
+
+    def _matrix(self, defaults: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the options of every combination, less those that have no meaning for its method."""
+        matrix = self.value.get("matrix", {})
+        if not matrix:
+            return
+        axes = self._options(matrix, ("matrix",), lists=True)
+        count = 1
+        for axis in axes.values():
+            count *= len(axis)
+        if count > MOST_RECIPES:
+            raise self._error(("matrix",), f"it expands to {count:,} recipes: at most {MOST_RECIPES:,} are run")
+        for combination in itertools.product(*axes.values()):
+            options = {**defaults, **dict(zip(axes, combination, strict=True))}
+            yield _meaningful(options, options.get("method"))
+
+    def _plan(self, options: dict[str, Any], path: Trail) -> Planned:
+        if "model" not in options:
+            raise self._error(path, "names no model: give model here or in defaults")
+        try:
+            spec = find_model(options["model"])
+            recipe = make_recipe(spec.name, **{key: value for key, value in options.items() if key != "model"})
+            check_trainable(spec, recipe)
+        except UserError as error:
+            raise self._error(path, str(error)) from error
+        return Planned(recipe, spec)
+
+    def _entries(self, key: str) -> list[tuple[Trail, Any]]:
+        entries = self.value.get(key, [])
+        if not isinstance(entries, list):
+            raise self._error((key,), f"{key} must be a list of mappings")
+        return [((key, index), entry) for index, entry in enumerate(entries)]
+
+    def _options(self, value: Any, path: Trail, *, lists: bool = False) -> dict[str, Any]:
+        """Return recipe options with checked types; each a list where ``lists``."""
+        if not isinstance(value, dict):
+            raise self._error(path, f"{_dotted(path)} must be a mapping of recipe options")
+        self._known_keys(value, Recipe.__struct_fields__, path, "recipe option")
+        options: dict[str, Any] = {}
+        for field, given in value.items():
+            at = (*path, field)
+            if lists and isinstance(given, list):
+                if not given:
+                    raise self._error(at, f"{_dotted(at)} is an empty list: give it a value or remove it")
+                options[field] = [self._option(item, field, (*at, index)) for index, item in enumerate(given)]
+            else:
+                option = self._option(given, field, at)
+                options[field] = [option] if lists else option
+        return options
+
+    def _option(self, value: Any, field: str, path: Trail) -> Any:
+        choices = CHOICES.get(field)
+        if choices is not None and value not in choices:
+            raise self._error(path, f"unknown {field} {value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}")
+        if value is None:
+            raise self._error(path, f"{_dotted(path)} has no value: give it one or remove it")
+        return self._typed(value, OPTION_TYPES[field], path)
+
+    def _typed(self, value: Any, kind: Any, path: Trail) -> Any:
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            message = str(error).replace(" | null", "")
+            raise self._error(path, f"{_dotted(path)}: {message}") from error
+
+    def _known_keys(self, value: dict[str, Any], known: tuple[str, ...], path: Trail, what: str) -> None:
+        for key in value:
+            if key not in known:
+                raise self._error((*path, key), f"unknown {what} {key!r}: {did_you_mean(key, known)}")
+
+    def _error(self, path: Trail, message: str) -> UserError:
+        while path and path not in self.lines:
+            path = path[:-1]
+        return UserError(f"{self.path} line {self.lines.get(path, 1)}: {message}")
+
+
+def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:
+    """Return ``options`` without those that have no meaning for ``method``."""
+    plain = make_recipe("any", method=method)
+    return {key: value for key, value in options.items() if key == "model" or getattr(plain, key) is not None}
+
+
+def _dotted(path: Trail) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")

@@ -1,0 +1,110 @@
+"""Training text: what every Python ships or a file, in tokens, packed into batches without padding."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from lorabench.estimator.errors import UserError
+
+BYTES = 256
+NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
+"""Folders under the standard library's that are not installed everywhere or are not part of it."""
+
+
+def shipped_documents() -> Iterator[str]:
+    """Yield prose and code that Python itself ships, in a fixed order: the language reference, then the library."""
+    from pydoc_data.topics import topics
+
+    for topic in sorted(topics):
+        yield topics[topic]
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.rglob("*.py")):
+        if not set(path.relative_to(library).parts) & set(NOT_LIBRARY):
+            yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def file_documents(path: Path) -> Iterator[str]:
+    """Yield the documents in ``path``: a .jsonl file's "text" fields, or the whole of any other file.
+
+    Raises:
+        UserError: the file cannot be read or is empty, or a line is no JSON object with a "text" string; with its
+            number.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the dataset: {error.strerror}") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} line {number}: not UTF-8 text ({error.reason}): convert it to UTF-8") from error
+    if not text.strip():
+        raise UserError(f"{path}: the dataset holds no text")
+    if path.suffix != ".jsonl":
+        yield text
+        return
+    wanted = 'each line of a .jsonl file is a JSON object with a "text" field'
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} line {number}: not JSON ({error}): {wanted}") from error
+        if not isinstance(document, dict) or not isinstance(document.get("text"), str):
+            raise UserError(f'{path} line {number}: no "text" string in it: {wanted}')
+        yield document["text"]
+
+
+def byte_tokenizer(vocab_size: int) -> Callable[[str], list[int]]:
+    """Return a tokenizer for models without one: a token for each byte of UTF-8.
+
+    Where the vocabulary has room, each document begins with token 256 and ends with 257.
+
+    Raises:
+        UserError: the vocabulary has fewer than 256 tokens.
+    """
+    if vocab_size < BYTES:
+        raise UserError(f"a vocabulary of {vocab_size} tokens is too small for byte-level text: it takes {BYTES}")
+    begin, end = ([BYTES], [BYTES + 1]) if vocab_size >= BYTES + 2 else ([], [])
+    return lambda document: [*begin, *document.encode(errors="replace"), *end]
+
+
+def pack(documents: Iterable[list[int]], batch_size: int, seq_len: int) -> Iterator[list[list[int]]]:
+    """Yield batches of ``batch_size`` rows of ``seq_len`` tokens: the documents end to end, cut where a row is full.
+
+    No token is padding, dropped or repeated, but for the last few that fill no whole batch.
+    """
+    stream = (token for document in documents for token in document)
+    while True:
+        block = list(islice(stream, batch_size * seq_len))
+        if len(block) < batch_size * seq_len:
+            return
+        yield [block[start : start + seq_len] for start in range(0, len(block), seq_len)]
+
+
+def training_batches(
+    dataset: Path | None, tokenize: Callable[[str], list[int]], batch_size: int, seq_len: int
+) -> Iterator[list[list[int]]]:
+    """Yield packed batches of the dataset, or of the shipped text, without end: it starts over when it is used up.
+
+    Raises:
+        UserError: the dataset is bad, or makes no token at all.
+    """
+
+    def tokens() -> Iterator[list[int]]:
+        while True:
+            empty = True
+            for document in shipped_documents() if dataset is None else file_documents(dataset):
+                made = tokenize(document)
+                empty = empty and not made
+                yield made
+            if empty:
+                raise UserError(f"{dataset}: the tokenizer makes no token of the dataset's text")
+
+    return pack(tokens(), batch_size, seq_len)
