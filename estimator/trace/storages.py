@@ -329,7 +329,7 @@ def _watch_operations(record: Callable[[Any, Any], None], scratch: Scratch | Non
             record(func, result)
             return result
 
-    class Watch(TorchDispatchMode):
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Sees every operation, also those of the backward pass."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -345,4 +345,4 @@ def _watch_operations(record: Callable[[Any, Any], None], scratch: Scratch | Non
             record(func, result)
             return result
 
-    return Watch()
+    return Watch()  # type: ignore[no-untyped-call]

@@ -1,0 +1,177 @@
+"""torch.autocast for meta tensors, which have none of their own.
+
+Which operators autocast casts is a list for each kind of device: `include/ATen/autocast_mode.h` of torch 2.13 for CUDA,
+`autocast_mode.cpp` for the CPU. The casts, and the cache of those of trainable float32 leaves, are torch's
+(`cached_cast`): an entry lives until the outermost context ends, so that the casts made while a checkpointed layer is
+recomputed are gone when that recomputation is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.trace.patches import replaced
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# fmt: off
+MATRIX_PRODUCTS = frozenset({
+    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addr", "addbmm", "baddbmm",
+    "einsum", "chain_matmul", "multi_dot", "vecdot", "prelu", "scaled_dot_product_attention", "conv1d", "conv2d",
+    "conv3d", "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+})
+"""Run in the lower precision, on CUDA and on the CPU."""
+IN_FLOAT32: dict[Kernels, frozenset[str]] = {
+    "cuda": frozenset({
+        "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",
+        "sinh", "tan", "pow", "__pow__", "__rpow__", "softplus", "layer_norm", "native_layer_norm", "rms_norm",
+        "group_norm", "cosine_similarity", "nll_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss",
+        "binary_cross_entropy_with_logits", "dist", "cdist", "renorm", "logsumexp",
+    }),
+    "cpu": frozenset({
+        "nll_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy",
+        "binary_cross_entropy_with_logits", "prod", "cdist", "trace",
+    }),
+}
+"""Run in float32."""
+INTO_FLOAT32: dict[Kernels, frozenset[str]] = {
+    "cuda": frozenset({
+        "prod", "softmax", "log_softmax", "cumprod", "cumsum", "sum", "norm", "vector_norm", "matrix_norm",
+    }),
+    "cpu": frozenset(),
+}
+"""Given float32 as their ``dtype`` where the caller asks for none."""
+# fmt: on
+
+
+class MetaAutocast:
+    """The state of autocast for meta tensors: nested contexts, and the cache of casts."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        import torch
+
+        self.kernels = kernels
+        self.enabled = False
+        self.dtype: torch.dtype = torch.bfloat16
+        self._nesting = 0
+        self._cache: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @contextmanager
+    def context(self, dtype: torch.dtype, *, enabled: bool) -> Iterator[None]:
+        """Enable or disable casts to ``dtype``; leaving the outermost context lets go of the cache."""
+        before = self.enabled, self.dtype
+        self.enabled, self.dtype = enabled, dtype
+        self._nesting += 1
+        try:
+            yield
+        finally:
+            self._nesting -= 1
+            self.enabled, self.dtype = before
+            if self._nesting == 0:
+                self._cache.clear()
+
+    def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments that the operator called ``name`` runs on."""
+        import torch
+
+        if not self.enabled:
+            return args, kwargs
+        if name in MATRIX_PRODUCTS:
+            return self._all(args, kwargs, self.dtype)
+        if name in IN_FLOAT32[self.kernels]:
+            return self._all(args, kwargs, torch.float32)
+        if name in INTO_FLOAT32[self.kernels]:
+            asked = kwargs.get("dtype") is not None or any(isinstance(value, torch.dtype) for value in args)
+            tensor = args[0] if args else kwargs.get("input")
+            if not asked and isinstance(tensor, torch.Tensor) and _eligible(tensor):
+                return args, {**kwargs, "dtype": torch.float32}
+        return args, kwargs
+
+    def _all(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Cast all arguments, the last first as torch built by GCC does; it decides in which order backward goes."""
+        cast_kwargs = {key: self._to(kwargs[key], dtype) for key in reversed(kwargs)}
+        cast_args = [self._to(value, dtype) for value in reversed(args)]
+        return tuple(reversed(cast_args)), cast_kwargs
+
+    def _to(self, value: Any, dtype: torch.dtype) -> Any:
+        import torch
+
+        if isinstance(value, list | tuple):
+            return type(value)(self._to(item, dtype) for item in value)
+        if not isinstance(value, torch.Tensor) or not _eligible(value) or value.dtype == dtype:
+            return value
+        keeps = value.dtype == torch.float32 and dtype != torch.float32 and value.is_leaf and value.requires_grad
+        if not keeps or value._is_view():
+            return value.to(dtype)
+        if id(value) not in self._cache:
+            self._cache[id(value)] = (value, value.to(dtype))
+        return self._cache[id(value)][1]
+
+
+def _eligible(tensor: torch.Tensor) -> bool:
+    import torch
+
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
+@contextmanager
+def autocast_on_meta(model: nn.Module, kernels: Kernels) -> Iterator[MetaAutocast]:
+    """Let ``torch.autocast("meta")`` be what autocast is on a device that runs ``kernels``.
+
+    torch's own functions that tell of autocast answer for meta too; that is what torch.utils.checkpoint, transformers
+    and peft ask. The casts themselves are made by whoever sees the operators (`cuda_semantics.Semantics`).
+    """
+    import torch
+
+    state = MetaAutocast(kernels)
+    real_autocast, real_enabled = torch.autocast, torch.is_autocast_enabled
+    real_available, real_dtype = torch.amp.is_autocast_available, torch.get_autocast_dtype
+
+    def autocast(
+        device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, cache_enabled: bool | None = None
+    ) -> Any:
+        if device_type == "meta":
+            return state.context(state.dtype if dtype is None else dtype, enabled=enabled)
+        return real_autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
+
+    def is_autocast_enabled(device_type: str | None = None) -> bool:
+        if device_type == "meta":
+            return state.enabled
+        if device_type is None:  # which is to ask about CUDA
+            return state.enabled and kernels == "cuda"
+        return real_enabled(device_type)
+
+    def is_autocast_available(device_type: str) -> bool:
+        return device_type == "meta" or real_available(device_type)
+
+    def get_autocast_dtype(device_type: str) -> torch.dtype:
+        return state.dtype if device_type == "meta" else real_dtype(device_type)
+
+    def maybe_autocast(device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> Any:
+        """Transformers' function of that name without its exception for meta."""
+        return torch.autocast(device_type, dtype, enabled, cache_enabled)
+
+    with ExitStack() as patches:
+        for owner in (torch, torch.amp):
+            patches.enter_context(replaced(owner, "autocast", autocast))
+        patches.enter_context(replaced(torch.amp, "is_autocast_available", is_autocast_available))
+        patches.enter_context(replaced(torch, "is_autocast_enabled", is_autocast_enabled))
+        patches.enter_context(replaced(torch, "get_autocast_dtype", get_autocast_dtype))
+        for module in _modules_that_call("maybe_autocast", model):
+            patches.enter_context(replaced(module, "maybe_autocast", maybe_autocast))
+        yield state
+
+
+def _modules_that_call(name: str, model: nn.Module) -> list[Any]:
+    """Return the Python modules of the model's classes that have ``name`` among their globals."""
+    import sys
+
+    modules = {type(part).__module__ for part in model.modules()}
+    return [sys.modules[module] for module in sorted(modules) if hasattr(sys.modules[module], name)]

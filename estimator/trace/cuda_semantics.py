@@ -1,0 +1,211 @@
+"""What meta tensors must be told to behave as on CUDA, or as on the CPU: each departure is one small piece here.
+
+Meta tensors take the path of no device in particular: they know no autocast, take the slowest attention, and every
+decision that needs a value fails. The pieces:
+
+- autocast (`autocast`);
+- the kernel that attention takes (`attention`), also where the package flash_attn is not installed;
+- float32 statistics of 16-bit layer norms, which the CPU keeps in 16 bits;
+- dropout in one kernel, with a mask of one byte an element (CUDA only);
+- softmax from float16 into float32 without a copy (CUDA only; torch does not do it for bfloat16);
+- transformers' questions whether a batch packs several sequences: it does not;
+- optimizers that take their fused or foreach implementation only on devices they know;
+- paged optimizer states, which lie in unified memory and so outside the caching allocator;
+- what kernels allocate within one operator (`scratch`).
+
+Mixture of experts needs no piece: with transformers' default implementation, one grouped matrix product over all
+experts, no size depends on where the tokens are routed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.trace.attention import cpu_attention, cuda_attention, flash_attention_2
+from lorabench.estimator.trace.autocast import autocast_on_meta
+from lorabench.estimator.trace.patches import replaced
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@contextmanager
+def building_on_meta() -> Iterator[None]:
+    """Let transformers build a model for flash_attention_2 where the package flash_attn is not installed."""
+    from transformers import modeling_flash_attention_utils as flash
+    from transformers import modeling_utils
+
+    prepare_arguments = flash._lazy_define_process_function(flash_attention_2)
+    functions = (flash_attention_2, None, None, None, None), (prepare_arguments, dict)
+
+    def import_flash_attention(*_: Any, **__: Any) -> Any:
+        return functions
+
+    with ExitStack() as patches:
+        for owner in (flash, modeling_utils):
+            patches.enter_context(replaced(owner, "lazy_import_flash_attention", import_flash_attention))
+        patches.enter_context(
+            replaced(modeling_utils.PreTrainedModel, "_flash_attn_import_error", lambda *_, **__: None)
+        )
+        # Without this, transformers would look for a build of the kernel on the hub.
+        patches.enter_context(replaced(modeling_utils, "is_kernels_available", lambda: False))
+        yield
+
+
+@contextmanager
+def running_on_meta(model: nn.Module, kernels: Kernels) -> Iterator[None]:
+    """Let steps of ``model``, which lies on meta, go as on a device that runs ``kernels``."""
+    from transformers import masking_utils
+    from transformers import modeling_flash_attention_utils as flash
+
+    with ExitStack() as stack:
+        stack.enter_context(building_on_meta())
+        stack.enter_context(replaced(masking_utils, "find_packed_sequence_indices", _no_packed_sequences))
+        stack.enter_context(replaced(flash, "_is_packed_sequence", lambda position_ids, batch_size: False))
+        stack.enter_context(_optimizers_on_meta(kernels))
+        autocast = stack.enter_context(autocast_on_meta(model, kernels))
+        stack.enter_context(_operators_on_meta(kernels, autocast.cast))
+        if kernels == "cpu":
+            stack.enter_context(_layer_norms_of_the_cpu())
+        yield
+
+
+# Operators
+
+
+@contextmanager
+def _operators_on_meta(kernels: Kernels, cast: Callable[..., Any]) -> Iterator[None]:
+    """Let torch's functions cast as autocast says and take the implementation that ``kernels`` have."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    functional = torch.nn.functional
+    implementations: dict[Any, Callable[..., Any]]
+    if kernels == "cuda":
+        implementations = {
+            functional.scaled_dot_product_attention: cuda_attention,
+            functional.dropout: _fused_dropout,
+            functional.softmax: _softmax,
+        }
+    else:
+        implementations = {functional.scaled_dot_product_attention: cpu_attention}
+
+    class OnMeta(TorchFunctionMode):
+        """Sees every call of a torch function before autograd does."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            args, kwargs = cast(func.__name__, args, kwargs or {})
+            return implementations.get(func, func)(*args, **kwargs)
+
+    mode = OnMeta()
+    engine: Any = torch.autograd
+    run_backward = engine._engine_run_backward
+
+    def run_backward_seen(*args: Any, **kwargs: Any) -> Any:
+        # A mode is off while it handles a call, here of backward; but layers are recomputed inside.
+        with mode:
+            return run_backward(*args, **kwargs)
+
+    with mode, replaced(engine, "_engine_run_backward", run_backward_seen):
+        yield
+
+
+def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: A002 - torch's name
+    """Dropout as CUDA's one kernel does it: the result and a mask of one byte an element."""
+    import torch
+
+    if not training or p == 0:
+        return input
+    return torch.native_dropout(input, p, True)[0]
+
+
+def _softmax(input: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> torch.Tensor:  # noqa: A002 - torch's name
+    """Softmax, which on CUDA reads float16 and writes float32 in one kernel."""
+    import torch
+
+    if input.dtype == torch.float16 and dtype == torch.float32:
+        return torch._softmax(input, dim, True)
+    return torch.nn.functional.softmax(input, dim, dtype=dtype)
+
+
+def _layer_norms_of_the_cpu() -> Any:
+    """Return a context in which layer norms keep their statistics in the weight's dtype: CUDA and meta use float32."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    layer_norm = torch.ops.aten.native_layer_norm.default
+
+    class CpuLayerNorm(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        """Replaces the statistics of layer norms."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is not layer_norm:
+                return result
+            output, *statistics = result
+            weight = args[2]
+            dtype = output.dtype if weight is None else weight.dtype
+            return output, *(each.to(dtype) for each in statistics)
+
+    return CpuLayerNorm()  # type: ignore[no-untyped-call]
+
+
+def _no_packed_sequences(position_ids: torch.Tensor) -> None:
+    """Do what transformers does to find several sequences in one row, and find none."""
+    import torch
+
+    steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+    (steps != 1).cumsum(-1)
+
+
+# Optimizers
+
+
+@contextmanager
+def _optimizers_on_meta(kernels: Kernels) -> Iterator[None]:
+    """Let torch's optimizers take on meta the implementation that they take on the device of ``kernels``.
+
+    Fused ones exist for CUDA and the CPU, foreach ones for CUDA only.
+    """
+    from torch.optim import optimizer
+
+    torch_optimizer: Any = optimizer
+    fused = torch_optimizer._get_fused_kernels_supported_devices()
+    foreach = torch_optimizer._get_foreach_kernels_supported_devices()
+    if kernels == "cuda":
+        foreach = [*foreach, "meta"]
+    with ExitStack() as patches:
+        patches.enter_context(
+            replaced(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused, "meta"])
+        )
+        patches.enter_context(replaced(torch_optimizer, "_get_foreach_kernels_supported_devices", lambda: foreach))
+        patches.enter_context(_paged_states())
+        yield
+
+
+@contextmanager
+def _paged_states() -> Iterator[None]:
+    """Let bitsandbytes' paged states take no memory of the device.
+
+    They lie in unified memory, which torch takes for the host's: outside the caching allocator on CUDA as well.
+    """
+    try:
+        from bitsandbytes import functional
+    except ImportError:
+        yield
+        return
+
+    def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        import torch
+
+        return torch.empty(0, dtype=dtype)
+
+    with (
+        replaced(functional, "get_paged", get_paged),
+        replaced(functional, "fill", lambda *_, **__: None),
+    ):
+        yield

@@ -1,0 +1,90 @@
+"""Where each storage comes from: the operator that made it and the module that asked for it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Origin(NamedTuple):
+    """What a storage held when it was made."""
+
+    operator: str
+    """The operator that made it, such as ``aten.mm``; empty for what lived before the first step."""
+    module: str
+    """Path of the module whose forward or backward it was; of a parameter, its own path."""
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Origins:
+    """Notes the origin of every storage of one model's steps; give `note` to a `StorageLedger`.
+
+    Modules are known in forward by hooks. In backward, every node of autograd's graph has the number at which forward
+    made it, and so belongs to the module that ran at that number.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._tensor_names = {
+            id(tensor.untyped_storage()): name for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        }
+        self._stack: list[str] = [""]
+        self._numbers: list[int] = []
+        self._modules_by_number: list[str] = []
+        self._noted: list[tuple[Any, str, torch.Size, torch.dtype]] = []
+
+    def note(self, number: int, tensor: torch.Tensor, operator: Any) -> None:
+        """Take down storage ``number``: the storages are numbered from 0 on."""
+        assert number == len(self._noted)
+        module = self._running() if operator is not None else self._tensor_names.get(id(tensor.untyped_storage()), "")
+        self._noted.append((operator, module, tensor.shape, tensor.dtype))
+
+    def __getitem__(self, number: int) -> Origin:
+        operator, module, shape, dtype = self._noted[number]
+        name = "" if operator is None else str(operator).removesuffix(".default")
+        return Origin(name, module, tuple(shape), str(dtype).removeprefix("torch."))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch which module runs."""
+        from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+        enter = register_module_forward_pre_hook(self._enter)
+        leave = register_module_forward_hook(self._leave, always_call=True)
+        try:
+            yield
+        finally:
+            enter.remove()
+            leave.remove()
+
+    def _enter(self, module: nn.Module, arguments: Any) -> None:
+        self._stack.append(self._names.get(id(module), self._stack[-1]))
+        self._mark()
+
+    def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        self._stack.pop()
+        self._mark()
+
+    def _mark(self) -> None:
+        import torch
+
+        self._numbers.append(torch._C._autograd._get_sequence_nr())
+        self._modules_by_number.append(self._stack[-1])
+
+    def _running(self) -> str:
+        import torch
+
+        if len(self._stack) > 1:
+            return self._stack[-1]
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return ""
+        index = bisect_right(self._numbers, node._sequence_nr()) - 1
+        return self._modules_by_number[index] if index >= 0 else ""

@@ -1,0 +1,163 @@
+"""What CUDA's kernels allocate and free within one operator, where no one who watches operators sees it.
+
+As read in torch 2.13 and bitsandbytes 0.50. Each function returns tensors on the device of its arguments, to be held
+while the operator runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Scratch = Callable[[Any, tuple[Any, ...], dict[str, Any]], "list[torch.Tensor]"]
+"""From an operator and its arguments to what its kernel holds besides its results."""
+
+EMBEDDING_ROWS_WITHOUT_SORT = 3072
+"""Up to this many tokens the embedding's backward kernel adds up rows in place; above, it sorts them first."""
+ROWS_PER_PARTIAL_SUM = 10
+"""Rows that one thread of the embedding's backward kernel adds up."""
+
+
+def cuda_scratch() -> Scratch:
+    """Return what CUDA's kernels hold."""
+    import torch
+
+    aten = torch.ops.aten
+    kernels: dict[Any, Callable[..., list[torch.Tensor]]] = {
+        aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+        aten._scaled_dot_product_efficient_attention.default: _efficient_forward,
+        aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
+        aten.embedding_dense_backward.default: _embedding_backward,
+        **_four_bit_products(_gemm_4bit_on_cuda),
+    }
+    return lambda operator, args, kwargs: kernels[operator](*args, **kwargs) if operator in kernels else []
+
+
+def cpu_scratch() -> Scratch:
+    """Return what the CPU's kernels hold, as far as it can be seen: what bitsandbytes does in Python."""
+    kernels = _four_bit_products(_gemm_4bit_on_cpu)
+    return lambda operator, args, kwargs: kernels[operator](*args, **kwargs) if operator in kernels else []
+
+
+def _four_bit_products(held: Callable[..., list[torch.Tensor]]) -> dict[Any, Callable[..., list[torch.Tensor]]]:
+    import torch
+
+    try:
+        import bitsandbytes  # noqa: F401 - it defines the operator
+    except ImportError:
+        return {}
+    return {torch.ops.bitsandbytes.gemm_4bit.default: held}
+
+
+# bitsandbytes
+
+
+def _gemm_4bit_on_cuda(
+    activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
+) -> list[torch.Tensor]:
+    """Return the dequantised weight, and with double quantisation its constants before and after their offset is added.
+
+    The fused kernels, which spare this, run below some 1536 rows at most, depending on the GPU; what fits without
+    them fits with them.
+    """
+    weight = activations.new_empty(shape)
+    absmax_8bit = options.get("absmax_8bit")
+    if absmax_8bit is None:
+        return [weight]
+    return [absmax.new_empty(absmax_8bit.shape), absmax.new_empty(absmax_8bit.shape), weight]
+
+
+def _gemm_4bit_on_cpu(
+    activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
+) -> list[torch.Tensor]:
+    """Return the dequantised weight and constants; without their offset they are gone before the product is made."""
+    return _gemm_4bit_on_cuda(activations, codes, shape, absmax, **options)[-2:]
+
+
+# Attention
+
+
+def _flash_backward(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
+) -> list[torch.Tensor]:
+    """Return the float32 accumulator of the query's gradient, the row sums, and gradients of expanded keys and values.
+
+    ``query`` is (batch, heads, length, head_dim); lengths are padded to 128, heads to 32 columns, or 64 above 128
+    (`flash_api.cpp`, mha_bwd).
+    """
+    import torch
+
+    batch, heads, length, head_dim = query.shape
+    rows = _round_up(length, 128)
+    columns = _round_up(head_dim, 32 if head_dim <= 128 else 64)
+    held = [
+        query.new_empty((batch, heads, rows), dtype=torch.float32),
+        query.new_empty((batch, rows, heads, columns), dtype=torch.float32),
+    ]
+    if key.shape[1] != heads:
+        expanded = (batch, key.shape[2], heads, head_dim)
+        held += [query.new_empty(expanded), query.new_empty(expanded)]
+    return held
+
+
+def _efficient_forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> list[torch.Tensor]:
+    """Return the float32 accumulator that 16-bit outputs wider than one block of keys need (`kernel_forward.h`)."""
+    import torch
+
+    widest_kept_in_registers = 128
+    if query.dtype == torch.float32 or value.shape[-1] <= widest_kept_in_registers:
+        return []
+    batch, heads, length, _head_dim = query.shape
+    return [query.new_empty((batch, length, heads, value.shape[-1]), dtype=torch.float32)]
+
+
+def _efficient_backward(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
+) -> list[torch.Tensor]:
+    """Return the row sums and the workspace: a float32 accumulator of the query's gradient.
+
+    Blocks are those of GPUs since the A100 (`cutlassB.h`): 64 × 64 for heads up to 64, 128 × 128 up to 128, 128 × 64
+    above. Each block of the accumulator has 16 bytes of locks (`kernel_backward.h`). Wide heads accumulate the
+    gradients of keys and values too, one block of keys for each part that the keys are split into; that part, at most
+    some MiB, is left out here.
+    """
+    import torch
+
+    batch, heads, length, head_dim = query.shape
+    rows, columns = (64, 64) if head_dim <= 64 else (128, 128) if head_dim <= 128 else (128, 64)
+    blocks = -(-length // rows) * -(-head_dim // columns)
+    workspace = batch * heads * blocks * (rows * columns + 4)
+    return [
+        query.new_empty((batch, heads, length), dtype=torch.float32),
+        query.new_empty(workspace, dtype=torch.float32),
+    ]
+
+
+# Embedding
+
+
+def _embedding_backward(
+    grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *_: Any, **__: Any
+) -> list[torch.Tensor]:
+    """Return the sorted tokens and the float32 partial sums of their rows (`EmbeddingBackwardKernel.cu`)."""
+    import torch
+
+    tokens = indices.numel()
+    if tokens <= EMBEDDING_ROWS_WITHOUT_SORT:
+        return []
+    segments = min(tokens, num_weights)
+    partial_sums = tokens // ROWS_PER_PARTIAL_SUM + segments
+    sizes = (tokens, tokens, tokens, segments, segments, partial_sums)
+    return [
+        *(indices.new_empty(size) for size in sizes),
+        grad.new_empty((partial_sums, grad.shape[-1]), dtype=torch.float32),
+    ]
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

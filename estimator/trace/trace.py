@@ -1,0 +1,241 @@
+"""The second of the three answers: the real training step, run on meta tensors as on the device that is asked about.
+
+transformers, peft, bitsandbytes and torch do what they do in training, on tensors without contents, while a ledger
+follows every storage. What meta tensors do not do by themselves is told them (`cuda_semantics`). No GPU is needed, no
+number is computed, and no formula is involved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lorabench.estimator.breakdown import Breakdown, Kernels, ParameterCounts
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.estimates import refuse_impossible
+from lorabench.estimator.memory import CUDA_CONTEXT_BYTES
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorabench.estimator.trace.origins import Origins
+    from lorabench.estimator.trace.step import Batch
+    from lorabench.estimator.trace.storages import StorageLedger
+
+TOP_TENSORS = 20
+"""Kinds of tensors alive at the peak that a trace lists."""
+TIMELINE_POINTS = 500
+"""Most points of a trace's timeline."""
+
+
+class PeakMoment(Struct, frozen=True, kw_only=True):
+    """When memory peaks."""
+
+    phase: str
+    module: str
+    """Path of the module that runs forward, is recomputed, or whose backward it is; empty outside all of them."""
+    operator: str
+    """The operator whose result or scratch space completes the peak."""
+
+
+class AliveTensors(Struct, frozen=True, kw_only=True):
+    """Tensors alive at the peak that are alike: same component, module but for its layer's number, shape and dtype."""
+
+    component: str
+    module: str
+    """Path of the module that made them, or of the parameter; ``*`` stands for the numbers of layers."""
+    operator: str
+    """The operator that made them; empty for what was there before the first step."""
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    bytes: int
+    """All of them."""
+
+
+class TimelinePoint(Struct, frozen=True, kw_only=True):
+    """Live bytes at one moment of the last step."""
+
+    phase: str
+    event: int
+    """How many allocations and frees of the step came before it."""
+    bytes: int
+
+
+class Trace(Struct, frozen=True, kw_only=True):
+    """What a training step holds, traced."""
+
+    recipe: Recipe
+    kernels: Kernels
+    parameters: ParameterCounts
+    memory: Breakdown
+    peak: PeakMoment
+    tensors: tuple[AliveTensors, ...]
+    """The largest at the peak first."""
+    timeline: tuple[TimelinePoint, ...]
+    """Of the last step: where each phase begins, its peak, and evenly spaced moments between."""
+
+
+def trace(
+    spec: ModelSpec,
+    recipe: Recipe,
+    *,
+    kernels: Kernels = "cuda",
+    steps: int = 2,
+    expandable_segments: bool = False,
+    on_progress: Callable[[str], None] = lambda what: None,
+) -> Trace:
+    """Run ``steps`` training steps of ``recipe`` on meta tensors and return what the last one holds.
+
+    The model goes as on a device that runs ``kernels``; reserved bytes are what CUDA's caching allocator takes from
+    the device for the same allocations, in expandable segments if asked. ``on_progress`` is told what is being done.
+
+    Raises:
+        UserError: the recipe names modules that the model does not have, or what cannot be traced.
+        ImportError: torch, transformers, peft or bitsandbytes is not installed.
+    """
+    from lorabench.estimator.trace.allocator import replay
+
+    refuse_untraceable(spec, recipe, kernels)
+    ledger, origins, parameters = _run(spec, recipe, kernels, steps, on_progress)
+    on_progress("reading the ledger")
+    memory = ledger.breakdown()
+    if kernels == "cuda":
+        peaks = replay(ledger.allocations(), expandable_segments=expandable_segments)
+        memory = replace(
+            memory,
+            peak_reserved_bytes=peaks.reserved,
+            device_total_bytes=peaks.reserved + CUDA_CONTEXT_BYTES,
+        )
+    event = ledger.peak_event()
+    born = origins[ledger.storage_of(event)]
+    return Trace(
+        recipe=recipe,
+        kernels=kernels,
+        parameters=parameters,
+        memory=memory,
+        peak=PeakMoment(phase=memory.phase, module=born.module, operator=born.operator),
+        tensors=tuple(_alive(ledger, origins, event)),
+        timeline=tuple(_thinned(ledger, event)),
+    )
+
+
+def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
+    """Refuse a recipe whose step cannot be run truthfully on meta tensors.
+
+    Raises:
+        UserError: why, and what to use instead.
+    """
+    from lorabench.estimator.trace.build import refuse_missing_kernels
+
+    refuse_impossible(spec, recipe)
+    if kernels == "cpu":
+        refuse_missing_kernels(recipe, "cpu")
+    if recipe.loss == "liger":
+        raise UserError(
+            "loss liger cannot be traced: its kernels are compiled for the GPU and take no meta tensors: "
+            "use lorabench estimate, or trace --loss standard"
+        )
+
+
+def _run(
+    spec: ModelSpec, recipe: Recipe, kernels: Kernels, steps: int, on_progress: Callable[[str], None]
+) -> tuple[StorageLedger, Origins, ParameterCounts]:
+    from lorabench.estimator.trace.build import build_model
+    from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta
+    from lorabench.estimator.trace.optimizers import make_optimizer
+    from lorabench.estimator.trace.origins import Origins
+    from lorabench.estimator.trace.scratch import cpu_scratch, cuda_scratch
+    from lorabench.estimator.trace.step import TrainingStep
+    from lorabench.estimator.trace.storages import StorageLedger
+
+    on_progress("building the model")
+    with building_on_meta():
+        model = build_model(spec, recipe, "meta")
+    parameters = count_traced(model, spec)
+    origins = Origins(model)
+    # On a CPU run the host's own tensors, such as step counters, are the device's.
+    devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
+    scratch = cuda_scratch() if kernels == "cuda" else cpu_scratch()
+    ledger = StorageLedger(*devices, scratch=scratch, on_birth=origins.note)
+    ledger.adopt_model(model)
+    with running_on_meta(model, kernels):
+        optimizer = make_optimizer(model, recipe)
+        step = TrainingStep(model, optimizer, recipe, ledger.begin_phase)
+        with ledger, origins.watching():
+            ledger.watch_head(model.get_output_embeddings(), spec.vocab_size)  # type: ignore[operator]
+            for number in range(steps):
+                on_progress(f"running step {number + 1} of {steps}")
+                ledger.begin_step()
+                step(_batches(recipe, ledger))
+                ledger.end_step(model, optimizer)
+    return ledger, origins, parameters
+
+
+def _batches(recipe: Recipe, ledger: StorageLedger) -> Iterator[Batch]:
+    import torch
+
+    for _ in range(recipe.gradient_accumulation):
+        shape = recipe.batch_size, recipe.seq_len
+        batch = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name in ("input_ids", "labels")}
+        ledger.adopt("buffers", *batch.values())
+        yield batch
+
+
+def count_traced(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
+    """Return the element counts of a model as it was built: tied weights once, quantised ones unpacked."""
+    total = trainable = quantized = adapter = 0
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = parameter.numel() if state is None else math.prod(state.shape)
+        total += count
+        trainable += count if parameter.requires_grad else 0
+        quantized += 0 if state is None else count
+        adapter += count if ".lora_" in name else 0
+    by_part = {str(part): count for part, count in spec.parameters_by_part.items()}
+    return ParameterCounts(total=total, trainable=trainable, quantized=quantized, adapter=adapter, by_part=by_part)
+
+
+def _alive(ledger: StorageLedger, origins: Origins, event: int) -> list[AliveTensors]:
+    """Return what is alive after ``event``, alike tensors together, the largest first."""
+    counts: Counter[tuple[str, str, str, tuple[int, ...], str]] = Counter()
+    sizes: Counter[tuple[str, str, str, tuple[int, ...], str]] = Counter()
+    for storage, component, size in ledger.alive_after(event):
+        origin = origins[storage]
+        module = ".".join("*" if part.isdecimal() else part for part in origin.module.split("."))
+        kind = component, module, origin.operator, origin.shape, origin.dtype
+        counts[kind] += 1
+        sizes[kind] += size
+    return [
+        AliveTensors(
+            component=component,
+            module=module,
+            operator=operator,
+            shape=shape,
+            dtype=dtype,
+            count=counts[kind],
+            bytes=size,
+        )
+        for kind, size in sizes.most_common(TOP_TENSORS)
+        for component, module, operator, shape, dtype in [kind]
+    ]
+
+
+def _thinned(ledger: StorageLedger, peak_event: int) -> Iterator[TimelinePoint]:
+    """Yield live bytes over the last step: phase starts, the peak, and evenly spaced events between them."""
+    points = list(ledger.live_bytes_of_step())
+    start = points[0][0]
+    kept = {index for index, (_, phase, _) in enumerate(points) if index == 0 or phase != points[index - 1][1]}
+    kept |= {peak_event - start, len(points) - 1}
+    stride = -(-len(points) // max(1, TIMELINE_POINTS - len(kept)))
+    kept |= set(range(0, len(points), stride))
+    for index in sorted(kept):
+        event, phase, live = points[index]
+        yield TimelinePoint(phase=phase, event=event - start, bytes=live)
