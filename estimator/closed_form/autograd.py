@@ -68,7 +68,9 @@ class Tensor:
 
     def view(self, columns: int | None = None, node: Node | None = None) -> Tensor:
         """Return a tensor on the same block."""
-        return Tensor(self.block, self.rows, columns or self.columns, self.dtype, node, ranked=self.ranked)
+        return Tensor(
+            self.block, self.rows, self.columns if columns is None else columns, self.dtype, node, ranked=self.ranked
+        )
 
 
 class Leaf:

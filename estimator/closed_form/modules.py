@@ -17,6 +17,12 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, one row for each position."""
 
 
+def rotary_columns(spec: ModelSpec) -> int:
+    """Return the columns of each head that rotary positions turn."""
+    part = spec.config["rope_parameters"].get("partial_rotary_factor", 1.0)
+    return int(spec.head_dim * part)
+
+
 class Weights:
     """How a recipe keeps the model's parameters: in which dtype, and whether they train."""
 
@@ -65,6 +71,21 @@ class Modules:
                     weights.adapter(linear.out_features),
                 )
 
+    @property
+    def query_width(self) -> int:
+        """Columns of all heads' queries."""
+        return self.spec.num_attention_heads * self.spec.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Columns of all heads' keys, and of their values."""
+        return self.spec.num_key_value_heads * self.spec.head_dim
+
+    @property
+    def rotary_columns(self) -> int:
+        """Columns of each head that are rotated."""
+        return rotary_columns(self.spec)
+
     # Linear layers
 
     def linear(self, name: str, x: Tensor) -> Tensor:
@@ -108,11 +129,11 @@ class Modules:
 
     # Norms
 
-    def rms_norm(self, name: str, x: Tensor) -> Tensor:
-        """Return Llama's RMS norm, computed in float32."""
+    def rms_norm(self, name: str, x: Tensor, groups: int = 1) -> Tensor:
+        """Return Llama's RMS norm, computed in float32, of each of ``groups`` of columns on its own."""
         op = self.op
         x32 = op.cast(x, "float32")
-        variance = op.mean_of_columns(op.power(x32))
+        variance = op.mean_of_columns(op.power(x32), groups)
         x32 = op.multiply(x32, op.tanh(op.shift(variance)))
         return op.multiply(op.cast(x32, x.dtype), self.weights[f"{name}.weight"])
 
@@ -138,6 +159,14 @@ class Modules:
         cos, sin = rotary
         return op.add(op.multiply(x, cos), op.multiply(self._rotate_half(x), sin))
 
+    def rotate_part(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Return x with the first columns of each head rotated and the others as they are, joined to a copy."""
+        op = self.op
+        rotated = x.columns * self.rotary_columns // self.spec.head_dim
+        turned, kept = op.part(x, rotated), op.part(x, x.columns - rotated)
+        turned = op.add(op.multiply(turned, rotary[0]), op.multiply(self._rotate_half(turned), rotary[1]))
+        return op.join(turned, kept)
+
     def _rotate_half(self, x: Tensor) -> Tensor:
         half = x.columns // 2
         first = self.op.part(x, half)
@@ -156,6 +185,16 @@ class Modules:
         if implementation == "flash_attention_2" or op.kernels == "cuda" or dropout == 0:
             return op.flash_attention(q, k, v, heads, kv_heads)
         return self._math(q, k, v, dropout)
+
+    def attention_of_joined(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+        """Return the heads' outputs for queries that were joined head by head.
+
+        The fused kernels lay their output out as the queries lie in memory; here that is by head, so that it is copied
+        to lie by token.
+        """
+        output = self.attention(q, k, v, dropout=dropout)
+        fused = self.recipe.attn_implementation != "eager" and (self.op.kernels == "cuda" or dropout == 0)
+        return self.op.copy(output) if fused else output
 
     def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, softcap: bool) -> Tensor:
         op, heads = self.op, self.spec.num_attention_heads

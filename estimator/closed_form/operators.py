@@ -48,8 +48,10 @@ class Operators:
 
     def scale(self, x: Tensor) -> Tensor:
         """Return x times (or plus, or negated) a number."""
-        tape = self.tape
-        return tape.record((x,), lambda g, _: (tape.like(g),), (), lambda: tape.like(x))
+        tape, component = self.tape, _component(x)
+        return tape.record(
+            (x,), lambda g, _: (tape.like(g, component=component),), (), lambda: tape.like(x, component=component)
+        )
 
     def shift(self, x: Tensor) -> Tensor:
         """Return x plus a number, whose backward passes the gradient on."""
@@ -81,8 +83,14 @@ class Operators:
 
     def tanh(self, x: Tensor) -> Tensor:
         """Return an elementwise function of x whose backward needs its result (tanh, rsqrt)."""
-        tape = self.tape
-        return tape.record((x,), lambda g, _: (tape.like(g),), (), lambda: tape.like(x), saved_output=True)
+        tape, component = self.tape, _component(x)
+        return tape.record(
+            (x,),
+            lambda g, _: (tape.like(g, component=component),),
+            (),
+            lambda: tape.like(x, component=component),
+            saved_output=True,
+        )
 
     def power(self, x: Tensor) -> Tensor:
         """Return x to a power: backward forms the lower power, its multiple and the product, all alive at once.
@@ -102,11 +110,11 @@ class Operators:
 
         return tape.record((x,), backward, (x,), lambda: tape.like(x))
 
-    def mean_of_columns(self, x: Tensor) -> Tensor:
-        """Return the mean of each row, one column."""
+    def mean_of_columns(self, x: Tensor, groups: int = 1) -> Tensor:
+        """Return the mean of each row, one column; or of each of the ``groups`` (heads) that its columns fall into."""
         tape, rows, columns = self.tape, x.rows, x.columns
         return tape.record(
-            (x,), lambda g, _: (tape.new(rows, columns, g.dtype),), (), lambda: tape.new(rows, 1, x.dtype)
+            (x,), lambda g, _: (tape.new(rows, columns, g.dtype),), (), lambda: tape.new(rows, groups, x.dtype)
         )
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
@@ -152,7 +160,14 @@ class Operators:
     # Matrix products
 
     def linear(
-        self, x: Tensor, weight: Tensor, columns: int, *, bias: Tensor | None = None, ranked: bool = False
+        self,
+        x: Tensor,
+        weight: Tensor,
+        columns: int,
+        *,
+        bias: Tensor | None = None,
+        ranked: bool = False,
+        component: str = "temporaries",
     ) -> Tensor:
         """Return x · weightᵀ (+ bias), with ``columns`` columns (times r where ``ranked``)."""
         given = x  # the caller's tensor lives on beside its cast
@@ -177,7 +192,7 @@ class Operators:
             del bias
         saved = (*((x,) if weight_needs else ()), *((weight,) if x_needs else ()))
         dtype = x.dtype
-        return tape.record(inputs, backward, saved, lambda: tape.new(rows, columns, dtype, ranked=ranked))
+        return tape.record(inputs, backward, saved, lambda: tape.new(rows, columns, dtype, component, ranked=ranked))
 
     def linear_4bit(self, x: Tensor, elements: int, columns: int, compute_dtype: str, stored_dtype: str) -> Tensor:
         """Return bitsandbytes' product with a 4-bit weight of ``elements`` elements.
@@ -330,6 +345,11 @@ class Operators:
         return tape.record(
             (log_probabilities,), backward_of_mean, (log_probabilities,), lambda: tape.new(ONE, 1, "float32")
         )
+
+
+def _component(x: Tensor) -> str:
+    """Return the component of what an elementwise operation makes of x: of logits it makes logits."""
+    return "logits" if x.block is not None and x.block.component == "logits" else "temporaries"
 
 
 def _no_bias(g: Tensor) -> Gradients:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import Autocast, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
-from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
+from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_columns
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BS, ONE, Ledger, Moment, S
 from lorabench.estimator.models import Layers, ModelSpec
@@ -80,6 +80,8 @@ class _Step:
     def _hidden_states(self, outside: Modules) -> Tensor:
         spec, op, tape = self.spec, self.op, self.tape
         embedded = op.embedding(outside.weights[spec.embeddings[0].name], spec.hidden_size)
+        if spec.model_type in ("gemma", "gemma2", "granite"):
+            embedded = op.scale(embedded)
         hidden = embedded
         rotary: Rotary | None = None
         if spec.model_type == "gpt2":
@@ -87,11 +89,14 @@ class _Step:
             hidden = op.add(embedded, positions)
             hidden = op.dropout(hidden, spec.config["embd_pdrop"])
         else:
-            rotary = rotary_tables(tape, op, spec.head_dim, hidden.dtype)
+            rotary = rotary_tables(tape, op, rotary_columns(spec), hidden.dtype)
         hidden = self._layers(hidden, rotary)
-        if spec.model_type == "gpt2":
-            return outside.layer_norm("transformer.ln_f", hidden)
-        return outside.rms_norm("model.norm", hidden)
+        norm = spec.final_norm[0].name.removesuffix(".weight")
+        if spec.model_type in ("gpt2", "gpt_neox"):
+            return outside.layer_norm(norm, hidden)
+        if spec.model_type in ("gemma", "gemma2"):
+            return outside.gemma_norm(norm, hidden)
+        return outside.rms_norm(norm, hidden)
 
     def _layers(self, hidden: Tensor, rotary: Rotary | None) -> Tensor:
         spec, recipe, tape = self.spec, self.recipe, self.tape
@@ -121,9 +126,13 @@ class _Step:
 
     def _loss(self, hidden: Tensor, head: Tensor) -> Tensor:
         op, vocabulary = self.op, self.spec.vocab_size
-        logits = op.linear(hidden, head, vocabulary)
-        assert logits.block is not None
-        logits.block.relabel("logits")
+        logits = op.linear(hidden, head, vocabulary, component="logits")
+        if self.spec.config.get("final_logit_softcapping") is not None:
+            logits = op.scale(logits)
+            logits = op.tanh(logits)
+            logits = op.scale(logits)
+        if self.spec.model_type == "granite":
+            logits = op.scale(logits)
         upcast = op.cast(logits, "float32", "logits")
         if self.recipe.loss == "legacy":
             upcast = op.copy(op.part(upcast, vocabulary))
