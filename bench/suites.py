@@ -32,6 +32,7 @@ from lorabench.bench.plain_yaml import Trail, read_plain_yaml
 from lorabench.bench.text import byte_tokenizer
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.estimates import refuse_impossible
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
 from lorabench.estimator.target_modules import resolve_target_modules
@@ -91,15 +92,9 @@ def check_trainable(spec: ModelSpec, recipe: Recipe) -> None:
         UserError: target modules that the model does not have, more tokens than it has positions, or a vocabulary
             that byte-level text does not fit.
     """
+    refuse_impossible(spec, recipe)
     resolve_target_modules(spec, recipe)
     byte_tokenizer(spec.vocab_size)
-    learned = [weight for weight in spec.embeddings if weight.shape == (spec.max_position_embeddings, spec.hidden_size)]
-    has_positions = len(spec.embeddings) > 1 and learned
-    if has_positions and recipe.seq_len > spec.max_position_embeddings:
-        raise UserError(
-            f"seq_len {recipe.seq_len}: {spec.name} has learned positions for {spec.max_position_embeddings} tokens: "
-            f"use at most {spec.max_position_embeddings}"
-        )
 
 
 def load_suite(name_or_path: str) -> Suite:

@@ -11,6 +11,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.target_modules import resolve_target_modules
+from lorabench.estimator.trace.losses import set_loss
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ def build_model(
     torch.manual_seed(seed)
     model = _random_model(spec, recipe, device) if weights is None else _pretrained_model(weights, recipe, device)
     model.config.use_cache = False
+    set_loss(model, recipe)
     if recipe.prepare_kbit:
         from peft import prepare_model_for_kbit_training
 
@@ -53,11 +55,6 @@ def build_model(
         model = _with_adapters(model, spec, recipe, device)
     if recipe.gradient_checkpointing:
         _enable_checkpointing(model)
-    if recipe.loss == "liger":
-        from transformers.integrations.liger import apply_liger_kernel
-
-        only_the_loss = dict.fromkeys(("rope", "rms_norm", "swiglu", "geglu", "layer_norm", "cross_entropy"), False)
-        apply_liger_kernel(model, {**only_the_loss, "fused_linear_cross_entropy": True})
     model.train()
     built: nn.Module = model
     return built
@@ -164,10 +161,16 @@ def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceKind) -> Any:
 
     config = AutoConfig.for_model(**spec.config)
     config.use_cache = False
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, str(recipe.dtype)), attn_implementation=recipe.attn_implementation
-        )
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, str(recipe.dtype)), attn_implementation=recipe.attn_implementation
+            )
+    except ValueError as error:
+        raise UserError(
+            f"{spec.name}: transformers cannot build it with attn_implementation {recipe.attn_implementation} "
+            f"({str(error).partition('. ')[0]}): use another, such as eager"
+        ) from error
     if recipe.method == "qlora":
         _materialize_quantized(model, recipe, device)
     elif device != "meta":

@@ -51,12 +51,12 @@ class TrainingStep:
         for batch in batches:
             self.on_phase("forward")
             with self.autocast():
-                loss = self.loss(batch) / self.recipe.gradient_accumulation
+                loss = self.model(**batch).loss / self.recipe.gradient_accumulation
             self.on_phase("backward")
             if self.scaler is None:
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             else:
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
             del loss
         self.on_phase("optimizer")
@@ -75,24 +75,3 @@ class TrainingStep:
         if self.recipe.mixed_precision == "no":
             return nullcontext()
         return torch.autocast(self.device_type, getattr(torch, self.recipe.compute_dtype))
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Return the mean cross-entropy of the next token, a float32 scalar."""
-        if self.recipe.loss == "legacy":
-            return shifted_logits_loss(self.model(input_ids=batch["input_ids"]).logits, batch["labels"])
-        loss: torch.Tensor = self.model(**batch).loss
-        return loss
-
-
-def shifted_logits_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the loss as transformers up to about 4.48 computed it: by shifting the logits, not the labels.
-
-    ``logits`` is (batch, sequence, vocabulary), ``labels`` (batch, sequence). The shift copies the float32 logits,
-    which costs 4 · tokens · vocabulary bytes more than shifting the labels.
-    """
-    from torch.nn.functional import cross_entropy
-
-    upcast = logits.float()
-    predictions = upcast[:, :-1, :].contiguous()
-    targets = labels[:, 1:].contiguous()
-    return cross_entropy(predictions.view(-1, predictions.shape[-1]), targets.view(-1))

@@ -58,8 +58,6 @@ class StorageLedger:
         """For each recomputation, the event at which it was over."""
         self._recomputing = False
         self._phases: list[tuple[int, str]] = []
-        self._step_start = 0
-        self._models: list[tuple[nn.Module, torch.optim.Optimizer]] = []
         self._in_head = False
         self._vocabulary = 0
         self._open: ExitStack | None = None
@@ -93,7 +91,6 @@ class StorageLedger:
 
     def begin_step(self) -> None:
         """Start the step that `breakdown` tells of."""
-        self._step_start = len(self._events)
         self._phases = []
 
     def begin_phase(self, phase: str) -> None:

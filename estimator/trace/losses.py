@@ -1,0 +1,38 @@
+"""The loss of a recipe: transformers' own, that of its older versions, or a fused kernel's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.recipes import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+
+def set_loss(model: Any, recipe: Recipe) -> None:
+    """Make ``model`` compute the recipe's loss in its forward pass, where transformers computes it."""
+    if recipe.loss == "legacy":
+        model.loss_function = shifted_logits_loss
+    elif recipe.loss == "liger":
+        from transformers.integrations.liger import apply_liger_kernel
+
+        only_the_loss = dict.fromkeys(("rope", "rms_norm", "swiglu", "geglu", "layer_norm", "cross_entropy"), False)
+        apply_liger_kernel(model, {**only_the_loss, "fused_linear_cross_entropy": True})
+
+
+def shifted_logits_loss(
+    logits: torch.Tensor, labels: torch.Tensor, vocab_size: int | None = None, **unused: Any
+) -> torch.Tensor:
+    """Return the loss as transformers up to about 4.48 computed it: by shifting the logits, not the labels.
+
+    ``logits`` is (batch, sequence, vocabulary), ``labels`` (batch, sequence). The shift copies the float32 logits,
+    which costs 4 · tokens · vocabulary bytes more than shifting the labels. The other arguments are those that
+    transformers 5 passes to a loss function.
+    """
+    from torch.nn.functional import cross_entropy
+
+    upcast = logits.float()
+    predictions = upcast[:, :-1, :].contiguous()
+    targets = labels[:, 1:].contiguous()
+    return cross_entropy(predictions.view(-1, predictions.shape[-1]), targets.view(-1))
