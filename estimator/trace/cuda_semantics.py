@@ -202,10 +202,12 @@ def _paged_states() -> Iterator[None]:
     def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         import torch
 
-        return torch.empty(0, dtype=dtype)
+        states: Any = torch.empty(0, dtype=dtype)
+        states.is_paged = True
+        return states  # type: ignore[no-any-return]
 
-    with (
-        replaced(functional, "get_paged", get_paged),
-        replaced(functional, "fill", lambda *_, **__: None),
-    ):
+    with ExitStack() as patches:
+        patches.enter_context(replaced(functional, "get_paged", get_paged))
+        for moved in ("fill", "prefetch_tensor"):
+            patches.enter_context(replaced(functional, moved, lambda *_, **__: None))
         yield

@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.breakdown import COMPONENTS, PHASES, Breakdown
@@ -47,6 +48,9 @@ class StorageLedger:
         self._sids: dict[int, int] = {}
         """id of a live storage → its number here; Python keeps one object for each storage while it lives."""
         self._references: dict[int, weakref.ref[Any]] = {}
+        self._tensors: dict[int, weakref.ref[Any]] = {}
+        self._sharers: dict[int, int] = {}
+        """Storage number → how many tensors are on it."""
         self._sizes: list[int] = []
         self._events: list[int] = []
         """Storage number where it was born, its complement where it died."""
@@ -130,8 +134,10 @@ class StorageLedger:
         self._open.callback(handle.remove)
 
     def __enter__(self) -> StorageLedger:
+        # Learnt before the ledger's own mode is on.
+        references_of_a_gathered_gradient()
         self._open = ExitStack()
-        self._open.enter_context(_watch_operations(self._record, self._scratch))
+        self._open.enter_context(_watch_operations(self._record, self._scratch, self._accumulate))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -242,7 +248,10 @@ class StorageLedger:
         for tensor in _tensors((result,)):
             known = len(self._sizes)
             sid = self._follow(tensor, operation)
-            if sid is None or sid < known:
+            if sid is None:
+                continue
+            self._count_sharer(tensor, sid)
+            if sid < known:
                 continue
             if self._recomputing:
                 self._recomputed[sid] = len(self._recompute_ends) - 1
@@ -282,6 +291,41 @@ class StorageLedger:
         self._events.append(~self._sids.pop(key))
         del self._references[key]
 
+    def _count_sharer(self, tensor: torch.Tensor, sid: int) -> None:
+        key = id(tensor)
+        if key in self._tensors:
+            return
+
+        def gone(_: object) -> None:
+            del self._tensors[key]
+            self._sharers[sid] -= 1
+
+        self._tensors[key] = weakref.ref(tensor, gone)
+        self._sharers[sid] = self._sharers.get(sid, 0) + 1
+
+    def _accumulate(self, gathered: torch.Tensor, total: torch.Tensor) -> None:
+        """Let ``total`` take over the storage of ``gathered`` where autograd would have added to it in place.
+
+        Where gradients meet, autograd adds the second to the first in place if nobody else holds it
+        (torch/csrc/autograd/input_buffer.cpp); but never under a dispatch mode such as this ledger's, nor on meta.
+        """
+        storage = gathered.untyped_storage()
+        sid = self._sids.get(id(storage))
+        if (
+            sid is None
+            or self._sharers.get(sid) != 1
+            or gathered._is_view()
+            or _use_count(gathered) != references_of_a_gathered_gradient()
+            or gathered.numel() * gathered.element_size() != storage.nbytes()
+            or (total.shape, total.dtype) != (gathered.shape, gathered.dtype)
+        ):
+            return
+        del self._sids[id(storage)], self._references[id(storage)]
+        taker = total.untyped_storage()
+        key = id(taker)
+        self._sids[key] = sid
+        self._references[key] = weakref.ref(taker, lambda _: self._forget(key))
+
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield every tensor that ``model`` holds, with its component: parameters, 4-bit constants, buffers, loose ones."""
@@ -313,10 +357,20 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def _watch_operations(record: Callable[[Any, Any], None], scratch: Scratch | None) -> Any:
-    """Return a context in which ``record`` gets every operation and its result, after what ``scratch`` says of it."""
+def _watch_operations(
+    record: Callable[[Any, Any], None],
+    scratch: Scratch | None = None,
+    accumulate: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+) -> Any:
+    """Return a context in which ``record`` gets every operation and its result, after what ``scratch`` says of it.
+
+    ``accumulate`` gets the first addend and the sum wherever gradients are added up.
+    """
+    import torch
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
+
+    add = torch.ops.aten.add.Tensor
 
     class InsideKernel(TorchFunctionMode):
         """Sees the operations of a kernel that is written in Python, where no dispatch mode reaches."""
@@ -339,7 +393,44 @@ def _watch_operations(record: Callable[[Any, Any], None], scratch: Scratch | Non
                     result = func(*args, **kwargs)
             else:
                 result = func(*args, **kwargs)
+            if func is add and accumulate is not None and _adds_gradients():
+                accumulate(args[0], result)
             record(func, result)
             return result
 
     return Watch()  # type: ignore[no-untyped-call]
+
+
+def _adds_gradients() -> bool:
+    """Tell whether an addition that runs now is autograd's own, of gradients that meet."""
+    import torch
+
+    return not torch.is_grad_enabled() and torch._C._current_autograd_node() is not None
+
+
+def _use_count(tensor: Any) -> int:
+    """Return how many references torch counts to ``tensor``."""
+    count: int = tensor._use_count()
+    return count
+
+
+@cache
+def references_of_a_gathered_gradient() -> int:
+    """Return how many references a gradient has, seen from a dispatch mode, that only autograd holds."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[int] = []
+
+    class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        """Counts the references of the first addend."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.add.Tensor and _adds_gradients():
+                seen.append(_use_count(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    root = torch.ones(1, requires_grad=True) * 1
+    with Count():  # type: ignore[no-untyped-call]
+        (root * 2 + root * 3).backward()  # type: ignore[no-untyped-call]
+    return seen[0]
