@@ -74,16 +74,18 @@ class Tensor:
 
 
 class Leaf:
-    """A weight that trains: where its gradient gathers.
+    """A weight that trains, or an activation that is made to require a gradient: where its gradient gathers.
 
-    ``accumulating``: its gradient is there from an earlier pass, and counted elsewhere.
+    ``accumulating``: its gradient is there from an earlier pass, and counted elsewhere. ``holds``: the activation,
+    which the graph keeps alive.
     """
 
-    __slots__ = ("accumulating", "grad")
+    __slots__ = ("accumulating", "grad", "holds")
 
-    def __init__(self, *, accumulating: bool = False) -> None:
+    def __init__(self, *, accumulating: bool = False, holds: Block | None = None) -> None:
         self.grad: Tensor | None = None
         self.accumulating = accumulating
+        self.holds = holds
 
 
 class Node:
@@ -334,6 +336,8 @@ class Tape:
         if leaf.accumulating or leaf.grad is not None:
             return  # added in place
         leaf.grad = gradient if _sole_owner(gradient) else self.like(gradient)
+        if leaf.holds is not None:
+            return
         self._gradients.append(leaf.grad)
         assert leaf.grad.block is not None
         leaf.grad.block.relabel("gradients")

@@ -96,7 +96,7 @@ def fused_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor
     qkv = m.linear("self_attn.qkv_proj", hidden)
     q, k, v = m.op.part(qkv, q_width), m.op.part(qkv, kv_width), m.op.part(qkv, kv_width)
     q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
-    output = m.attention_of_joined(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0)
+    output = m.attention(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0, joined=True)
     return m.linear("self_attn.o_proj", output)
 
 
@@ -132,7 +132,7 @@ def neox_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     qkv = m.linear("attention.query_key_value", hidden)
     q, k, v = m.op.split(qkv, width, width, width)
     q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
-    output = m.attention_of_joined(q, k, v, dropout=m.spec.config["attention_dropout"])
+    output = m.attention(q, k, v, dropout=m.spec.config["attention_dropout"], joined=True)
     return m.linear("attention.dense", output)
 
 

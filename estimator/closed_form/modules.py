@@ -50,11 +50,20 @@ class Weights:
 class Modules:
     """The modules of one decoder layer, or of the model around the layers."""
 
-    def __init__(self, op: Operators, spec: ModelSpec, recipe: Recipe, layers: Layers, adapted: frozenset[str]) -> None:
+    def __init__(
+        self,
+        op: Operators,
+        spec: ModelSpec,
+        recipe: Recipe,
+        layers: Layers,
+        adapted: frozenset[str],
+        mask: Tensor | None,
+    ) -> None:
         weights = Weights(recipe)
         self.op = op
         self.spec = spec
         self.recipe = recipe
+        self.mask = mask
         self.compute_dtype = recipe.compute_dtype
         self.quantized_dtype = weights.quantized_dtype
         self.linears: dict[str, Linear] = {linear.name: linear for linear in layers.linears}
@@ -173,37 +182,52 @@ class Modules:
         second = self.op.part(x, half)
         return self.op.join(self.op.scale(second), first)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, softcap: bool = False) -> Tensor:
-        """Return the heads' outputs, through the kernel that the recipe and the dtype lead to."""
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, joined: bool = False) -> Tensor:
+        """Return the heads' outputs, through the kernel that the recipe, the mask and the dtype lead to.
+
+        ``joined``: the queries were joined head by head. The fused kernels lay their output out as the queries lie in
+        memory; then that is by head, so that it is copied to lie by token.
+        """
         spec, op = self.spec, self.op
         implementation = self.recipe.attn_implementation
         if implementation == "eager":
-            return self._eager(q, k, v, dropout, softcap)
+            return self._eager(q, k, v, dropout)
         heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+        if self.mask is not None:
+            # Kernels that take a mask share no keys and values among heads.
+            k, v = op.repeat_heads(k, heads // kv_heads), op.repeat_heads(v, heads // kv_heads)
+            kv_heads = heads
         if op.autocast is not None:
             q, k, v = (op.cast(t, self.compute_dtype) for t in (q, k, v))
-        if implementation == "flash_attention_2" or op.kernels == "cuda" or dropout == 0:
-            return op.flash_attention(q, k, v, heads, kv_heads)
-        return self._math(q, k, v, dropout)
+        if implementation == "flash_attention_2":
+            q, k, v = (op.cast(t, self._flash_dtype(t.dtype)) for t in (q, k, v))
+            output = op.flash_attention(q, k, v, heads, kv_heads)
+        elif op.kernels == "cpu":
+            if dropout:
+                return self._math(q, k, v, dropout)
+            output = op.flash_attention(q, k, v, heads, kv_heads)
+        elif self.mask is None and q.dtype != "float32":
+            output = op.flash_attention(q, k, v, heads, kv_heads)
+        elif kv_heads == heads:
+            output = op.efficient_attention(q, k, v, heads, self.mask)
+        else:
+            return self._math(q, k, v, dropout)
+        return op.copy(output) if joined else output
 
-    def attention_of_joined(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
-        """Return the heads' outputs for queries that were joined head by head.
+    def _flash_dtype(self, dtype: str) -> str:
+        """Return the dtype in which flash_attn runs: transformers casts float32 back to that of the weights."""
+        return self.quantized_dtype if dtype == "float32" else dtype
 
-        The fused kernels lay their output out as the queries lie in memory; here that is by head, so that it is copied
-        to lie by token.
-        """
-        output = self.attention(q, k, v, dropout=dropout)
-        fused = self.recipe.attn_implementation != "eager" and (self.op.kernels == "cuda" or dropout == 0)
-        return self.op.copy(output) if fused else output
-
-    def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, softcap: bool) -> Tensor:
+    def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         op, heads = self.op, self.spec.num_attention_heads
         times = heads // self.spec.num_key_value_heads
+        if self.spec.num_key_value_heads == 1 and self.recipe.batch_size == 1:
+            times = 1  # one key head of one sequence is repeated by a view
         hidden = q.columns
         keys = op.repeat_heads(k, times)
         values = op.repeat_heads(v, times)
         scores = op.scale(op.matmul(q, keys, BSS, heads))
-        if softcap:
+        if self.spec.config.get("attn_logit_softcapping") is not None:
             scores = op.scale(scores)
             scores = op.tanh(scores)
             scores = op.scale(scores)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import Autocast, Gradients, Node, Tape, Tensor, promote
-from lorabench.estimator.closed_form.sizes import BS, BS128, ONE
+from lorabench.estimator.closed_form.sizes import BS, BS128, BSS, ONE
 
 
 class Operators:
@@ -152,10 +152,10 @@ class Operators:
 
         return tape.record(parts, backward, (), lambda: tape.new(parts[0].rows, sum(columns), parts[0].dtype))
 
-    def copy(self, x: Tensor) -> Tensor:
+    def copy(self, x: Tensor, component: str = "temporaries") -> Tensor:
         """Return a copy (contiguous, clone); backward passes the gradient on."""
         tape = self.tape
-        return tape.record((x,), lambda g, _: (g.view(),), (), lambda: tape.like(x))
+        return tape.record((x,), lambda g, _: (g.view(),), (), lambda: tape.like(x, component=component))
 
     # Matrix products
 
@@ -259,12 +259,19 @@ class Operators:
         return tape.record((x, weight, bias), backward, (x, weight, statistics), lambda: tape.like(x))
 
     def softmax(self, x: Tensor, dtype: str) -> Tensor:
-        """Return softmax in ``dtype``, which saves its result. CUDA reads 16-bit input as it is; the CPU copies it."""
+        """Return softmax in ``dtype``, which saves its result.
+
+        CUDA reads float16 as it is; any other input is copied into ``dtype`` first.
+        """
         tape, was = self.tape, x.dtype
-        if self.kernels == "cpu":
-            x = self.cast(x, dtype)
-            return tape.record((x,), lambda g, _: (tape.like(g),), (), lambda: tape.like(x), saved_output=True)
-        return tape.record((x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype), saved_output=True)
+        if self.kernels == "cuda" and was == "float16" and dtype == "float32":
+            return tape.record(
+                (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype), saved_output=True
+            )
+        converted = self.cast(x, dtype)
+        return tape.record(
+            (converted,), lambda g, _: (tape.like(g),), (), lambda: tape.like(converted), saved_output=True
+        )
 
     # Attention
 
@@ -303,7 +310,7 @@ class Operators:
             )
             scratch = []
             if cuda:
-                padded = -(-head_dim // 32) * 32
+                padded = -(-head_dim // (32 if head_dim <= 128 else 64)) * (32 if head_dim <= 128 else 64)
                 scratch = [tape.new(BS128, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
                 if kv_heads != heads:
                     scratch += [tape.new(BS, q_columns, dtype), tape.new(BS, q_columns, dtype)]
@@ -312,6 +319,29 @@ class Operators:
 
         return tape.record(
             (q, k, v), backward, (q, k, v, lse), lambda: tape.new(BS, q_columns, dtype), saved_output=True
+        )
+
+    def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+        """Return memory-efficient attention: it saves q, k, v, its output, each row's log-sum-exp, and the mask.
+
+        A boolean mask becomes one to add, in the dtype of q, for every sequence of the batch. Backward accumulates
+        q's gradient in float32, in blocks of 64 or 128 rows.
+        """
+        tape, dtype, columns = self.tape, q.dtype, q.columns
+        head_dim = columns // heads
+        width = 64 if head_dim <= 64 or head_dim > 128 else 128
+        padded = -(-head_dim // width) * width
+        lse = tape.new(BS, heads, "float32")
+        added = () if mask is None else (tape.new(BSS, 1, dtype),)
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            to_q, to_k, to_v = (tape.new(BS, columns, dtype) for _ in range(3))
+            scratch = [tape.new(BS, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
+            del scratch
+            return to_q, to_k, to_v
+
+        return tape.record(
+            (q, k, v), backward, (q, k, v, lse, *added), lambda: tape.new(BS, columns, dtype), saved_output=True
         )
 
     def repeat_heads(self, x: Tensor, times: int) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lorabench.estimator.breakdown import Kernels
-from lorabench.estimator.closed_form.autograd import Autocast, Tape, Tensor
+from lorabench.estimator.closed_form.autograd import Autocast, Leaf, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
+from lorabench.estimator.closed_form.masks import Masks, alike_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_columns
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BS, ONE, Ledger, Moment, S
@@ -65,7 +66,7 @@ class _Step:
 
     def _forward(self) -> Tensor:
         spec, recipe, op = self.spec, self.recipe, self.op
-        outside = Modules(op, spec, recipe, Layers(1, (), (*spec.embeddings, *spec.final_norm)), adapted=frozenset())
+        outside = Modules(op, spec, recipe, Layers(1, (), (*spec.embeddings, *spec.final_norm)), frozenset(), None)
         hidden = self._hidden_states(outside)
         head = self._head_weight(outside)
         if hidden.requires_grad:
@@ -80,6 +81,10 @@ class _Step:
     def _hidden_states(self, outside: Modules) -> Tensor:
         spec, op, tape = self.spec, self.op, self.tape
         embedded = op.embedding(outside.weights[spec.embeddings[0].name], spec.hidden_size)
+        if self.recipe.gradient_checkpointing and not embedded.requires_grad:
+            # transformers lets the embedding's output require a gradient, so that checkpointed layers have a use for
+            # one; autograd then holds it, and its gradient, to the end.
+            embedded.leaf = Leaf(holds=embedded.block)
         if spec.model_type in ("gemma", "gemma2", "granite"):
             embedded = op.scale(embedded)
         hidden = embedded
@@ -102,18 +107,14 @@ class _Step:
         spec, recipe, tape = self.spec, self.recipe, self.tape
         layer = LAYERS[spec.model_type]
         adapted = frozenset(resolve_target_modules(spec, recipe))
-        first = True
-        for group in spec.layers:
-            for copies in (1, group.count - 1) if first else (group.count,):
-                if copies == 0:
-                    continue
-                first = False
-                modules = Modules(self.op, spec, recipe, group, adapted)
-                with tape.repeated(copies) as finish:
-                    output = self._layer(layer, modules, hidden, rotary)
-                    finish(hidden, output)
-                hidden = output
-                del output
+        masks = Masks(self.op, spec, recipe, hidden.dtype)
+        for group, copies, window in alike_layers(spec, masks):
+            modules = Modules(self.op, spec, recipe, group, adapted, masks.mask(window))
+            with tape.repeated(copies) as finish:
+                output = self._layer(layer, modules, hidden, rotary)
+                finish(hidden, output)
+            hidden = output
+            del output
         return hidden
 
     def _layer(self, layer: Layer, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
@@ -134,6 +135,8 @@ class _Step:
         if self.spec.model_type == "granite":
             logits = op.scale(logits)
         upcast = op.cast(logits, "float32", "logits")
-        if self.recipe.loss == "legacy":
-            upcast = op.copy(op.part(upcast, vocabulary))
+        if self.recipe.loss == "legacy" and self.recipe.batch_size > 1:
+            # Of a single sequence the shifted logits are contiguous as they are.
+            shifted = op.copy(op.part(upcast, vocabulary), "logits")
+            return op.cross_entropy(shifted)
         return op.cross_entropy(upcast)

@@ -1,0 +1,63 @@
+"""Attention masks, which transformers makes once for the whole model, and which layers share one.
+
+A causal mask is left to the kernel where it can be. It is made where attention is eager, and for sdpa where a sliding
+window is no longer than the sequence (`masking_utils`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.operators import Operators
+from lorabench.estimator.closed_form.sizes import BSS, SS
+from lorabench.estimator.models import Layers, ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+
+class Masks:
+    """The masks of one forward pass: for layers with a sliding window, and for those without."""
+
+    def __init__(self, op: Operators, spec: ModelSpec, recipe: Recipe, dtype: str) -> None:
+        window = spec.config.get("sliding_window") or 0
+        self.windowed = layers_with_window(spec)
+        self._masks: dict[bool, Tensor | None] = {}
+        for kind in sorted(set(self.windowed)):
+            self._masks[kind] = None
+            if recipe.attn_implementation == "eager":
+                self._masks[kind] = op.tape.new(BSS, 1, dtype, "buffers")
+            elif recipe.attn_implementation == "sdpa" and kind and recipe.seq_len >= window:
+                self._masks[kind] = op.tape.new(SS, 1, "bool", "buffers")
+        self.differ = any(self._masks.values()) and len(self._masks) > 1
+
+    def mask(self, windowed: bool) -> Tensor | None:
+        """Return the mask of layers with a window, or of those without; None where the kernel needs none."""
+        return self._masks[windowed]
+
+
+def layers_with_window(spec: ModelSpec) -> list[bool]:
+    """Return for each layer whether it looks no further than the model's sliding window."""
+    config = spec.config
+    if config.get("layer_types"):
+        return [kind == "sliding_attention" for kind in config["layer_types"]]
+    return [config.get("sliding_window") is not None] * spec.num_hidden_layers
+
+
+def alike_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
+    """Yield the layers to run, how many each stands for, and whether it has a window.
+
+    The first layer runs for itself, for its input is the embedding. Where layers with and without a window alternate
+    and their masks differ, those of one kind come before those of the other: what they hold adds up the same.
+    """
+    start = 0
+    for group in spec.layers:
+        windowed = masks.windowed[start : start + group.count]
+        if start == 0:
+            yield group, 1, windowed[0]
+            windowed = windowed[1:]
+        kinds = sorted(set(windowed)) if masks.differ else windowed[:1]
+        for kind in kinds:
+            copies = windowed.count(kind) if masks.differ else len(windowed)
+            if copies:
+                yield group, copies, kind
+        start += group.count
