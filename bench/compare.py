@@ -150,6 +150,7 @@ def compare(
                 findings=tuple(findings),
             )
         )
+    recipes.sort(key=lambda recipe: recipe.label)
     recipes.sort(key=lambda recipe: weight(recipe.findings[0]), reverse=True)
     return Comparison(
         verdict=_overall([finding.verdict for recipe in recipes for finding in recipe.findings]),
@@ -236,7 +237,9 @@ def _overall(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def weight(finding: Finding) -> tuple[int, float]:
-    """Return what to sort findings by: the greater, the more it matters."""
+    """Return what to sort findings by: the greater, the more it matters. What stayed the same matters alike."""
+    if finding.verdict == "same":
+        return SEVERITY["same"], 0.0
     return SEVERITY[finding.verdict], math.inf if finding.change is None else abs(finding.change)
 
 

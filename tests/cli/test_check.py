@@ -59,6 +59,7 @@ def worse(tmp_path: Path) -> str:
 def test_results_against_themselves_pass(baseline: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = check(capsys, baseline, "--baseline", baseline)
     assert (code, err) == (0, "")
+    assert [line.partition("llama-2m ")[2].split()[0] for line in out.splitlines()[2:8]] == 3 * ["full"] + 3 * ["lora"]
     assert out.splitlines()[-1] == "6 same in 2 recipes."
 
 
