@@ -63,7 +63,7 @@ def probe_surroundings(choice: DeviceChoice) -> Surroundings:
     """
     require_bench_extra()
     probe = subprocess.run(
-        [sys.executable, "-m", "lorabench.bench.environment", choice], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "lorabench.bench.environment", choice], capture_output=True, text=True, check=False
     )
     if probe.returncode == 0:
         return msgspec.json.decode(probe.stdout.splitlines()[-1], type=Surroundings)

@@ -216,7 +216,7 @@ def _count_storages(
 
     step.on_phase = begin_phase
     with ledger:
-        ledger.watch_head(model.get_output_embeddings(), spec.vocab_size)  # type: ignore[operator]
+        ledger.watch_model(model, spec.vocab_size)
         ledger.begin_step()
         step(adopted())
         ledger.end_step(model, step.optimizer)

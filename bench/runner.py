@@ -156,12 +156,18 @@ def run_recipe(
         outcome=answer.outcome,
         message=answer.message,
         traceback=answer.traceback,
-        prediction=Prediction(
-            parameters=count_parameters(planned.spec, planned.recipe),
-            memory=estimate_memory(planned.spec, planned.recipe, settings.device),
-        ),
+        prediction=predict(planned, settings),
         measurement=answer.measurement,
     )
+
+
+def predict(planned: Planned, settings: Settings) -> Prediction | None:
+    """Return the estimate for the device of ``settings``, or None where the recipe has no closed form there."""
+    try:
+        memory = estimate_memory(planned.spec, planned.recipe, settings.device)
+    except UserError:
+        return None
+    return Prediction(parameters=count_parameters(planned.spec, planned.recipe), memory=memory)
 
 
 def ask_worker(planned: Planned, settings: Settings, timeout_seconds: float) -> Answer:
@@ -173,7 +179,7 @@ def ask_worker(planned: Planned, settings: Settings, timeout_seconds: float) -> 
         with said_path.open("wb") as said:
             # A session of its own: an interrupt at the terminal reaches the runner alone, which then ends the worker.
             worker = subprocess.Popen(
-                [sys.executable, "-m", "lorabench.bench.worker"],
+                [sys.executable, "-P", "-m", "lorabench.bench.worker"],
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=subprocess.STDOUT,

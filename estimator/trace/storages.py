@@ -113,12 +113,15 @@ class StorageLedger:
         for component, tensor in model_tensors(model):
             self.adopt(component, tensor)
 
-    def watch_head(self, head: nn.Module, vocab_size: int) -> None:
-        """Call what ``head`` makes of the hidden states logits, and all tensors of their width until its backward ends.
+    def watch_model(self, model: nn.Module, vocab_size: int) -> None:
+        """Tell logits and rotary tables from other tensors of the forward pass of ``model``, a causal language model.
 
-        ``head`` maps (batch, sequence, hidden) to (batch, sequence, ``vocab_size``).
+        Logits are what its head makes of the hidden states, (batch, sequence, ``vocab_size``), and all tensors of
+        that width until the head's backward ends.
         """
+        assert self._open is not None, "enter the ledger first"
         self._vocabulary = vocab_size
+        head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
 
         def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             self._in_head = True
@@ -129,9 +132,13 @@ class StorageLedger:
         def leave(gradient: torch.Tensor) -> None:
             self._in_head = False
 
-        handle = head.register_forward_pre_hook(enter)
-        assert self._open is not None, "enter the ledger first"
-        self._open.callback(handle.remove)
+        def keep_tables(module: nn.Module, arguments: tuple[Any, ...], tables: Any) -> None:
+            self.adopt("buffers", tables)
+
+        self._open.callback(head.register_forward_pre_hook(enter).remove)
+        for module in model.modules():
+            if type(module).__name__.endswith("RotaryEmbedding"):
+                self._open.callback(module.register_forward_hook(keep_tables).remove)
 
     def __enter__(self) -> StorageLedger:
         # Learnt before the ledger's own mode is on.

@@ -170,7 +170,7 @@ def _run(
         optimizer = make_optimizer(model, recipe)
         step = TrainingStep(model, optimizer, recipe, ledger.begin_phase)
         with ledger, origins.watching():
-            ledger.watch_head(model.get_output_embeddings(), spec.vocab_size)  # type: ignore[operator]
+            ledger.watch_model(model, spec.vocab_size)
             for number in range(steps):
                 on_progress(f"running step {number + 1} of {steps}")
                 ledger.begin_step()

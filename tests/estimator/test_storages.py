@@ -146,7 +146,7 @@ def train_llama(steps: int = 2, device: Any = "cpu", **options: Any) -> Breakdow
     ledger.adopt("buffers", *batch.values())
     step = TrainingStep(model, optimizer, recipe, ledger.begin_phase)
     with ledger:
-        ledger.watch_head(model.get_output_embeddings(), 300)  # type: ignore[operator]
+        ledger.watch_model(model, 300)
         for _ in range(steps):
             ledger.begin_step()
             step([batch] * recipe.gradient_accumulation)
