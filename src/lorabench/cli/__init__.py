@@ -18,6 +18,7 @@ from lorabench.estimator.errors import UserError, did_you_mean
 
 COMMANDS = {
     "estimate": "Estimate what a recipe takes, in milliseconds, without torch.",
+    "trace": "Run the real step on meta tensors: exact, no GPU.",
     "run": "Really train recipes and measure them.",
     "report": "Make one HTML page of results.",
     "check": "Hold results against a baseline.",

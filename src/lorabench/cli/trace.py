@@ -1,0 +1,205 @@
+"""`lorabench trace`: what a recipe takes, from the real step run on tensors without contents."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorabench.cli.estimate import describe_recipe, peak_columns
+from lorabench.cli.listing import FORMATS, Column, as_csv, as_markdown, as_table
+from lorabench.cli.parameters import OneOf
+from lorabench.cli.quantities import in_gib
+from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.estimator.errors import UserError
+
+if TYPE_CHECKING:
+    from lorabench.estimator.trace.trace import Trace
+
+EXAMPLES = """\
+\b
+Examples:
+  lorabench trace llama-3.1-8b --method qlora
+  lorabench trace Qwen/Qwen2.5-7B -r 64 --seq-len 4096 --expandable-segments
+  lorabench trace ./config.json --method full --format json > trace.json
+"""
+SHOWN_TENSORS = 10
+"""Lines of tensors that people see; JSON has more."""
+PATIENCE_SECONDS = 1.0
+"""Nothing is said of progress before."""
+
+
+@click.command("trace", epilog=EXAMPLES)
+@click.argument("model")
+@recipe_options
+@click.option(
+    "--kernels",
+    type=OneOf(("cuda", "cpu")),
+    default="cuda",
+    show_default=True,
+    help="Whose kernels the step goes through: a GPU's, or a CPU's.",
+)
+@click.option(
+    "--expandable-segments",
+    is_flag=True,
+    help="Reserve as with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
+)
+@click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+def command(model: str, kernels: Any, expandable_segments: bool, format_: str, **options: Any) -> None:
+    """Run the real training step of MODEL on meta tensors: exact, no GPU.
+
+    transformers, peft and bitsandbytes train two steps on tensors without contents, while every allocation is
+    followed. MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. In
+    brackets stand the defaults.
+    """
+    from lorabench.estimator.catalogue import find_model
+
+    if expandable_segments and kernels == "cpu":
+        raise UserError("--expandable-segments is a setting of CUDA's allocator: leave it out with --kernels cpu")
+    spec = find_model(model)
+    recipe = recipe_from(spec.name, options)
+    with _progress() as say:
+        say("importing torch, transformers and peft")
+        _require_bench_extra()
+        from lorabench.estimator.trace.trace import trace
+
+        traced = trace(spec, recipe, kernels=kernels, expandable_segments=expandable_segments, on_progress=say)
+    click.echo(_FORMATTERS[format_](traced))
+
+
+def _require_bench_extra() -> None:
+    """Import what the trace needs, or say how to install it, and keep its notices off the terminal.
+
+    Raises:
+        UserError: a package of the ``bench`` extra is not installed.
+    """
+    import warnings
+
+    warnings.simplefilter("ignore")
+    try:
+        import bitsandbytes  # noqa: F401
+        import peft  # noqa: F401
+        import torch  # noqa: F401
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(
+            f"trace needs {error.name}, which is not installed: pip install 'lorabench[bench]'; "
+            "lorabench estimate does without"
+        ) from error
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Yield a function to say what is being done; it is shown on a terminal, and only when it takes long."""
+    started = time.monotonic()
+    shown = False
+
+    def say(what: str) -> None:
+        nonlocal shown
+        elapsed = time.monotonic() - started
+        if sys.stderr.isatty() and (shown or elapsed > PATIENCE_SECONDS):
+            click.echo(f"\r\033[K{elapsed:.0f} s: {what}", nl=False, err=True)
+            shown = True
+
+    try:
+        yield say
+    finally:
+        if shown:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+def _as_text(traced: Trace) -> str:
+    return "\n\n".join(
+        [
+            describe_recipe(traced.recipe),
+            _parameters(traced),
+            as_table(peak_columns(traced.memory)),
+            _moment(traced),
+            as_table(_tensor_columns(traced)),
+            as_table(_phase_columns(traced)),
+        ]
+    )
+
+
+def _parameters(traced: Trace) -> str:
+    counts = traced.parameters
+    said = f"{counts.total:,} parameters, {counts.trainable:,} trainable ({counts.trainable / counts.total:.2%})"
+    return said if not counts.quantized else f"{said},\n{counts.quantized:,} in 4 bits"
+
+
+def _moment(traced: Trace) -> str:
+    peak = traced.peak
+    where = f" of {peak.module}" if peak.module else ""
+    return f"The peak is in {peak.phase}, when {peak.operator}{where} runs. Largest tensors alive then:"
+
+
+def _tensor_columns(traced: Trace) -> list[Column]:
+    tensors = traced.tensors[:SHOWN_TENSORS]
+    return [
+        Column("component", [tensor.component.replace("_", " ") for tensor in tensors], right=False),
+        Column("module", [tensor.module for tensor in tensors], right=False),
+        Column("made by", [tensor.operator for tensor in tensors], right=False),
+        Column("shape", [" × ".join(map(str, tensor.shape)) or "scalar" for tensor in tensors], right=False),
+        Column("dtype", [tensor.dtype for tensor in tensors], right=False),
+        Column("count", [str(tensor.count) for tensor in tensors]),
+        Column("", [in_gib(tensor.bytes) for tensor in tensors]),
+    ]
+
+
+def _phase_columns(traced: Trace) -> list[Column]:
+    peaks = traced.memory.phase_peaks_bytes
+    return [
+        Column("phase", list(peaks), right=False),
+        Column("peak", [in_gib(bytes_) for bytes_ in peaks.values()]),
+    ]
+
+
+def _as_markdown(traced: Trace) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in traced.recipe.describe().items() if name != "model")
+    return "\n\n".join(
+        [
+            f"**{traced.recipe.model}**: {settings}",
+            _parameters(traced).replace("\n", " "),
+            as_markdown(peak_columns(traced.memory)),
+            _moment(traced),
+            as_markdown(_tensor_columns(traced)),
+            as_markdown(_phase_columns(traced)),
+        ]
+    )
+
+
+def _as_json(traced: Trace) -> str:
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(traced), indent=2).decode()
+
+
+def _as_csv(traced: Trace) -> str:
+    """Return one row: the recipe, the counts, each component in bytes, the peak's moment."""
+    memory = traced.memory
+    return as_csv(
+        [
+            {
+                **traced.recipe.describe(),
+                "kernels": traced.kernels,
+                "total_parameters": traced.parameters.total,
+                "trainable_parameters": traced.parameters.trainable,
+                "quantized_parameters": traced.parameters.quantized,
+                **{f"{name}_bytes": bytes_ for name, bytes_ in memory.components.items()},
+                "phase": memory.phase,
+                "peak_allocated_bytes": memory.peak_allocated_bytes,
+                "peak_reserved_bytes": memory.peak_reserved_bytes,
+                "device_total_bytes": memory.device_total_bytes,
+                "peak_module": traced.peak.module,
+                "peak_operator": traced.peak.operator,
+            }
+        ]
+    )
+
+
+_FORMATTERS = {"table": _as_text, "json": _as_json, "markdown": _as_markdown, "csv": _as_csv}
