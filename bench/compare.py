@@ -354,7 +354,7 @@ def _p_greater(these: Sequence[float], those: Sequence[float]) -> float:
     try:
         from scipy.stats import mannwhitneyu
     except ImportError as error:
-        raise UserError('scipy, which tests step times, is not installed: pip install "lorabench[check]"') from error
+        raise UserError("check needs scipy, which is missing: pip install 'lorabench[check]'") from error
     return float(mannwhitneyu(these, those, alternative="greater").pvalue)
 
 

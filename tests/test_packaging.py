@@ -45,11 +45,11 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
-@pytest.fixture(scope="module")
-def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that the source distribution makes, unpacked."""
+@pytest.fixture(scope="module", params=["a checkout", "the source distribution"])
+def wheel(request: pytest.FixtureRequest, sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that each of them makes, unpacked: only a checkout has the links that editable installs need."""
     folder = tmp_path_factory.mktemp("wheel")
-    with zipfile.ZipFile(build("wheel", sdist, folder)) as archive:
+    with zipfile.ZipFile(build("wheel", ROOT if request.param == "a checkout" else sdist, folder)) as archive:
         archive.extractall(folder / "site")
     return folder / "site"
 

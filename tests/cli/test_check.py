@@ -226,7 +226,7 @@ def test_it_says_what_to_install_without_scipy(baseline: str) -> None:
         check=False,
     )
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == 'lorabench: scipy, which tests step times, is not installed: pip install "lorabench[check]"\n'
+    assert ran.stderr == "lorabench: check needs scipy, which is missing: pip install 'lorabench[check]'\n"
 
 
 def test_an_edited_record_is_refused(baseline: str, capsys: pytest.CaptureFixture[str]) -> None:
