@@ -9,7 +9,7 @@ from lorabench.estimator.devices import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.parameters import count_parameters
+from lorabench.estimator.parameters import adapted_experts, count_parameters
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.states import Term, states
 
@@ -61,13 +61,29 @@ def estimate_recipe(spec: ModelSpec, recipe: Recipe, device: Device | None = Non
 
 
 def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:
-    """Refuse a recipe that the model cannot run.
+    """Refuse a recipe that transformers and peft cannot run on the model.
 
     Raises:
-        UserError: learned positions that end before the sequence does.
+        UserError: learned positions that end before the sequence does; attention scores that no sdpa kernel caps;
+            flash attention in float32; dropout on adapters of experts.
     """
     if spec.model_type == "gpt2" and recipe.seq_len > spec.max_position_embeddings:
         raise UserError(
             f"seq_len {recipe.seq_len}: {spec.name} has learned positions for {spec.max_position_embeddings} tokens: "
             f"use --seq-len {spec.max_position_embeddings} or less"
+        )
+    if spec.model_type == "gemma2" and recipe.attn_implementation == "sdpa":
+        raise UserError(
+            f"attn_implementation sdpa: {spec.name} caps its attention scores, which sdpa cannot: "
+            "use --attn-implementation eager or flash_attention_2"
+        )
+    if recipe.attn_implementation == "flash_attention_2" and recipe.compute_dtype == "float32":
+        raise UserError(
+            "attn_implementation flash_attention_2 runs in 16 bits only, and this recipe computes in float32: "
+            "use --mixed-precision bf16, --dtype bfloat16 or --attn-implementation sdpa"
+        )
+    if recipe.lora_dropout and any(True for _ in adapted_experts(spec, recipe)):
+        raise UserError(
+            f"lora_dropout {recipe.lora_dropout:g}: peft has no dropout for adapters of fused experts, which "
+            f"{spec.name} has: use --lora-dropout 0, or --target-modules attention"
         )

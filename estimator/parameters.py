@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from lorabench.estimator.breakdown import ParameterCounts
-from lorabench.estimator.models import Linear, ModelSpec
+from lorabench.estimator.models import Linear, ModelSpec, Weight
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.target_modules import resolve_target_modules
 
@@ -19,10 +20,23 @@ def adapted_linears(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[Linear, i
                 yield linear, group.count
 
 
+def adapted_experts(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[Weight, int]]:
+    """Yield each router and stack of experts that gets an adapter, with the number of layers that have one like it.
+
+    They are parameters, not linear layers; peft 0.21 adapts them under all-linear only.
+    """
+    if recipe.target_modules == "all-linear":
+        for group in spec.layers:
+            for weight in group.weights:
+                if weight.part == "feed_forward":
+                    yield weight, group.count
+
+
 def trainable_shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[int, ...], int]]:
     """Yield the shape of each tensor that trains, with how many there are of it.
 
-    An adapter is A (rank, in_features) and B (out_features, rank); full fine-tuning trains every tensor of the model.
+    An adapter is A (rank, in_features) and B (out_features, rank), for a stack of experts side by side; full
+    fine-tuning trains every tensor of the model.
     """
     if recipe.method != "full":
         rank = recipe.rank
@@ -30,6 +44,11 @@ def trainable_shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[in
         for linear, count in adapted_linears(spec, recipe):
             yield (rank, linear.in_features), count
             yield (linear.out_features, rank), count
+        for weight, count in adapted_experts(spec, recipe):
+            *stack, out_features, in_features = weight.shape
+            experts = prod(stack)
+            yield (experts * rank, in_features), count
+            yield (out_features, experts * rank), count
         return
     for weight in (*spec.embeddings, *spec.final_norm):
         yield weight.shape, 1
@@ -53,9 +72,8 @@ def count_parameters(spec: ModelSpec, recipe: Recipe) -> ParameterCounts:
         UserError: target modules that the model does not have.
     """
     adapter = 0
-    for linear, count in adapted_linears(spec, recipe):
-        assert recipe.rank is not None
-        adapter += count * recipe.rank * (linear.in_features + linear.out_features)
+    if recipe.method != "full":
+        adapter = sum(prod(shape) * count for shape, count in trainable_shapes(spec, recipe))
     return ParameterCounts(
         total=spec.parameters + adapter,
         trainable=spec.parameters if recipe.method == "full" else adapter,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lorabench.estimator.closed_form.autograd import Tape, Tensor
+from lorabench.estimator.closed_form.experts import sparse_mlp
 from lorabench.estimator.closed_form.modules import Modules, Rotary
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import S
@@ -35,6 +36,18 @@ def llama(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     residual = hidden
     hidden = m.rms_norm("post_attention_layernorm", hidden)
     hidden = m.gated_mlp(hidden)
+    return m.op.add(residual, hidden)
+
+
+def mixture(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+    """One layer of Mixtral and of Qwen3-MoE, whose feed-forward may be a mixture of experts."""
+    residual = hidden
+    hidden = m.rms_norm("input_layernorm", hidden)
+    hidden = grouped_attention(m, hidden, rotary)
+    hidden = m.op.add(residual, hidden)
+    residual = hidden
+    hidden = m.rms_norm("post_attention_layernorm", hidden)
+    hidden = sparse_mlp(m, hidden) if "mlp.gate.weight" in m.weights else m.gated_mlp(hidden)
     return m.op.add(residual, hidden)
 
 
@@ -193,8 +206,10 @@ LAYERS: dict[str, Layer] = {
     "granite": granite,
     "llama": llama,
     "mistral": llama,
+    "mixtral": mixture,
     "phi3": phi3,
     "qwen2": llama,
     "qwen3": llama,
+    "qwen3_moe": mixture,
 }
 """model_type → the forward pass of one layer."""

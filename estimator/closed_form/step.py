@@ -9,7 +9,9 @@ from lorabench.estimator.closed_form.masks import Masks, alike_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_columns
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BS, ONE, Ledger, Moment, S
+from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import Layers, ModelSpec
+from lorabench.estimator.parameters import adapted_experts
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.states import states
 from lorabench.estimator.target_modules import resolve_target_modules
@@ -19,7 +21,17 @@ def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> list[Mome
     """Return the moments of a steady step at which memory may peak, in order.
 
     Batch size and length are left open: a moment holds bytes for each monomial of them.
+
+    Raises:
+        UserError: a combination that has no closed form.
     """
+    if any(True for _ in adapted_experts(spec, recipe)):
+        raise UserError(
+            f"target_modules all-linear adapts the fused experts of {spec.name}, for which there is no closed form: "
+            "use `lorabench trace`, or --target-modules attention"
+        )
+    if recipe.loss == "liger":
+        raise UserError("loss liger has no closed form: use --loss standard")
     return _Step(spec, recipe, kernels).run()
 
 
