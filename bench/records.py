@@ -83,6 +83,11 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     suite: str
     recipe: Recipe
     model_config: dict[str, Any]
+    seed: int = 0
+    """Of random weights and of dropout."""
+    weights: Literal["random", "pretrained"] = "random"
+    dataset: str | None = None
+    """Name of the text file, without its folder; None for the text that Python ships."""
     started_at: str
     """UTC, ISO 8601."""
     device: DeviceFacts

@@ -20,7 +20,7 @@ from lorabench.bench.jobs import Answer, Job, Settings
 from lorabench.bench.records import SUFFIX, Prediction, RunRecord, read_record, write_record
 from lorabench.bench.suites import Planned, Suite
 from lorabench.bench.text import file_documents
-from lorabench.bench.worker import first_line, says_out_of_memory
+from lorabench.bench.worker import first_line, says_out_of_memory, without_own_folders
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory import estimate_memory
@@ -28,7 +28,7 @@ from lorabench.estimator.parameters import count_parameters
 
 TIMEOUT_SECONDS = 3600.0
 END_SECONDS = 10
-"""How long a worker that was told to end may take before it is killed."""
+"""How long a worker that was killed may take to be gone."""
 
 
 class Progress(Struct, frozen=True):
@@ -150,6 +150,9 @@ def run_recipe(
         suite=suite_name,
         recipe=planned.recipe,
         model_config=planned.spec.config,
+        seed=settings.seed,
+        weights="random" if settings.weights is None else "pretrained",
+        dataset=None if settings.dataset is None else Path(settings.dataset).name,
         started_at=started_at,
         device=surroundings.device,
         environment=surroundings.environment,
@@ -206,7 +209,9 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
     if worker.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait(END_SECONDS)
+        # A process that waits for a driver cannot be killed at once; it is left to end when it can.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(END_SECONDS)
     assert worker.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.close()
@@ -222,5 +227,5 @@ def _answer_of_the_dead(returncode: int, said: str) -> Answer:
     return Answer(
         outcome="oom" if says_out_of_memory(said) else "error",
         message=reason,
-        traceback="\n".join(last) or None,
+        traceback=without_own_folders("\n".join(last)) or None,
     )

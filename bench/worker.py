@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import threading
 import traceback
 from pathlib import Path
@@ -40,7 +41,7 @@ def answer_job(job: Job) -> Answer:
         message = first_line(f"{type(error).__name__}: {error}")
         if is_out_of_memory(error):
             return Answer(outcome="oom", message=message)
-        return Answer(outcome="error", message=message, traceback=traceback.format_exc())
+        return Answer(outcome="error", message=message, traceback=without_own_folders(traceback.format_exc()))
     not_finite = sum(loss is None for loss in measurement.losses)
     note = f"the loss was not finite in {not_finite} of {len(measurement.losses)} steps" if not_finite else None
     return Answer(outcome="ok", message=note, measurement=measurement)
@@ -59,6 +60,13 @@ def says_out_of_memory(text: str) -> bool:
     """Tell whether an error's text says that memory ran out."""
     lowered = text.lower()
     return any(phrase in lowered for phrase in OUT_OF_MEMORY)
+
+
+def without_own_folders(text: str) -> str:
+    """Return ``text`` without the paths that tell where Python is installed and who the user is: records are shared."""
+    for name in ("purelib", "platlib", "stdlib"):
+        text = text.replace(sysconfig.get_path(name) + os.sep, "")
+    return text.replace(str(Path.home()) + os.sep, "~" + os.sep)
 
 
 def first_line(text: str) -> str:

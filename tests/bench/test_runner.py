@@ -22,7 +22,7 @@ from lorabench.bench.measure import with_rest
 from lorabench.bench.records import RunRecord, read_records, write_record
 from lorabench.bench.runner import Progress, ask_worker, run_recipe, run_suite
 from lorabench.bench.suites import Planned, Suite, load_suite, single_recipe
-from lorabench.bench.worker import is_out_of_memory
+from lorabench.bench.worker import is_out_of_memory, without_own_folders
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes import make_recipe
@@ -174,6 +174,14 @@ def test_torchs_own_out_of_memory_error_is_known() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
 
 
+def test_tracebacks_name_no_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setenv("HOME", "/home/somebody")
+    text = f'File "{torch.__file__}", line 1\nFile "/home/somebody/work/x.py"\nFile "{os.__file__}"'
+    assert without_own_folders(text) == 'File "torch/__init__.py", line 1\nFile "~/work/x.py"\nFile "os.py"'
+
+
 # Suites.
 
 
@@ -207,6 +215,18 @@ def test_a_suite_goes_on_after_a_recipe_that_fails(tmp_path: Path, answers: dict
         records, key=lambda record: record.recipe.method
     )
     assert {record.suite for record in records} == {"smoke"}
+
+
+def test_a_record_says_what_it_was_trained_on_and_names_no_folder(tmp_path: Path, answers: dict[str, Answer]) -> None:
+    suite = single_recipe(SPEC, make_recipe("test/llama"))
+    (tmp_path / "text.txt").write_text("words")
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(LLAMA))
+    [plain], _ = run(tmp_path / "plain", suite)
+    assert (plain.seed, plain.weights, plain.dataset) == (0, "random", None)
+    [own], _ = run(tmp_path / "own", suite, seed=3, weights=str(tmp_path), dataset=tmp_path / "text.txt")
+    assert (own.seed, own.weights, own.dataset) == (3, "pretrained", "text.txt")
+    assert str(tmp_path) not in (tmp_path / "own" / f"{own.digest}.record.json").read_text()
 
 
 def test_resuming_runs_only_what_is_not_ok(tmp_path: Path, answers: dict[str, Answer]) -> None:
