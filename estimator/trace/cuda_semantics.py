@@ -5,8 +5,7 @@ decision that needs a value fails. The pieces:
 
 - autocast (`autocast`);
 - the kernel that attention takes (`attention`), also where the package flash_attn is not installed;
-- statistics of 16-bit layer norms: 16 bits on the CPU, float32 elsewhere;
-- grouped matrix products, of experts, in other dtypes than bfloat16;
+- results that kernels give in other dtypes than meta does (`meta_results`);
 - dropout in one kernel, with a mask of one byte an element (CUDA only);
 - softmax from float16 into float32 without a copy (CUDA only; torch does not do it for bfloat16);
 - transformers' questions whether a batch packs several sequences: it does not;
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.trace.attention import cpu_attention, cuda_attention, flash_attention_2
 from lorabench.estimator.trace.autocast import autocast_on_meta
+from lorabench.estimator.trace.meta_results import results_on_meta
 from lorabench.estimator.trace.patches import replaced
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def running_on_meta(model: nn.Module, kernels: Kernels) -> Iterator[None]:
         stack.enter_context(_optimizers_on_meta(kernels))
         autocast = stack.enter_context(autocast_on_meta(model, kernels))
         stack.enter_context(_operators_on_meta(kernels, autocast.cast))
-        stack.enter_context(_results_on_meta(kernels))
+        stack.enter_context(results_on_meta(kernels))
         yield
 
 
@@ -130,45 +130,6 @@ def _softmax(input: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: torch.d
     if input.dtype == torch.float16 and dtype == torch.float32:
         return torch._softmax(input, dim, True)
     return torch.nn.functional.softmax(input, dim, dtype=dtype)
-
-
-def _results_on_meta(kernels: Kernels) -> Any:
-    """Return a context in which operators give results as ``kernels`` do where meta's own differ."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    corrections = {torch.ops.aten._grouped_mm.default: _grouped_products}
-    if kernels == "cpu":
-        corrections[torch.ops.aten.native_layer_norm.default] = _layer_norm_of_the_cpu
-
-    class Corrected(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Lets corrections run in the operators' stead."""
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            correction = corrections.get(func)
-            if correction is None:
-                return func(*args, **(kwargs or {}))
-            return correction(func, args, kwargs or {})
-
-    return Corrected()  # type: ignore[no-untyped-call]
-
-
-def _layer_norm_of_the_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Keep the rows' statistics in the weight's dtype; CUDA and meta keep them in float32."""
-    output, *statistics = func(*args, **kwargs)
-    weight = args[2]
-    dtype = output.dtype if weight is None else weight.dtype
-    return output, *(each.to(dtype) for each in statistics)
-
-
-def _grouped_products(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Take other dtypes than bfloat16, for which kernels exist as well."""
-    import torch
-
-    dtype = args[0].dtype
-    as_bfloat16 = [each.to(torch.bfloat16) if each is not None and each.dtype == dtype else each for each in args[:2]]
-    output = func(*as_bfloat16, *args[2:], **kwargs)
-    return torch.empty_strided(output.shape, output.stride(), dtype=dtype, device=output.device)
 
 
 def _no_packed_sequences(position_ids: torch.Tensor) -> None:
