@@ -168,6 +168,7 @@ class Tape:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.repeat = 1
+        self.place = ""  # the module at work, by name
         self.autocast: Autocast | None = None
         self._gradients: list[Tensor] = []
         self._sequence = 0

@@ -99,6 +99,7 @@ class Modules:
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Return what linear layer ``name`` makes of x, with its adapter's part if it has one."""
+        self.op.tape.place = name
         if name not in self.adapters:
             return self._base(name, x)
         return self._adapted_4bit(name, x) if self.recipe.method == "qlora" else self._adapted(name, x)
@@ -141,6 +142,7 @@ class Modules:
     def rms_norm(self, name: str, x: Tensor, groups: int = 1) -> Tensor:
         """Return Llama's RMS norm, computed in float32, of each of ``groups`` of columns on its own."""
         op = self.op
+        op.tape.place = name
         x32 = op.cast(x, "float32")
         variance = op.mean_of_columns(op.power(x32), groups)
         x32 = op.multiply(x32, op.tanh(op.shift(variance)))
@@ -149,6 +151,7 @@ class Modules:
     def gemma_norm(self, name: str, x: Tensor) -> Tensor:
         """Return Gemma's RMS norm: the weight, from one, is applied in float32."""
         op, dtype = self.op, x.dtype
+        op.tape.place = name
         x32 = op.cast(x, "float32")
         output = op.multiply(x32, op.tanh(op.shift(op.mean_of_columns(op.power(x32)))))
         del x32
@@ -158,6 +161,7 @@ class Modules:
 
     def layer_norm(self, name: str, x: Tensor) -> Tensor:
         """Return torch's layer norm."""
+        self.op.tape.place = name
         return self.op.layer_norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
     # Attention

@@ -17,10 +17,11 @@ from lorabench.estimator.states import states
 from lorabench.estimator.target_modules import resolve_target_modules
 
 
-def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> list[Moment]:
+def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape | None = None) -> list[Moment]:
     """Return the moments of a steady step at which memory may peak, in order.
 
-    Batch size and length are left open: a moment holds bytes for each monomial of them.
+    Batch size and length are left open: a moment holds bytes for each monomial of them. A ``tape`` given records the
+    step, for those who want more of it than its moments.
 
     Raises:
         UserError: a combination that has no closed form.
@@ -32,16 +33,16 @@ def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> list[Mome
         )
     if recipe.loss == "liger":
         raise UserError("loss liger has no closed form: use --loss standard")
-    return _Step(spec, recipe, kernels).run()
+    return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run()
 
 
 class _Step:
-    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
+    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape) -> None:
         self.spec = spec
         self.recipe = recipe
         self.kernels = kernels
-        self.ledger = Ledger()
-        self.tape = Tape(self.ledger)
+        self.ledger = tape.ledger
+        self.tape = tape
         self.op = Operators(self.tape, kernels)
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
