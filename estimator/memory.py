@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from lorabench.estimator.breakdown import COMPONENTS, Breakdown, Kernels
+from operator import mul
+
+from lorabench.estimator.breakdown import Breakdown, Kernels
+from lorabench.estimator.closed_form.forms import Setup, compile_form, held_throughout
 from lorabench.estimator.closed_form.sizes import monomial_values
-from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
 
@@ -21,19 +23,25 @@ def estimate_memory(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") 
     Raises:
         UserError: target modules that the model does not have, or a combination that no kernel runs.
     """
-    moments = step_moments(spec, recipe, kernels)
+    setup = Setup(spec, recipe, kernels)
+    forms = compile_form(setup)
+    held = held_throughout(setup, recipe.rank)
     values = monomial_values(recipe.batch_size, recipe.seq_len, recipe.rank or 0)
     phase_peaks: dict[str, int] = {}
-    peak, at_peak = -1, moments[0]
-    for moment in moments:
-        total = sum(coefficient * value for coefficient, value in zip(moment.total(), values, strict=True))
-        phase_peaks[moment.phase] = max(phase_peaks.get(moment.phase, 0), total)
+    peak, at_peak = -1, forms[0].moments[0]
+    for form in forms:
+        totals = [sum(map(mul, coefficients, values)) for coefficients in form.coefficients]
+        working = max(totals)
+        total = working + sum(held[form.phase].values())
+        phase_peaks[form.phase] = total
         if total > peak:
-            peak, at_peak = total, moment
-    held = at_peak.component_bytes(values)
+            peak, at_peak = total, form.moments[totals.index(working)]
+    components = at_peak.component_bytes(values)
+    for name, bytes_ in held[at_peak.phase].items():
+        components[name] += bytes_
     reserved = -(-peak // SEGMENT_BYTES) * SEGMENT_BYTES if kernels == "cuda" else None
     return Breakdown(
-        components={name: held[name] for name in COMPONENTS},
+        components=components,
         phase=at_peak.phase,
         peak_allocated_bytes=peak,
         phase_peaks_bytes=phase_peaks,

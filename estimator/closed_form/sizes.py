@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from operator import add
 from typing import NamedTuple
 
 from lorabench.estimator.breakdown import COMPONENTS
@@ -153,9 +154,8 @@ class Ledger:
 
     def _add_shifted_moments(self, change: list[int]) -> None:
         for moment in self.moments[self._repeat_started :]:
-            live = tuple(now + later for now, later in zip(moment.live, change, strict=True))
-            self.moments.append(Moment(moment.phase, live))
-        self.live = [now + later for now, later in zip(self.live, change, strict=True)]
+            self.moments.append(Moment(moment.phase, tuple(map(add, moment.live, change))))
+        self.live = list(map(add, self.live, change))
         self._rising = True
 
     def begin_backward_repeat(self) -> None:

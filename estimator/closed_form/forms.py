@@ -1,0 +1,132 @@
+"""The closed form compiled: what a step takes as sums of monomials of batch, length and rank, found once.
+
+`step_moments` leaves batch size, length and rank open but for a few branches, and but for what the recipe holds for
+the whole training, which depends on the rank in its own ways (8-bit states of large tensors only). So one form serves
+all recipes that differ in these three alone, one number or arrays of them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import groupby
+from operator import ge, sub
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from lorabench.estimator.breakdown import COMPONENTS, Kernels
+from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, ONE, WIDTH, Live, Moment
+from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.states import states
+
+MOST_FORMS = 128
+"""Forms kept: a form takes some 100 kB."""
+MOST_RANKS = 4096
+"""Ranks, over all forms, whose states are kept."""
+
+
+class Setup:
+    """What a form depends on: the model, the kernels, and the recipe but for batch size, length and rank.
+
+    Two setups are equal when their models' shapes and their recipes are; a model is compared by all that it holds,
+    since it may hold dictionaries and has no hash.
+    """
+
+    __slots__ = ("_hash", "_key", "kernels", "recipe", "spec")
+
+    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
+        self.spec = spec
+        self.kernels = kernels
+        window = spec.config.get("sliding_window") or 0
+        adapted = recipe.rank is not None
+        self.recipe = replace(
+            recipe,
+            model=spec.name,
+            rank=1 if adapted else None,
+            lora_alpha=1.0 if adapted else None,
+            # Of one sequence, some copies are views (`Step._loss`, `Modules._eager`).
+            batch_size=min(recipe.batch_size, 2),
+            # A window that the sequence fills needs a mask (`Masks`).
+            seq_len=window if 0 < window <= recipe.seq_len else 1,
+            gradient_accumulation=min(recipe.gradient_accumulation, 2),
+        )
+        self._key = (msgspec.msgpack.encode(spec), self.recipe, kernels)
+        self._hash = hash(self._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Setup) and self._key == other._key
+
+
+class PhaseForm(NamedTuple):
+    """The moments of one phase that may be its peak, in order, without what is held for the whole training."""
+
+    phase: str
+    moments: tuple[Moment, ...]
+    coefficients: tuple[tuple[int, ...], ...]
+    """Of each moment, over all components: bytes for each of `sizes.MONOMIALS`."""
+
+
+@lru_cache(MOST_FORMS)
+def compile_form(setup: Setup) -> tuple[PhaseForm, ...]:
+    """Return the form of each phase, in order.
+
+    Raises:
+        UserError: target modules that the model does not have, or a combination that has no closed form.
+    """
+    # Without an optimizer: its states and temporaries are none of the step's own.
+    recipe = replace(setup.recipe, optim="sgd")
+    moments = step_moments(setup.spec, recipe, setup.kernels)
+    held = _held_by_phase(setup.spec, recipe, setup.kernels)
+    return tuple(
+        _phase_form(phase, list(alike), held[phase]) for phase, alike in groupby(moments, lambda moment: moment.phase)
+    )
+
+
+@lru_cache(MOST_RANKS)
+def held_throughout(setup: Setup, rank: int | None) -> dict[str, dict[str, int]]:
+    """Return phase → component → bytes of what is held for the whole training at ``rank``, and of the optimizer."""
+    return _held_by_phase(setup.spec, replace(setup.recipe, rank=rank), setup.kernels)
+
+
+def _held_by_phase(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> dict[str, dict[str, int]]:
+    held = states(spec, recipe, kernels)
+    loaded = {name: held.component_bytes(name) for name in COMPONENTS if name not in ("gradients", "optimizer_states")}
+    training = loaded | {"optimizer_states": held.component_bytes("optimizer_states"), "gradients": 0}
+    if recipe.gradient_accumulation > 1:
+        training["gradients"] = held.component_bytes("gradients")
+    stepping = training | {"temporaries": held.optimizer.temporaries}
+    return {"loaded": loaded, "forward": training, "backward": training, "optimizer": stepping}
+
+
+def _phase_form(phase: str, moments: list[Moment], held: dict[str, int]) -> PhaseForm:
+    constants = [0] * (WIDTH * len(COMPONENTS))
+    for name, bytes_ in held.items():
+        constants[COMPONENT_INDEX[name] * WIDTH + ONE] = bytes_
+    kept = _undominated([moment.total() for moment in moments])
+    moments = [Moment(phase, _minus(moments[index].live, constants)) for index in kept]
+    return PhaseForm(phase, tuple(moments), tuple(moment.total() for moment in moments))
+
+
+def _minus(live: Live, constants: list[int]) -> Live:
+    return tuple(map(sub, live, constants))
+
+
+def _undominated(coefficients: list[tuple[int, ...]]) -> list[int]:
+    """Return which moments can be the first that takes the most, whatever the batch, the length and the rank.
+
+    One that another equals or exceeds in every coefficient cannot: monomials are at least 1, or stand for nothing.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    for index, total in enumerate(coefficients):
+        first.setdefault(total, index)
+    kept: list[tuple[int, ...]] = []
+    for total in sorted(first, key=sum, reverse=True):  # what exceeds another comes before it
+        if not any(all(map(ge, larger, total)) for larger in kept):
+            kept.append(total)
+    return sorted(first[total] for total in kept)
