@@ -5,7 +5,7 @@ Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`) and tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import NamedTuple
 
@@ -43,7 +43,6 @@ def optimizer_bytes(
     """
     tensors = [(shape, prod(shape), count) for shape, count in shapes]
     elements = sum(size * count for _, size, count in tensors)
-    largest = max((size for _, size, _ in tensors), default=0)
     itemsize = ITEMSIZE[dtype]
     if optim == "sgd":
         return OptimizerBytes(states=0, temporaries=0)
@@ -59,8 +58,8 @@ def optimizer_bytes(
             # The foreach implementation takes the square root of all second moments at once.
             temporaries = elements * itemsize
         else:
-            # The for-loop holds a root and its quotient, of one tensor at a time.
-            temporaries = 2 * largest * itemsize
+            # The for-loop holds a root and its quotient, and the previous tensor's quotient until then.
+            temporaries = max((before + 2 * size for before, size in _successive(tensors)), default=0) * itemsize
         return OptimizerBytes(states=2 * elements * itemsize + steps, temporaries=temporaries)
     return _bitsandbytes(optim, tensors)
 
@@ -85,25 +84,35 @@ def _bitsandbytes(optim: Optim, tensors: list[tuple[tuple[int, ...], int, int]])
     return OptimizerBytes(states=kept, temporaries=0, paged=paged)
 
 
+def _successive(tensors: list[tuple[tuple[int, ...], int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the elements of the tensor before (0 at first) and of each tensor, in the order of the step."""
+    before = 0
+    for _, size, count in tensors:
+        yield before, size
+        if count > 1:
+            yield size, size
+        before = size
+
+
 def _adafactor(tensors: list[tuple[tuple[int, ...], int, int]], itemsize: int) -> OptimizerBytes:
-    """Adafactor keeps one float32 row and column of second moments, and works through float32 copies.
+    """Adafactor keeps a float32 row and column of second moments and the weight's RMS, and works through copies.
 
     With 16-bit weights it copies gradient and weight to float32 first. The update lives twice for a moment, and the
     previous tensor's copies are released only when the next one's replace them.
     """
     states = 0
-    temporaries = before = 0
-    copies = 0 if itemsize == 4 else 1
     for shape, size, count in tensors:
         factored = len(shape) >= 2
-        states += count * 4 * (prod(shape[:-1]) + prod(shape[:-2]) * shape[-1] if factored else size)
-        for previous in (before, size) if count > 1 else (before,):
-            # While the gradient's float32 copy is made, the previous tensor's gradient, weight and update still live;
-            # while the update is squared and shifted, its update does; then twice the update is this tensor's own.
-            temporaries = max(
-                temporaries,
-                4 * ((2 * copies + 1) * previous + copies * size),
-                4 * (previous + 2 * copies * size + 2 * size),
-            )
-        before = size
+        moments = prod(shape[:-1]) + prod(shape[:-2]) * shape[-1] if factored else size
+        states += count * 4 * (moments + 1)
+    copies = 0 if itemsize == 4 else 1
+    temporaries = 0
+    for previous, size in _successive(tensors):
+        # While the gradient's float32 copy is made, the previous tensor's gradient, weight and update still live;
+        # while the update is squared and shifted, its update does; then twice the update is this tensor's own.
+        temporaries = max(
+            temporaries,
+            4 * ((2 * copies + 1) * previous + copies * size),
+            4 * (previous + 2 * copies * size + 2 * size),
+        )
     return OptimizerBytes(states=states, temporaries=temporaries)

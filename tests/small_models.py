@@ -1,0 +1,57 @@
+"""Models of every family, small enough to build, to train and to trace in a moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.models import ModelSpec
+
+GROUPED = {"num_key_value_heads": 2}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": None},
+    "qwen2": {**GROUPED, "tie_word_embeddings": True},
+    "qwen3": {**GROUPED, "head_dim": 32},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 32},
+    "gemma2": {**GROUPED, "head_dim": 32},
+    "phi3": GROUPED,
+    "granite": GROUPED,
+    "gpt2": {},
+    "gpt_neox": {},
+    "mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **GROUPED,
+        "head_dim": 32,
+        "moe_intermediate_size": 128,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+}
+"""What each family's config has besides its sizes."""
+
+MIXTURES = ("mixtral", "qwen3_moe")
+"""Families whose experts are stacked in one parameter each."""
+
+
+def small_config(family: str, **changes: Any) -> dict[str, Any]:
+    """Return the config.json of a model of ``family``; ``changes`` are keys of a Llama's config."""
+    sizes = {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+    }
+    config = {"model_type": family, **sizes, **FAMILIES[family], **changes}
+    if family == "gpt2":
+        names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+        names |= {"max_position_embeddings": "n_positions", "intermediate_size": "n_inner"}
+        config = {names.get(key, key): value for key, value in config.items()}
+    return config
+
+
+def small_model(family: str, **changes: Any) -> ModelSpec:
+    """Return the shapes of a model of ``family``."""
+    return read_config(small_config(family, **changes), f"small/{family}")
