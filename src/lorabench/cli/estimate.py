@@ -16,6 +16,7 @@ from lorabench.estimator.errors import UserError
 if TYPE_CHECKING:
     from lorabench.estimator.breakdown import Breakdown
     from lorabench.estimator.estimates import Estimate
+    from lorabench.estimator.explanation import Explanation
     from lorabench.estimator.recipes import Recipe
 
 EXAMPLES = """\
@@ -24,6 +25,7 @@ Examples:
   lorabench estimate llama-3.1-8b --method qlora --gpu rtx-4090
   lorabench estimate Qwen/Qwen2.5-7B -r 64 --target-modules attention --seq-len 4096
   lorabench estimate ./config.json --method full --gpu 80GB --require-fit
+  lorabench estimate llama-3.1-8b --method qlora --explain
 """
 
 
@@ -32,8 +34,9 @@ Examples:
 @recipe_options
 @click.option("--gpu", help="A GPU by name, or its memory such as 24GB, to hold the answer against.")
 @click.option("--require-fit", is_flag=True, help="Exit with code 1 where the recipe does not fit the GPU.")
+@click.option("--explain", is_flag=True, help="Derive the answer term by term, with this recipe's numbers.")
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
-def command(model: str, gpu: str | None, require_fit: bool, format_: str, **options: Any) -> int:
+def command(model: str, gpu: str | None, require_fit: bool, explain: bool, format_: str, **options: Any) -> int:
     """Estimate what fine-tuning MODEL takes, in milliseconds, without torch.
 
     MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. In brackets stand
@@ -45,10 +48,17 @@ def command(model: str, gpu: str | None, require_fit: bool, format_: str, **opti
 
     if require_fit and gpu is None:
         raise UserError("--require-fit needs a GPU to fit: add --gpu NAME or a size such as --gpu 24GB")
+    if explain and format_ == "csv":
+        raise UserError("--explain has no csv, which is one row: use --format table, markdown or json")
     spec = find_model(model)
     device = None if gpu is None else find_device(gpu)
     estimate = estimate_recipe(spec, recipe_from(spec.name, options), device)
-    click.echo(_FORMATTERS[format_](estimate))
+    if not explain:
+        click.echo(_FORMATTERS[format_](estimate))
+    else:
+        from lorabench.estimator.explanation import explain as explain_memory
+
+        click.echo(_explained(estimate, explain_memory(spec, estimate.recipe), format_))
     return 1 if require_fit and not estimate.fits else 0
 
 
@@ -135,6 +145,19 @@ def _as_json(estimate: Estimate) -> str:
     import msgspec
 
     return msgspec.json.format(msgspec.json.encode(estimate), indent=2).decode()
+
+
+def _explained(estimate: Estimate, explanation: Explanation, format_: str) -> str:
+    """Return the estimate with its derivation."""
+    import msgspec
+
+    from lorabench.cli.explanation import explanation_as_markdown, explanation_as_text
+
+    if format_ == "json":
+        both = {**msgspec.to_builtins(estimate), "explanation": explanation}
+        return msgspec.json.format(msgspec.json.encode(both), indent=2).decode()
+    as_prose = explanation_as_markdown if format_ == "markdown" else explanation_as_text
+    return f"{_FORMATTERS[format_](estimate)}\n\n{as_prose(explanation)}"
 
 
 def _as_csv(estimate: Estimate) -> str:

@@ -1,0 +1,216 @@
+"""A step recorded tensor by tensor: which module's which operation made what is alive at each moment.
+
+The same step as everywhere (`step_moments`), on a tape and a ledger that also remember where each block comes from.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections import Counter
+from typing import NamedTuple
+
+from lorabench.estimator.breakdown import COMPONENTS, Kernels
+from lorabench.estimator.closed_form import autograd, operators
+from lorabench.estimator.closed_form.autograd import Node, Tape, Tensor
+from lorabench.estimator.closed_form.sizes import MONOMIALS, ONE, WIDTH, Block, Ledger, Moment
+from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+
+class Origin(NamedTuple):
+    """What made a block, and the shape that it was made in."""
+
+    caller: str
+    """Qualified name of the function of the closed form that called the operation, such as ``Modules.rms_norm``."""
+    module: str
+    """The module that ran last, such as ``self_attn.q_proj``: the caller's own, where the caller is a module."""
+    operation: str
+    """Name of the method of `Operators`; empty for what no operation made."""
+    backward: bool
+    """Whether the operation's backward made it."""
+    columns: int
+    dtype: str
+
+
+HELD = Origin("", "", "", backward=False, columns=0, dtype="")
+"""Of what is held from outside the step: weights, optimizer states, the batch."""
+
+
+class Item(NamedTuple):
+    """Tensors of one origin under one component, as multiples of one monomial."""
+
+    component: str
+    monomial: str
+    """Name, of `MONOMIALS`."""
+    origin: Origin
+    bytes: int
+    """Of all of them, for each unit of the monomial."""
+
+
+Alive = dict[tuple[int, Origin], int]
+"""(slot of the ledger, origin) → bytes."""
+
+
+class ItemisedStep(NamedTuple):
+    """The moments of a step, and what each consists of."""
+
+    moments: list[Moment]
+    alive: list[Alive]
+    latest: list[Origin]
+    """What was made last before each moment."""
+    one_layer: Alive
+    """What each layer of the largest group of alike ones leaves behind in forward; empty where no two are alike."""
+
+    def items(self, index: int) -> list[Item]:
+        """Return what is alive at moment ``index``, in the order in which it was made."""
+        return _items(self.alive[index])
+
+    def layer_items(self) -> list[Item]:
+        """Return what one layer leaves behind in forward, in the order in which it was made."""
+        return _items(self.one_layer)
+
+
+def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> ItemisedStep:
+    """Return the step of ``recipe`` with the origin of all that is alive.
+
+    Raises:
+        UserError: a combination that has no closed form.
+    """
+    ledger = _ItemisedLedger()
+    moments = step_moments(spec, recipe, kernels, _ItemisedTape(ledger))
+    return ItemisedStep(moments, ledger.alive, ledger.latest, ledger.one_layer)
+
+
+def _items(alive: Alive) -> list[Item]:
+    names = list(COMPONENTS)
+    return [
+        Item(names[slot // WIDTH], MONOMIALS[slot % WIDTH], origin, bytes_)
+        for (slot, origin), bytes_ in alive.items()
+        if bytes_
+    ]
+
+
+class _ItemisedLedger(Ledger):
+    """A ledger that knows its blocks one by one. It holds none of them: that would keep them alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.making = HELD
+        self.alive: list[Alive] = []
+        self.latest: list[Origin] = []
+        self.one_layer: Alive = {}
+        self._layers = 0
+        self._blocks: dict[int, tuple[weakref.ref[Block], Origin]] = {}
+        self._held: Counter[tuple[int, Origin]] = Counter()
+        """What is no block: held from outside, and the share of copies that are run only once."""
+        self._change: Counter[tuple[int, Origin]] = Counter()
+        """From the first copy to the last of the repeat under way."""
+
+    def allocate(self, block: Block) -> None:
+        self._blocks[id(block)] = (weakref.ref(block), self.making)
+        super().allocate(block)
+
+    def release(self, block: Block) -> None:
+        self.mark()
+        _, origin = self._blocks.pop(id(block))
+        if block.copies > 1 and self.repeating:
+            others = (block.copies - 1) * block.bytes
+            self._held[block.slot, origin] += others
+            self._change[block.slot, origin] -= others
+        super().release(block)
+
+    def hold(self, component: str, bytes_: int, monomial: int = ONE) -> None:
+        before = list(self.live)
+        super().hold(component, bytes_, monomial)
+        for slot, (was, now) in enumerate(zip(before, self.live, strict=True)):
+            self._held[slot, HELD] += now - was
+
+    def defer(self, block: Block, copies: int) -> None:
+        self._change[block.slot, self._origin(block)] += (copies - 1) * block.bytes
+        super().defer(block, copies)
+
+    def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
+        self.mark()
+        left = Counter[tuple[int, Origin]]()
+        for block in blocks:
+            left[block.slot, self._origin(block)] += block.bytes
+            self._change[block.slot, self._origin(block)] += (copies - 1) * block.bytes
+        if copies > self._layers:
+            self._layers, self.one_layer = copies, dict(left)
+        super().end_forward_repeat(blocks, copies)
+        self._change.clear()
+
+    def end_backward_repeat(self) -> None:
+        super().end_backward_repeat()
+        self._held.update(self._change)
+        self._change.clear()
+
+    def mark(self) -> None:
+        known = len(self.moments)
+        super().mark()
+        if len(self.moments) > known:
+            alive = Counter(self._held)
+            for reference, origin in self._blocks.values():
+                block = reference()
+                assert block is not None
+                alive[block.slot, origin] += block.copies * block.bytes
+            self.alive.append(alive)
+            self.latest.append(self.making)
+
+    def _add_shifted_moments(self, change: list[int]) -> None:
+        started = self._repeat_started
+        super()._add_shifted_moments(change)
+        for index in range(started, len(self.alive)):
+            alive = Counter(self.alive[index])
+            alive.update(self._change)
+            self.alive.append(alive)
+            self.latest.append(self.latest[index])
+
+    def _origin(self, block: Block) -> Origin:
+        return self._blocks[id(block)][1]
+
+
+class _ItemisedTape(Tape):
+    """A tape that tells its ledger what makes each tensor, from the functions that are running."""
+
+    def __init__(self, ledger: _ItemisedLedger) -> None:
+        super().__init__(ledger)
+        self._itemised = ledger
+        self._made_by: dict[int, tuple[str, str, str]] = {}
+        self._running = ("", "", "")
+
+    def new(
+        self, rows: int, columns: int, dtype: str, component: str = "temporaries", *, ranked: bool = False
+    ) -> Tensor:
+        (caller, module, operation), backward = self._maker()
+        self._itemised.making = Origin(caller, module, operation, backward, columns, dtype)
+        return super().new(rows, columns, dtype, component, ranked=ranked)
+
+    def next_sequence(self) -> int:
+        sequence = super().next_sequence()
+        self._made_by[sequence] = self._maker()[0]
+        return sequence
+
+    def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
+        self._running = self._made_by[node.sequence]
+        super()._run(node, waiting, queue)
+
+    def _maker(self) -> tuple[tuple[str, str, str], bool]:
+        """Return caller, module and operation of what is being made, and whether by the operation's backward."""
+        operation = ""
+        frame = inspect.currentframe()
+        while frame is not None:
+            where, name = frame.f_globals["__name__"], frame.f_code.co_qualname
+            if frame.f_code is _RUN:
+                return self._running, True
+            if where == operators.__name__:
+                operation = operation or name.split(".")[1]
+            elif where not in (autograd.__name__, __name__):
+                return (name.split(".<locals>")[0], self.place, operation), False
+            frame = frame.f_back
+        raise AssertionError("a tensor was made by nobody")
+
+
+_RUN = Tape._run.__code__

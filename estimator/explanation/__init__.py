@@ -1,0 +1,115 @@
+"""The derivation of an estimate, term by term, with one recipe's numbers: what `estimate --explain` prints.
+
+Every line is a product that comes to whole bytes. The lines of a component's section add up to that component at the
+peak; those of the phases are the phases' peaks, whose highest is the peak.
+
+- `lines`: what an explanation is made of;
+- `symbols`: the letters for a model's sizes;
+- `held`: weights, adapters, gradients, optimizer states;
+- `moments`: activations, logits, temporaries, phases;
+- `tensor_names`: what people call the tensors of a step.
+"""
+
+from __future__ import annotations
+
+from lorabench.estimator.breakdown import Breakdown, Kernels
+from lorabench.estimator.explanation.held import Held
+from lorabench.estimator.explanation.lines import Explanation, Line, Section
+from lorabench.estimator.explanation.moments import Moments
+from lorabench.estimator.explanation.symbols import symbols
+from lorabench.estimator.memory import CUDA_CONTEXT_BYTES, SEGMENT_BYTES, estimate_memory
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+__all__ = ["Explanation", "Line", "Section", "explain"]
+
+
+def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Explanation:
+    """Return how the memory of ``recipe`` on ``spec`` comes about, in the order in which a person would reason.
+
+    Raises:
+        UserError: what `estimate_memory` refuses.
+    """
+    memory = estimate_memory(spec, recipe, kernels)
+    held = Held(spec, recipe, kernels)
+    moments = Moments(spec, recipe, kernels, memory)
+    sections = [
+        Section("Weights", tuple(held.weights()), "weights"),
+        Section("Quantised weights", tuple(held.quantized_weights()), "quantized_weights"),
+        Section("Adapters", tuple(held.adapters()), "adapters"),
+        _gradients(held, moments, memory),
+        Section(
+            "Optimizer states", tuple(_optimizer_states(held, memory)), "optimizer_states", held.optimizer_remark()
+        ),
+        _one_layer(moments, recipe),
+        Section("Activations at the peak", tuple(moments.at_peak("activations")), "activations"),
+        Section("Logits at the peak", tuple(moments.at_peak("logits")), "logits"),
+        Section("Temporaries at the peak", tuple(moments.at_peak("temporaries")), "temporaries"),
+        Section("Buffers", tuple(moments.at_peak("buffers")), "buffers"),
+        Section("Phases", tuple(moments.phases()), remark=f"The highest decides: {memory.phase}."),
+        Section("Allocator and device", tuple(_device(memory))),
+    ]
+    said = [section for section in sections if section.lines or section.remark]
+    return Explanation(symbols(spec, recipe), tuple(said))
+
+
+def _optimizer_states(held: Held, memory: Breakdown) -> list[Line]:
+    """Return the states' lines; none where the peak is before the first step."""
+    return list(held.optimizer_states()) if memory.components["optimizer_states"] else []
+
+
+def _gradients(held: Held, moments: Moments, memory: Breakdown) -> Section:
+    everything = held.all_gradients()
+    if memory.components["gradients"] == everything.bytes:
+        return Section("Gradients", (everything,), "gradients")
+    there = "some" if memory.components["gradients"] else "none"
+    remark = (
+        f"At the peak, in {memory.phase}, {there} of them are there: backward makes them, and zero_grad frees them "
+        f"after the optimizer's step. At the end of backward they take {everything.formula} = {everything.values} "
+        f"= {everything.bytes:,} B."
+    )
+    return Section("Gradients", tuple(moments.at_peak("gradients")), "gradients", remark)
+
+
+def _one_layer(moments: Moments, recipe: Recipe) -> Section:
+    lines = tuple(moments.one_layer())
+    if not lines:
+        return Section("What one layer saves for backward", ())
+    remark = f"{moments.layer_bytes_per_token():,} B for each token"
+    if recipe.gradient_checkpointing:
+        remark += (
+            ". Gradient checkpointing keeps each layer's input only, and has this of one layer at a time while it is "
+            "recomputed in backward"
+        )
+    return Section("What one layer saves for backward", lines, remark=f"{remark}.")
+
+
+def _device(memory: Breakdown) -> list[Line]:
+    allocated, reserved, total = memory.peak_allocated_bytes, memory.peak_reserved_bytes, memory.device_total_bytes
+    lines = [
+        Line(
+            "peak allocated",
+            "highest phase",
+            f"{allocated:,}",
+            allocated,
+            "torch: max_memory_allocated",
+        )
+    ]
+    if reserved is not None and total is not None:
+        lines += [
+            Line(
+                "peak reserved",
+                "⌈allocated / segment⌉ · segment",
+                f"⌈{allocated:,} / {SEGMENT_BYTES:,}⌉ · {SEGMENT_BYTES:,}",
+                reserved,
+                "torch: the CUDA caching allocator takes whole segments",
+            ),
+            Line(
+                "device total",
+                "reserved + CUDA context",
+                f"{reserved:,} + {CUDA_CONTEXT_BYTES:,}",
+                total,
+                "NVIDIA's driver: context and kernels of the process",
+            ),
+        ]
+    return lines

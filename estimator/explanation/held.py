@@ -1,0 +1,278 @@
+"""What a recipe holds for the whole training, term by term: weights, adapters, gradients, optimizer states."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from math import prod
+
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.explanation.lines import Line
+from lorabench.estimator.explanation.symbols import Widths
+from lorabench.estimator.models import Linear, ModelSpec, Weight
+from lorabench.estimator.optimizers import (
+    MIN_8BIT_ELEMENTS,
+    MIN_PAGED_ELEMENTS,
+    QMAP_BYTES,
+    STATE_BLOCK,
+    optimizer_bytes,
+)
+from lorabench.estimator.parameters import adapted_experts, adapted_linears, adapters_of_expert, trainable_shapes
+from lorabench.estimator.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
+from lorabench.estimator.recipes import ITEMSIZE, Recipe
+from lorabench.estimator.states import unquantized_dtype
+
+PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norms"}
+"""Part of a layer → what people call it."""
+
+
+class Held:
+    """The terms of one recipe."""
+
+    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
+        self.spec = spec
+        self.recipe = recipe
+        self.kernels = kernels
+        self.widths = Widths(spec)
+        self.trained_itemsize = ITEMSIZE[recipe.trained_dtype]
+        self.shapes = list(trainable_shapes(spec, recipe))
+        self.trained = sum(prod(shape) * count for shape, count in self.shapes)
+
+    # Weights
+
+    def weights(self) -> Iterator[Line]:
+        """Yield the base weights that are not quantised, by part."""
+        spec = self.spec
+        for weight in spec.embeddings:
+            yield self._parameters(weight.name.removesuffix(".weight"), 1, [weight])
+        for group in spec.layers:
+            tensors: list[Linear | Weight] = [*group.weights]
+            if self.recipe.method != "qlora":
+                tensors = [*group.linears, *tensors]
+            for part, name in PARTS.items():
+                chosen = [tensor for tensor in tensors if tensor.part == part]
+                if chosen:
+                    yield self._parameters(f"{name} of {group.count:,} layers", group.count, chosen)
+        for weight in spec.final_norm:
+            yield self._parameters(weight.name, 1, [weight])
+        if not spec.tie_word_embeddings:
+            yield self._parameters("head", 1, [spec.head])
+        elif spec.head.bias:
+            yield self._parameters("bias of the head", 1, [Weight("bias", (spec.head.out_features,), "head")])
+        if self.recipe.method == "qlora":
+            yield from self._biases()
+
+    def _biases(self) -> Iterator[Line]:
+        for group in self.spec.layers:
+            biases = [
+                Weight(linear.name, (linear.out_features,), linear.part) for linear in group.linears if linear.bias
+            ]
+            if biases:
+                source = "bitsandbytes: keeps the biases of 4-bit layers in the dtype that it computes in"
+                yield self._parameters(
+                    f"biases of {group.count:,} layers", group.count, biases, (self.recipe.compute_dtype, source)
+                )
+
+    def _parameters(
+        self,
+        what: str,
+        count: int,
+        tensors: Iterable[Linear | Weight],
+        dtype_and_source: tuple[str, str] | None = None,
+    ) -> Line:
+        """Return the line of ``count`` times all of ``tensors``."""
+        dtype, source = dtype_and_source or self._dtype_and_source()
+        shapes = Counter[str]()
+        elements = 0
+        for tensor in tensors:
+            elements += tensor.parameters
+            if isinstance(tensor, Weight):
+                shapes["·".join(map(self.widths.name, tensor.shape))] += 1
+            else:
+                shapes[f"{self.widths.name(tensor.in_features)}·{self.widths.name(tensor.out_features)}"] += 1
+                shapes[self.widths.name(tensor.out_features)] += tensor.bias
+        said = " + ".join(shape if many == 1 else f"{many}·{shape}" for shape, many in shapes.items() if many)
+        if " + " in said:
+            said = f"({said})"
+        itemsize = ITEMSIZE[dtype]
+        times, times_value = ("", "") if count == 1 else (f"{self._layers(count)} · ", f"{count:,} · ")
+        return Line(
+            what,
+            f"{times}{said} · {itemsize} B",
+            f"{times_value}{elements:,} · {itemsize}",
+            count * elements * itemsize,
+            source,
+        )
+
+    def _dtype_and_source(self) -> tuple[str, str]:
+        dtype = unquantized_dtype(self.recipe)
+        if self.recipe.prepare_kbit:
+            return dtype, "peft: prepare_model_for_kbit_training raises what is not quantised to float32"
+        return dtype, f"transformers: loads parameters in {dtype}"
+
+    def _layers(self, count: int) -> str:
+        return "L" if count == self.spec.num_hidden_layers else f"{count:,}"
+
+    def quantized_weights(self) -> Iterator[Line]:
+        """Yield the tensors that bitsandbytes keeps of the linear layers' weights."""
+        if self.recipe.method != "qlora":
+            return
+        double = bool(self.recipe.double_quant)
+        sizes = [
+            (linear.in_features * linear.out_features, group.count)
+            for group in self.spec.layers
+            for linear in group.linears
+        ]
+        kept = [(quantized_bytes(n, double_quant=double), count) for n, count in sizes]
+        elements, tensors = sum(n * count for n, count in sizes), sum(count for _, count in sizes)
+        absmax_itemsize = 1 if double else 4
+        absmax = sum(part.absmax * count for part, count in kept)
+        yield Line(
+            f"{self.recipe.quant_type} codes",
+            "elements of the linear layers / 2 · 1 B",
+            f"{elements:,} / 2 · 1",
+            sum(part.codes * count for part, count in kept),
+            "bitsandbytes: Linear4bit packs two codes in a byte",
+        )
+        yield Line(
+            "absmax, uint8" if double else "absmax, float32",
+            f"elements / {BLOCK} · {absmax_itemsize} B",
+            f"{absmax // absmax_itemsize:,} · {absmax_itemsize}",
+            absmax,
+            f"bitsandbytes: one scale for each {BLOCK} weights" + (", quantised too" if double else ""),
+        )
+        if double:
+            nested = sum(part.nested_absmax * count for part, count in kept)
+            yield Line(
+                "absmax of the absmax, float32",
+                f"elements / ({BLOCK} · {NESTED_BLOCK}) · 4 B",
+                f"{nested // 4:,} · 4",
+                nested,
+                f"bitsandbytes: double quantisation, one scale for each {NESTED_BLOCK} absmax",
+            )
+        tables = kept[0][0].tables
+        yield Line(
+            "codebooks",
+            f"tensors · {tables:,} B",
+            f"{tensors:,} · {tables:,}",
+            tensors * tables,
+            "bitsandbytes: 16 float32" + ("; of the absmax 256 and an offset" if double else ""),
+        )
+
+    # What trains
+
+    def adapters(self) -> Iterator[Line]:
+        """Yield the adapters, by what they are on."""
+        if self.recipe.method == "full":
+            return
+        rank, itemsize = self.recipe.rank or 0, self.trained_itemsize
+        adapted = [
+            (li.name, li.in_features, li.out_features, count) for li, count in adapted_linears(self.spec, self.recipe)
+        ]
+        for weight, count in adapted_experts(self.spec, self.recipe):
+            *_, out_features, in_features = weight.shape
+            beside = adapters_of_expert(weight)
+            adapted.append((weight.name, beside * in_features, beside * out_features, count))
+        for name, in_features, out_features, count in adapted:
+            ends = f"({self.widths.name(in_features)} + {self.widths.name(out_features)})"
+            yield Line(
+                name,
+                f"{self._layers(count)} · r · {ends} · {itemsize} B",
+                f"{count:,} · {rank:,} · {in_features + out_features:,} · {itemsize}",
+                count * rank * (in_features + out_features) * itemsize,
+                f"peft: A (r, in) and B (out, r), {self.recipe.trained_dtype}",
+            )
+
+    def all_gradients(self) -> Line:
+        """Return the line of the gradients of all that trains."""
+        return Line(
+            "gradients of all that trains",
+            f"trainable parameters · {self.trained_itemsize} B",
+            f"{self.trained:,} · {self.trained_itemsize}",
+            self.trained * self.trained_itemsize,
+            f"torch: a gradient has the dtype of its weight, {self.recipe.trained_dtype}",
+        )
+
+    def optimizer_states(self) -> Iterator[Line]:
+        """Yield what the optimizer keeps on the device."""
+        optim, itemsize = self.recipe.optim, self.trained_itemsize
+        if optim in ("adamw_torch", "adamw_torch_fused"):
+            moments = 2 * self.trained * itemsize
+            yield Line(
+                "first and second moments",
+                f"2 · trainable parameters · {itemsize} B",
+                f"2 · {self.trained:,} · {itemsize}",
+                moments,
+                f"torch: AdamW keeps them in the dtype of the weight, {self.recipe.trained_dtype}",
+            )
+            if self._states_bytes() > moments:
+                tensors = sum(count for _, count in self.shapes)
+                yield Line(
+                    "step counters",
+                    "trainable tensors · 4 B",
+                    f"{tensors:,} · 4",
+                    tensors * 4,
+                    "torch: a float32 for each tensor, on the device for the fused kernel",
+                )
+        elif optim == "adafactor":
+            states = self._states_bytes()
+            yield Line(
+                "rows and columns of second moments",
+                "Σ (rows + columns) · 4 B",
+                f"{states // 4:,} · 4",
+                states,
+                "transformers: Adafactor keeps a float32 row and column of each matrix",
+            )
+        elif optim != "sgd":
+            yield from self._bitsandbytes_states()
+
+    def _states_bytes(self) -> int:
+        return optimizer_bytes(self.recipe.optim, self.shapes, self.recipe.trained_dtype, self.kernels).states
+
+    def _bitsandbytes_states(self) -> Iterator[Line]:
+        optim = self.recipe.optim
+        moments = 1 if "lion" in optim else 2
+        sizes = [(prod(shape), count) for shape, count in self.shapes]
+        coded = [(n, count) for n, count in sizes if optim.endswith("8bit") and n >= MIN_8BIT_ELEMENTS]
+        whole = [size for size in sizes if size not in coded]
+        kept_from = MIN_PAGED_ELEMENTS if optim.startswith("paged") else float("inf")
+        for name, itemsize, tensors in (("8-bit", 1, coded), ("float32", 4, whole)):
+            elements = sum(n * count for n, count in tensors if n < kept_from)
+            if elements:
+                yield Line(
+                    f"{name} states",
+                    f"{moments} · parameters · {itemsize} B",
+                    f"{moments} · {elements:,} · {itemsize}",
+                    moments * elements * itemsize,
+                    f"bitsandbytes: 8 bits from {MIN_8BIT_ELEMENTS:,} elements a tensor on, float32 below"
+                    if optim.endswith("8bit")
+                    else "bitsandbytes: float32 states",
+                )
+        if coded:
+            blocks = sum(count * -(-n // STATE_BLOCK) for n, count in coded)
+            yield Line(
+                "absmax of the 8-bit states",
+                f"{moments} · parameters / {STATE_BLOCK} · 4 B",
+                f"{moments} · {blocks:,} · 4",
+                moments * blocks * 4,
+                f"bitsandbytes: a float32 for each {STATE_BLOCK} states",
+            )
+            yield Line(
+                "quantisation maps",
+                f"{moments} · {QMAP_BYTES:,} B",
+                f"{moments} · {QMAP_BYTES:,}",
+                moments * QMAP_BYTES,
+                "bitsandbytes: 256 float32 for each kind of state",
+            )
+
+    def optimizer_remark(self) -> str:
+        """Return what is to be said of states that the lines do not show."""
+        if self.recipe.optim == "sgd":
+            return "SGD without momentum keeps none."
+        paged = optimizer_bytes(self.recipe.optim, self.shapes, self.recipe.trained_dtype, self.kernels).paged
+        if not paged:
+            return ""
+        return (
+            f"Another {paged:,} B are paged: bitsandbytes keeps them in unified memory, which torch's allocator does "
+            "not count and which moves to the host when the device runs short."
+        )

@@ -1,0 +1,140 @@
+"""What comes and goes within a step, tensor by tensor: activations, logits, temporaries, and each phase's peak."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from lorabench.estimator.breakdown import Breakdown, Kernels
+from lorabench.estimator.closed_form.autograd import ITEMSIZES
+from lorabench.estimator.closed_form.itemised import HELD, Item, itemised_step
+from lorabench.estimator.closed_form.sizes import MONOMIALS, monomial_values
+from lorabench.estimator.explanation.lines import Line
+from lorabench.estimator.explanation.symbols import Widths
+from lorabench.estimator.explanation.tensor_names import tensor_name
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+
+class _Alike(NamedTuple):
+    """What tensors have in common that share a line."""
+
+    place: str
+    what: str
+    source: str
+    columns: int
+    dtype: str
+    monomial: str
+
+
+class Moments:
+    """The step of one recipe, and the moment at which ``memory`` peaks."""
+
+    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels, memory: Breakdown) -> None:
+        self.spec = spec
+        self.recipe = recipe
+        self.kernels = kernels
+        self.memory = memory
+        self.widths = Widths(spec)
+        self.values = monomial_values(recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+        self.step = itemised_step(spec, recipe, kernels)
+
+    def at_peak(self, component: str) -> list[Line]:
+        """Return what is alive of ``component`` at the peak."""
+        items = self.step.items(self._moment_of(self.memory.phase))
+        lines = self._lines(item for item in items if item.component == component)
+        return sorted(lines, key=lambda line: -line.bytes)
+
+    def one_layer(self) -> list[Line]:
+        """Return what one layer saves for backward where no checkpoint drops it, in the order of its forward pass."""
+        return self._lines(self._layer_activations)
+
+    def layer_bytes_per_token(self) -> int:
+        """Return what one layer saves for each token."""
+        per_token = {"B·S": 1, "B·S·r": self.recipe.rank or 0}
+        return sum(item.bytes * per_token.get(item.monomial, 0) for item in self._layer_activations)
+
+    @cached_property
+    def _layer_activations(self) -> list[Item]:
+        step = self.step
+        if self.recipe.gradient_checkpointing:
+            step = itemised_step(self.spec, replace(self.recipe, gradient_checkpointing=False), self.kernels)
+        return [item for item in step.layer_items() if item.component == "activations"]
+
+    def phases(self) -> Iterator[Line]:
+        """Yield each phase's peak, as the sum of its components."""
+        for phase, peak in self.memory.phase_peaks_bytes.items():
+            index = self._moment_of(phase)
+            held = self.step.moments[index].component_bytes(self.values)
+            parts = {name.replace("_", " "): bytes_ for name, bytes_ in held.items() if bytes_}
+            yield Line(
+                phase,
+                " + ".join(parts),
+                " + ".join(f"{bytes_:,}" for bytes_ in parts.values()),
+                peak,
+                self._just_made(index),
+            )
+
+    def _just_made(self, index: int) -> str:
+        origin = self.step.latest[index]
+        if origin == HELD or self.step.moments[index].phase in ("loaded", "optimizer"):
+            return "what is held from outside the passes"
+        item = next((item for item in self.step.items(index) if item.origin == origin), None)
+        if item is None:
+            return "as soon as backward begins"
+        name = tensor_name(item, self.spec, self.recipe)
+        return f"last made: {name.module or name.place}, {name.what}"
+
+    def _moment_of(self, phase: str) -> int:
+        """Return the index of the first moment at which ``phase`` peaks; of the decisive one, with its components."""
+        wanted = self.memory.phase_peaks_bytes[phase]
+        decisive = phase == self.memory.phase
+        for index, moment in enumerate(self.step.moments):
+            if moment.phase == phase:
+                held = moment.component_bytes(self.values)
+                if sum(held.values()) == wanted and (not decisive or held == self.memory.components):
+                    return index
+        raise AssertionError(f"no moment of the step has the peak of {phase}")
+
+    def _lines(self, items: Iterable[Item]) -> list[Line]:
+        """Return a line for tensors that are alike in all but their module."""
+        alike: Counter[_Alike] = Counter()
+        modules: dict[_Alike, list[str]] = {}
+        for item in items:
+            name, origin = tensor_name(item, self.spec, self.recipe), item.origin
+            tensors = _Alike(name.place, name.what, name.source, origin.columns, origin.dtype, item.monomial)
+            alike[tensors] += item.bytes
+            named = modules.setdefault(tensors, [])
+            if name.module and name.module not in named:
+                named.append(name.module)
+        return [self._line(tensors, modules[tensors], bytes_) for tensors, bytes_ in alike.items()]
+
+    def _line(self, tensors: _Alike, modules: list[str], bytes_: int) -> Line:
+        """Return the line of tensors that take ``bytes_`` for each unit of their monomial."""
+        rows = self.values[MONOMIALS.index(tensors.monomial)]
+        factors = [(tensors.monomial, rows)]
+        if tensors.columns:
+            itemsize = ITEMSIZES[tensors.dtype]
+            times, rest = divmod(bytes_, tensors.columns * itemsize)
+            assert not rest
+            layers = self.spec.num_hidden_layers
+            factors = [
+                ("L" if times == layers else f"{times:,}", times),
+                (self.widths.name(tensors.columns), tensors.columns),
+                *factors,
+                (f"{itemsize} B", itemsize),
+            ]
+        else:
+            factors.append((f"{bytes_:,} B", bytes_))
+        kept = [(symbol, value) for symbol, value in factors if symbol != "1"]
+        return Line(
+            f"{tensors.place}, {tensors.what}" + (f" ({', '.join(modules)})" if modules else ""),
+            " · ".join(symbol for symbol, _ in kept),
+            " · ".join(f"{value:,}" for _, value in kept),
+            bytes_ * rows,
+            tensors.source,
+        )

@@ -1,0 +1,87 @@
+"""A model's sizes by the letters that people write for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+MAX_FACTOR = 8
+"""Widths are recognised as up to so many times a named one."""
+
+
+class Symbol(Struct, frozen=True):
+    """One letter of the formulas."""
+
+    name: str
+    meaning: str
+    value: int
+
+
+def symbols(spec: ModelSpec, recipe: Recipe) -> tuple[Symbol, ...]:
+    """Return the letters that the formulas of ``recipe`` on ``spec`` use."""
+    heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+    named = [
+        Symbol("B", "sequences in a batch", recipe.batch_size),
+        Symbol("S", "tokens in a sequence", recipe.seq_len),
+        Symbol("L", "layers", spec.num_hidden_layers),
+        Symbol("h", "hidden size", spec.hidden_size),
+        Symbol("f", "feed-forward size", spec.intermediate_size),
+        Symbol("H", "attention heads", heads),
+        Symbol("d", "size of a head", spec.head_dim),
+        Symbol("qd", "queries of all heads, H·d", heads * spec.head_dim),
+        Symbol("kv", f"keys of all {kv_heads:,} key-value heads; also values", kv_heads * spec.head_dim),
+        Symbol("V", "vocabulary", spec.vocab_size),
+    ]
+    if spec.config.get("moe_intermediate_size"):
+        named.append(Symbol("m", "feed-forward size of an expert", spec.config["moe_intermediate_size"]))
+    experts = spec.config.get("num_local_experts") or spec.config.get("num_experts")
+    if experts:
+        named.append(Symbol("E", "experts", experts))
+    if recipe.rank is not None:
+        named.append(Symbol("r", "rank of the adapters", recipe.rank))
+    return tuple(named)
+
+
+class Widths:
+    """Names widths. Where two letters have one value, the first of h, f, m, qd, kv, V is written."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+        named = {
+            "h": spec.hidden_size,
+            "f": spec.intermediate_size,
+            "m": spec.config.get("moe_intermediate_size") or 0,
+            "qd": heads * spec.head_dim,
+            "kv": kv_heads * spec.head_dim,
+            "V": spec.vocab_size,
+        }
+        experts = spec.config.get("num_local_experts") or spec.config.get("num_experts") or 0
+        self._names: dict[int, str] = {}
+        for name, value in named.items():
+            self._names.setdefault(value, name)
+        self._few = {spec.head_dim: "d", heads: "H"}
+        """Named as they are only: small numbers are multiples of them by chance."""
+        for first, second in self._pairs():
+            self._names.setdefault(first[1] * second[1], f"{first[0]}·{second[0]}")
+            self._names.setdefault(experts * first[1] * second[1], f"E·{first[0]}·{second[0]}")
+            self._names.setdefault(2 * experts * first[1] * second[1], f"2·E·{first[0]}·{second[0]}")
+        self._names.setdefault((heads + 2 * kv_heads) * spec.head_dim, "(qd + 2·kv)")
+
+    def _pairs(self) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+        wide = [(name, value) for value, name in self._names.items()]
+        yield from ((first, second) for first in wide for second in wide)
+
+    def name(self, width: int) -> str:
+        """Return ``width`` in letters, or as a number where it is no small multiple or half of a named one."""
+        for factor in range(1, MAX_FACTOR + 1):
+            name = self._names.get(width // factor) if width % factor == 0 else None
+            if name is not None:
+                return name if factor == 1 else f"{factor}·{name}"
+        if width in self._few:
+            return self._few[width]
+        halved = self._names.get(2 * width)
+        return f"{width:,}" if halved is None else f"{halved}/2"

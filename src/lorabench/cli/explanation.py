@@ -1,0 +1,76 @@
+"""The derivation of an estimate, for a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from textwrap import indent, wrap
+from typing import TYPE_CHECKING
+
+from lorabench.cli.listing import Column, as_markdown
+from lorabench.cli.quantities import in_gib
+
+if TYPE_CHECKING:
+    from lorabench.estimator.explanation import Explanation, Line, Section
+
+WIDTH = 79
+
+
+def explanation_as_text(explanation: Explanation) -> str:
+    """Return the derivation for a terminal: each term's formula, then its numbers, then where it comes from."""
+    legend = [f"{symbol.name} = {symbol.value:,}  {symbol.meaning}" for symbol in explanation.symbols]
+    return "\n\n".join([_block("Letters", legend), *map(_section_as_text, explanation.sections)])
+
+
+def explanation_as_markdown(explanation: Explanation) -> str:
+    """Return the derivation as Markdown, one table for each subject."""
+    legend = as_markdown(
+        [
+            Column("letter", [symbol.name for symbol in explanation.symbols], right=False),
+            Column("value", [f"{symbol.value:,}" for symbol in explanation.symbols]),
+            Column("meaning", [symbol.meaning for symbol in explanation.symbols], right=False),
+        ]
+    )
+    return "\n\n".join(["### Letters", legend, *map(_section_as_markdown, explanation.sections)])
+
+
+def _section_as_text(section: Section) -> str:
+    lines = [text for line in section.lines for text in _line_as_text(line)]
+    return _block(_title(section), [*wrap(section.remark, WIDTH - 2), *lines])
+
+
+def _line_as_text(line: Line) -> list[str]:
+    product = f"{line.formula} = {line.values} = {line.bytes:,} B = {in_gib(line.bytes)}"
+    return [*wrap(line.what, WIDTH - 2), *_continued(product), *_continued(f"[{line.source}]")]
+
+
+def _continued(text: str) -> list[str]:
+    return wrap(text, WIDTH - 2, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+
+
+def _block(title: str, lines: list[str]) -> str:
+    return "\n".join([title, *(indent(line, "  ") for line in lines)])
+
+
+def _section_as_markdown(section: Section) -> str:
+    parts = [f"### {_title(section)}", *([section.remark] if section.remark else [])]
+    if section.lines:
+        lines = section.lines
+        parts.append(
+            as_markdown(
+                [
+                    Column("term", [line.what for line in lines], right=False),
+                    Column("formula", [line.formula for line in lines], right=False),
+                    Column("values", [line.values for line in lines], right=False),
+                    Column("bytes", [f"{line.bytes:,}" for line in lines]),
+                    Column("", [in_gib(line.bytes) for line in lines]),
+                    Column("where it comes from", [line.source for line in lines], right=False),
+                ]
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _title(section: Section) -> str:
+    if section.component is None:
+        return section.title
+    total = sum(line.bytes for line in section.lines)
+    return f"{section.title}: {total:,} B = {in_gib(total)}"
