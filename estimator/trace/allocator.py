@@ -38,7 +38,8 @@ class AllocatorPeaks(NamedTuple):
     """What the allocator reports after a run."""
 
     allocated: int
-    """Most bytes in use at once, each allocation rounded to 512 B: ``max_memory_allocated``."""
+    """Most bytes of blocks in use at once, with rounding and what was not worth splitting off:
+    ``max_memory_allocated``."""
     reserved: int
     """Most bytes taken from the device: ``max_memory_reserved``."""
     out_of_memory: bool

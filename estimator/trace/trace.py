@@ -76,6 +76,10 @@ class Trace(Struct, frozen=True, kw_only=True):
     kernels: Kernels
     parameters: ParameterCounts
     memory: Breakdown
+    """Tensors' bytes at the last step's peak, and what the allocator and the device take for them."""
+    max_memory_allocated_bytes: int | None
+    """What ``torch.cuda.max_memory_allocated`` would say: the allocator's blocks, which are larger than their tensors
+    by rounding. None on CPU."""
     peak: PeakMoment
     tensors: tuple[AliveTensors, ...]
     """The largest at the peak first."""
@@ -107,6 +111,7 @@ def trace(
     ledger, origins, parameters = _run(spec, recipe, kernels, steps, on_progress)
     on_progress("reading the ledger")
     memory = ledger.breakdown()
+    max_memory_allocated = None
     if kernels == "cuda":
         peaks = replay(ledger.allocations(), expandable_segments=expandable_segments)
         memory = replace(
@@ -114,6 +119,7 @@ def trace(
             peak_reserved_bytes=peaks.reserved,
             device_total_bytes=peaks.reserved + CUDA_CONTEXT_BYTES,
         )
+        max_memory_allocated = peaks.allocated
     event = ledger.peak_event()
     born = origins[ledger.storage_of(event)]
     return Trace(
@@ -121,6 +127,7 @@ def trace(
         kernels=kernels,
         parameters=parameters,
         memory=memory,
+        max_memory_allocated_bytes=max_memory_allocated,
         peak=PeakMoment(phase=memory.phase, module=born.module, operator=born.operator),
         tensors=tuple(_alive(ledger, origins, event)),
         timeline=tuple(_thinned(ledger, event)),

@@ -81,9 +81,14 @@ def _require_bench_extra() -> None:
 
     warnings.simplefilter("ignore")
     try:
-        import bitsandbytes  # noqa: F401
+        import torch
+
+        from lorabench.estimator.trace.patches import replaced
+
+        # bitsandbytes wraps its CPU kernels in torch.compile, which imports the compiler for seconds; none runs here.
+        with replaced(torch, "compile", lambda function=None, **_: function or (lambda kernel: kernel)):
+            import bitsandbytes  # noqa: F401
         import peft  # noqa: F401
-        import torch  # noqa: F401
         from transformers.utils import logging
     except ImportError as error:
         raise UserError(
