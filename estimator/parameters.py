@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from math import prod
 
 from lorabench.estimator.breakdown import ParameterCounts
-from lorabench.estimator.models import Linear, ModelSpec, Weight
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models import Layers, Linear, ModelSpec, Weight
+from lorabench.estimator.recipes import ITEMSIZE, Recipe
 from lorabench.estimator.target_modules import resolve_target_modules
 
 
@@ -27,9 +28,22 @@ def adapted_experts(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[Weight, i
     """
     if recipe.target_modules == "all-linear":
         for group in spec.layers:
-            for weight in group.weights:
-                if weight.part == "feed_forward":
-                    yield weight, group.count
+            for weight in _experts(group):
+                yield weight, group.count
+
+
+def _experts(group: Layers) -> list[Weight]:
+    return [weight for weight in group.weights if weight.part == "feed_forward"]
+
+
+def adapters_of_expert(weight: Weight) -> int:
+    """Return how many adapters of the recipe's rank lie side by side on a router (1) or stack of experts.
+
+    One for each expert, and two where gate and up projection are fused: peft doubles the rank there
+    (`convert_peft_config_for_transformers`).
+    """
+    fused = 2 if weight.name.endswith("gate_up_proj") else 1
+    return fused * prod(weight.shape[:-2])
 
 
 def trainable_shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -45,10 +59,10 @@ def trainable_shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[in
             yield (rank, linear.in_features), count
             yield (linear.out_features, rank), count
         for weight, count in adapted_experts(spec, recipe):
-            *stack, out_features, in_features = weight.shape
-            experts = prod(stack)
-            yield (experts * rank, in_features), count
-            yield (out_features, experts * rank), count
+            *_, out_features, in_features = weight.shape
+            ranks = adapters_of_expert(weight) * rank
+            yield (ranks, in_features), count
+            yield (out_features, ranks), count
         return
     for weight in (*spec.embeddings, *spec.final_norm):
         yield weight.shape, 1
@@ -81,3 +95,61 @@ def count_parameters(spec: ModelSpec, recipe: Recipe) -> ParameterCounts:
         adapter=adapter,
         by_part={str(part): count for part, count in spec.parameters_by_part.items()},
     )
+
+
+def adapter_file_bytes(spec: ModelSpec, recipe: Recipe) -> int | None:
+    """Return the size of the ``adapter_model.safetensors`` that peft writes; None for full fine-tuning.
+
+    A safetensors file is the length of its header (8 bytes), the header (JSON, padded with blanks to a multiple of 8),
+    and the tensors (https://huggingface.co/docs/safetensors). The header has each tensor's name, dtype, shape and
+    offsets, in the order of the names.
+
+    Raises:
+        UserError: target modules that the model does not have.
+    """
+    if recipe.method == "full":
+        return None
+    itemsize = ITEMSIZE[recipe.trained_dtype]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in sorted(_adapter_tensors(spec, recipe)):
+        start, end = end, end + prod(shape) * itemsize
+        header[name] = {
+            "dtype": {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[recipe.trained_dtype],
+            "shape": shape,
+            "data_offsets": (start, end),
+        }
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + end
+
+
+def _adapter_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the name in peft's state dict and the shape of each adapter tensor."""
+    rank = recipe.rank
+    assert rank is not None
+    targets = set(resolve_target_modules(spec, recipe))
+    first = 0
+    for group in spec.layers:
+        adapted = [
+            (linear.name, rank, linear.in_features, linear.out_features)
+            for linear in group.linears
+            if linear.name in targets
+        ]
+        if recipe.target_modules == "all-linear":
+            adapted += [
+                (path, adapters_of_expert(weight) * rank, weight.shape[-1], weight.shape[-2])
+                for path, weight in _wrapped_paths(_experts(group))
+            ]
+        for index in range(first, first + group.count):
+            for path, ranks, in_features, out_features in adapted:
+                adapter = f"base_model.model.{spec.layers_path}.{index}.{path}"
+                yield f"{adapter}.lora_A.weight", (ranks, in_features)
+                yield f"{adapter}.lora_B.weight", (out_features, ranks)
+        first += group.count
+
+
+def _wrapped_paths(weights: list[Weight]) -> Iterator[tuple[str, Weight]]:
+    """Yield the path of each parameter's adapter: peft wraps a module once for each, the last outermost."""
+    modules = [weight.name.rpartition(".")[0] for weight in weights]
+    for index, (module, weight) in enumerate(zip(modules, weights, strict=True)):
+        yield module + ".base_layer" * modules[index + 1 :].count(module), weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.optimizers import OptimizerBytes, optimizer_bytes
-from lorabench.estimator.recipes import CHOICES, Dtype, Optim, make_recipe
+from lorabench.estimator.recipes import Dtype, Optim, make_recipe
 from lorabench.estimator.trace.optimizers import make_optimizer
 
 torch.set_num_threads(1)
@@ -27,14 +27,14 @@ SHAPES: dict[str, list[tuple[tuple[int, ...], int]]] = {
     "growing, then shrinking": [((32, 32), 1), ((128, 128), 1), ((16, 16), 2), ((300,), 1)],
 }
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
-OPTIMS = [optim for optim in CHOICES["optim"] if not optim.startswith("paged")]  # those page on CUDA only
+OPTIMS: list[Optim] = [optim for optim in get_args(Optim) if not optim.startswith("paged")]  # those page on CUDA only
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates little here
     """Counts the storages that operations make, by weak references, and keeps the most that were alive at once."""
 
     def __init__(self, known: Iterator[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # Held, so that no address is taken again.
         self.held = [tensor.untyped_storage() for tensor in known]
         self.known = {storage._cdata for storage in self.held}

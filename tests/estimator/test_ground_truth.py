@@ -1,0 +1,140 @@
+"""The estimator against what others measured on their GPUs (ground_truth/README.md names the sources)."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.states import states
+
+FOLDER = Path(__file__).parent / "ground_truth"
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with (FOLDER / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def held_bytes(recipe: Recipe) -> int:
+    """Return what stays allocated between steps: weights, adapters, optimizer states."""
+    terms = states(find_model(recipe.model), recipe, "cuda").terms
+    return sum(term.bytes for term in terms if term.component != "gradients")
+
+
+A100 = [row for row in rows("a100_80gb_mistral_7b.csv") if row["prepare_kbit"] != "recast"]
+
+
+def mistral_recipe(row: dict[str, str]) -> Recipe:
+    options: dict[str, Any] = {
+        "method": row["method"],
+        "dtype": row["dtype"],
+        "mixed_precision": row["mixed_precision"],
+        "optim": row["optim"],
+        "attn_implementation": row["attn_implementation"],
+        "gradient_checkpointing": row["gradient_checkpointing"] == "yes",
+        "batch_size": int(row["batch_size"]),
+        "seq_len": int(row["seq_len"]),
+        "loss": "legacy",  # transformers 4.48's
+    }
+    if row["method"] != "full":
+        options |= {
+            "rank": int(row["rank"]),
+            "lora_dropout": float(row["dropout"]),
+            "target_modules": ",".join(row["target_modules"].split()),
+        }
+    if row["method"] == "qlora":
+        options["prepare_kbit"] = False
+    return make_recipe(row["model"], **options)
+
+
+@pytest.mark.parametrize("row", A100, ids=lambda row: f"{row['method']}-batch{row['batch_size']}")
+def test_mistral_7b_on_an_a100(row: dict[str, str]) -> None:
+    recipe = mistral_recipe(row)
+    estimated = estimate_memory(find_model(row["model"]), recipe)
+    assert estimated.peak_allocated_bytes == pytest.approx(int(row["peak_allocated_bytes"]), rel=0.01)
+    assert held_bytes(recipe) == pytest.approx(int(row["steady_allocated_bytes"]), rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_token_takes_as_much_on_an_a100(method: str) -> None:
+    """The difference of two batches is free of constants."""
+    two = [row for row in A100 if row["method"] == method]
+    spec = find_model(two[0]["model"])
+    measured, estimated = (
+        [int(row["peak_allocated_bytes"]) for row in two],
+        [estimate_memory(spec, mistral_recipe(row)).peak_allocated_bytes for row in two],
+    )
+    assert estimated[1] - estimated[0] == pytest.approx(measured[1] - measured[0], rel=0.01)
+
+
+LLAMA = "meta-llama/Llama-3.2-3B"
+L40S = {row["experiment"]: row for row in rows("l40s_llama32_3b_peft_methods.csv")}
+PLAIN_LORA = [
+    "lora--llama-3.2-3B-rank32",
+    "lora--llama-3.2-3B-rank64",
+    "lora--llama-3.2-3B-rank10-target-mlp",
+]
+"""Experiments with adapters that lorabench has; the others are other methods, or variants of LoRA."""
+FULL = "full-finetuning--llama-3.2-3B-lr_0.00001"
+
+
+def llama_recipe(row: dict[str, str]) -> Recipe:
+    options: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "mixed_precision": "no",
+        "optim": "adamw_torch",
+        "batch_size": 4,
+        "gradient_checkpointing": False,
+    }
+    if row["peft_type"] == "LORA":
+        options |= {"rank": int(row["rank"]), "target_modules": ",".join(row["target_modules"].split())}
+    else:
+        options["method"] = "full"
+    return make_recipe(LLAMA, **options)
+
+
+@pytest.mark.parametrize("experiment", PLAIN_LORA)
+def test_adapters_of_llama_3b(experiment: str) -> None:
+    row, spec = L40S[experiment], find_model(LLAMA)
+    recipe = llama_recipe(row)
+    counts = count_parameters(spec, recipe)
+    assert counts.trainable == int(row["trainable_params"])
+    assert counts.total == int(row["total_params"])
+    assert adapter_file_bytes(spec, recipe) == int(row["adapter_file_bytes"])
+
+
+def test_full_fine_tuning_of_llama_3b() -> None:
+    row, spec = L40S[FULL], find_model(LLAMA)
+    counts = count_parameters(spec, llama_recipe(row))
+    assert counts.trainable == counts.total == int(row["trainable_params"]) == int(row["total_params"])
+
+
+def batch_tokens(experiment: str) -> float:
+    """Return the tokens of the mean batch, if all that is held after a step and is no token's is as estimated.
+
+    A token holds its logits in bfloat16, and its keys and values in the cache; gradients are there until the next step.
+    """
+    row, spec = L40S[experiment], find_model(LLAMA)
+    recipe = llama_recipe(row)
+    cached = 2 * spec.num_key_value_heads * spec.head_dim * spec.num_hidden_layers
+    terms = states(spec, recipe, "cuda").terms
+    return (int(row["mem_allocated_avg"]) - sum(term.bytes for term in terms)) / (2 * (spec.vocab_size + cached))
+
+
+@pytest.mark.parametrize("experiment", [*PLAIN_LORA, FULL])
+def test_what_llama_3b_holds_after_a_step_leaves_the_same_batch(experiment: str) -> None:
+    """How much padding the batches had is not published, but all experiments trained on the same."""
+    tokens = batch_tokens(PLAIN_LORA[0])
+    assert 0 < tokens < 4 * 768
+    row = L40S[experiment]
+    unexplained = (batch_tokens(experiment) - tokens) * 371_200
+    assert abs(unexplained) < 0.01 * int(row["mem_allocated_avg"])
+    if experiment != FULL:
+        assert batch_tokens(experiment) == pytest.approx(tokens, rel=1e-3)
