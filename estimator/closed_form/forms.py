@@ -7,10 +7,11 @@ all recipes that differ in these three alone, one number or arrays of them.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import groupby
 from operator import ge, sub
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -40,17 +41,15 @@ class Setup:
     def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
         self.spec = spec
         self.kernels = kernels
-        window = spec.config.get("sliding_window") or 0
         adapted = recipe.rank is not None
+        many, filled = branches(spec, recipe.batch_size, recipe.seq_len)
         self.recipe = replace(
             recipe,
             model=spec.name,
             rank=1 if adapted else None,
             lora_alpha=1.0 if adapted else None,
-            # Of one sequence, some copies are views (`Step._loss`, `Modules._eager`).
-            batch_size=min(recipe.batch_size, 2),
-            # A window that the sequence fills needs a mask (`Masks`).
-            seq_len=window if 0 < window <= recipe.seq_len else 1,
+            batch_size=2 if many else 1,
+            seq_len=spec.config["sliding_window"] if filled else 1,
             gradient_accumulation=min(recipe.gradient_accumulation, 2),
         )
         self._key = (msgspec.msgpack.encode(spec), self.recipe, kernels)
@@ -61,6 +60,16 @@ class Setup:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Setup) and self._key == other._key
+
+
+def branches(spec: ModelSpec, batch_size: Any, seq_len: Any) -> tuple[Any, Any]:
+    """Return where batch and length (numbers or arrays) change what runs: all that decides is on which side they are.
+
+    The first says whether there are several sequences: of one, some copies are views (`Step._loss`,
+    `Modules._eager`). The second says whether the sequence fills the model's window: then it needs a mask (`Masks`).
+    """
+    window = spec.config.get("sliding_window") or math.inf
+    return batch_size > 1, seq_len >= window
 
 
 class PhaseForm(NamedTuple):

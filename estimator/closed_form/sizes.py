@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lorabench.estimator.breakdown import COMPONENTS
 
@@ -21,8 +21,8 @@ Live = tuple[int, ...]
 """Bytes by component and monomial, flat: component · WIDTH + monomial."""
 
 
-def monomial_values(batch_size: int, seq_len: int, rank: int) -> tuple[int, ...]:
-    """Return the value of each monomial."""
+def monomial_values(batch_size: Any, seq_len: Any, rank: Any) -> tuple[Any, ...]:
+    """Return the value of each monomial: of whole numbers, or of arrays of them."""
     padded = -(-seq_len // 128) * 128
     tokens = batch_size * seq_len
     return (
