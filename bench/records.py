@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from lorabench.bench.whole_files import write_whole
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes import Recipe
@@ -109,18 +108,9 @@ def write_record(folder: Path, record: RunRecord) -> Path:
     """
     path = folder / f"{record.digest}{SUFFIX}"
     text = msgspec.json.format(msgspec.json.encode(record), indent=1)
-    scratch = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=folder, prefix=".", suffix=".tmp", delete=False) as file:
-            scratch = Path(file.name)
-            file.write(text + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        write_whole(path, text + b"\n")
     except OSError as error:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot write the record: {error.strerror}: name another folder with -o") from error
     return path
 

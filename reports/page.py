@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import sha256
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lorabench import __version__
+from lorabench.bench.whole_files import write_whole
 from lorabench.estimator.errors import UserError
 from lorabench.reports import quantities
 from lorabench.reports.runs import Run
@@ -77,28 +76,13 @@ def write_page(page: str, path: Path) -> int:
         UserError: ``path`` cannot be written.
     """
     content = page.encode("utf-8", errors="replace")
-    scratch = None
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a file, so the report cannot replace it: name a file with -o")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
-            scratch = Path(file.name)
-            file.write(content)
-        scratch.chmod(0o666 & ~_umask())
-        scratch.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot write the report: {error.strerror}: name another file with -o") from error
     return len(content)
-
-
-def _umask() -> int:
-    """Return the umask, which can only be read by setting it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _jinja() -> Environment:
