@@ -39,7 +39,8 @@ def optimizer_bytes(
 ) -> OptimizerBytes:
     """Return what ``optim`` takes for tensors of ``shapes`` (shape, how many), which train in ``dtype``.
 
-    The shapes are in the order in which the optimizer steps through them.
+    The shapes are in the order in which the optimizer steps through them; what repeats is there twice, the second time
+    with the number of all that follow.
     """
     tensors = [(shape, prod(shape), count) for shape, count in shapes]
     elements = sum(size * count for _, size, count in tensors)
@@ -87,10 +88,8 @@ def _bitsandbytes(optim: Optim, tensors: list[tuple[tuple[int, ...], int, int]])
 def _successive(tensors: list[tuple[tuple[int, ...], int, int]]) -> Iterator[tuple[int, int]]:
     """Yield the elements of the tensor before (0 at first) and of each tensor, in the order of the step."""
     before = 0
-    for _, size, count in tensors:
+    for _, size, _ in tensors:
         yield before, size
-        if count > 1:
-            yield size, size
         before = size
 
 

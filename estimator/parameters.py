@@ -47,36 +47,52 @@ def adapters_of_expert(weight: Weight) -> int:
 
 
 def trainable_shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield the shape of each tensor that trains, with how many there are of it.
+    """Yield the shape of each tensor that trains, with how many there are of it, in the order of the model.
 
     An adapter is A (rank, in_features) and B (out_features, rank), for a stack of experts side by side; full
-    fine-tuning trains every tensor of the model.
+    fine-tuning trains every tensor of the model. Of layers that are alike the first is yielded by itself and the others
+    together, so that every tensor that follows another does so here.
     """
-    if recipe.method != "full":
-        rank = recipe.rank
-        assert rank is not None
-        for linear, count in adapted_linears(spec, recipe):
-            yield (rank, linear.in_features), count
-            yield (linear.out_features, rank), count
-        for weight, count in adapted_experts(spec, recipe):
+    if recipe.method == "full":
+        for weight in spec.embeddings:
+            yield weight.shape, 1
+    targets = set(resolve_target_modules(spec, recipe))
+    for group in spec.layers:
+        shapes = _full_shapes(group) if recipe.method == "full" else list(_adapter_shapes(group, recipe, targets))
+        for count in (1, group.count - 1):
+            if count:
+                yield from ((shape, count) for shape in shapes)
+    if recipe.method == "full":
+        for weight in spec.final_norm:
+            yield weight.shape, 1
+        if not spec.tie_word_embeddings:
+            yield (spec.head.out_features, spec.head.in_features), 1
+        if spec.head.bias:
+            yield (spec.head.out_features,), 1
+
+
+def _full_shapes(group: Layers) -> list[tuple[int, ...]]:
+    shapes: list[tuple[int, ...]] = []
+    for linear in group.linears:
+        shapes.append((linear.out_features, linear.in_features))
+        if linear.bias:
+            shapes.append((linear.out_features,))
+    return [*shapes, *(weight.shape for weight in group.weights)]
+
+
+def _adapter_shapes(group: Layers, recipe: Recipe, targets: set[str]) -> Iterator[tuple[int, ...]]:
+    rank = recipe.rank
+    assert rank is not None
+    for linear in group.linears:
+        if linear.name in targets:
+            yield rank, linear.in_features
+            yield linear.out_features, rank
+    if recipe.target_modules == "all-linear":
+        for weight in _experts(group):
             *_, out_features, in_features = weight.shape
             ranks = adapters_of_expert(weight) * rank
-            yield (ranks, in_features), count
-            yield (out_features, ranks), count
-        return
-    for weight in (*spec.embeddings, *spec.final_norm):
-        yield weight.shape, 1
-    for group in spec.layers:
-        for linear in group.linears:
-            yield (linear.out_features, linear.in_features), group.count
-            if linear.bias:
-                yield (linear.out_features,), group.count
-        for weight in group.weights:
-            yield weight.shape, group.count
-    if not spec.tie_word_embeddings:
-        yield (spec.head.out_features, spec.head.in_features), 1
-    if spec.head.bias:
-        yield (spec.head.out_features,), 1
+            yield ranks, in_features
+            yield out_features, ranks
 
 
 def count_parameters(spec: ModelSpec, recipe: Recipe) -> ParameterCounts:

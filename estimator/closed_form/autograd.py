@@ -77,14 +77,15 @@ class Leaf:
     """A weight that trains, or an activation that is made to require a gradient: where its gradient gathers.
 
     ``accumulating``: its gradient is there from an earlier pass, and counted elsewhere. ``holds``: the activation,
-    which the graph keeps alive.
+    which the graph keeps alive. ``awaited``: how many gradients have still to come; they meet before they are added.
     """
 
-    __slots__ = ("accumulating", "grad", "holds")
+    __slots__ = ("accumulating", "awaited", "grad", "holds")
 
     def __init__(self, *, accumulating: bool = False, holds: Block | None = None) -> None:
         self.grad: Tensor | None = None
         self.accumulating = accumulating
+        self.awaited = 1
         self.holds = holds
 
 
@@ -334,7 +335,12 @@ class Tape:
             del gradient
 
     def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
-        if leaf.accumulating or leaf.grad is not None:
+        leaf.awaited -= 1
+        if leaf.accumulating:
+            # Added in place, once all have come.
+            leaf.grad = gradient if leaf.awaited else None
+            return
+        if leaf.grad is not None:
             return  # added in place
         leaf.grad = gradient if _sole_owner(gradient) else self.like(gradient)
         if leaf.holds is not None:

@@ -230,7 +230,9 @@ class Modules:
         hidden = q.columns
         keys = op.repeat_heads(k, times)
         values = op.repeat_heads(v, times)
-        scores = op.scale(op.matmul(q, keys, BSS, heads))
+        # Of a single sequence the heads are a view, and repeated heads lie by head already.
+        by_token = self.recipe.batch_size > 1
+        scores = op.scale(op.matmul(q, keys, BSS, heads, copied=(by_token, by_token and times == 1)))
         if self.spec.config.get("attn_logit_softcapping") is not None:
             scores = op.scale(scores)
             scores = op.tanh(scores)
@@ -238,7 +240,7 @@ class Modules:
         scores = op.shift(scores)
         scores = op.cast(op.softmax(scores, "float32"), q.dtype)
         scores = op.dropout(scores, dropout)
-        output = op.matmul(scores, values, BS, hidden)
+        output = op.matmul(scores, values, BS, hidden, copied=(False, by_token and times == 1))
         return op.copy(output)
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:

@@ -275,9 +275,18 @@ class Operators:
 
     # Attention
 
-    def matmul(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
-        """Return the product of two operands of attention, in autocast's dtype."""
+    def matmul(
+        self, a: Tensor, b: Tensor, rows: int, columns: int, *, copied: tuple[bool, bool] = (False, False)
+    ) -> Tensor:
+        """Return the product of two operands of attention, in autocast's dtype.
+
+        ``copied``: which operands lie by token, so that heads and sequences make one dimension only in a copy.
+        """
         first, second = self._to_autocast(a), self._to_autocast(b)
+        if copied[0]:
+            first = self.copy(first)
+        if copied[1]:
+            second = self.copy(second)
         return self.batched_product(first, second, rows, columns)
 
     def batched_product(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:

@@ -88,17 +88,22 @@ class _Step:
 
     def _head_weight(self, outside: Modules) -> Tensor:
         if self.spec.tie_word_embeddings:
-            return outside.weights[self.spec.embeddings[0].name]
+            tied = outside.weights[self.spec.embeddings[0].name]
+            if tied.leaf is not None:
+                tied.leaf.awaited = 2
+            return tied
         return Weights(self.recipe).base(self.spec.head.in_features * self.spec.head.out_features)
 
     def _hidden_states(self, outside: Modules) -> Tensor:
         spec, op, tape = self.spec, self.op, self.tape
         embedded = op.embedding(outside.weights[spec.embeddings[0].name], spec.hidden_size)
+        if spec.model_type in ("gemma", "gemma2"):
+            embedded = op.scale(embedded)  # by the embedding itself
         if self.recipe.gradient_checkpointing and not embedded.requires_grad:
             # transformers lets the embedding's output require a gradient, so that checkpointed layers have a use for
             # one; autograd then holds it, and its gradient, to the end.
             embedded.leaf = Leaf(holds=embedded.block)
-        if spec.model_type in ("gemma", "gemma2", "granite"):
+        if spec.model_type == "granite":
             embedded = op.scale(embedded)
         hidden = embedded
         rotary: Rotary | None = None
