@@ -46,6 +46,11 @@ class Breakdown(Struct, frozen=True, kw_only=True):
     """Most bytes that the caching allocator takes from the device; None where there is no such allocator (CPU)."""
     device_total_bytes: int | None = None
     """Reserved bytes with the CUDA context and workspaces: what nvidia-smi shows for the process. None on CPU."""
+    peak_reserved_range_bytes: tuple[int, int] | None = None
+    """Of an estimate, the least and the most that ``peak_reserved_bytes`` may turn out to be, by how the allocator's
+    segments fragment (`reserved`)."""
+    device_total_range_bytes: tuple[int, int] | None = None
+    """Of an estimate, the same of ``device_total_bytes``, by context and workspaces besides."""
 
 
 class ParameterCounts(Struct, frozen=True, kw_only=True):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from operator import mul
 
+from msgspec.structs import replace
+
 from lorabench.estimator.breakdown import Breakdown, Kernels
 from lorabench.estimator.closed_form.forms import Setup, compile_form, held_throughout
 from lorabench.estimator.closed_form.sizes import monomial_values
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
-
-SEGMENT_BYTES = 2 * 2**20
-"""The caching allocator takes memory from the device in multiples of this."""
-CUDA_CONTEXT_BYTES = 600 * 2**20
-"""What a process takes on a GPU before its first tensor: driver context and loaded kernels. 0.3 to 0.6 GiB is seen,
-by driver and GPU; this is the upper end, so that what is said to fit does."""
+from lorabench.estimator.reserved import reserve
 
 
 def estimate_memory(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Breakdown:
@@ -39,12 +36,16 @@ def estimate_memory(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") 
     components = at_peak.component_bytes(values)
     for name, bytes_ in held[at_peak.phase].items():
         components[name] += bytes_
-    reserved = -(-peak // SEGMENT_BYTES) * SEGMENT_BYTES if kernels == "cuda" else None
-    return Breakdown(
-        components=components,
-        phase=at_peak.phase,
-        peak_allocated_bytes=peak,
-        phase_peaks_bytes=phase_peaks,
-        peak_reserved_bytes=reserved,
-        device_total_bytes=None if reserved is None else reserved + CUDA_CONTEXT_BYTES,
+    breakdown = Breakdown(
+        components=components, phase=at_peak.phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks
+    )
+    if kernels == "cpu":
+        return breakdown
+    taken = reserve(components)
+    return replace(
+        breakdown,
+        peak_reserved_bytes=taken.reserved,
+        peak_reserved_range_bytes=taken.reserved_range,
+        device_total_bytes=taken.device_total,
+        device_total_range_bytes=taken.device_total_range,
     )

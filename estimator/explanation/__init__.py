@@ -17,9 +17,10 @@ from lorabench.estimator.explanation.held import Held
 from lorabench.estimator.explanation.lines import Explanation, Line, Section
 from lorabench.estimator.explanation.moments import Moments
 from lorabench.estimator.explanation.symbols import symbols
-from lorabench.estimator.memory import CUDA_CONTEXT_BYTES, SEGMENT_BYTES, estimate_memory
+from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.reserved import CUDA_CONTEXT_BYTES, SEGMENT_BYTES
 
 __all__ = ["Explanation", "Line", "Section", "explain"]
 

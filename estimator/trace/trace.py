@@ -18,9 +18,9 @@ from msgspec.structs import replace
 from lorabench.estimator.breakdown import Breakdown, Kernels, ParameterCounts
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.estimates import refuse_impossible
-from lorabench.estimator.memory import CUDA_CONTEXT_BYTES
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.reserved import CUDA_CONTEXT_BYTES
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,0 +1,73 @@
+"""What CUDA's caching allocator takes beyond the tensors, and the process beyond the allocator: points and ranges.
+
+The point estimate has no fragmentation. The range goes up to the worst fragmentation that was seen when the allocator
+was replayed over traced steps (`benchmarks/reserved.py`: 40 recipes of catalogue models, torch 2.13). It is measured
+against the working bytes, since what stays for the whole training leaves no gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+MIB = 2**20
+SEGMENT_BYTES = 2 * MIB
+"""The caching allocator takes memory from the device in multiples of this (torch, c10/cuda/CUDACachingAllocator.h)."""
+CUDA_CONTEXT_BYTES = 600 * MIB
+"""What a process takes on a GPU before its first tensor: driver context and loaded kernels. 0.3 to 0.6 GiB is seen,
+by driver and GPU; this is the upper end, so that what is said to fit does."""
+SMALLEST_CUDA_CONTEXT_BYTES = 300 * MIB
+"""The lower end of it."""
+CUBLAS_WORKSPACE_BYTES = 32 * MIB
+"""Workspace that torch allocates for a cuBLAS handle on Hopper and newer; 8.125 MiB before (`:4096:2:16:8`). Defaults
+of CUBLAS_WORKSPACE_CONFIG in torch's aten/src/ATen/cuda/CublasHandlePool.cpp."""
+CUBLAS_HANDLES = 2
+"""A handle belongs to a thread, and backward runs in one of autograd's own."""
+
+HELD_THROUGHOUT = ("weights", "quantized_weights", "adapters", "optimizer_states")
+"""Components that stay from step to step; the others are working bytes, which come and go."""
+WORST_FRAGMENTATION_PERCENT = 54
+"""Most that a replay reserved above allocated, in percent of the working bytes at the peak, with room to do so. On a
+device without that room the allocator gives segments back before it fails: the same replays ran in up to 34 percent."""
+WORST_EXPANDABLE_PERCENT = 4
+"""Most that a replay with ``expandable_segments:True`` needed above allocated, in percent of the working bytes."""
+EXPANDABLE_SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+"""The environment variable that makes the allocator fragment less."""
+
+
+class Reserved(NamedTuple):
+    """What is taken from the device, in bytes; each range is (low, high)."""
+
+    reserved: int
+    reserved_range: tuple[int, int]
+    device_total: int
+    device_total_range: tuple[int, int]
+
+
+def working_bytes(components: Mapping[str, int]) -> int:
+    """Return the bytes that come and go in a step, of a breakdown's components."""
+    return sum(bytes_ for name, bytes_ in components.items() if name not in HELD_THROUGHOUT)
+
+
+def reserve(components: Mapping[str, int], *, expandable_segments: bool = False) -> Reserved:
+    """Return what the allocator and the process take for a breakdown's components at its peak.
+
+    Low: no fragmentation, no cuBLAS workspaces, the smallest CUDA context. High: the worst fragmentation seen, the
+    largest workspaces and context. Point: no fragmentation, the largest context. With ``expandable_segments``, high is
+    what the replays needed, not all that they kept.
+    """
+    percent = WORST_EXPANDABLE_PERCENT if expandable_segments else WORST_FRAGMENTATION_PERCENT
+    allocated = sum(components.values())
+    low = _in_segments(allocated)
+    fragmented = allocated + working_bytes(components) * percent // 100
+    high = _in_segments(fragmented + CUBLAS_HANDLES * CUBLAS_WORKSPACE_BYTES)
+    return Reserved(
+        reserved=low,
+        reserved_range=(low, high),
+        device_total=low + CUDA_CONTEXT_BYTES,
+        device_total_range=(low + SMALLEST_CUDA_CONTEXT_BYTES, high + CUDA_CONTEXT_BYTES),
+    )
+
+
+def _in_segments(bytes_: int) -> int:
+    return -(-bytes_ // SEGMENT_BYTES) * SEGMENT_BYTES
