@@ -93,6 +93,18 @@ _WHAT = {
 """Operation → what it gives."""
 
 
+_BACKWARD = {
+    "activation": "the activation function",
+    "batched_product": "the matrix product",
+    "cast": "the cast",
+    "linear": "the matrix product",
+    "linear_4bit": "the matrix product",
+    "repeat_heads": "repeating keys or values",
+    "scale": "scaling",
+    "tanh": "the root or tanh",
+}
+"""Operation → what people call its backward's operation, where its own name does not say it."""
+
 _CAST = {
     "loss": "the logits",
     "linear": "the input",
@@ -140,13 +152,16 @@ def _what(item: Item, place: str, spec: ModelSpec) -> str:
     if not item.origin.backward:
         return _made_in_forward(item, place, spec)
     if place == "loss":
+        if item.monomial == "1":
+            return "gradient of the head's weight" if item.origin.columns > 1 else "gradient of the loss"
         return {
             "cross_entropy": "gradients of the log-probabilities and the float32 logits",
             "cast": "gradient of the 16-bit logits",
         }.get(item.origin.operation, "gradient")
     if item.origin.operation == "linear_4bit" and item.monomial == "1":
         return "dequantised again for backward"
-    return f"backward of the {_made_in_forward(item, place, spec) or 'operation'}"
+    operation = item.origin.operation
+    return f"backward of {_BACKWARD.get(operation, operation.replace('_', ' ')) or 'the operation'}"
 
 
 def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
@@ -160,7 +175,7 @@ def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
         return f"{dtype} copy of {copied}"
     if place == "loss":
         if item.monomial == "1":
-            return {"linear": "gradient of the head's weight"}.get(operation, "the loss itself")
+            return "the loss itself"
         return {"linear": "logits", "copy": "logits, shifted"}.get(operation, _WHAT[operation])
     if operation == "linear" and place == "adapter":
         return {"B·S·r": "A·x", "B·S": "B·A·x"}.get(item.monomial, "output")
@@ -183,7 +198,9 @@ def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
         return "normed rows"
     if operation == "layer_norm" and columns == STATISTICS:
         return "mean and deviation of each row"
-    return _WHAT.get(operation, "")
+    if not operation and item.component == "buffers":
+        return dtype
+    return _WHAT.get(operation, "indices" if dtype == "int64" else "rows, chosen and in order")
 
 
 def _source(item: Item, place: str, recipe: Recipe) -> str:

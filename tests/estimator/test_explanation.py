@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.closed_form.itemised import itemised_step
+from lorabench.estimator.closed_form.sizes import WIDTH
+from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.explanation import Explanation, Section, explain
+from lorabench.estimator.explanation.symbols import Widths
+from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe, make_recipe
+from tests.arithmetic import value_of
+
+RECIPES: list[tuple[str, dict[str, Any]]] = [
+    ("meta-llama/Llama-3.1-8B", {}),
+    ("meta-llama/Llama-3.1-8B", {"method": "qlora", "optim": "paged_adamw_8bit", "batch_size": 3}),
+    ("meta-llama/Llama-3.1-8B", {"method": "full", "gradient_checkpointing": False}),
+    ("mistralai/Mistral-7B-v0.1", {"method": "qlora", "prepare_kbit": False, "seq_len": 8192, "optim": "lion_8bit"}),
+    ("Qwen/Qwen3-0.6B", {"method": "full", "optim": "adafactor", "gradient_accumulation": 2}),
+    ("Qwen/Qwen2.5-0.5B", {"method": "qlora", "double_quant": False, "optim": "adamw_bnb_8bit", "seq_len": 128}),
+    ("google/gemma-2-2b", {"attn_implementation": "eager", "loss": "legacy", "batch_size": 2}),
+    ("openai-community/gpt2", {"gradient_accumulation": 2, "seq_len": 512, "optim": "sgd"}),
+    ("EleutherAI/pythia-160m", {"method": "full", "dtype": "bfloat16", "mixed_precision": "no"}),
+    ("microsoft/phi-4", {"adapter_dtype": "bfloat16", "gradient_checkpointing": False}),
+    ("mistralai/Mixtral-8x7B-v0.1", {"target_modules": "attention", "optim": "lion_32bit"}),
+    ("Qwen/Qwen3-30B-A3B", {"method": "full", "optim": "adamw_torch"}),
+]
+
+
+def recipe_of(case: tuple[str, dict[str, Any]]) -> tuple[ModelSpec, Recipe]:
+    spec = find_model(case[0])
+    return spec, make_recipe(spec.name, **case[1])
+
+
+def section(explanation: Explanation, title: str) -> Section:
+    [found] = [section for section in explanation.sections if section.title == title]
+    return found
+
+
+@pytest.mark.parametrize("case", RECIPES, ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}")
+def test_the_lines_add_up_to_the_estimate(case: tuple[str, dict[str, Any]]) -> None:
+    spec, recipe = recipe_of(case)
+    memory = estimate_memory(spec, recipe)
+    explanation = explain(spec, recipe)
+    said = {
+        section.component: sum(line.bytes for line in section.lines)
+        for section in explanation.sections
+        if section.component
+    }
+    assert {name: said.get(name, 0) for name in memory.components} == memory.components
+    phases = section(explanation, "Phases")
+    assert {line.what: line.bytes for line in phases.lines} == memory.phase_peaks_bytes
+    device = {line.what: line.bytes for line in section(explanation, "Allocator and device").lines}
+    assert device["peak allocated"] == memory.peak_allocated_bytes
+    assert device["device total"] == memory.device_total_bytes
+
+
+@pytest.mark.parametrize("case", RECIPES, ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}")
+def test_every_line_is_the_product_that_it_states(case: tuple[str, dict[str, Any]]) -> None:
+    for part in explain(*recipe_of(case)).sections:
+        for line in part.lines:
+            assert line.what
+            assert line.source
+            assert "⌈" in line.values or value_of(line.values) == line.bytes
+
+
+@pytest.mark.parametrize("case", RECIPES, ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}")
+def test_recording_a_step_changes_nothing_of_it(case: tuple[str, dict[str, Any]]) -> None:
+    spec, recipe = recipe_of(case)
+    step = itemised_step(spec, recipe, "cuda")
+    assert step.moments == step_moments(spec, recipe, "cuda")
+    for moment, alive in zip(step.moments, step.alive, strict=True):
+        live = [0] * len(moment.live)
+        for (slot, _), bytes_ in alive.items():
+            live[slot] += bytes_
+        assert tuple(live) == moment.live
+        assert len(live) % WIDTH == 0
+
+
+def test_the_terms_of_a_lora_step_are_named_with_their_formulas() -> None:
+    explanation = explain(*recipe_of(("meta-llama/Llama-3.1-8B", {})))
+    lines = {line.what: line for part in explanation.sections for line in part.lines}
+    assert lines["mlp.gate_proj"].formula == "L · r · (h + f) · 4 B"
+    assert lines["mlp.gate_proj"].bytes == 32 * 16 * (4096 + 14336) * 4
+    assert lines["first and second moments"].bytes == 2 * 41_943_040 * 4
+    assert lines["loss, log-probabilities"].formula == "V · B·S · 4 B"
+    assert lines["loss, log-probabilities"].bytes == 128_256 * 2048 * 4
+    assert lines["residual stream, sum handed on, input of what follows"].bytes == 31 * 4096 * 2048 * 2
+    assert lines["batch, token ids and labels, int64"].bytes == 2 * 2048 * 8
+
+
+def test_4_bit_weights_are_taken_apart() -> None:
+    spec, recipe = recipe_of(("meta-llama/Llama-3.1-8B", {"method": "qlora"}))
+    lines = section(explain(spec, recipe), "Quantised weights").lines
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert [line.bytes for line in lines] == [linear // 2, linear // 64, linear // (64 * 256) * 4, 32 * 7 * 1092]
+
+
+def test_what_checkpointing_drops_is_still_said() -> None:
+    layer = "What one layer saves for backward"
+    kept = section(explain(*recipe_of(("meta-llama/Llama-3.1-8B", {"gradient_checkpointing": False}))), layer)
+    dropped = section(explain(*recipe_of(("meta-llama/Llama-3.1-8B", {}))), layer)
+    assert kept.lines == dropped.lines
+    assert "Gradient checkpointing keeps each layer's input only" in dropped.remark
+    assert kept.remark == "256,360 B for each token."
+
+
+def test_gradients_that_are_not_there_yet_are_said_to_come() -> None:
+    gradients = section(explain(*recipe_of(("meta-llama/Llama-3.1-8B", {}))), "Gradients")
+    assert gradients.lines == ()
+    assert "41,943,040 · 4 = 167,772,160 B" in gradients.remark
+
+
+def test_widths_are_named_by_the_letters_of_the_model() -> None:
+    widths = Widths(find_model("mistralai/Mistral-Nemo-Base-2407"))
+    named = {5120: "h", 14336: "f", 4096: "qd", 1024: "kv", 131072: "V", 10240: "2·h", 512: "kv/2", 32: "H", 128: "d"}
+    assert {width: widths.name(width) for width in named} == named
+    assert widths.name(5120 * 14336) == "h·f"
+    assert widths.name(12347) == "12,347"

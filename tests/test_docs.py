@@ -1,0 +1,241 @@
+"""The figures of docs/ against the code: every command is run, every product and every error is worked out again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lorabench.cli.estimate import command
+from lorabench.cli.quantities import in_gib
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.explanation.moments import Moments
+from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.states import states
+from tests.arithmetic import value_of
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MEASURED = ROOT / "tests/estimator/ground_truth"
+
+Row = dict[str, str]
+
+
+def tables(page: str, first_column: str) -> list[list[Row]]:
+    """Return the tables of ``page`` whose first column has that title."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE):
+        titles, _, *rows = ([cell.strip() for cell in line.strip("| \n").split(" | ")] for line in block.splitlines())
+        if titles[0] == first_column:
+            found.append([dict(zip(titles, row, strict=True)) for row in rows])
+    return found
+
+
+def rows(page: str, first_column: str) -> list[Row]:
+    return [row for table in tables(page, first_column) for row in table]
+
+
+def held(component: str) -> Callable[[Any], str]:
+    return lambda answer: in_gib(sum(term["bytes"] for term in answer["states"] if term["component"] == component))
+
+
+def at_peak(component: str) -> Callable[[Any], str]:
+    return lambda answer: in_gib(answer["memory"]["components"][component])
+
+
+CELLS: dict[str, Callable[[Any], str]] = {
+    "parameters": lambda answer: f"{answer['parameters']['total']:,}",
+    "trainable": lambda answer: f"{answer['parameters']['trainable']:,}",
+    "in 4 bits": lambda answer: f"{answer['parameters']['quantized']:,}",
+    "weights": held("weights"),
+    "4-bit weights": held("quantized_weights"),
+    "adapters": held("adapters"),
+    "gradients": held("gradients"),
+    "optimizer states": held("optimizer_states"),
+    "activations": at_peak("activations"),
+    "logits": at_peak("logits"),
+    "peak allocated": lambda answer: in_gib(answer["memory"]["peak_allocated_bytes"]),
+    "phase": lambda answer: answer["memory"]["phase"],
+}
+
+
+def answer(command_line: str) -> Any:
+    program, verb, *arguments = shlex.split(command_line)
+    assert (program, verb) == ("lorabench", "estimate")
+    ran = CliRunner().invoke(command, [*arguments, "--format", "json"], catch_exceptions=False)
+    assert ran.exit_code == 0
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("row", rows("claims.md", "command"), ids=lambda row: row["command"].strip("`"))
+def test_a_claim_s_command_answers_what_the_page_says(row: Row) -> None:
+    answered = answer(row["command"].strip("`"))
+    said = {title: cell for title, cell in row.items() if title != "command"}
+    assert said == {title: CELLS[title](answered) for title in said}
+
+
+def test_the_arithmetic_of_the_claims_is_right() -> None:
+    for row in rows("claims.md", "arithmetic"):
+        assert f"{value_of(row['arithmetic']):,.0f}" == row["is"]
+
+
+def test_what_the_claims_page_concludes_follows_from_its_tables() -> None:
+    """QLoRA above LoRA; LoRA and full fine-tuning drawing near; 4 GB never seen."""
+    peaks = {
+        row["command"].strip("`"): float(row["peak allocated"].removesuffix(" GiB"))
+        for row in rows("claims.md", "command")
+        if "peak allocated" in row
+    }
+    lora = "lorabench estimate llama-3.1-8b"
+    qlora = f"{lora} --method qlora"
+    unsaved = "--no-gradient-checkpointing --seq-len"
+    assert peaks[f"{qlora} {unsaved} 2048"] < peaks[f"{lora} {unsaved} 2048"]
+    assert peaks[f"{qlora} {unsaved} 4096"] > peaks[f"{lora} {unsaved} 4096"]
+    assert peaks[f"{qlora} --seq-len 32768"] > peaks[f"{lora} --seq-len 32768"]
+    full = f"{lora} --method full --dtype bfloat16 --mixed-precision no"
+    shares = [
+        peaks[f"{lora} --seq-len {length}"] / peaks[f"{full} --seq-len {length}"]
+        for length in (2048, 8192, 32768, 131072)
+    ]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(1 / 3, abs=0.03)
+    assert shares[-1] == pytest.approx(0.9, abs=0.03)
+    assert peaks[qlora] > 12
+
+
+def letters(recipe: Recipe) -> dict[str, int]:
+    spec = find_model(recipe.model)
+    kv = spec.num_key_value_heads * spec.head_dim
+    return {
+        "h": spec.hidden_size,
+        "f": spec.intermediate_size,
+        "qd": spec.num_attention_heads * spec.head_dim,
+        "r": recipe.rank or 0,
+        "C": 4 * kv + 4 * spec.num_attention_heads + 8,
+    }
+
+
+@pytest.mark.parametrize("row", rows("memory.md", "recipe"), ids=lambda row: row["recipe"].strip("`"))
+@pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B", "mistralai/Mistral-Nemo-Base-2407"])
+def test_one_layer_saves_what_its_formula_says(row: Row, model: str) -> None:
+    options = json.dumps(answer(f"lorabench estimate {model} {row['recipe'].strip('`')}")["recipe"])
+    recipe = make_recipe(**json.loads(options))
+    values = letters(recipe)
+    formula = re.sub(r"[a-zC]+", lambda letter: str(values[letter[0]]), row["bytes a token and layer"])
+    spec = find_model(model)
+    saved = Moments(spec, recipe, "cuda", estimate_memory(spec, recipe)).layer_bytes_per_token()
+    assert saved == value_of(formula)
+    if model == "meta-llama/Llama-3.1-8B":
+        assert f"{saved:,}" == row["Llama-3.1-8B"]
+
+
+def measurements(name: str) -> Iterator[Row]:
+    with (MEASURED / name).open(newline="") as file:
+        yield from csv.DictReader(file)
+
+
+A100 = list(measurements("a100_80gb_mistral_7b.csv"))
+COMMAND_OF_THE_PAGE = re.search(r"^    (lorabench estimate .*)$", (DOCS / "ground_truth.md").read_text(), re.MULTILINE)
+
+
+def mistral_command(row: Row) -> str:
+    """Return the page's command, which is the last QLoRA row's, turned into that of ``row``."""
+    assert COMMAND_OF_THE_PAGE is not None
+    said = COMMAND_OF_THE_PAGE[1].replace("--batch-size 8", f"--batch-size {row['batch_size']}")
+    if row["prepare_kbit"] == "recast":
+        return said.replace("--no-prepare-kbit", "--prepare-kbit")
+    if row["method"] == "qlora":
+        return said
+    said = said.replace("--no-prepare-kbit", "--dtype bfloat16 --mixed-precision no")
+    if row["method"] == "lora":
+        return said.replace("--method qlora", "--method lora")
+    said = said.replace("--target-modules q_proj,k_proj,v_proj,o_proj --lora-dropout 0.1", "")
+    return said.replace("--method qlora", "--method full")
+
+
+def mistral_recipe(row: Row) -> Recipe:
+    return make_recipe(**answer(mistral_command(row))["recipe"])
+
+
+def compared(measured: int, estimated: int) -> Row:
+    return {
+        "measured": f"{measured:,}",
+        "estimated": f"{estimated:,}",
+        "error": f"{100 * (estimated / measured - 1):+.2f} %",
+        "missing": f"{measured - estimated:,}",
+    }
+
+
+def test_the_page_says_what_was_measured_and_estimated_on_the_a100() -> None:
+    peaks, kept = tables("ground_truth.md", "method")
+    plain = [row for row in A100 if row["prepare_kbit"] != "recast"]
+    for row, peak, held_row in zip(plain, peaks, kept, strict=True):
+        recipe = mistral_recipe(row)
+        spec = find_model(recipe.model)
+        named = {"method": row["method"], "batch": row["batch_size"]}
+        assert peak == named | compared(
+            int(row["peak_allocated_bytes"]), estimate_memory(spec, recipe).peak_allocated_bytes
+        )
+        terms = states(spec, recipe, "cuda").terms
+        between_steps = sum(term.bytes for term in terms if term.component != "gradients")
+        assert held_row == named | compared(int(row["steady_allocated_bytes"]), between_steps)
+
+
+def test_what_is_missing_is_two_workspaces_and_24_bytes_a_token() -> None:
+    _, kept = tables("ground_truth.md", "method")
+    for row in kept:
+        constant = int(row["missing"].replace(",", "")) - 24 * int(row["batch"]) * 4096
+        assert constant == pytest.approx(2 * 8_519_680, rel=0.01)
+
+
+def test_the_recast_rows_are_what_the_page_takes_them_for() -> None:
+    recast = [row for row in A100 if row["prepare_kbit"] == "recast"]
+    left_alone = [row for row in tables("ground_truth.md", "method")[0] if row["method"] == "qlora"]
+    for row, said, unprepared in zip(recast, rows("ground_truth.md", "batch"), left_alone, strict=True):
+        recipe = mistral_recipe(row)
+        spec = find_model(recipe.model)
+        prepared = estimate_memory(spec, recipe).peak_allocated_bytes
+        table = spec.vocab_size * spec.hidden_size
+        taken = {
+            "embedding and head": 2 * table * 2,
+            "copy of the head": table * 2,
+            "first input": recipe.tokens * spec.hidden_size * 2,
+            "rotary tables": 2 * recipe.seq_len * spec.head_dim * 2,
+        }
+        expected = prepared - sum(taken.values())
+        comparison = compared(int(row["peak_allocated_bytes"]), expected)
+        assert said == {
+            "batch": row["batch_size"],
+            "prepared": f"{prepared:,}",
+            **{what: f"{bytes_:,}" for what, bytes_ in taken.items()},
+            "expected": comparison["estimated"],
+            "measured": comparison["measured"],
+            "error": comparison["error"],
+            "missing": comparison["missing"],
+        }
+        assert said["missing"] == unprepared["missing"]
+
+
+def test_adapters_of_the_l40s_are_those_of_the_page() -> None:
+    published = {row["experiment"]: row for row in measurements("l40s_llama32_3b_peft_methods.csv")}
+    spec = find_model("meta-llama/Llama-3.2-3B")
+    for row in rows("ground_truth.md", "experiment"):
+        experiment = published[row["experiment"]]
+        recipe = make_recipe(
+            spec.name, rank=int(experiment["rank"]), target_modules=",".join(experiment["target_modules"].split())
+        )
+        assert list(row.values())[1:] == [
+            f"{int(experiment['trainable_params']):,}",
+            f"{count_parameters(spec, recipe).trainable:,}",
+            f"{int(experiment['adapter_file_bytes']):,}",
+            f"{adapter_file_bytes(spec, recipe):,}",
+        ]
