@@ -75,12 +75,14 @@ class MetaAutocast:
             if self._nesting == 0:
                 self._cache.clear()
 
+    def casts(self, name: str) -> bool:
+        """Tell whether autocast has a rule for the operator called ``name``."""
+        return name in MATRIX_PRODUCTS or name in IN_FLOAT32[self.kernels] or name in INTO_FLOAT32[self.kernels]
+
     def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments that the operator called ``name`` runs on."""
+        """Return the arguments that the operator called ``name`` runs on while autocast is enabled."""
         import torch
 
-        if not self.enabled:
-            return args, kwargs
         if name in MATRIX_PRODUCTS:
             return self._all(args, kwargs, self.dtype)
         if name in IN_FLOAT32[self.kernels]:

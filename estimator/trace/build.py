@@ -198,7 +198,8 @@ def _materialize(model: Any, device: DeviceKind, after_module: Any = None) -> No
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta and device != "meta":
                 module._buffers[name] = torch.empty_like(buffer, device=device)
-        model._init_weights(module)
+        if device != "meta":
+            model._init_weights(module)
         if after_module is not None:
             after_module(module)
 

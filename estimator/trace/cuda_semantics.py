@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.trace.attention import cpu_attention, cuda_attention, flash_attention_2
-from lorabench.estimator.trace.autocast import autocast_on_meta
+from lorabench.estimator.trace.autocast import MetaAutocast, autocast_on_meta
 from lorabench.estimator.trace.meta_results import results_on_meta
 from lorabench.estimator.trace.patches import replaced
 
@@ -69,7 +69,7 @@ def running_on_meta(model: nn.Module, kernels: Kernels) -> Iterator[None]:
         stack.enter_context(replaced(flash, "_is_packed_sequence", lambda position_ids, batch_size: False))
         stack.enter_context(_optimizers_on_meta(kernels))
         autocast = stack.enter_context(autocast_on_meta(model, kernels))
-        stack.enter_context(_operators_on_meta(kernels, autocast.cast))
+        stack.enter_context(_operators_on_meta(kernels, autocast))
         stack.enter_context(results_on_meta(kernels))
         yield
 
@@ -78,7 +78,7 @@ def running_on_meta(model: nn.Module, kernels: Kernels) -> Iterator[None]:
 
 
 @contextmanager
-def _operators_on_meta(kernels: Kernels, cast: Callable[..., Any]) -> Iterator[None]:
+def _operators_on_meta(kernels: Kernels, autocast: MetaAutocast) -> Iterator[None]:
     """Let torch's functions cast as autocast says and take the implementation that ``kernels`` have."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -94,12 +94,21 @@ def _operators_on_meta(kernels: Kernels, cast: Callable[..., Any]) -> Iterator[N
     else:
         implementations = {functional.scaled_dot_product_attention: cpu_attention}
 
+    plans: dict[Any, tuple[Callable[..., Any], str | None]] = {}
+
     class OnMeta(TorchFunctionMode):
         """Sees every call of a torch function before autograd does."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            args, kwargs = cast(func.__name__, args, kwargs or {})
-            return implementations.get(func, func)(*args, **kwargs)
+            plan = plans.get(func)
+            if plan is None:
+                name = func.__name__ if autocast.casts(func.__name__) else None
+                plan = plans[func] = implementations.get(func, func), name
+            implementation, cast_as = plan
+            if cast_as is None or not autocast.enabled:
+                return implementation(*args, **(kwargs or {}))
+            args, kwargs = autocast.cast(cast_as, args, kwargs or {})
+            return implementation(*args, **kwargs)
 
     mode = OnMeta()
     engine: Any = torch.autograd

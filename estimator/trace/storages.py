@@ -390,6 +390,11 @@ def _watch_operations(
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Sees every operation, also those of the backward pass."""
 
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            # A trace on meta compiles nothing, and to switch the compiler off at every operation takes time.
+            return scratch is None
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             held = scratch(func, args, kwargs) if scratch is not None else None

@@ -77,9 +77,12 @@ def _require_bench_extra() -> None:
     Raises:
         UserError: a package of the ``bench`` extra is not installed.
     """
+    import gc
     import warnings
 
     warnings.simplefilter("ignore")
+    # What is imported stays: to look through it for garbage again and again takes a second.
+    gc.disable()
     try:
         import torch
 
@@ -95,6 +98,9 @@ def _require_bench_extra() -> None:
             f"trace needs {error.name}, which is not installed: pip install 'lorabench[bench]'; "
             "lorabench estimate does without"
         ) from error
+    finally:
+        gc.freeze()
+        gc.enable()
     logging.set_verbosity_error()
 
 
