@@ -40,7 +40,7 @@ class Tensor:
     ``ranked`` columns count r times as many.
     """
 
-    __slots__ = ("block", "columns", "dtype", "leaf", "node", "ranked", "rows")
+    __slots__ = ("block", "columns", "dtype", "is_view", "leaf", "node", "ranked", "rows")
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class Tensor:
         self.node = node
         self.ranked = ranked
         self.leaf = leaf
+        self.is_view = False
+        """Whether another tensor's whole, which autograd adds to out of place."""
 
     @property
     def requires_grad(self) -> bool:
@@ -336,6 +338,10 @@ class Tape:
 
     def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
         leaf.awaited -= 1
+        if leaf.grad is not None and leaf.grad.is_view:
+            gradient = self.like(gradient)
+            self._gradients = [held for held in self._gradients if held is not leaf.grad]
+            leaf.grad = None
         if leaf.accumulating:
             # Added in place, once all have come.
             leaf.grad = gradient if leaf.awaited else None

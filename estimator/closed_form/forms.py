@@ -20,17 +20,17 @@ from lorabench.estimator.breakdown import COMPONENTS, Kernels
 from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, ONE, WIDTH, Live, Moment
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes import Optim, Recipe
 from lorabench.estimator.states import states
 
 MOST_FORMS = 128
 """Forms kept: a form takes some 100 kB."""
 MOST_RANKS = 4096
-"""Ranks, over all forms, whose states are kept."""
+"""Ranks and optimizers, over all forms, whose states are kept."""
 
 
 class Setup:
-    """What a form depends on: the model, the kernels, and the recipe but for batch size, length and rank.
+    """What a form depends on: the model, the kernels, and the recipe but for batch size, length, rank and optimizer.
 
     Two setups are equal when their models' shapes and their recipes are; a model is compared by all that it holds,
     since it may hold dictionaries and has no hash.
@@ -51,6 +51,7 @@ class Setup:
             batch_size=2 if many else 1,
             seq_len=spec.config["sliding_window"] if filled else 1,
             gradient_accumulation=min(recipe.gradient_accumulation, 2),
+            optim="sgd",  # without states; those of the recipe's own are `held_throughout`
         )
         self._key = (msgspec.msgpack.encode(spec), self.recipe, kernels)
         self._hash = hash(self._key)
@@ -88,19 +89,17 @@ def compile_form(setup: Setup) -> tuple[PhaseForm, ...]:
     Raises:
         UserError: target modules that the model does not have, or a combination that has no closed form.
     """
-    # Without an optimizer: its states and temporaries are none of the step's own.
-    recipe = replace(setup.recipe, optim="sgd")
-    moments = step_moments(setup.spec, recipe, setup.kernels)
-    held = _held_by_phase(setup.spec, recipe, setup.kernels)
+    moments = step_moments(setup.spec, setup.recipe, setup.kernels)
+    held = _held_by_phase(setup.spec, setup.recipe, setup.kernels)
     return tuple(
         _phase_form(phase, list(alike), held[phase]) for phase, alike in groupby(moments, lambda moment: moment.phase)
     )
 
 
 @lru_cache(MOST_RANKS)
-def held_throughout(setup: Setup, rank: int | None) -> dict[str, dict[str, int]]:
-    """Return phase → component → bytes of what is held for the whole training at ``rank``, and of the optimizer."""
-    return _held_by_phase(setup.spec, replace(setup.recipe, rank=rank), setup.kernels)
+def held_throughout(setup: Setup, optim: Optim, rank: int | None) -> dict[str, dict[str, int]]:
+    """Return phase → component → bytes of what is held for the whole training, and of the optimizer's temporaries."""
+    return _held_by_phase(setup.spec, replace(setup.recipe, optim=optim, rank=rank), setup.kernels)
 
 
 def _held_by_phase(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> dict[str, dict[str, int]]:

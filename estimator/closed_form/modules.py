@@ -237,7 +237,9 @@ class Modules:
             scores = op.scale(scores)
             scores = op.tanh(scores)
             scores = op.scale(scores)
-        scores = op.shift(scores)
+        assert self.mask is not None
+        # The mask has the dtype of the embedding's output, which may raise that of the scores.
+        scores = op.add(scores, self.mask)
         scores = op.cast(op.softmax(scores, "float32"), q.dtype)
         scores = op.dropout(scores, dropout)
         output = op.matmul(scores, values, BS, hidden, copied=(False, by_token and times == 1))

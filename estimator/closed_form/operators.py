@@ -181,6 +181,8 @@ class Operators:
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             to_x = tape.new(rows, *x_shape, ranked=x_ranked) if x_needs else None
             to_weight = tape.new(ONE, *weight_shape, ranked=weight_ranked) if weight_needs else None
+            if to_weight is not None:
+                to_weight.is_view = True  # of the product that it is the transpose of
             return to_x, to_weight, *to_bias(g)
 
         inputs: tuple[Tensor, ...] = (x, weight)
