@@ -78,10 +78,10 @@ def _base_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:
     other = spec.parameters - spec.linear_parameters - biases
     terms = [
         Term("quantized_weights", f"linear layers, {recipe.quant_type}", spec.linear_parameters, quantized),
-        Term("weights", f"embedding, norms, head, {dtype}", other, other * ITEMSIZE[dtype]),
+        Term("weights", f"other weights, {dtype}", other, other * ITEMSIZE[dtype]),
     ]
     if biases:
         # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
         computed = recipe.compute_dtype
-        terms.append(Term("weights", f"biases of 4-bit layers, {computed}", biases, biases * ITEMSIZE[computed]))
+        terms.append(Term("weights", f"biases, {computed}", biases, biases * ITEMSIZE[computed]))
     return terms

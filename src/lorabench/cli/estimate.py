@@ -116,7 +116,7 @@ def peak_columns(memory: Breakdown) -> list[Column]:
     if memory.device_total_bytes is not None:
         rows.append(("device total", memory.device_total_bytes, "with the CUDA context: what nvidia-smi shows"))
     return [
-        Column(f"at the peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
+        Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
         Column("", [in_gib(bytes_) for _, bytes_, _ in rows]),
         Column("", [what for _, _, what in rows], right=False),
     ]

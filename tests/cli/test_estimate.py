@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabench.cli import main
+from lorabench.estimator.breakdown import COMPONENTS
+from tests.small_models import small_config
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+
+
+@pytest.fixture
+def estimate(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run ``lorabench estimate`` and return its exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["estimate", *arguments])
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_json_has_the_keys_that_scripts_rely_on(estimate: Any) -> None:
+    code, out, err = estimate(LLAMA, "--method", "qlora", "-r", "8", "--gpu", "24GB", "--format", "json")
+    assert (code, err) == (0, "")
+    said = json.loads(out)
+    assert said["recipe"]["model"] == LLAMA
+    assert (said["recipe"]["method"], said["recipe"]["rank"], said["recipe"]["seq_len"]) == ("qlora", 8, 2048)
+    assert said["parameters"]["trainable"] == 41_943_040 // 2
+    assert said["parameters"]["total"] == 8_030_261_248 + 41_943_040 // 2
+    assert said["parameters"]["quantized"] == 6_979_321_856
+    memory = said["memory"]
+    assert set(memory["components"]) == set(COMPONENTS)
+    assert sum(memory["components"].values()) == memory["peak_allocated_bytes"]
+    assert memory["phase"] in ("forward", "backward", "optimizer")
+    assert memory["peak_allocated_bytes"] <= memory["peak_reserved_bytes"] < memory["device_total_bytes"]
+    assert said["fits"] is True
+
+
+def test_without_a_gpu_nothing_is_said_of_fitting(estimate: Any) -> None:
+    assert "fits" not in json.loads(estimate("gpt2", "--seq-len", "64", "--format", "json")[1])
+
+
+@pytest.mark.parametrize(("size", "fits"), [("24GB", False), ("160GB", True)])
+def test_require_fit_exits_1_where_it_does_not_fit(estimate: Any, size: str, fits: bool) -> None:
+    code, out, err = estimate(LLAMA, "--method", "full", "--gpu", size, "--require-fit", "--format", "json")
+    assert (code, json.loads(out)["fits"], err) == (0 if fits else 1, fits, "")
+    assert estimate(LLAMA, "--method", "full", "--gpu", size)[0] == 0
+
+
+def test_csv_is_one_row_with_the_recipe_and_bytes(estimate: Any) -> None:
+    code, out, _ = estimate("gpt2", "--seq-len", "64", "--rank", "4", "--gpu", "rtx-4090", "--format", "csv")
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert code == 0
+    assert (row["model"], row["rank"], row["gpu"]) == ("openai-community/gpt2", "4", "rtx-4090")
+    assert sum(int(row[f"{name}_bytes"]) for name in COMPONENTS) == int(row["peak_allocated_bytes"])
+
+
+def test_markdown_has_tables(estimate: Any) -> None:
+    code, out, _ = estimate("gpt2", "--seq-len", "64", "--format", "markdown", "--gpu", "8GB")
+    assert code == 0
+    assert out.startswith("**openai-community/gpt2**: method lora, rank 16")
+    assert [line for line in out.splitlines() if line.startswith("| weights")]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("model", ["gpt2", "Llama-3.1-405B", "Mixtral-8x22B-Instruct-v0.1"])
+def test_the_table_names_the_whole_recipe_within_80_columns(estimate: Any, model: str, method: str) -> None:
+    targets = [] if method == "full" else ["--target-modules", "attention", "--lora-dropout", "0"]
+    code, out, err = estimate(model, "--method", method, *targets, "--gpu", "80GB", "--seq-len", "1024")
+    assert (code, err) == (0, "")
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+    for setting in ("seq_len=1024", "batch_size=1", "optim=adamw_torch_fused", "gradient_checkpointing=yes"):
+        assert setting in out
+    assert "GiB" in out
+    assert f"{method}\n" in out
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_config_file_or_its_folder_is_a_model(estimate: Any, tmp_path: Path, as_folder: bool) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(small_config("llama")))
+    code, out, _ = estimate(str(tmp_path if as_folder else config), "--format", "json", "--seq-len", "64")
+    assert code == 0
+    assert json.loads(out)["parameters"]["adapter"] == 3 * 16 * (2 * 256 + 2 * 192 + 3 * 480)
+
+
+CONFIGS = {
+    "not-json.json": "{not json",
+    "list.json": "[]",
+    "bert.json": '{"model_type": "bert", "hidden_size": 8}',
+    "heads.json": json.dumps({**small_config("llama"), "num_attention_heads": 7}),
+    "negative.json": json.dumps({**small_config("llama"), "hidden_size": -128}),
+    "text.json": json.dumps({**small_config("llama"), "num_hidden_layers": "three"}),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_is_no_model_is_refused(estimate: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(CONFIGS[name])
+    code, out, err = estimate(str(tmp_path / name))
+    assert (code, out) == (2, "")
+    assert err.startswith("lorabench: ")
+    assert err.count("\n") == 1
+    assert name in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["Llama-3.1-8C"], "did you mean"),
+        (["./no/config.json"], "no/config.json"),
+        (["gpt2", "--gpu", "rtx-4091"], "did you mean"),
+        (["gpt2", "--gpu", "-5GB"], "-5GB"),
+        (["gpt2", "--method", "qlroa"], "did you mean qlora?"),
+        (["gpt2", "--optim", "adamv"], "--optim"),
+        (["gpt2", "--dtype", "int8"], "float32"),
+        (["gpt2", "--format", "yaml"], "json"),
+        (["gpt2", "--rnk", "8"], "--rank"),
+        (["gpt2", "--rank", "many"], "'many'"),
+        (["gpt2", "--rank", "-1"], "rank"),
+        (["gpt2", "--rank", "0"], "rank"),
+        (["gpt2", "--batch-size", "0"], "batch_size"),
+        (["gpt2", "--lora-dropout", "1.5"], "lora_dropout"),
+        (["gpt2", "--lora-dropout", "nan"], "lora_dropout"),
+        (["gpt2", "--lora-alpha", "nan"], "lora_alpha"),
+        (["gpt2", "--seq-len", "64", "--target-modules", "c_atn"], "did you mean c_attn?"),
+        (["gpt2", "--target-modules", ""], "target_modules"),
+        (["gpt2", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
+        (["gpt2", "--quant-type", "fp4"], "use method qlora"),
+        (["gpt2", "--seq-len", "1025"], "use --seq-len 1024 or less"),
+        (["gpt2", "--require-fit", "--seq-len", "64"], "--gpu"),
+        (["gemma-2-2b", "--attn-implementation", "sdpa"], "use --attn-implementation eager"),
+        (["mixtral-8x7b-v0.1"], "use --lora-dropout 0, or --target-modules attention"),
+        (["gpt2", "--loss", "liger", "--seq-len", "64"], "loss liger"),
+        ([], "MODEL"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_how_to_mend_it(estimate: Any, arguments: list[str], said: str) -> None:
+    code, out, err = estimate(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("lorabench: ")
+    assert err.count("\n") == 1
+    assert said in err

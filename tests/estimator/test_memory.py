@@ -1,0 +1,165 @@
+"""The closed form against real steps on the CPU, and what must hold of every estimate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorabench.estimator.breakdown import COMPONENTS, Breakdown
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
+from lorabench.estimator.states import states
+from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.trace.optimizers import make_optimizer
+from lorabench.estimator.trace.step import TrainingStep
+from lorabench.estimator.trace.storages import StorageLedger
+from tests.small_models import FAMILIES, MIXTURES, small_model
+
+torch.set_num_threads(1)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def measure(spec: ModelSpec, recipe: Recipe) -> Breakdown:
+    """Return the breakdown of the second of two real steps on the CPU."""
+    model = build_model(spec, recipe, "cpu")
+    optimizer = make_optimizer(model, recipe)
+    ledger = StorageLedger("cpu")
+    ledger.adopt_model(model)
+    tokens = torch.randint(0, spec.vocab_size, (recipe.batch_size, recipe.seq_len))
+    batches = [{"input_ids": tokens, "labels": tokens.clone()} for _ in range(recipe.gradient_accumulation)]
+    for batch in batches:
+        ledger.adopt("buffers", *batch.values())
+    with ledger:
+        ledger.watch_model(model, spec.vocab_size)
+        step = TrainingStep(model, optimizer, recipe, ledger.begin_phase)
+        for _ in range(2):
+            ledger.begin_step()
+            step(batches)
+        ledger.end_step(model, optimizer)
+    return ledger.breakdown()
+
+
+MODELS = {
+    **{name: find_model(f"lorabench/{name}") for name in ("demo-llama", "demo-gpt2")},
+    **{family: small_model(family, hidden_size=256) for family in FAMILIES if family not in ("llama", "gpt2")},
+}
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("method", CHOICES["method"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_estimated_peak_on_a_cpu_is_the_measured_one(model: str, method: str, gradient_checkpointing: bool) -> None:
+    spec = MODELS[model]
+    recipe = make_recipe(
+        spec.name,
+        method=method,
+        gradient_checkpointing=gradient_checkpointing,
+        batch_size=2,
+        seq_len=256,
+        attn_implementation="eager" if model == "gemma2" else "sdpa",
+        target_modules="attention" if model in MIXTURES and method != "full" else None,
+    )
+    measured = measure(spec, recipe)
+    estimated = estimate_memory(spec, recipe, "cpu")
+    assert estimated.peak_allocated_bytes == pytest.approx(measured.peak_allocated_bytes, rel=0.01)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> tuple[ModelSpec, Recipe]:
+    family = draw(st.sampled_from(list(FAMILIES)))
+    method = draw(st.sampled_from(CHOICES["method"]))
+    options: dict[str, Any] = {
+        "method": method,
+        "dtype": draw(st.sampled_from(CHOICES["dtype"])),
+        "mixed_precision": draw(st.sampled_from(["no", "bf16"])),
+        "optim": draw(st.sampled_from(CHOICES["optim"])),
+        "batch_size": draw(st.integers(1, 9)),
+        "seq_len": draw(st.integers(1, 3000)),
+        "gradient_accumulation": draw(st.integers(1, 3)),
+        "gradient_checkpointing": draw(st.booleans()),
+        "attn_implementation": draw(st.sampled_from(CHOICES["attn_implementation"])),
+        "loss": draw(st.sampled_from(["standard", "legacy"])),
+    }
+    if method != "full":
+        targets = ["attention"] if family in MIXTURES else ["all-linear", "attention", "mlp"]
+        options |= {
+            "rank": draw(st.integers(1, 128)),
+            "lora_dropout": draw(st.sampled_from([0.0, 0.1])),
+            "adapter_dtype": draw(st.sampled_from(CHOICES["adapter_dtype"])),
+            "target_modules": draw(st.sampled_from(targets)),
+        }
+    if method == "qlora":
+        options |= {"double_quant": draw(st.booleans()), "prepare_kbit": draw(st.booleans())}
+    spec = small_model(family)
+    return spec, make_recipe(spec.name, **options)
+
+
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    from msgspec.structs import asdict
+
+    return make_recipe(**{**asdict(recipe), **changes})
+
+
+@given(recipes())
+@settings(max_examples=60)
+def test_components_add_up_to_the_peak_and_the_peak_is_a_phases(given_: tuple[ModelSpec, Recipe]) -> None:
+    memory = estimate_memory(*given_)
+    assert list(memory.components) == list(COMPONENTS)
+    assert min(memory.components.values()) >= 0
+    assert sum(memory.components.values()) == memory.peak_allocated_bytes
+    assert memory.phase_peaks_bytes[memory.phase] == max(memory.phase_peaks_bytes.values())
+    assert memory.phase_peaks_bytes[memory.phase] == memory.peak_allocated_bytes
+    assert memory.peak_reserved_bytes is not None
+    assert memory.device_total_bytes is not None
+    assert memory.peak_allocated_bytes <= memory.peak_reserved_bytes < memory.device_total_bytes
+
+
+@given(recipes())
+@settings(max_examples=60)
+def test_an_estimate_is_never_below_what_is_held_in_the_optimizer_step(given_: tuple[ModelSpec, Recipe]) -> None:
+    spec, recipe = given_
+    held = states(spec, recipe, "cuda")
+    batch = 2 * 8 * recipe.tokens  # token ids and labels
+    everything = sum(term.bytes for term in held.terms) + held.optimizer.temporaries + batch
+    memory = estimate_memory(spec, recipe)
+    assert memory.peak_allocated_bytes >= memory.phase_peaks_bytes["optimizer"] >= everything - batch
+
+
+@given(recipes(), st.sampled_from(["batch_size", "seq_len", "rank"]), st.integers(1, 64))
+@settings(max_examples=120)
+def test_more_of_anything_never_takes_less(given_: tuple[ModelSpec, Recipe], field: str, more: int) -> None:
+    spec, recipe = given_
+    value = getattr(recipe, field)
+    if value is None:
+        return
+    larger = estimate_memory(spec, changed(recipe, **{field: value + more}))
+    assert larger.peak_allocated_bytes >= estimate_memory(spec, recipe).peak_allocated_bytes
+
+
+@given(recipes())
+@settings(max_examples=40)
+def test_names_and_alpha_change_nothing(given_: tuple[ModelSpec, Recipe]) -> None:
+    spec, recipe = given_
+    other = changed(recipe, model="another/name", lora_alpha=None if recipe.method == "full" else 3.0)
+    assert estimate_memory(spec, other) == estimate_memory(spec, recipe)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "advice"),
+    [
+        ("mixtral", {"lora_dropout": 0.0}, "lorabench trace"),
+        ("llama", {"loss": "liger"}, "use --loss standard"),
+    ],
+)
+def test_what_has_no_closed_form_is_refused(family: str, options: dict[str, Any], advice: str) -> None:
+    spec = small_model(family)
+    with pytest.raises(UserError, match=advice):
+        estimate_memory(spec, make_recipe(spec.name, **options))

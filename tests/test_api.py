@@ -1,0 +1,52 @@
+"""What people import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lorabench
+from tests.small_models import small_config
+
+
+def test_estimate_answers_in_one_call() -> None:
+    answer = lorabench.estimate("llama-3.1-8b", method="qlora", rank=16, gpu="24GB")
+    assert answer.recipe == lorabench.make_recipe("meta-llama/Llama-3.1-8B", method="qlora", rank=16)
+    assert answer.parameters.trainable == 41_943_040
+    assert answer.fits is True
+    assert answer.margin_bytes is not None
+    assert answer.gpu_memory_bytes is not None
+    assert answer.margin_bytes == answer.gpu_memory_bytes - (answer.memory.device_total_bytes or 0)
+
+
+def test_estimate_takes_a_model_and_a_gpu_that_were_found_before(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(small_config("qwen2")))
+    spec = lorabench.find_model(str(tmp_path))
+    device = lorabench.find_device("rtx-4090")
+    assert lorabench.estimate(spec, gpu=device) == lorabench.estimate(spec, gpu="rtx-4090")
+    assert lorabench.estimate(spec).fits is None
+
+
+def test_wrong_options_are_a_user_error() -> None:
+    with pytest.raises(lorabench.UserError, match="did you mean rank"):
+        lorabench.estimate("gpt2", rnk=8)  # type: ignore[call-arg]
+    with pytest.raises(lorabench.UserError, match="no such folder"):
+        lorabench.read_records(Path("no-such-folder"))
+
+
+def test_everything_that_is_promised_is_there_and_documented() -> None:
+    for name in lorabench.__all__:
+        assert getattr(lorabench, name).__doc__
+
+
+def test_an_estimate_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, lorabench; lorabench.estimate('gpt2', seq_len=64)\n"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'pandas', 'rich') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
