@@ -20,7 +20,14 @@ from lorabench.estimator.explanation.symbols import symbols
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
-from lorabench.estimator.reserved import CUDA_CONTEXT_BYTES, SEGMENT_BYTES
+from lorabench.estimator.reserved import (
+    CUBLAS_HANDLES,
+    CUBLAS_WORKSPACE_BYTES,
+    CUDA_CONTEXT_BYTES,
+    SEGMENT_BYTES,
+    WORST_FRAGMENTATION_PERCENT,
+    working_bytes,
+)
 
 __all__ = ["Explanation", "Line", "Section", "explain"]
 
@@ -86,31 +93,50 @@ def _one_layer(moments: Moments, recipe: Recipe) -> Section:
 
 
 def _device(memory: Breakdown) -> list[Line]:
-    allocated, reserved, total = memory.peak_allocated_bytes, memory.peak_reserved_bytes, memory.device_total_bytes
-    lines = [
+    allocated = memory.peak_allocated_bytes
+    lines = [Line("peak allocated", "highest phase", f"{allocated:,}", allocated, "torch: max_memory_allocated")]
+    reserved, total = memory.peak_reserved_bytes, memory.device_total_bytes
+    reserved_range, total_range = memory.peak_reserved_range_bytes, memory.device_total_range_bytes
+    if reserved is None or total is None or reserved_range is None or total_range is None:
+        return lines
+    segment, working = f"{SEGMENT_BYTES:,}", working_bytes(memory.components)
+    share, workspaces = WORST_FRAGMENTATION_PERCENT, CUBLAS_HANDLES * CUBLAS_WORKSPACE_BYTES
+    gaps = working * share // 100
+    return [
+        *lines,
         Line(
-            "peak allocated",
-            "highest phase",
-            f"{allocated:,}",
-            allocated,
-            "torch: max_memory_allocated",
-        )
+            "peak reserved",
+            "⌈allocated / segment⌉ · segment",
+            f"⌈{allocated:,} / {segment}⌉ · {segment}",
+            reserved,
+            "torch: the CUDA caching allocator takes whole segments",
+        ),
+        Line(
+            "device total",
+            "reserved + CUDA context",
+            f"{reserved:,} + {CUDA_CONTEXT_BYTES:,}",
+            total,
+            "NVIDIA's driver: context and kernels of the process",
+        ),
+        Line(
+            "gaps between tensors, at worst",
+            f"⌊working bytes · {share} %⌋",
+            f"⌊{working:,} · {share} / 100⌋",
+            gaps,
+            "torch: worst fragmentation of the allocator's replays, of what comes and goes in a step",
+        ),
+        Line(
+            "peak reserved, at most",
+            "⌈(allocated + gaps + cuBLAS workspaces) / segment⌉ · segment",
+            f"⌈({allocated:,} + {gaps:,} + {workspaces:,}) / {segment}⌉ · {segment}",
+            reserved_range[1],
+            f"torch: a workspace for each of {CUBLAS_HANDLES} threads",
+        ),
+        Line(
+            "device total, at most",
+            "reserved at most + CUDA context",
+            f"{reserved_range[1]:,} + {CUDA_CONTEXT_BYTES:,}",
+            total_range[1],
+            "NVIDIA's driver: context and kernels of the process",
+        ),
     ]
-    if reserved is not None and total is not None:
-        lines += [
-            Line(
-                "peak reserved",
-                "⌈allocated / segment⌉ · segment",
-                f"⌈{allocated:,} / {SEGMENT_BYTES:,}⌉ · {SEGMENT_BYTES:,}",
-                reserved,
-                "torch: the CUDA caching allocator takes whole segments",
-            ),
-            Line(
-                "device total",
-                "reserved + CUDA context",
-                f"{reserved:,} + {CUDA_CONTEXT_BYTES:,}",
-                total,
-                "NVIDIA's driver: context and kernels of the process",
-            ),
-        ]
-    return lines
