@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.devices import Device
@@ -12,6 +15,17 @@ from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.parameters import adapted_experts, count_parameters
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.states import Term, states
+
+Answer = Literal["fits", "tight", "does not fit"]
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One or two changes with which a recipe fits."""
+
+    settings: dict[str, Any]
+    """What to set, by the recipe's name of it (or the environment variable's), and to what."""
+    device_total_bytes: int
+    """The upper end of the device total with them."""
 
 
 class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -25,10 +39,22 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """At the peak of a steady training step."""
     gpu: str | None = None
     gpu_memory_bytes: int | None = None
+    verdict: Answer | None = None
+    """fits: the upper end of the device total is within what the GPU lets a process use; tight: only the point
+    estimate is within its memory; does not fit: not even that. None without a GPU, as all that follows."""
     fits: bool | None = None
-    """Whether the device total is within the GPU's memory; None without a GPU."""
+    """Whether the verdict is that it fits."""
     margin_bytes: int | None = None
-    """What is left of the GPU's memory; negative where it does not fit."""
+    """What the upper end leaves of what a process can use; negative where that is too little."""
+    largest_batch_size: int | None = None
+    """That fits at the recipe's length; None where not even 1 does."""
+    longest_seq_len: int | None = None
+    """That fits at the recipe's batch size, among multiples of 128 up to the model's ``max_position_embeddings``; None
+    where none does."""
+    max_position_embeddings: int | None = None
+    """The longest sequence that the model has positions for."""
+    changes: tuple[Change, ...] = ()
+    """What would make it fit, the most harmless first; empty where it fits, or where no two changes are enough."""
 
 
 def estimate_recipe(spec: ModelSpec, recipe: Recipe, device: Device | None = None) -> Estimate:
@@ -48,15 +74,20 @@ def estimate_recipe(spec: ModelSpec, recipe: Recipe, device: Device | None = Non
     )
     if device is None:
         return estimate
-    assert memory.device_total_bytes is not None
-    from msgspec.structs import replace
+    from lorabench.estimator.verdict import judge
 
+    verdict = judge(spec, recipe, memory, device)
     return replace(
         estimate,
         gpu=device.name,
         gpu_memory_bytes=device.memory_bytes,
-        fits=memory.device_total_bytes <= device.memory_bytes,
-        margin_bytes=device.memory_bytes - memory.device_total_bytes,
+        verdict=verdict.answer,
+        fits=verdict.answer == "fits",
+        margin_bytes=verdict.margin_bytes,
+        largest_batch_size=verdict.largest_batch_size,
+        longest_seq_len=verdict.longest_seq_len,
+        max_position_embeddings=spec.max_position_embeddings,
+        changes=verdict.changes,
     )
 
 

@@ -61,7 +61,7 @@ def estimate_memory_grid(
         chosen = np.flatnonzero(branch)
         if chosen.size:
             alike = replace(recipe, batch_size=int(batch[chosen[0]]), seq_len=int(length[chosen[0]]))
-            peaks[chosen] = _peaks(Setup(spec, alike, kernels), batch[chosen], length[chosen], rank[chosen])
+            peaks[chosen] = _peaks(Setup(spec, alike, kernels), recipe, batch[chosen], length[chosen], rank[chosen])
     return peaks.reshape(shape)
 
 
@@ -77,14 +77,14 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
 
 
 def _peaks(
-    setup: Setup, batch: NDArray[np.int64], length: NDArray[np.int64], rank: NDArray[np.int64]
+    setup: Setup, recipe: Recipe, batch: NDArray[np.int64], length: NDArray[np.int64], rank: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     import numpy as np
 
     forms = [(form.phase, np.array(form.coefficients, np.float64)) for form in compile_form(setup)]
-    adapted = setup.recipe.rank is not None
+    adapted = recipe.rank is not None
     ranks, which = np.unique(rank, return_inverse=True)
-    held = [held_throughout(setup, int(one) if adapted else None) for one in ranks]
+    held = [held_throughout(setup, recipe.optim, int(one) if adapted else None) for one in ranks]
     held_bytes = {phase: np.array([sum(at[phase].values()) for at in held], np.float64) for phase, _ in forms}
     peaks = np.zeros(batch.size)
     for start in range(0, batch.size, CHUNK):

@@ -112,9 +112,11 @@ def peak_columns(memory: Breakdown) -> list[Column]:
     rows = [(name, bytes_, COMPONENTS[name]) for name, bytes_ in memory.components.items() if bytes_]
     rows.append(("peak allocated", memory.peak_allocated_bytes, "all of these, as torch counts them"))
     if memory.peak_reserved_bytes is not None:
-        rows.append(("peak reserved", memory.peak_reserved_bytes, "in segments of the caching allocator"))
+        what = _up_to(memory.peak_reserved_range_bytes) + "in segments of the caching allocator"
+        rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
-        rows.append(("device total", memory.device_total_bytes, "with the CUDA context: what nvidia-smi shows"))
+        what = _up_to(memory.device_total_range_bytes) + "with the CUDA context, as nvidia-smi says"
+        rows.append(("device total", memory.device_total_bytes, what))
     return [
         Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
         Column("", [in_gib(bytes_) for _, bytes_, _ in rows]),
@@ -122,12 +124,34 @@ def peak_columns(memory: Breakdown) -> list[Column]:
     ]
 
 
-def _verdict(estimate: Estimate) -> list[str]:
+def _up_to(bytes_: tuple[int, int] | None) -> str:
+    return "" if bytes_ is None else f"to {in_gib(bytes_[1])}, "
+
+
+def _verdict(estimate: Estimate, bullet: str = "  ") -> list[str]:
     if estimate.gpu_memory_bytes is None or estimate.margin_bytes is None:
         return []
-    verdict = "fits" if estimate.fits else "does not fit"
-    left = f"{in_gib(abs(estimate.margin_bytes))} {'to spare' if estimate.fits else 'too much'}"
-    return [f"{estimate.gpu} ({in_gib(estimate.gpu_memory_bytes)}): {verdict}, {left}"]
+    margin = f"{in_gib(abs(estimate.margin_bytes))} {'to spare' if estimate.fits else 'too much'} at worst"
+    recipe = estimate.recipe
+    batch, length, limit = estimate.largest_batch_size, estimate.longest_seq_len, estimate.max_position_embeddings
+    lines = [
+        f"{estimate.gpu} ({in_gib(estimate.gpu_memory_bytes)}): {estimate.verdict}, {margin}",
+        f"{bullet}largest batch size that fits at length {recipe.seq_len}: {batch or 'none'}",
+        f"{bullet}longest sequence that fits at batch size {recipe.batch_size}: {length or 'none'} "
+        f"(the model takes {limit})",
+    ]
+    for change in estimate.changes:
+        settings = " ".join(f"{name}={_said(value)}" for name, value in change.settings.items())
+        lines.append(f"{bullet}fits with {settings}: {in_gib(change.device_total_bytes)} at worst")
+    if not estimate.fits and not estimate.changes:
+        lines.append(
+            f"{bullet}no two changes of checkpointing, optimizer, batch, precision, method or length make it fit"
+        )
+    return ["\n".join(lines)]
+
+
+def _said(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _as_markdown(estimate: Estimate) -> str:
@@ -138,7 +162,7 @@ def _as_markdown(estimate: Estimate) -> str:
         as_markdown(_state_columns(estimate)),
         as_markdown(peak_columns(estimate.memory)),
     ]
-    return "\n\n".join([*parts, *_verdict(estimate)])
+    return "\n\n".join([*parts, *_verdict(estimate, "- ")])
 
 
 def _as_json(estimate: Estimate) -> str:
@@ -177,6 +201,7 @@ def _as_csv(estimate: Estimate) -> str:
                 "device_total_bytes": memory.device_total_bytes,
                 "gpu": estimate.gpu,
                 "gpu_memory_bytes": estimate.gpu_memory_bytes,
+                "verdict": estimate.verdict,
                 "fits": estimate.fits,
             }
         ]
