@@ -108,7 +108,7 @@ def trace(
     from lorabench.estimator.trace.allocator import replay
 
     refuse_untraceable(spec, recipe, kernels)
-    ledger, origins, parameters = _run(spec, recipe, kernels, steps, on_progress)
+    ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress)
     on_progress("reading the ledger")
     memory = ledger.breakdown()
     max_memory_allocated = None
@@ -152,9 +152,10 @@ def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> Non
         )
 
 
-def _run(
+def run_on_meta(
     spec: ModelSpec, recipe: Recipe, kernels: Kernels, steps: int, on_progress: Callable[[str], None]
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
+    """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
     from lorabench.estimator.trace.build import build_model
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta
     from lorabench.estimator.trace.optimizers import make_optimizer

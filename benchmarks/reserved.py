@@ -1,0 +1,110 @@
+"""How much more CUDA's caching allocator takes than tensors do: replays of traced steps of real-size recipes.
+
+Run with `python benchmarks/reserved.py [RECIPES] [SEED]`: a recipe takes some 20 s and needs no GPU. They are drawn
+from the catalogue's models and from the options that people vary; those that no GPU of the catalogue could hold are left
+out. Surplus is in percent of the working bytes at the peak, as in `estimator/reserved.py`, which keeps the worst:
+
+- kept: given all the room that the allocator asks for;
+- needed: on the smallest device on which the steps run, since it gives segments back before it fails;
+- needed with expandable segments.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from typing import NamedTuple
+
+from lorabench.estimator.catalogue import find_model, model_names
+from lorabench.estimator.devices import device_names, find_device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.estimates import estimate_recipe
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.reserved import working_bytes
+from lorabench.estimator.trace.allocator import replay
+from lorabench.estimator.trace.trace import run_on_meta
+
+SMALLEST_MODEL = 300_000_000
+
+
+def draw_recipe(draw: random.Random) -> tuple[ModelSpec, Recipe]:
+    """Return a model of the catalogue and a recipe for it that some GPU could hold."""
+    largest = max(find_device(name).memory_bytes for name in device_names())
+    while True:
+        spec = find_model(draw.choice(model_names()))
+        try:
+            recipe = make_recipe(
+                spec.name,
+                method=draw.choice(["full", "lora", "qlora"]),
+                optim=draw.choice(["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit"]),
+                batch_size=draw.choice([1, 2, 4, 8, 16]),
+                seq_len=draw.choice([512, 1024, 2048, 4096, 8192]),
+                gradient_accumulation=draw.choice([1, 1, 4]),
+                gradient_checkpointing=draw.random() < 0.7,
+                attn_implementation=draw.choice(["sdpa", "sdpa", "sdpa", "flash_attention_2", "eager"]),
+                dtype=draw.choice([None, None, "bfloat16"]),
+            )
+            estimate = estimate_recipe(spec, recipe)
+        except UserError:
+            continue
+        if spec.parameters >= SMALLEST_MODEL and estimate.memory.peak_allocated_bytes <= largest:
+            return spec, recipe
+
+
+class Surplus(NamedTuple):
+    """Bytes above allocated, as shares of the working bytes."""
+
+    kept: float
+    needed: float
+    needed_expandable: float
+
+
+def surplus(spec: ModelSpec, recipe: Recipe) -> Surplus:
+    """Trace ``recipe`` and replay its allocations."""
+    ledger, _, _ = run_on_meta(spec, recipe, "cuda", steps=2, on_progress=lambda what: None)
+    memory, allocations = ledger.breakdown(), ledger.allocations()
+    working = working_bytes(memory.components)
+    return Surplus(
+        *(
+            (taken - memory.peak_allocated_bytes) / working
+            for taken in (
+                replay(allocations).reserved,
+                smallest_device(allocations, memory.peak_allocated_bytes, expandable_segments=False),
+                smallest_device(allocations, memory.peak_allocated_bytes, expandable_segments=True),
+            )
+        )
+    )
+
+
+def smallest_device(allocations: list[tuple[int, int]], allocated: int, *, expandable_segments: bool) -> int:
+    """Return the least capacity, to a thousandth, with which the allocator serves ``allocations``."""
+    low, high = allocated, replay(allocations, expandable_segments=expandable_segments).reserved
+    while high - low > high // 1000:
+        middle = (low + high) // 2
+        failed = replay(allocations, capacity=middle, expandable_segments=expandable_segments).out_of_memory
+        low, high = (middle, high) if failed else (low, middle)
+    return high
+
+
+def main() -> None:
+    """Print the surplus of each recipe, and how it spreads."""
+    warnings.simplefilter("ignore")
+    recipes = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    draw = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)  # noqa: S311
+    print(f"{'kept':>8}{'needed':>8}{'expandable':>12}")
+    surpluses = []
+    for _ in range(recipes):
+        spec, recipe = draw_recipe(draw)
+        found = surplus(spec, recipe)
+        surpluses.append(found)
+        print(f"{found.kept:8.1%}{found.needed:8.1%}{found.needed_expandable:12.1%}  {recipe.label()}", flush=True)
+    columns = [sorted(column) for column in zip(*surpluses, strict=True)]
+    for name, at in {"least": 0.0, "median": 0.5, "9 in 10": 0.9, "most": 1.0}.items():
+        kept, needed, expandable = (column[round(at * (recipes - 1))] for column in columns)
+        print(f"{kept:8.1%}{needed:8.1%}{expandable:12.1%}  {name}")
+
+
+if __name__ == "__main__":
+    main()
