@@ -12,7 +12,6 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorabench.estimator.breakdown import PHASES, Breakdown
-from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.parameters import count_parameters
@@ -59,11 +58,11 @@ def really_run(spec: ModelSpec, recipe: Recipe) -> Breakdown:
 
 @pytest.mark.parametrize("gradient_checkpointing", [True, False])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("model", ["demo-llama", "demo-gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_trace_with_the_cpus_kernels_equals_a_real_run_to_the_byte(
-    model: str, method: str, gradient_checkpointing: bool
+    family: str, method: str, gradient_checkpointing: bool
 ) -> None:
-    spec = find_model(model)
+    spec = small_model(family, num_hidden_layers=2)
     recipe = make_recipe(
         spec.name, method=method, gradient_checkpointing=gradient_checkpointing, batch_size=2, seq_len=64
     )
@@ -81,7 +80,7 @@ def test_a_trace_with_the_cpus_kernels_equals_a_real_run_to_the_byte(
     ],
 )
 def test_so_do_other_options(options: dict[str, Any]) -> None:
-    spec = small_model("llama")
+    spec = small_model("llama", num_hidden_layers=2)
     recipe = make_recipe(spec.name, batch_size=2, seq_len=64, **options)
     assert trace(spec, recipe, kernels="cpu").memory == really_run(spec, recipe)
 
