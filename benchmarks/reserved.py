@@ -1,8 +1,8 @@
 """How much more CUDA's caching allocator takes than tensors do: replays of traced steps of real-size recipes.
 
 Run with `python benchmarks/reserved.py [RECIPES] [SEED]`: a recipe takes some 20 s and needs no GPU. They are drawn
-from the catalogue's models and from the options that people vary; those that no GPU of the catalogue could hold are left
-out. Surplus is in percent of the working bytes at the peak, as in `estimator/reserved.py`, which keeps the worst:
+from the catalogue's models and from the options that people vary, without those that no GPU of the catalogue could
+hold. Surplus is in percent of the working bytes at the peak, as in `estimator/reserved.py`, which keeps the worst:
 
 - kept: given all the room that the allocator asks for;
 - needed: on the smallest device on which the steps run, since it gives segments back before it fails;

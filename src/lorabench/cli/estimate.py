@@ -70,7 +70,7 @@ def as_text(estimate: Estimate) -> str:
             _parameters(estimate),
             as_table(_state_columns(estimate)),
             as_table(peak_columns(estimate.memory)),
-            *_verdict(estimate),
+            *_wrapped(_verdict(estimate)),
         ]
     )
 
@@ -112,10 +112,10 @@ def peak_columns(memory: Breakdown) -> list[Column]:
     rows = [(name, bytes_, COMPONENTS[name]) for name, bytes_ in memory.components.items() if bytes_]
     rows.append(("peak allocated", memory.peak_allocated_bytes, "all of these, as torch counts them"))
     if memory.peak_reserved_bytes is not None:
-        what = _up_to(memory.peak_reserved_range_bytes) + "in segments of the caching allocator"
+        what = _up_to(memory.peak_reserved_range_bytes) + "in the allocator's segments"
         rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
-        what = _up_to(memory.device_total_range_bytes) + "with the CUDA context, as nvidia-smi says"
+        what = _up_to(memory.device_total_range_bytes) + "with the CUDA context (nvidia-smi)"
         rows.append(("device total", memory.device_total_bytes, what))
     return [
         Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
@@ -128,7 +128,8 @@ def _up_to(bytes_: tuple[int, int] | None) -> str:
     return "" if bytes_ is None else f"to {in_gib(bytes_[1])}, "
 
 
-def _verdict(estimate: Estimate, bullet: str = "  ") -> list[str]:
+def _verdict(estimate: Estimate) -> list[str]:
+    """Return the verdict, then what bears on it, a line each; nothing without a GPU."""
     if estimate.gpu_memory_bytes is None or estimate.margin_bytes is None:
         return []
     margin = f"{in_gib(abs(estimate.margin_bytes))} {'to spare' if estimate.fits else 'too much'} at worst"
@@ -136,18 +137,27 @@ def _verdict(estimate: Estimate, bullet: str = "  ") -> list[str]:
     batch, length, limit = estimate.largest_batch_size, estimate.longest_seq_len, estimate.max_position_embeddings
     lines = [
         f"{estimate.gpu} ({in_gib(estimate.gpu_memory_bytes)}): {estimate.verdict}, {margin}",
-        f"{bullet}largest batch size that fits at length {recipe.seq_len}: {batch or 'none'}",
-        f"{bullet}longest sequence that fits at batch size {recipe.batch_size}: {length or 'none'} "
-        f"(the model takes {limit})",
+        f"largest batch that fits at length {recipe.seq_len}: {batch or 'none'}",
+        f"longest sequence that fits at batch {recipe.batch_size}: {length or 'none'} (the model takes {limit})",
     ]
     for change in estimate.changes:
         settings = " ".join(f"{name}={_said(value)}" for name, value in change.settings.items())
-        lines.append(f"{bullet}fits with {settings}: {in_gib(change.device_total_bytes)} at worst")
+        lines.append(f"fits with {settings}: {in_gib(change.device_total_bytes)}")
     if not estimate.fits and not estimate.changes:
-        lines.append(
-            f"{bullet}no two changes of checkpointing, optimizer, batch, precision, method or length make it fit"
-        )
-    return ["\n".join(lines)]
+        lines.append("no two changes of checkpointing, optimizer, batch, precision, method or length make it fit")
+    return lines
+
+
+def _wrapped(verdict: list[str]) -> list[str]:
+    """Return the verdict as one paragraph that fits a terminal of 80 columns; none without a verdict."""
+    import textwrap
+    from itertools import chain, repeat
+
+    said = [
+        textwrap.fill(line, 80, initial_indent=indent, subsequent_indent="    ", break_on_hyphens=False)
+        for line, indent in zip(verdict, chain([""], repeat("  ")), strict=False)
+    ]
+    return ["\n".join(said)] if said else []
 
 
 def _said(value: object) -> str:
@@ -162,7 +172,8 @@ def _as_markdown(estimate: Estimate) -> str:
         as_markdown(_state_columns(estimate)),
         as_markdown(peak_columns(estimate.memory)),
     ]
-    return "\n\n".join([*parts, *_verdict(estimate, "- ")])
+    verdict = _verdict(estimate)
+    return "\n\n".join([*parts, *verdict[:1], *(["\n".join(f"- {line}" for line in verdict[1:])] if verdict else [])])
 
 
 def _as_json(estimate: Estimate) -> str:
