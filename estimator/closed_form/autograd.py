@@ -311,6 +311,7 @@ class Tape:
         arrived = waiting.pop(node)
         saved = node.saved.take()
         gradients = list(node.backward(arrived if node.outputs > 1 else arrived[0], saved))
+        arrived.clear()
         # A gradient takes the dtype of what it belongs to while the node still holds all that it saved.
         for position, (_, _, dtype) in enumerate(node.edges):
             gradient = gradients[position]
@@ -319,7 +320,6 @@ class Tape:
             del gradient
         edges, node.edges, node.saved = node.edges, [], Kept(())
         saved.clear()
-        arrived.clear()
         for position, (target, leaf, _) in enumerate(edges):
             gradient, gradients[position] = gradients[position], None
             if gradient is None:
