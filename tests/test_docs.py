@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from lorabench.cli import lorabench
 from lorabench.cli.estimate import command
 from lorabench.cli.quantities import in_gib
 from lorabench.estimator.catalogue import find_model
@@ -239,3 +240,10 @@ def test_adapters_of_the_l40s_are_those_of_the_page() -> None:
             f"{int(experiment['adapter_file_bytes']):,}",
             f"{adapter_file_bytes(spec, recipe):,}",
         ]
+
+
+def test_the_readme_shows_what_the_command_prints() -> None:
+    block = re.search(r"```console\n\$ (.+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    command, shown = block.groups()
+    assert CliRunner().invoke(lorabench, shlex.split(command)[1:]).output == shown
