@@ -139,6 +139,7 @@ class _Step:
         if not self.recipe.gradient_checkpointing:
             return layer(modules, hidden, rotary)
         held = hidden.view(node=hidden.node)
+        held.leaf = hidden.leaf
         return self.tape.checkpoint(lambda: layer(modules, held, rotary), held)
 
     # Loss
