@@ -346,11 +346,16 @@ class Tape:
             # Added in place, once all have come.
             leaf.grad = gradient if leaf.awaited else None
             return
+        if leaf.holds is not None:
+            # Gradients of an activation meet before they are its own.
+            if leaf.grad is None:
+                leaf.grad = gradient
+            elif not _sole_owner(leaf.grad):
+                leaf.grad = self.like(gradient)
+            return
         if leaf.grad is not None:
             return  # added in place
         leaf.grad = gradient if _sole_owner(gradient) else self.like(gradient)
-        if leaf.holds is not None:
-            return
         self._gradients.append(leaf.grad)
         assert leaf.grad.block is not None
         leaf.grad.block.relabel("gradients")

@@ -240,7 +240,9 @@ class Modules:
         assert self.mask is not None
         # The mask has the dtype of the embedding's output, which may raise that of the scores.
         scores = op.add(scores, self.mask)
-        scores = op.cast(op.softmax(scores, "float32"), q.dtype)
+        # GPT-2 leaves the softmax's dtype to autocast; the others ask for float32.
+        precision = scores.dtype if self.spec.model_type == "gpt2" and op.autocast is None else "float32"
+        scores = op.cast(op.softmax(scores, precision), q.dtype)
         scores = op.dropout(scores, dropout)
         output = op.matmul(scores, values, BS, hidden, copied=(False, by_token and times == 1))
         return op.copy(output)

@@ -95,11 +95,11 @@ class _Step:
         return Weights(self.recipe).base(self.spec.head.in_features * self.spec.head.out_features)
 
     def _hidden_states(self, outside: Modules) -> Tensor:
-        spec, op, tape = self.spec, self.op, self.tape
+        spec, recipe, op, tape = self.spec, self.recipe, self.op, self.tape
         embedded = op.embedding(outside.weights[spec.embeddings[0].name], spec.hidden_size)
         if spec.model_type in ("gemma", "gemma2"):
             embedded = op.scale(embedded)  # by the embedding itself
-        if self.recipe.gradient_checkpointing and not embedded.requires_grad:
+        if recipe.gradient_checkpointing and not embedded.requires_grad:
             # transformers lets the embedding's output require a gradient, so that checkpointed layers have a use for
             # one; autograd then holds it, and its gradient, to the end.
             embedded.leaf = Leaf(holds=embedded.block)
@@ -113,16 +113,6 @@ class _Step:
             hidden = op.dropout(hidden, spec.config["embd_pdrop"])
         else:
             rotary = rotary_tables(tape, op, rotary_columns(spec), hidden.dtype)
-        hidden = self._layers(hidden, rotary)
-        norm = spec.final_norm[0].name.removesuffix(".weight")
-        if spec.model_type in ("gpt2", "gpt_neox"):
-            return outside.layer_norm(norm, hidden)
-        if spec.model_type in ("gemma", "gemma2"):
-            return outside.gemma_norm(norm, hidden)
-        return outside.rms_norm(norm, hidden)
-
-    def _layers(self, hidden: Tensor, rotary: Rotary | None) -> Tensor:
-        spec, recipe, tape = self.spec, self.recipe, self.tape
         layer = LAYERS[spec.model_type]
         adapted = frozenset(resolve_target_modules(spec, recipe))
         masks = Masks(self.op, spec, recipe, hidden.dtype)
@@ -133,7 +123,12 @@ class _Step:
                 finish(hidden, output)
             hidden = output
             del output
-        return hidden
+        norm = spec.final_norm[0].name.removesuffix(".weight")
+        if spec.model_type in ("gpt2", "gpt_neox"):
+            return outside.layer_norm(norm, hidden)
+        if spec.model_type in ("gemma", "gemma2"):
+            return outside.gemma_norm(norm, hidden)
+        return outside.rms_norm(norm, hidden)
 
     def _layer(self, layer: Layer, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
         if not self.recipe.gradient_checkpointing:

@@ -49,13 +49,17 @@ def measure(spec: ModelSpec, recipe: Recipe) -> Breakdown:
 
 MODELS = {
     **{name: find_model(f"lorabench/{name}") for name in ("demo-llama", "demo-gpt2")},
-    **{family: small_model(family, hidden_size=256) for family in FAMILIES if family not in ("llama", "gpt2")},
+    **{family: small_model(family) for family in FAMILIES if family not in ("llama", "gpt2")},
 }
+CASES = [
+    (model, method, checkpointing)
+    for model in MODELS
+    for method in CHOICES["method"]
+    for checkpointing in ((False, True) if model.startswith("demo") else (method != "full",))
+]
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-@pytest.mark.parametrize("method", CHOICES["method"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "method", "gradient_checkpointing"), CASES)
 def test_the_estimated_peak_on_a_cpu_is_the_measured_one(model: str, method: str, gradient_checkpointing: bool) -> None:
     spec = MODELS[model]
     recipe = make_recipe(
@@ -63,7 +67,7 @@ def test_the_estimated_peak_on_a_cpu_is_the_measured_one(model: str, method: str
         method=method,
         gradient_checkpointing=gradient_checkpointing,
         batch_size=2,
-        seq_len=256,
+        seq_len=64,  # bfloat16 is slow on most CPUs
         attn_implementation="eager" if model == "gemma2" else "sdpa",
         target_modules="attention" if model in MIXTURES and method != "full" else None,
     )
@@ -138,8 +142,8 @@ def test_an_estimate_is_never_below_what_is_held_in_the_optimizer_step(given_: t
 def test_more_of_anything_never_takes_less(given_: tuple[ModelSpec, Recipe], field: str, more: int) -> None:
     spec, recipe = given_
     value = getattr(recipe, field)
-    if value is None:
-        return
+    if value is None or (field == "rank" and recipe.optim.endswith("8bit")):
+        return  # 8-bit optimizers keep 32-bit states for small tensors: a larger rank may then take less
     larger = estimate_memory(spec, changed(recipe, **{field: value + more}))
     assert larger.peak_allocated_bytes >= estimate_memory(spec, recipe).peak_allocated_bytes
 
