@@ -189,7 +189,7 @@ class Modules:
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, joined: bool = False) -> Tensor:
         """Return the heads' outputs, through the kernel that the recipe, the mask and the dtype lead to.
 
-        ``joined``: the queries were joined head by head. The fused kernels lay their output out as the queries lie in
+        ``joined``: the queries were joined head by head. Flash attention lays its output out as the queries lie in
         memory; then that is by head, so that it is copied to lie by token.
         """
         spec, op = self.spec, self.op
@@ -213,7 +213,7 @@ class Modules:
         elif self.mask is None and q.dtype != "float32":
             output = op.flash_attention(q, k, v, heads, kv_heads)
         elif kv_heads == heads:
-            output = op.efficient_attention(q, k, v, heads, self.mask)
+            return op.efficient_attention(q, k, v, heads, self.mask)  # by token, however the queries lie
         else:
             return self._math(q, k, v, dropout)
         return op.copy(output) if joined else output

@@ -199,27 +199,28 @@ class Operators:
     def linear_4bit(self, x: Tensor, elements: int, columns: int, compute_dtype: str, stored_dtype: str) -> Tensor:
         """Return bitsandbytes' product with a 4-bit weight of ``elements`` elements.
 
-        The weight is dequantised into a copy for the product, forward and backward; none of it is saved. (Below some
+        The weight is dequantised into a copy for the product; none of it is saved. Forward takes the dtype of the
+        product at once, backward goes through the dtype that the weight had before it was quantised. (Below some
         1536 rows, depending on the GPU, a fused kernel spares the forward copy.)
         """
         given, was = x, x.dtype
         x = self.cast(given, compute_dtype)
         tape, in_columns = self.tape, x.columns
 
-        def dequantised() -> Tensor:
+        def dequantised(dtype: str) -> Tensor:
             absmax = tape.new(ONE, -(-elements // 64), "float32")
-            weight = tape.new(ONE, elements, stored_dtype)
+            weight = tape.new(ONE, elements, dtype)
             del absmax
             return weight
 
         def forward() -> Tensor:
-            weight = dequantised()
+            weight = dequantised(compute_dtype)
             product = tape.new(BS, columns, compute_dtype)
             del weight
             return product
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            weight = dequantised()
+            weight = dequantised(stored_dtype)
             if g.dtype != stored_dtype:
                 weight = tape.like(weight, g.dtype)
             product = tape.new(BS, in_columns, g.dtype)
