@@ -22,7 +22,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from lorabench.bench.records import Measurement, RunRecord
+from lorabench.bench.measurements import Measurement
+from lorabench.bench.records import RunRecord
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes import Recipe
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from lorabench.bench.records import Measurement, Outcome
+from lorabench.bench.measurements import Measurement
+from lorabench.bench.records import Outcome
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
 

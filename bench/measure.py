@@ -15,7 +15,7 @@ import msgspec
 
 from lorabench.bench.environment import process_device_bytes
 from lorabench.bench.jobs import Settings
-from lorabench.bench.records import Measurement
+from lorabench.bench.measurements import Measurement
 from lorabench.bench.text import byte_tokenizer, training_batches
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.errors import UserError

@@ -8,15 +8,23 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from lorabench.bench.measurements import Measurement
 from lorabench.bench.whole_files import write_whole
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes import Recipe, digest_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUFFIX = ".record.json"
 
-Outcome = Literal["ok", "oom", "error", "timeout"]
+Outcome = Literal["ok", "oom", "error", "timeout", "skipped"]
+Engine = Literal["lorabench", "trainer"]
+"""Whose loop trains: lorabench's own, or `transformers.Trainer`."""
+Memory = Literal["device", "host", "killed"]
+"""Which memory ran out: the GPU's; the host's, as the process was told; or the host's, so that the kernel killed it."""
+
+Key = tuple[str, Engine, int]
+"""Digest, engine and repeat: what one record of a folder is found by."""
 
 
 class DeviceFacts(Struct, frozen=True, kw_only=True):
@@ -51,28 +59,6 @@ class Prediction(Struct, frozen=True, kw_only=True):
     memory: Breakdown
 
 
-class Measurement(Struct, frozen=True, kw_only=True):
-    """What was measured while the recipe trained."""
-
-    parameters: ParameterCounts
-    """Counted on the model that was trained."""
-    memory: Breakdown
-    """Components as counted on live tensor storages in an untimed step; on CUDA the peaks are the allocator's own."""
-    step_seconds: tuple[Annotated[float, Meta(gt=0)], ...]
-    """Each timed step, in order."""
-    warmup_step_seconds: tuple[float, ...]
-    tokens_per_step: int
-    losses: tuple[float | None, ...]
-    """Loss of every step from the first, warm-up included; None stands for a loss that is not finite."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Throughput at the median timed step: robust against single slow steps, unlike the mean."""
-        from statistics import median
-
-        return self.tokens_per_step / median(self.step_seconds)
-
-
 class RunRecord(Struct, frozen=True, kw_only=True):
     """One recipe, run once."""
 
@@ -82,8 +68,14 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     suite: str
     recipe: Recipe
     model_config: dict[str, Any]
+    engine: Engine = "lorabench"
+    repeat: Annotated[int, Meta(ge=0)] = 0
+    """From 0: which of the runs of this recipe it is, each with a seed of its own."""
     seed: int = 0
     """Of random weights and of dropout."""
+    steps: int | None = None
+    """Timed steps that were asked for; None where the record does not say (schema 1)."""
+    warmup_steps: int | None = None
     weights: Literal["random", "pretrained"] = "random"
     dataset: str | None = None
     """Name of the text file, without its folder; None for the text that Python ships."""
@@ -92,12 +84,26 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     device: DeviceFacts
     environment: Environment
     outcome: Outcome
+    out_of: Memory | None = None
+    """Which memory ran out, where the outcome is oom; None where the record does not say (schema 1)."""
     message: str | None = None
-    """Why it is not ok, in one line."""
+    """Why it is not ok, or what is worth knowing, in one line."""
     traceback: str | None = None
     prediction: Prediction | None = None
     measurement: Measurement | None = None
     """None unless the outcome is ok."""
+
+    @property
+    def key(self) -> Key:
+        """What tells it from the other records of a folder."""
+        return self.digest, self.engine, self.repeat
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file: the digest, then engine and repeat where they are not the usual ones."""
+        engine = "" if self.engine == "lorabench" else f".{self.engine}"
+        repeat = f".repeat-{self.repeat}" if self.repeat else ""
+        return f"{self.digest}{engine}{repeat}{SUFFIX}"
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
@@ -106,7 +112,7 @@ def write_record(folder: Path, record: RunRecord) -> Path:
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
-    path = folder / f"{record.digest}{SUFFIX}"
+    path = folder / record.file_name
     text = msgspec.json.format(msgspec.json.encode(record), indent=1)
     try:
         write_whole(path, text + b"\n")
@@ -116,10 +122,10 @@ def write_record(folder: Path, record: RunRecord) -> Path:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Return the record in the file ``path``.
+    """Return the record in the file ``path``; one of an older schema is brought up to this one.
 
     Raises:
-        UserError: the file cannot be read, is no lorabench record, or was written by a version with another schema.
+        UserError: the file cannot be read, is no lorabench record, was edited, or has a schema newer than this one.
     """
     try:
         raw = path.read_bytes()
@@ -127,22 +133,33 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(f"{path}: cannot read the record: {error.strerror}") from error
     try:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        content = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a lorabench run record ({error}): remove it, or run the recipe again") from error
-    if version != SCHEMA_VERSION:
+    if not 1 <= version <= SCHEMA_VERSION:
         raise UserError(
-            f"{path}: record schema {version}, but this lorabench reads {SCHEMA_VERSION}: "
+            f"{path}: record schema {version}, but this lorabench reads 1 to {SCHEMA_VERSION}: "
             "use the lorabench version that wrote it, or run the recipe again"
         )
     try:
-        record = msgspec.json.decode(raw, type=RunRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        record = msgspec.convert(_migrated(content, version), RunRecord)
+    except msgspec.ValidationError as error:
         raise UserError(f"{path}: broken run record ({error}): remove it, or run the recipe again") from error
-    if record.digest != record.recipe.digest(record.model_config):
+    # Held against the settings as they are in the file: a version that had fewer of them digested fewer.
+    if record.digest != digest_of(content["recipe"], record.model_config):
         raise UserError(f"{path}: its digest does not fit its recipe, so it was edited: run the recipe again")
     if record.outcome == "ok" and (record.measurement is None or not record.measurement.step_seconds):
         raise UserError(f"{path}: says ok but holds no measurement: run the recipe again")
-    return record
+    return msgspec.structs.replace(record, digest=record.recipe.digest(record.model_config))
+
+
+def _migrated(content: dict[str, Any], version: int) -> dict[str, Any]:
+    """Return a record's content in this schema."""
+    content = {**content, "schema_version": SCHEMA_VERSION}
+    if version == 1 and content.get("message") == "killed by the kernel, as it does when memory runs out":
+        # The one cause that schema 1 told apart; it counted every other shortage alike.
+        content["out_of"] = "killed"
+    return content
 
 
 def read_records(folder: Path) -> list[RunRecord]:

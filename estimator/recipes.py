@@ -147,10 +147,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
         The model's name is left out: the same shapes under another name or path are the same recipe.
         """
-        settings = msgspec.to_builtins(self)
-        del settings["model"]
-        canonical = msgspec.json.encode({"recipe": settings, "model_config": model_config}, order="sorted")
-        return hashlib.sha256(canonical).hexdigest()[:12]
+        return digest_of(msgspec.to_builtins(self), model_config)
 
     def describe(self) -> dict[str, str]:
         """Return every setting that means something for this recipe, in order, as people read them."""
@@ -175,6 +172,13 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         if self.gradient_checkpointing:
             parts.append("ckpt")
         return " ".join(parts)
+
+
+def digest_of(settings: dict[str, Any], model_config: dict[str, Any]) -> str:
+    """Return the digest of a recipe from its settings as JSON has them; see `Recipe.digest`."""
+    settings = {key: value for key, value in settings.items() if key != "model"}
+    canonical = msgspec.json.encode({"recipe": settings, "model_config": model_config}, order="sorted")
+    return hashlib.sha256(canonical).hexdigest()[:12]
 
 
 def _canonical_targets(targets: str) -> str:
@@ -251,4 +255,4 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Valid values of each option that takes one of a few."""
 
-__all__ = ["CHOICES", "ITEMSIZE", "Recipe", "RecipeOptions", "explain_validation", "make_recipe"]
+__all__ = ["CHOICES", "ITEMSIZE", "Recipe", "RecipeOptions", "digest_of", "explain_validation", "make_recipe"]
