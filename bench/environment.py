@@ -92,10 +92,11 @@ def _device_facts(kind: Literal["cuda", "cpu"]) -> DeviceFacts:
         properties = torch.cuda.get_device_properties(0)
         return DeviceFacts(kind="cuda", name=properties.name, memory_bytes=properties.total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return DeviceFacts(kind="cpu", name=_processor_name(), memory_bytes=memory)
+    return DeviceFacts(kind="cpu", name=processor_name(), memory_bytes=memory)
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """Return the CPU's name as the kernel has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -118,16 +119,17 @@ def _environment(kind: Literal["cuda", "cpu"]) -> Environment:
     return Environment(
         lorabench=lorabench.__version__,
         python=platform.python_version(),
-        operating_system=_operating_system(),
+        operating_system=operating_system(),
         packages=versions,
         cpu_threads=torch.get_num_threads(),
         cuda=torch.version.cuda if kind == "cuda" else None,
-        driver=_driver_version() if kind == "cuda" else None,
+        driver=driver_version() if kind == "cuda" else None,
         allocator=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
     )
 
 
-def _operating_system() -> str:
+def operating_system() -> str:
+    """Return the distribution and the machine's architecture, as in ``Debian GNU/Linux 12 (bookworm), x86_64``."""
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
@@ -135,7 +137,7 @@ def _operating_system() -> str:
     return f"{name}, {platform.machine()}"
 
 
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
     """Return the NVIDIA driver's version, or None where the management library does not answer."""
     import pynvml
 

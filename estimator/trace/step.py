@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 Batch = dict[str, "torch.Tensor"]
 """``input_ids`` and ``labels``, each (batch_size, seq_len) int64, no padding, so no attention mask."""
 
+MAX_GRAD_NORM = 1.0
+"""Gradients are scaled down to this norm where theirs is larger: the default of transformers' TrainingArguments."""
+
 
 class TrainingStep:
-    """Forward, backward and optimizer step of a recipe, as a careful Trainer runs them.
+    """Forward, backward, clipping and optimizer step of a recipe, as transformers' Trainer runs them.
 
     Only the loss outlives the forward pass: the model's output, logits included, is released before backward.
+    ``gradient_norm`` is that of the last step before it was clipped, a scalar tensor on the device; None before the
+    first.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class TrainingStep:
         # Scaling needs real gradients to look for infinities in.
         scales = recipe.mixed_precision == "fp16" and self.device_type != "meta"
         self.scaler = torch.amp.GradScaler(self.device_type) if scales else None
+        self.gradient_norm: torch.Tensor | None = None
 
     def __call__(self, batches: Iterable[Batch]) -> torch.Tensor:
         """Train one step on ``batches``, one for each gradient accumulation, and return their mean loss, detached.
@@ -60,6 +66,7 @@ class TrainingStep:
             total = loss.detach() if total is None else total + loss.detach()
             del loss
         self.on_phase("optimizer")
+        self._clip()
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -67,6 +74,13 @@ class TrainingStep:
             self.scaler.update()
         assert total is not None
         return total
+
+    def _clip(self) -> None:
+        from torch.nn.utils import clip_grad_norm_
+
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        self.gradient_norm = clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
 
     def autocast(self) -> Any:
         """Return the context in which the recipe's forward pass runs."""
