@@ -12,13 +12,14 @@ from __future__ import annotations
 import heapq
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from lorabench.estimator.closed_form.sizes import WITH_RANK, Block, Ledger
+from lorabench.estimator.closed_form.work import Work
 from lorabench.estimator.recipes import ITEMSIZE
 
-ITEMSIZES = {**ITEMSIZE, "int64": 8, "bool": 1, "uint8": 1}
+ITEMSIZES = {**ITEMSIZE, "int64": 8, "int32": 4, "bool": 1, "uint8": 1}
 PROMOTED = {("bfloat16", "float16"): "float32", ("float16", "bfloat16"): "float32"}
 
 Gradients = tuple["Tensor | None", ...]
@@ -193,6 +194,10 @@ class Tape:
         """Allocate a tensor of the same shape."""
         return self.new(tensor.rows, tensor.columns, dtype or tensor.dtype, component, ranked=tensor.ranked)
 
+    def working(self, work: Work) -> AbstractContextManager[object]:
+        """Return a context for ``work``, which makes what is allocated in it."""
+        return NOTHING_TOLD
+
     def record(
         self,
         inputs: tuple[Tensor, ...],
@@ -332,9 +337,13 @@ class Tape:
                     heapq.heappush(queue, (-target.sequence, target))
                 elif target.outputs > 1:
                     waiting[target].append(gradient)
-                elif not _sole_owner(waiting[target][0]):
-                    waiting[target][0] = self.like(gradient)
+                else:
+                    waiting[target][0] = self.sum(waiting[target][0], gradient)
             del gradient
+
+    def sum(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the sum of two gradients that meet: the first itself, if nobody else holds it."""
+        return first if _sole_owner(first) else self.like(second)
 
     def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
         leaf.awaited -= 1
@@ -381,6 +390,9 @@ def _label_saved(tensor: Tensor) -> None:
     if tensor.block is not None and tensor.block.component == "temporaries":
         tensor.block.relabel("activations")
 
+
+NOTHING_TOLD = nullcontext()
+"""For memory it does not matter what made a tensor."""
 
 HELD_ONCE = 2
 """What sys.getrefcount returns for a block that one tensor owns: the owner, and the call's own argument."""

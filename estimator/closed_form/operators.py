@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import Autocast, Gradients, Node, Tape, Tensor, promote
-from lorabench.estimator.closed_form.sizes import BS, BS128, BSS, ONE
+from lorabench.estimator.closed_form.sizes import BS, BS128, BSS, CHUNK, ONE, WITH_RANK, S
+from lorabench.estimator.closed_form.work import SEQUENCES, Attention, Dequantisation, Group, Product
 
 
 class Operators:
@@ -177,11 +178,22 @@ class Operators:
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
         x_shape, x_ranked = (x.columns, x.dtype), x.ranked
         weight_shape, weight_ranked = (weight.columns, weight.dtype), weight.ranked
+        group: Group = "logits and loss" if component == "logits" else "adapters" if weight_ranked else "linear layers"
+        m, k, n = (1, rows), _extent(*x_shape[:1], x_ranked), _extent(columns, ranked)
+        dtype = x.dtype
+
+        def forward() -> Tensor:
+            with tape.working(Product(group, m, n, k, dtype)):
+                return tape.new(rows, columns, dtype, component, ranked=ranked)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
-            to_x = tape.new(rows, *x_shape, ranked=x_ranked) if x_needs else None
-            to_weight = tape.new(ONE, *weight_shape, ranked=weight_ranked) if weight_needs else None
-            if to_weight is not None:
+            to_x = to_weight = None
+            if x_needs:
+                with tape.working(Product(group, m, k, n, dtype)):
+                    to_x = tape.new(rows, *x_shape, ranked=x_ranked)
+            if weight_needs:
+                with tape.working(Product(group, n, k, m, dtype)):
+                    to_weight = tape.new(ONE, *weight_shape, ranked=weight_ranked)
                 to_weight.is_view = True  # of the product that it is the transpose of
             return to_x, to_weight, *to_bias(g)
 
@@ -193,8 +205,7 @@ class Operators:
             to_bias = _bias_gradient(tape, bias)
             del bias
         saved = (*((x,) if weight_needs else ()), *((weight,) if x_needs else ()))
-        dtype = x.dtype
-        return tape.record(inputs, backward, saved, lambda: tape.new(rows, columns, dtype, component, ranked=ranked))
+        return tape.record(inputs, backward, saved, forward)
 
     def linear_4bit(self, x: Tensor, elements: int, columns: int, compute_dtype: str, stored_dtype: str) -> Tensor:
         """Return bitsandbytes' product with a 4-bit weight of ``elements`` elements.
@@ -206,16 +217,19 @@ class Operators:
         given, was = x, x.dtype
         x = self.cast(given, compute_dtype)
         tape, in_columns = self.tape, x.columns
+        m, k, n = (1, BS), (in_columns, ONE), (columns, ONE)
 
         def dequantised(dtype: str) -> Tensor:
-            absmax = tape.new(ONE, -(-elements // 64), "float32")
-            weight = tape.new(ONE, elements, dtype)
+            with tape.working(Dequantisation(elements, dtype)):
+                absmax = tape.new(ONE, -(-elements // 64), "float32")
+                weight = tape.new(ONE, elements, dtype)
             del absmax
             return weight
 
         def forward() -> Tensor:
             weight = dequantised(compute_dtype)
-            product = tape.new(BS, columns, compute_dtype)
+            with tape.working(Product("linear layers", m, n, k, compute_dtype)):
+                product = tape.new(BS, columns, compute_dtype)
             del weight
             return product
 
@@ -223,7 +237,8 @@ class Operators:
             weight = dequantised(stored_dtype)
             if g.dtype != stored_dtype:
                 weight = tape.like(weight, g.dtype)
-            product = tape.new(BS, in_columns, g.dtype)
+            with tape.working(Product("linear layers", m, k, n, g.dtype)):
+                product = tape.new(BS, in_columns, g.dtype)
             del weight
             return (product,)
 
@@ -293,14 +308,32 @@ class Operators:
         return self.batched_product(first, second, rows, columns)
 
     def batched_product(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
-        """Return the batched product of two operands; it saves both."""
+        """Return the batched product of two operands; it saves both.
+
+        Either queries times keys, whose result has a row for each pair of positions, or such scores times values.
+        """
         tape, dtype = self.tape, a.dtype
-        shapes = [(t.rows, t.columns, t.dtype) if t.requires_grad else None for t in (a, b)]
+        heads, width = (columns, a.columns) if rows == BSS else (a.columns, columns)
+        seq, each = (1, S), (width / heads, ONE)
+        m, n, k = (seq, seq, each) if rows == BSS else (seq, each, seq)
+        batch = (heads, SEQUENCES)
+        to_operands = (
+            (Product("attention", m, k, n, dtype, batch), (a.rows, a.columns, a.dtype) if a.requires_grad else None),
+            (Product("attention", k, n, m, dtype, batch), (b.rows, b.columns, b.dtype) if b.requires_grad else None),
+        )
+
+        def forward() -> Tensor:
+            with tape.working(Product("attention", m, n, k, dtype, batch)):
+                return tape.new(rows, columns, dtype)
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            return tuple(tape.new(*shape) if shape else None for shape in shapes)
+            gradients: list[Tensor | None] = []
+            for product, shape in to_operands:
+                with tape.working(product):
+                    gradients.append(tape.new(*shape) if shape else None)
+            return tuple(gradients)
 
-        return tape.record((a, b), backward, (a, b), lambda: tape.new(rows, columns, dtype))
+        return tape.record((a, b), backward, (a, b), forward)
 
     def flash_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int) -> Tensor:
         """Return flash attention: it saves q, k, v, its output and each row's float32 log-sum-exp.
@@ -312,26 +345,26 @@ class Operators:
         q_columns, kv_columns = q.columns, k.columns
         head_dim = q_columns // heads
         cuda = self.kernels == "cuda"
+        work = Attention(heads, kv_heads, head_dim, dtype, skips_masked=True, backward=False)
         lse = tape.new(BS, heads, "float32")
 
+        def forward() -> Tensor:
+            with tape.working(work):
+                return tape.new(BS, q_columns, dtype)
+
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
-            to_q, to_k, to_v = (
-                tape.new(BS, q_columns, dtype),
-                tape.new(BS, kv_columns, dtype),
-                tape.new(BS, kv_columns, dtype),
-            )
-            scratch = []
-            if cuda:
-                padded = -(-head_dim // (32 if head_dim <= 128 else 64)) * (32 if head_dim <= 128 else 64)
-                scratch = [tape.new(BS128, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
-                if kv_heads != heads:
-                    scratch += [tape.new(BS, q_columns, dtype), tape.new(BS, q_columns, dtype)]
+            with tape.working(work._replace(backward=True)):
+                to_q, to_k, to_v = (tape.new(BS, width, dtype) for width in (q_columns, kv_columns, kv_columns))
+                scratch = []
+                if cuda:
+                    padded = -(-head_dim // (32 if head_dim <= 128 else 64)) * (32 if head_dim <= 128 else 64)
+                    scratch = [tape.new(BS128, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
+                    if kv_heads != heads:
+                        scratch += [tape.new(BS, q_columns, dtype), tape.new(BS, q_columns, dtype)]
             del scratch
             return to_q, to_k, to_v
 
-        return tape.record(
-            (q, k, v), backward, (q, k, v, lse), lambda: tape.new(BS, q_columns, dtype), saved_output=True
-        )
+        return tape.record((q, k, v), backward, (q, k, v, lse), forward, saved_output=True)
 
     def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
         """Return memory-efficient attention: it saves q, k, v, its output, each row's log-sum-exp, and the mask.
@@ -343,18 +376,22 @@ class Operators:
         head_dim = columns // heads
         width = 64 if head_dim <= 64 or head_dim > 128 else 128
         padded = -(-head_dim // width) * width
+        work = Attention(heads, heads, head_dim, dtype, skips_masked=mask is None, backward=False)
         lse = tape.new(BS, heads, "float32")
         added = () if mask is None else (tape.new(BSS, 1, dtype),)
 
+        def forward() -> Tensor:
+            with tape.working(work):
+                return tape.new(BS, columns, dtype)
+
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
-            to_q, to_k, to_v = (tape.new(BS, columns, dtype) for _ in range(3))
-            scratch = [tape.new(BS, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
+            with tape.working(work._replace(backward=True)):
+                to_q, to_k, to_v = (tape.new(BS, columns, dtype) for _ in range(3))
+                scratch = [tape.new(BS, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
             del scratch
             return to_q, to_k, to_v
 
-        return tape.record(
-            (q, k, v), backward, (q, k, v, lse, *added), lambda: tape.new(BS, columns, dtype), saved_output=True
-        )
+        return tape.record((q, k, v), backward, (q, k, v, lse, *added), forward, saved_output=True)
 
     def repeat_heads(self, x: Tensor, times: int) -> Tensor:
         """Return keys or values repeated for each query head that shares them; backward sums them up."""
@@ -388,10 +425,75 @@ class Operators:
             (log_probabilities,), backward_of_mean, (log_probabilities,), lambda: tape.new(ONE, 1, "float32")
         )
 
+    def fused_linear_cross_entropy(self, x: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
+        """Return the mean cross-entropy of x · weightᵀ as Liger makes it, a chunk of tokens after the other.
+
+        Forward makes the gradients, from logits that become their own; backward hands them out. Chunks are alike, so
+        that one stands for all, or two where autocast keeps a copy of the weight from the first.
+        """
+        tape, trains = self.tape, weight.requires_grad
+        node = Node(tape, lambda _, saved: (saved[0], saved[1] if trains else None), (x, weight), ())
+        padded, shifted = tape.new(BS, 1, "int64"), tape.new(BS, 1, "int64")
+        to_x = tape.like(x, component="activations")
+        kept = weight.leaf is not None and not weight.leaf.accumulating
+        to_weight = tape.like(weight, component="gradients" if kept else "activations") if trains else None
+        losses, counted = tape.new(BS, 1, "float32"), tape.new(BS, 1, "bool")
+        dtype = x.dtype if self.autocast is None else self.autocast.dtype
+        in_place = x.dtype == weight.dtype == dtype
+        shared = tape.new(CHUNK, vocabulary, dtype, "logits") if in_place else None
+        chunks = 1 if in_place or vocabulary <= x.columns else 2
+        for _ in range(chunks):
+            if shared is None:
+                logits = self._chunk_of_logits(x, weight, vocabulary, dtype)
+            if to_weight is not None:
+                self._add_chunk_product(to_weight, x, dtype)
+            if shared is None:
+                del logits
+        del padded, shifted, losses, counted, shared
+        node.saved = tape.save((to_x,) if to_weight is None else (to_x, to_weight))
+        loss = tape.new(ONE, 1, "float32")
+        loss.node = node
+        return loss
+
+    def _chunk_of_logits(self, x: Tensor, weight: Tensor, vocabulary: int, dtype: str) -> Tensor:
+        """Return a chunk's logits, after the product that makes them and the one with their gradient."""
+        tape = self.tape
+
+        def cast(whole: Tensor, to: str) -> Tensor:
+            return whole if whole.dtype == to else tape.like(whole, to)
+
+        def cast_chunk() -> Tensor | None:
+            return None if x.dtype == dtype else tape.new(CHUNK, x.columns, dtype)
+
+        second, first = cast(weight, dtype), cast_chunk()  # of its transpose, a view: autocast keeps it not
+        logits = tape.new(CHUNK, vocabulary, dtype, "logits")
+        del second, first
+        second = self.autocast.cached(weight, cast) if self.autocast is not None else weight
+        product = tape.new(CHUNK, x.columns, dtype)
+        del second, product
+        return logits
+
+    def _add_chunk_product(self, to_weight: Tensor, x: Tensor, dtype: str) -> None:
+        """Add a chunk's share to the weight's gradient: within the product, or after it and a float32 copy."""
+        tape = self.tape
+        if dtype != "float32" and to_weight.dtype in ("float32", dtype):
+            if x.dtype != dtype:
+                tape.new(CHUNK, x.columns, dtype)
+            return
+        chunk = tape.new(CHUNK, x.columns, dtype) if x.dtype != dtype else None
+        product = tape.like(to_weight, dtype)
+        del chunk
+        if dtype != "float32":
+            tape.like(product, "float32")
+
 
 def _component(x: Tensor) -> str:
     """Return the component of what an elementwise operation makes of x: of logits it makes logits."""
     return "logits" if x.block is not None and x.block.component == "logits" else "temporaries"
+
+
+def _extent(columns: int, ranked: bool) -> tuple[float, int]:
+    return columns, WITH_RANK[ONE] if ranked else ONE
 
 
 def _no_bias(g: Tensor) -> Gradients:

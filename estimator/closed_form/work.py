@@ -1,0 +1,55 @@
+"""Arithmetic that an operation does beyond passing over its tensors, as the operators tell it to the tape.
+
+Memory asks for none of it; time does (`speed.operations`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from lorabench.estimator.closed_form.sizes import MONOMIALS, ONE
+
+Extent = tuple[float, int]
+"""A number of rows or columns: a number times one of `sizes.MONOMIALS`, or times the `SEQUENCES`."""
+SEQUENCES = len(MONOMIALS)
+"""B, which counts no size but how many products there are of one."""
+
+Group = Literal["linear layers", "adapters", "attention", "logits and loss"]
+"""What people call the parts of a step whose matrix products they ask about."""
+
+
+class Product(NamedTuple):
+    """Matrix products (m × k) · (k × n), as many as ``batch``, with float32 accumulation inside the kernel."""
+
+    group: Group
+    m: Extent
+    n: Extent
+    k: Extent
+    dtype: str
+    batch: Extent = (1, ONE)
+
+
+class Attention(NamedTuple):
+    """Attention of whole sequences in one kernel that never writes the scores out.
+
+    Scores and their use on the values are two products over each pair of positions; backward needs four, and does
+    the scores' again, for they were not kept.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    skips_masked: bool
+    """Whether the kernel passes over what the mask hides, rather than computing and discarding it."""
+    backward: bool
+
+
+class Dequantisation(NamedTuple):
+    """A 4-bit weight of ``elements`` elements written out in ``dtype``."""
+
+    elements: int
+    dtype: str
+
+
+Work = Product | Attention | Dequantisation
