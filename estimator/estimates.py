@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.devices import Device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.fused_loss import FUSED_LOSS_MODEL_TYPES
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.parameters import adapted_experts, count_parameters
@@ -96,7 +97,7 @@ def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:
 
     Raises:
         UserError: learned positions that end before the sequence does; attention scores that no sdpa kernel caps;
-            flash attention in float32; dropout on adapters of experts.
+            flash attention in float32; a model that Liger has no fused loss for; dropout on adapters of experts.
     """
     if spec.model_type == "gpt2" and recipe.seq_len > spec.max_position_embeddings:
         raise UserError(
@@ -112,6 +113,11 @@ def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:
         raise UserError(
             "attn_implementation flash_attention_2 runs in 16 bits only, and this recipe computes in float32: "
             "use --mixed-precision bf16, --dtype bfloat16 or --attn-implementation sdpa"
+        )
+    if recipe.loss == "liger" and spec.model_type not in FUSED_LOSS_MODEL_TYPES:
+        raise UserError(
+            f"loss liger: Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}: "
+            "use --loss standard"
         )
     if recipe.lora_dropout and any(True for _ in adapted_experts(spec, recipe)):
         raise UserError(

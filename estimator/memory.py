@@ -23,7 +23,7 @@ def estimate_memory(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") 
     setup = Setup(spec, recipe, kernels)
     forms = compile_form(setup)
     held = held_throughout(setup, recipe.optim, recipe.rank)
-    values = monomial_values(recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+    values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
     phase_peaks: dict[str, int] = {}
     peak, at_peak = -1, forms[0].moments[0]
     for form in forms:

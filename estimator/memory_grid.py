@@ -90,7 +90,7 @@ def _peaks(
     for start in range(0, batch.size, CHUNK):
         part = slice(start, start + CHUNK)
         sizes = (batch[part].astype(np.float64), length[part].astype(np.float64), rank[part] * float(adapted))
-        values = np.stack(np.broadcast_arrays(*monomial_values(*sizes)))
+        values = np.stack(np.broadcast_arrays(*monomial_values(setup.spec, *sizes)))
         for phase, coefficients in forms:
             totals = (coefficients @ values).max(axis=0) + held_bytes[phase][which[part]]
             np.maximum(peaks[part], totals, out=peaks[part])

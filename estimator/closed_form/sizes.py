@@ -7,10 +7,13 @@ from operator import add
 from typing import Any, NamedTuple
 
 from lorabench.estimator.breakdown import COMPONENTS
+from lorabench.estimator.fused_loss import chunk_rows
+from lorabench.estimator.models import ModelSpec
 
-MONOMIALS = ("1", "S", "B·S", "S·S", "B·S·S", "r", "B·S·r", "B·⌈S⌉128")
-"""B: batch size, S: sequence length, r: rank; ⌈S⌉128: S rounded up to a multiple of 128, as flash attention pads it."""
-ONE, S, BS, SS, BSS, R, BSR, BS128 = range(len(MONOMIALS))
+MONOMIALS = ("1", "S", "B·S", "S·S", "B·S·S", "r", "B·S·r", "B·⌈S⌉128", "c")
+"""B: batch size, S: sequence length, r: rank; ⌈S⌉128: S rounded up to a multiple of 128, as flash attention pads it;
+c: tokens that a fused loss takes at a time."""
+ONE, S, BS, SS, BSS, R, BSR, BS128, CHUNK = range(len(MONOMIALS))
 WITH_RANK = {ONE: R, BS: BSR}
 """Rows → the monomial of those rows with r columns."""
 
@@ -21,8 +24,8 @@ Live = tuple[int, ...]
 """Bytes by component and monomial, flat: component · WIDTH + monomial."""
 
 
-def monomial_values(batch_size: Any, seq_len: Any, rank: Any) -> tuple[Any, ...]:
-    """Return the value of each monomial: of whole numbers, or of arrays of them."""
+def monomial_values(spec: ModelSpec, batch_size: Any, seq_len: Any, rank: Any) -> tuple[Any, ...]:
+    """Return the value of each monomial: of whole numbers, or of arrays of float64."""
     padded = -(-seq_len // 128) * 128
     tokens = batch_size * seq_len
     return (
@@ -34,6 +37,7 @@ def monomial_values(batch_size: Any, seq_len: Any, rank: Any) -> tuple[Any, ...]
         rank,
         tokens * rank,
         batch_size * padded,
+        chunk_rows(tokens, spec.vocab_size, spec.hidden_size),
     )
 
 

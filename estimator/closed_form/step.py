@@ -31,8 +31,6 @@ def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape |
             f"target_modules all-linear adapts the fused experts of {spec.name}, for which there is no closed form: "
             "use `lorabench trace`, or --target-modules attention"
         )
-    if recipe.loss == "liger":
-        raise UserError("loss liger has no closed form: use --loss standard")
     return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run()
 
 
@@ -141,6 +139,8 @@ class _Step:
 
     def _loss(self, hidden: Tensor, head: Tensor) -> Tensor:
         op, vocabulary = self.op, self.spec.vocab_size
+        if self.recipe.loss == "liger":
+            return op.fused_linear_cross_entropy(hidden, head, vocabulary)
         logits = op.linear(hidden, head, vocabulary, component="logits")
         if self.spec.config.get("final_logit_softcapping") is not None:
             logits = op.scale(logits)

@@ -40,7 +40,7 @@ class Moments:
         self.kernels = kernels
         self.memory = memory
         self.widths = Widths(spec)
-        self.values = monomial_values(recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+        self.values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
         self.step = itemised_step(spec, recipe, kernels)
 
     def at_peak(self, component: str) -> list[Line]:

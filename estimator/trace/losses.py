@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.trace.fused_loss import set_fused_loss
 
 if TYPE_CHECKING:
     import torch
+
+OTHER_LIGER_KERNELS = ("cross_entropy", "geglu", "layer_norm", "relu_squared", "rms_norm", "rope", "swiglu")
+"""What ``use_liger_kernel=True`` of transformers' Trainer replaces besides, by the names of liger-kernel 0.8.5."""
 
 
 def set_loss(model: Any, recipe: Recipe) -> None:
     """Make ``model`` compute the recipe's loss in its forward pass, where transformers computes it."""
     if recipe.loss == "legacy":
         model.loss_function = shifted_logits_loss
+    elif recipe.loss == "liger" and model.device.type == "meta":
+        set_fused_loss(model)
     elif recipe.loss == "liger":
         from transformers.integrations.liger import apply_liger_kernel
 
-        only_the_loss = dict.fromkeys(("rope", "rms_norm", "swiglu", "geglu", "layer_norm", "cross_entropy"), False)
-        apply_liger_kernel(model, {**only_the_loss, "fused_linear_cross_entropy": True})
+        apply_liger_kernel(model, {**dict.fromkeys(OTHER_LIGER_KERNELS, False), "fused_linear_cross_entropy": True})
 
 
 def shifted_logits_loss(

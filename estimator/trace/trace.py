@@ -16,7 +16,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.breakdown import Breakdown, Kernels, ParameterCounts
-from lorabench.estimator.errors import UserError
 from lorabench.estimator.estimates import refuse_impossible
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
@@ -145,11 +144,6 @@ def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> Non
     refuse_impossible(spec, recipe)
     if kernels == "cpu":
         refuse_missing_kernels(recipe, "cpu")
-    if recipe.loss == "liger":
-        raise UserError(
-            "loss liger cannot be traced: its kernels are compiled for the GPU and take no meta tensors: "
-            "use lorabench estimate, or trace --loss standard"
-        )
 
 
 def run_on_meta(

@@ -1,0 +1,130 @@
+"""Liger's fused linear cross-entropy for meta tensors, which its kernels, compiled for the GPU, do not take.
+
+What liger-kernel 0.8.5 allocates on GPUs since the A100, in its order and with its lifetimes (`fused_loss` says where
+that was read): its kernels work in place, so that nothing of them is seen but the tensors that they are given.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.fused_loss import chunk_rows
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+"""Label of tokens that count for nothing."""
+
+
+def set_fused_loss(model: Any) -> None:
+    """Let ``model``, a causal language model on meta, compute its loss from hidden states and labels, without logits.
+
+    Its head does, in place of logits, so that what is made belongs to the head's module, forward and backward.
+    """
+    head = model.get_output_embeddings()
+    head.forward = MethodType(_loss_of_head, head)
+    model.forward = MethodType(_forward, model)
+
+
+def _forward(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, **options: Any) -> Any:
+    """Return a causal language model's output in training, as Liger's forward passes do: no logits."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    outputs = model.base_model(input_ids=input_ids, **options)
+    hidden = outputs[0][:, slice(0, None), :]
+    loss = model.get_output_embeddings()(hidden, labels)
+    return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
+
+
+def _loss_of_head(head: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of ``hidden`` (batch, sequence, hidden size), each token of which predicts the next label."""
+    from torch.nn.functional import pad
+
+    labels = pad(labels, (0, 1), value=IGNORED)
+    targets = labels[..., 1:].contiguous()
+    loss: torch.Tensor = _function().apply(hidden.view(-1, hidden.shape[-1]), head.weight, targets.view(-1))
+    return loss
+
+
+@cache
+def _function() -> Any:
+    import torch
+
+    class FusedLinearCrossEntropy(torch.autograd.Function):
+        """Makes the gradients in forward and hands them out in backward."""
+
+        @staticmethod
+        def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            """Return the loss; ``hidden`` is (tokens, hidden size), ``weight`` (vocabulary, hidden size)."""
+            losses, gradients = _losses_and_gradients(hidden, weight, targets)
+            ctx.save_for_backward(*(None if each is None else each.detach() for each in gradients))
+            return losses.sum()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+            """Return the gradients, which a kernel scales in place where ``gradient`` is not 1."""
+            return *ctx.saved_tensors, None
+
+    return FusedLinearCrossEntropy
+
+
+def _losses_and_gradients(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor | None]]:
+    """Return the float32 loss of each token, and the gradients of hidden states and weight, that only if it trains."""
+    import torch
+
+    tokens, (vocab_size, hidden_size) = len(hidden), weight.shape
+    rows = chunk_rows(tokens, vocab_size, hidden_size)
+    to_hidden = torch.zeros_like(hidden)
+    to_weight = torch.zeros_like(weight) if weight.requires_grad else None
+    losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
+    counted = targets != IGNORED
+    counted.sum()
+    dtype = _product_dtype(hidden)
+    in_place = hidden.dtype == weight.dtype == dtype
+    # Products written in place share one chunk of logits; others make theirs anew. Either becomes its own gradient.
+    shared = torch.empty((rows, vocab_size), dtype=dtype, device=hidden.device) if in_place else None
+    for start in range(0, tokens, rows):
+        chunk = hidden[start : start + rows]
+        if shared is None:
+            logits = _product(chunk, weight, dtype)
+            logits @ weight  # copied into its place of to_hidden
+        else:
+            logits = shared[: len(chunk)]
+        if to_weight is not None:
+            _add_product(to_weight, logits, chunk)
+        del logits, chunk
+    return losses, (to_hidden, to_weight)
+
+
+def _product_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which matrix products run."""
+    import torch
+
+    if torch.is_autocast_enabled(hidden.device.type):
+        return torch.get_autocast_dtype(hidden.device.type)
+    return hidden.dtype
+
+
+def _product(chunk: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the logits of a chunk. The weight's transpose is a view, whose cast autocast does not keep."""
+    second = weight.detach().to(dtype)
+    return chunk.to(dtype) @ second.t()
+
+
+def _add_product(to_weight: torch.Tensor, to_logits: torch.Tensor, chunk: torch.Tensor) -> None:
+    """Add a chunk's share to the weight's gradient, within the product where a kernel does that.
+
+    There is one for 16-bit factors and a sum in their dtype or float32. Else the product is made, and a float32 copy.
+    """
+    import torch
+
+    half = to_logits.dtype in (torch.float16, torch.bfloat16)
+    if half and to_weight.dtype in (torch.float32, to_logits.dtype):
+        chunk.to(to_logits.dtype)  # held by the product
+    else:
+        to_weight += torch.mm(to_logits.t(), chunk).float()
