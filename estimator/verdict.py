@@ -52,16 +52,8 @@ class Verdict(NamedTuple):
 
 def judge(spec: ModelSpec, recipe: Recipe, memory: Breakdown, device: Device) -> Verdict:
     """Return whether ``recipe``, which takes ``memory``, fits ``device``."""
-    assert memory.device_total_bytes is not None
-    assert memory.device_total_range_bytes is not None
-    usable = device.memory_bytes - DRIVER_BYTES
-    margin = usable - memory.device_total_range_bytes[1]
-    answer: Answer = "does not fit"
-    if margin >= 0:
-        answer = "fits"
-    elif memory.device_total_bytes <= device.memory_bytes:
-        answer = "tight"
-    search = _Search(spec, device, usable)
+    answer, margin = hold_against(memory, device.memory_bytes)
+    search = _Search(spec, device, device.memory_bytes - DRIVER_BYTES)
     setup = _Setup(recipe)
     return Verdict(
         answer=answer,
@@ -70,6 +62,16 @@ def judge(spec: ModelSpec, recipe: Recipe, memory: Breakdown, device: Device) ->
         longest_seq_len=search.longest_seq_len(setup),
         changes=() if answer == "fits" else tuple(islice(search.changes(setup), MOST_CHANGES)),
     )
+
+
+def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Answer, int]:
+    """Return whether an estimate for CUDA fits a GPU of so many bytes, and by how many at worst."""
+    assert memory.device_total_bytes is not None
+    assert memory.device_total_range_bytes is not None
+    margin = device_bytes - DRIVER_BYTES - memory.device_total_range_bytes[1]
+    if margin >= 0:
+        return "fits", margin
+    return "tight" if memory.device_total_bytes <= device_bytes else "does not fit", margin
 
 
 class _Setup(NamedTuple):
