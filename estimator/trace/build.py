@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,13 @@ DeviceKind = Literal["cuda", "cpu", "meta"]
 
 
 def build_model(
-    spec: ModelSpec, recipe: Recipe, device: DeviceKind, seed: int = 0, *, weights: str | None = None
+    spec: ModelSpec,
+    recipe: Recipe,
+    device: DeviceKind,
+    seed: int = 0,
+    *,
+    weights: str | None = None,
+    on_loaded: Callable[[nn.Module], None] = lambda model: None,
 ) -> nn.Module:
     """Return the model of ``recipe`` on ``device``, ready for its first training step.
 
@@ -31,7 +38,8 @@ def build_model(
 
     Quantised linear layers, adapters, what is frozen and gradient checkpointing are those of
     ``from_pretrained(quantization_config=…)``, peft's ``prepare_model_for_kbit_training`` and ``get_peft_model``.
-    Each layer is quantised as soon as it is made, so that no more than one layer is ever held in full.
+    Each linear layer is quantised as soon as it is made, so that no more than one is ever held in full (of GPT-2, those
+    of one block). ``on_loaded`` is told the base model once it is there, before preparation and adapters.
 
     Raises:
         UserError: the recipe names modules that the model does not have, or needs kernels that are not here; or
@@ -43,6 +51,7 @@ def build_model(
     resolve_target_modules(spec, recipe)
     torch.manual_seed(seed)
     model = _random_model(spec, recipe, device) if weights is None else _pretrained_model(weights, recipe, device)
+    on_loaded(model)
     model.config.use_cache = False
     set_loss(model, recipe)
     if recipe.prepare_kbit:
@@ -178,43 +187,58 @@ def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceKind) -> Any:
     return model
 
 
-def _materialize(model: Any, device: DeviceKind, after_module: Any = None) -> None:
+def _materialize(
+    model: Any, device: DeviceKind, after_module: Callable[[nn.Module], None] = lambda module: None
+) -> None:
     """Give every module of a meta model its tensors on ``device`` and initial values, children before parents.
 
-    ``after_module`` is called with each module once it has its values.
+    ``after_module`` is called with each module once it has its values. Only tied parameters are remembered, so that
+    what ``after_module`` replaces is freed.
     """
     import torch
     from torch import nn
 
-    made: dict[int, nn.Parameter] = {}
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    tied: dict[int, nn.Parameter] = {}
 
     def materialize(module: nn.Module) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta and device != "meta":
-                # Looked up by identity, so that tied parameters stay tied.
-                if id(parameter) not in made:
-                    made[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=True)
-                setattr(module, name, made[id(parameter)])
+                made = tied.get(id(parameter))
+                if made is None:
+                    made = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=True)
+                if uses[id(parameter)] > 1:
+                    tied[id(parameter)] = made
+                setattr(module, name, made)
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta and device != "meta":
                 module._buffers[name] = torch.empty_like(buffer, device=device)
         if device != "meta":
             model._init_weights(module)
-        if after_module is not None:
-            after_module(module)
+        after_module(module)
+
+    def visit(module: nn.Module) -> None:
+        # In the order of nn.Module.apply, which holds a module's children until it is through with all of them.
+        for name in list(module._modules):
+            child = module._modules[name]
+            if child is not None:
+                visit(child)
+                del child
+        materialize(module)
 
     with torch.no_grad():
-        model.apply(materialize)
+        visit(model)
 
 
 def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> None:
-    """Materialise a meta model layer by layer, each layer quantised before the next is made.
+    """Materialise a meta model module by module, each linear layer quantised before the next is made.
 
     transformers' own quantizer decides which modules become 4-bit and makes their shells, as in from_pretrained.
     """
     import bitsandbytes
     import torch
     from transformers.modeling_layers import GradientCheckpointingLayer
+    from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.auto import AutoHfQuantizer
 
     # bitsandbytes keeps the first nested codebook that it makes for the whole process: on meta it would have no values.
@@ -226,16 +250,21 @@ def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> No
     names = {id(originals[name]): name for name in shells}
     for name in shells:
         model.set_submodule(name, originals[name])
+    del originals  # whoever holds a layer's module holds its weights
 
-    def quantize_layer(module: nn.Module) -> None:
-        if module is not model and not isinstance(module, GradientCheckpointingLayer):
-            return
-        for inner in list(module.modules()):
-            name = names.pop(id(inner), None)
+    def quantize(module: nn.Module) -> None:
+        # GPT-2's blocks draw the weights of their output projections anew, once those are there.
+        ready = [module] if not isinstance(module, Conv1D) else []
+        if isinstance(module, GradientCheckpointingLayer):
+            ready = list(module.modules())
+        while ready:
+            linear = ready.pop()  # so that it is freed before the next
+            name = names.pop(id(linear), None)
             if name is not None:
-                model.set_submodule(name, _quantized(shells[name], inner))
+                model.set_submodule(name, _quantized(shells.pop(name), linear))
 
-    _materialize(model, device, after_module=quantize_layer)
+    _materialize(model, device, after_module=quantize)
+    assert not names
     quantizer.postprocess_model(model)
 
 

@@ -144,7 +144,7 @@ class StorageLedger:
         # Learnt before the ledger's own mode is on.
         references_of_a_gathered_gradient()
         self._open = ExitStack()
-        self._open.enter_context(_watch_operations(self._record, self._scratch, self._accumulate))
+        self._open.enter_context(_watch_operations(self._record, self._scratch, self._accumulate, self._put))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -310,6 +310,16 @@ class StorageLedger:
         self._tensors[key] = weakref.ref(tensor, gone)
         self._sharers[sid] = self._sharers.get(sid, 0) + 1
 
+    def _put(self, zeros: torch.Tensor, total: torch.Tensor) -> None:
+        """Let ``total`` take over the storage of ``zeros``, to which autograd would have added in place.
+
+        The gradient of ``x[index]`` is put into zeros in place (`index_backward` of torch's FunctionsManual.cpp); but
+        out of place under a dispatch mode such as this ledger's.
+        """
+        sid = self._sids.get(id(zeros.untyped_storage()))
+        if sid is not None:
+            self._take_over(sid, zeros, total)
+
     def _accumulate(self, gathered: torch.Tensor, total: torch.Tensor) -> None:
         """Let ``total`` take over the storage of ``gathered`` where autograd would have added to it in place.
 
@@ -327,7 +337,12 @@ class StorageLedger:
             or (total.shape, total.dtype) != (gathered.shape, gathered.dtype)
         ):
             return
-        del self._sids[id(storage)], self._references[id(storage)]
+        self._take_over(sid, gathered, total)
+
+    def _take_over(self, sid: int, former: torch.Tensor, total: torch.Tensor) -> None:
+        """Let the storage of ``total`` be number ``sid`` from now on, which that of ``former`` was."""
+        key = id(former.untyped_storage())
+        del self._sids[key], self._references[key]
         taker = total.untyped_storage()
         key = id(taker)
         self._sids[key] = sid
@@ -346,6 +361,18 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for module in model.modules():
         yield "buffers", list(module.buffers(recurse=False))
         yield "buffers", list(vars(module).values())
+
+
+def model_bytes(model: nn.Module, *device_types: str) -> int:
+    """Return the bytes of all storages that ``model`` holds on ``device_types``, each once."""
+    held = (tensor for _, tensor in model_tensors(model))
+    storages = {
+        id(storage): storage.nbytes()
+        for tensor in _tensors(held)
+        if tensor.device.type in device_types
+        for storage in [tensor.untyped_storage()]
+    }
+    return sum(storages.values())
 
 
 def _quantization_constants(state: Any) -> Iterator[Any]:
@@ -368,16 +395,18 @@ def _watch_operations(
     record: Callable[[Any, Any], None],
     scratch: Scratch | None = None,
     accumulate: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    put: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Any:
     """Return a context in which ``record`` gets every operation and its result, after what ``scratch`` says of it.
 
-    ``accumulate`` gets the first addend and the sum wherever gradients are added up.
+    ``accumulate`` gets the first addend and the sum wherever gradients are added up; ``put`` gets the zeros and what
+    became of them wherever the gradient of indexed rows is put back in their places.
     """
     import torch
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    add = torch.ops.aten.add.Tensor
+    in_place = {torch.ops.aten.add.Tensor: accumulate, torch.ops.aten.index_put.default: put}
 
     class InsideKernel(TorchFunctionMode):
         """Sees the operations of a kernel that is written in Python, where no dispatch mode reaches."""
@@ -405,8 +434,9 @@ def _watch_operations(
                     result = func(*args, **kwargs)
             else:
                 result = func(*args, **kwargs)
-            if func is add and accumulate is not None and _adds_gradients():
-                accumulate(args[0], result)
+            take_over = in_place.get(func)
+            if take_over is not None and _adds_gradients():
+                take_over(args[0], result)
             record(func, result)
             return result
 

@@ -16,6 +16,7 @@ from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
 from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep
+from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 
 torch.set_num_threads(1)
 
@@ -173,6 +174,35 @@ def test_quantised_weights_take_half_a_byte_and_their_constants(
             tensors += [state.offset, state.state2.absmax, state.state2.code] if double_quant else []
             taken += sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     assert taken == 2 * expected  # two layers
+
+
+@pytest.mark.parametrize(
+    ("family", "one_layer"),
+    # The largest linear layer; of GPT-2 a block, and a copy of one of its transposed weights, turned around.
+    [("llama", 2 * 256 * 1024), ("gpt2", 2 * (256 * 768 + 256 * 256 + 2 * 256 * 1024) + 2 * 256 * 1024)],
+)
+def test_quantised_models_are_built_without_ever_holding_more_than_one_layer_in_full(
+    family: str, one_layer: int
+) -> None:
+    sizes = {
+        "llama": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6},
+        "gpt2": {"n_embd": 256, "n_layer": 6},
+    }
+    wide = read_config({**CONFIGS[family], **sizes[family]}, "test/wide")
+    recipe = make_recipe("test/wide", method="qlora", prepare_kbit=False, rank=1)
+    loaded: list[int] = []
+    ledger = StorageLedger("cpu")
+    with ledger:
+        ledger.begin_step()
+        ledger.begin_phase("loaded")
+        build_model(wide, recipe, "cpu", on_loaded=lambda model: loaded.append(model_bytes(model, "cpu")))
+    peak = max(live for _, _, live in ledger.live_bytes_of_step())
+    linears = {"llama": 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 1024, "gpt2": 12 * 256**2}[family]
+    others = {"llama": 2 * 300 * 256 + 13 * 256, "gpt2": (300 + 32) * 256 + 13 * 2 * 256 + 6 * 9 * 256}[family]
+    nf4 = 6 * linears * (0.5 + 1 / 64 + 4 / (64 * 256)) + 2 * others
+    assert loaded[0] == pytest.approx(nf4, rel=0.03)  # codebooks and rotary tables besides
+    assert loaded[0] < peak <= loaded[0] + one_layer
+    assert peak < 6 * linears * 2 / 1.5  # bytes of the whole in full
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
