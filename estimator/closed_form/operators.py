@@ -11,7 +11,7 @@ from collections.abc import Callable
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import Autocast, Gradients, Node, Tape, Tensor, promote
 from lorabench.estimator.closed_form.sizes import BS, BS128, BSS, CHUNK, ONE, WITH_RANK, S
-from lorabench.estimator.closed_form.work import SEQUENCES, Attention, Dequantisation, Group, Product
+from lorabench.estimator.closed_form.work import SEQUENCES, Attention, ChunkedLoss, Dequantisation, Group, Product
 
 
 class Operators:
@@ -179,7 +179,9 @@ class Operators:
         x_shape, x_ranked = (x.columns, x.dtype), x.ranked
         weight_shape, weight_ranked = (weight.columns, weight.dtype), weight.ranked
         group: Group = "logits and loss" if component == "logits" else "adapters" if weight_ranked else "linear layers"
-        m, k, n = (1, rows), _extent(*x_shape[:1], x_ranked), _extent(columns, ranked)
+        m, k, n = (1, rows), _extent(x_shape[0], x_ranked), _extent(columns, ranked)
+        if rows == ONE:  # the two factors of a weight
+            m, k, n = (x_shape[0], ONE), _extent(1, x_ranked), (weight_shape[0], ONE)
         dtype = x.dtype
 
         def forward() -> Tensor:
@@ -308,7 +310,7 @@ class Operators:
         return self.batched_product(first, second, rows, columns)
 
     def batched_product(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
-        """Return the batched product of two operands; it saves both.
+        """Return the batched product of two operands; it saves each for the other's gradient.
 
         Either queries times keys, whose result has a row for each pair of positions, or such scores times values.
         """
@@ -333,7 +335,8 @@ class Operators:
                     gradients.append(tape.new(*shape) if shape else None)
             return tuple(gradients)
 
-        return tape.record((a, b), backward, (a, b), forward)
+        saved = (*((a,) if b.requires_grad else ()), *((b,) if a.requires_grad else ()))
+        return tape.record((a, b), backward, saved, forward)
 
     def flash_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int) -> Tensor:
         """Return flash attention: it saves q, k, v, its output and each row's float32 log-sum-exp.
@@ -442,13 +445,14 @@ class Operators:
         in_place = x.dtype == weight.dtype == dtype
         shared = tape.new(CHUNK, vocabulary, dtype, "logits") if in_place else None
         chunks = 1 if in_place or vocabulary <= x.columns else 2
-        for _ in range(chunks):
-            if shared is None:
-                logits = self._chunk_of_logits(x, weight, vocabulary, dtype)
-            if to_weight is not None:
-                self._add_chunk_product(to_weight, x, dtype)
-            if shared is None:
-                del logits
+        with tape.working(ChunkedLoss(x.columns, vocabulary, dtype, trains)):
+            for _ in range(chunks):
+                if shared is None:
+                    logits = self._chunk_of_logits(x, weight, vocabulary, dtype)
+                if to_weight is not None:
+                    self._add_chunk_product(to_weight, x, dtype)
+                if shared is None:
+                    del logits
         del padded, shifted, losses, counted, shared
         node.saved = tape.save((to_x,) if to_weight is None else (to_x, to_weight))
         loss = tape.new(ONE, 1, "float32")

@@ -52,4 +52,15 @@ class Dequantisation(NamedTuple):
     dtype: str
 
 
-Work = Product | Attention | Dequantisation
+class ChunkedLoss(NamedTuple):
+    """The head and the loss, `sizes.CHUNK` tokens at a time: logits, and from them the gradients of both factors."""
+
+    columns: int
+    """Of the hidden states."""
+    vocabulary: int
+    dtype: str
+    trains: bool
+    """Whether the head's weight has a gradient too."""
+
+
+Work = Product | Attention | ChunkedLoss | Dequantisation

@@ -1,0 +1,74 @@
+"""The extents of an operation filled in: what its monomials come to for one batch size, length and rank."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lorabench.estimator.closed_form.masks import layers_with_window
+from lorabench.estimator.closed_form.sizes import monomial_values
+from lorabench.estimator.closed_form.work import Attention, Extent
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+
+class Filled(NamedTuple):
+    """The value of each monomial and of `work.SEQUENCES`: numbers, or arrays of them for a grid of recipes."""
+
+    values: tuple[Any, ...]
+    batch_size: Any
+    seq_len: Any
+    seen_pairs: Any
+    """Pairs of a token and one that it sees, itself included, in one sequence: the mean over the layers."""
+    causal_pairs: Any
+    """The same without a sliding window."""
+    windowed_kernels: bool
+    """Whether the kernels that skip what is masked skip what lies before the window too."""
+
+    def __call__(self, extent: Extent) -> Any:
+        """Return the rows or columns that ``extent`` comes to."""
+        count, monomial = extent
+        return count * self.values[monomial]
+
+    def sum(self, sizes: tuple[float, ...]) -> Any:
+        """Return the total of sizes that are given for each monomial."""
+        return sum(size * self.values[monomial] for monomial, size in enumerate(sizes) if size)
+
+    def kernel_pairs(self, attention: Attention) -> Any:
+        """Return the pairs of positions that the kernel works on, in one sequence."""
+        if not attention.skips_masked:
+            return self.seq_len * self.seq_len
+        return self.seen_pairs if self.windowed_kernels else self.causal_pairs
+
+
+def fill(spec: ModelSpec, recipe: Recipe, batch_size: Any, seq_len: Any, rank: Any) -> Filled:
+    """Return the extents of ``recipe`` on ``spec`` for these sizes, which may be arrays.
+
+    A kernel that is given no mask skips what is masked: of ``sdpa`` what comes after a token, of
+    ``flash_attention_2`` what lies before the window too. (``sdpa`` is given a mask where a window is filled.)
+    """
+    causal = seq_len * (seq_len + 1) / 2
+    windowed = layers_with_window(spec)
+    window = spec.config.get("sliding_window")
+    seen = causal
+    if window and any(windowed):
+        # A token past the window sees ``window`` tokens: those beyond it are what all later tokens do not see.
+        beyond = _positive(seq_len - window)
+        share = sum(windowed) / len(windowed)
+        seen = causal - share * beyond * (beyond + 1) / 2
+    return Filled(
+        values=(*monomial_values(spec, batch_size, seq_len, rank), batch_size),
+        batch_size=batch_size,
+        seq_len=seq_len,
+        seen_pairs=seen,
+        causal_pairs=causal,
+        windowed_kernels=recipe.attn_implementation == "flash_attention_2",
+    )
+
+
+def fill_recipe(spec: ModelSpec, recipe: Recipe) -> Filled:
+    """Return the extents for the recipe's own batch size, length and rank."""
+    return fill(spec, recipe, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+
+
+def _positive(number: Any) -> Any:
+    return number * (number > 0)

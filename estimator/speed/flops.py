@@ -1,0 +1,78 @@
+"""The arithmetic of a step: what the training needs (for MFU), and what is done (for HFU).
+
+A product of (m × k) and (k × n) matrices is 2·m·n·k floating-point operations. Counted are matrix products alone, as
+is the custom (Chowdhery et al. 2022, PaLM, appendix B); what passes over tensors is bounded by memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lorabench.estimator.closed_form.sizes import BS
+from lorabench.estimator.closed_form.work import Attention, ChunkedLoss, Dequantisation, Product, Work
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.speed.extents import Filled, fill_recipe
+from lorabench.estimator.speed.operations import Operation, micro_batch_operations
+
+FORWARD_PRODUCTS, BACKWARD_PRODUCTS, BACKWARD_PRODUCTS_DONE = 2, 4, 5
+"""Of attention: over queries, keys and values; their gradients; and the scores once more, which were not kept."""
+
+
+class StepFlops(Struct, frozen=True, kw_only=True):
+    """Floating-point operations of the matrix products of one step, all its micro-batches together."""
+
+    model: float
+    """Those that the training needs: forward, gradients of inputs on the way to what trains, gradients of weights that
+    train; pairs of positions that see each other. The numerator of MFU."""
+    hardware: float
+    """Those that are done: with recomputation under checkpointing, and masked pairs that a kernel does not skip. The
+    numerator of HFU."""
+
+
+def step_flops(spec: ModelSpec, recipe: Recipe) -> StepFlops:
+    """Return the arithmetic of one step of ``recipe`` on ``spec`` on a GPU.
+
+    Raises:
+        UserError: a combination that has no closed form.
+    """
+    filled = fill_recipe(spec, recipe)
+    # Without checkpointing nothing is done twice, but the layers' first input is no longer made to need a gradient.
+    once = micro_batch_operations(spec, replace(recipe, gradient_checkpointing=False))
+    model = sum(times * _needed(operation, filled) for operation, times in once)
+    done = micro_batch_operations(spec, recipe)
+    hardware = sum(times * work_flops(operation.work, filled) for operation, times in done)
+    batches = recipe.gradient_accumulation
+    return StepFlops(model=batches * float(model), hardware=batches * float(hardware))
+
+
+def work_flops(work: Work | None, filled: Filled) -> Any:
+    """Return the floating-point operations of the products that ``work`` does."""
+    if isinstance(work, Product):
+        return 2 * filled(work.batch) * filled(work.m) * filled(work.n) * filled(work.k)
+    if isinstance(work, Attention):
+        products = BACKWARD_PRODUCTS_DONE if work.backward else FORWARD_PRODUCTS
+        return products * _flops_of_pairs(work, filled) * filled.kernel_pairs(work)
+    if isinstance(work, ChunkedLoss):
+        products = 3 if work.trains else 2
+        return products * 2 * filled((1, BS)) * work.columns * work.vocabulary
+    assert work is None or isinstance(work, Dequantisation)
+    return 0
+
+
+def _needed(operation: Operation, filled: Filled) -> Any:
+    work = operation.work
+    if isinstance(work, Attention):
+        products = BACKWARD_PRODUCTS if work.backward else FORWARD_PRODUCTS
+        return products * _flops_of_pairs(work, filled) * filled.seen_pairs
+    if isinstance(work, Product) and work.group == "attention":
+        return work_flops(work, filled) * filled.seen_pairs / (filled.seq_len * filled.seq_len)
+    return work_flops(work, filled)
+
+
+def _flops_of_pairs(work: Attention, filled: Filled) -> Any:
+    """Return the floating-point operations of one product over one pair, for all heads and sequences."""
+    return 2 * work.heads * work.head_dim * filled.batch_size

@@ -1,0 +1,180 @@
+"""The operations that a step runs, counted on the walk through the model that the closed form of memory makes.
+
+A tape that counts (`_CountingTape`) takes the place of the one that does not. It sees every tensor that is made, and
+from what: an operation that tells of no matrix product reads its inputs and writes its outputs, and that is its time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.closed_form.autograd import ITEMSIZES, Checkpoint, Gradients, Leaf, Node, Tape, Tensor
+from lorabench.estimator.closed_form.forms import Setup
+from lorabench.estimator.closed_form.sizes import WIDTH, WITH_RANK, Ledger
+from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.closed_form.work import Work
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+MOST_LISTS = 256
+"""Lists of operations kept: one takes some 30 kB."""
+
+Phase = Literal["forward", "recompute", "backward"]
+Sizes = tuple[float, ...]
+"""Bytes for each of `sizes.MONOMIALS`."""
+NO_BYTES: Sizes = (0.0,) * WIDTH
+
+
+class Operation(NamedTuple):
+    """One kernel: a matrix product, attention, a dequantisation, or a pass over tensors."""
+
+    phase: Phase
+    work: Work | None
+    """None of a pass over tensors."""
+    passed: Sizes
+    """Bytes that a pass reads and writes; none where there is work, which has bytes of its own."""
+    logits: bool = False
+    """Whether a pass is over logits."""
+
+
+Operations = tuple[tuple[Operation, int], ...]
+"""Each operation, and how often one micro-batch runs it."""
+
+
+def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Operations:
+    """Return the operations of one forward and backward pass of ``recipe``.
+
+    Batch size, length and rank are left open: extents and bytes are multiples of `sizes.MONOMIALS`.
+
+    Raises:
+        UserError: a combination that has no closed form.
+    """
+    return _operations(Setup(spec, recipe, kernels))
+
+
+@lru_cache(MOST_LISTS)
+def _operations(setup: Setup) -> Operations:
+    tape = _CountingTape()
+    step_moments(setup.spec, setup.recipe, setup.kernels, tape)
+    return tuple(tape.counts.items())
+
+
+class _CountingTape(Tape):
+    """A tape that counts what runs. A tensor that is made outside of any operation is counted with the next one."""
+
+    def __init__(self) -> None:
+        super().__init__(Ledger())
+        self.counts: Counter[Operation] = Counter()
+        self._phase: Phase = "forward"
+        self._times = 0
+        """How many layers the node stands for whose backward runs; 0 in forward."""
+        self._made: list[Tensor] = []
+        self._told = False
+
+    # Telling
+
+    @contextmanager
+    def _telling(self, work: Work) -> Iterator[None]:
+        assert not self._told
+        self._count(Operation(self._phase, work, NO_BYTES))
+        self._told = True
+        try:
+            yield
+        finally:
+            self._told = False
+
+    def working(self, work: Work) -> Any:
+        return self._telling(work)
+
+    def new(self, *args: Any, **options: Any) -> Tensor:
+        tensor = super().new(*args, **options)
+        if not self._told:
+            # Its size is what counts: holding the tensor itself would keep its block alive.
+            self._made.append(Tensor(None, tensor.rows, tensor.columns, tensor.dtype, ranked=tensor.ranked))
+            self._over_logits |= tensor.block is not None and tensor.block.component == "logits"
+        return tensor
+
+    _over_logits = False
+
+    # Running
+
+    def record(self, inputs: tuple[Tensor, ...], *args: Any, **options: Any) -> Tensor:
+        read = _bytes(inputs)
+        try:
+            return super().record(inputs, *args, **options)
+        finally:
+            if self._made:
+                self._pass(read, self._made)
+
+    def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
+        self._phase, self._times = "backward", node.repeat
+        node.backward = self._counted(node.backward)
+        super()._run(node, waiting, queue)
+        for made in self._take():  # casts of the gradients to the dtype of what they belong to, and copies
+            self._pass(_bytes([made]), [made])
+
+    def _counted(self, backward: Callable[[Any, list[Tensor]], Gradients]) -> Callable[..., Gradients]:
+        def counted(arrived: Any, saved: list[Tensor]) -> Gradients:
+            self._made.clear()  # what a recomputation left when it stopped
+            gradients = backward(arrived, saved)
+            made = self._take()
+            if made:
+                # Each kernel reads what arrived, and all of them together what was saved.
+                read = _bytes(arrived if isinstance(arrived, list) else [arrived])
+                share = tuple(size / len(made) for size in _bytes(saved))
+                for tensor in made:
+                    self._pass(_sum(read, share), [tensor])
+            return gradients
+
+        return counted
+
+    def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
+        self._phase = "recompute"
+        try:
+            return super().recompute(checkpoint)
+        finally:
+            self._phase = "backward"
+
+    def sum(self, first: Tensor, second: Tensor) -> Tensor:
+        result = super().sum(first, second)
+        self._made.clear()
+        self._pass(_bytes([first, second]), [second])
+        return result
+
+    def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
+        if leaf.accumulating or leaf.grad is not None:
+            self._pass(_bytes([gradient, gradient]), [gradient])
+            super()._gather(leaf, gradient, repeat)
+            self._made.clear()
+        else:
+            super()._gather(leaf, gradient, repeat)
+
+    # Counting
+
+    def _take(self) -> list[Tensor]:
+        made, self._made = self._made, []
+        return made
+
+    def _pass(self, read: Sizes, written: list[Tensor]) -> None:
+        self._count(Operation(self._phase, None, _sum(read, _bytes(written)), self._over_logits))
+        self._made, self._over_logits = [], False
+
+    def _count(self, operation: Operation) -> None:
+        self.counts[operation] += self._times or self.repeat
+
+
+def _bytes(tensors: Any) -> Sizes:
+    sizes = [0.0] * WIDTH
+    for tensor in tensors:
+        monomial = WITH_RANK[tensor.rows] if tensor.ranked else tensor.rows
+        sizes[monomial] += tensor.columns * ITEMSIZES[tensor.dtype]
+    return tuple(sizes)
+
+
+def _sum(first: Sizes, second: Sizes) -> Sizes:
+    return tuple(map(sum, zip(first, second, strict=True)))

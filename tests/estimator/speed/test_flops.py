@@ -1,0 +1,138 @@
+"""The arithmetic of a step, against torch's own count of a real step and against formulas on paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.speed.flops import step_flops
+from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.trace.optimizers import make_optimizer
+from lorabench.estimator.trace.step import TrainingStep
+from tests.small_models import FAMILIES, MIXTURES, small_model
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def counted_by_torch(spec: ModelSpec, recipe: Recipe) -> int:
+    """Return the operations of the matrix products of a step that really runs."""
+    model = build_model(spec, recipe, "cpu", seed=0)
+    step = TrainingStep(model, make_optimizer(model, recipe), recipe)
+    tokens = torch.randint(0, spec.vocab_size, (recipe.batch_size, recipe.seq_len))
+    with FlopCounterMode(display=False) as counter:
+        step([{"input_ids": tokens, "labels": tokens}] * recipe.gradient_accumulation)
+    return int(counter.get_total_flops())
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"method": "full", "gradient_checkpointing": False},
+    {"method": "full", "gradient_checkpointing": True},
+    {"method": "lora", "gradient_checkpointing": True, "gradient_accumulation": 2, "batch_size": 1},
+    {"method": "lora", "gradient_checkpointing": False, "target_modules": "attention"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in MIXTURES])
+def test_a_step_does_the_products_that_torch_counts(family: str, settings: dict[str, Any]) -> None:
+    spec = small_model(family)
+    options = {"batch_size": 2, "seq_len": 48, "attn_implementation": "eager", "mixed_precision": "no"} | settings
+    recipe = make_recipe(spec.name, dtype="float32", **options)
+    assert step_flops(spec, recipe).hardware == counted_by_torch(spec, recipe)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_qlora_does_the_products_of_lora(family: str) -> None:
+    spec = small_model(family)
+    lora, qlora = (make_recipe(spec.name, method=method, target_modules="attention") for method in ("lora", "qlora"))
+    assert step_flops(spec, qlora) == step_flops(spec, lora)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_fused_loss_does_the_products_of_the_other(method: str) -> None:
+    spec = small_model("llama", vocab_size=4096)
+    standard, liger = (make_recipe(spec.name, method=method, loss=loss, seq_len=512) for loss in ("standard", "liger"))
+    assert step_flops(spec, liger) == step_flops(spec, standard)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_only_the_experts_that_a_token_is_sent_to_count(family: str) -> None:
+    few, many = (
+        small_model(family, **{key: count for key in ("num_experts", "num_local_experts") if key in FAMILIES[family]})
+        for count in (4, 8)
+    )
+    recipe = make_recipe("small", method="full", seq_len=64)
+    router = 3 * 2 * few.hidden_size * few.num_hidden_layers * recipe.tokens * (8 - 4)
+    assert step_flops(many, recipe).model - step_flops(few, recipe).model == router
+    one, two = (small_model(family, num_experts_per_tok=chosen) for chosen in (1, 2))
+    inner = one.config.get("moe_intermediate_size") or one.intermediate_size
+    expert = 3 * 2 * 3 * one.hidden_size * inner * one.num_hidden_layers * recipe.tokens
+    assert step_flops(two, recipe).model - step_flops(one, recipe).model == expert
+
+
+MISTRAL = "mistralai/Mistral-7B-v0.1"
+LENGTH = 4096
+
+
+def options(method: str, **more: Any) -> Recipe:
+    return make_recipe(MISTRAL, method=method, seq_len=LENGTH, attn_implementation="flash_attention_2", **more)
+
+
+def on_paper() -> tuple[float, float]:
+    """Return 2 · (weights of all products of Mistral-7B) and its attention's forward, per token."""
+    layer = 4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 14336
+    weights = 32 * layer + 4096 * 32000
+    attention = 32 * 2 * 2 * 4096 * (LENGTH + 1) / 2
+    return 2 * weights, attention
+
+
+def test_full_fine_tuning_is_three_times_the_forward_pass() -> None:
+    linear, attention = on_paper()
+    recipe = options("full")
+    assert step_flops(find_model(MISTRAL), recipe).model == pytest.approx(3 * (linear + attention) * LENGTH, rel=1e-6)
+
+
+def test_lora_needs_no_gradients_of_weights_but_its_own() -> None:
+    linear, attention = on_paper()
+    rank = 16
+    adapters = 2 * rank * 32 * (4096 + 4096 + 2 * (4096 + 1024) + 4096 + 4096)
+    recipe = options("lora", rank=rank, target_modules="attention")
+    needed = step_flops(find_model(MISTRAL), recipe).model / LENGTH
+    # Of the first layer, the inputs of q, k and v need no gradient.
+    spared = 2 * 4096 * (4096 + 1024 + 1024 + 3 * rank)
+    assert needed == pytest.approx(2 * linear + 3 * attention + 3 * adapters - spared, rel=1e-6)
+
+
+def test_checkpointing_changes_what_is_done_but_not_what_is_needed() -> None:
+    spec = find_model(MISTRAL)
+    plain, checkpointed = (
+        step_flops(spec, options("full", gradient_checkpointing=checkpointing)) for checkpointing in (False, True)
+    )
+    assert plain.model == checkpointed.model
+    # Recomputed is a layer's forward but for its last product, whose result backward has no use for.
+    layer = 4096 * (4096 + 1024 + 1024 + 4096) + 2 * 4096 * 14336
+    attention = on_paper()[1]
+    assert checkpointed.hardware - plain.hardware == pytest.approx((32 * 2 * layer + attention) * LENGTH, rel=1e-6)
+
+
+def test_flash_attention_skips_what_lies_before_the_window() -> None:
+    spec = small_model("mistral", sliding_window=1024)
+    recipes = [
+        make_recipe(spec.name, seq_len=4096, attn_implementation=attention, gradient_checkpointing=False)
+        for attention in ("flash_attention_2", "sdpa", "eager")
+    ]
+    flash, sdpa, eager = (step_flops(spec, recipe) for recipe in recipes)
+    assert flash.model == sdpa.model == eager.model
+    assert flash.hardware < sdpa.hardware
+    seen = sum(min(position, 1024) for position in range(1, 4097))
+    width = spec.num_attention_heads * spec.head_dim
+    pairs = spec.num_hidden_layers * 2 * width * (4096 * 4096 - seen)
+    assert sdpa.hardware - flash.hardware == pytest.approx((2 + 5) * pairs)
+    assert sdpa.hardware - eager.hardware == pytest.approx(spec.num_hidden_layers * 2 * width * 4096 * 4096)
