@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-OLDEST_LIGER = (0, 8, 3)
+OLDEST_LIGER = "0.8.3"
 """The first liger-kernel that holds what is counted here."""
 
 FUSED_LOSS_MODEL_TYPES = frozenset(
@@ -57,5 +57,6 @@ def chunk_rows(tokens: Any, vocab_size: int, hidden_size: int) -> Any:
         return min(1 << (share - 1).bit_length(), tokens)
     import numpy as np
 
-    mantissa, exponent = np.frexp(np.ceil(tokens / logits_per_hidden(vocab_size, hidden_size)))
-    return np.minimum(np.ldexp(1.0, exponent - (mantissa == 0.5)), tokens)  # noqa: PLR2004 - a power of two's mantissa
+    share = np.ceil(tokens / logits_per_hidden(vocab_size, hidden_size))
+    mantissa, exponent = np.frexp(share)  # of a power of two, the mantissa is a half
+    return np.minimum(np.ldexp(1.0, exponent - (mantissa == 0.5)), tokens)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
+from lorabench.estimator.fused_loss import chunk_rows
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
 
@@ -41,6 +42,9 @@ def symbols(spec: ModelSpec, recipe: Recipe) -> tuple[Symbol, ...]:
     experts = spec.config.get("num_local_experts") or spec.config.get("num_experts")
     if experts:
         named.append(Symbol("E", "experts", experts))
+    if recipe.loss == "liger":
+        chunk = chunk_rows(recipe.tokens, spec.vocab_size, spec.hidden_size)
+        named.append(Symbol("c", "tokens in a chunk of the fused loss: B·S / (V/h), to a power of two", chunk))
     if recipe.rank is not None:
         named.append(Symbol("r", "rank of the adapters", recipe.rank))
     return tuple(named)

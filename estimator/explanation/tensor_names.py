@@ -173,6 +173,8 @@ def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
         weight = "the head's weight" if place == "loss" else "the weight"
         copied = weight if of_weight else _CAST.get(place, "what is there")
         return f"{dtype} copy of {copied}"
+    if operation == "fused_linear_cross_entropy":
+        return _of_fused_loss(item)
     if place == "loss":
         if item.monomial == "1":
             return "the loss itself"
@@ -203,8 +205,24 @@ def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
     return _WHAT.get(operation, "indices" if dtype == "int64" else "rows, chosen and in order")
 
 
+def _of_fused_loss(item: Item) -> str:
+    columns, dtype, component = item.origin.columns, item.origin.dtype, item.component
+    if item.monomial == "c":
+        return "a chunk's logits" if component == "logits" else "a chunk of hidden states, or of their gradient"
+    if item.monomial == "1":
+        if columns == 1:
+            return "the loss itself"
+        made = component == "activations"
+        return "gradient of the head's weight" if made else f"{dtype} copy of the head's weight or of its gradient"
+    if columns > 1:
+        return "gradient of the last hidden state"
+    return {"int64": "labels, shifted", "float32": "loss of each token", "bool": "which tokens count"}[dtype]
+
+
 def _source(item: Item, place: str, recipe: Recipe) -> str:
     origin = item.origin
+    if origin.operation == "fused_linear_cross_entropy":
+        return "Liger: logits by chunks of tokens, gradients in forward"
     product = place in ("linear", "adapter") or (place == "loss" and item.monomial == "1")
     if origin.operation == "cast" and product and recipe.mixed_precision != "no":
         return "torch: autocast, which casts what matrix products take"

@@ -40,7 +40,7 @@ def _forward(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, **option
 
 
 def _loss_of_head(head: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean loss of ``hidden`` (batch, sequence, hidden size), each token of which predicts the next label."""
+    """Return the mean loss of ``hidden`` (batch, sequence, hidden size), whose tokens each predict the next label."""
     from torch.nn.functional import pad
 
     labels = pad(labels, (0, 1), value=IGNORED)

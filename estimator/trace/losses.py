@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.fused_loss import OLDEST_LIGER
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.trace.fused_loss import set_fused_loss
 
@@ -15,7 +17,11 @@ OTHER_LIGER_KERNELS = ("cross_entropy", "geglu", "layer_norm", "relu_squared", "
 
 
 def set_loss(model: Any, recipe: Recipe) -> None:
-    """Make ``model`` compute the recipe's loss in its forward pass, where transformers computes it."""
+    """Make ``model`` compute the recipe's loss in its forward pass, where transformers computes it.
+
+    Raises:
+        UserError: a liger-kernel that is too old.
+    """
     if recipe.loss == "legacy":
         model.loss_function = shifted_logits_loss
     elif recipe.loss == "liger" and model.device.type == "meta":
@@ -23,7 +29,29 @@ def set_loss(model: Any, recipe: Recipe) -> None:
     elif recipe.loss == "liger":
         from transformers.integrations.liger import apply_liger_kernel
 
+        _refuse_old_liger()
         apply_liger_kernel(model, {**dict.fromkeys(OTHER_LIGER_KERNELS, False), "fused_linear_cross_entropy": True})
+
+
+def _refuse_old_liger() -> None:
+    """Refuse a liger-kernel that holds more than is counted.
+
+    Raises:
+        UserError: which version is installed, and which is wanted.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.version import Version
+
+    try:
+        installed = version("liger-kernel")
+    except PackageNotFoundError:  # a nightly build, by another name
+        return
+    if Version(installed) < Version(OLDEST_LIGER):
+        raise UserError(
+            f"loss liger: liger-kernel {installed} holds more than newer ones, which lorabench counts: "
+            f"pip install 'liger-kernel>={OLDEST_LIGER}'"
+        )
 
 
 def shifted_logits_loss(

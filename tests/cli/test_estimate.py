@@ -139,7 +139,7 @@ def test_a_config_that_is_no_model_is_refused(estimate: Any, tmp_path: Path, nam
         (["gpt2", "--require-fit", "--seq-len", "64"], "--gpu"),
         (["gemma-2-2b", "--attn-implementation", "sdpa"], "use --attn-implementation eager"),
         (["mixtral-8x7b-v0.1"], "use --lora-dropout 0, or --target-modules attention"),
-        (["gpt2", "--loss", "liger", "--seq-len", "64"], "loss liger"),
+        (["gpt2", "--loss", "liger", "--seq-len", "64"], "Liger has no fused loss for openai-community/gpt2"),
         ([], "MODEL"),
     ],
 )

@@ -84,7 +84,7 @@ def test_expandable_segments_change_what_is_reserved_only(
     ("arguments", "said"),
     [
         (["demo-lama"], "did you mean"),
-        (["demo-llama", "--loss", "liger"], "cannot be traced"),
+        (["demo-llama", "--loss", "liger", "--kernels", "cpu"], "runs on CUDA only"),
         (["demo-llama", "--kernels", "cpu", "--expandable-segments"], "setting of CUDA's allocator"),
         (["demo-llama", "--target-modules", "q_prj"], "q_prj"),
         (["demo-llama", "--kernels", "gpu"], "gpu"),

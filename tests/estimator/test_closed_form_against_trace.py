@@ -50,7 +50,7 @@ def sample_options(draw: random.Random, spec: ModelSpec) -> dict[str, Any]:
         "gradient_accumulation": draw.choice([1, 1, 2]),
         "gradient_checkpointing": draw.random() < 0.5,
         "attn_implementation": draw.choice(CHOICES["attn_implementation"]),
-        "loss": draw.choice(["standard", "legacy"]),
+        "loss": draw.choice(CHOICES["loss"]),
     }
     if method != "full":
         targets = ["attention", draw.choice(["v_proj,q_proj", "o_proj"])]
@@ -108,4 +108,4 @@ def test_the_sample_covers_the_option_space() -> None:
     assert {recipe.model for recipe in drawn} == {f"small/{family}" for family in FAMILIES}
     for option, choices in CHOICES.items():
         covered = {getattr(recipe, option) for recipe in drawn} - {None}
-        assert covered == set(choices) - {"liger"}, option  # liger has no closed form
+        assert covered == set(choices), option

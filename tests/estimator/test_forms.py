@@ -59,7 +59,7 @@ def sample(family: str, many: int) -> list[tuple[ModelSpec, Recipe]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forms_say_what_the_step_says(family: str, kernels: Kernels) -> None:
     for spec, recipe in sample(family, 5):
-        values = monomial_values(recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+        values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
         moments = [
             (sum(moment.component_bytes(values).values()), moment) for moment in step_moments(spec, recipe, kernels)
         ]

@@ -160,7 +160,6 @@ def test_names_and_alpha_change_nothing(given_: tuple[ModelSpec, Recipe]) -> Non
     ("family", "options", "advice"),
     [
         ("mixtral", {"lora_dropout": 0.0}, "lorabench trace"),
-        ("llama", {"loss": "liger"}, "use --loss standard"),
     ],
 )
 def test_what_has_no_closed_form_is_refused(family: str, options: dict[str, Any], advice: str) -> None:
