@@ -41,6 +41,9 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     """Where recipes run."""
 
     device: DeviceFacts
+    """The first of the devices of the kind that was asked for."""
+    alike: tuple[int, ...] = (0,)
+    """Indices of the devices that are like the first, which is one of them."""
     environment: Environment
 
 
@@ -81,15 +84,18 @@ def main() -> None:
         print(f"no CUDA device (torch {torch.__version__} is built {built_for}): use --device cpu", file=sys.stderr)
         sys.exit(2)
     kind: Literal["cuda", "cpu"] = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
-    surroundings = Surroundings(device=_device_facts(kind), environment=_environment(kind))
+    device = _device_facts(kind)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    alike = tuple(index for index in range(count) if _device_facts(kind, index) == device)
+    surroundings = Surroundings(device=device, alike=alike, environment=_environment(kind))
     print(msgspec.json.encode(surroundings).decode())
 
 
-def _device_facts(kind: Literal["cuda", "cpu"]) -> DeviceFacts:
+def _device_facts(kind: Literal["cuda", "cpu"], index: int = 0) -> DeviceFacts:
     if kind == "cuda":
         import torch
 
-        properties = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(index)
         return DeviceFacts(kind="cuda", name=properties.name, memory_bytes=properties.total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return DeviceFacts(kind="cpu", name=processor_name(), memory_bytes=memory)
