@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "Hold results against a baseline.",
     "models": "List the models whose shapes are shipped.",
     "gpus": "List the GPUs that --gpu knows by name.",
+    "doctor": "Say what this machine can run, and what mends the rest.",
 }
 """Command → summary, in the order of the help text; the module of the same name defines it."""
 

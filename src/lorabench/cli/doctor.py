@@ -1,0 +1,68 @@
+"""`lorabench doctor`: what this machine can run, and what mends the rest."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorabench.cli.parameters import OneOf
+
+if TYPE_CHECKING:
+    from lorabench.bench.doctor import Diagnosis
+
+EXAMPLES = """\
+\b
+Examples:
+  lorabench doctor
+  lorabench doctor --device cuda && lorabench run demo -o results
+
+\b
+Exit codes:
+  0  it can train    1  something that is needed is missing
+"""
+WIDTH = 80
+
+
+@click.command("doctor", epilog=EXAMPLES)
+@click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="cuda needs a GPU. [auto]")
+@click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
+def command(device: Any, format_: str) -> int:
+    """Say what this machine can train, what is missing, and the command that mends it.
+
+    Libraries are really imported and a tensor is really quantised, in a process of its own. "unknown" says that
+    nobody has tried these versions together, not that they fail.
+    """
+    from lorabench.bench.doctor import diagnose
+
+    diagnosis = diagnose(device)
+    if format_ == "json":
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2).decode())
+    else:
+        click.echo("\n".join(as_lines(diagnosis)))
+    return 0 if diagnosis.ready else 1
+
+
+def as_lines(diagnosis: Diagnosis) -> list[str]:
+    """Return the diagnosis as lines for a terminal, the commands that mend it last and uncut."""
+    head = f"lorabench {diagnosis.lorabench}, Python {diagnosis.python}, {diagnosis.operating_system}"
+    lines = [*textwrap.wrap(head, WIDTH), ""]
+    name_width = max(len(check.name) for check in diagnosis.checks)
+    status_width = max(len(check.status) for check in diagnosis.checks)
+    for check in diagnosis.checks:
+        start = f"{check.name:<{name_width}}  {check.status:<{status_width}}  "
+        lines += textwrap.wrap(check.found, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+    lines.append("")
+    where = "a GPU" if diagnosis.device == "cuda" else "the CPU"
+    if diagnosis.can_train:
+        lines.append(f"trains on {where}: {', '.join(diagnosis.can_train)}")
+    else:
+        lines.append(f"cannot train on {where} yet")
+    mends = {check.mend: check.name for check in reversed(diagnosis.checks) if check.mend is not None}
+    if mends:
+        lines += ["", "to mend:"]
+        lines += [f"  {name}: {mend}" for mend, name in reversed(mends.items())]
+    return lines
