@@ -28,11 +28,12 @@ def adapted_experts(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[Weight, i
     """
     if recipe.target_modules == "all-linear":
         for group in spec.layers:
-            for weight in _experts(group):
+            for weight in stacked_experts(group):
                 yield weight, group.count
 
 
-def _experts(group: Layers) -> list[Weight]:
+def stacked_experts(group: Layers) -> list[Weight]:
+    """Return the router and the stacks of experts of each layer of ``group``: none where it is no mixture."""
     return [weight for weight in group.weights if weight.part == "feed_forward"]
 
 
@@ -88,7 +89,7 @@ def _adapter_shapes(group: Layers, recipe: Recipe, targets: set[str]) -> Iterato
             yield rank, linear.in_features
             yield linear.out_features, rank
     if recipe.target_modules == "all-linear":
-        for weight in _experts(group):
+        for weight in stacked_experts(group):
             *_, out_features, in_features = weight.shape
             ranks = adapters_of_expert(weight) * rank
             yield ranks, in_features
@@ -154,7 +155,7 @@ def _adapter_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[str, tup
         if recipe.target_modules == "all-linear":
             adapted += [
                 (path, adapters_of_expert(weight) * rank, weight.shape[-1], weight.shape[-2])
-                for path, weight in _wrapped_paths(_experts(group))
+                for path, weight in _wrapped_paths(stacked_experts(group))
             ]
         for index in range(first, first + group.count):
             for path, ranks, in_features, out_features in adapted:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import heapq
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lorabench.estimator.closed_form.sizes import WITH_RANK, Block, Ledger
 from lorabench.estimator.closed_form.work import Work
@@ -22,7 +23,7 @@ from lorabench.estimator.recipes import ITEMSIZE
 ITEMSIZES = {**ITEMSIZE, "int64": 8, "int32": 4, "bool": 1, "uint8": 1}
 PROMOTED = {("bfloat16", "float16"): "float32", ("float16", "bfloat16"): "float32"}
 
-Gradients = tuple["Tensor | None", ...]
+Gradients = tuple["Tensor | Broadcast | None", ...]
 Backward = Callable[[Any, list["Tensor"]], Gradients]
 """From the gradient of the output (a list of them where there are several outputs) and the saved tensors to the
 gradients of the inputs; None where an input needs none."""
@@ -76,6 +77,14 @@ class Tensor:
         )
 
 
+class Broadcast(NamedTuple):
+    """The gradient of what was broadcast, before autograd sums it up to the ``rows`` and ``columns`` that it has."""
+
+    gradient: Tensor
+    rows: int
+    columns: int
+
+
 class Leaf:
     """A weight that trains, or an activation that is made to require a gradient: where its gradient gathers.
 
@@ -125,19 +134,19 @@ class Kept:
 
     def take(self) -> list[Tensor]:
         """Return them."""
-        return self.tensors
+        return [*self.tensors]
 
 
 class Dropped:
     """Saved tensors that a checkpoint will recompute."""
 
-    __slots__ = ("checkpoint", "first", "many")
+    __slots__ = ("__weakref__", "checkpoint", "first", "many")
 
     def __init__(self, checkpoint: Checkpoint, many: int) -> None:
         self.checkpoint = checkpoint
-        self.first = checkpoint.saves
+        self.first = len(checkpoint.owners)
         self.many = many
-        checkpoint.saves += many
+        checkpoint.owners += [weakref.ref(self)] * many
 
     def take(self) -> list[Tensor]:
         """Return them, after recomputation."""
@@ -151,12 +160,13 @@ class StopRecomputation(Exception):  # noqa: N818 - it ends a recomputation as S
 class Checkpoint:
     """One checkpointed call: what it needs to run again, and what running again gave."""
 
-    __slots__ = ("function", "recomputed", "saves", "tape")
+    __slots__ = ("function", "owners", "recomputed", "tape")
 
     def __init__(self, tape: Tape, function: Callable[[], object]) -> None:
         self.tape = tape
         self.function = function
-        self.saves = 0
+        self.owners: list[weakref.ref[Dropped]] = []
+        """Of each saved tensor. What a node saved that is gone is recomputed too, but not kept."""
         self.recomputed: dict[int, Tensor] | None = None
 
     def unpack(self, index: int) -> Tensor:
@@ -177,8 +187,9 @@ class Tape:
         self._gradients: list[Tensor] = []
         self._sequence = 0
         self._checkpoint: Checkpoint | None = None
-        self._recomputing: dict[int, Tensor] | None = None
-        self._still_to_save = 0
+        self._recomputing: Checkpoint | None = None
+        self._recomputed: dict[int, Tensor] = {}
+        self._saves = 0
 
     # Making tensors
 
@@ -228,13 +239,15 @@ class Tape:
     def save(self, tensors: tuple[Tensor, ...]) -> Saved:
         """Keep ``tensors`` for backward, or promise to recompute them."""
         if self._recomputing is not None:
+            owners = self._recomputing.owners
             for tensor in tensors:
-                index = len(self._recomputing)
-                self._recomputing[index] = Tensor(
-                    tensor.block, tensor.rows, tensor.columns, tensor.dtype, ranked=tensor.ranked
-                )
+                if owners[self._saves]() is not None:
+                    self._recomputed[self._saves] = Tensor(
+                        tensor.block, tensor.rows, tensor.columns, tensor.dtype, ranked=tensor.ranked
+                    )
                 _label_saved(tensor)
-                if index + 1 == self._still_to_save:
+                self._saves += 1
+                if self._saves == len(owners):
                     raise StopRecomputation
             return Kept(tensors)
         if self._checkpoint is not None:
@@ -257,7 +270,7 @@ class Tape:
     def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
         """Run a checkpointed call again and return what it saves, by index."""
         repeat, self.repeat = self.repeat, 1
-        self._recomputing, self._still_to_save = {}, checkpoint.saves
+        self._recomputing, self._recomputed, self._saves = checkpoint, {}, 0
         try:
             if self.autocast is None:
                 checkpoint.function()
@@ -267,8 +280,9 @@ class Tape:
         except StopRecomputation:
             pass
         finally:
-            recomputed, self._recomputing = self._recomputing, None
+            self._recomputing = None
             self.repeat = repeat
+        recomputed, self._recomputed = self._recomputed, {}
         return recomputed
 
     # Layers that are alike
@@ -317,18 +331,22 @@ class Tape:
         saved = node.saved.take()
         gradients = list(node.backward(arrived if node.outputs > 1 else arrived[0], saved))
         arrived.clear()
-        # A gradient takes the dtype of what it belongs to while the node still holds all that it saved.
+        # What was recomputed is gone now; the rest stays while gradients take the shape and dtype of what they belong
+        # to.
+        saved.clear()
         for position, (_, _, dtype) in enumerate(node.edges):
             gradient = gradients[position]
+            if isinstance(gradient, Broadcast):
+                gradient = gradients[position] = self.new(gradient.rows, gradient.columns, gradient.gradient.dtype)
             if gradient is not None and gradient.dtype != dtype:
                 gradients[position] = self.like(gradient, dtype)
             del gradient
         edges, node.edges, node.saved = node.edges, [], Kept(())
-        saved.clear()
         for position, (target, leaf, _) in enumerate(edges):
             gradient, gradients[position] = gradients[position], None
             if gradient is None:
                 continue
+            assert isinstance(gradient, Tensor)
             if leaf is not None:
                 self._gather(leaf, gradient, node.repeat)
             elif target is not None:

@@ -31,7 +31,7 @@ def llama(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     """One layer of Llama, Mistral, Qwen2, Qwen3."""
     residual = hidden
     hidden = m.rms_norm("input_layernorm", hidden)
-    hidden = grouped_attention(m, hidden, rotary)
+    hidden, _ = grouped_attention(m, hidden, rotary)
     hidden = m.op.add(residual, hidden)
     residual = hidden
     hidden = m.rms_norm("post_attention_layernorm", hidden)
@@ -43,7 +43,7 @@ def mixture(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     """One layer of Mixtral and of Qwen3-MoE, whose feed-forward may be a mixture of experts."""
     residual = hidden
     hidden = m.rms_norm("input_layernorm", hidden)
-    hidden = grouped_attention(m, hidden, rotary)
+    hidden, _ = grouped_attention(m, hidden, rotary)
     hidden = m.op.add(residual, hidden)
     residual = hidden
     hidden = m.rms_norm("post_attention_layernorm", hidden)
@@ -55,7 +55,7 @@ def granite(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     """One layer of Granite: Llama's, with the sublayers' outputs scaled."""
     residual = hidden
     hidden = m.rms_norm("input_layernorm", hidden)
-    hidden = grouped_attention(m, hidden, rotary)
+    hidden, _ = grouped_attention(m, hidden, rotary)
     hidden = m.op.add(residual, m.op.scale(hidden))
     residual = hidden
     hidden = m.rms_norm("post_attention_layernorm", hidden)
@@ -67,7 +67,7 @@ def gemma(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     """One layer of Gemma: Llama's, with its own norm."""
     residual = hidden
     hidden = m.gemma_norm("input_layernorm", hidden)
-    hidden = grouped_attention(m, hidden, rotary)
+    hidden, _ = grouped_attention(m, hidden, rotary)
     hidden = m.op.add(residual, hidden)
     residual = hidden
     hidden = m.gemma_norm("post_attention_layernorm", hidden)
@@ -79,7 +79,7 @@ def gemma2(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     """One layer of Gemma 2: norms before and after each sublayer, softcapped attention where it is eager."""
     residual = hidden
     hidden = m.gemma_norm("input_layernorm", hidden)
-    hidden = grouped_attention(m, hidden, rotary)
+    hidden, _ = grouped_attention(m, hidden, rotary)
     hidden = m.gemma_norm("post_attention_layernorm", hidden)
     hidden = m.op.add(residual, hidden)
     residual = hidden
@@ -94,7 +94,7 @@ def phi3(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     dropout = m.spec.config["resid_pdrop"]
     residual = hidden
     hidden = m.rms_norm("input_layernorm", hidden)
-    hidden = fused_attention(m, hidden, rotary)
+    hidden, _ = fused_attention(m, hidden, rotary)
     hidden = m.op.add(residual, m.op.dropout(hidden, dropout))
     residual = hidden
     hidden = m.rms_norm("post_attention_layernorm", hidden)
@@ -102,15 +102,15 @@ def phi3(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     return m.op.add(residual, m.op.dropout(hidden, dropout))
 
 
-def fused_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+def fused_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
     """Rotary attention whose queries, keys and values are slices of one projection."""
     assert rotary is not None
     q_width, kv_width = m.query_width, m.key_width
     qkv = m.linear("self_attn.qkv_proj", hidden)
     q, k, v = m.op.part(qkv, q_width), m.op.part(qkv, kv_width), m.op.part(qkv, kv_width)
     q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
-    output = m.attention(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0, joined=True)
-    return m.linear("self_attn.o_proj", output)
+    output, probabilities = m.attention(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0, joined=True)
+    return m.linear("self_attn.o_proj", output), probabilities
 
 
 def fused_mlp(m: Modules, hidden: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def gpt_neox(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     """One layer of GPT-NeoX and Pythia: attention and feed-forward side by side, or one after the other."""
     config, op = m.spec.config, m.op
     dropout = config["hidden_dropout"]
-    attention = neox_attention(m, m.layer_norm("input_layernorm", hidden), rotary)
+    attention, _ = neox_attention(m, m.layer_norm("input_layernorm", hidden), rotary)
     attention = op.dropout(attention, dropout)
     if config["use_parallel_residual"]:
         feed_forward = neox_mlp(m, m.layer_norm("post_attention_layernorm", hidden))
@@ -138,15 +138,15 @@ def gpt_neox(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     return op.add(feed_forward, attention)
 
 
-def neox_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+def neox_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
     """Attention with one projection for queries, keys and values, of which a part of each head is rotated."""
     assert rotary is not None
     width = m.spec.hidden_size
     qkv = m.linear("attention.query_key_value", hidden)
     q, k, v = m.op.split(qkv, width, width, width)
     q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
-    output = m.attention(q, k, v, dropout=m.spec.config["attention_dropout"], joined=True)
-    return m.linear("attention.dense", output)
+    output, probabilities = m.attention(q, k, v, dropout=m.spec.config["attention_dropout"], joined=True)
+    return m.linear("attention.dense", output), probabilities
 
 
 def neox_mlp(m: Modules, hidden: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def neox_mlp(m: Modules, hidden: Tensor) -> Tensor:
     return m.linear("mlp.dense_4h_to_h", states)
 
 
-def grouped_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+def grouped_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
     """Rotary attention with separate projections, normed per head where the architecture does."""
     assert rotary is not None
     q = m.linear("self_attn.q_proj", hidden)
@@ -167,8 +167,8 @@ def grouped_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tens
         k = m.rms_norm("self_attn.k_norm", k, m.spec.num_key_value_heads)
     v = m.linear("self_attn.v_proj", hidden)
     q, k = m.rotate(q, rotary), m.rotate(k, rotary)
-    output = m.attention(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0)
-    return m.linear("self_attn.o_proj", output)
+    output, probabilities = m.attention(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0)
+    return m.linear("self_attn.o_proj", output), probabilities
 
 
 def gpt2(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
@@ -178,7 +178,7 @@ def gpt2(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
     hidden = m.layer_norm("ln_1", hidden)
     width = m.spec.hidden_size
     q, k, v = m.op.split(m.linear("attn.c_attn", hidden), width, width, width)
-    output = m.attention(q, k, v, dropout=config["attn_pdrop"])
+    output, _ = m.attention(q, k, v, dropout=config["attn_pdrop"])
     output = m.linear("attn.c_proj", output)
     output = m.op.dropout(output, config["resid_pdrop"])
     del q, k, v

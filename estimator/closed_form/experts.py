@@ -1,35 +1,41 @@
 """Mixtures of experts: the router, and the experts as one grouped product over their stacked weights.
 
-transformers 5 keeps all experts of a layer in two three-dimensional parameters, which bitsandbytes does not quantise
-and peft's all-linear does not adapt, and runs them through `grouped_mm`, whose sizes depend on the number of tokens and
-not on where the router sends them (`integrations/moe.py`).
+transformers 5 keeps all experts of a layer in two three-dimensional parameters, which bitsandbytes does not quantise,
+and runs them through `grouped_mm`, whose sizes depend on the number of tokens and not on where the router sends them
+(`integrations/moe.py`). Under all-linear peft adapts these parameters and the router's: while their module runs, each
+is replaced by itself plus its adapters' product, a tensor as large as all experts (`ParamWrapper` of peft 0.21).
 """
 
 from __future__ import annotations
 
-from lorabench.estimator.closed_form.autograd import Gradients, Tensor, promote
+from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Node, Tape, Tensor, promote
 from lorabench.estimator.closed_form.modules import Modules
-from lorabench.estimator.closed_form.sizes import BS, ONE
+from lorabench.estimator.closed_form.sizes import BS, ONE, R
+from lorabench.estimator.closed_form.work import Product
 
 
 def sparse_mlp(m: Modules, hidden: Tensor) -> Tensor:
     """Return the weighted sum of what each token's experts make of it."""
-    scores = _route(m, hidden)
-    return _experts(m, hidden, scores)
+    logits, scores = _route(m, hidden)
+    output = _experts(m, hidden, scores)
+    del logits  # its caller holds the router's whole output
+    return output
 
 
-def _route(m: Modules, hidden: Tensor) -> Tensor:
-    """Return each token's weights for its experts, (tokens, num_experts_per_tok)."""
+def _route(m: Modules, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the router's logits and each token's weights for its experts, (tokens, num_experts_per_tok)."""
     op, config = m.op, m.spec.config
     experts, chosen = _counts(m)
-    logits = op.linear(hidden, m.weights["mlp.gate.weight"], experts)
+    router = Router(m)
+    weight = router.weight()
+    logits = op.linear(hidden, weight, experts)
     probabilities = op.softmax(logits, "float32")
     top = _top(m, probabilities, chosen)
     if m.spec.model_type == "mixtral":
-        return top
+        return logits, _normed(m, top)
     if config["norm_topk_prob"]:
-        op.tape.new(BS, 1, "float32")
-    return op.cast(top, logits.dtype)
+        top = _normed(m, top)
+    return logits, op.cast(top, logits.dtype)
 
 
 def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
@@ -44,25 +50,111 @@ def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
     )
 
 
+def _normed(m: Modules, top: Tensor) -> Tensor:
+    """Return the weights divided in place by each token's sum; the undivided ones are saved in a copy."""
+    tape, chosen = m.op.tape, top.columns
+    total = tape.record((top,), lambda g, _: (g.view(chosen),), (), lambda: tape.new(BS, 1, "float32"))
+
+    def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+        return tape.like(g), Broadcast(tape.like(g), BS, 1)
+
+    saved = (top, total) if top.requires_grad else ()
+    return tape.record((top, total), backward, saved, lambda: tape.like(top))
+
+
 def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     op, tape = m.op, m.op.tape
     _, chosen = _counts(m)
     width = m.spec.hidden_size
     inner = m.spec.config.get("moe_intermediate_size") or m.spec.intermediate_size
+    down_stack, gate_up_stack = Stack(m, "mlp.experts.down_proj"), Stack(m, "mlp.experts.gate_up_proj")
     by_expert = tape.new(BS, chosen, "int64")
     order = tape.new(BS, chosen, "int64")
     selected = _gather(m, hidden, width * chosen)
     sorted_scores = _gather(m, scores, chosen, order)
-    gate_up = _grouped(m, selected, "mlp.experts.gate_up_proj", 2 * inner * chosen)
+    counted = tape.new(BS, chosen, "int32")
+    gate_up_weight = gate_up_stack.weight()
+    gate_up = _grouped(m, selected, gate_up_weight, 2 * inner * chosen)
     gate, up = op.split(gate_up, inner * chosen, inner * chosen)
     product = op.multiply(op.activation(gate), up)
     del gate, up, gate_up
-    output = _grouped(m, product, "mlp.experts.down_proj", width * chosen)
+    down_weight = down_stack.weight()
+    output = _grouped(m, product, down_weight, width * chosen)
+    del product
     weighted = _weight(m, output, sorted_scores, chosen)
     weighted = _gather(m, weighted, width * chosen)
     total = _sum_of_experts(m, weighted, width)
-    del by_expert, output, product, selected
-    return op.cast(total, hidden.dtype)
+    del by_expert, output, selected, counted
+    total = op.cast(total, hidden.dtype)
+    del gate_up_weight, down_weight, gate_up_stack, down_stack  # only now is what was replaced put back
+    return total
+
+
+class Router:
+    """The router's weight, with its adapter while the router runs."""
+
+    def __init__(self, m: Modules) -> None:
+        name = "mlp.gate.weight"
+        m.op.tape.place = name
+        self.op = m.op
+        self.base = m.weights[name]
+        self.delta: Tensor | None = None
+        if name in m.adapters:
+            a, b = m.adapters[name]
+            self.delta = m.op.cast(m.op.scale(m.op.linear(b, a, self.base.columns)), self.base.dtype)
+            self.weight()  # torch tries a parametrization when it is registered
+
+    def weight(self) -> Tensor:
+        """Return the weight, a new tensor where it is adapted."""
+        return self.base if self.delta is None else self.op.add(self.base, self.delta)
+
+
+class Stack:
+    """The stacked weights of all experts, with their adapters while the experts run."""
+
+    def __init__(self, m: Modules, name: str) -> None:
+        m.op.tape.place = name
+        self.tape = m.op.tape
+        self.base = m.weights[name]
+        self.experts = _counts(m)[0]
+        self.factors: tuple[Tensor, Tensor] | None = None
+        if name in m.adapters:
+            a, b = m.adapters[name]
+            dtype = self.base.dtype
+            self.factors = m.op.cast(_by_expert(self.tape, b), dtype), m.op.cast(a, dtype)
+            self.weight()  # torch tries a parametrization when it is registered
+
+    def weight(self) -> Tensor:
+        """Return the weights: where they are adapted, base + scale · B · A for each expert, in one batched product."""
+        if self.factors is None:
+            return self.base
+        tape, base = self.tape, self.base
+        shapes = [(factor.rows, factor.columns, factor.dtype) for factor in self.factors]
+
+        rank = (1, R)
+        outer, inner = ((factor.columns / self.experts, ONE) for factor in self.factors)
+        batch = (self.experts, ONE)
+        to_outer = Product("adapters", outer, rank, inner, base.dtype, batch)
+        to_inner = Product("adapters", rank, inner, outer, base.dtype, batch)
+
+        def forward() -> Tensor:
+            with tape.working(Product("adapters", outer, inner, rank, base.dtype, batch)):
+                return tape.like(base)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            gradients = []
+            for shape, work in zip(shapes, (to_outer, to_inner), strict=True):
+                with tape.working(work):
+                    product = tape.new(*shape, ranked=True)
+                gradients.append(tape.like(product))  # scaled
+            return None, *gradients
+
+        return tape.record((base, *self.factors), backward, self.factors, forward)
+
+
+def _by_expert(tape: Tape, b: Tensor) -> Tensor:
+    """Return B, which lies by output feature, as seen by expert; its gradient is copied to lie as B does."""
+    return b.view(node=Node(tape, lambda g, _: (tape.like(g),), (b,), ()))
 
 
 def _counts(m: Modules) -> tuple[int, int]:
@@ -72,28 +164,53 @@ def _counts(m: Modules) -> tuple[int, int]:
 
 
 def _gather(m: Modules, x: Tensor, columns: int, index: Tensor | None = None) -> Tensor:
-    """Return rows of x in another order or several times; the int64 index is saved."""
+    """Return rows of x in another order or several times; the int64 index is saved.
+
+    To add up their gradients CUDA sorts the index: it holds the indices, their order, both sorted, and both again.
+    """
     tape, chosen, was = m.op.tape, _counts(m)[1], x.columns
+    cuda = m.op.kernels == "cuda"
     if index is None:
         index = tape.new(BS, chosen, "int64")
     dtype = x.dtype
-    return tape.record((x,), lambda g, _: (tape.new(BS, was, g.dtype),), (index,), lambda: tape.new(BS, columns, dtype))
+
+    def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+        added = tape.new(BS, was, g.dtype)
+        scratch = [tape.new(BS, chosen, "int64") for _ in range(6)] if cuda else []
+        del scratch
+        return (added,)
+
+    return tape.record((x,), backward, (index,), lambda: tape.new(BS, columns, dtype))
 
 
-def _grouped(m: Modules, x: Tensor, name: str, columns: int) -> Tensor:
-    """Return the grouped product with the stacked weights ``name``, in their dtype: autocast leaves it alone."""
-    tape, weight = m.op.tape, m.weights[name]
+def _grouped(m: Modules, x: Tensor, weight: Tensor, columns: int) -> Tensor:
+    """Return the grouped product with stacked weights, in their dtype: autocast leaves it alone.
+
+    Each expert is taken to get as many tokens as any other.
+    """
+    tape, (experts, chosen) = m.op.tape, _counts(m)
     cast = m.op.cast(x, weight.dtype)
     x_needs, weight_needs = cast.requires_grad, weight.requires_grad
     in_columns, elements, dtype = cast.columns, weight.columns, weight.dtype
+    rows, k, n = (chosen / experts, BS), (in_columns / chosen, ONE), (columns / chosen, ONE)
+    batch = (experts, ONE)
+
+    def forward() -> Tensor:
+        with tape.working(Product("linear layers", rows, n, k, dtype, batch)):
+            return tape.new(BS, columns, dtype)
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        to_x = tape.new(BS, in_columns, dtype) if x_needs else None
-        to_weight = tape.new(ONE, elements, dtype) if weight_needs else None
+        to_x = to_weight = None
+        if x_needs:
+            with tape.working(Product("linear layers", rows, k, n, dtype, batch)):
+                to_x = tape.new(BS, in_columns, dtype)
+        if weight_needs:
+            with tape.working(Product("linear layers", n, k, rows, dtype, batch)):
+                to_weight = tape.new(ONE, elements, dtype)
         return to_x, to_weight
 
     saved = (*((cast,) if weight_needs else ()), *((weight,) if x_needs else ()))
-    return tape.record((cast, weight), backward, saved, lambda: tape.new(BS, columns, dtype))
+    return tape.record((cast, weight), backward, saved, forward)
 
 
 def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
@@ -103,10 +220,7 @@ def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         to_output = tape.like(g) if output_needs else None
-        to_scores = None
-        if scores_need:
-            product = tape.like(g)
-            to_scores = tape.new(BS, chosen, product.dtype)
+        to_scores = Broadcast(tape.like(g), BS, chosen) if scores_need else None
         return to_output, to_scores
 
     saved = (*((scores,) if output_needs else ()), *((output,) if scores_need else ()))
@@ -118,5 +232,10 @@ def _sum_of_experts(m: Modules, weighted: Tensor, width: int) -> Tensor:
     op = m.op
     x = op.cast(weighted, "float32") if op.autocast is not None and op.kernels == "cuda" else weighted
     tape, columns = op.tape, x.columns
-    # The gradient of a sum is a view that is expanded, and takes no memory of its own.
-    return tape.record((x,), lambda g, _: (g.view(columns),), (), lambda: tape.new(BS, width, x.dtype))
+    cast = x is not weighted
+
+    def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+        # The gradient of a sum is an expanded view: a cast makes a tensor of it, and without one a copy is made.
+        return (g.view(columns) if cast else tape.new(BS, columns, g.dtype),)
+
+    return tape.record((x,), backward, (), lambda: tape.new(BS, width, x.dtype))

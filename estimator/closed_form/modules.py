@@ -10,6 +10,7 @@ from lorabench.estimator.closed_form.autograd import Leaf, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BS, BSS, ONE, SS
 from lorabench.estimator.models import Layers, Linear, ModelSpec
+from lorabench.estimator.parameters import adapters_of_expert, stacked_experts
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.states import unquantized_dtype
 
@@ -79,6 +80,11 @@ class Modules:
                     weights.adapter(linear.in_features),
                     weights.adapter(linear.out_features),
                 )
+        if recipe.target_modules == "all-linear":
+            for weight in stacked_experts(layers):
+                *_, out_features, in_features = weight.shape
+                many = adapters_of_expert(weight)
+                self.adapters[weight.name] = weights.adapter(many * in_features), weights.adapter(many * out_features)
 
     @property
     def query_width(self) -> int:
@@ -186,16 +192,23 @@ class Modules:
         second = self.op.part(x, half)
         return self.op.join(self.op.scale(second), first)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, joined: bool = False) -> Tensor:
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, joined: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the heads' outputs, through the kernel that the recipe, the mask and the dtype lead to.
+
+        The second is the matrix of probabilities where attention is eager; the layer holds it to its end.
 
         ``joined``: the queries were joined head by head. Flash attention lays its output out as the queries lie in
         memory; then that is by head, so that it is copied to lie by token.
         """
+        if self.recipe.attn_implementation == "eager":
+            return self._eager(q, k, v, dropout)
+        return self._fused(q, k, v, dropout, joined), None
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
         spec, op = self.spec, self.op
         implementation = self.recipe.attn_implementation
-        if implementation == "eager":
-            return self._eager(q, k, v, dropout)
         heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
         if self.mask is not None:
             # Kernels that take a mask share no keys and values among heads.
@@ -222,7 +235,7 @@ class Modules:
         """Return the dtype in which flash_attn runs: transformers casts float32 back to that of the weights."""
         return self.quantized_dtype if dtype == "float32" else dtype
 
-    def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         op, heads = self.op, self.spec.num_attention_heads
         times = heads // self.spec.num_key_value_heads
         if self.spec.num_key_value_heads == 1 and self.recipe.batch_size == 1:
@@ -245,7 +258,7 @@ class Modules:
         scores = op.cast(op.softmax(scores, precision), q.dtype)
         scores = op.dropout(scores, dropout)
         output = op.matmul(scores, values, BS, hidden, copied=(False, by_token and times == 1))
-        return op.copy(output)
+        return op.copy(output), scores
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         """torch's math kernel: everything in float32, with the whole matrix of scores.

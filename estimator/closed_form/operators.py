@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lorabench.estimator.breakdown import Kernels
-from lorabench.estimator.closed_form.autograd import Autocast, Gradients, Node, Tape, Tensor, promote
+from lorabench.estimator.closed_form.autograd import Autocast, Broadcast, Gradients, Node, Tape, Tensor, promote
 from lorabench.estimator.closed_form.sizes import BS, BS128, BSS, CHUNK, ONE, WITH_RANK, S
 from lorabench.estimator.closed_form.work import SEQUENCES, Attention, ChunkedLoss, Dequantisation, Group, Product
 
@@ -68,11 +68,10 @@ class Operators:
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             to_a = tape.like(g) if a_needs else None
-            to_b = None
-            if b_needs:
-                product = tape.like(g)
-                to_b = tape.new(rows, columns, product.dtype) if broadcast else product
-            return to_a, to_b
+            if not b_needs:
+                return to_a, None
+            to_b = tape.like(g)
+            return to_a, Broadcast(to_b, rows, columns) if broadcast else to_b
 
         saved = (*((b,) if a_needs else ()), *((a,) if b_needs else ()))
         return tape.record((a, b), backward, saved, lambda: tape.like(a, dtype))

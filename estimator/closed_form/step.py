@@ -11,7 +11,6 @@ from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BS, ONE, Ledger, Moment, S
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import Layers, ModelSpec
-from lorabench.estimator.parameters import adapted_experts
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.states import states
 from lorabench.estimator.target_modules import resolve_target_modules
@@ -26,11 +25,6 @@ def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape |
     Raises:
         UserError: a combination that has no closed form.
     """
-    if any(True for _ in adapted_experts(spec, recipe)):
-        raise UserError(
-            f"target_modules all-linear adapts the fused experts of {spec.name}, for which there is no closed form: "
-            "use `lorabench trace`, or --target-modules attention"
-        )
     return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run()
 
 

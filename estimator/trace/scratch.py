@@ -17,6 +17,8 @@ Scratch = Callable[[Any, tuple[Any, ...], dict[str, Any]], "list[torch.Tensor]"]
 
 EMBEDDING_ROWS_WITHOUT_SORT = 3072
 """Up to this many tokens the embedding's backward kernel adds up rows in place; above, it sorts them first."""
+SORTED_COPIES = 6
+"""int64 numbers for each index that a kernel sorts to add up rows."""
 ROWS_PER_PARTIAL_SUM = 10
 """Rows that one thread of the embedding's backward kernel adds up."""
 
@@ -31,6 +33,7 @@ def cuda_scratch() -> Scratch:
         aten._scaled_dot_product_efficient_attention.default: _efficient_forward,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
         aten.embedding_dense_backward.default: _embedding_backward,
+        aten.index_put.default: _index_put,
         **_four_bit_products(_gemm_4bit_on_cuda),
     }
     return lambda operator, args, kwargs: kernels[operator](*args, **kwargs) if operator in kernels else []
@@ -138,7 +141,19 @@ def _efficient_backward(
     ]
 
 
-# Embedding
+# Lookups
+
+
+def _index_put(
+    rows: torch.Tensor, indices: list[torch.Tensor], values: torch.Tensor, accumulate: bool = False
+) -> list[torch.Tensor]:
+    """Return what adding up rows sorts: the indices, their order, both sorted, and both again for the sort itself.
+
+    `index_put_with_sort_kernel` of `Indexing.cu`, and cub's radix sort, which goes back and forth between two buffers.
+    """
+    if not accumulate:
+        return []
+    return [index.new_empty(index.shape) for index in indices if index is not None for _ in range(SORTED_COPIES)]
 
 
 def _embedding_backward(
