@@ -5,6 +5,7 @@ Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`) and tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
 from typing import NamedTuple
@@ -35,13 +36,18 @@ class OptimizerBytes(NamedTuple):
 
 
 def optimizer_bytes(
-    optim: Optim, shapes: Iterable[tuple[tuple[int, ...], int]], dtype: Dtype, kernels: Kernels
+    optim: Optim,
+    shapes: Iterable[tuple[tuple[int, ...], int]],
+    dtype: Dtype,
+    kernels: Kernels,
+    embeddings: Iterable[tuple[int, ...]] = (),
 ) -> OptimizerBytes:
     """Return what ``optim`` takes for tensors of ``shapes`` (shape, how many), which train in ``dtype``.
 
     The shapes are in the order in which the optimizer steps through them; what repeats is there twice, the second time
-    with the number of all that follow.
+    with the number of all that follow. ``embeddings`` are the shapes of the embeddings among them.
     """
+    shapes = list(shapes)
     tensors = [(shape, prod(shape), count) for shape, count in shapes]
     elements = sum(size * count for _, size, count in tensors)
     itemsize = ITEMSIZE[dtype]
@@ -62,16 +68,35 @@ def optimizer_bytes(
             # The for-loop holds a root and its quotient, and the previous tensor's quotient until then.
             temporaries = max((before + 2 * size for before, size in _successive(tensors)), default=0) * itemsize
         return OptimizerBytes(states=2 * elements * itemsize + steps, temporaries=temporaries)
-    return _bitsandbytes(optim, tensors)
+    return _bitsandbytes(optim, shapes, embeddings)
 
 
-def _bitsandbytes(optim: Optim, tensors: list[tuple[tuple[int, ...], int, int]]) -> OptimizerBytes:
+def bitsandbytes_states(
+    optim: Optim, shapes: Iterable[tuple[tuple[int, ...], int]], embeddings: Iterable[tuple[int, ...]]
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield the elements of each tensor, how many there are of it, and whether its states are kept in 8 bits.
+
+    Small tensors keep float32 states, and transformers' Trainer asks for them for every embedding.
+    """
+    left = Counter(embeddings)
+    for shape, count in shapes:
+        size = prod(shape)
+        quantized = optim.endswith("8bit") and size >= MIN_8BIT_ELEMENTS
+        wide = min(count, left[shape]) if quantized else 0
+        left[shape] -= wide
+        if wide:
+            yield size, wide, False
+        if count > wide:
+            yield size, count - wide, quantized
+
+
+def _bitsandbytes(
+    optim: Optim, shapes: list[tuple[tuple[int, ...], int]], embeddings: Iterable[tuple[int, ...]]
+) -> OptimizerBytes:
     moments = 1 if "lion" in optim else 2
-    eight_bit = optim.endswith("8bit")
     kept = paged = 0
     quantized_any = False
-    for _, size, count in tensors:
-        quantized = eight_bit and size >= MIN_8BIT_ELEMENTS
+    for size, count, quantized in bitsandbytes_states(optim, shapes, embeddings):
         state = moments * size * (1 if quantized else 4)
         if optim.startswith("paged") and size >= MIN_PAGED_ELEMENTS:
             paged += count * state

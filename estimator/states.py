@@ -56,13 +56,18 @@ def states(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> States:
     shapes = list(trainable_shapes(spec, recipe))
     trained = sum(prod(shape) * count for shape, count in shapes)
     itemsize = ITEMSIZE[recipe.trained_dtype]
-    optimizer = optimizer_bytes(recipe.optim, shapes, recipe.trained_dtype, kernels)
+    optimizer = optimizer_bytes(recipe.optim, shapes, recipe.trained_dtype, kernels, trained_embeddings(spec, recipe))
     terms = list(_base_weights(spec, recipe))
     if recipe.method != "full":
         terms.append(Term("adapters", f"LoRA weights, {recipe.trained_dtype}", trained, trained * itemsize))
     terms.append(Term("gradients", f"gradients, {recipe.trained_dtype}", trained, trained * itemsize))
     terms.append(Term("optimizer_states", f"{recipe.optim} states", trained, optimizer.states))
     return States(tuple(terms), optimizer)
+
+
+def trained_embeddings(spec: ModelSpec, recipe: Recipe) -> list[tuple[int, ...]]:
+    """Return the shapes of the embeddings that train."""
+    return [weight.shape for weight in spec.embeddings] if recipe.method == "full" else []
 
 
 def _base_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:

@@ -15,12 +15,14 @@ from lorabench.estimator.optimizers import (
     MIN_PAGED_ELEMENTS,
     QMAP_BYTES,
     STATE_BLOCK,
+    OptimizerBytes,
+    bitsandbytes_states,
     optimizer_bytes,
 )
 from lorabench.estimator.parameters import adapted_experts, adapted_linears, adapters_of_expert, trainable_shapes
 from lorabench.estimator.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
 from lorabench.estimator.recipes import ITEMSIZE, Recipe
-from lorabench.estimator.states import unquantized_dtype
+from lorabench.estimator.states import trained_embeddings, unquantized_dtype
 
 PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norms"}
 """Part of a layer → what people call it."""
@@ -36,6 +38,7 @@ class Held:
         self.widths = Widths(spec)
         self.trained_itemsize = ITEMSIZE[recipe.trained_dtype]
         self.shapes = list(trainable_shapes(spec, recipe))
+        self.embeddings = trained_embeddings(spec, recipe)
         self.trained = sum(prod(shape) * count for shape, count in self.shapes)
 
     # Weights
@@ -227,14 +230,18 @@ class Held:
             yield from self._bitsandbytes_states()
 
     def _states_bytes(self) -> int:
-        return optimizer_bytes(self.recipe.optim, self.shapes, self.recipe.trained_dtype, self.kernels).states
+        return self._optimizer_bytes().states
+
+    def _optimizer_bytes(self) -> OptimizerBytes:
+        recipe = self.recipe
+        return optimizer_bytes(recipe.optim, self.shapes, recipe.trained_dtype, self.kernels, self.embeddings)
 
     def _bitsandbytes_states(self) -> Iterator[Line]:
         optim = self.recipe.optim
         moments = 1 if "lion" in optim else 2
-        sizes = [(prod(shape), count) for shape, count in self.shapes]
-        coded = [(n, count) for n, count in sizes if optim.endswith("8bit") and n >= MIN_8BIT_ELEMENTS]
-        whole = [size for size in sizes if size not in coded]
+        sizes = list(bitsandbytes_states(optim, self.shapes, self.embeddings))
+        coded = [(n, count) for n, count, quantized in sizes if quantized]
+        whole = [(n, count) for n, count, quantized in sizes if not quantized]
         kept_from = MIN_PAGED_ELEMENTS if optim.startswith("paged") else float("inf")
         for name, itemsize, tensors in (("8-bit", 1, coded), ("float32", 4, whole)):
             elements = sum(n * count for n, count in tensors if n < kept_from)
@@ -244,7 +251,8 @@ class Held:
                     f"{moments} · parameters · {itemsize} B",
                     f"{moments} · {elements:,} · {itemsize}",
                     moments * elements * itemsize,
-                    f"bitsandbytes: 8 bits from {MIN_8BIT_ELEMENTS:,} elements a tensor on, float32 below"
+                    f"bitsandbytes: 8 bits from {MIN_8BIT_ELEMENTS:,} elements a tensor on, float32 below; "
+                    "transformers: float32 for embeddings"
                     if optim.endswith("8bit")
                     else "bitsandbytes: float32 states",
                 )
@@ -269,7 +277,7 @@ class Held:
         """Return what is to be said of states that the lines do not show."""
         if self.recipe.optim == "sgd":
             return "SGD without momentum keeps none."
-        paged = optimizer_bytes(self.recipe.optim, self.shapes, self.recipe.trained_dtype, self.kernels).paged
+        paged = self._optimizer_bytes().paged
         if not paged:
             return ""
         return (

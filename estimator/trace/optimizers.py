@@ -18,7 +18,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the optimizer that transformers' Trainer makes for ``recipe.optim``, over the weights that train.
 
     Class and arguments come from Trainer itself, with its defaults but for `LEARNING_RATE`; Trainer's weight decay is
-    0 by default, so its two parameter groups are one here.
+    0 by default, so its two parameter groups are one here. As there, 8-bit optimizers keep float32 states for
+    embeddings.
     """
     from transformers import Trainer, TrainingArguments
 
@@ -27,5 +28,30 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         output_dir="unused", optim=recipe.optim, learning_rate=LEARNING_RATE, report_to=[], do_train=False
     )
     make, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    if "optim_bits" in options:
+        forget_overrides()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return cast("torch.optim.Optimizer", cast(Any, make)(trained, **options))
+    optimizer = cast("torch.optim.Optimizer", cast(Any, make)(trained, **options))
+    if options.get("optim_bits") == 8:
+        _keep_embeddings_whole(model)
+    return optimizer
+
+
+def forget_overrides() -> None:
+    """Forget which tensors bitsandbytes was told to treat apart.
+
+    It keeps that for the process, by the tensors' places, so that the next model's would be taken for the last one's.
+    """
+    import bitsandbytes
+
+    bitsandbytes.optim.GlobalOptimManager.get_instance().initialize()
+
+
+def _keep_embeddings_whole(model: nn.Module) -> None:
+    import bitsandbytes
+    from torch import nn
+
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})

@@ -147,5 +147,27 @@ def test_only_states_of_large_tensors_are_paged(optim: Optim, kept: int, paged: 
     assert optimizer_bytes(optim, shapes, "float32", "cuda") == OptimizerBytes(kept, 0, paged)
 
 
+@pytest.mark.parametrize("optim", [optim for optim in OPTIMS if optim.endswith("8bit")])
+def test_embeddings_keep_float32_states_as_under_trainer(optim: Optim) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self, rows: int) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(64, rows, bias=False)
+            self.embedding = torch.nn.Embedding(rows, 64)
+
+    for rows in (128, 256):  # the second optimizer of a process must not take over the first one's exceptions
+        model = Tied(rows)
+        optimizer = make_optimizer(model, make_recipe("small", optim=optim))
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        moments = 1 if "lion" in optim else 2
+        shape = (rows, 64)
+        coded = rows * 64 + 4 * rows * 64 // 256 + 1024
+        assert sum(state_storages(optimizer).values()) == moments * (4 * rows * 64 + coded)
+        estimated = optimizer_bytes(optim, [(shape, 1), (shape, 1)], "float32", "cpu", [shape])
+        assert estimated.states + estimated.paged == moments * (4 * rows * 64 + coded)
+
+
 def test_no_weights_take_nothing() -> None:
     assert all(optimizer_bytes(optim, [], "float32", "cuda") == (0, 0, 0) for optim in OPTIMS)
