@@ -7,7 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from lorabench.bench.measurements import Measurement
-from lorabench.bench.records import Outcome
+from lorabench.bench.records import Engine, Memory, Outcome
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
 
@@ -17,14 +17,23 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     device: Literal["cuda", "cpu"]
     steps: int
-    """Timed steps."""
+    """Timed steps, at least."""
     warmup_steps: int
+    """Steps before them, at least."""
+    least_seconds: float = 1.0
+    """Timed steps take at least so long, together."""
     seed: int = 0
     """Of the weights and of dropout."""
     weights: str | None = None
     """``hub`` for those of the model's name on the hub, or a folder with safetensors; None for random weights."""
     dataset: str | None = None
     """A text or .jsonl file; None for the text that Python ships."""
+    engine: Engine = "lorabench"
+    """Whose loop trains."""
+    timeline: bool = False
+    """Whether the live bytes of one step are part of the measurement, moment by moment."""
+    memory_snapshot: bool = False
+    """Whether a snapshot of CUDA's allocator over one step is written beside the record."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -33,14 +42,14 @@ class Job(Struct, frozen=True, kw_only=True):
     recipe: Recipe
     spec: ModelSpec
     settings: Settings
-    answer_path: str
-    """Where the worker writes its `Answer`, as JSON."""
 
 
 class Answer(Struct, frozen=True, kw_only=True):
     """How it went."""
 
     outcome: Outcome
+    out_of: Memory | None = None
+    """Which memory ran out, where the outcome is oom."""
     message: str | None = None
     """What went wrong, or is worth knowing, in one line."""
     traceback: str | None = None

@@ -79,6 +79,8 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     weights: Literal["random", "pretrained"] = "random"
     dataset: str | None = None
     """Name of the text file, without its folder; None for the text that Python ships."""
+    dataset_digest: str | None = None
+    """First 12 hex digits of the text file's SHA-256."""
     started_at: str
     """UTC, ISO 8601."""
     device: DeviceFacts
@@ -106,6 +108,10 @@ class RunRecord(Struct, frozen=True, kw_only=True):
         return f"{self.digest}{engine}{repeat}{SUFFIX}"
 
 
+class BrokenRecordError(UserError):
+    """A file that is named as a record and holds none that can be relied on."""
+
+
 def write_record(folder: Path, record: RunRecord) -> Path:
     """Write ``record`` into ``folder`` whole or not at all, and return its path.
 
@@ -125,7 +131,8 @@ def read_record(path: Path) -> RunRecord:
     """Return the record in the file ``path``; one of an older schema is brought up to this one.
 
     Raises:
-        UserError: the file cannot be read, is no lorabench record, was edited, or has a schema newer than this one.
+        BrokenRecordError: the file is no lorabench record, or was edited.
+        UserError: the file cannot be read, or has a schema newer than this one.
     """
     try:
         raw = path.read_bytes()
@@ -135,7 +142,9 @@ def read_record(path: Path) -> RunRecord:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
         content = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not a lorabench run record ({error}): remove it, or run the recipe again") from error
+        raise BrokenRecordError(
+            f"{path}: not a lorabench run record ({error}): remove it, or run the recipe again"
+        ) from error
     if not 1 <= version <= SCHEMA_VERSION:
         raise UserError(
             f"{path}: record schema {version}, but this lorabench reads 1 to {SCHEMA_VERSION}: "
@@ -144,18 +153,23 @@ def read_record(path: Path) -> RunRecord:
     try:
         record = msgspec.convert(_migrated(content, version), RunRecord)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path}: broken run record ({error}): remove it, or run the recipe again") from error
+        raise BrokenRecordError(f"{path}: broken run record ({error}): remove it, or run the recipe again") from error
     # Held against the settings as they are in the file: a version that had fewer of them digested fewer.
     if record.digest != digest_of(content["recipe"], record.model_config):
-        raise UserError(f"{path}: its digest does not fit its recipe, so it was edited: run the recipe again")
+        raise BrokenRecordError(f"{path}: its digest does not fit its recipe, so it was edited: run the recipe again")
     if record.outcome == "ok" and (record.measurement is None or not record.measurement.step_seconds):
-        raise UserError(f"{path}: says ok but holds no measurement: run the recipe again")
+        raise BrokenRecordError(f"{path}: says ok but holds no measurement: run the recipe again")
     return msgspec.structs.replace(record, digest=record.recipe.digest(record.model_config))
 
 
 def _migrated(content: dict[str, Any], version: int) -> dict[str, Any]:
     """Return a record's content in this schema."""
     content = {**content, "schema_version": SCHEMA_VERSION}
+    measurement = content.get("measurement")
+    if version == 1 and isinstance(measurement, dict):
+        for asked, done in (("steps", "step_seconds"), ("warmup_steps", "warmup_step_seconds")):
+            if isinstance(measurement.get(done), list):
+                content[asked] = len(measurement[done])
     if version == 1 and content.get("message") == "killed by the kernel, as it does when memory runs out":
         # The one cause that schema 1 told apart; it counted every other shortage alike.
         content["out_of"] = "killed"

@@ -2,168 +2,254 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
+import hashlib
 import tempfile
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lorabench.bench.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
+from lorabench.bench.fit import reason_to_skip
 from lorabench.bench.jobs import Answer, Job, Settings
-from lorabench.bench.records import SUFFIX, Prediction, RunRecord, read_record, write_record
+from lorabench.bench.records import Key, Prediction, RunRecord
+from lorabench.bench.results import Results, open_results
 from lorabench.bench.suites import Planned, Suite
+from lorabench.bench.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.text import file_documents
-from lorabench.bench.worker import first_line, says_out_of_memory, without_own_folders
+from lorabench.bench.workers import END_SECONDS, Workers
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.parameters import count_parameters
 
 TIMEOUT_SECONDS = 3600.0
-WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Unless set otherwise. OpenMP threads that spin while they wait make training on a busy CPU five times slower."""
-END_SECONDS = 10
-"""How long a worker that was killed may take to be gone."""
+LONGEST_WAIT_SECONDS = 0.25
+"""After which whoever watches hears that time goes by."""
+CONCLUSIVE = ("ok", "oom")
+"""Outcomes that a resumed suite takes as they are; what was an error, a timeout or skipped is tried again."""
 
 
-class Progress(Struct, frozen=True):
-    """What became of one recipe of a suite."""
+class Progress(Struct, frozen=True, kw_only=True):
+    """What became of one task."""
 
     number: int
-    """From 1."""
-    of: int
+    """From 1, in the order in which they end."""
+    task: Task
     record: RunRecord
-    resumed: bool
+    seconds: float = 0.0
+    """From start to end."""
+    resumed: bool = False
     """Whether the record was there already."""
 
 
-def prepare_folder(folder: Path, suite: Suite) -> dict[str, RunRecord]:
-    """Make the results folder, and return the records that are in it, by digest.
+class Watcher:
+    """Told of a suite as it runs. This one is not interested."""
 
-    Raises:
-        UserError: it cannot be made or written, or holds a broken record or one of another suite.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileExistsError as error:
-        raise UserError(f"{folder}: is a file: name another folder with -o") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}: name another folder with -o") from error
-    records = [read_record(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
-    for record in records:
-        if record.suite != suite.name:
-            raise UserError(
-                f"{folder}: holds records of the suite {record.suite!r}, not {suite.name!r}: "
-                "name another folder with -o"
-            )
-    return {record.digest: record for record in records}
+    def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
+        """Hear what is to run on what, and what was found wrong in the folder."""
+
+    def started(self, task: Task) -> None:
+        """Hear that a task starts."""
+
+    def ended(self, progress: Progress) -> None:
+        """Hear what became of a task, once its record is written."""
+
+    def waiting(self) -> None:
+        """Hear, a few times a second, that time goes by."""
+
+
+class Finished(Struct, frozen=True, kw_only=True):
+    """What became of a suite."""
+
+    records: tuple[RunRecord, ...]
+    """In the order of the suite."""
+    left: int
+    """Tasks for which the time limit left no time."""
 
 
 def run_suite(
     suite: Suite,
     folder: Path,
     *,
+    settings: Settings,
     device: DeviceChoice = "auto",
-    seed: int = 0,
-    weights: str | None = None,
-    dataset: Path | None = None,
     resume: bool = False,
+    skip_unfit: bool = False,
     timeout_seconds: float = TIMEOUT_SECONDS,
-    before: Callable[[int, Planned], None] = lambda number, planned: None,
-    after: Callable[[Progress], None] = lambda progress: None,
-) -> list[RunRecord]:
-    """Train every recipe of ``suite``, write its record into ``folder``, and return the records in order.
+    time_limit_seconds: float | None = None,
+    watcher: Watcher | None = None,
+) -> Finished:
+    """Train every recipe of ``suite`` and write a record of each into ``folder``; on several GPUs, side by side.
 
-    A recipe that runs out of memory, fails or takes longer than ``timeout_seconds`` is a record like any other. With
-    ``resume``, recipes whose record is there and ok are not run again. ``weights`` is ``hub`` or a folder with
-    safetensors, None for random ones; ``dataset`` a text or .jsonl file, None for the text that Python ships.
-    ``before`` and ``after`` are told of each recipe.
+    A recipe that runs out of memory, fails or takes longer than ``timeout_seconds`` is a record like any other, and so
+    is, with ``skip_unfit``, one that is not run because it is predicted not to fit. ``settings`` holds for all, but for
+    the device, which is what ``device`` means here, and the seed, to which the number of the repeat is added.
+
+    With ``resume``, a task is not run again where its record is there, was asked for in the same way and is
+    `CONCLUSIVE`; tasks without a record come first. When ``time_limit_seconds`` are over, what runs is ended and leaves
+    no record.
 
     Raises:
         UserError: before anything is trained: the packages that train are missing, there is no such device, the
-            dataset or the weights are bad, or the folder cannot be written or holds records of another suite.
+            dataset or the weights are bad, or the folder cannot be written or holds records of another suite or
+            device. Or later: a record cannot be written; those of the tasks before are there.
     """
+    begun = time.monotonic()
     require_bench_extra()
-    check_sources(suite, weights, dataset)
-    there = prepare_folder(folder, suite)
-    surroundings = probe_surroundings(device)
-    settings = Settings(
-        device=surroundings.device.kind,
-        steps=suite.steps,
-        warmup_steps=suite.warmup_steps,
-        seed=seed,
-        weights=weights,
-        dataset=None if dataset is None else str(dataset),
-    )
-    records = []
-    for number, planned in enumerate(suite.recipes, 1):
-        before(number, planned)
-        record = there.get(planned.digest)
-        resumed = resume and record is not None and record.outcome == "ok"
-        if record is None or not resumed:
-            record = run_recipe(suite.name, planned, settings, surroundings, timeout_seconds=timeout_seconds)
-            write_record(folder, record)
-        records.append(record)
-        after(Progress(number, len(suite.recipes), record, resumed))
-    return records
+    check_sources(suite, settings)
+    watcher = watcher or Watcher()
+    with (
+        open_results(folder, suite.name) as results,
+        tempfile.TemporaryDirectory(prefix="lorabench-") as scratch,
+        Workers(Path(scratch), preload=_modules_of(suite)) as workers,
+    ):
+        surroundings = probe_surroundings(device)
+        _refuse_other_devices(results, surroundings)
+        settings = replace(settings, device=surroundings.device.kind)
+        tasks = list(tasks_of(suite, settings, _digest_of(settings.dataset)))
+        lanes = lanes_of(surroundings)
+        watcher.prepared(tasks, lanes, results.notices)
+        run = _Run(suite.name, surroundings, results, workers, watcher)
+        waiting = tasks
+        if resume:
+            waiting = [task for task in tasks if not run.keep(task)]
+            waiting.sort(key=lambda task: task.key in results.records)
+        run.run(
+            waiting,
+            lanes,
+            skip_unfit=skip_unfit,
+            timeout_seconds=timeout_seconds,
+            end=None if time_limit_seconds is None else begun + time_limit_seconds,
+        )
+        done = [results.records[task.key] for task in tasks if task.key in run.done]
+        return Finished(records=tuple(done), left=len(tasks) - len(done))
 
 
-def check_sources(suite: Suite, weights: str | None, dataset: Path | None) -> None:
-    """Refuse weights and datasets that cannot be used, before anything is trained.
-
-    Raises:
-        UserError: the dataset is bad, or the weights' folder holds none or those of another model.
-    """
-    if dataset is not None:
-        for _ in file_documents(dataset):
-            pass
-    if weights is None or weights == "hub":
-        return
-    if not any(Path(weights).glob("*.safetensors")):
-        raise UserError(f"weights {weights}: no folder with *.safetensors: name one, or hub, or random")
-    config = find_model(str(Path(weights).resolve())).config
-    for planned in suite.recipes:
-        if planned.spec.config != config:
-            raise UserError(f"weights {weights}: they are of another model than {planned.spec.name}: run that folder")
+class _Running(Struct):
+    task: Task
+    lane: Lane
+    prediction: Prediction | None
+    started: float
+    started_at: str
+    ended: float | None = None
+    """When it was told to end because its time was up."""
 
 
-def run_recipe(
-    suite_name: str,
-    planned: Planned,
-    settings: Settings,
-    surroundings: Surroundings,
-    *,
-    timeout_seconds: float = TIMEOUT_SECONDS,
-) -> RunRecord:
-    """Train one recipe in a process of its own and return its record, whether it went well or not."""
-    started_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    answer = ask_worker(planned, settings, timeout_seconds)
-    return RunRecord(
-        digest=planned.digest,
-        suite=suite_name,
-        recipe=planned.recipe,
-        model_config=planned.spec.config,
-        seed=settings.seed,
-        weights="random" if settings.weights is None else "pretrained",
-        dataset=None if settings.dataset is None else Path(settings.dataset).name,
-        started_at=started_at,
-        device=surroundings.device,
-        environment=surroundings.environment,
-        outcome=answer.outcome,
-        message=answer.message,
-        traceback=answer.traceback,
-        prediction=predict(planned, settings),
-        measurement=answer.measurement,
-    )
+class _Run:
+    """One call of `run_suite`, once all is prepared."""
+
+    def __init__(
+        self, suite_name: str, surroundings: Surroundings, results: Results, workers: Workers, watcher: Watcher
+    ) -> None:
+        self.suite_name = suite_name
+        self.surroundings = surroundings
+        self.results = results
+        self.workers = workers
+        self.watcher = watcher
+        self.done: set[Key] = set()
+        self.longest = 0.0
+        """Seconds of the task that took longest so far."""
+
+    def keep(self, task: Task) -> bool:
+        """Take the record that is there for what this task would find, and tell of it; or return False."""
+        record = self.results.records.get(task.key)
+        if record is None or record.outcome not in CONCLUSIVE or not task.made(record):
+            return False
+        self._tell(task, record, resumed=True)
+        return True
+
+    def run(
+        self,
+        tasks: Iterable[Task],
+        lanes: Iterable[Lane],
+        *,
+        skip_unfit: bool,
+        timeout_seconds: float,
+        end: float | None,
+    ) -> None:
+        """Run ``tasks``, each on a lane that is free, until none is left or ``end`` (monotonic seconds) is come."""
+        queue, free = deque(tasks), deque(lanes)
+        running: dict[int, _Running] = {}
+        while queue or running:
+            now = time.monotonic()
+            if end is not None and now >= end:
+                return
+            while queue and free and (end is None or not self.longest or now + self.longest <= end):
+                if self._begin(queue.popleft(), free[0], running, skip_unfit):
+                    free.popleft()
+            if not running:
+                return  # what is left would not be done in time
+            for number, answer in self.workers.wait(LONGEST_WAIT_SECONDS).items():
+                # One that was given up may answer yet.
+                if number in running:
+                    free.append(running[number].lane)
+                    self._finish(running.pop(number), answer, timeout_seconds)
+            for number, late in self._late(running, timeout_seconds):
+                free.append(late.lane)
+                self._finish(running.pop(number), Answer(outcome="timeout"), timeout_seconds)
+            self.watcher.waiting()
+
+    def _begin(self, task: Task, lane: Lane, running: dict[int, _Running], skip_unfit: bool) -> bool:
+        """Start ``task`` on ``lane``; or return False, with its record written, where it is not worth trying."""
+        started = time.monotonic()
+        begun = _Running(task, lane, predict(task.planned, task.settings), started, _now())
+        if skip_unfit and begun.prediction is not None:
+            reason = reason_to_skip(begun.prediction.memory, lane.device)
+            if reason is not None:
+                self._record(begun, Answer(outcome="skipped", message=reason))
+                return False
+        job = Job(recipe=task.planned.recipe, spec=task.planned.spec, settings=task.settings)
+        number = self.workers.start(job, lane.environment)
+        begun.started = time.monotonic()
+        running[number] = begun
+        self.watcher.started(task)
+        return True
+
+    def _late(self, running: dict[int, _Running], timeout_seconds: float) -> list[tuple[int, _Running]]:
+        """End tasks whose time is up, and return those that cannot be ended."""
+        now = time.monotonic()
+        for number, one in running.items():
+            if one.ended is None and now - one.started >= timeout_seconds:
+                self.workers.end(number)
+                one.ended = now
+        return [(number, one) for number, one in running.items() if one.ended and now - one.ended >= END_SECONDS]
+
+    def _finish(self, one: _Running, answer: Answer, timeout_seconds: float) -> None:
+        if one.ended is not None:
+            answer = Answer(outcome="timeout", message=f"not done after {timeout_seconds:g} s (--timeout)")
+        self._record(one, answer)
+
+    def _record(self, one: _Running, answer: Answer) -> None:
+        seconds = time.monotonic() - one.started
+        self.longest = max(self.longest, seconds)
+        planned = one.task.planned
+        record = RunRecord(
+            digest=planned.digest,
+            suite=self.suite_name,
+            recipe=planned.recipe,
+            model_config=planned.spec.config,
+            started_at=one.started_at,
+            device=one.lane.device,
+            environment=self.surroundings.environment,
+            outcome=answer.outcome,
+            out_of=answer.out_of,
+            message=answer.message,
+            traceback=answer.traceback,
+            prediction=one.prediction,
+            measurement=answer.measurement,
+            **one.task.facts,
+        )
+        self.results.write(record)
+        self._tell(one.task, record, seconds=seconds)
+
+    def _tell(self, task: Task, record: RunRecord, *, seconds: float = 0.0, resumed: bool = False) -> None:
+        self.done.add(task.key)
+        self.watcher.ended(Progress(number=len(self.done), task=task, record=record, seconds=seconds, resumed=resumed))
 
 
 def predict(planned: Planned, settings: Settings) -> Prediction | None:
@@ -175,60 +261,45 @@ def predict(planned: Planned, settings: Settings) -> Prediction | None:
     return Prediction(parameters=count_parameters(planned.spec, planned.recipe), memory=memory)
 
 
-def ask_worker(planned: Planned, settings: Settings, timeout_seconds: float) -> Answer:
-    """Return the worker's answer, or what its end says where it could not give one."""
-    with tempfile.TemporaryDirectory(prefix="lorabench-") as scratch:
-        answer_path = Path(scratch) / "answer.json"
-        said_path = Path(scratch) / "said.txt"
-        job = Job(recipe=planned.recipe, spec=planned.spec, settings=settings, answer_path=str(answer_path))
-        with said_path.open("wb") as said:
-            # A session of its own: an interrupt at the terminal reaches the runner alone, which then ends the worker.
-            worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "lorabench.bench.worker"],
-                stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                env=WORKER_ENVIRONMENT | os.environ,
-                start_new_session=True,
+def check_sources(suite: Suite, settings: Settings) -> None:
+    """Refuse weights and datasets that cannot be used, before anything is trained.
+
+    Raises:
+        UserError: the dataset is bad, or the weights' folder holds none or those of another model.
+    """
+    if settings.dataset is not None:
+        for _ in file_documents(Path(settings.dataset)):
+            pass
+    weights = settings.weights
+    if weights is None or weights == "hub":
+        return
+    if not any(Path(weights).glob("*.safetensors")):
+        raise UserError(f"weights {weights}: no folder with *.safetensors: name one, or hub, or random")
+    config = find_model(str(Path(weights).resolve())).config
+    for planned in suite.recipes:
+        if planned.spec.config != config:
+            raise UserError(f"weights {weights}: they are of another model than {planned.spec.name}: run that folder")
+
+
+def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:
+    here = surroundings.device
+    for record in results.records.values():
+        if (record.device.kind, record.device.name) != (here.kind, here.name):
+            raise UserError(
+                f"{results.folder}: holds records of {record.device.name} ({record.device.kind}), and this is "
+                f"{here.name} ({here.kind}): name another folder with -o"
             )
-        assert worker.stdin is not None
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                worker.stdin.write(msgspec.json.encode(job) + b"\n")
-                worker.stdin.flush()
-            worker.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            return Answer(outcome="timeout", message=f"not done after {timeout_seconds:g} s (--timeout)")
-        finally:
-            _end(worker)
-        if worker.returncode == 0:
-            with contextlib.suppress(OSError, msgspec.DecodeError):
-                return msgspec.json.decode(answer_path.read_bytes(), type=Answer)
-        return _answer_of_the_dead(worker.returncode, said_path.read_text(encoding="utf-8", errors="replace"))
 
 
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    """End the worker with all that it started."""
-    if worker.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        # A process that waits for a driver cannot be killed at once; it is left to end when it can.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(END_SECONDS)
-    assert worker.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        worker.stdin.close()
+def _digest_of(dataset: str | None) -> str | None:
+    return None if dataset is None else hashlib.sha256(Path(dataset).read_bytes()).hexdigest()[:12]
 
 
-def _answer_of_the_dead(returncode: int, said: str) -> Answer:
-    """Return the answer for a worker that ended without one."""
-    if returncode == -signal.SIGKILL:
-        return Answer(outcome="oom", message="killed by the kernel, as it does when memory runs out")
-    end = f"killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
-    last = [line for line in said.splitlines() if line.strip()][-40:]
-    reason = f"the worker ended without an answer: {end}" + (f": {first_line(last[-1])}" if last else "")
-    return Answer(
-        outcome="oom" if says_out_of_memory(said) else "error",
-        message=reason,
-        traceback=without_own_folders("\n".join(last)) or None,
-    )
+def _modules_of(suite: Suite) -> list[str]:
+    """Return the modules in which transformers has the suite's architectures."""
+    types = {planned.spec.model_type for planned in suite.recipes}
+    return [f"transformers.models.{name}.modeling_{name}" for name in sorted(types) if name.isidentifier()]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -4,23 +4,30 @@
 
     name: rank-sweep
     steps: 30
+    repeats: 2
     defaults: {seq_len: 1024, batch_size: 4}
+    defaults_when:
+      - when: {method: full, model: HuggingFaceTB/SmolLM2-360M}
+        use: {batch_size: 2, optim: adamw_8bit}
     matrix:
       model: [HuggingFaceTB/SmolLM2-135M, HuggingFaceTB/SmolLM2-360M]
       method: [full, lora, qlora]
       rank: [8, 64]
     exclude:
-      - {method: qlora, rank: 64}
+      - {method: qlora, rank: [32, 64]}
     include:
       - {model: HuggingFaceTB/SmolLM2-135M, method: lora, rank: 256}
 
 Every combination of the matrix is a recipe; an option that has no meaning for a combination's method (a rank with
-full) is left out of it, and recipes that come out equal are run once.
+full) is left out of it, and recipes that come out equal are run once. What the matrix or an include says wins over
+`defaults_when`, of which later entries win over earlier ones, and that over `defaults`. A condition, in `when` and in
+`exclude`, names a value, or a list of which any will do.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +35,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from lorabench.bench.labels import distinct_labels
 from lorabench.bench.plain_yaml import Trail, read_plain_yaml
 from lorabench.bench.text import byte_tokenizer
 from lorabench.estimator.catalogue import find_model
@@ -41,6 +49,7 @@ SHIPPED = Path(__file__).parent / "suites"
 STEPS = 20
 WARMUP_STEPS = 3
 MOST_RECIPES = 10_000
+MOST_REPEATS = 1_000
 LARGEST_FILE_BYTES = 2**20
 BY_HAND = "by hand"
 """Suite name of recipes that were given on the command line."""
@@ -68,6 +77,12 @@ class Suite(Struct, frozen=True, kw_only=True):
     """Timed steps of each recipe."""
     warmup_steps: int = WARMUP_STEPS
     """Steps before the timed ones."""
+    repeats: int = 1
+    """How often each recipe runs, each time with another seed."""
+
+    def labels(self) -> dict[str, str]:
+        """Return a name for each recipe, by its digest, that tells it from the others."""
+        return distinct_labels({planned.digest: planned.recipe for planned in self.recipes})
 
 
 def shipped_suites() -> dict[str, Path]:
@@ -108,8 +123,29 @@ def load_suite(name_or_path: str) -> Suite:
     return _SuiteFile(path).suite()
 
 
-KEYS = ("name", "description", "steps", "warmup_steps", "defaults", "matrix", "include", "exclude")
+KEYS = (
+    "name",
+    "description",
+    "steps",
+    "warmup_steps",
+    "repeats",
+    "defaults",
+    "defaults_when",
+    "matrix",
+    "include",
+    "exclude",
+)
 OPTION_TYPES = {field.name: field.type for field in msgspec.structs.fields(Recipe)}
+Condition = dict[str, list[Any]]
+"""Recipe option → the values of which it must have one."""
+
+
+class _Conditional(Struct):
+    """Defaults for those recipes for which a condition holds."""
+
+    when: Condition
+    use: dict[str, Any]
+    applied: bool = False
 
 
 class _SuiteFile:
@@ -130,6 +166,8 @@ class _SuiteFile:
         if len(raw) > LARGEST_FILE_BYTES:
             raise UserError(f"{path}: too large for a suite")
         self.path = path
+        self.specs: dict[str, ModelSpec] = {}
+        """By the name that the suite has."""
         self.value, self.lines = read_plain_yaml(text, str(path))
 
     def suite(self) -> Suite:
@@ -144,17 +182,18 @@ class _SuiteFile:
         self._typed(value.get("description", ""), str, ("description",))
         steps = self._typed(value.get("steps", STEPS), Annotated[int, Meta(ge=1)], ("steps",))
         warmup = self._typed(value.get("warmup_steps", WARMUP_STEPS), Annotated[int, Meta(ge=0)], ("warmup_steps",))
-        defaults = self._options(value.get("defaults", {}), ("defaults",))
+        repeats = self._typed(value.get("repeats", 1), Annotated[int, Meta(ge=1, le=MOST_REPEATS)], ("repeats",))
+        self.defaults = self._options(value.get("defaults", {}), ("defaults",))
+        self.conditional = [self._conditional(entry, path) for path, entry in self._entries("defaults_when")]
         planned: dict[str, Planned] = {}
-        excluded = [self._options(entry, path) for path, entry in self._entries("exclude")]
+        excluded = [self._condition(entry, path) for path, entry in self._entries("exclude")]
         useful = [False] * len(excluded)
-        for options in self._matrix(defaults):
-            item = self._plan(options, ("matrix",))
-            drop = False
-            for index, wanted in enumerate(excluded):
-                if all(getattr(item.recipe, field) == said for field, said in wanted.items()):
-                    useful[index] = drop = True
-            if not drop:
+        for axes in self._matrix():
+            options = {**self._defaults_of(axes, ("matrix",)), **axes}
+            item = self._plan(_meaningful(options, options.get("method")), ("matrix",))
+            dropped = [_holds(condition, msgspec.structs.asdict(item.recipe)) for condition in excluded]
+            useful = [before or now for before, now in zip(useful, dropped, strict=True)]
+            if not any(dropped):
                 planned.setdefault(item.digest, item)
         if not all(useful):
             raise self._error(
@@ -162,37 +201,84 @@ class _SuiteFile:
             )
         for path, entry in self._entries("include"):
             options = self._options(entry, path)
-            item = self._plan({**_meaningful(defaults, options.get("method")), **options}, path)
+            defaults = self._defaults_of(options, path)
+            method = {**defaults, **options}.get("method")
+            item = self._plan({**_meaningful(defaults, method), **options}, path)
             planned.setdefault(item.digest, item)
         if not planned:
             raise UserError(f"{self.path}: no recipe in it: give it a matrix or an include")
-        return Suite(name=name, recipes=tuple(planned.values()), steps=steps, warmup_steps=warmup)
+        for index, conditional in enumerate(self.conditional):
+            if not conditional.applied:
+                raise self._error(
+                    ("defaults_when", index), "this condition holds for no recipe of the suite: remove or mend it"
+                )
+        recipes = tuple(planned.values())
+        return Suite(name=name, recipes=recipes, steps=steps, warmup_steps=warmup, repeats=repeats)
 
-    def _matrix(self, defaults: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the options of every combination, less those that have no meaning for its method."""
+    def _matrix(self) -> Iterator[dict[str, Any]]:
+        """Yield the options of every combination."""
         matrix = self.value.get("matrix", {})
         if not matrix:
             return
         axes = self._options(matrix, ("matrix",), lists=True)
-        count = 1
-        for axis in axes.values():
-            count *= len(axis)
+        count = math.prod(map(len, axes.values()))
         if count > MOST_RECIPES:
             raise self._error(("matrix",), f"it expands to {count:,} recipes: at most {MOST_RECIPES:,} are run")
         for combination in itertools.product(*axes.values()):
-            options = {**defaults, **dict(zip(axes, combination, strict=True))}
-            yield _meaningful(options, options.get("method"))
+            yield dict(zip(axes, combination, strict=True))
+
+    def _defaults_of(self, options: dict[str, Any], path: Trail) -> dict[str, Any]:
+        """Return the suite's defaults for a recipe with ``options``, which need not have a meaning for its method."""
+        defaults = dict(self.defaults)
+        for conditional in self.conditional:
+            said = {**defaults, **options}
+            usual = msgspec.structs.asdict(make_recipe("any", method=said.get("method")))
+            if "model" in said:
+                said["model"] = self._spec(said["model"], (*path, "model")).name
+            if _holds(conditional.when, {**usual, **said}):
+                defaults |= conditional.use
+                conditional.applied = True
+        return defaults
+
+    def _conditional(self, entry: Any, path: Trail) -> _Conditional:
+        if not isinstance(entry, dict):
+            raise self._error(path, f"{_dotted(path)} must be a mapping with when and use")
+        self._known_keys(entry, ("when", "use"), path, "key")
+        for key in ("when", "use"):
+            if not entry.get(key):
+                raise self._error(path, f"{_dotted(path)} has no {key}: it says when to use which defaults")
+        when = self._condition(entry["when"], (*path, "when"))
+        return _Conditional(when, self._options(entry["use"], (*path, "use")))
+
+    def _condition(self, value: Any, path: Trail) -> Condition:
+        """Return a condition with its values written as recipes have them."""
+        condition: Condition = self._options(value, path, lists=True)
+        if "model" in condition:
+            condition["model"] = [self._spec(name, (*path, "model")).name for name in condition["model"]]
+        if "target_modules" in condition:
+            condition["target_modules"] = [
+                make_recipe("any", target_modules=targets).target_modules for targets in condition["target_modules"]
+            ]
+        return condition
 
     def _plan(self, options: dict[str, Any], path: Trail) -> Planned:
         if "model" not in options:
             raise self._error(path, "names no model: give model here or in defaults")
+        spec = self._spec(options["model"], (*path, "model"))
         try:
-            spec = find_model(options["model"])
             recipe = make_recipe(spec.name, **{key: value for key, value in options.items() if key != "model"})
             check_trainable(spec, recipe)
         except UserError as error:
             raise self._error(path, str(error)) from error
         return Planned(recipe, spec)
+
+    def _spec(self, name: str, path: Trail) -> ModelSpec:
+        if name not in self.specs:
+            try:
+                self.specs[name] = find_model(name)
+            except UserError as error:
+                raise self._error(path, str(error)) from error
+        return self.specs[name]
 
     def _entries(self, key: str) -> list[tuple[Trail, Any]]:
         entries = self.value.get(key, [])
@@ -241,6 +327,10 @@ class _SuiteFile:
         while path and path not in self.lines:
             path = path[:-1]
         return UserError(f"{self.path} line {self.lines.get(path, 1)}: {message}")
+
+
+def _holds(condition: Condition, settings: dict[str, Any]) -> bool:
+    return all(settings[field] in values for field, values in condition.items())
 
 
 def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:

@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
             line_buffering=sys.stdout.line_buffering,
         )
     try:
-        code = lorabench.main(arguments, prog_name="lorabench", standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        code = lorabench.main(given, prog_name="lorabench", standalone_mode=False, obj=given)
         sys.stdout.flush()
     except UserError as error:
         _refuse(str(error))

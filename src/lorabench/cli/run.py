@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,101 +13,136 @@ import click
 import msgspec
 
 from lorabench.cli.parameters import OneOf
-from lorabench.cli.quantities import in_gib
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
-    from lorabench.bench.runner import Progress
-    from lorabench.bench.suites import Planned, Suite
-
+    from lorabench.bench.environment import DeviceChoice
+    from lorabench.bench.records import DeviceFacts
+    from lorabench.bench.suites import Suite
 
 EXAMPLES = """\
 \b
 Examples:
   lorabench run demo -o results
+  lorabench run sweep.yaml --dry-run --gpu rtx-4090
   lorabench run sweep.yaml -o results --resume
   lorabench run smollm2-135m --method qlora -r 8 --steps 50 -o results
 
 \b
 Exit codes:
-  0  at least one recipe was measured    2  wrong use or bad input
-  3  none was                            130  interrupted
+  0  at least one recipe was measured    1    not done within --time-limit
+  2  wrong use or bad input              3    nothing was measured
+                                         130  interrupted
 """
+INTERRUPTED = 130
+UNFINISHED = 1
+NOTHING_MEASURED = 3
 
 
 @click.command("run", epilog=EXAMPLES)
 @click.argument("target", metavar="SUITE|MODEL")
 @recipe_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the run records.")
-@click.option("--resume", is_flag=True, help="Skip recipes whose record is there and ok.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the run records.")
+@click.option("--resume", is_flag=True, help="Keep the records that are there and ok or out of memory.")
+@click.option("--dry-run", is_flag=True, help="List the recipes, with estimates; run nothing.")
+@click.option("--gpu", help="Of --dry-run: the GPU to hold them against, or its memory. [this machine]")
+@click.option("--skip-unfit", is_flag=True, help="Do not try what is predicted not to fit.")
 @click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds a recipe.")
+@click.option(
+    "--time-limit", type=click.FloatRange(0, 10**6, min_open=True), help="Minutes in all; --resume does the rest."
+)
+@click.option("--repeats", type=click.IntRange(1, 1000), help="Runs of each recipe, each of another seed. [1]")
 @click.option("--steps", type=click.IntRange(min=1), help="Timed steps. [the suite's, or 20]")
 @click.option("--warmup-steps", type=click.IntRange(min=0), help="Steps before the timed ones. [the suite's, or 3]")
 @click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
 @click.option("--weights", default="random", help="random, hub, or a FOLDER with *.safetensors. [random]")
 @click.option("--dataset", type=click.Path(path_type=Path), help="Text or .jsonl file. [text that Python ships]")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of random weights and dropout. [0]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1001), default=0, help="Of random weights and dropout. [0]")
+@click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every setting, and tracebacks.")
+@click.pass_obj
 def command(
+    arguments: list[str],
+    /,
     target: str,
-    output: Path,
+    output: Path | None,
     resume: bool,
+    dry_run: bool,
+    gpu: str | None,
+    skip_unfit: bool,
     timeout: int,
+    time_limit: float | None,
+    repeats: int | None,
     steps: int | None,
     warmup_steps: int | None,
     device: Any,
     weights: str,
     dataset: Path | None,
     seed: int,
+    quiet: bool,
+    verbose: bool,
     **options: Any,
 ) -> int:
     """Train each recipe of a suite, or one MODEL with recipe options, and write a run record of each.
 
     SUITE is a YAML file, or one that is shipped: demo, smoke. A recipe that runs out of memory, fails or hangs is a
-    record too, and the others go on.
+    record too, and the others go on. On several GPUs of one kind, recipes run side by side.
     """
-    from lorabench.bench.environment import require_bench_extra
-    from lorabench.bench.runner import run_suite
-
-    require_bench_extra()
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose contradict each other: give one")
     suite = _suite(target, options)
-    changed = {"steps": steps, "warmup_steps": warmup_steps}
+    changed = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}
     suite = msgspec.structs.replace(suite, **{key: value for key, value in changed.items() if value is not None})
-    done = 0
+    if dry_run:
+        from lorabench.cli.dry_run import dry_run as listed
 
-    def before(number: int, planned: Planned) -> None:
-        click.echo(f"[{number}/{len(suite.recipes)}] {planned.recipe.label():<{width}}  ", nl=False)
+        click.echo(listed(suite, _device(gpu, device)))
+        return 0
+    if gpu is not None:
+        raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    from lorabench.bench.jobs import Settings
+    from lorabench.bench.runner import run_suite
+    from lorabench.cli.progress import watch
 
-    def after(progress: Progress) -> None:
-        nonlocal done
-        done = progress.number
-        click.echo(_result(progress))
-
-    width = max(len(planned.recipe.label()) for planned in suite.recipes)
+    settings = Settings(
+        device="cpu",  # until it is known what --device means here
+        steps=suite.steps,
+        warmup_steps=suite.warmup_steps,
+        seed=seed,
+        weights=None if weights == "random" else weights,
+        dataset=None if dataset is None else str(dataset),
+    )
+    progress = watch(verbose - quiet)
     try:
-        records = run_suite(
-            suite,
-            output,
-            device=device,
-            seed=seed,
-            weights=None if weights == "random" else weights,
-            dataset=dataset,
-            resume=resume,
-            timeout_seconds=timeout,
-            before=before,
-            after=after,
-        )
+        with _terminated_as_interrupted(), progress:
+            finished = run_suite(
+                suite,
+                output,
+                settings=settings,
+                device=device,
+                resume=resume,
+                skip_unfit=skip_unfit,
+                timeout_seconds=timeout,
+                time_limit_seconds=None if time_limit is None else time_limit * 60,
+                watcher=progress,
+            )
     except KeyboardInterrupt:
+        done = f" of {progress.total}" if progress.total else ""
         click.echo(
-            f"\ninterrupted after {done} of {len(suite.recipes)} recipes, whose records are in {output}: "
-            "the same command with --resume goes on",
+            f"interrupted after {progress.done}{done} recipes; go on with: {_resuming(arguments)}",
             err=True,
         )
-        raise SystemExit(130) from None
-    outcomes = [record.outcome for record in records]
+        return INTERRUPTED
+    outcomes = [record.outcome for record in finished.records]
     counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
-    click.echo(f"{len(records)} recipe{'s' if len(records) > 1 else ''}: {counted}. Records are in {output}")
-    return 0 if "ok" in outcomes else 3
+    click.echo(f"{len(outcomes)} recipe{'s' if len(outcomes) != 1 else ''}: {counted}. Records are in {output}")
+    if finished.left:
+        click.echo(f"no time for {finished.left} more; go on with: {_resuming(arguments)}", err=True)
+        return UNFINISHED
+    return 0 if "ok" in outcomes else NOTHING_MEASURED
 
 
 def _suite(target: str, options: dict[str, Any]) -> Suite:
@@ -124,18 +163,34 @@ def _suite(target: str, options: dict[str, Any]) -> Suite:
     return single_recipe(spec, recipe_from(spec.name, options))
 
 
-def _result(progress: Progress) -> str:
-    record = progress.record
-    measured = record.measurement
-    if measured is None:
-        return f"{record.outcome:<7}  {record.message}"
-    peak = in_gib(measured.memory.peak_allocated_bytes)
-    first, last = (_loss(loss) for loss in (measured.losses[0], measured.losses[-1]))
-    line = f"ok       {peak:>10}  {measured.tokens_per_second:>9,.0f} tok/s  loss {first} → {last}"
-    notes = ["measured before"] if progress.resumed else []
-    notes += [record.message] if record.message else []
-    return f"{line}  ({'; '.join(notes)})" if notes else line
+def _device(gpu: str | None, choice: DeviceChoice) -> DeviceFacts:
+    """Return the device to hold estimates against: the GPU that is named, or this machine's."""
+    if gpu is None:
+        from lorabench.bench.environment import probe_surroundings
+
+        return probe_surroundings(choice).device
+    from lorabench.bench.records import DeviceFacts
+    from lorabench.estimator.devices import find_device
+
+    device = find_device(gpu)
+    return DeviceFacts(kind="cuda", name=device.name, memory_bytes=device.memory_bytes)
 
 
-def _loss(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.3f}"
+def _resuming(arguments: list[str]) -> str:
+    """Return the command that goes on where this one stopped, to be pasted into a shell."""
+    resume = [] if "--resume" in arguments else ["--resume"]
+    return shlex.join(["lorabench", *arguments, *resume])
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have SIGTERM end what runs as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

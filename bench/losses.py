@@ -1,0 +1,24 @@
+"""Whether the losses of a run are those of a training that works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DIVERGED = 1.1
+"""A loss has diverged where every one of the last quarter of the steps is above every one of the first quarter by this
+factor: beyond what one batch differs from the next, and not undone by single good or bad steps."""
+
+
+def complaint_about(losses: Sequence[float | None]) -> str | None:
+    """Return what is wrong with the losses of successive steps, None for one that is not finite; None if nothing is."""
+    lost = [number for number, loss in enumerate(losses, 1) if loss is None]
+    if lost:
+        return f"the loss was not finite in {len(lost)} of {len(losses)} steps, first in step {lost[0]}"
+    finite = [loss for loss in losses if loss is not None]
+    quarter = len(finite) // 4
+    if not quarter:
+        return None
+    before, after = max(finite[:quarter]), min(finite[-quarter:])
+    if after > DIVERGED * before:
+        return f"the loss diverged: from at most {before:.4g} in the first quarter to at least {after:.4g} in the last"
+    return None
