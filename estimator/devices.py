@@ -33,6 +33,10 @@ class Device(Struct, frozen=True, kw_only=True):
     GPU has no units for it. Never with sparsity."""
     architecture: str | None = None
     """CUDA compute capability, such as ``8.9``, or AMD's target, such as ``gfx942``."""
+    multiprocessors: int | None = None
+    """Streaming multiprocessors, or AMD's compute units, among which a matrix product's tiles are dealt out."""
+    cache_bytes: int | None = None
+    """The last cache that all multiprocessors share: L2, or AMD's Infinity Cache."""
     tdp_watts: int | None = None
     """Board power; for one die of two, its half."""
     supports_bfloat16: bool | None = None
@@ -56,6 +60,8 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bandwidth_gb_per_second: float
     dense_tflops: dict[str, float]
     architecture: str
+    multiprocessors: int
+    cache_mib: float
     tdp_watts: int
     rates_source: str
     memory_source: str
@@ -70,6 +76,8 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             bandwidth_bytes_per_second=self.bandwidth_gb_per_second * 1e9,
             peak_flops_per_second={dtype: tera * 1e12 for dtype, tera in self.dense_tflops.items()},
             architecture=self.architecture,
+            multiprocessors=self.multiprocessors,
+            cache_bytes=int(self.cache_mib * 2**20),
             tdp_watts=self.tdp_watts,
             supports_bfloat16="bfloat16" in self.dense_tflops,
             supports_flash_attention=self._at_least(8.0),

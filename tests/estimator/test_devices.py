@@ -144,6 +144,7 @@ def test_rates_are_dense_and_ordered_as_hardware_is() -> None:
 def test_tensor_peaks_are_units_times_clock(
     name: str, streaming_multiprocessors: int, boost_ghz: float, float16_per_clock: int
 ) -> None:
+    assert find_device(name).multiprocessors == streaming_multiprocessors
     derived = streaming_multiprocessors * boost_ghz * 1e9 * float16_per_clock
     assert find_device(name).peak_flops_per_second["float16"] == pytest.approx(derived, rel=0.02)
 
@@ -156,3 +157,20 @@ def test_what_a_gpu_supports_follows_from_its_generation(name: str, bfloat16: bo
     device = find_device(name)
     assert (device.supports_bfloat16, device.supports_flash_attention) == (bfloat16, flash_attention)
     assert device.supports_bitsandbytes
+
+
+def test_multiprocessors_make_the_float32_peak_at_a_clock_that_gpus_have() -> None:
+    for name in device_names():
+        device = find_device(name)
+        assert device.multiprocessors is not None
+        lanes = 64 if device.architecture in ("7.0", "7.5", "8.0") else 128
+        per_clock = device.multiprocessors * lanes * 2
+        assert 0.9e9 < device.peak_flops_per_second["float32"] / per_clock < 3e9, name
+
+
+def test_caches_are_a_small_part_of_memory_and_grew_sixteenfold_from_ampere_to_ada() -> None:
+    for name in device_names():
+        device = find_device(name)
+        assert device.cache_bytes is not None
+        assert 2 * 2**20 <= device.cache_bytes < device.memory_bytes / 200
+    assert find_device("l40s").cache_bytes == 16 * (find_device("a40").cache_bytes or 0)

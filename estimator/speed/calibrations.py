@@ -1,0 +1,140 @@
+"""Files of rates that `lorabench calibrate` measured: one JSON file for each device.
+
+They are looked for by the device's name, among the user's own first, then among those that lorabench ships.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.devices import find_device
+from lorabench.estimator.errors import UserError
+
+SHIPPED = Path(__file__).parent.parent / "calibrations"
+Seconds = Annotated[float, Meta(gt=0)]
+Extent = Annotated[int, Meta(ge=1)]
+
+
+class ProductTimes(Struct, frozen=True, kw_only=True):
+    """How long products of (m × k) and (k × n) matrices took, on a grid."""
+
+    m: tuple[Extent, ...]
+    n: tuple[Extent, ...]
+    k: tuple[Extent, ...]
+    """Each in rising order."""
+    seconds: tuple[Seconds, ...]
+    """Of all of the grid, k fastest and m slowest."""
+
+    def __post_init__(self) -> None:
+        for name in ("m", "n", "k"):
+            extents = getattr(self, name)
+            if len(extents) < 2 or list(extents) != sorted(set(extents)):
+                raise ValueError(f"{name} must be two or more rising numbers")
+        if len(self.seconds) != len(self.m) * len(self.n) * len(self.k):
+            raise ValueError("seconds must be as many as the grid has points")
+
+
+class PassTimes(Struct, frozen=True, kw_only=True):
+    """How long passes over so many bytes took, read and written together."""
+
+    bytes: tuple[Extent, ...]
+    """In rising order."""
+    seconds: tuple[Seconds, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.bytes) < 2 or list(self.bytes) != sorted(set(self.bytes)) or len(self.bytes) != len(self.seconds):
+            raise ValueError("bytes must be two or more rising numbers, with as many seconds")
+
+
+class AttentionRates(Struct, frozen=True, kw_only=True):
+    """Floating-point operations a second of attention in one kernel, on work pairs as the kernel counts them."""
+
+    forward: Seconds
+    backward: Seconds
+    masked_forward: Seconds
+    masked_backward: Seconds
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """What was measured on one device."""
+
+    schema_version: Literal[1] = 1
+    device: str
+    """As the driver names it; of a CPU, as the operating system does."""
+    kind: Kernels
+    threads: int | None = None
+    """That PyTorch used (CPU)."""
+    software: dict[str, str]
+    """Package → version."""
+    date: str
+    products: dict[str, ProductTimes]
+    """By dtype."""
+    passes: PassTimes
+    """Over one tensor after the other, elementwise."""
+    attention: dict[str, AttentionRates]
+    """By dtype."""
+    dequantisation: PassTimes | None = None
+    """By bitsandbytes; None where it is not installed."""
+    forward_seconds: Seconds
+    """That an operation of a forward pass takes of the processor, in a model so small that little else takes time."""
+    backward_seconds: Seconds
+    """The same of a backward pass."""
+    optimizer_seconds: Seconds
+    """The same of the optimizer's step, for each tensor."""
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Return the calibration in the file at ``path``.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except OSError as error:
+        raise UserError(
+            f"calibration {path}: cannot be read ({error.strerror}): make one with `lorabench calibrate`"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise UserError(f"calibration {path}: {error}: make a new one with `lorabench calibrate -o {path}`") from error
+
+
+def find_calibration(device_name: str) -> tuple[Calibration, Path] | None:
+    """Return the calibration of the device of that name (a catalogue's or a driver's), and where it was found.
+
+    Raises:
+        UserError: a file that bears the name is no calibration.
+    """
+    for folder in (user_folder(), SHIPPED):
+        path = folder / file_name(device_name)
+        if path.is_file():
+            return read_calibration(path), path
+    return None
+
+
+def file_name(device_name: str) -> str:
+    """Return the name of the file for a device: its catalogue name where it has one, else its own in plain letters."""
+    try:
+        device_name = find_device(device_name).name
+    except UserError:
+        device_name = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return f"{device_name or 'unknown'}.json"
+
+
+def user_folder() -> Path:
+    """Return where the user's own calibrations are kept, by the custom of the operating system."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "lorabench" / "calibrations"

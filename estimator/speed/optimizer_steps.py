@@ -1,0 +1,75 @@
+"""The bytes that an optimizer's step passes over, and how many kernels it sends off.
+
+Read in torch 2.13 (`torch.optim`, `_multi_tensor`, `_fused`), bitsandbytes 0.50 (`optim`) and transformers 5
+(`optimization.Adafactor`), for the settings that the training step uses: no weight decay but AdamW's, no momentum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import NamedTuple
+
+from lorabench.estimator.optimizers import MIN_8BIT_ELEMENTS
+from lorabench.estimator.recipes import ITEMSIZE, Dtype, Optim
+
+FUSED_ACCESSES = 7
+"""Of weight, gradient and both moments: all are read, all but the gradient written."""
+FOREACH_ACCESSES = 22
+"""Of AdamW's list kernels, one after the other: decay 2, first moment 3, second moment 2 + 4, square root 2, bias
+correction 2, epsilon 2, step size 2, and the update 3, as reads and writes of an element."""
+FOREACH_KERNELS = 9
+ADAFACTOR_ACCESSES = 22
+"""Reads and writes, in float32, of gradient, update and weight: a gradient's square and its mean over rows and columns,
+the outer product of their roots, the update, its size, its clipping, and the weight."""
+ADAFACTOR_KERNELS = 25
+TENSORS_IN_A_KERNEL = 36
+"""Tensors that one kernel over lists of four takes, by the size of a kernel's arguments (`MultiTensorApply.cuh`)."""
+CLIPPING_ACCESSES = 3
+"""To clip gradients to a norm: one read for the norm, and a read and a write to scale."""
+SCALING_ACCESSES = 2
+"""Of gradients that were scaled for float16: they are read and written to undo it."""
+
+
+class OptimizerStep(NamedTuple):
+    """What one step of the optimizer does."""
+
+    bytes: float
+    """That it reads and writes."""
+    kernels: int
+    """On a GPU, where one may take a list of tensors."""
+    tensors: int
+
+
+def optimizer_step(
+    optim: Optim, shapes: Iterable[tuple[tuple[int, ...], int]], dtype: Dtype, *, scaled: bool, clipped: bool
+) -> OptimizerStep:
+    """Return the step of ``optim`` on tensors of ``shapes`` (shape, how many), which train in ``dtype``.
+
+    ``scaled``: the gradients were scaled for float16; ``clipped``: to a norm.
+    """
+    sizes = [(prod(shape), count) for shape, count in shapes]
+    elements, tensors = sum(size * count for size, count in sizes), sum(count for _, count in sizes)
+    itemsize = ITEMSIZE[dtype]
+    lists = -(-tensors // TENSORS_IN_A_KERNEL)
+    before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES * clipped) * elements * itemsize
+    bytes_, kernels = _own(optim, sizes, elements, tensors, itemsize)
+    return OptimizerStep(before + bytes_, kernels + lists * (scaled + 2 * clipped), tensors)
+
+
+def _own(optim: Optim, sizes: list[tuple[int, int]], elements: int, tensors: int, itemsize: int) -> tuple[float, int]:
+    lists = -(-tensors // TENSORS_IN_A_KERNEL)
+    if optim == "adamw_torch_fused":
+        return FUSED_ACCESSES * elements * itemsize, lists
+    if optim == "adamw_torch":
+        return FOREACH_ACCESSES * elements * itemsize, FOREACH_KERNELS * lists
+    if optim == "sgd":
+        return 3 * elements * itemsize, lists
+    if optim == "adafactor":
+        return ADAFACTOR_ACCESSES * elements * 4, ADAFACTOR_KERNELS * tensors
+    moments = 1 if "lion" in optim else 2
+    eight_bit = optim.endswith("8bit")
+    states = sum(
+        2 * moments * count * size * (1 if eight_bit and size >= MIN_8BIT_ELEMENTS else 4) for size, count in sizes
+    )
+    return 3 * elements * itemsize + states, tensors

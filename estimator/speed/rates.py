@@ -1,0 +1,170 @@
+"""How fast a device works: from its datasheet, within documented bounds, or as calibrated on it.
+
+Times are those that a device takes for an operation once it has it. `host_seconds`, what the processor takes to send
+one off, is apart: on a GPU it passes while the device works on earlier ones.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, Protocol
+
+from lorabench.estimator.devices import Device
+
+Bound = Literal["slow", "typical", "fast"]
+HostPhase = Literal["forward", "backward", "optimizer"]
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+TILE = 128
+"""Rows and columns of the result that one multiprocessor works out at a time, in the kernels that are used for large
+products (cuBLAS and CUTLASS have 128 × 128 and 256 × 128)."""
+LEAST_DEPTH = 512
+"""A product with fewer tiles than multiprocessors is split along k, into pieces no shorter than this."""
+
+
+class Rates(Protocol):
+    """Seconds for operations of a step."""
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the processor runs ahead of the device, as it does of a GPU."""
+
+    def host_seconds(self, phase: HostPhase) -> float:
+        """Return the seconds that the processor takes for one operation, or for one tensor of the optimizer's step.
+
+        With what PyTorch, transformers and peft do around it; without what a device that is the processor does.
+        """
+
+    def product(self, m: float, n: float, k: float, batch: float, dtype: str) -> float:
+        """Return the seconds of ``batch`` products of (m × k) and (k × n) matrices."""
+
+    def attention(self, flops: float, bytes_: float, dtype: str, *, backward: bool, masked: bool) -> float:
+        """Return the seconds of attention in one kernel; ``masked``: one that is given a mask."""
+
+    def passing(self, bytes_: float) -> float:
+        """Return the seconds of reading and writing so many bytes, together."""
+
+    def dequantisation(self, bytes_: float) -> float:
+        """Return the seconds of writing out 4-bit weights, reading and writing so many bytes."""
+
+
+class Fractions(NamedTuple):
+    """Which part of a datasheet's figures software gets to use."""
+
+    product: float
+    """Of the peak rate, by large matrix products that fill the device."""
+    attention: float
+    """Of the peak rate, by fused attention forward."""
+    attention_backward: float
+    masked_attention: float
+    """Of the peak rate, by attention that is given a mask, either way."""
+    bandwidth: float
+    """Of memory bandwidth, by elementwise operations."""
+    cache: float
+    """Of memory bandwidth, from the cache: more than 1."""
+    dequantisation: float
+    """Of memory bandwidth, by bitsandbytes' kernels."""
+    host_seconds: float
+    kernel_seconds: float
+    """That the shortest kernel takes, until the next one runs."""
+
+
+# Where these come from is in docs/speed.md. None of them was fitted to the runs that they are held against there.
+PRODUCT_FRACTIONS: dict[str, tuple[float, float, float]] = {
+    "8.0": (0.70, 0.84, 0.87),
+    "9.0": (0.67, 0.80, 0.84),
+    "gfx90a": (0.60, 0.72, 0.77),
+    "gfx942": (0.43, 0.56, 0.60),
+}
+"""Compute capability or AMD's target → least, usual and most fraction of the peak; measured for these."""
+UNMEASURED_PRODUCT_FRACTIONS = (0.50, 0.70, 0.95)
+ATTENTION_FRACTIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "8.0": ((0.45, 0.58, 0.68), (0.35, 0.48, 0.60)),
+    "9.0": ((0.25, 0.35, 0.50), (0.20, 0.30, 0.45)),
+}
+"""The same for fused attention, forward and backward."""
+UNMEASURED_ATTENTION_FRACTIONS = ((0.30, 0.50, 0.80), (0.25, 0.42, 0.70))
+BOUNDS: dict[Bound, int] = {"slow": 0, "typical": 1, "fast": 2}
+EMULATED_BFLOAT16 = 0.5
+"""Of the float32 rate, by bfloat16 products on a GPU without units for them: they are widened first."""
+
+
+def datasheet_fractions(device: Device, bound: Bound) -> Fractions:
+    """Return what software gets of ``device``, at least, usually or at most."""
+    index = BOUNDS[bound]
+    architecture = device.architecture or ""
+    forward, backward = ATTENTION_FRACTIONS.get(architecture, UNMEASURED_ATTENTION_FRACTIONS)
+    return Fractions(
+        product=PRODUCT_FRACTIONS.get(architecture, UNMEASURED_PRODUCT_FRACTIONS)[index],
+        attention=forward[index],
+        attention_backward=backward[index],
+        masked_attention=(0.15, 0.30, 0.45)[index],
+        bandwidth=(0.65, 0.82, 0.92)[index],
+        cache=(2.0, 3.0, 5.0)[index],
+        dequantisation=(0.40, 0.60, 0.85)[index],
+        host_seconds=(15e-6, 8e-6, 4e-6)[index],
+        kernel_seconds=(4e-6, 2.5e-6, 1.5e-6)[index],
+    )
+
+
+class DatasheetRates:
+    """Rates of a GPU of which only the datasheet is known, at one end of what is likely or in the middle."""
+
+    asynchronous = True
+
+    def __init__(self, device: Device, bound: Bound) -> None:
+        """Take the peaks of ``device``, which must have them."""
+        assert device.bandwidth_bytes_per_second is not None
+        self.peaks = device.peak_flops_per_second
+        self.multiprocessors = device.multiprocessors or 1
+        self.fractions = datasheet_fractions(device, bound)
+        self.cache_bytes = device.cache_bytes or 0
+        self.bandwidth = device.bandwidth_bytes_per_second * self.fractions.bandwidth
+
+    def host_seconds(self, phase: HostPhase) -> float:
+        """Return the seconds that the processor takes for one operation."""
+        return self.fractions.host_seconds
+
+    def product(self, m: float, n: float, k: float, batch: float, dtype: str) -> float:
+        """Return the seconds of ``batch`` products of (m × k) and (k × n) matrices: a roofline of three."""
+        rate = self._peak(dtype) * self.fractions.product * self._filled(m, n, k, batch)
+        bytes_ = batch * (m * k + k * n + m * n) * ITEMSIZE[dtype]
+        return max(batch * 2 * m * n * k / rate, bytes_ / self.bandwidth, self.fractions.kernel_seconds)
+
+    def attention(self, flops: float, bytes_: float, dtype: str, *, backward: bool, masked: bool) -> float:
+        """Return the seconds of attention in one kernel."""
+        fractions = self.fractions
+        share = fractions.attention_backward if backward else fractions.attention
+        if masked:
+            share = fractions.masked_attention
+        return max(flops / (self._peak(dtype) * share), bytes_ / self.bandwidth, fractions.kernel_seconds)
+
+    def passing(self, bytes_: float) -> float:
+        """Return the seconds of reading and writing so many bytes.
+
+        What the operation before left in the cache is read from there, and what is written there is overwritten
+        before it is written back, unless these bytes themselves displace it.
+        """
+        cached = min(bytes_, max(0.0, self.cache_bytes - bytes_))
+        from_cache = cached * self.fractions.bandwidth / (self.bandwidth * self.fractions.cache)
+        return max((bytes_ - cached) / self.bandwidth + from_cache, self.fractions.kernel_seconds)
+
+    def dequantisation(self, bytes_: float) -> float:
+        """Return the seconds of writing out 4-bit weights."""
+        fractions = self.fractions
+        return max(bytes_ * fractions.bandwidth / (self.bandwidth * fractions.dequantisation), fractions.kernel_seconds)
+
+    def _peak(self, dtype: str) -> float:
+        return self.peaks[dtype] if dtype in self.peaks else EMULATED_BFLOAT16 * self.peaks["float32"]
+
+    def _filled(self, m: float, n: float, k: float, batch: float) -> float:
+        """Return which part of the multiprocessors' time goes into elements of the result that are wanted.
+
+        Tiles are dealt out in rounds, the last of which may leave multiprocessors idle; and a tile that reaches over
+        the edge is worked out in full.
+        """
+        tiles = batch * math.ceil(m / TILE) * math.ceil(n / TILE)
+        if tiles < self.multiprocessors:
+            tiles *= max(1, min(int(k // LEAST_DEPTH), int(self.multiprocessors // tiles)))
+        rounds = math.ceil(tiles / self.multiprocessors)
+        wanted = (m / (TILE * math.ceil(m / TILE))) * (n / (TILE * math.ceil(n / TILE)))
+        return wanted * tiles / (rounds * self.multiprocessors)

@@ -1,0 +1,136 @@
+"""What a step's time comes to for people: tokens per second, MFU, energy; duration and cost of so many tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lorabench.estimator.devices import Device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.speed.calibrated_rates import CalibratedRates
+from lorabench.estimator.speed.calibrations import Calibration
+from lorabench.estimator.speed.flops import StepFlops, step_flops
+from lorabench.estimator.speed.rates import Bound, DatasheetRates
+from lorabench.estimator.speed.timing import step_time
+
+Range = tuple[float, float]
+"""From the least to the most."""
+
+CALIBRATED_ERROR = 0.30
+"""By how much a step's time may differ from that at calibrated rates: within this lie all measured runs of
+docs/speed.md."""
+FAST_TO_SLOW: tuple[Bound, ...] = ("fast", "typical", "slow")
+JOULES_IN_KILOWATT_HOUR = 3.6e6
+LEAST_POWER = 0.4
+"""Of a GPU's board power, drawn by a training that mostly waits for memory or for the host; the most is all of it."""
+
+
+class Throughput(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How fast a recipe trains on one device. Each figure is the likely one, with its range."""
+
+    rates: Literal["datasheet", "calibrated"]
+    """Where the device's rates come from."""
+    step_seconds: float
+    """Of an optimizer step, all its micro-batches together."""
+    step_seconds_range: Range
+    groups_seconds: dict[str, float]
+    """Group (of `timing.GROUPS`) → seconds of a step; they add up to ``step_seconds``."""
+    tokens_per_second: float
+    tokens_per_second_range: Range
+    flops: StepFlops
+    """Of a step."""
+    mfu: float | None = None
+    """Model FLOPs utilisation: what the training needs, of the device's dense peak in the dtype of the products. None
+    where the peak is not known."""
+    mfu_range: Range | None = None
+    hfu: float | None = None
+    """Hardware FLOPs utilisation: the same of what is done."""
+    watts_range: Range | None = None
+    """Drawn by the GPU: up to its board power."""
+    joules_per_token_range: Range | None = None
+    training: Training | None = None
+    """Of as many tokens as were asked about."""
+
+
+class Training(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """So many tokens, at the throughput of one device."""
+
+    tokens: int
+    seconds: float
+    seconds_range: Range
+    kilowatt_hours_range: Range | None = None
+    """By the GPU alone."""
+    cost: float | None = None
+    """In the currency of the price; None without one."""
+    cost_range: Range | None = None
+
+
+def estimate_throughput(
+    spec: ModelSpec, recipe: Recipe, device: Device, calibration: Calibration | None = None
+) -> Throughput | None:
+    """Return how fast ``recipe`` trains ``spec`` on ``device``, at the rates of ``calibration`` where there is one.
+
+    None where neither is known: of a device that is a memory size alone.
+
+    Raises:
+        UserError: a combination that has no closed form, or that was not calibrated.
+    """
+    if calibration is not None:
+        typical = step_time(spec, recipe, CalibratedRates(calibration), calibration.kind)
+        seconds = typical.total / (1 + CALIBRATED_ERROR), typical.total * (1 + CALIBRATED_ERROR)
+    elif device.bandwidth_bytes_per_second is None:
+        return None
+    else:
+        fast, typical, slow = (step_time(spec, recipe, DatasheetRates(device, bound)) for bound in FAST_TO_SLOW)
+        seconds = fast.total, slow.total
+    flops = step_flops(spec, recipe)
+    tokens = recipe.tokens * recipe.gradient_accumulation
+    speed = Throughput(
+        rates="datasheet" if calibration is None else "calibrated",
+        step_seconds=typical.total,
+        step_seconds_range=seconds,
+        groups_seconds={group: second for group, second in typical.groups.items() if second},
+        tokens_per_second=tokens / typical.total,
+        tokens_per_second_range=(tokens / seconds[1], tokens / seconds[0]),
+        flops=flops,
+    )
+    peak = device.peak_flops_per_second.get(recipe.compute_dtype)
+    if peak is not None:
+        speed = replace(
+            speed,
+            mfu=flops.model / typical.total / peak,
+            mfu_range=(flops.model / seconds[1] / peak, flops.model / seconds[0] / peak),
+            hfu=flops.hardware / typical.total / peak,
+        )
+    if device.tdp_watts is not None:
+        watts = LEAST_POWER * device.tdp_watts, float(device.tdp_watts)
+        joules = watts[0] * seconds[0] / tokens, watts[1] * seconds[1] / tokens
+        speed = replace(speed, watts_range=watts, joules_per_token_range=joules)
+    return speed
+
+
+def plan_training(speed: Throughput, tokens: int, price_per_hour: float | None = None) -> Throughput:
+    """Return ``speed`` with how long so many tokens take, and what they cost.
+
+    Raises:
+        UserError: fewer tokens than one, or a price below nothing.
+    """
+    if tokens < 1:
+        raise UserError(f"tokens {tokens}: must be 1 or more")
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise UserError(f"price per hour {price_per_hour:g}: must be 0 or more")
+    least, most = (tokens / rate for rate in reversed(speed.tokens_per_second_range))
+    seconds = tokens / speed.tokens_per_second
+    training = Training(tokens=tokens, seconds=seconds, seconds_range=(least, most))
+    if speed.joules_per_token_range is not None:
+        low, high = (tokens * joules / JOULES_IN_KILOWATT_HOUR for joules in speed.joules_per_token_range)
+        training = replace(training, kilowatt_hours_range=(low, high))
+    if price_per_hour is not None:
+        hourly = price_per_hour / 3600
+        training = replace(training, cost=seconds * hourly, cost_range=(least * hourly, most * hourly))
+    return replace(speed, training=training)

@@ -1,0 +1,100 @@
+"""Predicted times against what others measured on their GPUs, from the datasheets alone.
+
+tests/estimator/ground_truth/README.md names the sources, docs/speed.md says what these runs did.
+"""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.devices import find_device
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.speed.rates import DatasheetRates
+from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
+from tests.estimator.test_ground_truth import (
+    A100,
+    FULL,
+    L40S,
+    LLAMA,
+    PLAIN_LORA,
+    batch_tokens,
+    llama_recipe,
+    mistral_recipe,
+    rows,
+)
+
+RECAST = [row for row in rows("a100_80gb_mistral_7b.csv") if row["prepare_kbit"] == "recast"]
+STEPS = 5000
+"""Of each run on the L40S."""
+
+
+def on_the_a100(row: dict[str, str]) -> tuple[Recipe, Throughput]:
+    recipe = mistral_recipe(row)
+    speed = estimate_throughput(find_model(row["model"]), recipe, find_device("a100-sxm-80gb"))
+    assert speed is not None
+    return recipe, speed
+
+
+def recomputed_product_seconds(row: dict[str, str]) -> float:
+    """Return what reentrant checkpointing adds, which those runs used: it recomputes each layer to its very end."""
+    spec, recipe = find_model(row["model"]), mistral_recipe(row)
+    rates = DatasheetRates(find_device("a100-sxm-80gb"), "typical")
+    product = rates.product(recipe.tokens, spec.hidden_size, spec.intermediate_size, 1, "bfloat16")
+    return spec.num_hidden_layers * product
+
+
+@pytest.mark.parametrize("row", A100, ids=lambda row: f"{row['method']}-batch{row['batch_size']}")
+def test_mistral_7b_on_an_a100(row: dict[str, str]) -> None:
+    recipe, speed = on_the_a100(row)
+    measured = float(row["tokens_per_second"])
+    assert speed.tokens_per_second == pytest.approx(measured, rel=0.15)
+    assert speed.tokens_per_second_range[0] < measured < speed.tokens_per_second_range[1]
+    whole = recipe.tokens / (speed.step_seconds + recomputed_product_seconds(row))
+    assert whole == pytest.approx(measured, rel=0.10)
+
+
+@pytest.mark.parametrize("row", RECAST, ids=lambda row: f"batch{row['batch_size']}")
+def test_hidden_states_in_float32_slow_mistral_7b_down_on_an_a100(row: dict[str, str]) -> None:
+    """No recipe of lorabench has embedding and head in bfloat16 and norms in float32; prepared ones come closest."""
+    spec = find_model(row["model"])
+    recipe = replace(mistral_recipe(row), prepare_kbit=True)
+    speed = estimate_throughput(spec, recipe, find_device("a100-sxm-80gb"))
+    assert speed is not None
+    measured = float(row["tokens_per_second"])
+    whole = recipe.tokens / (speed.step_seconds + recomputed_product_seconds(row))
+    assert whole == pytest.approx(measured, rel=0.15)
+
+
+def test_methods_rank_on_an_a100_as_they_were_measured_to() -> None:
+    for batch_size in ("4", "8"):
+        alike = [row for row in A100 if row["batch_size"] == batch_size]
+        measured = sorted(alike, key=lambda row: float(row["tokens_per_second"]))
+        assert [row["method"] for row in measured] == ["full", "lora", "qlora"]
+        seconds = {row["method"]: on_the_a100(row)[1].step_seconds + recomputed_product_seconds(row) for row in alike}
+        assert seconds["full"] > seconds["qlora"]
+        assert seconds["lora"] > seconds["qlora"]
+
+
+def on_the_l40s(experiment: str) -> Throughput:
+    """Return the speed of a run's mean batch: as many tokens as its memory says that it had, padding included."""
+    recipe = llama_recipe(L40S[experiment])
+    length = round(batch_tokens(PLAIN_LORA[0]) / recipe.batch_size)
+    speed = estimate_throughput(find_model(LLAMA), replace(recipe, seq_len=length), find_device("l40s"))
+    assert speed is not None
+    return speed
+
+
+@pytest.mark.parametrize("experiment", [*PLAIN_LORA, FULL])
+def test_llama_3b_on_an_l40s(experiment: str) -> None:
+    speed = on_the_l40s(experiment)
+    measured = float(L40S[experiment]["train_seconds_steps"]) / STEPS
+    assert speed.step_seconds == pytest.approx(measured, rel=0.25)
+    assert speed.step_seconds_range[0] < measured < speed.step_seconds_range[1]
+
+
+def test_ranks_and_methods_rank_on_an_l40s_as_they_were_measured_to() -> None:
+    experiments = [*PLAIN_LORA, FULL]
+    measured = sorted(experiments, key=lambda experiment: float(L40S[experiment]["train_seconds_steps"]))
+    assert sorted(experiments, key=lambda experiment: on_the_l40s(experiment).step_seconds) == measured
