@@ -55,17 +55,25 @@ def _refuse_old_liger() -> None:
 
 
 def shifted_logits_loss(
-    logits: torch.Tensor, labels: torch.Tensor, vocab_size: int | None = None, **unused: Any
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int | None = None,
+    num_items_in_batch: torch.Tensor | None = None,
+    **unused: Any,
 ) -> torch.Tensor:
     """Return the loss as transformers up to about 4.48 computed it: by shifting the logits, not the labels.
 
     ``logits`` is (batch, sequence, vocabulary), ``labels`` (batch, sequence). The shift copies the float32 logits,
-    which costs 4 · tokens · vocabulary bytes more than shifting the labels. The other arguments are those that
-    transformers 5 passes to a loss function.
+    which costs 4 · tokens · vocabulary bytes more than shifting the labels. With ``num_items_in_batch``, the tokens of
+    all batches of a step, it is this batch's share of their mean, as Trainer asks for. The other arguments are those
+    that transformers 5 passes to a loss function.
     """
     from torch.nn.functional import cross_entropy
 
     upcast = logits.float()
     predictions = upcast[:, :-1, :].contiguous()
     targets = labels[:, 1:].contiguous()
-    return cross_entropy(predictions.view(-1, predictions.shape[-1]), targets.view(-1))
+    predictions, targets = predictions.view(-1, predictions.shape[-1]), targets.view(-1)
+    if num_items_in_batch is None:
+        return cross_entropy(predictions, targets)
+    return cross_entropy(predictions, targets, reduction="sum") / num_items_in_batch
