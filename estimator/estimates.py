@@ -15,6 +15,8 @@ from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.parameters import adapted_experts, count_parameters
 from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.speed.calibrations import Calibration
+from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
 from lorabench.estimator.states import Term, states
 
 Answer = Literal["fits", "tight", "does not fit"]
@@ -56,10 +58,16 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The longest sequence that the model has positions for."""
     changes: tuple[Change, ...] = ()
     """What would make it fit, the most harmless first; empty where it fits, or where no two changes are enough."""
+    throughput: Throughput | None = None
+    """How fast it trains, if it fits; None where the GPU's rates are not known."""
 
 
-def estimate_recipe(spec: ModelSpec, recipe: Recipe, device: Device | None = None) -> Estimate:
+def estimate_recipe(
+    spec: ModelSpec, recipe: Recipe, device: Device | None = None, calibration: Calibration | None = None
+) -> Estimate:
     """Return the estimate of ``recipe`` on ``spec``, held against ``device`` if one is given.
+
+    Its speed is at the rates of ``calibration``, or else of the device's datasheet.
 
     Raises:
         UserError: the model lacks the recipe's target modules, cannot take sequences as long as the recipe's, or has
@@ -89,6 +97,7 @@ def estimate_recipe(spec: ModelSpec, recipe: Recipe, device: Device | None = Non
         longest_seq_len=verdict.longest_seq_len,
         max_position_embeddings=spec.max_position_embeddings,
         changes=verdict.changes,
+        throughput=estimate_throughput(spec, recipe, device, calibration),
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.quantities import in_gib
 from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
 from lorabench.estimator.breakdown import COMPONENTS
 from lorabench.estimator.errors import UserError
 
@@ -23,6 +26,7 @@ EXAMPLES = """\
 \b
 Examples:
   lorabench estimate llama-3.1-8b --method qlora --gpu rtx-4090
+  lorabench estimate llama-3.1-8b --gpu h100-sxm --tokens 50M --price-per-hour 2.50
   lorabench estimate Qwen/Qwen2.5-7B -r 64 --target-modules attention --seq-len 4096
   lorabench estimate ./config.json --method full --gpu 80GB --require-fit
   lorabench estimate llama-3.1-8b --method qlora --explain
@@ -32,11 +36,22 @@ Examples:
 @click.command("estimate", epilog=EXAMPLES)
 @click.argument("model")
 @recipe_options
-@click.option("--gpu", help="A GPU by name, or its memory such as 24GB, to hold the answer against.")
+@click.option("--gpu", help="A GPU by name, its memory such as 24GB, or local, to hold the answer against.")
+@speed_options
 @click.option("--require-fit", is_flag=True, help="Exit with code 1 where the recipe does not fit the GPU.")
 @click.option("--explain", is_flag=True, help="Derive the answer term by term, with this recipe's numbers.")
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
-def command(model: str, gpu: str | None, require_fit: bool, explain: bool, format_: str, **options: Any) -> int:
+def command(
+    model: str,
+    gpu: str | None,
+    tokens: int | None,
+    price_per_hour: float | None,
+    calibration_file: Path | None,
+    require_fit: bool,
+    explain: bool,
+    format_: str,
+    **options: Any,
+) -> int:
     """Estimate what fine-tuning MODEL takes, in milliseconds, without torch.
 
     MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. In brackets stand
@@ -45,6 +60,7 @@ def command(model: str, gpu: str | None, require_fit: bool, explain: bool, forma
     from lorabench.estimator.catalogue import find_model
     from lorabench.estimator.devices import find_device
     from lorabench.estimator.estimates import estimate_recipe
+    from lorabench.estimator.speed.throughput import plan_training
 
     if require_fit and gpu is None:
         raise UserError("--require-fit needs a GPU to fit: add --gpu NAME or a size such as --gpu 24GB")
@@ -52,7 +68,11 @@ def command(model: str, gpu: str | None, require_fit: bool, explain: bool, forma
         raise UserError("--explain has no csv, which is one row: use --format table, markdown or json")
     spec = find_model(model)
     device = None if gpu is None else find_device(gpu)
-    estimate = estimate_recipe(spec, recipe_from(spec.name, options), device)
+    refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
+    calibration = None if device is None else calibration_for(device, calibration_file)
+    estimate = estimate_recipe(spec, recipe_from(spec.name, options), device, calibration)
+    if tokens is not None and estimate.throughput is not None:
+        estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
     if not explain:
         click.echo(_FORMATTERS[format_](estimate))
     else:
@@ -71,6 +91,7 @@ def as_text(estimate: Estimate) -> str:
             as_table(_state_columns(estimate)),
             as_table(peak_columns(estimate.memory)),
             *_wrapped(_verdict(estimate)),
+            *_wrapped(_speed(estimate)),
         ]
     )
 
@@ -148,8 +169,16 @@ def _verdict(estimate: Estimate) -> list[str]:
     return lines
 
 
+def _speed(estimate: Estimate) -> list[str]:
+    """Return how fast it trains, a line each; nothing where that is not known."""
+    if estimate.throughput is None:
+        return []
+    answer, *others = speed_lines(estimate.throughput)
+    return [f"{estimate.gpu}{'' if estimate.fits else ', if it fitted'}: {answer}", *others]
+
+
 def _wrapped(verdict: list[str]) -> list[str]:
-    """Return the verdict as one paragraph that fits a terminal of 80 columns; none without a verdict."""
+    """Return an answer and what bears on it as one paragraph for a terminal of 80 columns; none of none."""
     import textwrap
     from itertools import chain, repeat
 
@@ -172,8 +201,9 @@ def _as_markdown(estimate: Estimate) -> str:
         as_markdown(_state_columns(estimate)),
         as_markdown(peak_columns(estimate.memory)),
     ]
-    verdict = _verdict(estimate)
-    return "\n\n".join([*parts, *verdict[:1], *(["\n".join(f"- {line}" for line in verdict[1:])] if verdict else [])])
+    for answer, *others in filter(None, (_verdict(estimate), _speed(estimate))):
+        parts += [answer, "\n".join(f"- {line}" for line in others)]
+    return "\n\n".join(parts)
 
 
 def _as_json(estimate: Estimate) -> str:
@@ -197,7 +227,7 @@ def _explained(estimate: Estimate, explanation: Explanation, format_: str) -> st
 
 def _as_csv(estimate: Estimate) -> str:
     """Return one row: the recipe, the counts, each component in bytes."""
-    memory = estimate.memory
+    memory, speed = estimate.memory, estimate.throughput
     return as_csv(
         [
             {
@@ -214,6 +244,11 @@ def _as_csv(estimate: Estimate) -> str:
                 "gpu_memory_bytes": estimate.gpu_memory_bytes,
                 "verdict": estimate.verdict,
                 "fits": estimate.fits,
+                "tokens_per_second": speed and speed.tokens_per_second,
+                "tokens_per_second_least": speed and speed.tokens_per_second_range[0],
+                "tokens_per_second_most": speed and speed.tokens_per_second_range[1],
+                "step_seconds": speed and speed.step_seconds,
+                "mfu": speed and speed.mfu,
             }
         ]
     )

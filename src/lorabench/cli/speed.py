@@ -1,0 +1,151 @@
+"""How fast a recipe trains: the options that ask for it, and the answer as people read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import click
+
+from lorabench.estimator.errors import UserError
+
+if TYPE_CHECKING:
+    from lorabench.estimator.devices import Device
+    from lorabench.estimator.speed.calibrations import Calibration
+    from lorabench.estimator.speed.throughput import Throughput, Training
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LEAST_SHARE = 0.005
+"""Groups of operations that take less of a step are not listed."""
+
+LARGEST_COUNT = 10**18
+"""Of what a `Count` takes: more is a slip."""
+
+
+class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+    """A whole number from 1 on, in thousands, millions or billions where so written: ``300k``, ``50M``, ``1.5B``."""
+
+    name = "count"
+    _written = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*)\s*([kmb]?)\s*", re.IGNORECASE)
+    _units: ClassVar = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return ``value`` as a number: 50,000,000 for ``50M``."""
+        if isinstance(value, int):
+            return value
+        match = self._written.fullmatch(str(value))
+        number = match and float(match[1].replace("_", "").replace(",", "")) * self._units[match[2].lower()]
+        if not number or number != int(number) or number > LARGEST_COUNT:
+            self.fail(f"{value!r} is no number of tokens: write one such as 50M, 300k or 1500000", param, ctx)
+        return int(number)
+
+
+OPTIONS: list[Callable[[F], F]] = [
+    click.option("--tokens", type=Count(), help="Say how long so many tokens take, such as 50M."),
+    click.option("--price-per-hour", type=float, help="And what they cost, the GPU at this price."),
+    click.option(
+        "--calibration",
+        "calibration_file",
+        type=click.Path(path_type=Path),
+        help="Rates that `lorabench calibrate` measured. [those found under the GPU's name]",
+    ),
+]
+
+
+def speed_options(command: F) -> F:
+    """Add the options about speed to ``command``: ``tokens``, ``price_per_hour``, ``calibration_file``."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def refuse_speed_without_rates(
+    device: Device | None, tokens: int | None, price_per_hour: float | None, calibration_file: Path | None
+) -> None:
+    """Refuse questions about speed that nothing answers.
+
+    Raises:
+        UserError: a price without tokens; or tokens, or a calibration, without a GPU whose rates are known.
+    """
+    if price_per_hour is not None and tokens is None:
+        raise UserError("--price-per-hour needs to know what is paid for: add --tokens, such as --tokens 50M")
+    asked = "--tokens" if tokens is not None else "--calibration" if calibration_file is not None else None
+    if asked and device is None:
+        raise UserError(f"{asked} needs a GPU: add --gpu NAME (lorabench gpus lists them)")
+    if tokens is not None and device and device.bandwidth_bytes_per_second is None and calibration_file is None:
+        raise UserError(
+            f"--tokens needs a GPU whose speed is known, and {device.name} says its memory only: name the GPU, "
+            "or give --calibration FILE"
+        )
+
+
+def calibration_for(device: Device, file: Path | None) -> Calibration | None:
+    """Return the calibration in ``file``; without one, that which is found under the device's name, if any.
+
+    Raises:
+        UserError: a file that is no calibration, or one of another device.
+    """
+    from lorabench.estimator.speed.calibrations import file_name, find_calibration, read_calibration
+
+    if file is None:
+        found = find_calibration(device.name)
+        return found and found[0]
+    calibration = read_calibration(file)
+    if device.bandwidth_bytes_per_second is not None and file_name(calibration.device) != file_name(device.name):
+        raise UserError(
+            f"calibration {file}: was measured on {calibration.device}, not on {device.name}: "
+            f"leave --calibration out, or run `lorabench calibrate` on that GPU"
+        )
+    return calibration
+
+
+def speed_lines(speed: Throughput) -> list[str]:
+    """Return what is said about speed, a line each, the first of them the answer."""
+    source = "as calibrated" if speed.rates == "calibrated" else "by its datasheet (not calibrated)"
+    lines = [
+        f"{_number(speed.tokens_per_second)} tokens/s ({_between(speed.tokens_per_second_range)}), {source}",
+        f"step: {in_time(speed.step_seconds)} ({' to '.join(map(in_time, speed.step_seconds_range))})",
+    ]
+    if speed.mfu is not None and speed.mfu_range is not None and speed.hfu is not None:
+        low, high = speed.mfu_range
+        lines[-1] += f"; MFU {speed.mfu:.0%} ({low:.0%} to {high:.0%}), HFU {speed.hfu:.0%}"
+    if speed.watts_range is not None:
+        lines[-1] += f"; {_between(speed.watts_range)} W"
+    shares = {group: seconds / speed.step_seconds for group, seconds in speed.groups_seconds.items()}
+    ordered = sorted((share, group) for group, share in shares.items() if share >= LEAST_SHARE)
+    lines.append("time goes to: " + ", ".join(f"{group} {share:.0%}" for share, group in reversed(ordered)))
+    if speed.training is not None:
+        lines.append(_training(speed.training))
+    return lines
+
+
+def _training(training: Training) -> str:
+    said = f"{training.tokens:,} tokens: {in_time(training.seconds)} "
+    said += f"({' to '.join(map(in_time, training.seconds_range))})"
+    if training.cost is not None and training.cost_range is not None:
+        low, high = training.cost_range
+        said += f", costing {training.cost:,.2f} ({low:,.2f} to {high:,.2f})"
+    if training.kilowatt_hours_range is not None:
+        low, high = training.kilowatt_hours_range
+        said += f", {low:,.2g} to {high:,.2g} kWh"
+    return said
+
+
+def in_time(seconds: float) -> str:
+    """Return seconds as people say them: 12.3 ms, 4.56 s, 7.8 min, 9.1 h, 12 days."""
+    for unit, length, until in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < until:
+            return f"{_number(seconds / length)} {unit}"
+    return f"{_number(seconds / 86_400)} days"
+
+
+def _between(range_: tuple[float, float]) -> str:
+    return " to ".join(map(_number, range_))
+
+
+def _number(value: float) -> str:
+    """Return three significant figures, or all whole ones."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
