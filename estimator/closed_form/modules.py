@@ -221,14 +221,14 @@ class Modules:
             output = op.flash_attention(q, k, v, heads, kv_heads)
         elif op.kernels == "cpu":
             if dropout:
-                return self._math(q, k, v, dropout)
+                return self._math(q, k, v, dropout, joined)
             output = op.flash_attention(q, k, v, heads, kv_heads)
         elif self.mask is None and q.dtype != "float32":
             output = op.flash_attention(q, k, v, heads, kv_heads)
         elif kv_heads == heads:
             return op.efficient_attention(q, k, v, heads, self.mask)  # by token, however the queries lie
         else:
-            return self._math(q, k, v, dropout)
+            return self._math(q, k, v, dropout, joined)
         return op.copy(output) if joined else output
 
     def _flash_dtype(self, dtype: str) -> str:
@@ -260,24 +260,32 @@ class Modules:
         output = op.matmul(scores, values, BS, hidden, copied=(False, by_token and times == 1))
         return op.copy(output), scores
 
-    def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
         """torch's math kernel: everything in float32, with the whole matrix of scores.
 
-        The products take contiguous copies of the heads. The probabilities are returned too, in the dtype of q.
+        What lies by token is copied to lie by head, but of a single sequence; repeated heads lie by head already. The
+        probabilities are returned too, in the dtype of q.
         """
         op, spec = self.op, self.spec
+        by_token = self.recipe.batch_size > 1
         times = spec.num_attention_heads // spec.num_key_value_heads
         queries = op.cast(q, "float32")
         keys, values = op.cast(k, "float32"), op.cast(v, "float32")
         queries = op.scale(queries)
         mask = op.tape.new(SS, 1, "float32")
         keys, values = op.repeat_heads(keys, times), op.repeat_heads(values, times)
-        attention = op.batched_product(op.copy(queries), op.copy(op.scale(keys)), BSS, spec.num_attention_heads)
+        attention = op.batched_product(
+            op.copy(queries) if by_token and not joined else queries,
+            op.copy(op.scale(keys)) if by_token and not joined and times == 1 else op.scale(keys),
+            BSS,
+            spec.num_attention_heads,
+        )
         attention = op.softmax(attention, "float32")
         attention = op.dropout(attention, dropout)
-        output = op.cast(op.batched_product(attention, op.copy(values), BS, q.columns), q.dtype)
+        by_head = op.copy(values) if by_token and times == 1 else values
+        output = op.cast(op.batched_product(attention, by_head, BS, q.columns), q.dtype)
         probabilities = op.cast(attention, q.dtype)
-        del probabilities, attention, queries, keys, values, mask
+        del probabilities, attention, by_head, queries, keys, values, mask
         return op.copy(output)
 
     # Feed-forward
