@@ -84,7 +84,15 @@ def ring(kind: str, **facts: Any) -> None:
 
 def pretend(spec: Any, recipe: Any, settings: Any) -> Any:
     """Stand in for `measure`."""
-    ring("worker", pid=os.getpid(), method=recipe.method, seed=settings.seed, environ=dict(os.environ))
+    ring(
+        "worker",
+        pid=os.getpid(),
+        session=os.getsid(0),
+        oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
+        method=recipe.method,
+        seed=settings.seed,
+        environ=dict(os.environ),
+    )
     how = json.loads(os.environ.get(HOW, "{}")).get(recipe.method)
     if how:
         BEHAVIOURS[how]()
