@@ -15,6 +15,8 @@ CATALOGUE = Path(__file__).parent / "gpus.json"
 GENERIC_WORDS = {"nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "graphics", "generation", "gpu", "edition"}
 """Words of the drivers' names that tell no GPU from another."""
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)", re.IGNORECASE)
+LOCAL = "local"
+"""Stands for the machine's own GPU."""
 LARGEST_SIZE_GIB = 100_000
 
 
@@ -107,11 +109,15 @@ def find_device(text: str) -> Device:
 
     ``text`` is a catalogue name or a part of it that fits only one GPU (``4090``, ``a100 80gb sxm``), a name as the
     driver writes it (``NVIDIA A100-SXM4-80GB``), in any case, with spaces, hyphens or underscores; or a memory size
-    (``24GB``, ``24GiB`` and ``24G`` are all 24 · 2³⁰ bytes, as GPU vendors count).
+    (``24GB``, ``24GiB`` and ``24G`` are all 24 · 2³⁰ bytes, as GPU vendors count); or ``local``, this machine's own.
 
     Raises:
-        UserError: no GPU or several have that name, or the size is out of range.
+        UserError: no GPU or several have that name, or the size is out of range, or there is none here.
     """
+    if text.strip().lower() == LOCAL:
+        from lorabench.estimator.local_gpu import local_device
+
+        return local_device()
     size = SIZE.fullmatch(text.strip())
     if size:
         return _of_size(text.strip(), float(size[1]))

@@ -1,0 +1,110 @@
+"""What `lorabench estimate` says of speed, duration and cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabench.cli import main
+from lorabench.cli.speed import in_time
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+
+
+@pytest.fixture
+def estimate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run ``lorabench estimate LLAMA`` as a user without calibrations; return its exit code, output and errors."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["estimate", LLAMA, *arguments])
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+def answer(estimate: Any, *arguments: str) -> dict[str, Any]:
+    code, out, err = estimate(*arguments, "--format", "json")
+    assert (code, err) == (0, "")
+    speed: dict[str, Any] = json.loads(out)["throughput"]
+    return speed
+
+
+def test_speed_is_a_range_around_what_is_likely(estimate: Any) -> None:
+    speed = answer(estimate, "--method", "qlora", "--gpu", "rtx-4090")
+    least, most = speed["tokens_per_second_range"]
+    assert least < speed["tokens_per_second"] < most
+    assert speed["tokens_per_second"] == pytest.approx(2048 / speed["step_seconds"])
+    assert sum(speed["groups_seconds"].values()) == pytest.approx(speed["step_seconds"])
+    assert speed["mfu"] < speed["hfu"] < 1
+    assert speed["mfu"] == pytest.approx(speed["flops"]["model"] / speed["step_seconds"] / 165.2e12)
+    assert speed["rates"] == "datasheet"
+
+
+def test_a_step_of_many_micro_batches_trains_as_many_tokens(estimate: Any) -> None:
+    one, eight = (answer(estimate, "--gpu", "l40s", "--gradient-accumulation", many) for many in ("1", "8"))
+    assert eight["flops"]["model"] == 8 * one["flops"]["model"]
+    assert 1 <= eight["tokens_per_second"] / one["tokens_per_second"] < 1.05
+
+
+def test_tokens_take_time_and_energy_and_cost_money(estimate: Any) -> None:
+    speed = answer(estimate, "--gpu", "h100-sxm", "--tokens", "50M", "--price-per-hour", "2.50")
+    training = speed["training"]
+    assert training["tokens"] == 50_000_000
+    assert training["seconds"] == pytest.approx(50e6 / speed["tokens_per_second"])
+    assert training["cost"] == pytest.approx(training["seconds"] / 3600 * 2.5)
+    least, most = training["cost_range"]
+    assert least < training["cost"] < most
+    # At most the board's 700 W, all the time that it may take.
+    hours = training["seconds_range"][1] / 3600
+    assert training["kilowatt_hours_range"][1] == pytest.approx(0.7 * hours)
+
+
+def test_of_a_size_alone_no_speed_is_known(estimate: Any) -> None:
+    assert "throughput" not in json.loads(estimate("--gpu", "24GB", "--format", "json")[1])
+    assert "tokens/s" not in estimate("--gpu", "24GB")[1]
+
+
+def test_people_read_speed_below_the_verdict_in_80_columns(estimate: Any) -> None:
+    _, out, _ = estimate("--method", "qlora", "--gpu", "rtx-4090", "--tokens", "1.5B", "--price-per-hour", "0.4")
+    paragraph = out.split("\n\n")[-1]
+    assert paragraph.startswith("rtx-4090: ")
+    assert max(map(len, paragraph.splitlines())) <= 80
+    assert all(said in paragraph for said in ("tokens/s", "MFU", "kWh", "costing", "1,500,000,000 tokens"))
+    _, out, _ = estimate("--method", "full", "--gpu", "rtx-4090")
+    assert "rtx-4090, if it fitted: " in out
+    _, out, _ = estimate("--gpu", "rtx-4090", "--format", "markdown")
+    assert "\n- time goes to: linear layers" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tokens", "5M"], "--tokens needs a GPU"),
+        (["--tokens", "5M", "--gpu", "24GB"], "24GB says its memory only"),
+        (["--price-per-hour", "2", "--gpu", "l4"], "add --tokens"),
+        (["--tokens", "5.5", "--gpu", "l4"], "write one such as 50M"),
+        (["--tokens", "0", "--gpu", "l4"], "write one such as 50M"),
+        (["--tokens", "5M", "--price-per-hour", "-1", "--gpu", "l4"], "must be 0 or more"),
+        (["--tokens", "5M", "--price-per-hour", "nan", "--gpu", "l4"], "must be 0 or more"),
+        (["--calibration", "none.json", "--gpu", "l4"], "make one with `lorabench calibrate`"),
+        (["--calibration", "none.json"], "--calibration needs a GPU"),
+    ],
+)
+def test_questions_that_nothing_answers_are_refused(estimate: Any, arguments: list[str], said: str) -> None:
+    code, out, err = estimate(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h"), (864_000, "10 days")],
+)
+def test_times_are_said_in_the_unit_that_suits_them(seconds: float, said: str) -> None:
+    assert in_time(seconds) == said
