@@ -266,6 +266,7 @@ def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> No
     _materialize(model, device, after_module=quantize)
     assert not names
     quantizer.postprocess_model(model)
+    model.hf_quantizer = quantizer
 
 
 def _quantized(shell: Any, linear: Any) -> Any:
