@@ -21,6 +21,7 @@ from msgspec import Struct
 import lorabench
 from lorabench.bench.doctor_probe import Gpu, Probe
 from lorabench.bench.environment import NEEDED, DeviceChoice, operating_system, processor_name
+from lorabench.bench.host_memory import available_bytes
 
 Status = Literal["ok", "limited", "missing", "unknown"]
 
@@ -309,21 +310,9 @@ def _tried(name: str, module: str, error: str | None, without: str) -> Check:
 def check_host_memory() -> Check:
     """Tell how much memory the host has: a recipe's process needs some for the libraries, on a GPU too."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = available_bytes(Path("/proc/meminfo"))
+    free = available_bytes()
     left = "" if free is None else f", {free / 2**30:.1f} GiB available"
     return Check(name="host memory", status="ok", found=f"{total / 2**30:.1f} GiB{left}, {os.cpu_count()} CPU cores")
-
-
-def available_bytes(meminfo: Path) -> int | None:
-    """Return what the kernel says can be had without swapping, None where it does not say."""
-    try:
-        lines = meminfo.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def check_disks(folder: Path) -> list[Check]:

@@ -56,6 +56,9 @@ NOTHING_MEASURED = 3
 @click.option("--steps", type=click.IntRange(min=1), help="Timed steps. [the suite's, or 20]")
 @click.option("--warmup-steps", type=click.IntRange(min=0), help="Steps before the timed ones. [the suite's, or 3]")
 @click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
+@click.option(
+    "--engine", type=OneOf(["lorabench", "trainer"]), default="lorabench", help="Whose loop: trainer is transformers'."
+)
 @click.option("--weights", default="random", help="random, hub, or a FOLDER with *.safetensors. [random]")
 @click.option("--dataset", type=click.Path(path_type=Path), help="Text or .jsonl file. [text that Python ships]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1001), default=0, help="Of random weights and dropout. [0]")
@@ -77,6 +80,7 @@ def command(
     steps: int | None,
     warmup_steps: int | None,
     device: Any,
+    engine: Any,
     weights: str,
     dataset: Path | None,
     seed: int,
@@ -114,6 +118,7 @@ def command(
         seed=seed,
         weights=None if weights == "random" else weights,
         dataset=None if dataset is None else str(dataset),
+        engine=engine,
     )
     progress = watch(verbose - quiet)
     try:
