@@ -17,11 +17,13 @@
       - {method: qlora, rank: [32, 64]}
     include:
       - {model: HuggingFaceTB/SmolLM2-135M, method: lora, rank: 256}
+    check: {speed: 5%, nvml: off}
 
 Every combination of the matrix is a recipe; an option that has no meaning for a combination's method (a rank with
 full) is left out of it, and recipes that come out equal are run once. What the matrix or an include says wins over
 `defaults_when`, of which later entries win over earlier ones, and that over `defaults`. A condition, in `when` and in
-`exclude`, names a value, or a list of which any will do.
+`exclude`, names a value, or a list of which any will do. `check` says how much worse the results may get
+(`check.thresholds`).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
 from lorabench.bench.labels import distinct_labels
 from lorabench.bench.plain_yaml import Trail, read_plain_yaml
 from lorabench.bench.text import byte_tokenizer
@@ -79,6 +82,8 @@ class Suite(Struct, frozen=True, kw_only=True):
     """Steps before the timed ones."""
     repeats: int = 1
     """How often each recipe runs, each time with another seed."""
+    thresholds: Thresholds = Thresholds()
+    """How much worse its results may get."""
 
     def labels(self) -> dict[str, str]:
         """Return a name for each recipe, by its digest, that tells it from the others."""
@@ -134,6 +139,7 @@ KEYS = (
     "matrix",
     "include",
     "exclude",
+    "check",
 )
 OPTION_TYPES = {field.name: field.type for field in msgspec.structs.fields(Recipe)}
 Condition = dict[str, list[Any]]
@@ -213,7 +219,22 @@ class _SuiteFile:
                     ("defaults_when", index), "this condition holds for no recipe of the suite: remove or mend it"
                 )
         recipes = tuple(planned.values())
-        return Suite(name=name, recipes=recipes, steps=steps, warmup_steps=warmup, repeats=repeats)
+        thresholds = self._thresholds(value.get("check", {}))
+        return Suite(
+            name=name, recipes=recipes, steps=steps, warmup_steps=warmup, repeats=repeats, thresholds=thresholds
+        )
+
+    def _thresholds(self, value: Any) -> Thresholds:
+        if not isinstance(value, dict):
+            raise self._error(("check",), "check must be a mapping of thresholds, such as speed: 5%")
+        self._known_keys(value, Thresholds.__struct_fields__, ("check",), "threshold")
+        shares = {}
+        for name, share in value.items():
+            try:
+                shares[name] = read_share(share)
+            except UserError as error:
+                raise self._error(("check", name), f"{name}: {error}") from error
+        return with_shares(Thresholds(), shares)
 
     def _matrix(self) -> Iterator[dict[str, Any]]:
         """Yield the options of every combination."""

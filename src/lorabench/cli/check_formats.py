@@ -2,140 +2,153 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from xml.etree import ElementTree
 
+import click
 import msgspec
 
-from lorabench.bench.compare import Comparison, Finding, Metric, Unmatched, Verdict, weight
+from lorabench.bench.check.findings import (
+    EXIT_CODES,
+    METRICS,
+    Comparison,
+    Finding,
+    Metric,
+    RecipeComparison,
+    Unmatched,
+    Verdict,
+)
 from lorabench.cli.quantities import in_gib
 
-METRIC_NAMES: dict[Metric, str] = {
-    "outcome": "outcome",
-    "peak_allocated_bytes": "peak memory",
-    "tokens_per_second": "tokens/s",
-    "final_loss": "final loss",
+COLORS: dict[Verdict, str] = {
+    "regression": "red",
+    "suspicious": "yellow",
+    "insufficient": "yellow",
+    "improvement": "green",
 }
+MARKS: dict[Verdict, str] = {
+    "regression": "❌",
+    "suspicious": "⚠️",
+    "insufficient": "❔",
+    "improvement": "✅",
+    "same": "",
+}
+LEVELS: dict[Verdict, str] = {
+    "regression": "error",
+    "suspicious": "warning",
+    "insufficient": "warning",
+    "improvement": "notice",
+}
+"""Verdict → the kind of GitHub's annotation."""
+COLUMNS = {
+    "baseline": ("before", "after", "change", "95% interval"),
+    "estimate": ("estimated", "measured", "off by", "allowed"),
+}
+SCHEMA_VERSION = 1
 
-VERDICT_STYLES: dict[Verdict, str] = {"regression": "bold red", "insufficient": "yellow", "improvement": "green"}
 
-MARKS: dict[Verdict, str] = {"regression": "❌", "insufficient": "❔", "improvement": "✅", "same": ""}
+class CheckAnswer(Comparison, frozen=True, kw_only=True):
+    """What ``--format json`` writes; docs/check.schema.json is its JSON Schema."""
+
+    schema_version: int = SCHEMA_VERSION
+    exit_code: int
 
 
-def as_text(comparison: Comparison, width: int | None = None, *, color: bool = False) -> str:
-    """Return a table, worst first, and what it comes to.
+def as_text(comparison: Comparison, *, color: bool = False) -> str:
+    """Return the findings of each recipe, worst first, and what they come to."""
 
-    The table takes up to ``width`` columns, by folding the recipes' names; with None no line is folded.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    def styled(text: str, finding: Finding) -> str:
+        shade = None if finding.allowed is not None else COLORS.get(finding.verdict)
+        return click.style(text, fg=shade, bold=finding.verdict == "regression") if color and shade else text
 
-    out = io.StringIO()
-    console = Console(
-        file=out,
-        width=width or 2**20,
-        color_system="standard" if color else None,
-        force_terminal=color,
-        highlight=False,
-    )
-    if comparison.recipes:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("verdict", no_wrap=True)
-        table.add_column("metric", no_wrap=True)
-        for name in ("before", "after", "change"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("recipe", overflow="fold")
-        for label, finding in _rows(comparison):
-            table.add_row(
-                Text(finding.verdict, style=VERDICT_STYLES.get(finding.verdict, "")),
-                METRIC_NAMES[finding.metric],
-                *map(Text, _values(finding)),
-                Text(label),
-            )
-        console.print(table)
-        console.print()
-    for line in _reasons(comparison) + _unmatched(comparison):
-        console.print(Text(line))
-    if comparison.device:
-        console.print(Text(f"Device: {comparison.device}"))
-    console.print(Text(_tolerances(comparison)))
-    console.print(Text(conclusion(comparison), style="bold"))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    titles = ("verdict", "metric", *COLUMNS[comparison.against])
+    rows = {id(finding): _cells(finding) for recipe in comparison.recipes for finding in recipe.findings}
+    widths = [max(map(len, column)) for column in zip(titles, *rows.values(), strict=True)]
+
+    def aligned(cells: tuple[str, ...]) -> list[str]:
+        return [
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+
+    lines = []
+    if rows:
+        lines.append("  " + "  ".join(aligned(titles)))
+    for recipe in comparison.recipes:
+        lines.append(_named(recipe))
+        for finding in recipe.findings:
+            verdict, *others = aligned(rows[id(finding)])
+            lines.append(f"  {styled(verdict, finding)}  {'  '.join(others)}".rstrip())
+            lines += [f"      {line}" for line in _remarks(finding)]
+    lines += ["", *_notes(comparison)] if rows else _notes(comparison)
+    last = conclusion(comparison)
+    return "\n".join([*lines, click.style(last, bold=True) if color else last])
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Return a section of GitHub-flavoured Markdown for a pull request."""
     lines = [f"### lorabench check: {_markdown(conclusion(comparison))}", ""]
     if comparison.recipes:
-        lines += ["| verdict | metric | before | after | change | recipe |", "|---|---|---:|---:|---:|---|"]
+        titles = ("verdict", "metric", *COLUMNS[comparison.against], "recipe")
+        lines += [f"| {' | '.join(titles)} |", "|---|---|---:|---:|---:|---:|---|"]
         for label, finding in _rows(comparison):
-            cells = [
-                f"{MARKS[finding.verdict]} {finding.verdict}".strip(),
-                METRIC_NAMES[finding.metric],
-                *_values(finding),
-                label,
-            ]
+            verdict, *others = _cells(finding)
+            mark = "" if finding.allowed is not None else MARKS.get(finding.verdict, "")
+            cells = [f"{mark} {verdict}".strip(), *others, label]
             lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
         lines.append("")
-    lines += [f"- {_markdown(line)}" for line in _reasons(comparison) + _unmatched(comparison)]
-    if comparison.device:
-        lines.append(f"- Device: {_markdown(comparison.device)}")
-    lines.append(f"- {_markdown(_tolerances(comparison))}")
-    return "\n".join(lines)
+    remarks = [
+        f"{label}: {METRICS[finding.metric]}: {remark}"
+        for label, finding in _rows(comparison)
+        for remark in _remarks(finding)
+    ]
+    return "\n".join(lines + [f"- {_markdown(line)}" for line in remarks + _notes(comparison)])
 
 
 def as_junit(comparison: Comparison) -> str:
     """Return JUnit XML: a test case for each finding, in which a regression fails and what is open is skipped.
 
-    A recipe without a counterpart is a skipped case too.
+    A recipe without a counterpart is a skipped case too, and so is what is let pass.
     """
     suite = ElementTree.Element("testsuite", name="lorabench check")
     for label, finding in _rows(comparison):
         case = ElementTree.SubElement(suite, "testcase", classname=label, name=finding.metric)
-        if finding.verdict in ("regression", "insufficient"):
-            tag = "failure" if finding.verdict == "regression" else "skipped"
-            ElementTree.SubElement(case, tag, message=_sentence(finding))
+        if finding.allowed is None and finding.verdict == "regression":
+            ElementTree.SubElement(case, "failure", type=finding.verdict, message=_sentence(finding))
+        elif finding.allowed is not None or finding.verdict in ("suspicious", "insufficient"):
+            ElementTree.SubElement(case, "skipped", message=f"{_verdict(finding)}: {_sentence(finding)}")
     for side, unmatched in _sides(comparison):
         for one in unmatched:
             case = ElementTree.SubElement(suite, "testcase", classname=one.label, name="counterpart")
             ElementTree.SubElement(case, "skipped", message=f"only in {side}")
-    suite.set("tests", str(len(suite)))
-    suite.set("failures", str(len(suite.findall("testcase/failure"))))
-    suite.set("errors", "0")
-    suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
-    ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode")
+    root = ElementTree.Element("testsuites")
+    for element in (suite, root):
+        element.set("tests", str(len(suite)))
+        element.set("failures", str(len(suite.findall("testcase/failure"))))
+        element.set("errors", "0")
+        element.set("skipped", str(len(suite.findall("testcase/skipped"))))
+    root.append(suite)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode")
 
 
 def as_github(comparison: Comparison) -> str:
     """Return workflow commands of GitHub Actions, which it shows as annotations: all but what stayed the same."""
-    levels: dict[Verdict, str] = {"regression": "error", "insufficient": "warning", "improvement": "notice"}
-    lines = [
-        _annotation(levels[finding.verdict], f"{finding.verdict} of {METRIC_NAMES[finding.metric]}", label, finding)
-        for label, finding in _rows(comparison)
-        if finding.verdict in levels
-    ]
+    lines = []
+    for label, finding in _rows(comparison):
+        level = "notice" if finding.allowed is not None else LEVELS.get(finding.verdict)
+        if level is not None:
+            title = _property(f"{_verdict(finding)} of {METRICS[finding.metric]}")
+            lines.append(f"::{level} title={title}::{_data(f'{label}: {_sentence(finding)}')}")
     for side, unmatched in _sides(comparison):
         lines += [f"::warning title={_property(f'only in {side}')}::{_data(one.label)}" for one in unmatched]
     return "\n".join([*lines, conclusion(comparison)])
 
 
 def as_json(comparison: Comparison) -> str:
-    """Return JSON for programs.
-
-    An object of ``verdict``, ``exit_code``, ``device``, ``tolerances`` (``memory``, ``speed``, ``loss``, as shares),
-    ``recipes``, ``only_in_baseline`` and ``only_in_results`` (each a list of ``digest`` and ``label``). Each of
-    ``recipes`` has ``digest``, ``label``, ``recipe`` (its settings), ``verdict`` and ``findings``, each of which has
-    ``metric`` (``outcome``, ``peak_allocated_bytes``, ``tokens_per_second``, ``final_loss``), ``before``, ``after``
-    (in the unit that the metric names; the loss in nats, null where it is not finite), ``change`` ((after − before) /
-    before, or null), ``verdict`` (``regression``, ``insufficient``, ``improvement``, ``same``), ``p_value`` (of
-    tokens_per_second, or null) and ``reason`` (a line, or null). Lists are worst first.
-    """
-    fields = msgspec.to_builtins(comparison)
-    said = {"verdict": fields.pop("verdict"), "exit_code": comparison.exit_code, **fields}
+    """Return JSON for programs: a `CheckAnswer`."""
+    fields = {name: getattr(comparison, name) for name in Comparison.__struct_fields__}
+    said = CheckAnswer(exit_code=EXIT_CODES[comparison.verdict], **fields)
     return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
 
 
@@ -144,65 +157,101 @@ def conclusion(comparison: Comparison) -> str:
     if not comparison.recipes:
         return "Nothing could be concluded: no recipe is in both the results and the baseline."
     many = f"{len(comparison.recipes)} recipe" + ("s" if len(comparison.recipes) > 1 else "")
-    if comparison.verdict == "insufficient":
-        return f"Nothing could be concluded about {many}: measure more."
     plural = {"regression": "regressions", "improvement": "improvements"}
     counted = [
         f"{count} {plural.get(verdict, verdict) if count > 1 else verdict}"
         for verdict, count in comparison.counts.items()
         if count
     ]
-    return f"{', '.join(counted)} in {many}."
+    if comparison.allowed_count:
+        counted.append(f"{comparison.allowed_count} allowed")
+    told = f"{', '.join(counted)} in {many}."
+    if comparison.verdict == "insufficient" and not any(comparison.counts[one] for one in ("improvement", "same")):
+        return f"Nothing could be concluded: {told}"
+    return f"Not all could be concluded: {told}" if EXIT_CODES[comparison.verdict] == 3 else told
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, Finding]]:
-    rows = [(recipe.label, finding) for recipe in comparison.recipes for finding in recipe.findings]
-    return sorted(rows, key=lambda row: weight(row[1]), reverse=True)
+    return [(recipe.label, finding) for recipe in comparison.recipes for finding in recipe.findings]
 
 
-def _values(finding: Finding) -> tuple[str, str, str]:
+def _named(recipe: RecipeComparison) -> str:
+    before, after = recipe.runs
+    if max(before, after) == 1:
+        return recipe.label
+    return f"{recipe.label} ({after} runs)" if not before else f"{recipe.label} ({before} and {after} runs)"
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
     change = "" if finding.change is None else f"{finding.change:+.2%}"
-    return _value(finding.metric, finding.before), _value(finding.metric, finding.after), change
+    interval = "" if finding.interval is None else " to ".join(f"{end:+.1%}" for end in finding.interval)
+    return (
+        "allowed" if finding.allowed is not None else finding.verdict,
+        METRICS[finding.metric],
+        _value(finding.metric, finding.before),
+        _value(finding.metric, finding.after),
+        change,
+        interval,
+    )
 
 
 def _value(metric: Metric, value: float | str | None) -> str:
     if isinstance(value, str):
         return value
     if value is None:
-        return "not finite"
-    if metric == "peak_allocated_bytes":
-        return in_gib(round(value))
-    return f"{value:.4f}" if metric == "final_loss" else f"{value:,.{1 if value >= 100 else 3}f}"
+        return "not finite" if metric == "final_loss" else "unknown"
+    if metric == "parameters":
+        return f"{value / 1e6:,.1f} M"
+    if metric == "step_seconds":
+        return f"{value:.3f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+    return f"{value:.4f}" if metric == "final_loss" else in_gib(round(value))
+
+
+def _verdict(finding: Finding) -> str:
+    return finding.verdict if finding.allowed is None else f"{finding.verdict}, allowed"
+
+
+def _remarks(finding: Finding) -> list[str]:
+    allowed = [] if finding.allowed is None else [f"{_verdict(finding)}: {finding.allowed}"]
+    return allowed + ([] if finding.reason is None else [finding.reason])
 
 
 def _sentence(finding: Finding) -> str:
-    before, after, change = _values(finding)
-    told = f"{METRIC_NAMES[finding.metric]}: {before} before, {after} after"
-    return told + (f" ({change})" if change else "") + (f": {finding.reason}" if finding.reason else "")
+    _, metric, before, after, change, interval = _cells(finding)
+    told = f"{metric}: {before} to {after}"
+    if change:
+        told += f" ({change}{f', {interval}' if interval else ''})"
+    return ": ".join([told, *_remarks(finding)])
 
 
-def _reasons(comparison: Comparison) -> list[str]:
-    return [
-        f"{label}: {METRIC_NAMES[finding.metric]}: {finding.reason}"
-        for label, finding in _rows(comparison)
-        if finding.reason
-    ]
-
-
-def _unmatched(comparison: Comparison) -> list[str]:
-    return [f"Only in {side}: {one.label}" for side, unmatched in _sides(comparison) for one in unmatched]
+def _notes(comparison: Comparison) -> list[str]:
+    lines = [f"Only in {side}: {one.label}" for side, unmatched in _sides(comparison) for one in unmatched]
+    lines += [f"Allowed, but it did not come up: {one}" for one in comparison.unused_allowances]
+    if comparison.against == "estimate":
+        lines.append("Estimate: worked out now, not what the records predicted when they ran")
+    if comparison.device:
+        lines.append(f"Device: {comparison.device}")
+    if comparison.environment_changes:
+        lines.append(f"Since the baseline: {', '.join(comparison.environment_changes)}")
+    return [*lines, _thresholds(comparison)]
 
 
 def _sides(comparison: Comparison) -> tuple[tuple[str, tuple[Unmatched, ...]], ...]:
     return ("the baseline", comparison.only_in_baseline), ("the results", comparison.only_in_results)
 
 
-def _tolerances(comparison: Comparison) -> str:
-    allowed = comparison.tolerances
-    return "Tolerances: " + ", ".join(
-        f"{name} {100 * share:g}%"
-        for name, share in (("memory", allowed.memory), ("speed", allowed.speed), ("loss", allowed.loss))
-    )
+def _thresholds(comparison: Comparison) -> str:
+    against_estimate = comparison.against == "estimate"
+    shares = {
+        name: share
+        for name, share in msgspec.structs.asdict(comparison.thresholds).items()
+        if (name == "estimate") == against_estimate
+    }
+    told = [
+        f"{name.replace('_', ' ')} " + ("off" if share is None else f"{100 * share:g}%")
+        for name, share in shares.items()
+    ]
+    return f"Thresholds: {', '.join(told)}"
 
 
 def _markdown(text: str) -> str:
@@ -210,10 +259,6 @@ def _markdown(text: str) -> str:
     for char in "\\`*_[]|~#":
         text = text.replace(char, "\\" + char)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _annotation(level: str, title: str, label: str, finding: Finding) -> str:
-    return f"::{level} title={_property(title)}::{_data(f'{label}: {_sentence(finding)}')}"
 
 
 def _data(text: str) -> str:

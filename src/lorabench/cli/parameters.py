@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
 
-from lorabench.estimator.errors import did_you_mean
+from lorabench.estimator.errors import UserError, did_you_mean
 
 
 class OneOf(click.Choice[str]):
@@ -23,19 +22,15 @@ class OneOf(click.Choice[str]):
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
-    """A share from 0 to under 1, written ``3%`` or ``0.03``."""
+    """A share from 0 to under 1, written ``3%`` or ``0.03``, or ``off``, which is None."""
 
     name = "share"
-    _written = re.compile(r"\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(%?)\s*")
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
         """Return ``value`` as a number: 0.03 for ``3%``."""
-        if isinstance(value, float):
-            return value
-        match = self._written.fullmatch(str(value))
-        if match is None:
-            self.fail(f"{value!r} is no share: write one such as 3% or 0.03", param, ctx)
-        share = float(match[1]) / (100 if match[2] else 1)
-        if share >= 1:
-            self.fail(f"{value!r} is 100% or more: write a share such as 3% or 0.03", param, ctx)
-        return share
+        from lorabench.bench.check.thresholds import read_share
+
+        try:
+            return read_share(value)
+        except UserError as error:
+            self.fail(str(error), param, ctx)

@@ -1,0 +1,45 @@
+"""A new baseline from results that were held against the old one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorabench.bench.check.matching import Work
+from lorabench.bench.records import SUFFIX, RunRecord, read_record, write_record
+from lorabench.bench.whole_folders import replace_folder
+from lorabench.estimator.errors import UserError
+
+REVIEW = "review.md"
+"""What the results were when they became the baseline, for whoever reviews the change."""
+
+
+def adopt(results: Sequence[RunRecord], baseline: Path, review: str) -> None:
+    """Make ``results`` the baseline of the recipes that they have, in the folder ``baseline``, in one step.
+
+    Records of other recipes and other files of the folder stay. ``review`` is written beside them.
+
+    Raises:
+        UserError: the folder cannot be written, or a record in it cannot be read.
+    """
+    replaced = {Work(record.digest, record.engine) for record in results}
+
+    def fill(folder: Path) -> None:
+        for path in sorted(baseline.iterdir()) if baseline.is_dir() else []:
+            if path.name.endswith(SUFFIX):
+                old = read_record(path)
+                if Work(old.digest, old.engine) not in replaced:
+                    shutil.copy2(path, folder)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, folder / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, folder, follow_symlinks=False)
+        for record in results:
+            write_record(folder, record)
+        (folder / REVIEW).write_text(review + "\n", encoding="utf-8")
+
+    try:
+        replace_folder(baseline, fill)
+    except OSError as error:
+        raise UserError(f"{baseline}: cannot write the baseline: {error.strerror}: name another folder") from error

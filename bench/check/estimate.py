@@ -1,0 +1,180 @@
+"""Hold measurements against the estimate, worked out now from each record's recipe and model config.
+
+What the record itself predicted, when it ran, is not looked at: a change of the closed form shows at once. Too much
+and too little are both wrong, so a departure in either direction is a regression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median_low
+
+from lorabench.bench.check.findings import (
+    Comparison,
+    Finding,
+    Metric,
+    RecipeComparison,
+    Verdict,
+    in_order,
+    overall,
+    printable,
+    worst,
+)
+from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
+from lorabench.bench.check.thresholds import Thresholds
+from lorabench.bench.records import DeviceFacts, RunRecord
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.devices import find_device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.estimates import refuse_impossible
+from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.parameters import count_parameters
+from lorabench.estimator.verdict import hold_against
+
+
+def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds | None = None) -> Comparison:
+    """Hold the parameters, peaks and outcome of every recipe of ``results`` against its estimate.
+
+    Parameters must be equal; the allocated peak may be off by the threshold; what the allocator reserved and the
+    driver counted must be within the estimate's own range, widened by it. What ran out of the GPU's memory must not
+    have been said to fit, and what ran must not have been said not to.
+
+    Raises:
+        UserError: the results hold the same repeat of a recipe twice, or one recipe of several devices.
+    """
+    thresholds = thresholds or Thresholds()
+    after = runs_by_work(results, "the results")
+    labels = labels_of([after])
+    recipes = []
+    for work, runs in after.items():
+        findings = _judge(runs, thresholds.estimate)
+        recipes.append(
+            RecipeComparison(
+                digest=work.digest,
+                engine=work.engine,
+                label=labels[work],
+                recipe=runs.recipe,
+                runs=(0, len(runs.records)),
+                verdict=worst(findings),
+                findings=tuple(findings),
+            )
+        )
+    return Comparison(
+        against="estimate",
+        verdict=overall(recipes),
+        device=", ".join(sorted({runs.device.name for runs in after.values()})),
+        environment_changes=(),
+        thresholds=thresholds,
+        recipes=in_order(recipes),
+        only_in_baseline=(),
+        only_in_results=(),
+        unused_allowances=(),
+    )
+
+
+def estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
+    """Return what lorabench, as it is, estimates for the recipe on the kind of device that it ran on.
+
+    Raises:
+        UserError: the recipe has no closed form there.
+    """
+    spec = read_config(runs.records[0].model_config, runs.recipe.model)
+    refuse_impossible(spec, runs.recipe)
+    memory = estimate_memory(spec, runs.recipe, runs.device.kind, _architecture(runs.device))
+    return count_parameters(spec, runs.recipe), memory
+
+
+def _architecture(device: DeviceFacts) -> str | None:
+    if device.kind == "cpu":
+        return None
+    try:
+        return find_device(device.name).architecture
+    except UserError:
+        return None
+
+
+def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
+    outcome = " or ".join(sorted(runs.outcomes))
+    try:
+        parameters, memory = estimate_of(runs)
+    except UserError as error:
+        return [Finding(metric="outcome", before=None, after=outcome, verdict="insufficient", reason=str(error))]
+    findings = _judge_outcome(runs, memory, outcome)
+    measurements = runs.measurements
+    if not measurements:
+        return findings
+    findings += [_judge_parameters(parameters, one.parameters) for one in measurements[:1]]
+    if tolerance is None:
+        return findings
+    peak = median_low([one.memory.peak_allocated_bytes for one in measurements])
+    allocated = memory.peak_allocated_bytes
+    allowed = round(allocated * (1 - tolerance)), round(allocated * (1 + tolerance))
+    findings.append(_judge_bytes("peak_allocated_bytes", allocated, peak, allowed))
+    ranges: list[tuple[Metric, list[int | None], int | None, tuple[int, int] | None]] = [
+        (
+            "peak_reserved_bytes",
+            [one.memory.peak_reserved_bytes for one in measurements],
+            memory.peak_reserved_bytes,
+            memory.peak_reserved_range_bytes,
+        ),
+        (
+            "nvml_process_peak_bytes",
+            [one.nvml_process_peak_bytes for one in measurements],
+            memory.device_total_bytes,
+            memory.device_total_range_bytes,
+        ),
+    ]
+    for metric, seen, point, wide in ranges:
+        counted = [bytes_ for bytes_ in seen if bytes_ is not None]
+        if counted and point is not None and wide is not None:
+            widened = round(wide[0] * (1 - tolerance)), round(wide[1] * (1 + tolerance))
+            findings.append(_judge_bytes(metric, point, median_low(counted), widened))
+    return findings
+
+
+def _judge_outcome(runs: Runs, memory: Breakdown, outcome: str) -> list[Finding]:
+    """Hold whether it ran against whether the estimate says that it fits.
+
+    Of a CPU it says nothing, since others have memory there too.
+    """
+    answer = None if runs.device.kind == "cpu" else hold_against(memory, runs.device.memory_bytes)[0]
+    failed = [record for record in runs.records if record.outcome != "ok"]
+    if not failed and answer is None:
+        return []
+    verdict: Verdict = "same"
+    reason = next((printable(record.message) for record in failed if record.message), None)
+    if not failed:
+        verdict = "regression" if answer == "does not fit" else "same"
+    elif answer is not None and any(one.outcome == "oom" and one.out_of in ("device", None) for one in failed):
+        verdict = "regression" if answer == "fits" else "same"
+    else:
+        verdict = "insufficient"
+    return [Finding(metric="outcome", before=answer, after=outcome, verdict=verdict, reason=reason)]
+
+
+def _judge_parameters(estimated: ParameterCounts, counted: ParameterCounts) -> Finding:
+    differing = [
+        f"{name.replace('_', ' ')}: {getattr(estimated, name):,} estimated, {getattr(counted, name):,} counted"
+        for name in ("total", "trainable", "quantized", "adapter")
+        if getattr(estimated, name) != getattr(counted, name)
+    ]
+    return Finding(
+        metric="parameters",
+        before=estimated.total,
+        after=counted.total,
+        change=(counted.total - estimated.total) / estimated.total,
+        verdict="regression" if differing else "same",
+        reason="; ".join(differing) or None,
+    )
+
+
+def _judge_bytes(metric: Metric, estimated: int, measured: int, allowed: tuple[int, int]) -> Finding:
+    return Finding(
+        metric=metric,
+        before=estimated,
+        after=measured,
+        change=(measured - estimated) / estimated,
+        interval=(allowed[0] / estimated - 1, allowed[1] / estimated - 1),
+        verdict="same" if allowed[0] <= measured <= allowed[1] else "regression",
+    )

@@ -1,0 +1,175 @@
+"""What a check finds: a verdict for each metric of each recipe, and what they come to."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lorabench.bench.check.thresholds import Thresholds
+from lorabench.bench.records import Engine
+from lorabench.estimator.recipes import Recipe
+
+Verdict = Literal["regression", "suspicious", "insufficient", "improvement", "same"]
+Metric = Literal[
+    "outcome",
+    "parameters",
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "nvml_process_peak_bytes",
+    "step_seconds",
+    "final_loss",
+]
+
+VERDICTS: dict[Verdict, str] = {
+    "regression": "worse, beyond the threshold and beyond chance",
+    "suspicious": "beyond the threshold, but chance could do that: measure more",
+    "insufficient": "too little or too unsteady to say anything",
+    "improvement": "better, beyond the threshold and beyond chance",
+    "same": "within the threshold",
+}
+"""Worst first."""
+
+EXIT_CODES: dict[Verdict, int] = {"regression": 1, "suspicious": 3, "insufficient": 3, "improvement": 0, "same": 0}
+"""0: nothing got worse; 1: something did; 3: that could not be concluded."""
+METRICS: dict[Metric, str] = {
+    "outcome": "outcome",
+    "parameters": "parameters",
+    "peak_allocated_bytes": "peak memory",
+    "peak_reserved_bytes": "reserved",
+    "nvml_process_peak_bytes": "nvidia-smi",
+    "step_seconds": "step time",
+    "final_loss": "final loss",
+}
+"""Each metric as people read it."""
+
+_SEVERITY: dict[Verdict, int] = {verdict: -place for place, verdict in enumerate(VERDICTS)}
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One metric of one recipe, before (baseline or estimate) and after (results)."""
+
+    metric: Metric
+    before: float | str | None
+    """Bytes, seconds, mean loss or a count; None is a loss that is not finite. For outcome, its name."""
+    after: float | str | None
+    change: float | None = None
+    """(after − before) / before; None where that has no meaning."""
+    interval: tuple[float, float] | None = None
+    """Of ``change``: the 95 % confidence interval; against an estimate, what the estimate allows."""
+    p_value: float | None = None
+    """Chance of a difference like this, in its direction, in any recipe of the suite, were there none."""
+    verdict: Verdict
+    reason: str | None = None
+    """Why, where the numbers do not say it, in one line."""
+    allowed: str | None = None
+    """Why it is let pass, where it is (``--allow``)."""
+
+
+class RecipeComparison(Struct, frozen=True, kw_only=True):
+    """One recipe that was judged."""
+
+    digest: str
+    engine: Engine
+    label: str
+    """Names it in one printable line, unlike every other label of the comparison."""
+    recipe: Recipe
+    runs: tuple[int, int]
+    """Records before and after; of an estimate there is none."""
+    verdict: Verdict
+    """The worst of the findings' that are not let pass."""
+    findings: tuple[Finding, ...]
+    """Worst first."""
+
+
+class Unmatched(Struct, frozen=True, kw_only=True):
+    """A recipe that only one side ran."""
+
+    digest: str
+    engine: Engine
+    label: str
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """Results held against a baseline or against the estimate."""
+
+    against: Literal["baseline", "estimate"]
+    verdict: Verdict
+    """The worst that is not let pass; insufficient where no recipe was measured on both sides."""
+    device: str | None
+    """What the results ran on, and the baseline where it is another; None where no recipe is on both sides."""
+    environment_changes: tuple[str, ...]
+    """What else differs between the two sides, such as ``torch 2.11.0 → 2.13.0``."""
+    thresholds: Thresholds
+    recipes: tuple[RecipeComparison, ...]
+    """Worst first."""
+    only_in_baseline: tuple[Unmatched, ...]
+    only_in_results: tuple[Unmatched, ...]
+    unused_allowances: tuple[str, ...]
+    """Known cases that did not come up."""
+
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        """Findings that are not let pass, by verdict, worst first."""
+        counted = Counter(
+            finding.verdict for recipe in self.recipes for finding in recipe.findings if finding.allowed is None
+        )
+        return {verdict: counted[verdict] for verdict in VERDICTS}
+
+    @property
+    def allowed_count(self) -> int:
+        """Findings that are let pass."""
+        return sum(finding.allowed is not None for recipe in self.recipes for finding in recipe.findings)
+
+
+def weight(finding: Finding) -> tuple[int, float]:
+    """Return what to sort findings by: the greater, the worse. What is the same or let pass weighs alike."""
+    verdict: Verdict = "same" if finding.allowed is not None else finding.verdict
+    if verdict == "same":
+        return _SEVERITY["same"], 0.0
+    return _SEVERITY[verdict], math.inf if finding.change is None else abs(finding.change)
+
+
+def worst(findings: Sequence[Finding]) -> Verdict:
+    """Return the worst verdict of those that are not let pass."""
+    verdicts = [finding.verdict for finding in findings if finding.allowed is None]
+    return max(verdicts, key=_SEVERITY.__getitem__, default="same")
+
+
+def overall(recipes: Iterable[RecipeComparison]) -> Verdict:
+    """Return the worst verdict that is not let pass; insufficient where nothing was measured on both sides."""
+    findings = [finding for recipe in recipes for finding in recipe.findings]
+    verdict = worst(findings)
+    if verdict == "same" and not any(map(_concludes, findings)):
+        return "insufficient"
+    return verdict
+
+
+def _concludes(finding: Finding) -> bool:
+    if finding.allowed is not None or finding.metric != "outcome" or finding.before == "ok":
+        return True
+    return finding.before != finding.after
+
+
+def in_order(recipes: Iterable[RecipeComparison]) -> tuple[RecipeComparison, ...]:
+    """Return ``recipes`` with their findings, each worst first."""
+    ordered = []
+    for recipe in recipes:
+        findings = tuple(sorted(recipe.findings, key=weight, reverse=True))
+        ordered.append(_judged(recipe, findings))
+    ordered.sort(key=lambda recipe: recipe.label)
+    ordered.sort(key=lambda recipe: weight(recipe.findings[0]), reverse=True)
+    return tuple(ordered)
+
+
+def _judged(recipe: RecipeComparison, findings: tuple[Finding, ...]) -> RecipeComparison:
+    return replace(recipe, findings=findings, verdict=worst(findings))
+
+
+def printable(text: str) -> str:
+    """Return ``text`` as one line that no terminal, XML or log takes for a command."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))

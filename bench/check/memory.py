@@ -1,0 +1,72 @@
+"""Bytes at the peak, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median_low
+
+from lorabench.bench.check.findings import Finding, Metric, Verdict
+from lorabench.bench.check.thresholds import Thresholds
+from lorabench.bench.measurements import Measurement
+
+SEGMENT_BYTES = 20 * 2**20
+"""The caching allocator takes this much from the device at a time for small tensors (kLargeBuffer in torch's
+c10/core/AllocatorConfig.h), so reserved bytes and what follows from them differ by one for no reason."""
+
+
+def judge_memory(before: Sequence[Measurement], after: Sequence[Measurement], thresholds: Thresholds) -> list[Finding]:
+    """Judge what the allocator counted as allocated and reserved, and the driver as the process's, where both have it.
+
+    The runs of a side rarely differ. Where they do, it got worse only if every run after is worse than every run
+    before, and is suspicious if the worst of them is.
+    """
+    judged: list[tuple[Metric, float | None, int, list[list[int | None]]]] = [
+        (
+            "peak_allocated_bytes",
+            thresholds.memory,
+            0,
+            [[one.memory.peak_allocated_bytes for one in side] for side in (before, after)],
+        ),
+        (
+            "peak_reserved_bytes",
+            thresholds.reserved,
+            SEGMENT_BYTES,
+            [[one.memory.peak_reserved_bytes for one in side] for side in (before, after)],
+        ),
+        (
+            "nvml_process_peak_bytes",
+            thresholds.nvml,
+            SEGMENT_BYTES,
+            [[one.nvml_process_peak_bytes for one in side] for side in (before, after)],
+        ),
+    ]
+    findings = []
+    for metric, tolerance, slack, sides in judged:
+        old, new = ([bytes_ for bytes_ in side if bytes_ is not None] for side in sides)
+        if tolerance is not None and old and new:
+            findings.append(_judge(metric, old, new, tolerance, slack))
+    return findings
+
+
+def _judge(metric: Metric, old: list[int], new: list[int], tolerance: float, slack: int) -> Finding:
+    def above(these: int, those: int) -> bool:
+        return these - those > max(tolerance * those, slack)
+
+    verdict: Verdict = "same"
+    reason = None
+    if above(min(new), max(old)):
+        verdict = "regression"
+    elif above(min(old), max(new)):
+        verdict = "improvement"
+    elif above(max(new), max(old)) or above(max(old), max(new)):
+        verdict = "suspicious"
+        reason = f"{min(old):,} to {max(old):,} bytes before, {min(new):,} to {max(new):,} after"
+    typical = median_low(old), median_low(new)
+    return Finding(
+        metric=metric,
+        before=typical[0],
+        after=typical[1],
+        change=(typical[1] - typical[0]) / typical[0] if typical[0] else None,
+        verdict=verdict,
+        reason=reason,
+    )

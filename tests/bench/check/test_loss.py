@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from lorabench.bench.check.baseline import compare
+from lorabench.bench.check.findings import Finding
+from lorabench.bench.check.loss import final_loss
+from lorabench.bench.records import RunRecord
+from tests.bench.check.records import record
+from tests.sample_records import LOSSES
+
+Losses = tuple[float | None, ...]
+
+
+def loss(before: list[RunRecord], after: list[RunRecord]) -> Finding:
+    [finding] = [one for one in compare(after, before).recipes[0].findings if one.metric == "final_loss"]
+    return finding
+
+
+def ending(last: float | None) -> Losses:
+    return (9.0, 8.0, 7.0, 6.0, 5.0, 4.0, last, last)
+
+
+def seeds(*last: float) -> list[RunRecord]:
+    return [record(repeat=seed, losses=ending(one)) for seed, one in enumerate(last)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        (2.0, 2.09, "same"),
+        (2.0, 2.125, "regression"),
+        (2.125, 2.0, "improvement"),
+        (2.0, None, "regression"),
+        (None, 2.0, "improvement"),
+        (None, None, "same"),
+    ],
+)
+def test_single_runs_are_judged_by_the_last_quarter_of_their_steps(
+    before: float | None, after: float | None, verdict: str
+) -> None:
+    finding = loss([record(losses=ending(before))], [record(losses=ending(after))])
+    assert (finding.before, finding.after, finding.verdict) == (before, after, verdict)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [((3.0,), 3.0), ((9.0, 9.0, 9.0, 1.0), 1.0), ((9.0,) * 6 + (2.0, 4.0), 3.0), ((1.0, None), None), ((), None)],
+)
+def test_final_loss_is_the_mean_of_the_last_quarter(losses: Losses, expected: float | None) -> None:
+    assert final_loss(losses) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ((2.00, 2.01, 2.02), (2.10, 2.11, 2.12), "regression"),  # 5 % where seeds differ by half a percent
+        ((2.10, 2.11, 2.12), (2.00, 2.01, 2.02), "improvement"),
+        ((2.00, 2.20, 2.40), (2.20, 2.40, 2.60), "same"),  # 9 % where seeds differ by as much
+        ((2.000, 2.001, 2.002), (2.010, 2.011, 2.012), "same"),  # beyond the seeds, but half a percent
+        ((2.00, 2.01, 2.02), (2.11,), "regression"),
+    ],
+)
+def test_repeated_runs_are_judged_by_the_spread_of_their_seeds(
+    before: tuple[float, ...], after: tuple[float, ...], verdict: str
+) -> None:
+    finding = loss(seeds(*before), seeds(*after))
+    assert finding.verdict == verdict
+    assert finding.interval is not None
+    assert finding.change is not None
+    assert finding.interval[0] < finding.change < finding.interval[1]
+    if verdict == "same" and finding.change > 0.01:
+        assert "within the spread of the seeds" in (finding.reason or "")
+
+
+def test_a_seed_that_diverges_is_a_regression() -> None:
+    after = [*seeds(2.0, 2.01), record(repeat=2, losses=ending(None))]
+    assert loss(seeds(2.0, 2.01, 2.02), after).verdict == "regression"
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (record(losses=LOSSES + LOSSES), "trained 12 steps before and 24 after: train as many"),
+        (record(seed=7), "seed 0 before and 7 after: train with the same, or with several (--repeats)"),
+        (
+            replace(record(), dataset="novel.txt"),
+            "dataset built-in text before and novel.txt after: train on the same",
+        ),
+        (
+            replace(record(), weights="pretrained"),
+            "weights random before and pretrained after: train on the same",
+        ),
+    ],
+)
+def test_losses_of_different_training_do_not_compare(after: RunRecord, reason: str) -> None:
+    finding = loss([record()], [after])
+    assert (finding.verdict, finding.reason) == ("insufficient", reason)
