@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -123,7 +124,9 @@ def write_record(folder: Path, record: RunRecord) -> Path:
     try:
         write_whole(path, text + b"\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot write the record: {error.strerror}: name another folder with -o") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "free some and go on with --resume" if full else "name another folder with -o"
+        raise UserError(f"{path}: cannot write the record: {error.strerror}: {mend}") from error
     return path
 
 

@@ -55,6 +55,14 @@ def _meet() -> None:
         time.sleep(0.01)
 
 
+def _fill_the_memory_of_a_group() -> None:
+    """Join the control group of that file, and take memory until the kernel kills."""
+    Path(os.environ["LORABENCH_PRETEND_GROUP"]).write_text(str(os.getpid()))
+    taken = []
+    while True:
+        taken.append(bytearray(os.urandom(2**20)))
+
+
 def _raise(error: BaseException) -> None:
     raise error
 
@@ -69,8 +77,9 @@ BEHAVIOURS: dict[str, Callable[[], object]] = {
     "say and exit": _say_and_exit,
     "exit": lambda: sys.exit("no more of this"),
     "fill the memory": lambda: bytearray(2**50),
+    "fill the memory of a group": _fill_the_memory_of_a_group,
     "raise": lambda: _raise(ValueError("broke\nin two lines")),
-    "be slow": lambda: time.sleep(0.6),
+    "take 1.5 seconds": lambda: time.sleep(1.5),
     "meet": _meet,
 }
 

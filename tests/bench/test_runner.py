@@ -1,312 +1,325 @@
-"""Whatever becomes of a recipe's process, its record says so and the suite goes on."""
+"""Whatever becomes of a recipe, its record says so, the suite goes on, and a resumed suite takes up what is left."""
 
 from __future__ import annotations
 
-import math
-import os
-import resource
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from lorabench.bench import runner
-from lorabench.bench.environment import Surroundings, probe_surroundings
-from lorabench.bench.jobs import Answer, Job, Settings
-from lorabench.bench.measure import with_rest
-from lorabench.bench.records import RunRecord, read_records, write_record
-from lorabench.bench.runner import Progress, ask_worker, run_recipe, run_suite
-from lorabench.bench.suites import Planned, Suite, load_suite, single_recipe
-from lorabench.bench.worker import is_out_of_memory, without_own_folders
+from lorabench.bench import fit
+from lorabench.bench.environment import Surroundings
+from lorabench.bench.jobs import Settings
+from lorabench.bench.records import DeviceFacts, read_records, write_record
+from lorabench.bench.runner import Finished, Progress, Watcher, run_suite
+from lorabench.bench.suites import Suite, load_suite, single_recipe
+from lorabench.bench.tasks import Lane, lanes_of, tasks_of
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes import make_recipe
+from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here
+from tests.bench.test_workers import LLAMA
 from tests.sample_records import sample_record
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 SPEC = read_config(LLAMA, "test/llama")
-FACTS = sample_record()
-SURROUNDINGS = Surroundings(device=FACTS.device, environment=FACTS.environment)
-CPU = Settings(device="cpu", steps=3, warmup_steps=1)
+SETTINGS = Settings(device="cpu", steps=3, warmup_steps=1)
+PICK = single_recipe(SPEC, make_recipe("test/llama"))
+GPU = DeviceFacts(kind="cuda", name="NVIDIA Example 24GB", memory_bytes=24 * 2**30)
 
 
-def planned(**options: Any) -> Planned:
-    plain = {"dtype": "float32", "mixed_precision": "no", "gradient_checkpointing": False}
-    return Planned(make_recipe("test/llama", **{"seq_len": 16, "batch_size": 2, **plain, **options}), SPEC)
+@pytest.fixture(autouse=True)
+def pretending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Every worker pretends to train; ``behave`` says how."""
+    (tmp_path / "bell").mkdir()
+    monkeypatch.setenv(BELL, str(tmp_path / "bell"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pretend_here(monkeypatch.setattr)
+    return monkeypatch
 
 
-def when_started(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[int], None]) -> list[int]:
-    """Call ``meddle`` with each worker's process id as soon as it is started; return the list of ids."""
-    started: list[int] = []
-
-    class Popen(subprocess.Popen[bytes]):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            started.append(self.pid)
-            meddle(self.pid)
-
-    monkeypatch.setattr(subprocess, "Popen", Popen)
-    return started
+def behave(patch: pytest.MonkeyPatch, **how: str) -> None:
+    patch.setenv(HOW, json.dumps(how))
 
 
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+class Listener(Watcher):
+    def __init__(self) -> None:
+        self.seen: list[Progress] = []
+        self.notices: list[str] = []
+
+    def prepared(self, tasks: object, lanes: object, notices: Any) -> None:
+        self.notices += notices
+
+    def ended(self, progress: Progress) -> None:
+        self.seen.append(progress)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_a_recipe_is_trained_and_measured(method: str) -> None:
-    record = run_recipe("suite", planned(method=method, rank=2, gradient_accumulation=2), CPU, SURROUNDINGS)
-    assert (record.outcome, record.message, record.traceback) == ("ok", None, None)
-    measured, predicted = record.measurement, record.prediction
-    assert measured is not None
-    assert predicted is not None
-    assert (len(measured.warmup_step_seconds), len(measured.step_seconds), len(measured.losses)) == (1, 3, 4)
-    assert all(seconds > 0 for seconds in (*measured.step_seconds, *measured.warmup_step_seconds))
-    assert measured.tokens_per_step == 2 * 2 * 16
-    assert all(loss == pytest.approx(math.log(258), rel=0.1) for loss in measured.losses)  # it can only guess yet
-    # Adapters on q, k, v, o (32, 32), gate, up (32, 48) and down (48, 32), rank 2.
-    assert measured.parameters.trainable == measured.parameters.adapter == 2 * (4 * 64 + 3 * 80)
-    assert measured.parameters.quantized == (4 * 32 * 32 + 3 * 32 * 48 if method == "qlora" else 0)
-    assert measured.parameters == predicted.parameters
-    assert sum(measured.memory.components.values()) == measured.memory.peak_allocated_bytes
-    assert measured.memory.peak_allocated_bytes == pytest.approx(predicted.memory.peak_allocated_bytes, rel=0.01)
-    assert measured.memory.peak_reserved_bytes is None
+def run(folder: Path, suite: Suite | None = None, **options: Any) -> tuple[Finished, list[Progress]]:
+    listener = Listener()
+    settings = options.pop("settings", SETTINGS)
+    finished = run_suite(suite or load_suite("smoke"), folder, settings=settings, watcher=listener, **options)
+    return finished, listener.seen
 
 
-def test_a_recipe_too_large_for_the_memory_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = 4 * 2**30
-
-    def limit_memory(pid: int) -> None:
-        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
-
-    when_started(monkeypatch, limit_memory)
-    # Attention weights of eager attention: 32 sequences · 2 heads · 4096² · 4 B = 4 GiB.
-    large = planned(batch_size=32, seq_len=4096, attn_implementation="eager", method="full")
-    answer = ask_worker(large, msgspec.structs.replace(CPU, steps=1, warmup_steps=0), 300)
-    assert answer.outcome == "oom"
-    assert answer.measurement is None
-    assert "memory" in str(answer.message)
+def outcomes(finished: Finished) -> list[str]:
+    return [record.outcome for record in finished.records]
 
 
-@pytest.mark.parametrize(
-    ("signal_", "outcome", "message"),
-    [
-        (signal.SIGKILL, "oom", "killed by the kernel, as it does when memory runs out"),
-        (signal.SIGSEGV, "error", "the worker ended without an answer: killed by SIGSEGV"),
-        (signal.SIGTERM, "error", "the worker ended without an answer: killed by SIGTERM"),
-    ],
-)
-def test_a_killed_worker_is_recorded(
-    monkeypatch: pytest.MonkeyPatch, signal_: signal.Signals, outcome: str, message: str
-) -> None:
-    when_started(monkeypatch, lambda pid: os.kill(pid, signal_))
-    record = run_recipe("suite", planned(), CPU, SURROUNDINGS)
-    assert (record.outcome, record.message, record.measurement) == (outcome, message, None)
-    assert record.prediction is not None
+def methods_run(tmp_path: Path) -> list[str]:
+    """Return the methods that workers were started on since the last call, in the order of the alphabet."""
+    bells = list((tmp_path / "bell").glob("*.worker"))
+    methods = sorted(json.loads(bell.read_text())["method"] for bell in bells)
+    for bell in bells:
+        bell.unlink()
+    return methods
 
 
-def test_a_hanging_worker_is_ended_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = when_started(monkeypatch, lambda pid: os.kill(pid, signal.SIGSTOP))
-    record = run_recipe("suite", planned(), CPU, SURROUNDINGS, timeout_seconds=0.2)
-    assert (record.outcome, record.message) == ("timeout", "not done after 0.2 s (--timeout)")
-    assert not is_running(started[0])
+def test_a_suite_goes_on_after_recipes_that_fail(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    behave(pretending, full="say and exit", lora="raise")
+    finished, seen = run(tmp_path / "new" / "out")
+    assert outcomes(finished) == ["oom", "error", "ok"]
+    assert finished.left == 0
+    oom, error, ok = finished.records
+    assert (oom.out_of, oom.measurement) == ("device", None)
+    assert (error.out_of, error.message, error.traceback) == (None, "broke", "Traceback")
+    assert (ok.message, ok.measurement) == (None, FACTS.measurement)
+    assert [(one.number, one.record) for one in seen] == list(enumerate(finished.records, 1))
+    assert sorted(read_records(tmp_path / "new" / "out"), key=lambda r: r.recipe.method) == list(finished.records)
+    for record in finished.records:
+        assert record.suite == "smoke"
+        assert record.prediction is not None
+        assert (record.device, record.environment) == (FACTS.device, FACTS.environment)
 
 
-def test_a_worker_that_cannot_start_is_an_error_with_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
-    answer = ask_worker(planned(), CPU, 60)
-    assert answer.outcome == "error"
-    assert str(answer.message).startswith("the worker ended without an answer: exit code 1")
-    assert "encodings" in str(answer.traceback)
+def test_a_recipe_that_hangs_is_ended_when_its_time_is_up(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    behave(pretending, lora="stop")
+    finished, _ = run(tmp_path / "out", timeout_seconds=0.5)
+    assert outcomes(finished) == ["ok", "timeout", "ok"]
+    assert finished.records[1].message == "not done after 0.5 s (--timeout)"
 
 
-def test_a_worker_ends_with_its_runner(tmp_path: Path) -> None:
-    job = Job(recipe=planned().recipe, spec=SPEC, settings=CPU, answer_path=str(tmp_path / "answer.json"))
-    worker = subprocess.Popen([sys.executable, "-m", "lorabench.bench.worker"], stdin=subprocess.PIPE)
-    assert worker.stdin is not None
-    worker.stdin.write(msgspec.json.encode(job) + b"\n")
-    worker.stdin.close()
-    assert worker.wait(60) == 1
-    assert not (tmp_path / "answer.json").exists()
+def test_a_recipe_ends_with_the_server_and_the_suite_goes_on(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    behave(pretending, full="kill the server")
+    finished, _ = run(tmp_path / "out")
+    assert outcomes(finished) == ["error", "ok", "ok"]
+    assert "the process that workers are forked from ended" in str(finished.records[0].message)
 
 
-def test_what_cannot_run_here_is_an_error_without_a_traceback() -> None:
-    answer = ask_worker(planned(optim="paged_adamw_8bit"), CPU, 300)
-    assert (answer.outcome, answer.traceback) == ("error", None)
-    assert "use adamw_8bit" in str(answer.message)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (MemoryError(), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (OSError(12, "Cannot allocate memory"), True),
-        (RuntimeError("shape mismatch"), False),
-        (ValueError("memory"), False),
-    ],
-)
-def test_errors_that_mean_out_of_memory_are_known(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
-
-
-def test_torchs_own_out_of_memory_error_is_known() -> None:
-    import torch
-
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-
-
-def test_tracebacks_name_no_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setenv("HOME", "/home/somebody")
-    text = f'File "{torch.__file__}", line 1\nFile "/home/somebody/work/x.py"\nFile "{os.__file__}"'
-    assert without_own_folders(text) == 'File "torch/__init__.py", line 1\nFile "~/work/x.py"\nFile "os.py"'
-
-
-# Suites.
-
-
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Answer]:
-    """Stands in for training: method → what its worker answers (ok where nothing is said)."""
-    given: dict[str, Answer] = {}
-
-    def answer(planned: Planned, settings: Settings, timeout_seconds: float) -> Answer:
-        return given.get(planned.recipe.method, Answer(outcome="ok", measurement=FACTS.measurement))
-
-    monkeypatch.setattr(runner, "ask_worker", answer)
-    monkeypatch.setattr(runner, "probe_surroundings", lambda device: SURROUNDINGS)
-    return given
-
-
-def run(folder: Path, suite: Suite | None = None, **options: Any) -> tuple[list[RunRecord], list[Progress]]:
-    progress: list[Progress] = []
-    return run_suite(suite or load_suite("smoke"), folder, after=progress.append, **options), progress
-
-
-def test_a_suite_goes_on_after_a_recipe_that_fails(tmp_path: Path, answers: dict[str, Answer]) -> None:
-    answers["full"] = Answer(outcome="oom", message="out of memory")
-    answers["lora"] = Answer(outcome="error", message="broke", traceback="Traceback")
-    records, progress = run(tmp_path / "new" / "out")
-    assert [record.outcome for record in records] == ["oom", "error", "ok"]
-    assert [(seen.number, seen.of, seen.record) for seen in progress] == [
-        (number, 3, record) for number, record in enumerate(records, 1)
-    ]
-    assert sorted(read_records(tmp_path / "new" / "out"), key=lambda record: record.recipe.method) == sorted(
-        records, key=lambda record: record.recipe.method
-    )
-    assert {record.suite for record in records} == {"smoke"}
-
-
-def test_a_record_says_what_it_was_trained_on_and_names_no_folder(tmp_path: Path, answers: dict[str, Answer]) -> None:
-    suite = single_recipe(SPEC, make_recipe("test/llama"))
+def test_a_record_says_what_it_was_asked_for_and_names_no_folder(tmp_path: Path) -> None:
+    suite = msgspec.structs.replace(single_recipe(SPEC, make_recipe("test/llama")), steps=7, warmup_steps=2)
     (tmp_path / "text.txt").write_text("words")
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_bytes(msgspec.json.encode(LLAMA))
-    [plain], _ = run(tmp_path / "plain", suite)
-    assert (plain.seed, plain.weights, plain.dataset) == (0, "random", None)
-    [own], _ = run(tmp_path / "own", suite, seed=3, weights=str(tmp_path), dataset=tmp_path / "text.txt")
-    assert (own.seed, own.weights, own.dataset) == (3, "pretrained", "text.txt")
-    assert str(tmp_path) not in (tmp_path / "own" / f"{own.digest}.record.json").read_text()
+    asked = Settings(device="cpu", steps=7, warmup_steps=2)
+    plain = run(tmp_path / "plain", suite, settings=asked)[0].records[0]
+    assert (plain.seed, plain.weights, plain.dataset, plain.dataset_digest) == (0, "random", None, None)
+    assert (plain.steps, plain.warmup_steps, plain.engine, plain.repeat) == (7, 2, "lorabench", 0)
+    of_another = msgspec.structs.replace(asked, seed=3, weights=str(tmp_path), dataset=str(tmp_path / "text.txt"))
+    own = run(tmp_path / "own", suite, settings=of_another)[0].records[0]
+    # printf words | sha256sum
+    assert (own.seed, own.weights, own.dataset, own.dataset_digest) == (3, "pretrained", "text.txt", "dba36bffa5ca")
+    assert str(tmp_path) not in (tmp_path / "own" / own.file_name).read_text()
 
 
-def test_resuming_runs_only_what_is_not_ok(tmp_path: Path, answers: dict[str, Answer]) -> None:
-    answers["lora"] = Answer(outcome="timeout", message="slow")
-    first, _ = run(tmp_path)
-    del answers["lora"]
-    answers["full"] = Answer(outcome="error", message="must not run again")
-    second, progress = run(tmp_path, resume=True)
-    assert [record.outcome for record in second] == ["ok", "ok", "ok"]
-    assert [seen.resumed for seen in progress] == [True, False, True]
-    assert second[0] == first[0]
-    third, _ = run(tmp_path)
-    assert third[0].outcome == "error"
+# Resuming.
 
 
-def test_records_of_another_suite_are_left_alone(tmp_path: Path, answers: dict[str, Answer]) -> None:
-    write_record(tmp_path, sample_record(suite="other"))
-    with pytest.raises(UserError, match="holds records of the suite 'other', not 'smoke'"):
-        run(tmp_path)
-    assert len(read_records(tmp_path)) == 1
+def test_resuming_runs_what_is_not_ok_or_out_of_memory(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    behave(pretending, full="fill the memory", lora="raise")
+    first, _ = run(tmp_path / "out")
+    behave(pretending)
+    assert methods_run(tmp_path) == ["full", "lora", "qlora"]
+    second, seen = run(tmp_path / "out", resume=True)
+    assert outcomes(second) == ["oom", "ok", "ok"]
+    assert (second.records[0], second.records[2]) == (first.records[0], first.records[2])
+    assert [(one.task.planned.recipe.method, one.resumed) for one in seen] == [
+        ("full", True),
+        ("qlora", True),
+        ("lora", False),
+    ]
+    assert methods_run(tmp_path) == ["lora"]
+    assert outcomes(run(tmp_path / "out")[0]) == ["ok", "ok", "ok"]
+    assert methods_run(tmp_path) == ["full", "lora", "qlora"]
 
 
-def test_single_recipes_share_a_folder(tmp_path: Path, answers: dict[str, Answer]) -> None:
-    for rank in (2, 4):
-        run(tmp_path, single_recipe(SPEC, make_recipe("test/llama", rank=rank)))
-    assert [record.recipe.rank for record in read_records(tmp_path)] in ([2, 4], [4, 2])
-
-
-@pytest.mark.parametrize("folder", ["file", "file/out"])
-def test_a_folder_that_cannot_be_written_is_refused_before_training(
-    tmp_path: Path, answers: dict[str, Answer], folder: str
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="name another folder with -o") as refused:
-        run(tmp_path / folder)
-    assert folder in str(refused.value)
-
-
-def test_a_broken_record_is_refused_before_training(tmp_path: Path, answers: dict[str, Answer]) -> None:
-    (tmp_path / "x.record.json").write_text("{")
-    with pytest.raises(UserError, match="not a lorabench run record"):
-        run(tmp_path)
-
-
-def test_bad_text_and_weights_are_refused_before_training(tmp_path: Path, answers: dict[str, Answer]) -> None:
-    (tmp_path / "bad.jsonl").write_text("{}")
-    with pytest.raises(UserError, match="line 1"):
-        run(tmp_path / "out", dataset=tmp_path / "bad.jsonl")
-    with pytest.raises(UserError, match=r"no folder with \*\.safetensors"):
-        run(tmp_path / "out", weights=str(tmp_path))
-    (tmp_path / "model.safetensors").touch()
-    (tmp_path / "config.json").write_bytes(msgspec.json.encode(LLAMA))
-    with pytest.raises(UserError, match="they are of another model than lorabench/demo-llama"):
-        run(tmp_path / "out", weights=str(tmp_path))
-    assert not (tmp_path / "out").exists()
-
-
-def test_surroundings_name_the_software_and_no_host() -> None:
-    told = probe_surroundings("cpu")
-    assert told.device.kind == "cpu"
-    assert told.device.memory_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert {"torch", "transformers", "peft", "bitsandbytes"} <= told.environment.packages.keys()
-    assert os.uname().nodename not in msgspec.json.encode(told).decode().replace(told.environment.operating_system, "")
-
-
-def test_asking_for_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UserError, match=r"no CUDA device .* use --device cpu"):
-        probe_surroundings("cuda")
+def test_resuming_runs_first_what_never_ran(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    behave(pretending, full="raise")
+    finished, _ = run(tmp_path / "out")
+    (tmp_path / "out" / finished.records[2].file_name).unlink()
+    _, seen = run(tmp_path / "out", resume=True)
+    assert [one.task.planned.recipe.method for one in seen] == ["lora", "qlora", "full"]
 
 
 @pytest.mark.parametrize(
-    ("total", "expected"),
+    "change",
+    [{"seed": 1}, {"steps": 4}, {"warmup_steps": 2}, {"dataset": "b.txt"}, {"weights": "hub"}, {"engine": "trainer"}],
+)
+def test_a_record_that_was_asked_for_otherwise_is_not_taken(change: dict[str, Any]) -> None:
+    [task] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, dataset="a.txt"), "digest")
+    record = sample_record()
+    record = msgspec.structs.replace(record, digest=task.planned.digest, recipe=task.planned.recipe, **task.facts)
+    assert task.made(record)
+    [other] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, **{"dataset": "a.txt", **change}), "digest")
+    assert not other.made(record)
+
+
+def test_a_record_of_a_text_that_has_changed_is_not_taken(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, dataset=str(tmp_path / "text.txt"))
+    resumed = []
+    for text in ("before", "before", "after"):
+        (tmp_path / "text.txt").write_text(text)
+        resumed += [one.resumed for one in run(tmp_path / "out", PICK, settings=settings, resume=True)[1]]
+    assert resumed == [False, True, False]
+
+
+def test_a_changed_recipe_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    for rank in (2, 4):
+        suite = single_recipe(SPEC, make_recipe("test/llama", rank=rank))
+        assert [one.resumed for one in run(tmp_path / "out", suite, resume=True)[1]] == [False]
+    assert sorted(record.recipe.rank or 0 for record in read_records(tmp_path / "out")) == [2, 4]
+
+
+def test_repeats_have_seeds_and_records_of_their_own(tmp_path: Path) -> None:
+    suite = msgspec.structs.replace(load_suite("smoke"), repeats=3)
+    settings = msgspec.structs.replace(SETTINGS, seed=5)
+    finished, _ = run(tmp_path / "out", suite, settings=settings)
+    assert [(record.recipe.method, record.repeat, record.seed) for record in finished.records] == [
+        (method, repeat, 5 + repeat) for repeat in range(3) for method in ("full", "lora", "qlora")
+    ]
+    assert len(read_records(tmp_path / "out")) == 9
+    seeds = [json.loads(bell.read_text())["seed"] for bell in (tmp_path / "bell").glob("*.worker")]
+    assert sorted(seeds) == [5, 5, 5, 6, 6, 6, 7, 7, 7]
+    (tmp_path / "out" / finished.records[4].file_name).unlink()
+    _, seen = run(tmp_path / "out", suite, settings=settings, resume=True)
+    assert [one.task.label for one in seen if not one.resumed] == ["demo-llama lora r16 1×128 ckpt #2"]
+
+
+def test_what_there_is_no_time_for_is_left_and_what_ran_then_leaves_no_record(
+    tmp_path: Path, pretending: pytest.MonkeyPatch
+) -> None:
+    behave(pretending, lora="hang")
+    finished, _ = run(tmp_path / "out", time_limit_seconds=3)
+    assert (outcomes(finished), finished.left) == (["ok"], 2)
+    assert [record.recipe.method for record in read_records(tmp_path / "out")] == ["full"]
+    behave(pretending)
+    finished, _ = run(tmp_path / "out", time_limit_seconds=60, resume=True)
+    assert (outcomes(finished), finished.left) == (["ok", "ok", "ok"], 0)
+
+
+def test_no_recipe_starts_that_would_not_be_done_in_time(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    behave(pretending, full="take 1.5 seconds")
+    finished, _ = run(tmp_path / "out", time_limit_seconds=2.9)
+    assert methods_run(tmp_path) == ["full"]
+    assert finished.left >= 2
+
+
+# Devices.
+
+
+def test_recipes_run_side_by_side_one_on_each_gpu_of_the_kind(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    pretending.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    pretend_here(pretending.setattr, Surroundings(device=GPU, alike=(0, 2), environment=FACTS.environment))
+    behave(pretending, full="meet", lora="meet")
+    finished, _ = run(tmp_path / "out")
+    assert outcomes(finished) == ["ok", "ok", "ok"]
+    seen = [json.loads(bell.read_text()) for bell in (tmp_path / "bell").glob("*.worker")]
+    devices = {worker["method"]: worker["environ"]["CUDA_VISIBLE_DEVICES"] for worker in seen}
+    assert {devices["full"], devices["lora"]} == {"0", "2"}
+    assert devices["qlora"] in ("0", "2")
+    assert {record.device for record in finished.records} == {GPU}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "alike", "expected"),
     [
-        (100, {"weights": 50, "activations": 30, "logits": 10, "temporaries": 10, "gradients": 0, "buffers": 0}),
-        (95, {"weights": 50, "activations": 30, "logits": 10, "temporaries": 5, "gradients": 0, "buffers": 0}),
-        (85, {"weights": 50, "activations": 25, "logits": 10, "temporaries": 0, "gradients": 0, "buffers": 0}),
-        (55, {"weights": 50, "activations": 0, "logits": 5, "temporaries": 0, "gradients": 0, "buffers": 0}),
+        (None, (0,), [{}]),
+        ("3", (0,), [{}]),
+        (None, (0, 1), [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]),
+        ("3, 5,7", (0, 2), [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "7"}]),
+        ("GPU-a,GPU-b", (0, 1), [{"CUDA_VISIBLE_DEVICES": "GPU-a"}, {"CUDA_VISIBLE_DEVICES": "GPU-b"}]),
     ],
 )
-def test_components_add_up_to_what_the_allocator_counts(total: int, expected: dict[str, int]) -> None:
-    counted = {"weights": 50, "activations": 30, "logits": 10, "temporaries": 4, "gradients": 0, "buffers": 0}
-    assert with_rest(counted, total) == expected
+def test_a_lane_is_one_of_the_gpus_that_are_visible(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, alike: tuple[int, ...], expected: list[dict[str, str]]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    surroundings = Surroundings(device=GPU, alike=alike, environment=FACTS.environment)
+    assert lanes_of(surroundings) == [Lane(GPU, environment) for environment in expected]
+
+
+def test_what_is_predicted_not_to_fit_is_skipped_on_demand(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    suite = msgspec.structs.replace(
+        load_suite("smoke"), recipes=(load_suite("smoke").recipes[1], *_planned("llama-3.1-8b", "qwen2.5-14b"))
+    )
+    pretend_here(pretending.setattr, Surroundings(device=GPU, environment=FACTS.environment))
+    finished, _ = run(tmp_path / "out", suite, skip_unfit=True)
+    assert outcomes(finished) == ["ok", "skipped", "skipped"]
+    assert methods_run(tmp_path) == ["lora"]
+    message = str(finished.records[1].message)
+    assert message.startswith("predicted not to fit: ")
+    assert message.endswith(" MiB of 24,576 MiB (--skip-unfit)")
+    finished, seen = run(tmp_path / "out", suite, resume=True)
+    assert [one.resumed for one in seen] == [True, False, False]
+    assert outcomes(finished) == ["ok", "ok", "ok"]
+
+
+def _planned(*models: str) -> Any:
+    from lorabench.estimator.catalogue import find_model
+
+    specs = [find_model(model) for model in models]
+    return [single_recipe(spec, make_recipe(spec.name, method="full")).recipes[0] for spec in specs]
+
+
+def test_on_a_cpu_a_recipe_is_held_against_what_the_host_can_hand_out(
+    tmp_path: Path, pretending: pytest.MonkeyPatch
+) -> None:
+    finished, _ = run(tmp_path / "before")
+    need = [record.prediction.memory.peak_allocated_bytes for record in finished.records if record.prediction]
+    pretending.setattr(fit, "available_bytes", lambda: sorted(need)[1])
+    finished, _ = run(tmp_path / "out", skip_unfit=True)
+    assert [outcome == "skipped" for outcome in outcomes(finished)] == [bytes_ > sorted(need)[1] for bytes_ in need]
+
+
+# The folder and what the suite is made of.
+
+
+def test_records_of_another_suite_or_device_are_left_alone(tmp_path: Path) -> None:
+    write_record(tmp_path / "suite", sample_record(suite="other"))
+    with pytest.raises(UserError, match="holds records of the suite 'other', not 'smoke'"):
+        run(tmp_path / "suite")
+    write_record(tmp_path / "device", sample_record(suite="smoke", device_kind="cuda", device_name="Another"))
+    with pytest.raises(UserError, match=r"holds records of Another \(cuda\), and this is Example CPU"):
+        run(tmp_path / "device", resume=True)
+    assert len(read_records(tmp_path / "suite")) == len(read_records(tmp_path / "device")) == 1
+
+
+def test_a_broken_record_is_set_aside_and_its_recipe_runs_again(tmp_path: Path) -> None:
+    finished, _ = run(tmp_path / "out")
+    broken = tmp_path / "out" / finished.records[1].file_name
+    half = broken.read_bytes()[:100]
+    for number in ("", "2"):
+        broken.write_bytes(half)
+        listener = Listener()
+        run_suite(load_suite("smoke"), tmp_path / "out", settings=SETTINGS, resume=True, watcher=listener)
+        aside = f"{broken.name}.broken{number}"
+        assert listener.notices == [f"{broken}: not a record that can be relied on: it is now {aside}"]
+        assert (tmp_path / "out" / aside).read_bytes() == half
+        assert [one.resumed for one in listener.seen] == [True, True, False]
+    assert len(read_records(tmp_path / "out")) == 3
+
+
+def test_bad_text_and_weights_are_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="line 1"):
+        run(tmp_path / "out", settings=msgspec.structs.replace(SETTINGS, dataset=str(tmp_path / "bad.jsonl")))
+    weights = msgspec.structs.replace(SETTINGS, weights=str(tmp_path))
+    with pytest.raises(UserError, match=r"no folder with \*\.safetensors"):
+        run(tmp_path / "out", settings=weights)
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(LLAMA))
+    with pytest.raises(UserError, match="they are of another model than lorabench/demo-llama"):
+        run(tmp_path / "out", settings=weights)
+    assert not (tmp_path / "out").exists()

@@ -113,6 +113,37 @@ def test_how_a_worker_ended_is_its_answer(workers: Workers, how: str, expected: 
     assert after.outcome == "ok"
 
 
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group that may take 64 MiB, where this process may make one."""
+    for mount, limits in (
+        ("memory", ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")),
+        ("", ("memory.max", "memory.swap.max")),
+    ):
+        group = Path("/sys/fs/cgroup") / mount / f"lorabench-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / limits[0]).exists():
+                for limit in limits:
+                    if (group / limit).exists():
+                        (group / limit).write_text(str(2**26) if limit != "memory.swap.max" else "0")
+                yield group
+                return
+        finally:
+            group.rmdir()
+    pytest.skip("no control group can be made here")
+
+
+def test_a_worker_that_the_kernel_kills_for_its_memory_is_out_of_memory(workers: Workers, small_group: Path) -> None:
+    group = {"LORABENCH_PRETEND_GROUP": str(small_group / "cgroup.procs")}
+    answer = answer_of(workers, workers.start(job(), behave("fill the memory of a group") | group))
+    assert (answer.outcome, answer.out_of) == ("oom", "killed")
+    assert answer.message == "killed by the kernel, which had run out of memory"
+
+
 @pytest.mark.parametrize("how", ["hang", "stop"])
 def test_a_worker_that_hangs_or_is_stopped_can_be_ended(workers: Workers, bell: Path, how: str) -> None:
     number = workers.start(job(), behave(how))
