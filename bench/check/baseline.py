@@ -40,8 +40,9 @@ def compare(
     findings = {
         work: judge_memory(old.measurements, new.measurements, thresholds) for work, (old, new) in measured.items()
     }
+    spread = None
     if thresholds.speed is not None:
-        speeds = judge_speeds(
+        speeds, spread = judge_speeds(
             {work: (old.measurements, new.measurements) for work, (old, new) in measured.items()}, thresholds.speed
         )
         for work, finding in speeds.items():
@@ -74,6 +75,7 @@ def compare(
             [record for _, new in matched.values() for record in new.records],
         ),
         thresholds=thresholds,
+        run_to_run=spread,
         recipes=in_order(recipes),
         only_in_baseline=_unmatched([work for work in before if work not in after], labels),
         only_in_results=_unmatched([work for work in after if work not in before], labels),

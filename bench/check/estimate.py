@@ -66,6 +66,7 @@ def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds |
         device=", ".join(sorted({runs.device.name for runs in after.values()})),
         environment_changes=(),
         thresholds=thresholds,
+        run_to_run=None,
         recipes=in_order(recipes),
         only_in_baseline=(),
         only_in_results=(),

@@ -25,6 +25,8 @@ Metric = Literal[
     "final_loss",
 ]
 
+SpreadSource = Literal["repeats", "suite", "unknown"]
+
 VERDICTS: dict[Verdict, str] = {
     "regression": "worse, beyond the threshold and beyond chance",
     "suspicious": "beyond the threshold, but chance could do that: measure more",
@@ -70,6 +72,15 @@ class Finding(Struct, frozen=True, kw_only=True):
     """Why it is let pass, where it is (``--allow``)."""
 
 
+class RunToRun(Struct, frozen=True, kw_only=True):
+    """What is known of how much the step times of one recipe differ from one run to the next."""
+
+    source: SpreadSource
+    """repeats: from repeated runs; suite: from how differently the recipes changed; unknown: from nothing."""
+    deviation: float | None
+    """Standard deviation of one run's median step, as a share of it; the middle one of the recipes'."""
+
+
 class RecipeComparison(Struct, frozen=True, kw_only=True):
     """One recipe that was judged."""
 
@@ -105,6 +116,8 @@ class Comparison(Struct, frozen=True, kw_only=True):
     environment_changes: tuple[str, ...]
     """What else differs between the two sides, such as ``torch 2.11.0 → 2.13.0``."""
     thresholds: Thresholds
+    run_to_run: RunToRun | None
+    """None where no step times were tested."""
     recipes: tuple[RecipeComparison, ...]
     """Worst first."""
     only_in_baseline: tuple[Unmatched, ...]

@@ -15,6 +15,7 @@ from lorabench.bench.check.findings import (
     Finding,
     Metric,
     RecipeComparison,
+    RunToRun,
     Unmatched,
     Verdict,
 )
@@ -233,7 +234,16 @@ def _notes(comparison: Comparison) -> list[str]:
         lines.append(f"Device: {comparison.device}")
     if comparison.environment_changes:
         lines.append(f"Since the baseline: {', '.join(comparison.environment_changes)}")
+    if comparison.run_to_run is not None:
+        lines.append(f"From run to run: {_spread(comparison.run_to_run)}")
     return [*lines, _thresholds(comparison)]
+
+
+def _spread(spread: RunToRun) -> str:
+    if spread.deviation is None:
+        return "unknown, so only the steps' scatter within the runs was counted: repeats tell (lorabench run --repeats)"
+    source = {"repeats": "repeated runs", "suite": "how differently the recipes changed"}[spread.source]
+    return f"step times spread by {spread.deviation:.1%}, as told by {source}"
 
 
 def _sides(comparison: Comparison) -> tuple[tuple[str, tuple[Unmatched, ...]], ...]:

@@ -13,6 +13,7 @@ from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records import RunRecord
 from lorabench.estimator.errors import UserError
 from tests.bench.check.records import record, repeats, times
+from tests.sample_records import STEP_SECONDS
 
 
 def code(comparison: Comparison) -> int:
@@ -72,7 +73,7 @@ def test_a_repeat_that_fails_is_a_regression_beside_what_the_others_say() -> Non
 )
 def test_the_worst_of_all_recipes_decides(verdicts: tuple[str, ...], expected: int) -> None:
     wide = (0.30, 0.35, 0.40, 0.45, 0.50, 0.55)
-    after = {
+    after: dict[str, dict[str, Any]] = {
         "improvement": {"step_seconds": times(0.5)},
         "regression": {"step_seconds": times(2)},
         "same": {},
@@ -80,7 +81,7 @@ def test_the_worst_of_all_recipes_decides(verdicts: tuple[str, ...], expected: i
         "insufficient": {"unstable": ("GPU shared",)},
     }
     before = [
-        record(rank=place, **({"step_seconds": wide} if verdict == "suspicious" else {}))
+        record(rank=place, step_seconds=wide if verdict == "suspicious" else STEP_SECONDS)
         for place, verdict in enumerate(verdicts, 1)
     ]
     results = [record(rank=place, **after[verdict]) for place, verdict in enumerate(verdicts, 1)]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lorabench.bench.check.baseline import compare
@@ -48,8 +50,12 @@ def test_the_allocated_peak_changes_beyond_half_a_percent(before: int, after: in
 )
 def test_what_the_device_gave_is_judged_widely(field: str, before: int, after: int, verdict: str) -> None:
     metric = {"reserved": "peak_reserved_bytes", "nvml": "nvml_process_peak_bytes"}[field]
-    sides = ([record(device_kind="cuda", **{field: bytes_})] for bytes_ in (before, after))
-    assert judged(metric, *sides).verdict == verdict
+
+    def side(bytes_: int) -> list[RunRecord]:
+        changes: dict[str, Any] = {field: bytes_}
+        return [record(device_kind="cuda", **changes)]
+
+    assert judged(metric, side(before), side(after)).verdict == verdict
 
 
 def test_what_a_side_does_not_have_is_not_judged() -> None:

@@ -152,3 +152,32 @@ def test_every_recipe_is_judged_once_whatever_the_mixture_of_runs() -> None:
     kinds = [[record()], [record(unstable=("x",))], runs(0.4, 0.41), [record(step_seconds=(1.0,))]]
     for before, after in itertools.product(kinds, kinds):
         assert len(speeds_of(compare(after, before))) == 1
+
+
+def suite(factors: Sequence[float]) -> list[RunRecord]:
+    return [record(rank=place, step_seconds=times(factor)) for place, factor in enumerate(factors, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdicts"),
+    [
+        # One recipe is slower, the others repeat within half a percent.
+        ((1.06, 1.001, 0.999, 1.002, 0.998, 1.0), {"regression", "same"}),
+        # All are slower alike: that is the change, not the machine.
+        ((1.06, 1.061, 1.059, 1.062, 1.058, 1.06), {"regression"}),
+        # Each is somewhere else: that is the machine.
+        ((1.06, 0.93, 1.10, 0.90, 1.05, 0.95), {"suspicious"}),
+    ],
+)
+def test_six_recipes_of_one_run_each_tell_what_runs_differ_by(changes: tuple[float, ...], verdicts: set[str]) -> None:
+    comparison = compare(suite(changes), suite([1.0] * 6))
+    assert {one.verdict for one in speeds_of(comparison)} == verdicts
+    assert comparison.run_to_run is not None
+    assert comparison.run_to_run.source == "suite"
+
+
+def test_what_runs_differ_by_is_unknown_from_a_few_single_runs() -> None:
+    comparison = compare(suite([1.06, 0.93, 1.1, 0.9, 1.05]), suite([1.0] * 5))
+    assert {one.verdict for one in speeds_of(comparison)} == {"regression", "improvement"}
+    assert comparison.run_to_run is not None
+    assert (comparison.run_to_run.source, comparison.run_to_run.deviation) == ("unknown", None)
