@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes import Recipe, make_recipe
 
 
 def distinct_labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:
     """Return a name for each recipe by its digest, unlike every other name.
 
-    It is the recipe's label; where several have the same, the settings in which they differ are added, and where those
-    tell nothing (models of one name with different shapes), the digest.
+    It is the recipe's label. Where several have the same, the setting in which they differ is added, or, of several
+    such settings, those that are not the usual ones; and where that tells nothing (models of one name with different
+    shapes), the digest.
     """
     alike: dict[str, list[str]] = {}
     for digest, recipe in recipes.items():
@@ -25,10 +26,12 @@ def distinct_labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:
             for field in Recipe.__struct_fields__
             if field != "model" and len({said.get(field) for said in settings.values()}) > 1
         ]
-        told = {
-            digest: " ".join([label, *(f"{field}={said[field]}" for field in differing if field in said)])
-            for digest, said in settings.items()
-        }
+        told = {}
+        for digest, said in settings.items():
+            usual = make_recipe("any", method=recipes[digest].method).describe() if len(differing) > 1 else {}
+            told[digest] = " ".join(
+                [label, *(f"{field}={said[field]}" for field in differing if said.get(field) != usual.get(field))]
+            )
         taken = Counter(told.values())
         names |= {digest: name if taken[name] == 1 else f"{name} {digest}" for digest, name in told.items()}
-    return names
+    return {digest: names[digest] for digest in recipes}

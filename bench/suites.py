@@ -76,6 +76,7 @@ class Suite(Struct, frozen=True, kw_only=True):
     name: str
     recipes: tuple[Planned, ...]
     """In the order of the matrix, each once."""
+    description: str = ""
     steps: int = STEPS
     """Timed steps of each recipe."""
     warmup_steps: int = WARMUP_STEPS
@@ -185,7 +186,7 @@ class _SuiteFile:
         name = self._typed(value.get("name", self.path.stem), Annotated[str, Meta(min_length=1)], ("name",))
         if name == BY_HAND:
             raise self._error(("name",), f"{BY_HAND!r} stands for single recipes: name the suite otherwise")
-        self._typed(value.get("description", ""), str, ("description",))
+        description = self._typed(value.get("description", ""), str, ("description",))
         steps = self._typed(value.get("steps", STEPS), Annotated[int, Meta(ge=1)], ("steps",))
         warmup = self._typed(value.get("warmup_steps", WARMUP_STEPS), Annotated[int, Meta(ge=0)], ("warmup_steps",))
         repeats = self._typed(value.get("repeats", 1), Annotated[int, Meta(ge=1, le=MOST_REPEATS)], ("repeats",))
@@ -195,11 +196,12 @@ class _SuiteFile:
         excluded = [self._condition(entry, path) for path, entry in self._entries("exclude")]
         useful = [False] * len(excluded)
         for axes in self._matrix():
-            options = {**self._defaults_of(axes, ("matrix",)), **axes}
-            item = self._plan(_meaningful(options, options.get("method")), ("matrix",))
-            dropped = [_holds(condition, msgspec.structs.asdict(item.recipe)) for condition in excluded]
+            options = {**self._defaults_of(axes), **axes}
+            options = _meaningful(options, options.get("method"))
+            dropped = [self._holds(condition, options) for condition in excluded]
             useful = [before or now for before, now in zip(useful, dropped, strict=True)]
             if not any(dropped):
+                item = self._plan(options, ("matrix",))
                 planned.setdefault(item.digest, item)
         if not all(useful):
             raise self._error(
@@ -207,7 +209,7 @@ class _SuiteFile:
             )
         for path, entry in self._entries("include"):
             options = self._options(entry, path)
-            defaults = self._defaults_of(options, path)
+            defaults = self._defaults_of(options)
             method = {**defaults, **options}.get("method")
             item = self._plan({**_meaningful(defaults, method), **options}, path)
             planned.setdefault(item.digest, item)
@@ -221,7 +223,13 @@ class _SuiteFile:
         recipes = tuple(planned.values())
         thresholds = self._thresholds(value.get("check", {}))
         return Suite(
-            name=name, recipes=recipes, steps=steps, warmup_steps=warmup, repeats=repeats, thresholds=thresholds
+            name=name,
+            description=description,
+            recipes=recipes,
+            steps=steps,
+            warmup_steps=warmup,
+            repeats=repeats,
+            thresholds=thresholds,
         )
 
     def _thresholds(self, value: Any) -> Thresholds:
@@ -248,15 +256,11 @@ class _SuiteFile:
         for combination in itertools.product(*axes.values()):
             yield dict(zip(axes, combination, strict=True))
 
-    def _defaults_of(self, options: dict[str, Any], path: Trail) -> dict[str, Any]:
+    def _defaults_of(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the suite's defaults for a recipe with ``options``, which need not have a meaning for its method."""
         defaults = dict(self.defaults)
         for conditional in self.conditional:
-            said = {**defaults, **options}
-            usual = msgspec.structs.asdict(make_recipe("any", method=said.get("method")))
-            if "model" in said:
-                said["model"] = self._spec(said["model"], (*path, "model")).name
-            if _holds(conditional.when, {**usual, **said}):
+            if self._holds(conditional.when, {**defaults, **options}):
                 defaults |= conditional.use
                 conditional.applied = True
         return defaults
@@ -277,10 +281,19 @@ class _SuiteFile:
         if "model" in condition:
             condition["model"] = [self._spec(name, (*path, "model")).name for name in condition["model"]]
         if "target_modules" in condition:
-            condition["target_modules"] = [
-                make_recipe("any", target_modules=targets).target_modules for targets in condition["target_modules"]
-            ]
+            condition["target_modules"] = [_canonical(targets) for targets in condition["target_modules"]]
         return condition
+
+    def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
+        """Tell whether a recipe with ``options``, which may be an impossible one, meets the condition."""
+        options = _meaningful(options, options.get("method"))
+        said = msgspec.structs.asdict(make_recipe("any", method=options.get("method"), rank=options.get("rank")))
+        said |= options
+        if "model" in options:
+            said["model"] = self._spec(options["model"], ("matrix", "model")).name
+        if said["target_modules"] is not None:
+            said["target_modules"] = _canonical(said["target_modules"])
+        return all(said[field] in values for field, values in condition.items())
 
     def _plan(self, options: dict[str, Any], path: Trail) -> Planned:
         if "model" not in options:
@@ -350,8 +363,9 @@ class _SuiteFile:
         return UserError(f"{self.path} line {self.lines.get(path, 1)}: {message}")
 
 
-def _holds(condition: Condition, settings: dict[str, Any]) -> bool:
-    return all(settings[field] in values for field, values in condition.items())
+def _canonical(target_modules: str) -> str | None:
+    """Return target modules as a recipe writes them."""
+    return make_recipe("any", target_modules=target_modules).target_modules
 
 
 def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from lorabench.bench.suites import BY_HAND, load_suite, shipped_suites, single_recipe
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.recipes import CHOICES, make_recipe
 
 LLAMA, GPT2 = "lorabench/demo-llama", "lorabench/demo-gpt2"
 
@@ -83,12 +83,115 @@ include:
     ]
 
 
+def test_a_condition_may_list_values_and_names_models_and_modules_in_any_way(tmp_path: Path) -> None:
+    text = f"""
+matrix:
+  model: [{LLAMA}, {GPT2}]
+  method: [lora, qlora]
+  rank: [2, 4, 8]
+  target_modules: [attention, mlp]
+exclude:
+- {{model: DEMO-GPT2, rank: [2, 4, 8]}}
+- {{rank: [2, 4], method: [lora, qlora]}}
+- {{target_modules: mlp, method: lora}}
+"""
+    suite = load(tmp_path, text)
+    assert [(*told, p.recipe.target_modules) for told, p in zip(recipes(suite), suite.recipes, strict=True)] == [
+        ("llama", "lora", 8, "attention"),
+        ("llama", "qlora", 8, "attention"),
+        ("llama", "qlora", 8, "mlp"),
+    ]
+
+
+def test_what_cannot_be_trained_can_be_excluded(tmp_path: Path) -> None:
+    text = f"""
+matrix: {{model: [{LLAMA}, {GPT2}], method: [full, lora], dtype: [float16, float32], mixed_precision: [no, fp16]}}
+exclude:
+- {{model: {GPT2}}}  # whose positions end before 2048 tokens do
+- {{method: full, dtype: float16, mixed_precision: fp16}}
+"""
+    assert len(load(tmp_path, text).recipes) == 7
+
+
+def test_defaults_can_depend_on_the_recipe_and_what_is_said_of_it_wins(tmp_path: Path) -> None:
+    text = f"""
+defaults: {{seq_len: 64, batch_size: 1, double_quant: false}}
+defaults_when:
+- when: {{method: full}}
+  use: {{seq_len: 32, optim: adamw_8bit}}
+- when: {{model: demo-gpt2, optim: [adamw_8bit, sgd]}}
+  use: {{batch_size: 4}}
+- when: {{optim: adamw_torch_fused, rank: 16, lora_alpha: 32}}
+  use: {{gradient_accumulation: 2}}
+matrix: {{model: [{LLAMA}, {GPT2}], method: [full, qlora], rank: 16}}
+include:
+- {{model: {GPT2}, method: full, seq_len: 16}}
+- {{model: {GPT2}, method: qlora, optim: sgd, double_quant: true}}
+"""
+    suite = load(tmp_path, text)
+    assert [
+        (r.model[-4:], r.method, r.seq_len, r.optim, r.batch_size, r.gradient_accumulation, r.double_quant)
+        for r in (planned.recipe for planned in suite.recipes)
+    ] == [
+        ("lama", "full", 32, "adamw_8bit", 1, 1, None),
+        ("lama", "qlora", 64, "adamw_torch_fused", 1, 2, False),
+        ("gpt2", "full", 32, "adamw_8bit", 4, 1, None),
+        ("gpt2", "qlora", 64, "adamw_torch_fused", 1, 2, False),
+        ("gpt2", "full", 16, "adamw_8bit", 4, 1, None),
+        ("gpt2", "qlora", 64, "sgd", 4, 1, True),
+    ]
+
+
 def test_no_means_no_where_it_is_a_choice(tmp_path: Path) -> None:
     suite = load(
         tmp_path, f"matrix: {{model: {LLAMA}, mixed_precision: [no, bf16], double_quant: true, method: qlora}}"
     )
     assert [p.recipe.mixed_precision for p in suite.recipes] == ["no", "bf16"]
     assert suite.recipes[0].recipe.double_quant is True
+
+
+def test_recipes_of_one_label_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    one = load(tmp_path, f"matrix: {{model: {LLAMA}, optim: [adamw_torch_fused, sgd], method: [full, lora]}}")
+    assert list(one.labels().values()) == [
+        "demo-llama full 1×2048 ckpt optim=adamw_torch_fused",
+        "demo-llama lora r16 1×2048 ckpt optim=adamw_torch_fused",
+        "demo-llama full 1×2048 ckpt optim=sgd",
+        "demo-llama lora r16 1×2048 ckpt optim=sgd",
+    ]
+    several = load(tmp_path, f"matrix: {{model: {LLAMA}, optim: [adamw_torch_fused, sgd], lora_dropout: [0.05, 0.1]}}")
+    assert list(several.labels().values()) == [
+        "demo-llama lora r16 1×2048 ckpt",
+        "demo-llama lora r16 1×2048 ckpt lora_dropout=0.1",
+        "demo-llama lora r16 1×2048 ckpt optim=sgd",
+        "demo-llama lora r16 1×2048 ckpt lora_dropout=0.1 optim=sgd",
+    ]
+
+
+def test_the_ranks_are_every_power_of_two_against_full() -> None:
+    assert [rank for _, _, rank in recipes(load_suite("ranks"))] == [None, *(2**n for n in range(10))]
+
+
+def test_the_optimizers_are_all_but_the_alias_of_one() -> None:
+    names = {planned.recipe.optim for planned in load_suite("optimizers").recipes}
+    assert names == set(CHOICES["optim"]) - {"adamw_bnb_8bit"}  # transformers' other name of adamw_8bit
+
+
+def test_memory_is_tried_by_length_batch_and_checkpointing() -> None:
+    tried = {
+        (r.seq_len, r.batch_size, r.gradient_checkpointing) for r in (p.recipe for p in load_suite("memory").recipes)
+    }
+    lengths, batches = (512, 1024, 2048, 4096, 8192), (1, 2, 4, 8)
+    assert tried == {(n, b, c) for n in lengths for b in batches for c in (True, False) if n * b < 65536}
+
+
+def test_the_methods_have_their_variants() -> None:
+    suite = load_suite("methods")
+    assert {(p.recipe.model, p.recipe.method) for p in suite.recipes} == {
+        (model, method)
+        for model in ("Qwen/Qwen2.5-0.5B", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B")
+        for method in ("full", "lora", "qlora")
+    }
+    assert len(set(suite.labels().values())) == len(suite.recipes) == 14
 
 
 def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
@@ -120,7 +223,8 @@ def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("matrix:\n  model: M\n  double_quant: yes", 3, "matrix.double_quant: Expected `bool`, got `str`"),
         ("matrix:\n  model: M\n  method: [lora, qlroa]", 3, "unknown method 'qlroa': did you mean qlora?"),
         ("matrix:\n  model: M\n  method: [[lora]]", 3, "unknown method ['lora']"),
-        ("matrix:\n  model: demo-lama", 1, "no model 'demo-lama'"),
+        ("matrix:\n  model: demo-lama", 2, "no model 'demo-lama'"),
+        ("matrix: {method: lora}\ndefaults:\n  model: demo-lama", 1, "no model 'demo-lama'"),
         ("matrix:\n  rank: 3", 1, "names no model"),
         ("matrix:\n  model: M\n  target_modules: q_prj", 1, "no linear layer 'q_prj': did you mean q_proj?"),
         (f"matrix:\n  model: {GPT2}\n  seq_len: 2048", 1, "learned positions for 1024 tokens"),
@@ -129,6 +233,16 @@ def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("include: {model: M}", 1, "include must be a list"),
         ("include: [M]", 1, "include[0] must be a mapping"),
         ("matrix: {model: M}\nexclude:\n- rank: 3", 3, "exclude matches no recipe"),
+        ("repeats: 0", 1, "repeats: Expected `int` >= 1"),
+        ("matrix: {model: M}\nexclude:\n- model: demo-lama", 3, "no model 'demo-lama'"),
+        ("matrix: {model: M}\ndefaults_when: {}", 2, "defaults_when must be a list"),
+        ("matrix: {model: M}\ndefaults_when:\n- 3", 3, "defaults_when[0] must be a mapping with when and use"),
+        ("defaults_when:\n- when: {rank: 2}", 2, "defaults_when[0] has no use"),
+        ("defaults_when:\n- use: {rank: 2}", 2, "defaults_when[0] has no when"),
+        ("defaults_when:\n- {if: 3}", 2, "unknown key 'if': "),
+        ("defaults_when:\n- when:\n    rnk: 2\n  use: {rank: 2}", 3, "unknown recipe option 'rnk'"),
+        ("defaults_when:\n- when: {rank: 2}\n  use:\n    rank: [2]", 4, "Expected `int`, got `array`"),
+        ("matrix: {model: M}\ndefaults_when:\n- {when: {rank: 2}, use: {seq_len: 3}}", 3, "holds for no recipe"),
         ("x: !!python/object/apply:os.system [true]", 1, "a tag is not allowed"),
         ("matrix: {model: !!str M}", 1, "a tag is not allowed"),
         ("a: &a [1]\nb: *a", 2, "an alias is not allowed"),

@@ -8,64 +8,101 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from lorabench.bench.fit import predict_fit
+from lorabench.bench.jobs import Settings
 from lorabench.bench.records import DeviceFacts
 from lorabench.bench.suites import Planned, Suite
 from lorabench.cli.listing import Column, as_table
 from lorabench.cli.quantities import in_gib
+from lorabench.cli.speed import in_time
 from lorabench.estimator.breakdown import Breakdown
+from lorabench.estimator.devices import Device, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.speed.calibrations import Calibration, find_calibration
+from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
+
+UNKNOWN = "unknown"
 
 
-class Row(Struct, frozen=True):
+class Row(Struct, frozen=True, kw_only=True):
     """One recipe of the list."""
 
     label: str
-    memory: Breakdown | None
-    verdict: str
-    """fits, tight, does not fit; or unknown, where there is no estimate."""
+    memory: Breakdown | None = None
+    speed: Throughput | None = None
+    verdict: str = UNKNOWN
+    """fits, tight or does not fit."""
     reason: str | None = None
-    """Why there is none."""
+    """Why there is no estimate."""
 
 
-def dry_run(suite: Suite, device: DeviceFacts) -> str:
-    """Return the list of the suite's recipes, for people."""
-    rows = [_row(suite.labels()[planned.digest], planned, device) for planned in suite.recipes]
-    runs = f"{len(rows)} recipe{'s' if len(rows) > 1 else ''}"
-    if suite.repeats > 1:
-        runs += f", {suite.repeats} times each"
+def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
+    """Return the list of the suite's recipes on ``device``, for people."""
+    labels = suite.labels()
+    known = _speed_of(device)
+    rows = [_row(labels[planned.digest], planned, device, known) for planned in suite.recipes]
+    times = [_training_seconds(row, settings) for row in rows]
+    total = sum(seconds for seconds in times if seconds is not None) * suite.repeats
     counted = Counter(row.verdict for row in rows)
     lines = [
-        as_table(_columns(rows, device)),
+        *([suite.description, ""] if suite.description else []),
+        as_table(_columns(rows, times, device)),
         "",
-        f"{runs}, {suite.steps} timed steps after {suite.warmup_steps} of warm-up",
+        f"{len(rows)} recipe{'s' if len(rows) > 1 else ''}"
+        + (f", {suite.repeats} times each" if suite.repeats > 1 else "")
+        + f", {settings.steps} timed steps after {settings.warmup_steps} of warm-up",
         f"on {device.name} ({in_gib(device.memory_bytes)}): "
-        + ", ".join(f"{verdict}: {count}" for verdict, count in counted.items()),
+        + ", ".join(f"{count} {verdict}" for verdict, count in counted.items()),
     ]
-    lines += dict.fromkeys(f"unknown: {row.reason}" for row in rows if row.reason)
+    if any(seconds is not None for seconds in times):
+        lines.append(f"training takes about {in_time(total)} in all, besides what loading takes")
+    else:
+        lines.append("how long training takes is not known of this device")
+    lines += dict.fromkeys(f"{UNKNOWN}: {row.reason}" for row in rows if row.reason)
     return "\n".join(lines)
 
 
-def _row(label: str, planned: Planned, device: DeviceFacts) -> Row:
+def _speed_of(facts: DeviceFacts) -> tuple[Device, Calibration | None]:
+    """Return the device by its rates: those measured on it, those of its datasheet, or none."""
+    found = find_calibration(facts.name)
+    plain = Device(name=facts.name, title=facts.name, memory_bytes=facts.memory_bytes)
+    if facts.kind == "cpu":
+        return plain, found[0] if found else None
     try:
-        memory = estimate_memory(planned.spec, planned.recipe, device.kind)
+        return find_device(facts.name), found[0] if found else None
+    except UserError:
+        return plain, found[0] if found else None
+
+
+def _row(label: str, planned: Planned, facts: DeviceFacts, known: tuple[Device, Calibration | None]) -> Row:
+    spec, recipe = planned.spec, planned.recipe
+    try:
+        memory = estimate_memory(spec, recipe, facts.kind)
     except UserError as error:
-        return Row(label, None, "unknown", str(error))
-    return Row(label, memory, predict_fit(memory, device))
+        return Row(label=label, reason=str(error))
+    try:
+        speed = estimate_throughput(spec, recipe, *known)
+    except UserError:
+        speed = None
+    return Row(label=label, memory=memory, speed=speed, verdict=predict_fit(memory, facts))
 
 
-def _columns(rows: Sequence[Row], device: DeviceFacts) -> list[Column]:
-    allocated = [in_gib(row.memory.peak_allocated_bytes) if row.memory else "" for row in rows]
+def _training_seconds(row: Row, settings: Settings) -> float | None:
+    """Return what the steps take where they can run, at the likely speed."""
+    if row.speed is None or row.verdict == "does not fit":
+        return None
+    step = row.speed.step_seconds
+    return settings.warmup_steps * step + max(settings.steps * step, settings.least_seconds)
+
+
+def _columns(rows: Sequence[Row], times: Sequence[float | None], device: DeviceFacts) -> list[Column]:
     columns = [
         Column("recipe", [row.label for row in rows], right=False),
-        Column("peak allocated", allocated),
+        Column("allocated", [in_gib(row.memory.peak_allocated_bytes) if row.memory else "" for row in rows]),
     ]
     if device.kind == "cuda":
-        columns.append(Column("device total", [_total(row.memory) for row in rows]))
+        totals = [row.memory.device_total_bytes if row.memory else None for row in rows]
+        columns.append(Column("device total", [in_gib(total) if total is not None else "" for total in totals]))
+    if any(seconds is not None for seconds in times):
+        columns.append(Column("training", [in_time(seconds) if seconds is not None else "" for seconds in times]))
     return [*columns, Column("verdict", [row.verdict for row in rows], right=False)]
-
-
-def _total(memory: Breakdown | None) -> str:
-    if memory is None or memory.device_total_bytes is None:
-        return ""
-    return in_gib(memory.device_total_bytes)

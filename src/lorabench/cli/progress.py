@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from lorabench.bench.records import RunRecord
 from lorabench.bench.runner import Progress, Watcher
 from lorabench.bench.tasks import Lane, Task
 from lorabench.cli.quantities import in_gib
+from lorabench.cli.speed import in_time
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -115,9 +117,9 @@ class LiveLines(Lines):
         from rich.text import Text
 
         now = time.monotonic()
-        lines = [f"  {label}  {in_words(now - started)}" for label, started in self.running.values()]
+        lines = [f"  {label}  {in_time(math.ceil(now - started))}" for label, started in self.running.values()]
         left = seconds_left(self.measured_seconds, self.total - self.done, self.lanes)
-        rest = "" if left is None else f", about {in_words(left)} left"
+        rest = "" if left is None else f", about {in_time(math.ceil(left))} left"
         return Group(*(Text(line, no_wrap=True) for line in (*lines, f"{self.done} of {self.total} done{rest}")))
 
 
@@ -147,16 +149,6 @@ def result_line(progress: Progress) -> str:
 def seconds_left(measured: Sequence[float], left: int, lanes: int) -> float | None:
     """Return the seconds that the rest takes if its recipes take what those before took on average."""
     return sum(measured) / len(measured) * left / lanes if measured else None
-
-
-def in_words(seconds: float) -> str:
-    """Return a duration as people say it: 8 s, 3 min, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _loss(loss: float | None) -> str:

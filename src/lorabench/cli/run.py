@@ -90,26 +90,16 @@ def command(
 ) -> int:
     """Train each recipe of a suite, or one MODEL with recipe options, and write a run record of each.
 
-    SUITE is a YAML file, or one that is shipped: demo, smoke. A recipe that runs out of memory, fails or hangs is a
-    record too, and the others go on. On several GPUs of one kind, recipes run side by side.
+    SUITE is a YAML file, or one that is shipped: demo, memory, methods, optimizers, ranks, reference, smoke. A recipe
+    that runs out of memory, fails or hangs is a record too, and the others go on. On several GPUs of one kind, recipes
+    run side by side.
     """
     if quiet and verbose:
         raise UserError("--quiet and --verbose contradict each other: give one")
     suite = _suite(target, options)
     changed = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}
     suite = msgspec.structs.replace(suite, **{key: value for key, value in changed.items() if value is not None})
-    if dry_run:
-        from lorabench.cli.dry_run import dry_run as listed
-
-        click.echo(listed(suite, _device(gpu, device)))
-        return 0
-    if gpu is not None:
-        raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
-    if output is None:
-        raise click.UsageError("Missing option '-o' / '--output'.")
     from lorabench.bench.jobs import Settings
-    from lorabench.bench.runner import run_suite
-    from lorabench.cli.progress import watch
 
     settings = Settings(
         device="cpu",  # until it is known what --device means here
@@ -120,6 +110,18 @@ def command(
         dataset=None if dataset is None else str(dataset),
         engine=engine,
     )
+    if dry_run:
+        from lorabench.cli.dry_run import dry_run as listed
+
+        click.echo(listed(suite, settings, _device(gpu, device)))
+        return 0
+    if gpu is not None:
+        raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    from lorabench.bench.runner import run_suite
+    from lorabench.cli.progress import watch
+
     progress = watch(verbose - quiet)
     try:
         with _terminated_as_interrupted(), progress:
