@@ -1,44 +1,40 @@
+"""`lorabench run`, with workers that pretend to train."""
+
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import select
-import signal
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import click.testing
 import pytest
 
-from lorabench.bench import runner
 from lorabench.bench.environment import Surroundings
-from lorabench.bench.jobs import Answer, Settings
-from lorabench.bench.records import read_records
-from lorabench.bench.suites import Planned
+from lorabench.bench.records import DeviceFacts, read_records
+from lorabench.bench.suites import shipped_suites
 from lorabench.cli import main
-from tests.sample_records import sample_record
+from lorabench.cli.progress import seconds_left
+from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here
 
-FACTS = sample_record()
 LLAMA = "lorabench/demo-llama"
+GPU = DeviceFacts(kind="cuda", name="NVIDIA Example 24GB", memory_bytes=24 * 2**30)
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Planned, Settings, float]]:
-    """Stands in for training; holds what the workers were asked."""
-    given: list[tuple[Planned, Settings, float]] = []
-
-    def answer(planned: Planned, settings: Settings, timeout_seconds: float) -> Answer:
-        given.append((planned, settings, timeout_seconds))
-        if planned.recipe.method == "qlora":
-            return Answer(outcome="oom", message="CUDA out of memory.")
-        return Answer(outcome="ok", measurement=FACTS.measurement)
-
-    surroundings = Surroundings(device=FACTS.device, environment=FACTS.environment)
-    monkeypatch.setattr(runner, "ask_worker", answer)
-    monkeypatch.setattr(runner, "probe_surroundings", lambda device: surroundings)
-    return given
+@pytest.fixture(autouse=True)
+def bell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bell"
+    folder.mkdir()
+    monkeypatch.setenv(BELL, str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv(HOW, json.dumps({"qlora": "say and exit"}))
+    pretend_here(monkeypatch.setattr)
+    return folder
 
 
 def run(*arguments: str) -> object:
@@ -47,55 +43,198 @@ def run(*arguments: str) -> object:
     return stopped.value.code
 
 
-Asked = list[tuple[Planned, Settings, float]]
-
-
-def test_each_recipe_is_a_line_with_its_outcome(
-    tmp_path: Path, asked: Asked, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_recipe_is_a_line_with_its_outcome(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("smoke", "-o", str(tmp_path / "out")) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == ""
     assert [line.split("]")[0] for line in lines[:3]] == ["[1/3", "[2/3", "[3/3"]
     assert "demo-llama full 1×128 ckpt" in lines[0]
-    assert "tok/s  loss 6.930 → 5.090" in lines[0]
-    assert "MiB" in lines[0]
-    assert lines[2].endswith("oom      CUDA out of memory.")
+    assert re.search(r"  ok +\d+\.\d MiB +627 tok/s  loss 6.930 → 5.090$", lines[0])
+    assert lines[2].endswith("  oom      the worker ended without an answer: exit code 3: CUDA error: out of memory")
     assert lines[3] == f"3 recipes: 2 ok, 1 oom. Records are in {tmp_path / 'out'}"
     assert len(read_records(tmp_path / "out")) == 3
 
 
-def test_recipe_and_run_options_reach_the_worker(tmp_path: Path, asked: Asked) -> None:
+def test_quiet_prints_the_last_line_only_and_verbose_every_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("smoke", "-o", str(tmp_path), "-q") == 0
+    assert capsys.readouterr().out == f"3 recipes: 2 ok, 1 oom. Records are in {tmp_path}\n"
+    assert run("smoke", "-o", str(tmp_path), "-v") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("on Example CPU @ 2.50GHz\n")
+    assert "attn_implementation=sdpa" in said
+    assert "seed 0, 5 steps after 1" in said
+    assert "    first\n    CUDA error: out of memory\n" in said
+    assert max(len(line) for line in said.splitlines() if line.startswith("    ")) <= 80
+
+
+def test_recipe_and_run_options_reach_the_worker(tmp_path: Path, bell: Path) -> None:
     (tmp_path / "text.txt").write_text("words")
     recipe = ["--method", "lora", "-r", "8", "--seq-len", "64"]
-    how = ["--steps", "7", "--warmup-steps", "0", "--timeout", "9", "--seed", "5"]
+    how = ["--steps", "7", "--warmup-steps", "0", "--seed", "5", "--repeats", "2", "--engine", "trainer"]
     assert run("demo-llama", *recipe, *how, "--dataset", str(tmp_path / "text.txt"), "-o", str(tmp_path / "out")) == 0
-    [(planned, settings, timeout)] = asked
-    assert (planned.recipe.model, planned.recipe.rank, planned.recipe.seq_len) == (LLAMA, 8, 64)
-    assert settings == Settings(device="cpu", steps=7, warmup_steps=0, seed=5, dataset=str(tmp_path / "text.txt"))
-    assert timeout == 9
+    first, second = sorted(read_records(tmp_path / "out"), key=lambda record: record.repeat)
+    assert (first.recipe.model, first.recipe.rank, first.recipe.seq_len) == (LLAMA, 8, 64)
+    assert (first.steps, first.warmup_steps, first.seed, first.dataset) == (7, 0, 5, "text.txt")
+    assert (second.repeat, second.seed, second.engine) == (1, 6, "trainer")
+    assert sorted(json.loads(worker.read_text())["seed"] for worker in bell.glob("*.worker")) == [5, 6]
 
 
-def test_resuming_says_what_was_there(tmp_path: Path, asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        assert run("smoke", "-o", str(tmp_path), "--resume") == 0
-    assert [planned.recipe.method for planned, _, _ in asked] == ["full", "lora", "qlora", "qlora"]
-    assert capsys.readouterr().out.count("(measured before)") == 2
+def test_resuming_says_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("smoke", "-o", str(tmp_path)) == 0
+    assert capsys.readouterr().out.count("before)") == 0
+    assert run("smoke", "-o", str(tmp_path), "--resume") == 0
+    said = capsys.readouterr().out
+    assert (said.count("(measured before)"), said.count("(there before)")) == (2, 1)
 
 
-def test_nothing_measured_is_exit_3(tmp_path: Path, asked: Asked) -> None:
+def test_nothing_measured_is_exit_3(tmp_path: Path) -> None:
     assert run(LLAMA, "--method", "qlora", "-o", str(tmp_path)) == 3
 
 
-def test_a_loss_that_is_not_finite_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked, capsys: pytest.CaptureFixture[str]
+def test_a_recipe_that_takes_too_long_is_a_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured = FACTS.measurement
-    assert measured is not None
-    lost = msgspec.structs.replace(measured, losses=(5.0, None))
-    note = "the loss was not finite in 1 of 2 steps"
-    monkeypatch.setattr(runner, "ask_worker", lambda *job: Answer(outcome="ok", message=note, measurement=lost))
-    assert run(LLAMA, "-o", str(tmp_path)) == 0
-    assert f"loss 5.000 → not finite  ({note})" in capsys.readouterr().out
+    monkeypatch.setenv(HOW, '{"lora": "hang"}')
+    assert run("smoke", "-o", str(tmp_path), "--timeout", "1") == 0
+    assert "timeout  not done after 1 s (--timeout)" in capsys.readouterr().out
+
+
+def test_what_the_time_limit_leaves_is_exit_1_and_the_command_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOW, '{"lora": "hang"}')
+    arguments = ["smoke", "-o", str(tmp_path / "out"), "--time-limit", "0.05"]
+    assert run(*arguments) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"1 recipe: 1 ok. Records are in {tmp_path / 'out'}"
+    assert err == f"no time for 2 more; go on with: lorabench run {' '.join(arguments)} --resume\n"
+    monkeypatch.setenv(HOW, "{}")
+    assert run(*arguments[:3], "--resume") == 0
+
+
+def test_what_is_predicted_not_to_fit_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_here(monkeypatch.setattr, Surroundings(device=GPU, environment=FACTS.environment))
+    assert run("llama-3.1-8b", "--method", "full", "-o", str(tmp_path), "--skip-unfit") == 3
+    assert "skipped  predicted not to fit: " in capsys.readouterr().out
+    assert run("llama-3.1-8b", "--method", "full", "-o", str(tmp_path), "--resume") == 0
+
+
+def test_a_broken_record_is_said_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.record.json").write_text("{")
+    assert run("smoke", "-o", str(tmp_path), "-q") == 0
+    assert capsys.readouterr().err == (
+        f"lorabench: {tmp_path}/x.record.json: not a record that can be relied on: it is now x.record.json.broken\n"
+    )
+
+
+# Looking before.
+
+
+def test_a_dry_run_lists_recipes_with_memory_time_and_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "description: Two sizes.\nrepeats: 3\nsteps: 10\nwarmup_steps: 2\n"
+        "matrix: {model: [qwen2.5-0.5b, llama-3.1-8b], method: [full, qlora]}"
+    )
+    assert run(str(suite), "--dry-run", "--gpu", "rtx-4090") == 0
+    said, err = capsys.readouterr()
+    lines = said.splitlines()
+    assert err == ""
+    assert lines[0] == "Two sizes."
+    assert lines[2].split() == ["recipe", "allocated", "device", "total", "training", "verdict"]
+    assert [line.split()[0:2] for line in lines[3:7]] == [
+        [model, method] for model in ("Qwen2.5-0.5B", "Llama-3.1-8B") for method in ("full", "qlora")
+    ]
+    assert [line.endswith("does not fit") for line in lines[3:7]] == [False, False, True, False]
+    # 16 bytes for each of 8.03e9 parameters are 119.7 GiB.
+    assert float(lines[5].split()[-7]) > 119.7
+    assert lines[8] == "4 recipes, 3 times each, 10 timed steps after 2 of warm-up"
+    assert lines[9] == "on rtx-4090 (23.99 GiB): 3 fits, 1 does not fit"
+    assert re.fullmatch(r"training takes about [\d.]+ (s|min) in all, besides what loading takes", lines[10])
+    assert max(map(len, lines)) <= 80
+    assert run(str(suite), "--dry-run", "--gpu", "24GB") == 0
+    assert "how long training takes is not known of this device" in capsys.readouterr().out
+
+
+def test_a_dry_run_without_a_gpu_is_of_this_machine_and_says_what_has_no_estimate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Surroundings(device=FACTS.device, environment=FACTS.environment)
+    monkeypatch.setattr("lorabench.bench.environment.probe_surroundings", lambda device: here)
+    assert run("smoke", "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[:2] == ["recipe", "allocated"]
+    assert "device total" not in lines[2]
+    assert "on Example CPU @ 2.50GHz (8.00 GiB): 3 fits" in lines
+
+
+def test_a_dry_run_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from lorabench.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "methods", "--dry-run", "--gpu", "80GB"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "14 recipes" in done.stdout
+
+
+def test_the_help_names_every_shipped_suite() -> None:
+    from lorabench.cli.run import command
+
+    said = click.testing.CliRunner().invoke(command, ["--help"]).output
+    assert f"shipped: {', '.join(sorted(shipped_suites()))}." in " ".join(said.split())
+
+
+# On a terminal.
+
+
+def test_on_a_terminal_it_draws_what_runs_and_leaves_the_lines(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.pretend_training", "run", "smoke", "-o", str(tmp_path / "out")],
+        stdout=theirs,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, HOW: '{"full": "take 1.5 seconds"}', "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    drawn = b""
+    while True:
+        try:
+            read = os.read(ours, 2**16)
+        except OSError:  # Linux's way to say that nobody writes any more
+            break
+        if not read:
+            break
+        drawn += read
+    assert running.wait(30) == 0
+    text = drawn.decode()
+    assert "  demo-llama full 1×128 ckpt  1 s" in text
+    assert "0 of 3 done" in text
+    assert re.search(r"1 of 3 done, about \d+ s left", text)
+    kept = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert "[3/3] demo-llama qlora r16 1×128 ckpt  ok" in kept
+    assert "3 recipes: 3 ok." in kept
+
+
+@pytest.mark.parametrize(
+    ("measured", "left", "lanes", "expected"), [([], 3, 1, None), ([2.0, 4.0], 5, 1, 15.0), ([2.0, 4.0], 5, 2, 7.5)]
+)
+def test_the_rest_takes_what_those_before_took(
+    measured: list[float], left: int, lanes: int, expected: float | None
+) -> None:
+    assert seconds_left(measured, left, lanes) == expected
+
+
+# Wrong use.
 
 
 @pytest.mark.parametrize(
@@ -103,15 +242,20 @@ def test_a_loss_that_is_not_finite_is_said(
     [
         (["smoke"], "Missing option '-o'"),
         (["-o", "out"], "Missing argument 'SUITE|MODEL'"),
-        (["smok", "-o", "out"], "shipped suites are demo, smoke"),
+        (["smok", "-o", "out"], "shipped suites are demo, memory, methods, optimizers, ranks"),
         (["sweep.yaml", "-o", "out"], "sweep.yaml: no such suite"),
         (["smoke", "-r", "8", "-o", "out"], "--rank is for a single MODEL: write rank into the suite smoke"),
+        (["smoke", "-q", "-v", "-o", "out"], "--quiet and --verbose contradict each other"),
+        (["smoke", "--gpu", "a100", "-o", "out"], "--gpu is for --dry-run"),
+        (["smoke", "--dry-run", "--gpu", "rtx-4091"], "did you mean rtx-4090?"),
         ([LLAMA, "--method", "full", "-r", "8", "-o", "out"], "rank has no meaning for method full"),
         ([LLAMA, "--method", "qlroa", "-o", "out"], "did you mean qlora?"),
         ([LLAMA, "--target-modules", "q_prj", "-o", "out"], "did you mean q_proj?"),
         ([LLAMA, "--device", "gpu", "-o", "out"], "'gpu'"),
         ([LLAMA, "--steps", "0", "-o", "out"], "--steps"),
         ([LLAMA, "--timeout", "0", "-o", "out"], "--timeout"),
+        ([LLAMA, "--time-limit", "0", "-o", "out"], "--time-limit"),
+        ([LLAMA, "--repeats", "0", "-o", "out"], "--repeats"),
         ([LLAMA, "--seed", "-1", "-o", "out"], "--seed"),
         ([LLAMA, "--dataset", "missing.txt", "-o", "out"], "missing.txt: cannot read the dataset"),
         ([LLAMA, "--weights", "missing", "-o", "out"], "weights missing: no folder with *.safetensors"),
@@ -123,7 +267,7 @@ def test_a_loss_that_is_not_finite_is_said(
 def test_wrong_use_is_one_line_and_exit_2_before_anything_is_trained(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    asked: Asked,
+    bell: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     said: str,
@@ -134,7 +278,7 @@ def test_wrong_use_is_one_line_and_exit_2_before_anything_is_trained(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert said in err
-    assert asked == []
+    assert list(bell.iterdir()) == []
 
 
 def test_without_the_bench_extra_it_says_which(
@@ -150,26 +294,13 @@ def test_without_the_bench_extra_it_says_which(
     assert capsys.readouterr().err == "lorabench: training needs torch, peft: pip install 'lorabench[bench]'\n"
 
 
-def test_an_interrupt_ends_the_worker_and_says_how_to_go_on(tmp_path: Path) -> None:
-    running = subprocess.Popen(
-        [sys.executable, "-u", "-m", "lorabench", "run", "smoke", "--device", "cpu", "-o", str(tmp_path / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def test_records_are_not_mixed_with_those_of_another_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(LLAMA, "-o", str(tmp_path)) == 0
+    monkeypatch.setattr(
+        runner, "probe_surroundings", lambda device: Surroundings(device=GPU, environment=FACTS.environment)
     )
-    assert running.stdout is not None
-    assert running.stdout.read(5) == "[1/3]"
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
-    while not (workers := children.read_text().split()):
-        assert running.poll() is None
-    exits = select.poll()
-    for worker in workers:
-        exits.register(os.pidfd_open(int(worker)), select.POLLIN)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert "interrupted after 0 of 3 recipes" in err
-    assert "--resume" in err
-    assert "Traceback" not in err + out
-    assert len(exits.poll(60_000)) == len(workers)
-    assert list((tmp_path / "out").iterdir()) == []
+    capsys.readouterr()
+    assert run(LLAMA, "-o", str(tmp_path), "--resume") == 2
+    assert "name another folder with -o" in capsys.readouterr().err
