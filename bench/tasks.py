@@ -46,7 +46,10 @@ class Task(Struct, frozen=True, kw_only=True):
         }
 
     def made(self, record: RunRecord) -> bool:
-        """Tell whether ``record``, which has the key of this task, is of a run like this one."""
+        """Tell whether ``record``, which has the key of this task, is of a run like this one, with all that it wants."""
+        measured = record.measurement
+        if self.settings.timeline and measured is not None and measured.timeline is None:
+            return False
         return all(getattr(record, name) == value for name, value in self.facts.items())
 
 

@@ -153,7 +153,15 @@ def test_resuming_runs_first_what_never_ran(tmp_path: Path, pretending: pytest.M
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"steps": 4}, {"warmup_steps": 2}, {"dataset": "b.txt"}, {"weights": "hub"}, {"engine": "trainer"}],
+    [
+        {"seed": 1},
+        {"steps": 4},
+        {"warmup_steps": 2},
+        {"dataset": "b.txt"},
+        {"weights": "hub"},
+        {"engine": "trainer"},
+        {"timeline": True},
+    ],
 )
 def test_a_record_that_was_asked_for_otherwise_is_not_taken(change: dict[str, Any]) -> None:
     [task] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, dataset="a.txt"), "digest")

@@ -298,9 +298,7 @@ def test_records_are_not_mixed_with_those_of_another_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(LLAMA, "-o", str(tmp_path)) == 0
-    monkeypatch.setattr(
-        runner, "probe_surroundings", lambda device: Surroundings(device=GPU, environment=FACTS.environment)
-    )
+    pretend_here(monkeypatch.setattr, Surroundings(device=GPU, environment=FACTS.environment))
     capsys.readouterr()
     assert run(LLAMA, "-o", str(tmp_path), "--resume") == 2
     assert "name another folder with -o" in capsys.readouterr().err

@@ -142,7 +142,7 @@ def result_line(progress: Progress) -> str:
         first, last = (_loss(loss) for loss in (measured.losses[0], measured.losses[-1]))
         line = f"ok       {peak:>10}  {measured.tokens_per_second:>9,.0f} tok/s  loss {first} → {last}"
         notes += [record.message] if record.message else []
-        notes += [f"unstable: {reason}" for reason in measured.unstable]
+        notes += ["step times unstable"] if measured.unstable else []
     return f"{line}  ({'; '.join(notes)})" if notes else line
 
 
@@ -159,4 +159,6 @@ def _details(record: RunRecord) -> list[str]:
     said = [f"{setting}={value}" for setting, value in record.recipe.describe().items()]
     lines = [f"{record.file_name}: seed {record.seed}, {record.steps} steps after {record.warmup_steps}"]
     lines += click.wrap_text(" ".join(said), width=76).splitlines()
+    if record.measurement is not None:
+        lines += [f"unstable: {reason}" for reason in record.measurement.unstable]
     return lines + (record.traceback or "").splitlines()
