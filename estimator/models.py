@@ -1,7 +1,8 @@
 """The model's shapes, read from its Hugging Face config.json: never weights, and no torch.
 
 A `ModelSpec` lists every parameter that transformers would make, by the module that holds it, so that parameters can
-be counted by part, and each linear layer can be quantised or adapted. `architectures/` has one file for each family.
+be counted by part, and each linear layer can be quantised or adapted. `architectures/` has one file for each family; of
+any other the shapes are read from the model that transformers builds (`trace.census`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-Part = Literal["embedding", "attention", "feed_forward", "norm", "head"]
+Part = Literal["embedding", "attention", "feed_forward", "norm", "head", "other"]
+"""Only architectures without a file in `architectures` have other parts."""
 
 
 class Linear(Struct, frozen=True):
@@ -74,6 +76,7 @@ class ModelSpec(Struct, frozen=True):
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
+    """The longest sequence that the model was made for; 0 where its config names none."""
     tie_word_embeddings: bool
     embeddings: tuple[Weight, ...]
     layers: tuple[Layers, ...]
@@ -89,16 +92,21 @@ class ModelSpec(Struct, frozen=True):
         """Elements by part of the model; they add up to `parameters`."""
         parts: dict[Part, int] = {"embedding": 0, "attention": 0, "feed_forward": 0, "norm": 0, "head": 0}
         for weight in (*self.embeddings, *self.final_norm):
-            parts[weight.part] += weight.parameters
+            parts[weight.part] = parts.get(weight.part, 0) + weight.parameters
         for group in self.layers:
             tensors: list[Linear | Weight] = [*group.linears, *group.weights]
             for tensor in tensors:
-                parts[tensor.part] += group.count * tensor.parameters
+                parts[tensor.part] = parts.get(tensor.part, 0) + group.count * tensor.parameters
         if self.tie_word_embeddings:
             parts["head"] += self.head.out_features if self.head.bias else 0
         else:
             parts["head"] += self.head.parameters
         return parts
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether positions are looked up in a table, which ends at ``max_position_embeddings``."""
+        return any("position" in table.name or ".wpe." in table.name for table in self.embeddings)
 
     @property
     def parameters(self) -> int:

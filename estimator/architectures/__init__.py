@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import explain_validation
 
@@ -25,7 +25,7 @@ MODEL_TYPES = (
     "qwen3",
     "qwen3_moe",
 )
-"""The ``model_type`` values that have a file here."""
+"""The ``model_type`` values that have a file here, and a closed form."""
 
 OTHER_NAMES = {
     "gpt2": {
@@ -43,7 +43,8 @@ OTHER_NAMES = {
 def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     """Return the shapes of the model that ``config``, the contents of a config.json, describes.
 
-    The spec's own ``config`` has every default filled in and only the keys that decide the shapes or the training
+    Where `MODEL_TYPES` lacks its family, transformers builds the model without weights to tell them. Otherwise the
+    spec's own ``config`` has every default filled in and only the keys that decide the shapes or the training
     step, spelled as transformers 5 does; ``AutoConfig.for_model(**spec.config)`` takes it.
 
     Args:
@@ -51,8 +52,9 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
         name: what to call the model, in the spec and in errors.
 
     Raises:
-        UserError: not a causal language model of a supported family, a quantised checkpoint, a key that is missing,
-            of the wrong type or out of range, or shapes that contradict each other.
+        UserError: not a causal language model, a quantised checkpoint, a key that is missing, of the wrong type or out
+            of range, or shapes that contradict each other; a family without a file here that transformers cannot
+            build, or that cannot be built for want of torch or transformers.
     """
     if not isinstance(config, dict):
         raise UserError(f"{name}: a model config is a JSON object, this is a {type(config).__name__}")
@@ -60,10 +62,10 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     if model_type is None:
         raise UserError(f"{name}: no model_type: is this the config.json of a transformers model?")
     _refuse_what_is_no_causal_model(config, name)
+    if not isinstance(model_type, str):
+        raise UserError(f"{name}: model_type must be a name such as llama, and is {model_type!r}")
     if model_type not in MODEL_TYPES:
-        code = " and its own code (auto_map) is never run" if config.get("auto_map") else ""
-        choices = did_you_mean(str(model_type), MODEL_TYPES, say_all_up_to=len(MODEL_TYPES))
-        raise UserError(f"{name}: model_type {model_type!r} is not supported{code}: {choices}")
+        return _read_by_building(config, name)
     renamed = OTHER_NAMES.get(model_type, {})
     keys = {renamed.get(key, key) if renamed.get(key) not in config else key: value for key, value in config.items()}
     family = importlib.import_module(f"lorabench.estimator.architectures.{model_type}")
@@ -72,6 +74,27 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     except msgspec.ValidationError as error:
         raise UserError(f"{name}: not a possible {model_type} config: {explain_validation(error)}") from error
     return spec
+
+
+def no_closed_form(model_type: str) -> str:
+    """Return the sentence that says so of ``model_type``, and which families have one."""
+    return f"model_type {model_type!r} has no closed form here (those that have: {', '.join(MODEL_TYPES)})"
+
+
+def _read_by_building(config: dict[str, Any], name: str) -> ModelSpec:
+    from lorabench.estimator.trace.census import read_census
+
+    model_type = config["model_type"]
+    try:
+        return read_census(config, name)
+    except ImportError as error:
+        raise UserError(
+            f"{name}: {no_closed_form(model_type)}, and to trace it takes {error.name}, which is not installed: "
+            "pip install 'lorabench[bench]'"
+        ) from error
+    except UserError as error:
+        code = "; its own code (auto_map) is never run" if config.get("auto_map") else ""
+        raise UserError(f"{error}{code}") from error
 
 
 def _refuse_what_is_no_causal_model(config: dict[str, Any], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorabench.estimator.architectures import no_closed_form
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import Autocast, Leaf, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
@@ -23,8 +24,13 @@ def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape |
     step, for those who want more of it than its moments.
 
     Raises:
-        UserError: a combination that has no closed form.
+        UserError: target modules that the model does not have, or a model that has no closed form.
     """
+    if spec.model_type not in LAYERS:
+        raise UserError(
+            f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
+            "its step without contents"
+        )
     return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run()
 
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lorabench.estimator.architectures import MODEL_TYPES
 from lorabench.estimator.breakdown import Breakdown, Kernels, ParameterCounts
+from lorabench.estimator.errors import UserError
 from lorabench.estimator.estimates import refuse_impossible
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
@@ -107,7 +109,19 @@ def trace(
     from lorabench.estimator.trace.allocator import replay
 
     refuse_untraceable(spec, recipe, kernels)
-    ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress)
+    try:
+        ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress)
+    except (UserError, ImportError):
+        raise
+    except Exception as error:
+        if spec.model_type in MODEL_TYPES:
+            raise
+        # Whatever the architecture's own code, or peft's for it, makes of the recipe or of tensors without contents.
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{spec.name}: the step of a {spec.model_type} cannot be traced with this recipe "
+            f"({type(error).__name__}: {reason}): change the recipe, or measure it with lorabench run"
+        ) from error
     on_progress("reading the ledger")
     memory = ledger.breakdown()
     max_memory_allocated = None

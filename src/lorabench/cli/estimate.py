@@ -13,6 +13,7 @@ from lorabench.cli.parameters import OneOf
 from lorabench.cli.quantities import in_gib
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
+from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.estimator.breakdown import COMPONENTS
 from lorabench.estimator.errors import UserError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lorabench.estimator.breakdown import Breakdown
     from lorabench.estimator.estimates import Estimate
     from lorabench.estimator.explanation import Explanation
+    from lorabench.estimator.models import ModelSpec
     from lorabench.estimator.recipes import Recipe
 
 EXAMPLES = """\
@@ -54,12 +56,12 @@ def command(
 ) -> int:
     """Estimate what fine-tuning MODEL takes, in milliseconds, without torch.
 
-    MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. In brackets stand
-    the defaults.
+    MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. Architectures that
+    have no closed form are traced instead, which takes torch and some seconds. In brackets stand the defaults.
     """
     from lorabench.estimator.catalogue import find_model
     from lorabench.estimator.devices import find_device
-    from lorabench.estimator.estimates import estimate_recipe
+    from lorabench.estimator.estimates import estimate_recipe, has_closed_form
     from lorabench.estimator.speed.throughput import plan_training
 
     if require_fit and gpu is None:
@@ -70,7 +72,15 @@ def command(
     device = None if gpu is None else find_device(gpu)
     refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
     calibration = None if device is None else calibration_for(device, calibration_file)
-    estimate = estimate_recipe(spec, recipe_from(spec.name, options), device, calibration)
+    recipe = recipe_from(spec.name, options)
+    if has_closed_form(spec):
+        estimate = estimate_recipe(spec, recipe, device, calibration)
+    else:
+        _refuse_what_takes_a_closed_form(spec, explain, tokens)
+        with progress() as say:
+            say("importing torch, transformers and peft")
+            import_training_libraries(f"an estimate of model_type {spec.model_type}")
+            estimate = estimate_recipe(spec, recipe, device, on_progress=say)
     if tokens is not None and estimate.throughput is not None:
         estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
     if not explain:
@@ -82,12 +92,26 @@ def command(
     return 1 if require_fit and not estimate.fits else 0
 
 
+def _refuse_what_takes_a_closed_form(spec: ModelSpec, explain: bool, tokens: int | None) -> None:
+    if explain:
+        raise UserError(
+            f"--explain derives the closed form, and model_type {spec.model_type} has none: leave it out, "
+            "or see lorabench trace, which lists the tensors at the peak"
+        )
+    if tokens is not None:
+        raise UserError(
+            f"--tokens takes the speed, which is worked out from the closed form, and model_type {spec.model_type} has "
+            "none: leave it out"
+        )
+
+
 def as_text(estimate: Estimate) -> str:
     """Return the estimate for a terminal."""
     return "\n\n".join(
         [
             describe_recipe(estimate.recipe),
             _parameters(estimate),
+            *_source(estimate),
             as_table(_state_columns(estimate)),
             as_table(peak_columns(estimate.memory)),
             *_wrapped(_verdict(estimate)),
@@ -115,6 +139,12 @@ def _parameters(estimate: Estimate) -> str:
     counts = estimate.parameters
     said = f"{counts.total:,} parameters, {counts.trainable:,} trainable ({counts.trainable / counts.total:.2%})"
     return said if not counts.quantized else f"{said},\n{counts.quantized:,} in 4 bits"
+
+
+def _source(estimate: Estimate) -> list[str]:
+    if estimate.source == "closed form":
+        return []
+    return ["The step was traced, for this architecture has no closed form here."]
 
 
 def _state_columns(estimate: Estimate) -> list[Column]:
@@ -154,6 +184,9 @@ def _verdict(estimate: Estimate) -> list[str]:
     if estimate.gpu_memory_bytes is None or estimate.margin_bytes is None:
         return []
     margin = f"{in_gib(abs(estimate.margin_bytes))} {'to spare' if estimate.fits else 'too much'} at worst"
+    if estimate.source == "trace":
+        unsought = "largest batch, longest sequence, speed: not sought, for each try takes a trace"
+        return [f"{estimate.gpu} ({in_gib(estimate.gpu_memory_bytes)}): {estimate.verdict}, {margin}", unsought]
     recipe = estimate.recipe
     batch, length, limit = estimate.largest_batch_size, estimate.longest_seq_len, estimate.max_position_embeddings
     lines = [
@@ -198,6 +231,7 @@ def _as_markdown(estimate: Estimate) -> str:
     parts = [
         f"**{estimate.recipe.model}**: {settings}",
         _parameters(estimate).replace("\n", " "),
+        *_source(estimate),
         as_markdown(_state_columns(estimate)),
         as_markdown(peak_columns(estimate.memory)),
     ]
@@ -232,6 +266,7 @@ def _as_csv(estimate: Estimate) -> str:
         [
             {
                 **estimate.recipe.describe(),
+                "source": estimate.source,
                 "total_parameters": estimate.parameters.total,
                 "trainable_parameters": estimate.parameters.trainable,
                 "quantized_parameters": estimate.parameters.quantized,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +11,7 @@ from lorabench.cli.listing import FORMATS, Column, as_csv, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.quantities import in_gib
 from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,8 +26,6 @@ Examples:
 """
 SHOWN_TENSORS = 10
 """Lines of tensors that people see; JSON has more."""
-PATIENCE_SECONDS = 1.0
-"""Nothing is said of progress before."""
 
 
 @click.command("trace", epilog=EXAMPLES)
@@ -62,66 +57,13 @@ def command(model: str, kernels: Any, expandable_segments: bool, format_: str, *
         raise UserError("--expandable-segments is a setting of CUDA's allocator: leave it out with --kernels cpu")
     spec = find_model(model)
     recipe = recipe_from(spec.name, options)
-    with _progress() as say:
+    with progress() as say:
         say("importing torch, transformers and peft")
-        _require_bench_extra()
+        import_training_libraries("trace")
         from lorabench.estimator.trace.trace import trace
 
         traced = trace(spec, recipe, kernels=kernels, expandable_segments=expandable_segments, on_progress=say)
     click.echo(_FORMATTERS[format_](traced))
-
-
-def _require_bench_extra() -> None:
-    """Import what the trace needs, or say how to install it, and keep its notices off the terminal.
-
-    Raises:
-        UserError: a package of the ``bench`` extra is not installed.
-    """
-    import gc
-    import warnings
-
-    warnings.simplefilter("ignore")
-    # What is imported stays: to look through it for garbage again and again takes a second.
-    gc.disable()
-    try:
-        import torch
-
-        from lorabench.estimator.trace.patches import replaced
-
-        # bitsandbytes wraps its CPU kernels in torch.compile, which imports the compiler for seconds; none runs here.
-        with replaced(torch, "compile", lambda function=None, **_: function or (lambda kernel: kernel)):
-            import bitsandbytes  # noqa: F401
-        import peft  # noqa: F401
-        from transformers.utils import logging
-    except ImportError as error:
-        raise UserError(
-            f"trace needs {error.name}, which is not installed: pip install 'lorabench[bench]'; "
-            "lorabench estimate does without"
-        ) from error
-    finally:
-        gc.freeze()
-        gc.enable()
-    logging.set_verbosity_error()
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function to say what is being done; it is shown on a terminal, and only when it takes long."""
-    started = time.monotonic()
-    shown = False
-
-    def say(what: str) -> None:
-        nonlocal shown
-        elapsed = time.monotonic() - started
-        if sys.stderr.isatty() and (shown or elapsed > PATIENCE_SECONDS):
-            click.echo(f"\r\033[K{elapsed:.0f} s: {what}", nl=False, err=True)
-            shown = True
-
-    try:
-        yield say
-    finally:
-        if shown:
-            click.echo("\r\033[K", nl=False, err=True)
 
 
 def _as_text(traced: Trace) -> str:

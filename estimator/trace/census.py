@@ -1,0 +1,165 @@
+"""The shapes of any causal language model that transformers can build, read from the model itself, built on meta.
+
+This is how architectures without a file of their own in `architectures` come to a `ModelSpec`. It takes torch and
+transformers, and a second or so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models import Layers, Linear, ModelSpec, Part, Weight
+from lorabench.estimator.trace.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NO_SHAPES = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+"""Keys of config.json that say nothing about shapes or the training step; text is packed, so nothing is padding."""
+PARTS: dict[Part, str] = {
+    "norm": r"norm|(^|\.)ln_|layernorm",
+    "embedding": r"embed|(^|\.)w[tp]e\b",
+    "attention": r"attn|attention",
+    "feed_forward": r"mlp|ffn|feed_?forward|expert|moe|(^|\.)fc\d",
+}
+"""Part → what the paths of its modules have, in any case; the first that fits counts, and what fits none is other."""
+
+
+def read_census(config: dict[str, Any], name: str) -> ModelSpec:
+    """Return the shapes of the model that transformers builds from ``config``, the contents of a config.json.
+
+    The spec's own ``config`` has the keys given, but for those that decide neither shapes nor the training step.
+    Sizes that the architecture has no name for are 0.
+
+    Raises:
+        UserError: not a causal language model that transformers can build, or one without a list of layers.
+        ImportError: torch or transformers is not installed.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as BUILDABLE
+
+    model_type = config["model_type"]
+    if model_type not in BUILDABLE:
+        choices = did_you_mean(model_type, BUILDABLE)
+        raise UserError(f"{name}: transformers has no causal language model of model_type {model_type!r}: {choices}")
+    shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
+    without_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            built = AutoConfig.for_model(**shapes, **without_tokens)
+            model = AutoModelForCausalLM.from_config(built)
+    except Exception as error:  # whatever the architecture's own code makes of a config that it cannot take
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{name}: transformers cannot build this {model_type} ({type(error).__name__}: {reason}): "
+            "mend the config.json"
+        ) from error
+    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    if getattr(built, "is_encoder_decoder", False) or (causal and not any(causal)):
+        raise UserError(f"{name}: this {model_type} sees what comes after, so it is no causal language model")
+    return _spec(model, built.get_text_config(), {**shapes, **without_tokens}, name)
+
+
+def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpec:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    path, layers = _layers(model, getattr(sizes, "num_hidden_layers", 0), name)
+    if embedding is None or head is None:
+        raise UserError(f"{name}: a {config['model_type']} has no embedding and output projection of one vocabulary")
+    tied = head.weight is embedding.weight
+    apart = [
+        Weight(parameter_name, tuple(parameter.shape), _part(parameter_name))
+        for parameter_name, parameter in model.named_parameters()
+        if not parameter_name.startswith(f"{path}.") and not any(parameter is own for own in head.parameters())
+    ]
+    tokens = [
+        Weight(parameter_name, tuple(parameter.shape), "embedding")
+        for parameter_name, parameter in model.named_parameters()
+        if parameter is embedding.weight
+    ]
+    tables = [*tokens, *(weight for weight in apart if weight.part == "embedding" and weight not in tokens)]
+    heads = getattr(sizes, "num_attention_heads", None) or 0
+    hidden: int = getattr(sizes, "hidden_size", None) or embedding.weight.shape[1]
+    return ModelSpec(
+        name=name,
+        model_type=config["model_type"],
+        config=config,
+        hidden_size=hidden,
+        intermediate_size=getattr(sizes, "intermediate_size", None) or 0,
+        num_hidden_layers=len(layers),
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(sizes, "num_key_value_heads", None) or heads,
+        head_dim=getattr(sizes, "head_dim", None) or (hidden // heads if heads else 0),
+        vocab_size=head.weight.shape[0],
+        max_position_embeddings=getattr(sizes, "max_position_embeddings", None) or 0,
+        tie_word_embeddings=tied,
+        embeddings=tuple(tables),
+        layers=tuple(_alike(layers)),
+        final_norm=tuple(weight for weight in apart if weight not in tables),
+        head=_linear(next(key for key, module in model.named_modules() if module is head), head, "head"),
+        layers_path=path,
+    )
+
+
+def _layers(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList]:
+    """Return the list of decoder layers and its path: of the lists as long as the config says, the outermost."""
+    from torch import nn
+
+    for path, module in sorted(model.named_modules(), key=lambda pair: pair[0].count(".")):
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return path, module
+    raise UserError(f"{name}: the model that transformers builds has no list of {count} layers")
+
+
+def _alike(layers: nn.ModuleList) -> Iterator[Layers]:
+    """Yield consecutive layers with equal tensors as one group."""
+    shapes = [(_linears(layer), _weights(layer)) for layer in layers]
+    for (linears, weights), group in groupby(shapes):
+        yield Layers(len(list(group)), linears, weights)
+
+
+def _linears(layer: nn.Module) -> tuple[Linear, ...]:
+    return tuple(_linear(path, module, _part(path)) for path, module in layer.named_modules() if _is_linear(module))
+
+
+def _weights(layer: nn.Module) -> tuple[Weight, ...]:
+    owned = {id(parameter) for module in layer.modules() if _is_linear(module) for parameter in module.parameters()}
+    return tuple(
+        Weight(path, tuple(parameter.shape), _part(path))
+        for path, parameter in layer.named_parameters()
+        if id(parameter) not in owned
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _linear(path: str, module: Any, part: Part) -> Linear:
+    from torch import nn
+
+    conv1d = not isinstance(module, nn.Linear)
+    out_features, in_features = module.weight.shape[::-1] if conv1d else module.weight.shape
+    return Linear(path, in_features, out_features, part, bias=module.bias is not None, conv1d=conv1d)
+
+
+def _part(path: str) -> Part:
+    return next((part for part, pattern in PARTS.items() if re.search(pattern, path, re.IGNORECASE)), "other")

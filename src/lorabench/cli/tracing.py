@@ -1,0 +1,65 @@
+"""What commands do around a trace: import the libraries that it runs, and say how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from lorabench.estimator.errors import UserError
+
+PATIENCE_SECONDS = 1.0
+"""Nothing is said of progress before."""
+
+
+def import_training_libraries(what: str) -> None:
+    """Import what a trace runs, or say that ``what`` needs it, and keep its notices off the terminal.
+
+    Raises:
+        UserError: a package of the ``bench`` extra is not installed.
+    """
+    import gc
+    import warnings
+
+    warnings.simplefilter("ignore")
+    # What is imported stays: to look through it for garbage again and again takes a second.
+    gc.disable()
+    try:
+        import torch
+
+        from lorabench.estimator.trace.patches import replaced
+
+        # bitsandbytes wraps its CPU kernels in torch.compile, which imports the compiler for seconds; none runs here.
+        with replaced(torch, "compile", lambda function=None, **_: function or (lambda kernel: kernel)):
+            import bitsandbytes  # noqa: F401
+        import peft  # noqa: F401
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(f"{what} needs {error.name}, which is not installed: pip install 'lorabench[bench]'") from error
+    finally:
+        gc.freeze()
+        gc.enable()
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Yield a function to say what is being done; it is shown on a terminal, and only when it takes long."""
+    started = time.monotonic()
+    shown = False
+
+    def say(what: str) -> None:
+        nonlocal shown
+        elapsed = time.monotonic() - started
+        if sys.stderr.isatty() and (shown or elapsed > PATIENCE_SECONDS):
+            click.echo(f"\r\033[K{elapsed:.0f} s: {what}", nl=False, err=True)
+            shown = True
+
+    try:
+        yield say
+    finally:
+        if shown:
+            click.echo("\r\033[K", nl=False, err=True)
