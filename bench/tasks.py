@@ -46,7 +46,7 @@ class Task(Struct, frozen=True, kw_only=True):
         }
 
     def made(self, record: RunRecord) -> bool:
-        """Tell whether ``record``, which has the key of this task, is of a run like this one, with all that it wants."""
+        """Tell whether ``record``, which has the key of this task, is of a run like it, with all that it wants."""
         measured = record.measurement
         if self.settings.timeline and measured is not None and measured.timeline is None:
             return False

@@ -84,7 +84,7 @@ def test_a_worker_that_is_killed_loses_its_recipe_only(tmp_path: Path, bell: Pat
     os.kill(heard(bell)[0]["pid"], signal.SIGKILL)
     said, _ = running.communicate(timeout=30)
     assert running.returncode == 0
-    assert "error    the worker ended without an answer: killed by SIGKILL" in said
+    assert "error the worker ended without an answer: killed by SIGKILL" in said
     assert said.splitlines()[-1].startswith("3 recipes: 1 error, 2 ok.")
     assert resume(tmp_path / "out") == ("lora qlora", "")
 

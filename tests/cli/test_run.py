@@ -50,9 +50,10 @@ def test_each_recipe_is_a_line_with_its_outcome(tmp_path: Path, capsys: pytest.C
     assert err == ""
     assert [line.split("]")[0] for line in lines[:3]] == ["[1/3", "[2/3", "[3/3"]
     assert "demo-llama full 1×128 ckpt" in lines[0]
-    assert re.search(r"  ok +\d+\.\d MiB +627 tok/s  loss 6.930 → 5.090$", lines[0])
-    assert lines[2].endswith("  oom      the worker ended without an answer: exit code 3: CUDA error: out of memory")
+    assert re.search(r"  ok +\d+\.\d MiB +627 tok/s loss 6.93→5.09$", lines[0])
+    assert lines[2].endswith("  oom the worker ended without an answer: exit code 3: CUDA error: out of memory")
     assert lines[3] == f"3 recipes: 2 ok, 1 oom. Records are in {tmp_path / 'out'}"
+    assert max(map(len, lines[:2])) <= 80
     assert len(read_records(tmp_path / "out")) == 3
 
 
@@ -99,7 +100,7 @@ def test_a_recipe_that_takes_too_long_is_a_timeout(
 ) -> None:
     monkeypatch.setenv(HOW, '{"lora": "hang"}')
     assert run("smoke", "-o", str(tmp_path), "--timeout", "1") == 0
-    assert "timeout  not done after 1 s (--timeout)" in capsys.readouterr().out
+    assert "timeout not done after 1 s (--timeout)" in capsys.readouterr().out
 
 
 def test_what_the_time_limit_leaves_is_exit_1_and_the_command_that_goes_on(
@@ -120,7 +121,7 @@ def test_what_is_predicted_not_to_fit_is_skipped(
 ) -> None:
     pretend_here(monkeypatch.setattr, Surroundings(device=GPU, environment=FACTS.environment))
     assert run("llama-3.1-8b", "--method", "full", "-o", str(tmp_path), "--skip-unfit") == 3
-    assert "skipped  predicted not to fit: " in capsys.readouterr().out
+    assert "skipped predicted not to fit: " in capsys.readouterr().out
     assert run("llama-3.1-8b", "--method", "full", "-o", str(tmp_path), "--resume") == 0
 
 

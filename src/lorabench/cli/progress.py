@@ -119,7 +119,7 @@ class LiveLines(Lines):
         now = time.monotonic()
         lines = [f"  {label}  {in_time(math.ceil(now - started))}" for label, started in self.running.values()]
         left = seconds_left(self.measured_seconds, self.total - self.done, self.lanes)
-        rest = "" if left is None else f", about {in_time(math.ceil(left))} left"
+        rest = f", about {in_time(math.ceil(left))} left" if left else ""
         return Group(*(Text(line, no_wrap=True) for line in (*lines, f"{self.done} of {self.total} done{rest}")))
 
 
@@ -136,11 +136,11 @@ def result_line(progress: Progress) -> str:
     notes = ["measured before" if record.outcome == "ok" else "there before"] if progress.resumed else []
     measured = record.measurement
     if measured is None:
-        line = f"{record.outcome:<7}  {record.message}"
+        line = f"{record.outcome} {record.message}"
     else:
         peak = in_gib(measured.memory.peak_allocated_bytes)
         first, last = (_loss(loss) for loss in (measured.losses[0], measured.losses[-1]))
-        line = f"ok       {peak:>10}  {measured.tokens_per_second:>9,.0f} tok/s  loss {first} → {last}"
+        line = f"ok {peak:>8} {measured.tokens_per_second:>5,.0f} tok/s loss {first}→{last}"
         notes += [record.message] if record.message else []
         notes += ["step times unstable"] if measured.unstable else []
     return f"{line}  ({'; '.join(notes)})" if notes else line
@@ -152,7 +152,7 @@ def seconds_left(measured: Sequence[float], left: int, lanes: int) -> float | No
 
 
 def _loss(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.3f}"
+    return "not finite" if loss is None else f"{loss:.2f}"
 
 
 def _details(record: RunRecord) -> list[str]:
