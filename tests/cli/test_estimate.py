@@ -149,3 +149,42 @@ def test_bad_input_is_one_line_that_says_how_to_mend_it(estimate: Any, arguments
     assert err.startswith("lorabench: ")
     assert err.count("\n") == 1
     assert said in err
+
+
+@pytest.fixture
+def olmo2(tmp_path: Path) -> str:
+    """Return the path of a config.json whose architecture has no closed form."""
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "olmo2", **sizes, "num_attention_heads": 4, "num_key_value_heads": 4}))
+    return str(path)
+
+
+def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: Any, olmo2: str) -> None:
+    code, out, err = estimate(olmo2, "--seq-len", "64", "--gpu", "24GB", "--require-fit")
+    assert (code, err) == (0, "")
+    assert "The step was traced, for this architecture has no closed form here." in out
+    assert "24GB (24.00 GiB): fits" in out
+    assert "largest batch, longest sequence, speed: not sought, for each try takes a trace" in out
+    assert max(map(len, out.splitlines())) <= max(80, len(olmo2) + 10)
+    said = json.loads(estimate(olmo2, "--seq-len", "64", "--gpu", "24GB", "--format", "json")[1])
+    assert (said["source"], said["fits"]) == ("trace", True)
+    assert "largest_batch_size" not in said
+    (row,) = csv.DictReader(io.StringIO(estimate(olmo2, "--seq-len", "64", "--format", "csv")[1]))
+    assert row["source"] == "trace"
+    assert json.loads(estimate("gpt2", "--seq-len", "64", "--format", "json")[1])["source"] == "closed form"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--explain"], "--explain derives the closed form"),
+        (["--gpu", "rtx-4090", "--tokens", "1000"], "--tokens takes the speed"),
+    ],
+)
+def test_what_takes_a_closed_form_is_refused_without_one(
+    estimate: Any, olmo2: str, arguments: list[str], said: str
+) -> None:
+    code, out, err = estimate(olmo2, "--seq-len", "64", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
