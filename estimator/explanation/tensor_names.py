@@ -21,6 +21,7 @@ _PLACES = {
     "Modules.rotate_part": "rotary positions",
     "Modules._rotate_half": "rotary positions",
     "Modules.attention": "attention",
+    "Modules._fused": "attention",
     "Modules._eager": "attention",
     "Modules._math": "attention",
     "fused_attention": "attention",
@@ -33,6 +34,12 @@ _PLACES = {
     "sparse_mlp": "experts",
     "_route": "router",
     "_top": "router",
+    "_normed": "router",
+    "Router.__init__": "adapted router",
+    "Router.weight": "adapted router",
+    "Stack.__init__": "adapted experts",
+    "Stack.weight": "adapted experts",
+    "_by_expert": "adapted experts",
     "_experts": "experts",
     "_gather": "experts",
     "_grouped": "experts",
@@ -61,6 +68,8 @@ _SOURCES = {
     "feed-forward": "transformers: the activation function and what it is multiplied with",
     "experts": "transformers: grouped_mm over stacked experts",
     "router": "transformers: the router's probabilities and choice",
+    "adapted experts": "peft: adds B·A to all experts' weights while they run",
+    "adapted router": "peft: adds B·A to the router's weight while it runs",
     "residual stream": "transformers: the sum that each layer hands to the next",
     "embedding": "torch: embedding lookup",
     "last hidden state": "transformers: slice of the last hidden state",
@@ -160,6 +169,8 @@ def _what(item: Item, place: str, spec: ModelSpec) -> str:
         }.get(item.origin.operation, "gradient")
     if item.origin.operation == "linear_4bit" and item.monomial == "1":
         return "dequantised again for backward"
+    if place == "adapted experts":
+        return "backward of adding B·A"
     operation = item.origin.operation
     return f"backward of {_BACKWARD.get(operation, operation.replace('_', ' ')) or 'the operation'}"
 
@@ -167,6 +178,10 @@ def _what(item: Item, place: str, spec: ModelSpec) -> str:
 def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
     operation, columns, dtype = item.origin.operation, item.origin.columns, item.origin.dtype
     of_weight = item.monomial in ("1", "r")
+    if place == "adapted experts":
+        return f"{dtype} copy of A or B" if operation == "cast" else "weights of all experts, plus B·A"
+    if place == "adapted router":
+        return "weight plus B·A" if operation == "add" else "B·A"
     if place == "rotary tables":
         return f"cosines and sines, {dtype}"
     if operation == "cast":
@@ -202,7 +217,7 @@ def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
         return "mean and deviation of each row"
     if not operation and item.component == "buffers":
         return dtype
-    return _WHAT.get(operation, "indices" if dtype == "int64" else "rows, chosen and in order")
+    return _WHAT.get(operation, "indices" if dtype in ("int64", "int32") else "rows, chosen and in order")
 
 
 def _of_fused_loss(item: Item) -> str:

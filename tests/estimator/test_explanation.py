@@ -27,6 +27,8 @@ RECIPES: list[tuple[str, dict[str, Any]]] = [
     ("EleutherAI/pythia-160m", {"method": "full", "dtype": "bfloat16", "mixed_precision": "no"}),
     ("microsoft/phi-4", {"adapter_dtype": "bfloat16", "gradient_checkpointing": False}),
     ("mistralai/Mixtral-8x7B-v0.1", {"target_modules": "attention", "optim": "lion_32bit"}),
+    ("mistralai/Mixtral-8x7B-v0.1", {"method": "qlora", "lora_dropout": 0.0}),
+    ("Qwen/Qwen3-30B-A3B", {"lora_dropout": 0.0, "gradient_checkpointing": False, "batch_size": 2}),
     ("meta-llama/Llama-3.2-1B", {"method": "full", "loss": "liger", "optim": "sgd", "gradient_checkpointing": False}),
     ("Qwen/Qwen3-30B-A3B", {"method": "full", "optim": "adamw_torch"}),
 ]
