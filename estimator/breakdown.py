@@ -19,6 +19,7 @@ COMPONENTS: dict[str, str] = {
     "logits": "logits, float32 copy, log-softmax and gradients",
     "temporaries": "tensors that live for a few operations only",
     "buffers": "token ids, labels, rotary tables, model buffers",
+    "workspaces": "what cuBLAS works in, one for each of two threads",
 }
 """Components of a breakdown, in the order in which people read them, each with what it holds."""
 
@@ -45,12 +46,12 @@ class Breakdown(Struct, frozen=True, kw_only=True):
     peak_reserved_bytes: int | None = None
     """Most bytes that the caching allocator takes from the device; None where there is no such allocator (CPU)."""
     device_total_bytes: int | None = None
-    """Reserved bytes with the CUDA context and workspaces: what nvidia-smi shows for the process. None on CPU."""
+    """Reserved bytes with the CUDA context: what nvidia-smi shows for the process. None on CPU."""
     peak_reserved_range_bytes: tuple[int, int] | None = None
     """Of an estimate, the least and the most that ``peak_reserved_bytes`` may turn out to be, by how the allocator's
-    segments fragment (`reserved`)."""
+    segments fragment and what cuBLAS works in (`reserved`)."""
     device_total_range_bytes: tuple[int, int] | None = None
-    """Of an estimate, the same of ``device_total_bytes``, by context and workspaces besides."""
+    """Of an estimate, the same of ``device_total_bytes``, by the context besides."""
 
 
 class ParameterCounts(Struct, frozen=True, kw_only=True):

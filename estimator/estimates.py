@@ -88,7 +88,7 @@ def estimate_recipe(
     refuse_impossible(spec, recipe)
     if not has_closed_form(spec):
         return _estimate_by_trace(spec, recipe, device, on_progress)
-    memory = estimate_memory(spec, recipe)
+    memory = estimate_memory(spec, recipe, architecture=None if device is None else device.architecture)
     estimate = Estimate(
         source="closed form",
         recipe=recipe,

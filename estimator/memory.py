@@ -14,15 +14,19 @@ from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.reserved import reserve
 
 
-def estimate_memory(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Breakdown:
+def estimate_memory(
+    spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", architecture: str | None = None
+) -> Breakdown:
     """Return the breakdown of ``recipe`` on ``spec``, on one device that runs ``kernels``.
+
+    ``architecture`` (of `Device`) decides what cuBLAS works in; see `workspaces` for what None stands for.
 
     Raises:
         UserError: target modules that the model does not have, or a combination that no kernel runs.
     """
     setup = Setup(spec, recipe, kernels)
     forms = compile_form(setup)
-    held = held_throughout(setup, recipe.optim, recipe.rank)
+    held = held_throughout(setup, recipe.optim, recipe.rank, architecture)
     values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
     phase_peaks: dict[str, int] = {}
     peak, at_peak = -1, forms[0].moments[0]
@@ -41,7 +45,7 @@ def estimate_memory(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") 
     )
     if kernels == "cpu":
         return breakdown
-    taken = reserve(components)
+    taken = reserve(components, architecture=architecture)
     return replace(
         breakdown,
         peak_reserved_bytes=taken.reserved,

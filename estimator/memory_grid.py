@@ -32,6 +32,7 @@ def estimate_memory_grid(
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
     kernels: Kernels = "cuda",
+    architecture: str | None = None,
 ) -> NDArray[np.int64]:
     """Return ``peak_allocated_bytes`` of ``recipe`` with each batch size, length and rank in place of its own.
 
@@ -61,7 +62,9 @@ def estimate_memory_grid(
         chosen = np.flatnonzero(branch)
         if chosen.size:
             alike = replace(recipe, batch_size=int(batch[chosen[0]]), seq_len=int(length[chosen[0]]))
-            peaks[chosen] = _peaks(Setup(spec, alike, kernels), recipe, batch[chosen], length[chosen], rank[chosen])
+            peaks[chosen] = _peaks(
+                Setup(spec, alike, kernels), recipe, architecture, batch[chosen], length[chosen], rank[chosen]
+            )
     return peaks.reshape(shape)
 
 
@@ -77,14 +80,19 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
 
 
 def _peaks(
-    setup: Setup, recipe: Recipe, batch: NDArray[np.int64], length: NDArray[np.int64], rank: NDArray[np.int64]
+    setup: Setup,
+    recipe: Recipe,
+    architecture: str | None,
+    batch: NDArray[np.int64],
+    length: NDArray[np.int64],
+    rank: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     import numpy as np
 
     forms = [(form.phase, np.array(form.coefficients, np.float64)) for form in compile_form(setup)]
     adapted = recipe.rank is not None
     ranks, which = np.unique(rank, return_inverse=True)
-    held = [held_throughout(setup, recipe.optim, int(one) if adapted else None) for one in ranks]
+    held = [held_throughout(setup, recipe.optim, int(one) if adapted else None, architecture) for one in ranks]
     held_bytes = {phase: np.array([sum(at[phase].values()) for at in held], np.float64) for phase, _ in forms}
     peaks = np.zeros(batch.size)
     for start in range(0, batch.size, CHUNK):

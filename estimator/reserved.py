@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from lorabench.estimator.workspaces import workspaces
+
 MIB = 2**20
 SEGMENT_BYTES = 2 * MIB
 """The caching allocator takes memory from the device in multiples of this (torch, c10/cuda/CUDACachingAllocator.h)."""
@@ -18,13 +20,8 @@ CUDA_CONTEXT_BYTES = 600 * MIB
 by driver and GPU; this is the upper end, so that what is said to fit does."""
 SMALLEST_CUDA_CONTEXT_BYTES = 300 * MIB
 """The lower end of it."""
-CUBLAS_WORKSPACE_BYTES = 32 * MIB
-"""Workspace that torch allocates for a cuBLAS handle on Hopper and newer; 8.125 MiB before (`:4096:2:16:8`). Defaults
-of CUBLAS_WORKSPACE_CONFIG in torch's aten/src/ATen/cuda/CublasHandlePool.cpp."""
-CUBLAS_HANDLES = 2
-"""A handle belongs to a thread, and backward runs in one of autograd's own."""
 
-HELD_THROUGHOUT = ("weights", "quantized_weights", "adapters", "optimizer_states")
+HELD_THROUGHOUT = ("weights", "quantized_weights", "adapters", "optimizer_states", "workspaces")
 """Components that stay from step to step; the others are working bytes, which come and go."""
 WORST_FRAGMENTATION_PERCENT = 61
 """Most that a replay reserved above allocated, in percent of the working bytes at the peak, with room to do so. On a
@@ -49,22 +46,25 @@ def working_bytes(components: Mapping[str, int]) -> int:
     return sum(bytes_ for name, bytes_ in components.items() if name not in HELD_THROUGHOUT)
 
 
-def reserve(components: Mapping[str, int], *, expandable_segments: bool = False) -> Reserved:
-    """Return what the allocator and the process take for a breakdown's components at its peak.
+def reserve(
+    components: Mapping[str, int], *, architecture: str | None = None, expandable_segments: bool = False
+) -> Reserved:
+    """Return what a GPU of ``architecture`` gives the allocator and the process for a breakdown's components.
 
-    Low: no fragmentation, no cuBLAS workspaces, the smallest CUDA context. High: the worst fragmentation seen, the
-    largest workspaces and context. Point: no fragmentation, the largest context. With ``expandable_segments``, high is
-    what the replays needed, not all that they kept.
+    Low: no fragmentation, the smallest workspaces and CUDA context. High: the worst fragmentation seen, the largest
+    workspaces and context. Point: no fragmentation, the workspaces of the components, the largest context. With
+    ``expandable_segments``, high is what the replays needed, not all that they kept.
     """
     percent = WORST_EXPANDABLE_PERCENT if expandable_segments else WORST_FRAGMENTATION_PERCENT
     allocated = sum(components.values())
-    low = _in_segments(allocated)
-    fragmented = allocated + working_bytes(components) * percent // 100
-    high = _in_segments(fragmented + CUBLAS_HANDLES * CUBLAS_WORKSPACE_BYTES)
+    tensors = allocated - components.get("workspaces", 0)
+    gaps = working_bytes(components) * percent // 100
+    least, _, most = workspaces(architecture)
+    reserved, low, high = map(_in_segments, (allocated, tensors + least, tensors + gaps + most))
     return Reserved(
-        reserved=low,
+        reserved=reserved,
         reserved_range=(low, high),
-        device_total=low + CUDA_CONTEXT_BYTES,
+        device_total=reserved + CUDA_CONTEXT_BYTES,
         device_total_range=(low + SMALLEST_CUDA_CONTEXT_BYTES, high + CUDA_CONTEXT_BYTES),
     )
 

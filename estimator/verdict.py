@@ -99,8 +99,10 @@ class _Search:
 
     def device_total(self, setup: _Setup) -> int:
         """Return the upper end of the device total."""
-        components = estimate_memory(self.spec, setup.recipe).components
-        return reserve(components, expandable_segments=setup.expandable_segments).device_total_range[1]
+        architecture = self.device.architecture
+        components = estimate_memory(self.spec, setup.recipe, architecture=architecture).components
+        taken = reserve(components, architecture=architecture, expandable_segments=setup.expandable_segments)
+        return taken.device_total_range[1]
 
     def largest_batch_size(self, setup: _Setup) -> int | None:
         """Return the largest batch size that fits."""

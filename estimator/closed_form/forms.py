@@ -22,6 +22,7 @@ from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Optim, Recipe
 from lorabench.estimator.states import states
+from lorabench.estimator.workspaces import workspaces
 
 MOST_FORMS = 128
 """Forms kept: a form takes some 100 kB."""
@@ -90,22 +91,31 @@ def compile_form(setup: Setup) -> tuple[PhaseForm, ...]:
         UserError: target modules that the model does not have, or a combination that has no closed form.
     """
     moments = step_moments(setup.spec, setup.recipe, setup.kernels)
-    held = _held_by_phase(setup.spec, setup.recipe, setup.kernels)
+    held = _held_by_phase(setup.spec, setup.recipe, setup.kernels, None)
     return tuple(
         _phase_form(phase, list(alike), held[phase]) for phase, alike in groupby(moments, lambda moment: moment.phase)
     )
 
 
 @lru_cache(MOST_RANKS)
-def held_throughout(setup: Setup, optim: Optim, rank: int | None) -> dict[str, dict[str, int]]:
-    """Return phase → component → bytes of what is held for the whole training, and of the optimizer's temporaries."""
-    return _held_by_phase(setup.spec, replace(setup.recipe, optim=optim, rank=rank), setup.kernels)
+def held_throughout(
+    setup: Setup, optim: Optim, rank: int | None, architecture: str | None
+) -> dict[str, dict[str, int]]:
+    """Return phase → component → bytes of what is held for the whole training, and of the optimizer's temporaries.
+
+    cuBLAS' workspaces are those of ``architecture``.
+    """
+    return _held_by_phase(setup.spec, replace(setup.recipe, optim=optim, rank=rank), setup.kernels, architecture)
 
 
-def _held_by_phase(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> dict[str, dict[str, int]]:
+def _held_by_phase(
+    spec: ModelSpec, recipe: Recipe, kernels: Kernels, architecture: str | None
+) -> dict[str, dict[str, int]]:
     held = states(spec, recipe, kernels)
     loaded = {name: held.component_bytes(name) for name in COMPONENTS if name not in ("gradients", "optimizer_states")}
     training = loaded | {"optimizer_states": held.component_bytes("optimizer_states"), "gradients": 0}
+    if kernels == "cuda":
+        training["workspaces"] = workspaces(architecture).bytes
     if recipe.gradient_accumulation > 1:
         training["gradients"] = held.component_bytes("gradients")
     stepping = training | {"temporaries": held.optimizer.temporaries}

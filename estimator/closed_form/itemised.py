@@ -72,14 +72,14 @@ class ItemisedStep(NamedTuple):
         return _items(self.one_layer)
 
 
-def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> ItemisedStep:
+def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels, architecture: str | None = None) -> ItemisedStep:
     """Return the step of ``recipe`` with the origin of all that is alive.
 
     Raises:
         UserError: a combination that has no closed form.
     """
     ledger = _ItemisedLedger()
-    moments = step_moments(spec, recipe, kernels, _ItemisedTape(ledger))
+    moments = step_moments(spec, recipe, kernels, _ItemisedTape(ledger), architecture)
     return ItemisedStep(moments, ledger.alive, ledger.latest, ledger.one_layer)
 
 

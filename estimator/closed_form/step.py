@@ -15,13 +15,16 @@ from lorabench.estimator.models import Layers, ModelSpec
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.states import states
 from lorabench.estimator.target_modules import resolve_target_modules
+from lorabench.estimator.workspaces import workspaces
 
 
-def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape | None = None) -> list[Moment]:
+def step_moments(
+    spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape | None = None, architecture: str | None = None
+) -> list[Moment]:
     """Return the moments of a steady step at which memory may peak, in order.
 
     Batch size and length are left open: a moment holds bytes for each monomial of them. A ``tape`` given records the
-    step, for those who want more of it than its moments.
+    step, for those who want more of it than its moments. ``architecture`` decides what cuBLAS works in.
 
     Raises:
         UserError: target modules that the model does not have, or a model that has no closed form.
@@ -31,7 +34,7 @@ def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape |
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step without contents"
         )
-    return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run()
+    return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run(architecture)
 
 
 class _Step:
@@ -45,7 +48,7 @@ class _Step:
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
 
-    def run(self) -> list[Moment]:
+    def run(self, architecture: str | None) -> list[Moment]:
         ledger, recipe = self.ledger, self.recipe
         held = states(self.spec, recipe, self.kernels)
         for term in held.terms:
@@ -54,6 +57,8 @@ class _Step:
         ledger.enter("loaded")
         ledger.mark()
         ledger.hold("optimizer_states", held.component_bytes("optimizer_states"))
+        if self.kernels == "cuda":
+            ledger.hold("workspaces", workspaces(architecture).bytes)
         if recipe.gradient_accumulation > 1:
             # Without accumulation the gradients are there only once backward has made them.
             ledger.hold("gradients", held.component_bytes("gradients"))

@@ -12,6 +12,8 @@ peak; those of the phases are the phases' peaks, whose highest is the peak.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lorabench.estimator.breakdown import Breakdown, Kernels
 from lorabench.estimator.explanation.held import Held
 from lorabench.estimator.explanation.lines import Explanation, Line, Section
@@ -21,26 +23,27 @@ from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.reserved import (
-    CUBLAS_HANDLES,
-    CUBLAS_WORKSPACE_BYTES,
     CUDA_CONTEXT_BYTES,
     SEGMENT_BYTES,
     WORST_FRAGMENTATION_PERCENT,
     working_bytes,
 )
+from lorabench.estimator.workspaces import HANDLES, Workspaces, workspaces
 
 __all__ = ["Explanation", "Line", "Section", "explain"]
 
 
-def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Explanation:
+def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", architecture: str | None = None) -> Explanation:
     """Return how the memory of ``recipe`` on ``spec`` comes about, in the order in which a person would reason.
+
+    ``architecture`` (of `Device`) decides what cuBLAS works in.
 
     Raises:
         UserError: what `estimate_memory` refuses.
     """
-    memory = estimate_memory(spec, recipe, kernels)
+    memory = estimate_memory(spec, recipe, kernels, architecture)
     held = Held(spec, recipe, kernels)
-    moments = Moments(spec, recipe, kernels, memory)
+    moments = Moments(spec, recipe, kernels, memory, architecture)
     sections = [
         Section("Weights", tuple(held.weights()), "weights"),
         Section("Quantised weights", tuple(held.quantized_weights()), "quantized_weights"),
@@ -54,8 +57,9 @@ def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Expla
         Section("Logits at the peak", tuple(moments.at_peak("logits")), "logits"),
         Section("Temporaries at the peak", tuple(moments.at_peak("temporaries")), "temporaries"),
         Section("Buffers", tuple(moments.at_peak("buffers")), "buffers"),
+        Section("Workspaces", tuple(_workspaces(memory)), "workspaces"),
         Section("Phases", tuple(moments.phases()), remark=f"The highest decides: {memory.phase}."),
-        Section("Allocator and device", tuple(_device(memory))),
+        Section("Allocator and device", tuple(_device(memory, workspaces(architecture)))),
     ]
     said = [section for section in sections if section.lines or section.remark]
     return Explanation(symbols(spec, recipe), tuple(said))
@@ -92,7 +96,16 @@ def _one_layer(moments: Moments, recipe: Recipe) -> Section:
     return Section("What one layer saves for backward", lines, remark=f"{remark}.")
 
 
-def _device(memory: Breakdown) -> list[Line]:
+def _workspaces(memory: Breakdown) -> Iterator[Line]:
+    """Yield the line of cuBLAS' workspaces; none where the peak is before the first step, or on a CPU."""
+    bytes_ = memory.components["workspaces"]
+    if bytes_:
+        each = f"{bytes_ // HANDLES:,}"
+        source = "torch: a workspace for each cuBLAS handle, one in forward's thread and one in backward's"
+        yield Line("cuBLAS workspaces", f"{HANDLES} threads · {each} B", f"{HANDLES} · {each}", bytes_, source)
+
+
+def _device(memory: Breakdown, workspace: Workspaces) -> list[Line]:
     allocated = memory.peak_allocated_bytes
     lines = [Line("peak allocated", "highest phase", f"{allocated:,}", allocated, "torch: max_memory_allocated")]
     reserved, total = memory.peak_reserved_bytes, memory.device_total_bytes
@@ -100,7 +113,7 @@ def _device(memory: Breakdown) -> list[Line]:
     if reserved is None or total is None or reserved_range is None or total_range is None:
         return lines
     segment, working = f"{SEGMENT_BYTES:,}", working_bytes(memory.components)
-    share, workspaces = WORST_FRAGMENTATION_PERCENT, CUBLAS_HANDLES * CUBLAS_WORKSPACE_BYTES
+    share, more = WORST_FRAGMENTATION_PERCENT, workspace.most - memory.components["workspaces"]
     gaps = working * share // 100
     return [
         *lines,
@@ -127,10 +140,10 @@ def _device(memory: Breakdown) -> list[Line]:
         ),
         Line(
             "peak reserved, at most",
-            "⌈(allocated + gaps + cuBLAS workspaces) / segment⌉ · segment",
-            f"⌈({allocated:,} + {gaps:,} + {workspaces:,}) / {segment}⌉ · {segment}",
+            "⌈(allocated + gaps + larger workspaces) / segment⌉ · segment",
+            f"⌈({allocated:,} + {gaps:,} + {more:,}) / {segment}⌉ · {segment}",
             reserved_range[1],
-            f"torch: a workspace for each of {CUBLAS_HANDLES} threads",
+            "torch: cuBLAS workspaces by GPU and version, at most",
         ),
         Line(
             "device total, at most",

@@ -34,14 +34,16 @@ class _Alike(NamedTuple):
 class Moments:
     """The step of one recipe, and the moment at which ``memory`` peaks."""
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels, memory: Breakdown) -> None:
+    def __init__(
+        self, spec: ModelSpec, recipe: Recipe, kernels: Kernels, memory: Breakdown, architecture: str | None = None
+    ) -> None:
         self.spec = spec
         self.recipe = recipe
         self.kernels = kernels
         self.memory = memory
         self.widths = Widths(spec)
         self.values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
-        self.step = itemised_step(spec, recipe, kernels)
+        self.step = itemised_step(spec, recipe, kernels, architecture)
 
     def at_peak(self, component: str) -> list[Line]:
         """Return what is alive of ``component`` at the peak."""

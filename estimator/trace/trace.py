@@ -22,6 +22,7 @@ from lorabench.estimator.estimates import refuse_impossible
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.reserved import CUDA_CONTEXT_BYTES
+from lorabench.estimator.workspaces import HANDLES, workspaces
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,13 +95,15 @@ def trace(
     *,
     kernels: Kernels = "cuda",
     steps: int = 2,
+    architecture: str | None = None,
     expandable_segments: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Trace:
     """Run ``steps`` training steps of ``recipe`` on meta tensors and return what the last one holds.
 
-    The model goes as on a device that runs ``kernels``; reserved bytes are what CUDA's caching allocator takes from
-    the device for the same allocations, in expandable segments if asked. ``on_progress`` is told what is being done.
+    The model goes as on a device that runs ``kernels``, with the cuBLAS workspaces of ``architecture`` (of `Device`;
+    see `workspaces` for what None stands for). Reserved bytes are what CUDA's caching allocator takes from the device
+    for the same allocations, in expandable segments if asked. ``on_progress`` is told what is being done.
 
     Raises:
         UserError: the recipe names modules that the model does not have, or what cannot be traced.
@@ -110,7 +113,7 @@ def trace(
 
     refuse_untraceable(spec, recipe, kernels)
     try:
-        ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress)
+        ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress, architecture)
     except (UserError, ImportError):
         raise
     except Exception as error:
@@ -161,7 +164,12 @@ def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> Non
 
 
 def run_on_meta(
-    spec: ModelSpec, recipe: Recipe, kernels: Kernels, steps: int, on_progress: Callable[[str], None]
+    spec: ModelSpec,
+    recipe: Recipe,
+    kernels: Kernels,
+    steps: int,
+    on_progress: Callable[[str], None],
+    architecture: str | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
     """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
     from lorabench.estimator.trace.build import build_model
@@ -184,7 +192,8 @@ def run_on_meta(
     ledger.adopt_model(model)
     with running_on_meta(model, kernels):
         optimizer = make_optimizer(model, recipe)
-        step = TrainingStep(model, optimizer, recipe, ledger.begin_phase)
+        begin_phase = _with_workspaces(ledger, architecture) if kernels == "cuda" else ledger.begin_phase
+        step = TrainingStep(model, optimizer, recipe, begin_phase)
         with ledger, origins.watching():
             ledger.watch_model(model, spec.vocab_size)
             for number in range(steps):
@@ -193,6 +202,22 @@ def run_on_meta(
                 step(_batches(recipe, ledger))
                 ledger.end_step(model, optimizer)
     return ledger, origins, parameters
+
+
+def _with_workspaces(ledger: StorageLedger, architecture: str | None) -> Callable[[str], None]:
+    """Return what begins a phase of ``ledger``, and at each thread's first one allocates what cuBLAS works in there."""
+    import torch
+
+    bytes_each = workspaces(architecture).bytes // HANDLES
+    kept: dict[str, torch.Tensor] = {}
+
+    def begin_phase(phase: str) -> None:
+        ledger.begin_phase(phase)
+        if phase in ("forward", "backward") and phase not in kept:
+            kept[phase] = torch.empty(bytes_each, dtype=torch.uint8, device="meta")
+            ledger.adopt("workspaces", kept[phase])
+
+    return begin_phase
 
 
 def _batches(recipe: Recipe, ledger: StorageLedger) -> Iterator[Batch]:

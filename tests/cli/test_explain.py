@@ -39,6 +39,7 @@ def test_the_derivation_follows_the_estimate_in_the_order_of_reasoning() -> None
         "Logits at the peak",
         "Temporaries at the peak",
         "Buffers",
+        "Workspaces",
         "Phases",
         "Allocator and device",
     ]

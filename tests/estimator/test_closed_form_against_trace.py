@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lorabench.estimator.architectures import read_config
+from lorabench.estimator.breakdown import Breakdown
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.estimates import refuse_impossible
 from lorabench.estimator.memory import estimate_memory
@@ -87,12 +88,17 @@ def sample(part: int) -> list[tuple[ModelSpec, Recipe]]:
     return found
 
 
+def tensor_bytes(memory: Breakdown) -> int:
+    """Return the peak without cuBLAS' workspaces: beside small models they would hide an error."""
+    return memory.peak_allocated_bytes - memory.components["workspaces"]
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_closed_form_meets_the_trace(part: int) -> None:
     errors: dict[str, float] = {}
     for spec, recipe in sample(part):
-        traced = trace(spec, recipe).memory.peak_allocated_bytes
-        error = abs(estimate_memory(spec, recipe).peak_allocated_bytes / traced - 1)
+        traced, estimated = trace(spec, recipe).memory, estimate_memory(spec, recipe)
+        error = abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1)
         errors[f"{recipe.describe()} of {spec.config}"] = error
     assert median(errors.values()) <= 0.0005
     # What is left beyond 1 % are models of some 20 to 200 MiB, where a few temporaries decide: most are mixtures of

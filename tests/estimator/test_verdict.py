@@ -37,14 +37,14 @@ def test_the_range_goes_from_no_fragmentation_to_the_worst_seen() -> None:
     taken = reserve({"weights": 10 * GIB, "optimizer_states": GIB, "activations": 3 * GIB, "gradients": GIB - 1})
     assert taken.reserved == 15 * GIB
     assert taken.device_total == 15 * GIB + 600 * MIB
-    # 61 % of the 4 GiB that come and go, and two workspaces of 32 MiB, in segments of 2 MiB: 2498.56 + 64 MiB.
-    assert taken.reserved_range == (15 * GIB, 15 * GIB + 2564 * MIB)
-    assert taken.device_total_range == (15 * GIB + 300 * MIB, 15 * GIB + 2564 * MIB + 600 * MIB)
+    # Two workspaces of 8.125 MiB; 61 % of the 4 GiB that come and go and two workspaces of 33 MiB, 2498.56 + 66 MiB.
+    assert taken.reserved_range == (15 * GIB + 18 * MIB, 15 * GIB + 2566 * MIB)
+    assert taken.device_total_range == (15 * GIB + 318 * MIB, 15 * GIB + 2566 * MIB + 600 * MIB)
 
 
 def test_what_stays_throughout_does_not_fragment() -> None:
     low, high = reserve({"weights": 100 * GIB, "quantized_weights": 7, "adapters": 8}).reserved_range
-    assert high - low == 64 * MIB
+    assert high - low == (66 + 2 - 18) * MIB  # the workspaces' range, in segments of 2 MiB
 
 
 def test_a_cpu_has_no_ranges_and_older_breakdowns_still_decode() -> None:

@@ -38,13 +38,14 @@ SHOWN_TENSORS = 10
     show_default=True,
     help="Whose kernels the step goes through: a GPU's, or a CPU's.",
 )
+@click.option("--gpu", help="A GPU by name: whose cuBLAS workspaces are counted.")
 @click.option(
     "--expandable-segments",
     is_flag=True,
     help="Reserve as with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
 )
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
-def command(model: str, kernels: Any, expandable_segments: bool, format_: str, **options: Any) -> None:
+def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool, format_: str, **options: Any) -> None:
     """Run the real training step of MODEL on meta tensors: exact, no GPU.
 
     transformers, peft and bitsandbytes train two steps on tensors without contents, while every allocation is
@@ -52,9 +53,13 @@ def command(model: str, kernels: Any, expandable_segments: bool, format_: str, *
     brackets stand the defaults.
     """
     from lorabench.estimator.catalogue import find_model
+    from lorabench.estimator.devices import find_device
 
     if expandable_segments and kernels == "cpu":
         raise UserError("--expandable-segments is a setting of CUDA's allocator: leave it out with --kernels cpu")
+    if gpu is not None and kernels == "cpu":
+        raise UserError("--gpu has no meaning with --kernels cpu: leave one of them out")
+    architecture = None if gpu is None else find_device(gpu).architecture
     spec = find_model(model)
     recipe = recipe_from(spec.name, options)
     with progress() as say:
@@ -62,7 +67,14 @@ def command(model: str, kernels: Any, expandable_segments: bool, format_: str, *
         import_training_libraries("trace")
         from lorabench.estimator.trace.trace import trace
 
-        traced = trace(spec, recipe, kernels=kernels, expandable_segments=expandable_segments, on_progress=say)
+        traced = trace(
+            spec,
+            recipe,
+            kernels=kernels,
+            architecture=architecture,
+            expandable_segments=expandable_segments,
+            on_progress=say,
+        )
     click.echo(_FORMATTERS[format_](traced))
 
 
