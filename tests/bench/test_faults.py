@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,29 @@ def bell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def start(out: Path, *options: str, hang: str = "") -> subprocess.Popen[str]:
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path, bell: Path) -> Iterator[Start]:
     """Start the smoke suite of full, lora and qlora; the worker of the method ``hang`` never answers."""
-    return subprocess.Popen(
-        [*RUN, str(out), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, HOW: json.dumps({hang: "hang"})},
-    )
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*, hang: str, out: Path = tmp_path / "out") -> subprocess.Popen[str]:
+        running = subprocess.Popen(
+            [*RUN, str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, HOW: json.dumps({hang: "hang"})},
+        )
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        running.kill()
+        running.communicate()
 
 
 def resume(out: Path, options: tuple[str, ...] = ("--resume",)) -> tuple[str, str]:
@@ -52,10 +67,10 @@ def resume(out: Path, options: tuple[str, ...] = ("--resume",)) -> tuple[str, st
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_all_cleanly_and_says_how_to_go_on(
-    tmp_path: Path, bell: Path, signal_: signal.Signals
+    tmp_path: Path, bell: Path, start: Start, signal_: signal.Signals
 ) -> None:
     out = tmp_path / "my results"
-    running = start(out, hang="lora")
+    running = start(hang="lora", out=out)
     workers = heard(bell, count=2)
     running.send_signal(signal_)
     said, complaint = running.communicate(timeout=30)
@@ -68,8 +83,8 @@ def test_an_interrupt_ends_all_cleanly_and_says_how_to_go_on(
     assert resume(out, tuple(shlex.split(command)[5:])) == ("full", "")
 
 
-def test_a_runner_that_is_killed_loses_the_recipe_under_way(tmp_path: Path, bell: Path) -> None:
-    running = start(tmp_path / "out", hang="qlora")
+def test_a_runner_that_is_killed_loses_the_recipe_under_way(tmp_path: Path, bell: Path, start: Start) -> None:
+    running = start(hang="qlora")
     heard(bell, count=3)
     running.kill()
     running.communicate()
@@ -79,8 +94,8 @@ def test_a_runner_that_is_killed_loses_the_recipe_under_way(tmp_path: Path, bell
     assert resume(tmp_path / "out") == ("full lora", "")
 
 
-def test_a_worker_that_is_killed_loses_its_recipe_only(tmp_path: Path, bell: Path) -> None:
-    running = start(tmp_path / "out", hang="full")
+def test_a_worker_that_is_killed_loses_its_recipe_only(tmp_path: Path, bell: Path, start: Start) -> None:
+    running = start(hang="full")
     os.kill(heard(bell)[0]["pid"], signal.SIGKILL)
     said, _ = running.communicate(timeout=30)
     assert running.returncode == 0
@@ -89,14 +104,14 @@ def test_a_worker_that_is_killed_loses_its_recipe_only(tmp_path: Path, bell: Pat
     assert resume(tmp_path / "out") == ("lora qlora", "")
 
 
-def test_a_folder_takes_one_runner_at_a_time(tmp_path: Path, bell: Path) -> None:
-    running = start(tmp_path / "out", hang="full")
+def test_a_folder_takes_one_runner_at_a_time(tmp_path: Path, bell: Path, start: Start) -> None:
+    running = start(hang="full")
     heard(bell)
     second = subprocess.run([*RUN, str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert second.returncode == 2
     assert "another lorabench run is writing there" in second.stderr
     running.kill()
-    running.communicate()
+    running.wait()
     resume(tmp_path / "out")
 
 
