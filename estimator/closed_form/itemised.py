@@ -206,7 +206,8 @@ class _ItemisedTape(Tape):
             if frame.f_code is _RUN:
                 return self._running, True
             if where == operators.__name__:
-                operation = operation or name.split(".")[1]
+                method = name.split(".")[1]
+                operation = operation or ("" if method.startswith("_") else method)
             elif where not in (autograd.__name__, __name__):
                 return (name.split(".<locals>")[0], self.place, operation), False
             frame = frame.f_back

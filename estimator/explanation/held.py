@@ -19,7 +19,13 @@ from lorabench.estimator.optimizers import (
     bitsandbytes_states,
     optimizer_bytes,
 )
-from lorabench.estimator.parameters import adapted_experts, adapted_linears, adapters_of_expert, trainable_shapes
+from lorabench.estimator.parameters import (
+    adapted_experts,
+    adapted_linears,
+    adapters_of_expert,
+    stacked_experts,
+    trainable_shapes,
+)
 from lorabench.estimator.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
 from lorabench.estimator.recipes import ITEMSIZE, Recipe
 from lorabench.estimator.states import trained_embeddings, unquantized_dtype
@@ -49,13 +55,17 @@ class Held:
         for weight in spec.embeddings:
             yield self._parameters(weight.name.removesuffix(".weight"), 1, [weight])
         for group in spec.layers:
-            tensors: list[Linear | Weight] = [*group.weights]
+            stacked = stacked_experts(group)
+            tensors: list[Linear | Weight] = [weight for weight in group.weights if weight not in stacked]
             if self.recipe.method != "qlora":
                 tensors = [*group.linears, *tensors]
             for part, name in PARTS.items():
                 chosen = [tensor for tensor in tensors if tensor.part == part]
                 if chosen:
                     yield self._parameters(f"{name} of {group.count:,} layers", group.count, chosen)
+            if stacked:
+                what = f"router and experts of {group.count:,} layers"
+                yield self._parameters(what, group.count, stacked, self._dtype_and_source_of_experts())
         for weight in spec.final_norm:
             yield self._parameters(weight.name, 1, [weight])
         if not spec.tie_word_embeddings:
@@ -112,6 +122,12 @@ class Held:
         if self.recipe.prepare_kbit:
             return dtype, "peft: prepare_model_for_kbit_training raises what is not quantised to float32"
         return dtype, f"transformers: loads parameters in {dtype}"
+
+    def _dtype_and_source_of_experts(self) -> tuple[str, str]:
+        dtype, source = self._dtype_and_source()
+        if self.recipe.method != "qlora":
+            return dtype, source
+        return dtype, f"bitsandbytes: quantises linear layers, and stacked experts are none; {source}"
 
     def _layers(self, count: int) -> str:
         return "L" if count == self.spec.num_hidden_layers else f"{count:,}"

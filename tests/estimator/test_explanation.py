@@ -66,6 +66,18 @@ def test_the_lines_add_up_to_the_estimate(case: tuple[str, dict[str, Any]]) -> N
     assert device["device total, at most"] == memory.device_total_range_bytes[1]
 
 
+@pytest.mark.parametrize(("prepare", "itemsize"), [(True, 4), (False, 2)])
+def test_experts_are_said_not_to_be_quantised(prepare: bool, itemsize: int) -> None:
+    options = {"method": "qlora", "lora_dropout": 0.0, "prepare_kbit": prepare}
+    [line] = [
+        line
+        for line in section(explain(*recipe_of(("mistralai/Mixtral-8x7B-v0.1", options))), "Weights").lines
+        if "experts" in line.what
+    ]
+    assert line.bytes == 32 * (8 * 3 * 4096 * 14336 + 8 * 4096) * itemsize
+    assert "quantises linear layers, and stacked experts are none" in line.source
+
+
 @pytest.mark.parametrize("case", RECIPES, ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}")
 def test_every_line_is_the_product_that_it_states(case: tuple[str, dict[str, Any]]) -> None:
     for part in explain(*recipe_of(case)).sections:
