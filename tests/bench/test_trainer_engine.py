@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from lorabench.bench.batches import Batches
+from lorabench.bench.jobs import Settings
+from lorabench.bench.measure import measure
 from lorabench.bench.trainer_engine import trainer_steps
 from lorabench.bench.training import Training
 from lorabench.estimator.errors import UserError
@@ -115,6 +118,17 @@ def test_own_steps_go_on_where_trainer_stopped() -> None:
     assert all(state["step"] == 3 for state in states.values())
     own = trained(recipe, nullcontext, steps=2)
     assert training.losses()[:2] == pytest.approx(own.losses(), rel=2e-5)
+
+
+def test_a_run_is_measured_alike_whoever_trains() -> None:
+    recipe = recipe_of(method="lora", rank=4)
+    settings = Settings(device="cpu", steps=3, warmup_steps=1, least_seconds=0.0)
+    own = measure(SPEC, recipe, settings)
+    trainers = measure(SPEC, recipe, replace(settings, engine="trainer"))
+    assert trainers.losses == pytest.approx(own.losses, rel=2e-5)
+    assert trainers.held_out_loss_after == pytest.approx(own.held_out_loss_after, rel=2e-5)
+    assert len(trainers.step_seconds) == len(own.step_seconds) == 3
+    assert trainers.memory.components == own.memory.components
 
 
 def test_what_trainer_raises_reaches_the_caller_and_no_thread_is_left() -> None:

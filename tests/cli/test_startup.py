@@ -26,6 +26,7 @@ main(sys.argv[1:])
         ["run", "--help"],
         ["report", "--help"],
         ["check", "--help"],
+        ["doctor", "--help"],
     ],
     ids=" ".join,
 )
