@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.trace.attention import cpu_attention, cuda_attention, flash_attention_2
 from lorabench.estimator.trace.autocast import MetaAutocast, autocast_on_meta
-from lorabench.estimator.trace.meta_results import results_on_meta
+from lorabench.estimator.trace.meta_results import MetaResults, results_on_meta
 from lorabench.estimator.trace.patches import replaced
 
 if TYPE_CHECKING:
@@ -58,8 +58,11 @@ def building_on_meta() -> Iterator[None]:
 
 
 @contextmanager
-def running_on_meta(model: nn.Module, kernels: Kernels) -> Iterator[None]:
-    """Let steps of ``model``, which lies on meta, go as on a device that runs ``kernels``."""
+def running_on_meta(model: nn.Module, kernels: Kernels, results: MetaResults | None = None) -> Iterator[None]:
+    """Let steps of ``model``, which lies on meta, go as on a device that runs ``kernels``.
+
+    ``results`` are given where somebody else sees to it that operators give them, who sees the operators anyway.
+    """
     from transformers import masking_utils
     from transformers import modeling_flash_attention_utils as flash
 
@@ -70,7 +73,8 @@ def running_on_meta(model: nn.Module, kernels: Kernels) -> Iterator[None]:
         stack.enter_context(_optimizers_on_meta(kernels))
         autocast = stack.enter_context(autocast_on_meta(model, kernels))
         stack.enter_context(_operators_on_meta(kernels, autocast))
-        stack.enter_context(results_on_meta(kernels))
+        if results is None:
+            stack.enter_context(results_on_meta(MetaResults(kernels)))
         yield
 
 

@@ -10,46 +10,64 @@ Sizes = tuple[tuple[int, ...], tuple[int, ...], Any]
 """Shape, strides and dtype of a tensor."""
 
 
-def results_on_meta(kernels: Kernels) -> Any:
-    """Return a context in which operators on meta tensors give results as ``kernels`` do, and quickly.
+class MetaResults:
+    """Runs operators on meta tensors, with the results of ``kernels``, and quickly.
 
     Most of meta's kernels are written in Python and slow. What depends on nothing but the arguments' shapes, strides,
     dtypes and numbers is worked out once; the layers of a model are alike.
     """
-    import torch
+
+    def __init__(self, kernels: Kernels) -> None:
+        import torch
+
+        self._corrections = {torch.ops.aten._grouped_mm.default: _grouped_products}
+        if kernels == "cpu":
+            self._corrections[torch.ops.aten.native_layer_norm.default] = _layer_norm_of_the_cpu
+        self._fresh: dict[int, bool] = {}
+        """By identity: operators live as long as torch does, and hash slowly."""
+        self._known: dict[tuple[Any, ...], list[Sizes | None]] = {}
+
+    def __call__(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what ``operator`` gives: worked out, or repeated."""
+        fresh = self._fresh.get(id(operator))
+        if fresh is None:
+            fresh = self._fresh[id(operator)] = _gives_fresh_tensors(operator)
+        if not fresh:
+            return self._run(operator, args, kwargs)
+        asked: list[Any] = [id(operator)]
+        if not _describe((*args, *kwargs.items()) if kwargs else args, asked):
+            return self._run(operator, args, kwargs)
+        key = tuple(asked)
+        known = self._known.get(key)
+        if known is not None:
+            return _repeated(known)
+        result = self._run(operator, args, kwargs)
+        if _shares_storage(result, args):  # _unsafe_view, for one, keeps it secret
+            self._fresh[id(operator)] = False
+        else:
+            sizes = _sizes(result)
+            if sizes is not None:
+                self._known[key] = sizes
+        return result
+
+    def _run(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        correction = self._corrections.get(operator)
+        return operator(*args, **kwargs) if correction is None else correction(operator, args, kwargs)
+
+
+def results_on_meta(results: MetaResults) -> Any:
+    """Return a context in which all operators on meta tensors give ``results``."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    corrections = {torch.ops.aten._grouped_mm.default: _grouped_products}
-    if kernels == "cpu":
-        corrections[torch.ops.aten.native_layer_norm.default] = _layer_norm_of_the_cpu
-    fresh: dict[Any, bool] = {}
-    known: dict[Any, list[Sizes | None]] = {}
-
     class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Runs operators, or repeats what they gave."""
+        """Hands every operator on."""
 
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
             return False  # nothing is compiled on meta; to switch the compiler off at every operator takes time
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if func not in fresh:
-                fresh[func] = _gives_fresh_tensors(func)
-            asked: list[Any] = [func]
-            repeatable = fresh[func] and _describe((*args, *kwargs.items()), asked)
-            key = tuple(asked) if repeatable else None
-            seen = known.get(key) if repeatable else None
-            if seen is not None:
-                return _repeated(seen)
-            correction = corrections.get(func)
-            result = func(*args, **kwargs) if correction is None else correction(func, args, kwargs)
-            if repeatable:
-                fresh[func] = not _shares_storage(result, args)  # _unsafe_view, for one, keeps it secret
-                sizes = _sizes(result) if fresh[func] else None
-                if sizes is not None:
-                    known[key] = sizes
-            return result
+            return results(func, args, kwargs or {})
 
     return OnMeta()  # type: ignore[no-untyped-call]
 

@@ -6,21 +6,19 @@ while the operator runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.embedding_backward import embedding_scratch
 
 if TYPE_CHECKING:
     import torch
 
-Scratch = Callable[[Any, tuple[Any, ...], dict[str, Any]], "list[torch.Tensor]"]
-"""From an operator and its arguments to what its kernel holds besides its results."""
+Scratch = Mapping[Any, Callable[..., "list[torch.Tensor]"]]
+"""Operator → from its arguments to what its kernel holds besides its results; of others that is nothing."""
 
-EMBEDDING_ROWS_WITHOUT_SORT = 3072
-"""Up to this many tokens the embedding's backward kernel adds up rows in place; above, it sorts them first."""
 SORTED_COPIES = 6
 """int64 numbers for each index that a kernel sorts to add up rows."""
-ROWS_PER_PARTIAL_SUM = 10
-"""Rows that one thread of the embedding's backward kernel adds up."""
 
 
 def cuda_scratch() -> Scratch:
@@ -28,7 +26,7 @@ def cuda_scratch() -> Scratch:
     import torch
 
     aten = torch.ops.aten
-    kernels: dict[Any, Callable[..., list[torch.Tensor]]] = {
+    return {
         aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
         aten._scaled_dot_product_efficient_attention.default: _efficient_forward,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
@@ -36,13 +34,11 @@ def cuda_scratch() -> Scratch:
         aten.index_put.default: _index_put,
         **_four_bit_products(_gemm_4bit_on_cuda),
     }
-    return lambda operator, args, kwargs: kernels[operator](*args, **kwargs) if operator in kernels else []
 
 
 def cpu_scratch() -> Scratch:
     """Return what the CPU's kernels hold, as far as it can be seen: what bitsandbytes does in Python."""
-    kernels = _four_bit_products(_gemm_4bit_on_cpu)
-    return lambda operator, args, kwargs: kernels[operator](*args, **kwargs) if operator in kernels else []
+    return _four_bit_products(_gemm_4bit_on_cpu)
 
 
 def _four_bit_products(held: Callable[..., list[torch.Tensor]]) -> dict[Any, Callable[..., list[torch.Tensor]]]:
@@ -159,18 +155,15 @@ def _index_put(
 def _embedding_backward(
     grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *_: Any, **__: Any
 ) -> list[torch.Tensor]:
-    """Return the sorted tokens and the float32 partial sums of their rows (`EmbeddingBackwardKernel.cu`)."""
+    """Return the sorted tokens and the parts of the rows' sums."""
     import torch
 
-    tokens = indices.numel()
-    if tokens <= EMBEDDING_ROWS_WITHOUT_SORT:
+    sizes, parts = embedding_scratch(indices.numel(), num_weights)
+    if not parts:
         return []
-    segments = min(tokens, num_weights)
-    partial_sums = tokens // ROWS_PER_PARTIAL_SUM + segments
-    sizes = (tokens, tokens, tokens, segments, segments, partial_sums)
     return [
         *(indices.new_empty(size) for size in sizes),
-        grad.new_empty((partial_sums, grad.shape[-1]), dtype=torch.float32),
+        grad.new_empty((parts, grad.shape[-1]), dtype=torch.float32),
     ]
 
 

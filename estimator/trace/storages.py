@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorabench.estimator.breakdown import COMPONENTS, PHASES, Breakdown
 from lorabench.estimator.trace.build import Recomputation
@@ -21,6 +21,10 @@ from lorabench.estimator.trace.scratch import Scratch
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""From an operator and its arguments to its result."""
 
 
 class StorageLedger:
@@ -34,23 +38,23 @@ class StorageLedger:
         self,
         *device_types: str,
         scratch: Scratch | None = None,
+        execute: Execute | None = None,
         on_birth: Callable[[int, torch.Tensor, Any], None] | None = None,
     ) -> None:
         """Count storages on ``device_types``.
 
-        ``scratch`` tells what an operation's kernel holds besides its results. ``on_birth`` is told each new storage's
-        number, a tensor on it, and the operation that made it (None where it was adopted).
+        ``scratch`` tells what an operation's kernel holds besides its results; ``execute`` runs operations, where they
+        are not simply called. ``on_birth`` is told each new storage's number, a tensor on it, and the operation that
+        made it (None where it was adopted).
         """
         self.device_types = device_types
         self._scratch = scratch
+        self._execute = execute
         self._on_birth = on_birth
         self.loaded_bytes = 0
         self._sids: dict[int, int] = {}
         """id of a live storage → its number here; Python keeps one object for each storage while it lives."""
         self._references: dict[int, weakref.ref[Any]] = {}
-        self._tensors: dict[int, weakref.ref[Any]] = {}
-        self._sharers: dict[int, int] = {}
-        """Storage number → how many tensors are on it."""
         self._sizes: list[int] = []
         self._events: list[int] = []
         """Storage number where it was born, its complement where it died."""
@@ -144,7 +148,16 @@ class StorageLedger:
         # Learnt before the ledger's own mode is on.
         references_of_a_gathered_gradient()
         self._open = ExitStack()
-        self._open.enter_context(_watch_operations(self._record, self._scratch, self._accumulate, self._put))
+        self._open.enter_context(
+            _watch_operations(
+                self._record,
+                self._scratch or {},
+                self._execute or _run,
+                self._accumulate,
+                self._put,
+                compiles=self._execute is None,
+            )
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -257,7 +270,6 @@ class StorageLedger:
             sid = self._follow(tensor, operation)
             if sid is None:
                 continue
-            self._count_sharer(tensor, sid)
             if sid < known:
                 continue
             if self._recomputing:
@@ -298,18 +310,6 @@ class StorageLedger:
         self._events.append(~self._sids.pop(key))
         del self._references[key]
 
-    def _count_sharer(self, tensor: torch.Tensor, sid: int) -> None:
-        key = id(tensor)
-        if key in self._tensors:
-            return
-
-        def gone(_: object) -> None:
-            del self._tensors[key]
-            self._sharers[sid] -= 1
-
-        self._tensors[key] = weakref.ref(tensor, gone)
-        self._sharers[sid] = self._sharers.get(sid, 0) + 1
-
     def _put(self, zeros: torch.Tensor, total: torch.Tensor) -> None:
         """Let ``total`` take over the storage of ``zeros``, to which autograd would have added in place.
 
@@ -330,7 +330,7 @@ class StorageLedger:
         sid = self._sids.get(id(storage))
         if (
             sid is None
-            or self._sharers.get(sid) != 1
+            or _sharers(storage) != 1
             or gathered._is_view()
             or _use_count(gathered) != references_of_a_gathered_gradient()
             or gathered.numel() * gathered.element_size() != storage.nbytes()
@@ -393,20 +393,24 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 def _watch_operations(
     record: Callable[[Any, Any], None],
-    scratch: Scratch | None = None,
-    accumulate: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
-    put: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    scratch: Scratch,
+    execute: Execute,
+    accumulate: Callable[[torch.Tensor, torch.Tensor], None],
+    put: Callable[[torch.Tensor, torch.Tensor], None],
+    *,
+    compiles: bool,
 ) -> Any:
     """Return a context in which ``record`` gets every operation and its result, after what ``scratch`` says of it.
 
-    ``accumulate`` gets the first addend and the sum wherever gradients are added up; ``put`` gets the zeros and what
-    became of them wherever the gradient of indexed rows is put back in their places.
+    ``execute`` runs the operations. ``accumulate`` gets the first addend and the sum wherever gradients are added up;
+    ``put`` gets the zeros and what became of them wherever the gradient of indexed rows is put back in their places.
     """
     import torch
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
     in_place = {torch.ops.aten.add.Tensor: accumulate, torch.ops.aten.index_put.default: put}
+    no_torch_functions: Any = torch._C.DisableTorchFunction
 
     class InsideKernel(TorchFunctionMode):
         """Sees the operations of a kernel that is written in Python, where no dispatch mode reaches."""
@@ -416,31 +420,55 @@ def _watch_operations(
             record(func, result)
             return result
 
+    class Special(NamedTuple):
+        """What is special about an operator."""
+
+        holds: Callable[..., list[torch.Tensor]] | None
+        in_python: bool
+        take_over: Callable[[torch.Tensor, torch.Tensor], None] | None
+
+    def special(operator: Any) -> Special:
+        in_python = operator.namespace == "bitsandbytes" and "gemm_4bit" in operator.name()
+        return Special(scratch.get(operator), in_python, in_place.get(operator))
+
+    specials: dict[int, Special] = {}
+    """By identity: operators live as long as torch does, and hash slowly."""
+
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Sees every operation, also those of the backward pass."""
 
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            # A trace on meta compiles nothing, and to switch the compiler off at every operation takes time.
-            return scratch is None
+            # Where nothing is compiled, to switch the compiler off at every operation only takes time.
+            return compiles
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
-            held = scratch(func, args, kwargs) if scratch is not None else None
-            if held:
-                record(func, held)
-            if func.namespace == "bitsandbytes" and "gemm_4bit" in func.name():
-                with InsideKernel():
-                    result = func(*args, **kwargs)
-            else:
+            known = specials.get(id(func))
+            if known is None:
+                known = specials[id(func)] = special(func)
+            holds, in_python, take_over = known
+            # A mode for torch functions that is on here would see every question to a tensor.
+            with no_torch_functions():
+                held = holds(*args, **kwargs) if holds is not None else None
+                if held:
+                    record(func, held)
+                if not in_python:
+                    result = execute(func, args, kwargs)
+                    if take_over is not None and _adds_gradients():
+                        take_over(args[0], result)
+                    record(func, result)
+                    return result
+            with InsideKernel():
                 result = func(*args, **kwargs)
-            take_over = in_place.get(func)
-            if take_over is not None and _adds_gradients():
-                take_over(args[0], result)
             record(func, result)
             return result
 
     return Watch()  # type: ignore[no-untyped-call]
+
+
+def _run(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return operator(*args, **kwargs)
 
 
 def _adds_gradients() -> bool:
@@ -448,6 +476,14 @@ def _adds_gradients() -> bool:
     import torch
 
     return not torch.is_grad_enabled() and torch._C._current_autograd_node() is not None
+
+
+def _sharers(storage: Any) -> int:
+    """Return how many tensors are on ``storage``."""
+    import torch
+
+    owners: int = torch._C._storage_Use_Count(storage._cdata)
+    return owners - 1  # but for the Python object that ``storage`` is
 
 
 def _use_count(tensor: Any) -> int:

@@ -174,6 +174,7 @@ def run_on_meta(
     """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
     from lorabench.estimator.trace.build import build_model
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta
+    from lorabench.estimator.trace.meta_results import MetaResults
     from lorabench.estimator.trace.optimizers import make_optimizer
     from lorabench.estimator.trace.origins import Origins
     from lorabench.estimator.trace.scratch import cpu_scratch, cuda_scratch
@@ -187,10 +188,11 @@ def run_on_meta(
     origins = Origins(model)
     # On a CPU run the host's own tensors, such as step counters, are the device's.
     devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
+    results = MetaResults(kernels)
     scratch = cuda_scratch() if kernels == "cuda" else cpu_scratch()
-    ledger = StorageLedger(*devices, scratch=scratch, on_birth=origins.note)
+    ledger = StorageLedger(*devices, scratch=scratch, execute=results, on_birth=origins.note)
     ledger.adopt_model(model)
-    with running_on_meta(model, kernels):
+    with running_on_meta(model, kernels, results):
         optimizer = make_optimizer(model, recipe)
         begin_phase = _with_workspaces(ledger, architecture) if kernels == "cuda" else ledger.begin_phase
         step = TrainingStep(model, optimizer, recipe, begin_phase)

@@ -88,8 +88,8 @@ def test_so_do_other_options(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama", "gpt2"}))
 def test_so_does_every_family(family: str) -> None:
     spec = small_model(family, num_hidden_layers=1)
-    targets = {"target_modules": "attention"} if family in MIXTURES else {}
-    recipe = make_recipe(spec.name, method="lora", batch_size=2, seq_len=32, attn_implementation="eager", **targets)
+    dropout = 0.0 if family in MIXTURES else 0.05  # experts' adapters have none
+    recipe = make_recipe(spec.name, batch_size=2, seq_len=32, attn_implementation="eager", lora_dropout=dropout)
     assert trace(spec, recipe, kernels="cpu").memory == really_run(spec, recipe)
 
 
@@ -103,8 +103,8 @@ def test_so_does_every_family(family: str) -> None:
 )
 def test_every_family_traces_with_cudas_kernels(family: str, attn_implementation: str) -> None:
     spec = small_model(family, num_hidden_layers=1)
-    targets = {"target_modules": "attention"} if family in MIXTURES else {}
-    recipe = make_recipe(spec.name, seq_len=128, attn_implementation=attn_implementation, **targets)
+    dropout = 0.0 if family in MIXTURES else 0.05
+    recipe = make_recipe(spec.name, seq_len=128, attn_implementation=attn_implementation, lora_dropout=dropout)
     traced = trace(spec, recipe)
     assert traced.memory.peak_allocated_bytes > traced.memory.phase_peaks_bytes["loaded"] > 0
     assert traced.parameters == count_parameters(spec, recipe)
@@ -343,7 +343,7 @@ def test_what_is_asked_about_autocast_is_answered_for_meta() -> None:
 
 
 def scratch_bytes(operator: Any, *args: Any, **kwargs: Any) -> list[int]:
-    return [tensor.nbytes for tensor in cuda_scratch()(operator, args, kwargs)]
+    return [tensor.nbytes for tensor in cuda_scratch()[operator](*args, **kwargs)]
 
 
 def test_flash_attentions_backward_pads_lengths_to_128_and_heads_to_32_columns() -> None:
@@ -385,5 +385,5 @@ def test_paged_states_take_no_memory_of_the_device() -> None:
         ]
         for optim in ("adamw_8bit", "paged_adamw_8bit")
     )
-    tables = 2 * 4096 * 128  # embedding and head: the tensors of at least 100,000 elements
-    assert unpaged - paged == 2 * tables
+    # The tensors of at least 100,000 elements: the head, and the embedding, which keeps float32 states.
+    assert unpaged - paged == (2 + 8) * 4096 * 128
