@@ -241,7 +241,7 @@ def _notes(comparison: Comparison) -> list[str]:
 
 def _spread(spread: RunToRun) -> str:
     if spread.deviation is None:
-        return "unknown, so only the steps' scatter within the runs was counted: repeats tell (lorabench run --repeats)"
+        return "unknown, with one run of each recipe (lorabench run --repeats tells)"
     source = {"repeats": "repeated runs", "suite": "how differently the recipes changed"}[spread.source]
     return f"step times spread by {spread.deviation:.1%}, as told by {source}"
 
