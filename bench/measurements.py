@@ -33,15 +33,18 @@ class Measurement(Struct, frozen=True, kw_only=True):
     rss_peak_bytes: int | None = None
     """Most bytes of host memory that the process had in RAM."""
     timeline: tuple[tuple[float, int], ...] | None = None
-    """(index of the operation, live bytes after it) over one step, where it was asked for."""
+    """(seconds since the step began, live bytes) over one step, where it was asked for. On a CPU, which has no
+    allocator that tells the time, the number of allocations and frees before stands for the seconds."""
 
     step_seconds: tuple[Seconds, ...]
     """Each timed step, in order."""
     warmup_step_seconds: tuple[float, ...]
     phase_seconds: dict[str, tuple[float, ...]] = {}
-    """Phase (of `PHASES`) → its seconds in each step of a separate pass, whose synchronisation no timed step has."""
+    """Phase (of `PHASES`) → its seconds in each of a few steps of their own."""
     unstable: tuple[str, ...] = ()
     """Why the step times are not to be trusted, each in one line; empty where they are."""
+    sm_clock_mhz: tuple[int, int] | None = None
+    """Lowest and highest clock of the GPU's processors seen while steps were timed."""
 
     tokens_per_step: int
     unpadded_tokens_per_step: int | None = None
@@ -55,12 +58,18 @@ class Measurement(Struct, frozen=True, kw_only=True):
     """What the device took over the timed steps."""
 
     losses: tuple[float | None, ...]
-    """Loss of every step from the first, warm-up included; None stands for a loss that is not finite."""
+    """Loss of every step that learnt: as many as the warm-up and timed steps that were asked for, from the first. None
+    stands for a loss that is not finite."""
     gradient_norms: tuple[float | None, ...] = ()
+    """Norm of all gradients in each of these steps, before they are clipped; None where it is not finite."""
     held_out_loss_before: float | None = None
+    """Loss on text that nothing trains on, without dropout, before the first step."""
     held_out_loss_after: float | None = None
+    """The same after the last step that learnt."""
     base_loss: float | None = None
-    """The base model's own loss on the first batch, without adapters (lora, qlora)."""
+    """The base model's own loss on the first batch, without adapters or dropout (lora, qlora)."""
+    adapted_loss: float | None = None
+    """The same with adapters that have learnt nothing yet: they must not change it."""
 
     @property
     def median_step_seconds(self) -> float:
@@ -73,3 +82,38 @@ class Measurement(Struct, frozen=True, kw_only=True):
     def tokens_per_second(self) -> float:
         """Throughput at the median timed step."""
         return self.tokens_per_step / self.median_step_seconds
+
+    @property
+    def unpadded_tokens_per_second(self) -> float | None:
+        """The same without padding."""
+        return _rate(self.unpadded_tokens_per_step, self.median_step_seconds)
+
+    @property
+    def loss_tokens_per_second(self) -> float | None:
+        """The same of those tokens that the loss has a term for."""
+        return _rate(self.loss_tokens_per_step, self.median_step_seconds)
+
+    @property
+    def step_seconds_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the median timed step, by bootstrap."""
+        from lorabench.bench.step_times import median_interval
+
+        return median_interval(self.step_seconds)
+
+    @property
+    def step_seconds_interquartile_range(self) -> float:
+        """The span of the middle half of the timed steps."""
+        from lorabench.bench.step_times import interquartile_range
+
+        return interquartile_range(self.step_seconds)
+
+    @property
+    def joules_per_thousand_tokens(self) -> float | None:
+        """Energy of the device for a thousand tokens of the timed steps."""
+        if self.energy_joules is None:
+            return None
+        return self.energy_joules / (self.tokens_per_step * len(self.step_seconds)) * 1000
+
+
+def _rate(tokens: int | None, seconds: float) -> float | None:
+    return None if tokens is None else tokens / seconds

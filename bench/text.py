@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 from lorabench.estimator.errors import UserError
@@ -75,12 +75,12 @@ def byte_tokenizer(vocab_size: int) -> Callable[[str], list[int]]:
     return lambda document: [*begin, *document.encode(errors="replace"), *end]
 
 
-def pack(documents: Iterable[list[int]], batch_size: int, seq_len: int) -> Iterator[list[list[int]]]:
+def pack(documents: Iterable[Iterable[int]], batch_size: int, seq_len: int) -> Iterator[list[list[int]]]:
     """Yield batches of ``batch_size`` rows of ``seq_len`` tokens: the documents end to end, cut where a row is full.
 
     No token is padding, dropped or repeated, but for the last few that fill no whole batch.
     """
-    stream = (token for document in documents for token in document)
+    stream = chain.from_iterable(documents)
     while True:
         block = list(islice(stream, batch_size * seq_len))
         if len(block) < batch_size * seq_len:
@@ -88,23 +88,29 @@ def pack(documents: Iterable[list[int]], batch_size: int, seq_len: int) -> Itera
         yield [block[start : start + seq_len] for start in range(0, len(block), seq_len)]
 
 
-def training_batches(
-    dataset: Path | None, tokenize: Callable[[str], list[int]], batch_size: int, seq_len: int
-) -> Iterator[list[list[int]]]:
-    """Yield packed batches of the dataset, or of the shipped text, without end: it starts over when it is used up.
+def held_out_and_training(
+    dataset: Path | None, tokenize: Callable[[str], list[int]], batch_size: int, seq_len: int, *, held_out: int
+) -> tuple[list[list[list[int]]], Iterator[list[list[int]]]]:
+    """Return the first ``held_out`` packed batches of the dataset, or of the shipped text, and batches of the rest.
+
+    Those of the rest have no end: it starts over when it is used up. A dataset that has no whole batch to train on
+    besides holds nothing out.
 
     Raises:
         UserError: the dataset is bad, or makes no token at all.
     """
 
-    def tokens() -> Iterator[list[int]]:
-        while True:
-            empty = True
-            for document in shipped_documents() if dataset is None else file_documents(dataset):
-                made = tokenize(document)
-                empty = empty and not made
-                yield made
-            if empty:
-                raise UserError(f"{dataset}: the tokenizer makes no token of the dataset's text")
+    def once() -> Iterator[int]:
+        documents = shipped_documents() if dataset is None else file_documents(dataset)
+        return chain.from_iterable(map(tokenize, documents))
 
-    return pack(tokens(), batch_size, seq_len)
+    size = batch_size * seq_len
+    first = once()
+    taken = list(islice(first, (held_out + 1) * size))
+    if not taken:
+        raise UserError(f"{dataset}: the tokenizer makes no token of the dataset's text")
+    kept = held_out * size if len(taken) == (held_out + 1) * size else 0
+    over_again = (islice(once(), kept, None) for _ in repeat(None))
+    return list(pack([taken[:kept]], batch_size, seq_len)), pack(
+        chain([taken[kept:], first], over_again), batch_size, seq_len
+    )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabench.bench.text import byte_tokenizer, file_documents, pack, shipped_documents, training_batches
+from lorabench.bench.text import byte_tokenizer, file_documents, held_out_and_training, pack, shipped_documents
 from lorabench.estimator.errors import UserError
 
 
@@ -57,8 +57,17 @@ def test_shipped_code_follows_the_prose() -> None:
 
 def test_a_short_dataset_starts_over(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
-    batches = training_batches(tmp_path / "a.txt", byte_tokenizer(256), 1, 4)
+    held_out, batches = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 1, 4, held_out=1)
     assert [bytes(row).decode() for batch in islice(batches, 3) for row in batch] == ["abca", "bcab", "cabc"]
+    assert held_out == []  # it has nothing to spare
+
+
+def test_held_out_text_is_never_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghijklmno")
+    held_out, batches = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 2, 2, held_out=2)
+    assert [bytes(row).decode() for batch in held_out for row in batch] == ["ab", "cd", "ef", "gh"]
+    trained = [bytes(row).decode() for batch in islice(batches, 4) for row in batch]
+    assert trained == ["ij", "kl", "mn", "oi", "jk", "lm", "no", "ij"]
 
 
 def test_each_line_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
@@ -95,4 +104,4 @@ def test_datasets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_text_that_makes_no_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
     with pytest.raises(UserError, match="makes no token"):
-        next(training_batches(tmp_path / "a.txt", lambda document: [], 1, 4))
+        held_out_and_training(tmp_path / "a.txt", lambda document: [], 1, 4, held_out=1)

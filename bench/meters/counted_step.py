@@ -1,0 +1,52 @@
+"""One more step, whose live storages are counted by component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.trace.storages import StorageLedger
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorabench.estimator.trace.step import Batch, TrainingStep
+
+TIMELINE_POINTS = 2000
+"""Most points of a timeline."""
+
+
+def count_step(model: nn.Module, step: TrainingStep, spec: ModelSpec, batches: Iterator[Batch]) -> StorageLedger:
+    """Train one step on ``batches`` and return the ledger of its storages."""
+    ledger = StorageLedger(step.device_type)
+    ledger.adopt_model(model)
+    ledger.adopt_optimizer(step.optimizer)
+
+    def adopted() -> Iterator[Batch]:
+        for batch in batches:
+            ledger.adopt("buffers", *batch.values())
+            yield batch
+
+    before, step.on_phase = step.on_phase, ledger.begin_phase
+    try:
+        with ledger:
+            ledger.watch_model(model, spec.vocab_size)
+            ledger.begin_step()
+            step(adopted())
+            ledger.end_step(model, step.optimizer)
+    finally:
+        step.on_phase = before
+    return ledger
+
+
+def thinned(points: list[tuple[float, int]]) -> tuple[tuple[float, int], ...]:
+    """Return at most `TIMELINE_POINTS` of ``points``: of each stretch the highest, the first and the last of all."""
+    if len(points) <= TIMELINE_POINTS:
+        return tuple(points)
+    stretches = TIMELINE_POINTS - 2
+    inner = points[1:-1]
+    cuts = [len(inner) * number // stretches for number in range(stretches + 1)]
+    highest = [max(inner[start:end], key=lambda point: point[1]) for start, end in pairwise(cuts)]
+    return (points[0], *highest, points[-1])

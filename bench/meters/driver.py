@@ -1,0 +1,176 @@
+"""What NVIDIA's driver says of one GPU, through its management library: one function for each fact.
+
+Every fact may be missing: of older GPUs, of parts of one (MIG), in containers, and where there is no library.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Self, TypeVar
+
+from msgspec import Struct
+
+SAMPLE_SECONDS = 0.05
+"""Between two looks at the GPU; a look takes the driver well under a millisecond."""
+SLOWDOWNS = {
+    0x08: "a hardware slowdown (temperature, power brake or supply)",
+    0x20: "its temperature, as the driver decided",
+    0x40: "its temperature, as the hardware decided",
+    0x80: "an external power brake",
+}
+"""nvmlClocksEventReasons bits of disturbances. The power cap (0x04) is none: a board at its power limit is the rule."""
+
+Fact = TypeVar("Fact")
+
+
+class Gpu:
+    """One GPU of the driver."""
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self._nvml = nvml
+        self._handle = handle
+
+    @classmethod
+    def open(cls, uuid: str) -> Self | None:
+        """Return the GPU with torch's ``uuid``, or None where the driver does not know it."""
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except (ImportError, OSError):
+            return None
+        except pynvml.NVMLError:
+            return None
+        for prefix in ("GPU-", "MIG-"):
+            with suppress(pynvml.NVMLError):
+                return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"{prefix}{uuid}"))
+        return None
+
+    def close(self) -> None:
+        """Let the library go."""
+        self._ask(self._nvml.nvmlShutdown)
+
+    def _ask(self, question: Callable[..., Fact], *arguments: Any) -> Fact | None:
+        try:
+            return question(*arguments)
+        except self._nvml.NVMLError:
+            return None
+
+    def device_bytes(self) -> int | None:
+        """Return the bytes of its memory that are taken, by whomever."""
+        memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, self._handle)
+        return None if memory is None else int(memory.used)
+
+    def process_bytes(self) -> int | None:
+        """Return the bytes that this process takes, context included; None where the driver cannot tell."""
+        own, _ = self._processes()
+        taken = None if own is None else own.usedGpuMemory
+        return None if taken is None else int(taken)
+
+    def others(self) -> int | None:
+        """Return how many other processes compute on it."""
+        _, others = self._processes()
+        return others
+
+    def _processes(self) -> tuple[Any, int | None]:
+        """Return this process as the driver lists it (None where it does not), and how many others it lists.
+
+        In a container with process ids of its own, this process has another id there: a single one is taken for it.
+        """
+        listed = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, self._handle)
+        if listed is None:
+            return None, None
+        own = [process for process in listed if process.pid == os.getpid()]
+        if not own and len(listed) == 1:
+            own = listed
+        return (own[0] if own else None), max(0, len(listed) - 1)
+
+    def joules(self) -> float | None:
+        """Return the energy that it has taken since the driver was loaded."""
+        millijoules = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
+        return None if millijoules is None else millijoules / 1000
+
+    def sm_clock_mhz(self) -> int | None:
+        """Return the clock of its processors."""
+        return self._ask(self._nvml.nvmlDeviceGetClockInfo, self._handle, self._nvml.NVML_CLOCK_SM)
+
+    def highest_sm_clock_mhz(self) -> int | None:
+        """Return the highest clock of its processors."""
+        return self._ask(self._nvml.nvmlDeviceGetMaxClockInfo, self._handle, self._nvml.NVML_CLOCK_SM)
+
+    def highest_memory_clock_mhz(self) -> int | None:
+        """Return the highest clock of its memory."""
+        return self._ask(self._nvml.nvmlDeviceGetMaxClockInfo, self._handle, self._nvml.NVML_CLOCK_MEM)
+
+    def power_limit_watts(self) -> float | None:
+        """Return the power that it is held to."""
+        milliwatts = self._ask(self._nvml.nvmlDeviceGetEnforcedPowerLimit, self._handle)
+        return None if milliwatts is None else milliwatts / 1000
+
+    def slowdowns(self) -> set[str]:
+        """Return what holds its clocks down now, of `SLOWDOWNS`."""
+        # The name that libraries older than 12.560 do not have is the newer one; both are there today.
+        bits = self._ask(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons, self._handle) or 0
+        return {what for bit, what in SLOWDOWNS.items() if bits & bit}
+
+
+class Seen(Struct):
+    """What was seen of a GPU over a stretch of time."""
+
+    process_peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    sm_clock_mhz: tuple[int, int] | None = None
+    """Lowest and highest."""
+    most_others: int = 0
+    slowdowns: set[str] = set()
+
+    def look(self, gpu: Gpu) -> None:
+        """Take in what ``gpu`` is like now."""
+        self.process_peak_bytes = _larger(self.process_peak_bytes, gpu.process_bytes())
+        self.device_peak_bytes = _larger(self.device_peak_bytes, gpu.device_bytes())
+        clock = gpu.sm_clock_mhz()
+        if clock is not None:
+            low, high = self.sm_clock_mhz or (clock, clock)
+            self.sm_clock_mhz = min(low, clock), max(high, clock)
+        self.most_others = max(self.most_others, gpu.others() or 0)
+        self.slowdowns = self.slowdowns | gpu.slowdowns()
+
+    def disturbances(self) -> list[str]:
+        """Return what may have slowed work on it, each in one line."""
+        shared = []
+        if self.most_others:
+            plural = "es" if self.most_others > 1 else ""
+            shared.append(f"the GPU was shared with {self.most_others} other process{plural}")
+        return shared + [f"the GPU's clocks were held down by {what}" for what in sorted(self.slowdowns)]
+
+
+class Watch:
+    """A context in which a thread looks at a GPU every `SAMPLE_SECONDS`."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.seen = Seen()
+        self._gpu = gpu
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, name="driver watch", daemon=True)
+
+    def __enter__(self) -> Seen:
+        self.seen.look(self._gpu)
+        self._thread.start()
+        return self.seen
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.seen.look(self._gpu)
+
+    def _look_on(self) -> None:
+        while not self._over.wait(SAMPLE_SECONDS):
+            self.seen.look(self._gpu)
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    known = [value for value in (one, other) if value is not None]
+    return max(known, default=None)

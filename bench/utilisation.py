@@ -1,0 +1,36 @@
+"""What share of a device's peak rate a step's arithmetic makes up."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lorabench.estimator.devices import find_device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.speed.flops import step_flops
+
+
+class Utilisation(NamedTuple):
+    """Shares of the peak rate; None where the device's peak or the recipe's arithmetic is not known."""
+
+    mfu: float | None = None
+    hfu: float | None = None
+
+
+def utilisation(spec: ModelSpec, recipe: Recipe, device_name: str | None, step_seconds: float) -> Utilisation:
+    """Return what ``recipe``, at ``step_seconds`` a step, makes of the device, named as its driver does.
+
+    The peak is the catalogue's dense rate for the dtype in which the recipe's matrix products run. Float32 products are
+    held against the float32 rate, since torch leaves TF32 off unless told otherwise.
+    """
+    if device_name is None:
+        return Utilisation()
+    try:
+        peak = find_device(device_name).peak_flops_per_second.get(recipe.compute_dtype)
+        flops = step_flops(spec, recipe)
+    except UserError:
+        return Utilisation()
+    if peak is None:
+        return Utilisation()
+    return Utilisation(flops.model / step_seconds / peak, flops.hardware / step_seconds / peak)
