@@ -14,6 +14,7 @@ from lorabench.bench.whole_files import write_whole
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes import Recipe, digest_of
+from lorabench.estimator.speed.throughput import Throughput
 
 SCHEMA_VERSION = 2
 SUFFIX = ".record.json"
@@ -58,6 +59,8 @@ class Prediction(Struct, frozen=True, kw_only=True):
 
     parameters: ParameterCounts
     memory: Breakdown
+    speed: Throughput | None = None
+    """None where the device's rates were not known."""
 
 
 class RunRecord(Struct, frozen=True, kw_only=True):

@@ -13,10 +13,11 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lorabench.bench.device_rates import device_rates
 from lorabench.bench.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
 from lorabench.bench.fit import reason_to_skip
 from lorabench.bench.jobs import Answer, Job, Settings
-from lorabench.bench.records import Key, Prediction, RunRecord
+from lorabench.bench.records import DeviceFacts, Key, Prediction, RunRecord
 from lorabench.bench.results import Results, open_results
 from lorabench.bench.suites import Planned, Suite
 from lorabench.bench.tasks import Lane, Task, lanes_of, tasks_of
@@ -197,7 +198,7 @@ class _Run:
     def _begin(self, task: Task, lane: Lane, running: dict[int, _Running], skip_unfit: bool) -> bool:
         """Start ``task`` on ``lane``; or return False, with its record written, where it is not worth trying."""
         started = time.monotonic()
-        begun = _Running(task, lane, predict(task.planned, task.settings), started, _now())
+        begun = _Running(task, lane, predict(task.planned, lane.device), started, _now())
         if skip_unfit and begun.prediction is not None:
             reason = reason_to_skip(begun.prediction.memory, lane.device)
             if reason is not None:
@@ -252,13 +253,15 @@ class _Run:
         self.watcher.ended(Progress(number=len(self.done), task=task, record=record, seconds=seconds, resumed=resumed))
 
 
-def predict(planned: Planned, settings: Settings) -> Prediction | None:
-    """Return the estimate for the device of ``settings``, or None where the recipe has no closed form there."""
+def predict(planned: Planned, device: DeviceFacts) -> Prediction | None:
+    """Return the estimate for ``device``, or None where the recipe has no closed form there."""
+    spec, recipe = planned.spec, planned.recipe
     try:
-        memory = estimate_memory(planned.spec, planned.recipe, settings.device)
+        memory = estimate_memory(spec, recipe, device.kind)
     except UserError:
         return None
-    return Prediction(parameters=count_parameters(planned.spec, planned.recipe), memory=memory)
+    speed = device_rates(device).throughput(spec, recipe)
+    return Prediction(parameters=count_parameters(spec, recipe), memory=memory, speed=speed)
 
 
 def check_sources(suite: Suite, settings: Settings) -> None:

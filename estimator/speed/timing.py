@@ -91,11 +91,18 @@ def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, f
         bytes_ = _attention_bytes(work, filled)
         return "attention", rates.attention(flops, bytes_, work.dtype, backward=work.backward, masked=masked)
     if isinstance(work, Dequantisation):
-        # Half a byte each, a constant for 64 of them (counted as its four bytes), and the result.
-        return "dequantisation", rates.dequantisation(work.elements * (1 / 2 + 4 / 64 + ITEMSIZES[work.dtype]))
+        return "dequantisation", rates.dequantisation(dequantisation_bytes(work.elements, work.dtype))
     if isinstance(work, ChunkedLoss):
         return "logits and loss", _chunked_loss(work, filled, rates)
     return "logits and loss" if operation.logits else "elementwise", rates.passing(filled.sum(operation.passed))
+
+
+def dequantisation_bytes(elements: int, dtype: str) -> float:
+    """Return the bytes that pass when a 4-bit weight is written out in ``dtype``.
+
+    Half a byte each, a constant for 64 of them (counted as its four bytes), and the result.
+    """
+    return elements * (1 / 2 + 4 / 64 + ITEMSIZES[dtype])
 
 
 def _attention_bytes(work: Attention, filled: Filled) -> float:

@@ -27,6 +27,8 @@ main(sys.argv[1:])
         ["report", "--help"],
         ["check", "--help"],
         ["doctor", "--help"],
+        ["calibrate", "--help"],
+        ["estimate", "llama-3.1-8b", "--gpu", "h100-sxm", "--tokens", "50M", "--price-per-hour", "2.5"],
     ],
     ids=" ".join,
 )

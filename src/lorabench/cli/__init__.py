@@ -20,6 +20,7 @@ COMMANDS = {
     "estimate": "Estimate what a recipe takes, in milliseconds, without torch.",
     "trace": "Run the real step on meta tensors: exact, no GPU.",
     "run": "Really train recipes and measure them.",
+    "calibrate": "Measure how fast this device works, for estimates of time.",
     "report": "Make one HTML page of results.",
     "check": "Hold results against a baseline.",
     "models": "List the models whose shapes are shipped.",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from lorabench.bench.device_rates import DeviceRates, device_rates
 from lorabench.bench.fit import predict_fit
 from lorabench.bench.jobs import Settings
 from lorabench.bench.records import DeviceFacts
@@ -15,11 +16,9 @@ from lorabench.cli.listing import Column, as_table
 from lorabench.cli.quantities import in_gib
 from lorabench.cli.speed import in_time
 from lorabench.estimator.breakdown import Breakdown
-from lorabench.estimator.devices import Device, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.speed.calibrations import Calibration, find_calibration
-from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
+from lorabench.estimator.speed.throughput import Throughput
 
 UNKNOWN = "unknown"
 
@@ -39,8 +38,8 @@ class Row(Struct, frozen=True, kw_only=True):
 def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
     """Return the list of the suite's recipes on ``device``, for people."""
     labels = suite.labels()
-    known = _speed_of(device)
-    rows = [_row(labels[planned.digest], planned, device, known) for planned in suite.recipes]
+    rates = device_rates(device)
+    rows = [_row(labels[planned.digest], planned, device, rates) for planned in suite.recipes]
     times = [_training_seconds(row, settings) for row in rows]
     total = sum(seconds for seconds in times if seconds is not None) * suite.repeats
     counted = Counter(row.verdict for row in rows)
@@ -62,29 +61,13 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
     return "\n".join(lines)
 
 
-def _speed_of(facts: DeviceFacts) -> tuple[Device, Calibration | None]:
-    """Return the device by its rates: those measured on it, those of its datasheet, or none."""
-    found = find_calibration(facts.name)
-    plain = Device(name=facts.name, title=facts.name, memory_bytes=facts.memory_bytes)
-    if facts.kind == "cpu":
-        return plain, found[0] if found else None
-    try:
-        return find_device(facts.name), found[0] if found else None
-    except UserError:
-        return plain, found[0] if found else None
-
-
-def _row(label: str, planned: Planned, facts: DeviceFacts, known: tuple[Device, Calibration | None]) -> Row:
+def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates) -> Row:
     spec, recipe = planned.spec, planned.recipe
     try:
         memory = estimate_memory(spec, recipe, facts.kind)
     except UserError as error:
         return Row(label=label, reason=str(error))
-    try:
-        speed = estimate_throughput(spec, recipe, *known)
-    except UserError:
-        speed = None
-    return Row(label=label, memory=memory, speed=speed, verdict=predict_fit(memory, facts))
+    return Row(label=label, memory=memory, speed=rates.throughput(spec, recipe), verdict=predict_fit(memory, facts))
 
 
 def _training_seconds(row: Row, settings: Settings) -> float | None:

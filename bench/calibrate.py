@@ -1,0 +1,264 @@
+"""Measure how fast a device really works, for estimates of time: `lorabench calibrate`.
+
+What is measured is what a step is made of (`estimator.speed.operations`): matrix products by shape, passes over
+tensors, attention, 4-bit weights written out, and what the processor takes to send an operation off. None of it is a
+training run that estimates are held against.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.parameters import trainable_shapes
+from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
+from lorabench.estimator.speed.flops import BACKWARD_PRODUCTS_DONE, FORWARD_PRODUCTS
+from lorabench.estimator.speed.operations import micro_batch_operations
+from lorabench.estimator.speed.timing import dequantisation_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+PRODUCT_EXTENTS: dict[Kernels, tuple[int, ...]] = {
+    "cuda": (16, 128, 1024, 4096, 16384),
+    "cpu": (8, 32, 128, 512, 2048),
+}
+"""Rows and columns of the matrices: from ranks and short batches to long ones and wide layers."""
+PASS_BYTES: dict[Kernels, tuple[int, ...]] = {
+    "cuda": tuple(3 * 2**power for power in range(12, 30)),
+    "cpu": tuple(3 * 2**power for power in range(8, 27)),
+}
+DEQUANTISED_ELEMENTS: dict[Kernels, tuple[int, ...]] = {
+    "cuda": tuple(2**power for power in range(16, 29, 2)),
+    "cpu": tuple(2**power for power in range(12, 23, 2)),
+}
+ATTENTION_SHAPES: dict[Kernels, tuple[int, int, int, int]] = {"cuda": (4, 16, 2048, 128), "cpu": (2, 4, 256, 64)}
+"""Sequences, heads, tokens, columns of a head."""
+LEAST_SECONDS, MOST_REPEATS, LEAST_REPEATS = 0.03, 300, 5
+"""A measurement is repeated for so long, or so often."""
+HOST_STEPS = 30
+"""Steps of the smallest model, of which the first third is warm-up."""
+
+
+def calibrate(kind: Kernels, device_name: str, dtypes: Sequence[str], say: Callable[[str], None]) -> Calibration:
+    """Return the rates of this machine's GPU or CPU, named ``device_name``, for products in ``dtypes``.
+
+    ``say`` is told what is measured next. It takes about a minute, and up to 4 GiB of memory on a GPU.
+    """
+    import torch
+
+    bench = _Bench(kind)
+    products = {}
+    attention = {}
+    for dtype in dtypes:
+        say(f"matrix products, {dtype}")
+        products[dtype] = bench.products(getattr(torch, dtype))
+        say(f"attention, {dtype}")
+        attention[dtype] = bench.attention(getattr(torch, dtype))
+    say("passes over tensors")
+    passes = bench.passes()
+    say("4-bit weights")
+    dequantisation = bench.dequantisation(getattr(torch, dtypes[0]), dtypes[0])
+    say("sending operations off")
+    forward, backward, optimizer = _host_seconds(kind)
+    return Calibration(
+        device=device_name,
+        kind=kind,
+        threads=torch.get_num_threads() if kind == "cpu" else None,
+        software=_software(),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        products=products,
+        passes=passes,
+        attention=attention,
+        dequantisation=dequantisation,
+        forward_seconds=forward,
+        backward_seconds=backward,
+        optimizer_seconds=optimizer,
+    )
+
+
+class _Bench:
+    def __init__(self, kind: Kernels) -> None:
+        self.kind = kind
+
+    def seconds(self, function: Callable[[], Any]) -> float:
+        """Return the median seconds that the device takes for ``function``."""
+        return _gpu_seconds(function) if self.kind == "cuda" else _cpu_seconds(function)
+
+    def random(self, *shape: int, dtype: torch.dtype, requires_grad: bool = False) -> torch.Tensor:
+        import torch
+
+        return torch.randn(*shape, device=self.kind, dtype=dtype, requires_grad=requires_grad)
+
+    def products(self, dtype: torch.dtype) -> ProductTimes:
+        from torch.nn.functional import linear
+
+        extents = PRODUCT_EXTENTS[self.kind]
+        seconds = []
+        for m in extents:
+            for n in extents:
+                for k in extents:
+                    x, weight = self.random(m, k, dtype=dtype), self.random(n, k, dtype=dtype)
+                    seconds.append(self.seconds(lambda x=x, weight=weight: linear(x, weight)))  # type: ignore[misc]
+        return ProductTimes(m=extents, n=extents, k=extents, seconds=tuple(seconds))
+
+    def passes(self) -> PassTimes:
+        """Time products of elements: two tensors read and one written, as training allocates it."""
+        import torch
+
+        bytes_ = PASS_BYTES[self.kind]
+        seconds = []
+        for size in bytes_:
+            elements = size // (3 * 4)
+            a, b = (self.random(elements, dtype=torch.float32) for _ in range(2))
+            seconds.append(self.seconds(lambda a=a, b=b: a * b))  # type: ignore[misc]
+        return PassTimes(bytes=bytes_, seconds=tuple(seconds))
+
+    def attention(self, dtype: torch.dtype) -> AttentionRates:
+        """Time attention as `scaled_dot_product_attention` runs it, without a mask and with one."""
+        import torch
+
+        batch, heads, length, columns = ATTENTION_SHAPES[self.kind]
+        q, k, v = (self.random(batch, heads, length, columns, dtype=dtype, requires_grad=True) for _ in range(3))
+        mask = torch.ones(length, length, dtype=torch.bool, device=self.kind).tril()
+        pair = 2 * batch * heads * columns
+        causal = self._attention_rates(q, k, v, pair * length * (length + 1) / 2, is_causal=True)
+        masked = self._attention_rates(q, k, v, pair * length * length, attn_mask=mask)
+        return AttentionRates(
+            forward=causal[0], backward=causal[1], masked_forward=masked[0], masked_backward=masked[1]
+        )
+
+    def _attention_rates(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, flops: float, **how: Any
+    ) -> tuple[float, float]:
+        from torch.nn.functional import scaled_dot_product_attention as attend
+
+        gradient = self.random(*q.shape, dtype=q.dtype)
+        forward = self.seconds(lambda: attend(q, k, v, **how))
+
+        def both() -> None:
+            attend(q, k, v, **how).backward(gradient)  # type: ignore[no-untyped-call]
+
+        backward = max(self.seconds(both) - forward, forward / 10)
+        return FORWARD_PRODUCTS * flops / forward, BACKWARD_PRODUCTS_DONE * flops / backward
+
+    def dequantisation(self, dtype: torch.dtype, name: str) -> PassTimes | None:
+        """Time bitsandbytes writing 4-bit weights out; None where it is not there."""
+        try:
+            from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+        except ImportError:
+            return None
+        bytes_, seconds = [], []
+        for elements in DEQUANTISED_ELEMENTS[self.kind]:
+            weight = self.random(elements // 64, 64, dtype=dtype)
+            quantized, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+            bytes_.append(round(dequantisation_bytes(elements, name)))
+            seconds.append(self.seconds(lambda q=quantized, s=state: dequantize_4bit(q, s)))  # type: ignore[misc]
+        return PassTimes(bytes=tuple(bytes_), seconds=tuple(seconds))
+
+
+def _cpu_seconds(function: Callable[[], Any]) -> float:
+    """Return the seconds of the fastest call: what is above it is what else the machine was doing."""
+    function()
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < LEAST_REPEATS or (time.perf_counter() - started < LEAST_SECONDS and len(times) < MOST_REPEATS):
+        begun = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def _gpu_seconds(function: Callable[[], Any]) -> float:
+    """Return the seconds of one call among several sent off together, on the GPU's own clock."""
+    import torch
+
+    def together(count: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        for _ in range(count):
+            function()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end)) / 1000 / count
+
+    for _ in range(LEAST_REPEATS):
+        function()  # kernels are chosen and loaded
+    torch.cuda.synchronize()
+    once = max(together(1), 1e-6)
+    count = min(max(int(LEAST_SECONDS / LEAST_REPEATS / once), 1), MOST_REPEATS)
+    return median(together(count) for _ in range(LEAST_REPEATS))
+
+
+def _host_seconds(kind: Kernels) -> tuple[float, float, float]:
+    """Return what an operation of forward and backward, and a tensor of the optimizer's step, take of the processor.
+
+    They are those of a model with so few elements that nothing else takes time.
+    """
+    import torch
+
+    from lorabench.estimator.trace.build import build_model
+    from lorabench.estimator.trace.optimizers import make_optimizer
+    from lorabench.estimator.trace.step import TrainingStep
+
+    spec = read_config(SMALLEST_MODEL, "lorabench/smallest")
+    recipe = make_recipe(
+        spec.name, rank=1, dtype="float32", mixed_precision="no", seq_len=8, gradient_checkpointing=False
+    )
+    model = build_model(spec, recipe, kind, seed=0)
+    marks: list[tuple[str, float]] = []
+
+    def mark(phase: str) -> None:
+        if kind == "cuda":
+            torch.cuda.synchronize()  # or a full queue would make the processor wait
+        marks.append((phase, time.perf_counter()))
+
+    step = TrainingStep(model, make_optimizer(model, recipe), recipe, on_phase=mark)
+    tokens = torch.zeros(recipe.batch_size, recipe.seq_len, dtype=torch.int64, device=kind)
+    spent: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
+    for number in range(HOST_STEPS):
+        marks.clear()
+        step([{"input_ids": tokens, "labels": tokens}])
+        end = time.perf_counter()
+        if number >= HOST_STEPS // 3:
+            for (phase, begun), (_, ended) in zip(marks, [*marks[1:], ("", end)], strict=True):
+                spent[phase].append(ended - begun)
+    counted = {"forward": 0, "backward": 0}
+    for operation, times in micro_batch_operations(spec, recipe, kind):
+        counted["backward" if operation.phase == "backward" else "forward"] += times
+    tensors = sum(count for _, count in trainable_shapes(spec, recipe))
+    return (
+        min(spent["forward"]) / counted["forward"],
+        min(spent["backward"]) / counted["backward"],
+        min(spent["optimizer"]) / tensors,
+    )
+
+
+SMALLEST_MODEL = {
+    "model_type": "llama",
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+
+
+def _software() -> dict[str, str]:
+    import importlib.metadata
+
+    versions = {}
+    for package in ("torch", "transformers", "peft", "bitsandbytes"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,114 @@
+"""`lorabench calibrate`: measure how fast this machine's device works, for estimates of time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorabench.cli.listing import Column, as_table
+from lorabench.cli.parameters import OneOf
+from lorabench.estimator.errors import UserError
+
+if TYPE_CHECKING:
+    from lorabench.estimator.speed.calibrations import Calibration
+
+EXAMPLES = """\
+\b
+Examples:
+  lorabench calibrate
+  lorabench calibrate --dtype bfloat16 --dtype float32 -o my-gpu.json
+  lorabench estimate llama-3.1-8b --gpu rtx-4090 --calibration my-gpu.json
+"""
+DTYPES = ("float32", "bfloat16", "float16")
+TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
+
+
+@click.command("calibrate", epilog=EXAMPLES)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File for it. [where estimates look for it]")
+@click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
+@click.option(
+    "--dtype", "dtypes", type=OneOf(DTYPES), multiple=True, help="Of products. [GPU: bfloat16, float32; CPU: float32]"
+)
+def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
+    """Measure how fast this machine's GPU, or CPU, really works, in about a minute.
+
+    Matrix products by shape, passes over tensors, attention, 4-bit weights, and what the processor takes to send an
+    operation off. Estimates of this device, by its name, are made from it from then on. Run it while nothing else
+    uses the device.
+    """
+    import msgspec
+
+    from lorabench.bench.calibrate import calibrate
+    from lorabench.bench.environment import probe_surroundings
+    from lorabench.bench.whole_files import write_whole
+    from lorabench.estimator.speed.calibrations import file_name, user_folder
+    from lorabench.estimator.trace.quiet import quiet_libraries
+
+    facts = probe_surroundings(device).device
+    chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.kind == "cpu" else default_dtypes(facts.name))
+
+    def say(what: str) -> None:
+        click.echo(f"measuring {what}", err=True)
+
+    with quiet_libraries():
+        calibration = calibrate(facts.kind, facts.name, chosen, say if sys.stderr.isatty() else lambda what: None)
+    click.echo(as_text(calibration))
+    path = output or user_folder() / file_name(facts.name)
+    try:
+        write_whole(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): name another file with -o") from error
+    click.echo(f"\nwritten to {path}")
+
+
+def default_dtypes(gpu: str) -> tuple[str, ...]:
+    """Return what people train in on the GPU of that name: the 16 bits that it has units for, and float32."""
+    from lorabench.estimator.devices import find_device
+
+    try:
+        half = "float16" if find_device(gpu).supports_bfloat16 is False else "bfloat16"
+    except UserError:
+        half = "bfloat16"
+    return half, "float32"
+
+
+def as_text(calibration: Calibration) -> str:
+    """Return the best and the typical of what was measured, for people."""
+    rows: list[tuple[str, str]] = []
+    for dtype, times in calibration.products.items():
+        sizes = [m * n * k for m in times.m for n in times.n for k in times.k]
+        best = max(2 * size / seconds for size, seconds in zip(sizes, times.seconds, strict=True))
+        rows.append((f"matrix products, {dtype}", f"up to {_flops(best)}"))
+        rates = calibration.attention[dtype]
+        rows.append((f"attention, {dtype}", f"{_flops(rates.forward)}, backward {_flops(rates.backward)}"))
+    rows.append(("passes over tensors", f"{_largest(calibration.passes.bytes, calibration.passes.seconds)}"))
+    if calibration.dequantisation is not None:
+        written = calibration.dequantisation
+        rows.append(("4-bit weights", _largest(written.bytes, written.seconds)))
+    host = (calibration.forward_seconds, calibration.backward_seconds, calibration.optimizer_seconds)
+    forward, backward, optimizer = (f"{seconds / MICRO:.3g}" for seconds in host)
+    rows.append(("sending off an operation", f"{forward} µs forward, {backward} µs backward"))
+    rows.append(("the optimizer's step", f"{optimizer} µs a tensor"))
+    many = calibration.threads
+    threads = "" if many is None else f", {many} thread{'s' if many > 1 else ''}"
+    return as_table(
+        [
+            Column(f"{calibration.device}{threads}", [what for what, _ in rows], right=False),
+            Column("", [said for _, said in rows], right=False),
+        ]
+    )
+
+
+def _flops(rate: float) -> str:
+    return f"{rate / TERA:.3g} TFLOP/s" if rate >= TERA else f"{rate / GIGA:.3g} GFLOP/s"
+
+
+def _largest(bytes_: tuple[int, ...], seconds: tuple[float, ...]) -> str:
+    return f"{bytes_[-1] / seconds[-1] / GIGA:.3g} GB/s, {max(map(_rate, bytes_, seconds)) / GIGA:.3g} in caches"
+
+
+def _rate(bytes_: int, seconds: float) -> float:
+    return bytes_ / seconds
