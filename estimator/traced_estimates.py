@@ -35,7 +35,7 @@ def trace_for_estimate(
         from lorabench.estimator.trace.trace import trace
 
         with quiet_libraries():
-            traced = trace(spec, recipe, on_progress=on_progress)
+            traced = trace(spec, recipe, architecture=architecture, on_progress=on_progress)
     except ImportError as error:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}, and to trace it takes {error.name}, which is not "
@@ -49,7 +49,7 @@ def _with_ranges(memory: Breakdown, architecture: str | None) -> Breakdown:
     reserved, device_total = memory.peak_reserved_bytes, memory.device_total_bytes
     assert reserved is not None
     assert device_total is not None
-    taken = reserve(memory.components)
+    taken = reserve(memory.components, architecture=architecture)
     return replace(
         memory,
         peak_reserved_range_bytes=_including(taken.reserved_range, reserved),

@@ -18,7 +18,7 @@ from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.memory_grid import estimate_memory_grid
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
-from tests.small_models import FAMILIES, MIXTURES, small_model
+from tests.small_models import FAMILIES, small_model
 
 WINDOWED = {"mistral": {"sliding_window": 512}, "gemma2": {"sliding_window": 512}}
 """Families whose layers may look back no further than a window."""
@@ -45,7 +45,7 @@ def sample(family: str, many: int) -> list[tuple[ModelSpec, Recipe]]:
                 "rank": draw.choice([1, 3, 16, 257]),
                 "lora_alpha": draw.choice([None, 1, 32]),
                 "lora_dropout": draw.choice([0.0, 0.1]),
-                "target_modules": "attention" if family in MIXTURES else draw.choice(["all-linear", "attention"]),
+                "target_modules": draw.choice(["all-linear", "attention"]),
                 "adapter_dtype": draw.choice(CHOICES["adapter_dtype"]),
             }
         try:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from lorabench.estimator.breakdown import COMPONENTS, Breakdown
 from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
@@ -69,7 +68,7 @@ def test_the_estimated_peak_on_a_cpu_is_the_measured_one(model: str, method: str
         batch_size=2,
         seq_len=64,  # bfloat16 is slow on most CPUs
         attn_implementation="eager" if model == "gemma2" else "sdpa",
-        target_modules="attention" if model in MIXTURES and method != "full" else None,
+        lora_dropout=0.0 if model in MIXTURES and method != "full" else None,  # experts' adapters have none
     )
     measured = measure(spec, recipe)
     estimated = estimate_memory(spec, recipe, "cpu")
@@ -93,7 +92,7 @@ def recipes(draw: st.DrawFn) -> tuple[ModelSpec, Recipe]:
         "loss": draw(st.sampled_from(["standard", "legacy"])),
     }
     if method != "full":
-        targets = ["attention"] if family in MIXTURES else ["all-linear", "attention", "mlp"]
+        targets = ["all-linear", "attention", *([] if family in MIXTURES else ["mlp"])]
         options |= {
             "rank": draw(st.integers(1, 128)),
             "lora_dropout": draw(st.sampled_from([0.0, 0.1])),
@@ -154,15 +153,3 @@ def test_names_and_alpha_change_nothing(given_: tuple[ModelSpec, Recipe]) -> Non
     spec, recipe = given_
     other = changed(recipe, model="another/name", lora_alpha=None if recipe.method == "full" else 3.0)
     assert estimate_memory(spec, other) == estimate_memory(spec, recipe)
-
-
-@pytest.mark.parametrize(
-    ("family", "options", "advice"),
-    [
-        ("mixtral", {"lora_dropout": 0.0}, "lorabench trace"),
-    ],
-)
-def test_what_has_no_closed_form_is_refused(family: str, options: dict[str, Any], advice: str) -> None:
-    spec = small_model(family)
-    with pytest.raises(UserError, match=advice):
-        estimate_memory(spec, make_recipe(spec.name, **options))
