@@ -50,7 +50,7 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that the arguments name, or refuse with the nearest name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise UserError(f"no command {args[0]!r}: {did_you_mean(args[0], COMMANDS)}")
+            raise UserError(f"no command {args[0]!r}: {did_you_mean(args[0], COMMANDS, say_all_up_to=12)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
