@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from lorabench.bench.whole_files import write_whole
 from lorabench.estimator.errors import UserError
 from lorabench.reports import quantities
 from lorabench.reports.runs import Run
-from lorabench.reports.sections import SECTIONS
+from lorabench.reports.sections import SECTIONS, Section
 from lorabench.reports.sections.failures import OUTCOMES
 
 if TYPE_CHECKING:
@@ -23,43 +24,51 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 HERE = Path(__file__).parent
-STYLE = "page.css"
-SCRIPTS = (
-    "vendor/echarts/echarts.min.js",
-    "js/quantities.js",
-    "js/store.js",
-    "js/tables.js",
-    "js/memory.js",
-    "js/throughput.js",
-    "js/losses.js",
-    "js/charts.js",
-    "js/records.js",
-)
-"""In the order in which they run; they share one scope."""
+STYLES = ("colours", "page", "summary", "charts", "tables", "environments", "print")
+"""Of ``css/``, in the order in which they apply."""
+LIBRARY = "vendor/echarts/echarts.min.js"
+FOUNDATION = ("quantities", "store", "tables", "charts")
+"""Of ``js/``: what the sections' own scripts import."""
+START = ("start", "records")
+"""What runs after them."""
 
 
 def render_report(runs: Sequence[Run]) -> str:
     """Return the page of ``runs``, which `lorabench.reports.runs.read_runs` reads; there must be at least one.
 
+    Raises:
+        UserError: jinja2 is not installed.
+    """
+    sections = [(section, data) for section in SECTIONS if (data := section.data(runs)) is not None]
+    title = " · ".join(dict.fromkeys(run.record.suite for run in runs))
+    return render_page(title, "Memory, speed and loss, estimated and measured", sections)
+
+
+def render_page(title: str, lead: str, sections: Sequence[tuple[Section, dict[str, Any]]]) -> str:
+    """Return a page of ``sections``, each with what its template shows, as one file.
+
     Every script and the style are named in the page's content security policy by their hashes, and nothing else may
-    run, load or be sent. What comes from the records is escaped text, or JSON that no parser takes for markup.
+    run, load or be sent. What comes from elsewhere is escaped text, or JSON that no parser takes for markup.
 
     Raises:
         UserError: jinja2 is not installed.
     """
     jinja = _jinja()
-    style, *scripts = (_inline(HERE / name) for name in (STYLE, *SCRIPTS))
-    sections = [(section, data) for section in SECTIONS if (data := section.data(runs)) is not None]
+    style = _inline("\n".join(_read(f"css/{name}.css") for name in STYLES))
+    own = [name for section, _ in sections for name in section.scripts]
+    library, module = _inline(_read(LIBRARY)), _inline(_linked(dict.fromkeys([*FOUNDATION, *own, *START])))
     return jinja.get_template("page.html").render(
-        title=" · ".join(dict.fromkeys(run.record.suite for run in runs)),
+        title=title,
+        lead=lead,
         version=__version__,
         sections=sections,
         style=style,
-        scripts=scripts,
+        library=library,
+        module=module,
         policy="; ".join(
             [
                 "default-src 'none'",
-                f"script-src {' '.join(map(_source, scripts))}",
+                f"script-src {_source(library)} {_source(module)}",
                 f"style-src {_source(style)}",
                 "img-src data:",
                 "base-uri 'none'",
@@ -116,12 +125,23 @@ def _json_data(data: Any) -> Markup:
     return Markup(msgspec.json.encode(data).decode().replace("<", "\\u003c"))  # noqa: S704
 
 
-def _inline(path: Path) -> Markup:
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _linked(names: Iterable[str]) -> str:
+    """Return the ES modules of ``js/`` as one, which a page without addresses needs: each stands after those that it
+    imports, and their names share one scope.
+    """
+    linked = "\n".join(_read(f"js/{name}.js") for name in names)
+    return re.sub(r"^(import [^;]+;|export )", "", linked, flags=re.MULTILINE)
+
+
+def _inline(text: str) -> Markup:
     """Return our own script or style for the inside of its element."""
     from markupsafe import Markup
 
-    text = path.read_text(encoding="utf-8")
-    assert not any(end in text.lower() for end in ("</script", "</style", "<!--")), f"{path} would end its own element"
+    assert not any(end in text.lower() for end in ("</script", "</style", "<!--")), "it would end its own element"
     return Markup(text)  # noqa: S704
 
 

@@ -1,12 +1,13 @@
-"use strict";
-// Draws each chart when it comes near the window, again when its width changes, and all of them for print.
+// A chart in its element, and what charts share.
 
-const FONT = "system-ui, sans-serif";
-const AXIS_HEIGHT = 34;
+import { asTable } from "./tables.js";
+
+export const FONT = "system-ui, sans-serif";
+export const AXIS_HEIGHT = 34;
 const PRINT_WIDTH = 680;
 
-const CHART = { animation: false, textStyle: { fontFamily: FONT, color: "var(--text)" } };
-const AXIS = {
+export const CHART = { animation: false, textStyle: { fontFamily: FONT, color: "var(--text)" } };
+export const AXIS = {
   axisLine: { show: false },
   axisTick: { show: false },
   axisLabel: { color: "var(--muted)", fontSize: 12 },
@@ -14,7 +15,7 @@ const AXIS = {
   splitLine: { lineStyle: { color: "var(--line)" } },
 };
 // What bar charts share, with room at the right for the figures at the bars' ends.
-function base(names, { right }) {
+export function base(names, { right }) {
   return {
     ...CHART,
     grid: { left: 1, right, top: 2, bottom: AXIS_HEIGHT - 8 },
@@ -29,7 +30,7 @@ function base(names, { right }) {
 }
 
 // The names of the runs, `above` the middle of their bars: there even long ones have the whole width.
-function namesAbove(names, { width, above }) {
+export function namesAbove(names, { width, above }) {
   return {
     type: "custom",
     silent: true,
@@ -42,7 +43,7 @@ function namesAbove(names, { width, above }) {
   };
 }
 
-function valueAxis({ max, unit, width }) {
+export function valueAxis({ max, unit, width }) {
   return {
     ...AXIS,
     type: "value",
@@ -61,9 +62,16 @@ function valueAxis({ max, unit, width }) {
 }
 
 const tip = document.getElementById("tip");
-const KINDS = { memory: memoryChart, throughput: throughputChart, losses: lossesChart };
+const KINDS = {};
 
-class Chart {
+// Makes `kind` known as data-chart="NAME". It has height(data, width) and option(data, { width, hidden }), and where
+// that makes sense tip(data, place, hidden), what is said beside the pointer, and table(data), both as asTable takes
+// them.
+export function register(name, kind) {
+  KINDS[name] = kind;
+}
+
+export class Chart {
   constructor(element) {
     this.element = element;
     this.kind = KINDS[element.dataset.chart];
@@ -115,48 +123,4 @@ class Chart {
     this.element.querySelector("svg")?.removeAttribute("viewBox");
     this.draw();
   }
-}
-
-const CHARTS = new Map([...document.querySelectorAll(".chart")].map((element) => [element, new Chart(element)]));
-
-const near = new IntersectionObserver(
-  (entries) => {
-    for (const { isIntersecting, target } of entries)
-      if (isIntersecting && !CHARTS.get(target).drawn) CHARTS.get(target).draw();
-  },
-  { rootMargin: "600px" },
-);
-const resized = new ResizeObserver((entries) => {
-  for (const { target } of entries) {
-    const chart = CHARTS.get(target);
-    if (chart.drawn && target.clientWidth !== chart.width && !printing) chart.draw();
-  }
-});
-let printing = false;
-for (const element of CHARTS.keys()) {
-  near.observe(element);
-  resized.observe(element);
-}
-addEventListener("beforeprint", () => {
-  printing = true;
-  for (const chart of CHARTS.values()) chart.enterPrint();
-});
-addEventListener("afterprint", () => {
-  for (const chart of CHARTS.values()) chart.leavePrint();
-  printing = false;
-});
-
-for (const button of document.querySelectorAll(".legend button"))
-  button.addEventListener("click", () => {
-    const shown = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", shown);
-    for (const element of button.closest(".charts").querySelectorAll(".chart"))
-      CHARTS.get(element).toggle(button.dataset.key, shown);
-  });
-
-for (const details of document.querySelectorAll("details.data")) {
-  const { kind, data } = CHARTS.get(details.closest("figure").querySelector(".chart"));
-  details.addEventListener("toggle", () => details.querySelector("table").replaceWith(asTable(kind.table(data))), {
-    once: true,
-  });
 }

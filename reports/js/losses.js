@@ -1,7 +1,9 @@
-"use strict";
 // Loss by step: one curve for each run, in its method's colour and with a stroke of its own.
 
-const lossesChart = {
+import { AXIS, CHART, register } from "./charts.js";
+import { lossesOf } from "./store.js";
+
+register("losses", {
   height: (data, width) => (width >= 560 ? 320 : 260),
 
   option(data, { width, hidden }) {
@@ -74,6 +76,6 @@ const lossesChart = {
     ]);
     return { columns: ["Step", ...data.curves.map((curve) => curve.name)], rows };
   },
-};
+});
 
 const lossText = (loss) => loss?.toFixed(4) ?? "not finite";

@@ -1,5 +1,8 @@
-"use strict";
 // Estimated against measured memory: two stacked bars for each run, below its name.
+
+import { AXIS_HEIGHT, base, namesAbove, register, valueAxis } from "./charts.js";
+import { byteScale, formatBytes, formatShare } from "./quantities.js";
+import { breakdownsOf, STORE } from "./store.js";
 
 const FAILED = { oom: "out of memory", error: "failed", timeout: "timed out" };
 const COLOURED = [
@@ -14,7 +17,7 @@ const COLOURED = [
   "buffers",
 ];
 
-const memoryChart = {
+register("memory", {
   height: (data) => 64 * data.rows.length + AXIS_HEIGHT,
 
   option(data, { width, hidden }) {
@@ -95,7 +98,7 @@ const memoryChart = {
     );
     return { columns: ["Recipe", ...data.components.map(spaced), "peak", "in phase"], rows };
   },
-};
+});
 
 const spaced = (component) => component.replaceAll("_", " ");
 

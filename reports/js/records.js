@@ -1,5 +1,6 @@
-"use strict";
 // Shows a run's whole record, and tracebacks of failed runs, as text from the page's one copy of the records.
+
+import { recordOf, STORE } from "./store.js";
 
 const dialog = document.getElementById("record");
 

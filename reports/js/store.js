@@ -1,10 +1,9 @@
-"use strict";
 // The records, each fact embedded once: a record holds places in the lists of what many records share.
 
-const STORE = JSON.parse(document.getElementById("store").textContent);
+export const STORE = JSON.parse(document.getElementById("store").textContent);
 
 // The whole record of a run, as its file holds it.
-function recordOf(run) {
+export function recordOf(run) {
   const record = structuredClone(STORE.records[run]);
   for (const holder of [record, record.prediction, record.measurement])
     if (holder)
@@ -14,11 +13,11 @@ function recordOf(run) {
 }
 
 // The breakdowns of a run by answer, undefined for the one that it has not.
-function breakdownsOf(run) {
+export function breakdownsOf(run) {
   const { prediction, measurement } = STORE.records[run];
   return { estimated: prediction?.memory, measured: measurement?.memory };
 }
 
-function lossesOf(run) {
+export function lossesOf(run) {
   return STORE.records[run].measurement.losses;
 }

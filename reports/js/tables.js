@@ -1,7 +1,6 @@
-"use strict";
 // Makes the tables of the charts' data, when they are first opened: the page holds each figure once.
 
-function asTable({ caption, columns, rows }) {
+export function asTable({ caption, columns, rows }) {
   const table = document.createElement("table");
   if (caption) table.createCaption().textContent = caption;
   const add = (parent, texts, scopes) => {

@@ -1,7 +1,10 @@
-"use strict";
 // Tokens per second: one bar for each run below its name, with a line across the middle half of its steps.
 
-const throughputChart = {
+import { AXIS_HEIGHT, base, FONT, namesAbove, register, valueAxis } from "./charts.js";
+import { formatNumber } from "./quantities.js";
+import { STORE } from "./store.js";
+
+register("throughput", {
   height: (data) => 48 * data.rows.length + AXIS_HEIGHT,
 
   option(data, { width }) {
@@ -52,7 +55,7 @@ const throughputChart = {
     });
     return { columns: ["Recipe", "tokens/s", "middle half", "timed steps", "tokens per step"], rows };
   },
-};
+});
 
 // The line across the middle half of the steps, and the figure to the right of it and of the bar.
 function throughputEnd(api, row, unit) {

@@ -25,13 +25,16 @@ class Section(NamedTuple):
     """Its anchor, and its template ``templates/NAME.html``."""
     title: str
     data: Callable[[Sequence[Run]], dict[str, Any] | None]
+    """What its template sees as ``data``."""
+    scripts: tuple[str, ...] = ()
+    """Of ``js/``: its own, which draw its charts and listen to its controls."""
 
 
 SECTIONS = (
     Section("summary", "Summary", summary),
-    Section("memory", "Memory", memory),
-    Section("throughput", "Speed", throughput),
-    Section("losses", "Loss", losses),
+    Section("memory", "Memory", memory, ("memory",)),
+    Section("throughput", "Speed", throughput, ("throughput",)),
+    Section("losses", "Loss", losses, ("losses",)),
     Section("failures", "Failures", failures),
     Section("environments", "Environment", environments),
     Section("records", "All runs", records),

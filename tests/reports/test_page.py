@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from lorabench.bench.records import RunRecord
-from lorabench.reports import quantities
+from lorabench.reports import page, quantities
 from lorabench.reports.page import render_report
 from lorabench.reports.runs import Run, arrange
 from tests.sample_records import MODEL_CONFIG, sample_record
@@ -413,7 +413,8 @@ def test_charts_write_quantities_as_tables_do(browser: Browser, script: str, wri
         values = [int(value) for value in values if value >= 0]
     elif script == "formatNumber":
         values = [value for value in values if value >= 0]
-    assert browser.run(f"return arguments[0].map({script})", values) == [write(value) for value in values]
+    functions = (Path(page.__file__).parent / "js/quantities.js").read_text().replace("export ", "")
+    assert browser.run(f"{functions}; return arguments[0].map({script})", values) == [write(value) for value in values]
 
 
 def test_a_thousand_records_stay_small() -> None:
