@@ -249,6 +249,31 @@ def test_the_peak_is_what_torchs_own_allocator_reports(method: str) -> None:
     assert train_llama(method=method).peak_allocated_bytes == pytest.approx(before + peak, rel=0.001)
 
 
+def test_the_gradient_of_indexed_rows_is_put_in_place() -> None:
+    """As torch does where nobody watches: under a dispatch mode such as the ledger's it would be out of place."""
+    from torch.profiler import ProfilerActivity, profile
+
+    def indexed() -> tuple[torch.Tensor, torch.Tensor]:
+        rows = (torch.ones(2000, 64, requires_grad=True).sum(1, keepdim=True).expand(2000, 64))[torch.arange(500)]
+        return rows, torch.ones_like(rows)
+
+    rows, gradient = indexed()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        rows.backward(gradient)
+    live = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        live += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, live)
+    rows, gradient = indexed()
+    ledger = StorageLedger("cpu")
+    with ledger:
+        ledger.begin_step()
+        ledger.begin_phase("backward")
+        rows.backward(gradient)
+    assert ledger.breakdown().peak_allocated_bytes == pytest.approx(most, rel=0.02)
+    assert most < 2 * 2000 * 64 * 4
+
+
 def test_a_ledger_that_was_left_watches_nothing() -> None:
     ledger = StorageLedger("cpu")
     with ledger:
