@@ -88,7 +88,7 @@ class _Server:
         """Number → process id and its file descriptor, of those that live or were not yet waited for."""
 
     def serve(self) -> None:
-        self._tell(Ready())
+        self._tell(Ready(forks=self.forks))
         buffer = b""
         while True:
             for key, _ in self.selector.select():

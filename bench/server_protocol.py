@@ -34,6 +34,9 @@ Request = Start | End
 class Ready(Struct, frozen=True, kw_only=True, tag=True):
     """The imports are done."""
 
+    forks: bool
+    """Whether workers are forked; otherwise CUDA would not survive that, and each is started afresh."""
+
 
 class Ended(Struct, frozen=True, kw_only=True, tag=True):
     """A worker has ended, and all that it had started with it."""

@@ -48,6 +48,8 @@ class Workers:
         self.jobs: dict[int, tuple[Job, int | None]] = {}
         """Number → job, and what `kernel_kills` said before, of the workers that have not ended."""
         self.started = 0
+        self.forks: bool | None = None
+        """Whether workers are forked or started afresh; None before the first is started."""
         self._serve()
 
     def __enter__(self) -> Self:
@@ -112,7 +114,9 @@ class Workers:
                 code = self._end_server()
                 last = first_line(self._said(0).strip().rpartition("\n")[2])
                 raise UserError(f"no worker can be started: {name_end(code)}: {last}")
-            self.ready = any(isinstance(notice, Ready) for notice in notices)
+            for notice in notices:
+                if isinstance(notice, Ready):
+                    self.ready, self.forks = True, notice.forks
 
     def _ask(self, request: Request) -> None:
         with suppress(BrokenPipeError):  # the server died, which wait() tells of

