@@ -1,21 +1,15 @@
-"""How the report writes quantities. `js/quantities.js` says the same for the charts."""
+"""How the report writes quantities. `js/quantities.js` says the same for what the page's scripts write."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-MIB = 2**20
-GIB = 2**30
+from lorabench.estimator.quantities import in_gib
 
 
 def format_bytes(count: int | None) -> str:
-    """Return ``count`` bytes in GiB, or in MiB below 1 GiB, with the unit."""
-    if count is None:
-        return "–"
-    if count >= GIB:
-        return f"{count / GIB:,.2f} GiB"
-    mib = count / MIB
-    return f"{mib:,.2f} MiB" if mib >= 1 else f"{mib:.3f} MiB" if count else "0 MiB"
+    """Return ``count`` bytes as lorabench writes them everywhere (`in_gib`)."""
+    return "–" if count is None else in_gib(count)
 
 
 def format_share(share: float | None) -> str:
@@ -32,6 +26,13 @@ def format_number(number: float | None) -> str:
         return "–"
     size = abs(number)
     return f"{number:,.0f}" if size >= 100 else f"{number:.1f}" if size >= 10 else f"{number:.2f}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Return ``seconds`` in seconds, or in milliseconds below one."""
+    if seconds is None:
+        return "–"
+    return f"{format_number(seconds)} s" if seconds >= 1 else f"{format_number(1000 * seconds)} ms"
 
 
 def format_loss(loss: float | None) -> str:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from lorabench.cli import lorabench
 from lorabench.cli.estimate import command
-from lorabench.cli.quantities import in_gib
+from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.explanation.moments import Moments
 from lorabench.estimator.memory import estimate_memory

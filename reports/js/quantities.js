@@ -1,20 +1,19 @@
-// How the page writes quantities; reports/quantities.py says the same for the tables.
+// How the page's scripts write quantities; reports/quantities.py says the same for the templates.
 
-const MIB = 2 ** 20;
-const GIB = 2 ** 30;
+export const MIB = 2 ** 20;
+export const GIB = 2 ** 30;
 
 // Bytes often lie halfway between two figures; Python rounds those to the even one.
-export const grouped = (number, decimals) =>
+const grouped = (number, decimals) =>
   number.toLocaleString("en-US", {
     minimumFractionDigits: decimals,
     maximumFractionDigits: decimals,
     roundingMode: "halfEven",
   });
 
+// In GiB, or in MiB below one tenth of a GiB.
 export function formatBytes(count) {
-  if (count >= GIB) return `${grouped(count / GIB, 2)} GiB`;
-  const mib = count / MIB;
-  return count ? `${grouped(mib, mib >= 1 ? 2 : 3)} MiB` : "0 MiB";
+  return count < GIB / 10 ? `${grouped(count / MIB, 1)} MiB` : `${grouped(count / GIB, 2)} GiB`;
 }
 
 export function formatShare(share) {
@@ -23,10 +22,17 @@ export function formatShare(share) {
 }
 
 export function formatNumber(number) {
-  return grouped(number, number >= 100 ? 0 : number >= 10 ? 1 : 2);
+  const size = Math.abs(number);
+  return grouped(number, size >= 100 ? 0 : size >= 10 ? 1 : 2);
 }
+
+export function formatSeconds(seconds) {
+  return seconds >= 1 ? `${formatNumber(seconds)} s` : `${formatNumber(1000 * seconds)} ms`;
+}
+
+export const formatLoss = (loss) => loss.toFixed(4);
 
 // The unit that a scale up to `longest` bytes is written in.
 export function byteScale(longest) {
-  return longest >= GIB ? { unit: "GiB", bytes: GIB } : { unit: "MiB", bytes: MIB };
+  return longest >= GIB / 10 ? { unit: "GiB", bytes: GIB } : { unit: "MiB", bytes: MIB };
 }

@@ -19,7 +19,7 @@ from lorabench.bench.check.findings import (
     Unmatched,
     Verdict,
 )
-from lorabench.cli.quantities import in_gib
+from lorabench.estimator.quantities import in_gib
 
 COLORS: dict[Verdict, str] = {
     "regression": "red",

@@ -13,11 +13,11 @@ from lorabench.bench.jobs import Settings
 from lorabench.bench.records import DeviceFacts
 from lorabench.bench.suites import Planned, Suite
 from lorabench.cli.listing import Column, as_table
-from lorabench.cli.quantities import in_gib
 from lorabench.cli.speed import in_time
 from lorabench.estimator.breakdown import Breakdown
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.speed.throughput import Throughput
 
 UNKNOWN = "unknown"

@@ -10,12 +10,12 @@ from msgspec.structs import replace
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
-from lorabench.cli.quantities import in_gib
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
 from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.estimator.breakdown import COMPONENTS
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
     from lorabench.estimator.breakdown import Breakdown

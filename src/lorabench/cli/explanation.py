@@ -6,7 +6,7 @@ from textwrap import indent, wrap
 from typing import TYPE_CHECKING
 
 from lorabench.cli.listing import Column, as_markdown
-from lorabench.cli.quantities import in_gib
+from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
     from lorabench.estimator.explanation import Explanation, Line, Section

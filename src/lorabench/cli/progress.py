@@ -13,8 +13,8 @@ import click
 from lorabench.bench.records import RunRecord
 from lorabench.bench.runner import Progress, Watcher
 from lorabench.bench.tasks import Lane, Task
-from lorabench.cli.quantities import in_gib
 from lorabench.cli.speed import in_time
+from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
     from rich.console import Group

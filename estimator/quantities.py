@@ -10,4 +10,4 @@ def in_gib(bytes_: int) -> str:
     """Return bytes in GiB, or in MiB below one tenth of a GiB: 12.68 GiB, 34.5 MiB."""
     if abs(bytes_) < GIB / 10:
         return f"{bytes_ / MIB:.1f} MiB"
-    return f"{bytes_ / GIB:.2f} GiB"
+    return f"{bytes_ / GIB:,.2f} GiB"
