@@ -194,6 +194,36 @@ def test_the_methods_have_their_variants() -> None:
     assert len(set(suite.labels().values())) == len(suite.recipes) == 14
 
 
+DOCS = Path(__file__).parents[2] / "docs/suites.md"
+
+
+def test_the_suite_of_the_docs_has_the_recipes_that_they_say(tmp_path: Path) -> None:
+    page = DOCS.read_text(encoding="utf-8")
+    suite = load(tmp_path, page.partition("```yaml\n")[2].partition("```")[0])
+    assert f"this suite has {len(suite.recipes)}." in page
+    small, large = "135M", "360M"
+    assert recipes(suite) == [
+        (small, "full", None),
+        (small, "lora", 8),
+        (small, "lora", 64),
+        (small, "qlora", 8),
+        (large, "full", None),
+        (large, "lora", 8),
+        (large, "lora", 64),
+        (large, "qlora", 8),
+        (small, "lora", 256),
+    ]
+    assert [p.recipe.batch_size for p in suite.recipes] == [4, 4, 4, 4, 2, 4, 4, 4, 4]
+    assert (suite.name, suite.steps, suite.repeats) == ("rank-sweep", 30, 2)
+
+
+def test_the_docs_list_every_shipped_suite() -> None:
+    rows = [
+        line.split("|")[1].strip() for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")
+    ]
+    assert sorted(rows[1 : rows.index("outcome")]) == sorted(shipped_suites())
+
+
 def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
     assert load(tmp_path, f"matrix: {{model: {LLAMA}}}").name == "suite"
 
