@@ -19,7 +19,7 @@ from lorabench.estimator.parameters import trainable_shapes
 from lorabench.estimator.recipes import make_recipe
 from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
 from lorabench.estimator.speed.flops import BACKWARD_PRODUCTS_DONE, FORWARD_PRODUCTS
-from lorabench.estimator.speed.operations import micro_batch_operations
+from lorabench.estimator.speed.operations import Kernel, micro_batch_operations
 from lorabench.estimator.speed.timing import dequantisation_bytes
 
 if TYPE_CHECKING:
@@ -30,10 +30,12 @@ PRODUCT_EXTENTS: dict[Kernels, tuple[int, ...]] = {
     "cpu": (8, 32, 128, 512, 2048),
 }
 """Rows and columns of the matrices: from ranks and short batches to long ones and wide layers."""
-PASS_BYTES: dict[Kernels, tuple[int, ...]] = {
-    "cuda": tuple(3 * 2**power for power in range(12, 30)),
-    "cpu": tuple(3 * 2**power for power in range(8, 27)),
+PASS_ELEMENTS: dict[Kernels, tuple[int, ...]] = {
+    "cuda": tuple(2**power for power in range(12, 29, 2)),
+    "cpu": tuple(2**power for power in range(8, 25, 2)),
 }
+PASS_COLUMNS = 256
+"""Of what is normed or softmaxed row by row."""
 DEQUANTISED_ELEMENTS: dict[Kernels, tuple[int, ...]] = {
     "cuda": tuple(2**power for power in range(16, 29, 2)),
     "cpu": tuple(2**power for power in range(12, 23, 2)),
@@ -108,17 +110,31 @@ class _Bench:
                     seconds.append(self.seconds(lambda x=x, weight=weight: linear(x, weight)))  # type: ignore[misc]
         return ProductTimes(m=extents, n=extents, k=extents, seconds=tuple(seconds))
 
-    def passes(self) -> PassTimes:
-        """Time products of elements: two tensors read and one written, as training allocates it."""
+    def passes(self) -> dict[Kernel, PassTimes]:
+        """Time passes over float32, into what they allocate as training does."""
+        from torch.nn.functional import dropout, silu
+
+        def columns(x: torch.Tensor) -> torch.Tensor:
+            return x.view(-1, PASS_COLUMNS)
+
+        draws = {"cuda": 9, "cpu": 12}[self.kind]  # read, written, and the mask: a byte, or as wide as the rest
+        kernels: dict[Kernel, tuple[int, Callable[[torch.Tensor, torch.Tensor], Any]]] = {
+            "arithmetic": (12, lambda x, y: x * y),
+            "activation": (8, lambda x, _: silu(x)),
+            "tanh": (8, lambda x, _: x.tanh()),
+            "rows": (8, lambda x, _: columns(x).softmax(-1)),
+            "random": (draws, lambda x, _: dropout(x, 0.1, training=True)),
+        }
+        return {kernel: self._passes(bytes_each, run) for kernel, (bytes_each, run) in kernels.items()}
+
+    def _passes(self, bytes_each: int, run: Callable[[torch.Tensor, torch.Tensor], Any]) -> PassTimes:
         import torch
 
-        bytes_ = PASS_BYTES[self.kind]
-        seconds = []
-        for size in bytes_:
-            elements = size // (3 * 4)
-            a, b = (self.random(elements, dtype=torch.float32) for _ in range(2))
-            seconds.append(self.seconds(lambda a=a, b=b: a * b))  # type: ignore[misc]
-        return PassTimes(bytes=bytes_, seconds=tuple(seconds))
+        times = []
+        for elements in PASS_ELEMENTS[self.kind]:
+            x, y = (self.random(elements, dtype=torch.float32) for _ in range(2))
+            times.append((bytes_each * elements, self.seconds(lambda x=x, y=y: run(x, y))))  # type: ignore[misc]
+        return PassTimes(bytes=tuple(size for size, _ in times), seconds=tuple(second for _, second in times))
 
     def attention(self, dtype: torch.dtype) -> AttentionRates:
         """Time attention as `scaled_dot_product_attention` runs it, without a mask and with one."""

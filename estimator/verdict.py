@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 from msgspec.structs import asdict, replace
 
 from lorabench.estimator.breakdown import Breakdown
-from lorabench.estimator.devices import Device
+from lorabench.estimator.devices import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.estimates import Answer, Change, refuse_impossible
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Optim, Recipe, make_recipe
-from lorabench.estimator.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, HELD_THROUGHOUT, MIB, reserve
+from lorabench.estimator.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, HELD_THROUGHOUT, reserve
 from lorabench.estimator.states import states
 
-DRIVER_BYTES = 768 * MIB
-"""What the driver keeps of the memory that it reports. torch's out-of-memory messages say what is left of it: 14.75 of
-15 GiB on a T4, 23.6 of 24 on an RTX 4090, 39.5 of 40 and 79.25 of 80 on A100s. This is the most of these."""
 LENGTH_STEP = 128
 """Lengths are sought among the multiples of this."""
 LARGEST_BATCH = 2**31 - 1

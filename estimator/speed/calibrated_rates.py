@@ -9,7 +9,8 @@ from math import log
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.speed.calibrations import Calibration, PassTimes, ProductTimes
-from lorabench.estimator.speed.rates import HostPhase
+from lorabench.estimator.speed.operations import Kernel
+from lorabench.estimator.speed.rates import BOUNDS, PAGING, HostPhase
 
 
 class CalibratedRates:
@@ -25,7 +26,7 @@ class CalibratedRates:
             "optimizer": calibration.optimizer_seconds,
         }
         # A processor that is the device itself does the operation too, which is counted with the device's time.
-        own = 0.0 if self.asynchronous else calibration.passes.seconds[0]
+        own = 0.0 if self.asynchronous else calibration.passes["arithmetic"].seconds[0]
         self._host_seconds = {phase: max(0.0, seconds - own) for phase, seconds in host.items()}
 
     def host_seconds(self, phase: HostPhase) -> float:
@@ -51,9 +52,9 @@ class CalibratedRates:
             rate = measured.backward if backward else measured.forward
         return max(flops / rate, self.passing(bytes_))
 
-    def passing(self, bytes_: float) -> float:
-        """Return the seconds of reading and writing so many bytes."""
-        return _seconds(self.calibration.passes, bytes_)
+    def passing(self, bytes_: float, kernel: Kernel = "arithmetic") -> float:
+        """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes."""
+        return _seconds(self.calibration.passes[kernel], bytes_)
 
     def dequantisation(self, bytes_: float) -> float:
         """Return the seconds of writing out 4-bit weights.
@@ -67,6 +68,10 @@ class CalibratedRates:
                 "install bitsandbytes and run `lorabench calibrate` again"
             )
         return _seconds(self.calibration.dequantisation, bytes_)
+
+    def paging(self, bytes_: float) -> float:
+        """Return the seconds of moving so many bytes between host and device, which is not calibrated."""
+        return bytes_ / PAGING[BOUNDS["typical"]]
 
     def _times(self, dtype: str) -> ProductTimes:
         if dtype not in self.calibration.products:

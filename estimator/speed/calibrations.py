@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.devices import find_device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.speed.operations import Kernel
 
 SHIPPED = Path(__file__).parent.parent / "calibrations"
 Seconds = Annotated[float, Meta(gt=0)]
@@ -77,8 +78,8 @@ class Calibration(Struct, frozen=True, kw_only=True):
     date: str
     products: dict[str, ProductTimes]
     """By dtype."""
-    passes: PassTimes
-    """Over one tensor after the other, elementwise."""
+    passes: dict[Kernel, PassTimes]
+    """By what they do with each element; all that there are."""
     attention: dict[str, AttentionRates]
     """By dtype."""
     dequantisation: PassTimes | None = None
@@ -89,6 +90,11 @@ class Calibration(Struct, frozen=True, kw_only=True):
     """The same of a backward pass."""
     optimizer_seconds: Seconds
     """The same of the optimizer's step, for each tensor."""
+
+    def __post_init__(self) -> None:
+        missing = [kernel for kernel in get_args(Kernel) if kernel not in self.passes]
+        if missing:
+            raise ValueError(f"passes lack {', '.join(missing)}")
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -7,13 +7,22 @@ from what: an operation that tells of no matrix product reads its inputs and wri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from lorabench.estimator.breakdown import Kernels
-from lorabench.estimator.closed_form.autograd import ITEMSIZES, Checkpoint, Gradients, Leaf, Node, Tape, Tensor
+from lorabench.estimator.closed_form.autograd import (
+    ITEMSIZES,
+    Backward,
+    Checkpoint,
+    Gradients,
+    Leaf,
+    Node,
+    Tape,
+    Tensor,
+)
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.sizes import WIDTH, WITH_RANK, Ledger
 from lorabench.estimator.closed_form.step import step_moments
@@ -25,6 +34,18 @@ MOST_LISTS = 256
 """Lists of operations kept: one takes some 30 kB."""
 
 Phase = Literal["forward", "recompute", "backward"]
+Kernel = Literal["arithmetic", "activation", "tanh", "rows", "random"]
+"""What a pass does: adds, multiplies, copies; an activation; tanh; a norm or a softmax of rows; draws for dropout. On a
+GPU all of them wait for memory, on a CPU they do not."""
+KERNELS: dict[str, tuple[Kernel, Kernel]] = {
+    "activation": ("activation", "activation"),
+    "tanh": ("tanh", "arithmetic"),
+    "softmax": ("rows", "rows"),
+    "cross_entropy": ("rows", "rows"),
+    "layer_norm": ("rows", "rows"),
+    "dropout": ("random", "arithmetic"),
+}
+"""Method of `Operators` → what it does forward and backward; the others do arithmetic."""
 Sizes = tuple[float, ...]
 """Bytes for each of `sizes.MONOMIALS`."""
 NO_BYTES: Sizes = (0.0,) * WIDTH
@@ -40,6 +61,8 @@ class Operation(NamedTuple):
     """Bytes that a pass reads and writes; none where there is work, which has bytes of its own."""
     logits: bool = False
     """Whether a pass is over logits."""
+    kernel: Kernel = "arithmetic"
+    """What a pass does with each element."""
 
 
 Operations = tuple[tuple[Operation, int], ...]
@@ -103,13 +126,13 @@ class _CountingTape(Tape):
 
     # Running
 
-    def record(self, inputs: tuple[Tensor, ...], *args: Any, **options: Any) -> Tensor:
+    def record(self, inputs: tuple[Tensor, ...], backward: Backward, *args: Any, **options: Any) -> Tensor:
         read = _bytes(inputs)
         try:
-            return super().record(inputs, *args, **options)
+            return super().record(inputs, backward, *args, **options)
         finally:
             if self._made:
-                self._pass(read, self._made)
+                self._pass(read, self._made, _kernels(backward)[0])
 
     def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
         self._phase, self._times = "backward", node.repeat
@@ -118,7 +141,9 @@ class _CountingTape(Tape):
         for made in self._take():  # casts of the gradients to the dtype of what they belong to, and copies
             self._pass(_bytes([made]), [made])
 
-    def _counted(self, backward: Callable[[Any, list[Tensor]], Gradients]) -> Callable[..., Gradients]:
+    def _counted(self, backward: Backward) -> Backward:
+        kernel = _kernels(backward)[1]
+
         def counted(arrived: Any, saved: list[Tensor]) -> Gradients:
             self._made.clear()  # what a recomputation left when it stopped
             gradients = backward(arrived, saved)
@@ -128,7 +153,7 @@ class _CountingTape(Tape):
                 read = _bytes(arrived if isinstance(arrived, list) else [arrived])
                 share = tuple(size / len(made) for size in _bytes(saved))
                 for tensor in made:
-                    self._pass(_sum(read, share), [tensor])
+                    self._pass(_sum(read, share), [tensor], kernel)
             return gradients
 
         return counted
@@ -160,12 +185,18 @@ class _CountingTape(Tape):
         made, self._made = self._made, []
         return made
 
-    def _pass(self, read: Sizes, written: list[Tensor]) -> None:
-        self._count(Operation(self._phase, None, _sum(read, _bytes(written)), self._over_logits))
+    def _pass(self, read: Sizes, written: list[Tensor], kernel: Kernel = "arithmetic") -> None:
+        self._count(Operation(self._phase, None, _sum(read, _bytes(written)), self._over_logits, kernel))
         self._made, self._over_logits = [], False
 
     def _count(self, operation: Operation) -> None:
         self.counts[operation] += self._times or self.repeat
+
+
+def _kernels(backward: Backward) -> tuple[Kernel, Kernel]:
+    """Return what the operator does, forward and backward, within which ``backward`` was defined."""
+    operator = backward.__qualname__.partition(".<locals>")[0].rpartition(".")[2]
+    return KERNELS.get(operator, ("arithmetic", "arithmetic"))
 
 
 def _bytes(tensors: Any) -> Sizes:

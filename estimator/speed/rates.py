@@ -10,6 +10,7 @@ import math
 from typing import Literal, NamedTuple, Protocol
 
 from lorabench.estimator.devices import Device
+from lorabench.estimator.speed.operations import Kernel
 
 Bound = Literal["slow", "typical", "fast"]
 HostPhase = Literal["forward", "backward", "optimizer"]
@@ -40,11 +41,14 @@ class Rates(Protocol):
     def attention(self, flops: float, bytes_: float, dtype: str, *, backward: bool, masked: bool) -> float:
         """Return the seconds of attention in one kernel; ``masked``: one that is given a mask."""
 
-    def passing(self, bytes_: float) -> float:
-        """Return the seconds of reading and writing so many bytes, together."""
+    def passing(self, bytes_: float, kernel: Kernel = "arithmetic") -> float:
+        """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes, together."""
 
     def dequantisation(self, bytes_: float) -> float:
         """Return the seconds of writing out 4-bit weights, reading and writing so many bytes."""
+
+    def paging(self, bytes_: float) -> float:
+        """Return the seconds of moving so many bytes of unified memory between host and device."""
 
 
 class Fractions(NamedTuple):
@@ -63,6 +67,8 @@ class Fractions(NamedTuple):
     """Of memory bandwidth, from the cache: more than 1."""
     dequantisation: float
     """Of memory bandwidth, by bitsandbytes' kernels."""
+    paging: float
+    """Bytes a second of unified memory that moves between host and device: a part of what PCIe 3 to 5 takes."""
     host_seconds: float
     kernel_seconds: float
     """That the shortest kernel takes, until the next one runs."""
@@ -83,6 +89,7 @@ ATTENTION_FRACTIONS: dict[str, tuple[tuple[float, float, float], tuple[float, fl
 }
 """The same for fused attention, forward and backward."""
 UNMEASURED_ATTENTION_FRACTIONS = ((0.30, 0.50, 0.80), (0.25, 0.42, 0.70))
+PAGING = (5e9, 12e9, 25e9)
 BOUNDS: dict[Bound, int] = {"slow": 0, "typical": 1, "fast": 2}
 EMULATED_BFLOAT16 = 0.5
 """Of the float32 rate, by bfloat16 products on a GPU without units for them: they are widened first."""
@@ -101,6 +108,7 @@ def datasheet_fractions(device: Device, bound: Bound) -> Fractions:
         bandwidth=(0.65, 0.82, 0.92)[index],
         cache=(2.0, 3.0, 5.0)[index],
         dequantisation=(0.40, 0.60, 0.85)[index],
+        paging=PAGING[index],
         host_seconds=(15e-6, 8e-6, 4e-6)[index],
         kernel_seconds=(4e-6, 2.5e-6, 1.5e-6)[index],
     )
@@ -138,7 +146,7 @@ class DatasheetRates:
             share = fractions.masked_attention
         return max(flops / (self._peak(dtype) * share), bytes_ / self.bandwidth, fractions.kernel_seconds)
 
-    def passing(self, bytes_: float) -> float:
+    def passing(self, bytes_: float, kernel: Kernel = "arithmetic") -> float:
         """Return the seconds of reading and writing so many bytes.
 
         What the operation before left in the cache is read from there, and what is written there is overwritten
@@ -152,6 +160,10 @@ class DatasheetRates:
         """Return the seconds of writing out 4-bit weights."""
         fractions = self.fractions
         return max(bytes_ * fractions.bandwidth / (self.bandwidth * fractions.dequantisation), fractions.kernel_seconds)
+
+    def paging(self, bytes_: float) -> float:
+        """Return the seconds of moving so many bytes between host and device."""
+        return bytes_ / self.fractions.paging
 
     def _peak(self, dtype: str) -> float:
         return self.peaks[dtype] if dtype in self.peaks else EMULATED_BFLOAT16 * self.peaks["float32"]

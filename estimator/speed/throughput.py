@@ -8,8 +8,9 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.devices import Device
+from lorabench.estimator.devices import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
@@ -17,6 +18,7 @@ from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import StepFlops, step_flops
 from lorabench.estimator.speed.rates import Bound, DatasheetRates
 from lorabench.estimator.speed.timing import step_time
+from lorabench.estimator.states import states
 
 Range = tuple[float, float]
 """From the least to the most."""
@@ -80,13 +82,16 @@ def estimate_throughput(
     Raises:
         UserError: a combination that has no closed form, or that was not calibrated.
     """
+    paged = paged_out_bytes(spec, recipe, device)
     if calibration is not None:
-        typical = step_time(spec, recipe, CalibratedRates(calibration), calibration.kind)
+        typical = step_time(spec, recipe, CalibratedRates(calibration), calibration.kind, paged)
         seconds = typical.total / (1 + CALIBRATED_ERROR), typical.total * (1 + CALIBRATED_ERROR)
     elif device.bandwidth_bytes_per_second is None:
         return None
     else:
-        fast, typical, slow = (step_time(spec, recipe, DatasheetRates(device, bound)) for bound in FAST_TO_SLOW)
+        fast, typical, slow = (
+            step_time(spec, recipe, DatasheetRates(device, bound), paged_bytes=paged) for bound in FAST_TO_SLOW
+        )
         seconds = fast.total, slow.total
     flops = step_flops(spec, recipe)
     tokens = recipe.tokens * recipe.gradient_accumulation
@@ -112,6 +117,17 @@ def estimate_throughput(
         joules = watts[0] * seconds[0] / tokens, watts[1] * seconds[1] / tokens
         speed = replace(speed, watts_range=watts, joules_per_token_range=joules)
     return speed
+
+
+def paged_out_bytes(spec: ModelSpec, recipe: Recipe, device: Device) -> int:
+    """Return the bytes of a paged optimizer's states for which ``device`` has no room beside all else."""
+    if not recipe.optim.startswith("paged"):
+        return 0
+    paged = states(spec, recipe, "cuda").optimizer.paged
+    taken = estimate_memory(spec, recipe, architecture=device.architecture).device_total_bytes
+    assert taken is not None
+    room = max(0, device.memory_bytes - DRIVER_BYTES - taken)
+    return max(0, paged - room)
 
 
 def plan_training(speed: Throughput, tokens: int, price_per_hour: float | None = None) -> Throughput:

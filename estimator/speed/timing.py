@@ -25,6 +25,7 @@ GROUPS: dict[str, str] = {
     "dequantisation": "4-bit weights written out, at every use",
     "elementwise": "norms, activations, rotary positions, dropout, casts, residuals",
     "optimizer": "the optimizer's step, and gradients clipped",
+    "paging": "optimizer states that the device has no room for, there and back",
     "waiting for the host": "the device idles while the processor sends off the next operation",
 }
 """Groups of operations, in the order in which people read them, each with what it is."""
@@ -44,8 +45,12 @@ class StepTime(NamedTuple):
         return sum(self.groups.values())
 
 
-def step_time(spec: ModelSpec, recipe: Recipe, rates: Rates, kernels: Kernels = "cuda") -> StepTime:
+def step_time(
+    spec: ModelSpec, recipe: Recipe, rates: Rates, kernels: Kernels = "cuda", paged_bytes: int = 0
+) -> StepTime:
     """Return how long a step of ``recipe`` on ``spec`` takes at ``rates``.
+
+    ``paged_bytes``: of the optimizer's states, what the device has no room for.
 
     Raises:
         UserError: a combination that has no closed form.
@@ -69,6 +74,7 @@ def step_time(spec: ModelSpec, recipe: Recipe, rates: Rates, kernels: Kernels = 
     )
     passes = step.kernels if kernels == "cuda" else step.tensors
     groups["optimizer"] = passes * rates.passing(step.bytes / passes)
+    groups["paging"] = rates.paging(2 * paged_bytes)
     waiting += _waiting(groups["optimizer"], step.tensors * rates.host_seconds("optimizer"), rates)
     groups["waiting for the host"] = waiting
     return StepTime(groups)
@@ -94,7 +100,9 @@ def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, f
         return "dequantisation", rates.dequantisation(dequantisation_bytes(work.elements, work.dtype))
     if isinstance(work, ChunkedLoss):
         return "logits and loss", _chunked_loss(work, filled, rates)
-    return "logits and loss" if operation.logits else "elementwise", rates.passing(filled.sum(operation.passed))
+    return "logits and loss" if operation.logits else "elementwise", rates.passing(
+        filled.sum(operation.passed), operation.kernel
+    )
 
 
 def dequantisation_bytes(elements: int, dtype: str) -> float:
@@ -126,5 +134,5 @@ def _chunked_loss(work: ChunkedLoss, filled: Filled, rates: Rates) -> float:
     seconds += rates.product(rows, columns, vocabulary, 1, work.dtype)
     if work.trains:
         seconds += rates.product(vocabulary, columns, rows, 1, work.dtype)
-    seconds += rates.passing(PASSES_OVER_LOGITS * rows * vocabulary * ITEMSIZES[work.dtype])
+    seconds += rates.passing(PASSES_OVER_LOGITS * rows * vocabulary * ITEMSIZES[work.dtype], "rows")
     return float(chunks * seconds)

@@ -64,6 +64,17 @@ def test_tokens_take_time_and_energy_and_cost_money(estimate: Any) -> None:
     assert training["kilowatt_hours_range"][1] == pytest.approx(0.7 * hours)
 
 
+def test_paged_states_take_time_only_where_the_gpu_has_no_room_for_them(estimate: Any) -> None:
+    full = ("--method", "full", "--dtype", "bfloat16", "--mixed-precision", "no", "--optim", "paged_adamw_8bit")
+    spacious, tight = (answer(estimate, *full, "--gpu", gpu) for gpu in ("h100-sxm", "l40s"))
+    assert "paging" not in spacious["groups_seconds"]
+    # Two states of a byte each, of the embedding four; beside the step there is room for 45 − 31 GiB of them, less what
+    # the driver keeps; the rest goes there and back at 12 GB/s.
+    embedding = 128_256 * 4096
+    states = 2 * (8_030_261_248 - embedding) + 8 * embedding
+    assert tight["groups_seconds"]["paging"] == pytest.approx(2 * (states - 13.5 * 2**30) / 12e9, rel=0.03)
+
+
 def test_of_a_size_alone_no_speed_is_known(estimate: Any) -> None:
     assert "throughput" not in json.loads(estimate("--gpu", "24GB", "--format", "json")[1])
     assert "tokens/s" not in estimate("--gpu", "24GB")[1]

@@ -12,12 +12,11 @@ from msgspec.structs import asdict
 from lorabench.cli import main
 from lorabench.estimator.breakdown import Breakdown
 from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.devices import Device, find_device
+from lorabench.estimator.devices import DRIVER_BYTES, Device, find_device
 from lorabench.estimator.estimates import Estimate, estimate_recipe
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.recipes import Recipe, make_recipe
 from lorabench.estimator.reserved import reserve
-from lorabench.estimator.verdict import DRIVER_BYTES
 from tests.small_models import small_model
 
 MIB, GIB = 2**20, 2**30

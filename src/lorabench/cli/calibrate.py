@@ -84,7 +84,8 @@ def as_text(calibration: Calibration) -> str:
         rows.append((f"matrix products, {dtype}", f"up to {_flops(best)}"))
         rates = calibration.attention[dtype]
         rows.append((f"attention, {dtype}", f"{_flops(rates.forward)}, backward {_flops(rates.backward)}"))
-    rows.append(("passes over tensors", f"{_largest(calibration.passes.bytes, calibration.passes.seconds)}"))
+    for kernel, passes in calibration.passes.items():
+        rows.append((f"passes, {kernel}", _largest(passes.bytes, passes.seconds)))
     if calibration.dequantisation is not None:
         written = calibration.dequantisation
         rows.append(("4-bit weights", _largest(written.bytes, written.seconds)))

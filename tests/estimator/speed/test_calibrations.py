@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -25,6 +25,7 @@ from lorabench.estimator.speed.calibrations import (
     read_calibration,
     user_folder,
 )
+from lorabench.estimator.speed.operations import Kernel
 from lorabench.estimator.speed.throughput import estimate_throughput
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -42,7 +43,7 @@ def made_up(kind: str = "cuda", **changes: Any) -> Calibration:
         "software": {"torch": "2.13.0"},
         "date": "2026-11-22",
         "products": products | {"float32": products["bfloat16"]},
-        "passes": PassTimes(bytes=(10_000, 10**9), seconds=(1e-6, 1e-3)),
+        "passes": dict.fromkeys(get_args(Kernel), PassTimes(bytes=(10_000, 10**9), seconds=(1e-6, 1e-3))),
         "attention": {
             "bfloat16": AttentionRates(forward=50e12, backward=40e12, masked_forward=2e12, masked_backward=1e12)
         },
@@ -116,7 +117,10 @@ def test_twice_the_rates_are_twice_the_speed() -> None:
             dtype: AttentionRates(**{name: times * rate for name, rate in msgspec.structs.asdict(rates).items()})
             for dtype, rates in plain.attention.items()
         }
-        passes = PassTimes(bytes=plain.passes.bytes, seconds=tuple(s / times for s in plain.passes.seconds))
+        one = plain.passes["arithmetic"]
+        passes = dict.fromkeys(
+            plain.passes, PassTimes(bytes=one.bytes, seconds=tuple(second / times for second in one.seconds))
+        )
         calibration = made_up(products=products, attention=attention, passes=passes)
         speed = estimate_throughput(spec, recipe, device, calibration)
         assert speed is not None
@@ -155,6 +159,7 @@ def test_a_calibration_is_found_by_any_name_of_its_device(folder: Path) -> None:
         (msgspec.json.encode(made_up()).replace(b'"schema_version":1', b'"schema_version":2'), "Invalid enum value 2"),
         (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,4096,256]'), "rising numbers"),
         (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,256]'), "as many as the grid"),
+        (msgspec.json.encode(made_up()).replace(b'"tanh":', b'"rows":'), "passes lack tanh"),
         (msgspec.json.encode(made_up()).replace(b'"forward_seconds":5e-6', b'"forward_seconds":-1'), "> 0"),
     ],
 )
