@@ -27,9 +27,9 @@ HERE = Path(__file__).parent
 STYLES = ("colours", "page", "summary", "charts", "tables", "environments", "print")
 """Of ``css/``, in the order in which they apply."""
 LIBRARY = "vendor/echarts/echarts.min.js"
-FOUNDATION = ("quantities", "store", "tables", "charts")
+FOUNDATION = ("quantities", "store", "tables", "charts", "record")
 """Of ``js/``: what the sections' own scripts import."""
-START = ("start", "records")
+START = ("start",)
 """What runs after them."""
 
 
@@ -108,8 +108,11 @@ def _jinja() -> Environment:
     )
     jinja.filters |= {
         "as_bytes": quantities.format_bytes,
+        "as_change": lambda change: "–" if change is None else f"{change:+.4f}".replace("-", "−"),
         "as_loss": quantities.format_loss,
         "as_number": quantities.format_number,
+        "as_percent": lambda share: f"{100 * share:g}%",
+        "as_seconds": quantities.format_seconds,
         "as_share": quantities.format_share,
         "plural": quantities.plural,
         "json_data": _json_data,
@@ -130,11 +133,21 @@ def _read(name: str) -> str:
 
 
 def _linked(names: Iterable[str]) -> str:
-    """Return the ES modules of ``js/`` as one, which a page without addresses needs: each stands after those that it
-    imports, and their names share one scope.
+    """Return the ES modules of ``js/`` as one script, since those of a page without addresses cannot import each other.
+
+    Each becomes a function that returns what it exports, and stands after those that it imports. A statement of import
+    or export begins its line.
     """
-    linked = "\n".join(_read(f"js/{name}.js") for name in names)
-    return re.sub(r"^(import [^;]+;|export )", "", linked, flags=re.MULTILINE)
+    linked = []
+    for name in names:
+        text = _read(f"js/{name}.js")
+        exported = re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", text, flags=re.MULTILINE)
+        text = re.sub(r'^import (\{[^}]*\}) from "\./(\w+)\.js";', r"const \1 = module_\2;", text, flags=re.MULTILINE)
+        text = re.sub(r"^export ", "", text, flags=re.MULTILINE)
+        linked.append(
+            f"const module_{name} = await (async () => {{\n{text}\nreturn {{ {', '.join(exported)} }};\n}})();"
+        )
+    return "\n".join(linked)
 
 
 def _inline(text: str) -> Markup:

@@ -6,11 +6,17 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from statistics import median, quantiles
+from typing import TYPE_CHECKING
 
+from lorabench.bench.measurements import Measurement
 from lorabench.bench.records import RunRecord, read_records
+from lorabench.estimator.breakdown import Breakdown
 from lorabench.estimator.recipes import CHOICES
+
+if TYPE_CHECKING:
+    from lorabench.estimator.trace.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,24 @@ class Run:
     """Its place among the runs of the report, which the page's scripts know it by."""
     folder: str
     """The results folder that it came from, named as briefly as tells the folders apart."""
+    folder_number: int
+    """From 0, in the order in which the folders were named."""
     name: str
     """What sets it apart from the other runs of its model, such as ``lora r16 · 4×512``."""
     record: RunRecord
+    trace: Trace | None = None
+    """The trace of the recipe; None unless it was asked for, and where it cannot be traced."""
+
+    @property
+    def breakdowns(self) -> dict[str, Breakdown]:
+        """``estimated``, ``traced``, ``measured`` → memory, of those that there are."""
+        prediction, measurement = self.record.prediction, self.record.measurement
+        answers = {
+            "estimated": prediction.memory if prediction else None,
+            "traced": self.trace.memory if self.trace else None,
+            "measured": measurement.memory if measurement else None,
+        }
+        return {answer: memory for answer, memory in answers.items() if memory is not None}
 
     @property
     def model(self) -> str:
@@ -64,32 +85,41 @@ class Run:
         return (estimated - measured) / measured if estimated is not None and measured else None
 
     @property
-    def tokens_per_second(self) -> float | None:
-        """Throughput at the median timed step; None where no step was timed."""
+    def timed(self) -> Measurement | None:
+        """The measurement, where steps were timed."""
         measurement = self.record.measurement
-        if not measurement or not measurement.step_seconds or median(measurement.step_seconds) <= 0:
-            return None
-        return measurement.tokens_per_second
+        return measurement if measurement and measurement.step_seconds else None
 
     @property
-    def tokens_per_second_quartiles(self) -> tuple[float, float] | None:
-        """Throughput at the third and at the first quartile of the step times, so the lower comes first.
+    def tokens_per_second(self) -> float | None:
+        """Throughput at the median timed step; None where no step was timed."""
+        return self.timed.tokens_per_second if self.timed else None
 
-        None with fewer than two timed steps.
-        """
-        measurement = self.record.measurement
-        if not measurement or len(measurement.step_seconds) < 2:
+    @cached_property
+    def tokens_per_second_interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the throughput; None with fewer than two timed steps."""
+        if self.timed is None or len(self.timed.step_seconds) < 2:
             return None
-        first, _, third = quantiles(measurement.step_seconds, method="inclusive")
-        if first <= 0:
-            return None
-        return measurement.tokens_per_step / third, measurement.tokens_per_step / first
+        least, most = self.timed.step_seconds_interval
+        return self.timed.tokens_per_step / most, self.timed.tokens_per_step / least
+
+    @property
+    def unstable(self) -> tuple[str, ...]:
+        """Why its step times are not to be trusted."""
+        return self.record.measurement.unstable if self.record.measurement else ()
 
     @property
     def final_loss(self) -> float | None:
         """Loss of the last step; None where there is none or it is not finite."""
         measurement = self.record.measurement
         return measurement.losses[-1] if measurement and measurement.losses else None
+
+    @property
+    def learnt_loss(self) -> float | None:
+        """The held-out loss after training where it was measured, else the loss of the last step."""
+        measurement = self.record.measurement
+        held_out = measurement.held_out_loss_after if measurement else None
+        return self.final_loss if held_out is None else held_out
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -107,7 +137,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:
     """Return the records of ``folders`` (folder's name → its records) as named runs, sorted by model and recipe."""
-    runs = [Run(0, folder, "", record) for folder, records in folders.items() for record in records]
+    runs = [
+        Run(0, folder, number, "", record)
+        for number, (folder, records) in enumerate(folders.items())
+        for record in records
+    ]
     runs.sort(key=_reading_order)
     named: list[Run] = []
     for runs_of_model in by_model(runs).values():
@@ -144,9 +178,10 @@ def _reading_order(run: Run) -> tuple[object, ...]:
         recipe.batch_size,
         recipe.seq_len,
         *recipe.describe().values(),
+        run.record.engine,
         run.record.device.name,
+        run.folder_number,
         run.record.started_at,
-        run.folder,
     )
 
 
@@ -190,9 +225,11 @@ _DISTINCTIONS: list[Callable[[Run], str | None]] = [
     *map(_setting, ["target_modules", "optim", "dtype", "adapter_dtype", "mixed_precision", "attn_implementation"]),
     *map(_setting, ["loss", "gradient_accumulation", "quant_type", "double_quant", "prepare_kbit"]),
     *map(_setting, ["lora_alpha", "lora_dropout"]),
+    lambda run: run.record.engine,
     lambda run: run.record.device.name,
     lambda run: run.record.suite,
     lambda run: run.folder,
+    lambda run: f"repeat {run.record.repeat}",
     lambda run: run.record.digest,
     lambda run: run.record.started_at,
 ]

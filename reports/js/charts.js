@@ -1,10 +1,15 @@
 // A chart in its element, and what charts share.
 
+import { formatBytes, formatLoss, formatNumber, formatSeconds, formatShare, MIB } from "./quantities.js";
+import { load } from "./store.js";
 import { asTable } from "./tables.js";
 
 export const FONT = "system-ui, sans-serif";
 export const AXIS_HEIGHT = 34;
 const PRINT_WIDTH = 680;
+
+// The colour of a method, here of a mark in a chart.
+export const methodColour = (method) => `var(--${method})`;
 
 export const CHART = { animation: false, textStyle: { fontFamily: FONT, color: "var(--text)" } };
 export const AXIS = {
@@ -14,6 +19,19 @@ export const AXIS = {
   nameTextStyle: { color: "var(--muted)", fontSize: 12 },
   splitLine: { lineStyle: { color: "var(--line)" } },
 };
+
+// What a chart can show along an axis: how it is written, and the unit that its scale counts in.
+export const QUANTITIES = {
+  bytes: { write: formatBytes, unit: (longest) => (longest >= 1024 * MIB / 10 ? { name: "GiB", size: 1024 * MIB } : { name: "MiB", size: MIB }) },
+  rate: { write: (rate) => `${formatNumber(rate)} tokens/s`, unit: () => ({ name: "tokens/s", size: 1 }) },
+  seconds: { write: formatSeconds, unit: (longest) => (longest >= 1 ? { name: "s", size: 1 } : { name: "ms", size: 0.001 }) },
+  loss: { write: formatLoss, unit: () => ({ name: "loss", size: 1 }) },
+  share: { write: formatShare, unit: () => ({ name: "", size: 1 }) },
+};
+
+// Numbers on axes: few digits, thousands apart.
+export const onAxis = (value) => value.toLocaleString("en-US", { maximumSignificantDigits: 6 });
+
 // What bar charts share, with room at the right for the figures at the bars' ends.
 export function base(names, { right }) {
   return {
@@ -56,7 +74,7 @@ export function valueAxis({ max, unit, width }) {
       hideOverlap: true,
       showMaxLabel: false,
       alignMinLabel: "left",
-      formatter: (value) => `${value.toLocaleString("en-US", { maximumSignificantDigits: 6 })} ${unit}`,
+      formatter: (value) => `${onAxis(value)} ${unit}`,
     },
   };
 }
@@ -64,14 +82,26 @@ export function valueAxis({ max, unit, width }) {
 const tip = document.getElementById("tip");
 const KINDS = {};
 
-// Makes `kind` known as data-chart="NAME". It has height(data, width) and option(data, { width, hidden }), and where
-// that makes sense tip(data, place, hidden), what is said beside the pointer, and table(data), both as asTable takes
-// them.
+// Makes `kind` known as data-chart="NAME". It has
+// - height(data, width) and option(data, { width, hidden }), which draw it, `hidden` being keys of legend buttons;
+// - where whole records are needed for that, runs(data), which of them;
+// - where that makes sense, tip(data, place, hidden, chart), what is said beside the pointer, and table(data), both as
+//   asTable takes them; `place` is in the axes' units, and chart.pixel(place) where that is in the element.
 export function register(name, kind) {
   KINDS[name] = kind;
 }
 
-export class Chart {
+const CHARTS = new Map();
+
+// The chart in an element with data-chart.
+export function chartIn(element) {
+  if (!CHARTS.has(element)) CHARTS.set(element, new Chart(element));
+  return CHARTS.get(element);
+}
+
+export const drawnCharts = () => [...CHARTS.values()].filter((chart) => chart.drawn);
+
+class Chart {
   constructor(element) {
     this.element = element;
     this.kind = KINDS[element.dataset.chart];
@@ -81,6 +111,11 @@ export class Chart {
     element.style.height = `${this.kind.height(this.data, element.clientWidth)}px`;
     element.addEventListener("pointermove", (event) => this.point(event));
     element.addEventListener("pointerleave", () => tip.replaceChildren());
+  }
+
+  // Resolves when there is all that drawing takes.
+  ready() {
+    return this.kind.runs ? load(this.kind.runs(this.data)) : Promise.resolve();
   }
 
   draw(width = this.element.clientWidth) {
@@ -94,17 +129,27 @@ export class Chart {
     this.drawn.getZr().flush();
   }
 
+  // Draws it again where it was drawn, after its data or what is hidden changed.
+  async redraw() {
+    await this.ready();
+    if (this.drawn) this.draw();
+  }
+
   toggle(key, shown) {
     if (shown) this.hidden.delete(key);
     else this.hidden.add(key);
-    if (this.drawn) this.draw();
+    this.redraw();
+  }
+
+  pixel(place) {
+    return this.drawn.convertToPixel("grid", place);
   }
 
   // Says what is under the pointer, in a table beside it.
   point({ clientX, clientY }) {
     const { left, top } = this.element.getBoundingClientRect();
     const place = this.drawn?.convertFromPixel("grid", [clientX - left, clientY - top]);
-    const table = place && this.kind.tip(this.data, place, this.hidden);
+    const table = place && this.kind.tip?.(this.data, place, this.hidden, this);
     tip.replaceChildren(...(table ? [asTable(table)] : []));
     const { width, height } = tip.getBoundingClientRect();
     const fit = (at, size, room) => Math.max(0, at + 14 + size < room ? at + 14 : at - 14 - size);

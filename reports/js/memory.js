@@ -1,10 +1,10 @@
-// Estimated against measured memory: two stacked bars for each run, below its name.
+// Memory by component: a stacked bar for each answer to each run, below its name.
 
 import { AXIS_HEIGHT, base, namesAbove, register, valueAxis } from "./charts.js";
 import { byteScale, formatBytes, formatShare } from "./quantities.js";
-import { breakdownsOf, STORE } from "./store.js";
+import { breakdownsOf, entryOf } from "./store.js";
 
-const FAILED = { oom: "out of memory", error: "failed", timeout: "timed out" };
+const FAILED = { oom: "out of memory", error: "failed", timeout: "timed out", skipped: "skipped" };
 const COLOURED = [
   "weights",
   "quantized_weights",
@@ -15,70 +15,82 @@ const COLOURED = [
   "logits",
   "temporaries",
   "buffers",
+  "workspaces",
 ];
+const THICKNESS = { estimated: 8, traced: 8, measured: 15 };
+const GAP = 4;
+const NAME = 24;
+
+const spaced = (component) => component.replaceAll("_", " ");
+const barsHeight = ({ answers }) => answers.reduce((sum, answer) => sum + THICKNESS[answer] + GAP, 0) - GAP;
+const rowHeight = (data) => barsHeight(data) + NAME + 12;
+
+function componentBytes(memory, component) {
+  return memory && Object.hasOwn(memory.components, component) ? memory.components[component] : 0;
+}
+
+// What is written at the end of a bar.
+function endText(answer, { run, error }, wordy) {
+  const { outcome } = entryOf(run).record;
+  const memory = breakdownsOf(run)[answer];
+  if (answer === "measured" && !memory) return FAILED[outcome] ?? "";
+  if (!memory) return "";
+  const peak = `${wordy ? `${answer} ` : ""}${formatBytes(memory.peak_allocated_bytes)}`;
+  return answer === "measured" && wordy && error !== null ? `${peak}, estimate ${formatShare(error)}` : peak;
+}
 
 register("memory", {
-  height: (data) => 64 * data.rows.length + AXIS_HEIGHT,
+  height: (data) => rowHeight(data) * data.rows.length + AXIS_HEIGHT,
+
+  runs: (data) => data.rows.map((row) => row.run),
 
   option(data, { width, hidden }) {
     const scale = byteScale(data.longestBytes);
     const wordy = width >= 560;
     const names = data.rows.map((row) => row.name);
     const shown = data.components.filter((component) => !hidden.has(component));
-    const bars = (answer, barWidth) =>
-      shown.map((component) => ({
-        type: "bar",
-        stack: answer,
-        barWidth,
-        barGap: "30%",
-        itemStyle: { color: `var(--${COLOURED.includes(component) ? component : "other"})` },
-        emphasis: { disabled: true },
-        data: data.rows.map(({ run }) => componentBytes(breakdownsOf(run)[answer], component) / scale.bytes),
-      }));
-    // A bar without length carries what is written at the end of its stack.
-    const end = (answer, barWidth, text) => ({
-      type: "bar",
-      stack: answer,
-      barWidth,
-      barGap: "30%",
-      silent: true,
-      data: names.map(() => 0),
-      label: {
-        show: true,
-        position: "right",
-        color: answer === "measured" ? "var(--text)" : "var(--muted)",
-        fontSize: 12,
-        formatter: ({ dataIndex }) => text(data.rows[dataIndex]),
-      },
+    const stacks = data.answers.flatMap((answer) => {
+      const bar = { type: "bar", stack: answer, barWidth: THICKNESS[answer], barGap: `${GAP}px`, emphasis: { disabled: true } };
+      return [
+        ...shown.map((component) => ({
+          ...bar,
+          itemStyle: { color: `var(--${COLOURED.includes(component) ? component : "other"})` },
+          data: data.rows.map(({ run }) => componentBytes(breakdownsOf(run)[answer], component) / scale.bytes),
+        })),
+        {
+          ...bar,
+          silent: true,
+          data: names.map(() => 0),
+          label: {
+            show: true,
+            position: "right",
+            color: answer === "measured" ? "var(--text)" : "var(--muted)",
+            fontSize: answer === "measured" ? 12 : 11,
+            formatter: ({ dataIndex }) => endText(answer, data.rows[dataIndex], wordy),
+          },
+        },
+      ];
     });
-    const estimated = ({ run }) => peakText(breakdownsOf(run).estimated, wordy ? "estimated " : "");
-    const measured = ({ run, error }) =>
-      FAILED[STORE.records[run].outcome] ??
-      peakText(breakdownsOf(run).measured, wordy ? "measured " : "") +
-        (wordy && error !== null ? `, estimate ${formatShare(error)}` : "");
+    const options = base(names, { right: wordy ? 250 : 84 });
     return {
-      ...base(names, { right: wordy ? 250 : 84 }),
+      ...options,
+      grid: { ...options.grid, top: NAME / 2 },
       xAxis: valueAxis({ max: hidden.size ? "dataMax" : data.longestBytes / scale.bytes, unit: scale.unit, width }),
-      series: [
-        namesAbove(names, { width, above: 23 }),
-        ...bars("estimated", 8),
-        end("estimated", 8, estimated),
-        ...bars("measured", 15),
-        end("measured", 15, measured),
-      ],
+      series: [namesAbove(names, { width, above: barsHeight(data) / 2 + NAME / 2 }), ...stacks],
     };
   },
 
   tip(data, [, place], hidden) {
     if (!data.rows[place]) return null;
     const { run, name } = data.rows[place];
-    const answers = Object.values(breakdownsOf(run));
+    const all = breakdownsOf(run);
+    const answers = data.answers.map((answer) => all[answer]);
     const line = (title, bytesOf) => [title, ...answers.map((memory) => (memory ? formatBytes(bytesOf(memory)) : "–"))];
     const rows = data.components
       .filter((component) => !hidden.has(component) && answers.some((memory) => componentBytes(memory, component)))
       .map((component) => line(spaced(component), (memory) => componentBytes(memory, component)));
     rows.push(line("peak", (memory) => memory.peak_allocated_bytes));
-    return { caption: name, columns: ["", "estimated", "measured"], rows };
+    return { caption: name, columns: ["", ...data.answers], rows };
   },
 
   table(data) {
@@ -99,13 +111,3 @@ register("memory", {
     return { columns: ["Recipe", ...data.components.map(spaced), "peak", "in phase"], rows };
   },
 });
-
-const spaced = (component) => component.replaceAll("_", " ");
-
-function componentBytes(memory, component) {
-  return memory && Object.hasOwn(memory.components, component) ? memory.components[component] : 0;
-}
-
-function peakText(memory, word) {
-  return memory ? word + formatBytes(memory.peak_allocated_bytes) : "";
-}

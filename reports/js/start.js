@@ -1,34 +1,58 @@
-// Draws each chart when it comes near the window, again when its width changes, and all of them for print.
+// Draws each chart when it comes near the window, again when its width changes, and all that are shown for print.
 
-import { Chart } from "./charts.js";
+import { chartIn } from "./charts.js";
 import { asTable } from "./tables.js";
 
-const CHARTS = new Map([...document.querySelectorAll(".chart")].map((element) => [element, new Chart(element)]));
+const ELEMENTS = [...document.querySelectorAll(".chart")];
+const isShown = (element) => element.clientWidth > 0;
 
+// Figures that a section holds one at a time: it names them in a select, with buttons to the one before and after.
+for (const gallery of document.querySelectorAll(".gallery")) {
+  const figures = [...gallery.querySelectorAll(":scope > figure")];
+  const choice = gallery.querySelector("select.figure");
+  const [previous, next] = gallery.querySelectorAll(".steps button");
+  const show = (place) => {
+    choice.selectedIndex = place;
+    for (const [other, figure] of figures.entries()) figure.hidden = other !== place;
+    previous.disabled = place === 0;
+    next.disabled = place === figures.length - 1;
+  };
+  choice.addEventListener("change", () => show(choice.selectedIndex));
+  previous.addEventListener("click", () => show(choice.selectedIndex - 1));
+  next.addEventListener("click", () => show(choice.selectedIndex + 1));
+}
+
+// Records are there before anybody can print; those of figures that are not shown wait until they are.
+await Promise.all(ELEMENTS.filter(isShown).map((element) => chartIn(element).ready()));
+
+let printing = false;
 const near = new IntersectionObserver(
-  (entries) => {
-    for (const { isIntersecting, target } of entries)
-      if (isIntersecting && !CHARTS.get(target).drawn) CHARTS.get(target).draw();
+  async (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      const chart = chartIn(target);
+      if (!isIntersecting || chart.drawn) continue;
+      await chart.ready();
+      if (!chart.drawn) chart.draw();
+    }
   },
   { rootMargin: "600px" },
 );
 const resized = new ResizeObserver((entries) => {
   for (const { target } of entries) {
-    const chart = CHARTS.get(target);
+    const chart = chartIn(target);
     if (chart.drawn && target.clientWidth !== chart.width && !printing) chart.draw();
   }
 });
-let printing = false;
-for (const element of CHARTS.keys()) {
+for (const element of ELEMENTS) {
   near.observe(element);
   resized.observe(element);
 }
 addEventListener("beforeprint", () => {
   printing = true;
-  for (const chart of CHARTS.values()) chart.enterPrint();
+  for (const element of ELEMENTS) if (isShown(element)) chartIn(element).enterPrint();
 });
 addEventListener("afterprint", () => {
-  for (const chart of CHARTS.values()) chart.leavePrint();
+  for (const element of ELEMENTS) if (isShown(element)) chartIn(element).leavePrint();
   printing = false;
 });
 
@@ -37,12 +61,15 @@ for (const button of document.querySelectorAll(".legend button"))
     const shown = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", shown);
     for (const element of button.closest(".charts").querySelectorAll(".chart"))
-      CHARTS.get(element).toggle(button.dataset.key, shown);
+      chartIn(element).toggle(button.dataset.key, shown);
   });
 
-for (const details of document.querySelectorAll("details.data")) {
-  const { kind, data } = CHARTS.get(details.closest("figure").querySelector(".chart"));
-  details.addEventListener("toggle", () => details.querySelector("table").replaceWith(asTable(kind.table(data))), {
-    once: true,
+for (const details of document.querySelectorAll("details.data"))
+  details.addEventListener("toggle", async () => {
+    if (!details.open) return;
+    const chart = chartIn(details.closest("figure").querySelector(".chart"));
+    await chart.ready();
+    details.querySelector("table").replaceWith(asTable(chart.kind.table(chart.data)));
   });
-}
+
+document.documentElement.dataset.ready = Math.round(performance.now());

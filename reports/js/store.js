@@ -1,23 +1,46 @@
-// The records, each fact embedded once: a record holds places in the lists of what many records share.
+// What the page holds of its runs. Facts that many parts need are unpacked at once, whole records when somebody asks.
 
-export const STORE = JSON.parse(document.getElementById("store").textContent);
-
-// The whole record of a run, as its file holds it.
-export function recordOf(run) {
-  const record = structuredClone(STORE.records[run]);
-  for (const holder of [record, record.prediction, record.measurement])
-    if (holder)
-      for (const [field, values] of Object.entries(STORE.shared))
-        if (field in holder) holder[field] = values[holder[field]];
-  return record;
+async function unpack(element) {
+  const text = atob(element.textContent);
+  const bytes = new Uint8Array(text.length);
+  for (let place = 0; place < text.length; place++) bytes[place] = text.charCodeAt(place);
+  const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(inflated).text());
 }
 
-// The breakdowns of a run by answer, undefined for the one that it has not.
+const table = document.getElementById("runs");
+const blocks = [...document.querySelectorAll("script.block")];
+const inABlock = Number(table?.dataset.inABlock);
+const unpacked = new Map();
+const loaded = [];
+
+// Names, models and methods by run, and the columns of the table of all runs with their values.
+export const RUNS = table ? await unpack(table) : { names: [], models: [], methods: [], columns: [], values: [] };
+
+const severalModels = new Set(RUNS.models).size > 1;
+
+// The name of a run among those of all models.
+export function fullName(run) {
+  return severalModels ? `${RUNS.models[run].split("/").at(-1)} ${RUNS.names[run]}` : RUNS.names[run];
+}
+
+// Unpacks what `runs` have beside the table; entryOf has it from then on.
+export async function load(runs) {
+  const places = new Set(runs.map((run) => Math.floor(run / inABlock)));
+  for (const place of places) {
+    if (!unpacked.has(place)) unpacked.set(place, unpack(blocks[place]));
+    const entries = await unpacked.get(place);
+    for (const [offset, entry] of entries.entries()) loaded[place * inABlock + offset] = entry;
+  }
+}
+
+// The { record, traced, derivation } of a loaded run.
+export function entryOf(run) {
+  return loaded[run];
+}
+
+// The breakdowns of a loaded run by answer, undefined for the one that it has not.
 export function breakdownsOf(run) {
-  const { prediction, measurement } = STORE.records[run];
-  return { estimated: prediction?.memory, measured: measurement?.memory };
-}
-
-export function lossesOf(run) {
-  return STORE.records[run].measurement.losses;
+  const { record, traced } = loaded[run];
+  return { estimated: record.prediction?.memory, traced: traced?.memory, measured: record.measurement?.memory };
 }

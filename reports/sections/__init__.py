@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lorabench.reports.runs import Run
+from lorabench.reports.sections.accuracy import accuracy
+from lorabench.reports.sections.comparison import comparison
 from lorabench.reports.sections.environments import environments
 from lorabench.reports.sections.failures import failures
-from lorabench.reports.sections.losses import losses
+from lorabench.reports.sections.learning import learning
 from lorabench.reports.sections.memory import memory
 from lorabench.reports.sections.records import records
+from lorabench.reports.sections.speed import speed
 from lorabench.reports.sections.summary import summary
-from lorabench.reports.sections.throughput import throughput
 
 
 class Section(NamedTuple):
@@ -32,11 +34,13 @@ class Section(NamedTuple):
 
 SECTIONS = (
     Section("summary", "Summary", summary),
-    Section("memory", "Memory", memory, ("memory",)),
-    Section("throughput", "Speed", throughput, ("throughput",)),
-    Section("losses", "Loss", losses, ("losses",)),
+    Section("accuracy", "Predicted against measured", accuracy, ("scatter", "distribution")),
+    Section("memory", "Where the bytes go", memory, ("memory", "closely")),
+    Section("speed", "Speed", speed, ("speed", "scatter")),
+    Section("learning", "Learning", learning, ("learning", "scatter")),
+    Section("comparison", "Side by side", comparison, ("scatter",)),
     Section("failures", "Failures", failures),
     Section("environments", "Environment", environments),
-    Section("records", "All runs", records),
+    Section("records", "All runs", records, ("run_table",)),
 )
 """In the order of the page."""

@@ -1,4 +1,4 @@
-"""Runs that ran out of memory, crashed or hung."""
+"""Runs that ran out of memory, crashed, hung or were not tried."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 from lorabench.reports.runs import Run
 
-OUTCOMES = {"ok": "ok", "oom": "out of memory", "error": "error", "timeout": "timeout"}
+OUTCOMES = {"ok": "ok", "oom": "out of memory", "error": "error", "timeout": "timeout", "skipped": "skipped"}
 """Outcome → how the page names it."""
+OUT_OF = {"device": "of the GPU", "host": "of the host", "killed": "of the host: killed by the kernel"}
+"""Which memory ran out → how the page says so."""
 
 
 def failures(runs: Sequence[Run]) -> dict[str, Any] | None:
     """Return the runs that are not ok."""
     failed = [run for run in runs if run.record.outcome != "ok"]
-    return {"runs": failed} if failed else None
+    return {"runs": failed, "out_of": OUT_OF} if failed else None

@@ -1,41 +1,35 @@
-"""Estimated against measured memory, by component."""
+"""Where the bytes go: estimated, traced and measured memory by component, and by phase."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lorabench.estimator.breakdown import COMPONENTS, Breakdown
+from lorabench.estimator.breakdown import COMPONENTS, PHASES
 from lorabench.reports.quantities import format_bytes, format_share
 from lorabench.reports.runs import Run
 from lorabench.reports.sections.figures import Figure, figures
 
 RUNS_IN_A_FIGURE = 12
+ANSWERS = ("estimated", "traced", "measured")
 
 
 def memory(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the figures, their legend and the table of peaks, for the runs with an estimate or a measurement."""
-    shown = [run for run in runs if breakdowns(run)]
+    """Return the figures and their legend, for the runs with an estimate, a trace or a measurement."""
+    shown = [run for run in runs if run.breakdowns]
     if not shown:
         return None
     components = _components(shown)
+    answers = [answer for answer in ANSWERS if any(answer in run.breakdowns for run in shown)]
     return {
+        "answers": answers,
         "legend": [
             {"key": name, "label": name.replace("_", " "), "description": COMPONENTS.get(name, "")}
             for name in components
         ],
-        "figures": [_figure(figure, components) for figure in figures(shown, at_most=RUNS_IN_A_FIGURE)],
-        "runs": shown,
-        "several_models": len({run.model for run in shown}) > 1,
-        "reserved": any(memory.device_total_bytes for run in shown for memory in breakdowns(run).values()),
+        "figures": [_figure(figure, components, answers) for figure in figures(shown, at_most=RUNS_IN_A_FIGURE)],
+        "closely": _closely(shown, answers),
     }
-
-
-def breakdowns(run: Run) -> dict[str, Breakdown]:
-    """Return the run's breakdowns: ``estimated``, ``measured``, those of the two that there are."""
-    record = run.record
-    answers = {"estimated": record.prediction, "measured": record.measurement}
-    return {answer: source.memory for answer, source in answers.items() if source}
 
 
 def _components(runs: Sequence[Run]) -> list[str]:
@@ -43,24 +37,25 @@ def _components(runs: Sequence[Run]) -> list[str]:
     found = {
         name
         for run in runs
-        for breakdown in breakdowns(run).values()
+        for breakdown in run.breakdowns.values()
         for name, count in breakdown.components.items()
         if count
     }
     return [name for name in COMPONENTS if name in found] + sorted(found - set(COMPONENTS))
 
 
-def _figure(figure: Figure, components: list[str]) -> dict[str, Any]:
+def _figure(figure: Figure, components: list[str], answers: list[str]) -> dict[str, Any]:
     longest = max(
         max(breakdown.peak_allocated_bytes, sum(breakdown.components.values()))
         for run in figure.of_model
-        for breakdown in breakdowns(run).values()
+        for breakdown in run.breakdowns.values()
     )
     return {
         "model": figure.model,
         "part": figure.part,
         "caption": _caption(figure.runs),
         "chart": {
+            "answers": answers,
             "components": components,
             "longestBytes": longest,
             "rows": [{"run": run.index, "name": run.name, "error": run.peak_error} for run in figure.runs],
@@ -86,3 +81,28 @@ def _caption(runs: Sequence[Run]) -> str:
     elif errors:
         said.append(f"The estimates are off by {format_share(min(errors))} to {format_share(max(errors))}.")
     return " ".join(said)
+
+
+def _closely(runs: Sequence[Run], answers: list[str]) -> dict[str, Any]:
+    """Return the charts of one run's phases and timeline, of which people choose the run."""
+    with_timeline = [run for run in runs if has_timeline(run)]
+    largest = max(
+        with_timeline or runs, key=lambda run: max(one.peak_allocated_bytes for one in run.breakdowns.values())
+    )
+    phases = {name for run in runs for one in run.breakdowns.values() for name in one.phase_peaks_bytes}
+    return {
+        "run": largest.index,
+        "runs": [run.index for run in runs],
+        "phases": {
+            "run": largest.index,
+            "answers": answers,
+            "phases": [name for name in PHASES if name in phases] + sorted(phases - set(PHASES)),
+        },
+        "timeline": {"run": largest.index} if with_timeline else None,
+    }
+
+
+def has_timeline(run: Run) -> bool:
+    """Tell whether live bytes over a step are known, measured or traced."""
+    measurement = run.record.measurement
+    return run.trace is not None or (measurement is not None and measurement.timeline is not None)

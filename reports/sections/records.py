@@ -1,61 +1,151 @@
-"""The table of all runs, and the records themselves, each fact embedded once."""
+"""The table of all runs, and their whole records with the derivations of their estimates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
-import msgspec
-
+from lorabench.bench.records import RunRecord
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.explanation import Explanation, explain
+from lorabench.estimator.recipes import Recipe
+from lorabench.reports.packing import pack
 from lorabench.reports.runs import Run, varying_settings
+from lorabench.reports.sections.failures import OUTCOMES
 
-SHARED = ("model_config", "device", "environment", "traceback", "parameters")
-"""Fields, of a record or of its prediction and measurement, that have the same value in many records."""
+IN_A_BLOCK = 64
+"""Records that are packed, and unpacked, together: one is never read alone for long, and all of them need not be."""
+DERIVED = 200
+"""Runs whose derivations a page holds: of more, the page would take minutes to make."""
+
+Kind = Literal["text", "bytes", "share", "fraction", "number", "seconds", "loss", "count"]
+
+
+class Column(NamedTuple):
+    """One column of the table."""
+
+    key: str
+    """Its name in downloads; bytes end in ``_bytes``, seconds in ``_seconds``."""
+    title: str
+    kind: Kind
+    value: Callable[[Run], Any]
+    shown: bool = False
+    """Until somebody chooses otherwise; the others can be added."""
 
 
 def records(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the columns and rows of the table, and the records for the page's scripts."""
-    varying = [field for field in varying_settings(runs) if field != "model"]
-    described = [run.record.recipe.describe() for run in runs]
-    facts = {
-        "suite": [run.record.suite for run in runs],
-        "device": [run.record.device.name for run in runs],
-        "folder": [run.folder for run in runs],
-    }
-    distinguishing = {name: values for name, values in facts.items() if len(set(values)) > 1}
-    return {
-        "runs": runs,
-        "several_models": len({run.model for run in runs}) > 1,
-        "settings": varying,
-        "rows": [
-            {
-                "run": run,
-                "settings": [settings.get(field) for field in varying],
-                "facts": [values[run.index] for values in distinguishing.values()],
-            }
-            for run, settings in zip(runs, described, strict=True)
+    """Return the table's columns and values, and the records, all of them packed."""
+    columns = [column for column in _columns(runs) if any(column.value(run) is not None for run in runs)]
+    table = {
+        "names": [run.name for run in runs],
+        "models": [run.model for run in runs],
+        "methods": [run.method for run in runs],
+        "columns": [
+            {"key": column.key, "title": column.title, "kind": column.kind, "shown": column.shown} for column in columns
         ],
-        "facts": list(distinguishing),
-        "constant": {
-            field: value
-            for settings in described
-            for field, value in settings.items()
-            if field not in varying and field != "model"
-        },
-        "store": _store(runs),
+        "values": [[column.value(run) for run in runs] for column in columns],
+    }
+    derive = _Derivations() if len(runs) <= DERIVED else None
+    entries = [
+        {
+            "record": run.record,
+            "traced": run.trace,
+            "derivation": derive(run.record) if derive else None,
+        }
+        for run in runs
+    ]
+    return {
+        "table": pack(table),
+        "blocks": [pack(entries[first : first + IN_A_BLOCK]) for first in range(0, len(entries), IN_A_BLOCK)],
+        "in_a_block": IN_A_BLOCK,
+        "count": len(runs),
+        "several_models": len({run.model for run in runs}) > 1,
+        "methods": list(dict.fromkeys(run.method for run in runs)),
+        "models": list(dict.fromkeys(run.model for run in runs)),
+        "outcomes": [OUTCOMES[outcome] for outcome in dict.fromkeys(run.record.outcome for run in runs)],
     }
 
 
-def _store(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the records in order, with the values of `SHARED` replaced by their places in lists beside them."""
-    shared: dict[str, dict[bytes, int]] = {field: {} for field in SHARED}
-    stored = []
-    for run in runs:
-        record = msgspec.to_builtins(run.record)
-        for holder in filter(None, (record, record["prediction"], record["measurement"])):
-            for field in holder.keys() & SHARED:
-                places = shared[field]
-                holder[field] = places.setdefault(msgspec.json.encode(holder[field]), len(places))
-        stored.append(record)
-    values = {field: [msgspec.Raw(value) for value in places] for field, places in shared.items()}
-    return {"shared": values, "records": stored}
+class _Derivations:
+    """Derivations of estimates, each worked out once."""
+
+    def __init__(self) -> None:
+        self.done: dict[tuple[str, str], Explanation | str] = {}
+
+    def __call__(self, record: RunRecord) -> Explanation | str:
+        """Return the derivation, or why there is none."""
+        place = record.digest, record.device.kind
+        if place not in self.done:
+            try:
+                spec = read_config(record.model_config, record.recipe.model)
+                self.done[place] = explain(spec, record.recipe, record.device.kind)
+            except UserError as error:
+                self.done[place] = str(error)
+        return self.done[place]
+
+
+def _columns(runs: Sequence[Run]) -> list[Column]:
+    varying = varying_settings(runs)
+    described = [run.record.recipe.describe() for run in runs]
+
+    def setting(field: str) -> Callable[[Run], Any]:
+        return lambda run: described[run.index].get(field)
+
+    def measured(name: str) -> Callable[[Run], Any]:
+        return lambda run: getattr(run.record.measurement, name, None)
+
+    def memory(answer: str, name: str) -> Callable[[Run], Any]:
+        return lambda run: getattr(run.breakdowns.get(answer), name, None)
+
+    def fact(key: str, value: Callable[[Run], Any]) -> Column:
+        return Column(key, key.replace("_", " "), "text", value, len({value(run) for run in runs}) > 1)
+
+    settings = [
+        Column(field, field, "text", setting(field), field in varying)
+        for field in Recipe.__struct_fields__
+        if field != "model"
+    ]
+    return [
+        Column("recipe", "Recipe", "text", lambda run: run.name, True),
+        Column("model", "Model", "text", lambda run: run.model, len({run.model for run in runs}) > 1),
+        *settings,
+        Column("outcome", "Outcome", "text", lambda run: OUTCOMES[run.record.outcome], True),
+        Column("estimated_peak_bytes", "Estimated peak", "bytes", lambda run: run.estimated_peak_bytes, True),
+        Column("traced_peak_bytes", "Traced peak", "bytes", memory("traced", "peak_allocated_bytes"), True),
+        Column("measured_peak_bytes", "Measured peak", "bytes", lambda run: run.measured_peak_bytes, True),
+        Column("peak_error", "Error", "share", lambda run: run.peak_error, True),
+        Column("peak_phase", "Peak in", "text", memory("measured", "phase")),
+        Column("peak_reserved_bytes", "Reserved", "bytes", memory("measured", "peak_reserved_bytes")),
+        Column("nvml_process_peak_bytes", "Process, nvidia-smi", "bytes", measured("nvml_process_peak_bytes")),
+        Column("loading_peak_bytes", "Loading", "bytes", measured("loading_peak_bytes")),
+        Column("rss_peak_bytes", "Host memory", "bytes", measured("rss_peak_bytes")),
+        Column("tokens_per_second", "Tokens/s", "number", lambda run: run.tokens_per_second, True),
+        Column("median_step_seconds", "Median step", "seconds", measured("median_step_seconds")),
+        Column("mfu", "MFU", "fraction", measured("mfu"), True),
+        Column("hfu", "HFU", "fraction", measured("hfu")),
+        Column("joules_per_thousand_tokens", "J per 1,000 tokens", "number", measured("joules_per_thousand_tokens")),
+        Column("final_loss", "Final loss", "loss", lambda run: run.final_loss, True),
+        Column("held_out_loss_before", "Held-out loss before", "loss", measured("held_out_loss_before")),
+        Column("held_out_loss_after", "Held-out loss after", "loss", measured("held_out_loss_after"), True),
+        Column("parameters", "Parameters", "count", _counted("total")),
+        Column("trainable_parameters", "Trainable", "count", _counted("trainable")),
+        Column("unstable", "Unstable", "text", lambda run: "; ".join(run.unstable) or None),
+        Column("message", "Message", "text", lambda run: run.record.message),
+        fact("suite", lambda run: run.record.suite),
+        fact("device", lambda run: run.record.device.name),
+        fact("folder", lambda run: run.folder),
+        fact("engine", lambda run: run.record.engine),
+        fact("repeat", lambda run: run.record.repeat),
+        Column("seed", "seed", "count", lambda run: run.record.seed),
+        Column("started_at", "started", "text", lambda run: run.record.started_at),
+        Column("digest", "digest", "text", lambda run: run.record.digest),
+    ]
+
+
+def _counted(field: str) -> Callable[[Run], Any]:
+    def count(run: Run) -> Any:
+        source = run.record.measurement or run.record.prediction
+        return getattr(source.parameters, field) if source else None
+
+    return count

@@ -1,0 +1,53 @@
+"""Runs that differ in one choice only, so that the choice alone explains what differs between them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from lorabench.reports.runs import Run
+
+ADAPTER_SETTINGS = ("rank", "lora_alpha", "lora_dropout", "target_modules", "adapter_dtype")
+METHOD_SETTINGS = ("method", "dtype", "quant_type", "double_quant", "prepare_kbit")
+"""Each method takes base weights of its own dtype, as it does by default."""
+
+
+def alike(runs: Sequence[Run], ignoring: Sequence[str]) -> Iterator[list[Run]]:
+    """Yield groups of runs of one model on one device, whose recipes differ at most in the settings ``ignoring``."""
+    groups: dict[object, list[Run]] = defaultdict(list)
+    for run in runs:
+        settings = msgspec.structs.asdict(run.record.recipe)
+        shared = tuple(value for field, value in settings.items() if field not in ignoring)
+        config = msgspec.json.encode(run.record.model_config, order="sorted")
+        record = run.record
+        place = shared, record.device, record.engine, record.repeat, run.folder, config
+        groups[place].append(run)
+    yield from groups.values()
+
+
+def checkpointing_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
+    """Yield runs without and with gradient checkpointing."""
+    for group in alike(runs, ["gradient_checkpointing"]):
+        by_choice = {run.record.recipe.gradient_checkpointing: run for run in group}
+        if len(by_choice) == 2:
+            yield by_choice[False], by_choice[True]
+
+
+def method_pairs(runs: Sequence[Run], before: str, after: str) -> Iterator[tuple[Run, Run]]:
+    """Yield runs of two methods; LoRA and QLoRA share their adapters' settings."""
+    adapters = () if "full" not in (before, after) else ADAPTER_SETTINGS
+    for group in alike(runs, [*METHOD_SETTINGS, *adapters]):
+        for old in group:
+            for new in group:
+                if (old.method, new.method) == (before, after):
+                    yield old, new
+
+
+def rank_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
+    """Yield runs of the lowest and of the highest rank; alpha goes along with it, as it does by default."""
+    for group in alike([run for run in runs if run.record.recipe.rank], ["rank", "lora_alpha"]):
+        ranked = sorted(group, key=lambda run: run.record.recipe.rank or 0)
+        if ranked[0].record.recipe.rank != ranked[-1].record.recipe.rank:
+            yield ranked[0], ranked[-1]
