@@ -71,6 +71,12 @@ def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Answer, int]:
     return "tight" if memory.device_total_bytes <= device_bytes else "does not fit", margin
 
 
+def states_fit(spec: ModelSpec, recipe: Recipe, usable: int) -> bool:
+    """Return whether ``usable`` bytes hold what stays throughout: if not, nothing else need be worked out."""
+    held = states(spec, recipe, "cuda")
+    return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in HELD_THROUGHOUT) <= usable
+
+
 class _Setup(NamedTuple):
     recipe: Recipe
     expandable_segments: bool = False
@@ -91,8 +97,7 @@ class _Search:
 
     def hopeless(self, setup: _Setup) -> bool:
         """Return whether what stays throughout is too much already, which is quicker to tell."""
-        held = states(self.spec, setup.recipe, "cuda")
-        return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in HELD_THROUGHOUT) > self.usable
+        return not states_fit(self.spec, setup.recipe, self.usable)
 
     def device_total(self, setup: _Setup) -> int:
         """Return the upper end of the device total."""

@@ -25,6 +25,10 @@ the outer product of their roots, the update, its size, its clipping, and the we
 ADAFACTOR_KERNELS = 25
 TENSORS_IN_A_KERNEL = 36
 """Tensors that one kernel over lists of four takes, by the size of a kernel's arguments (`MultiTensorApply.cuh`)."""
+BITSANDBYTES = ("8bit", "32bit")
+"""How the names of bitsandbytes' optimizers end."""
+BITSANDBYTES_CALLS = 3
+"""Operations for each tensor, one after the other in Python: its settings, its states' pages, its update."""
 CLIPPING_ACCESSES = 3
 """To clip gradients to a norm: one read for the norm, and a read and a write to scale."""
 SCALING_ACCESSES = 2
@@ -39,6 +43,8 @@ class OptimizerStep(NamedTuple):
     kernels: int
     """On a GPU, where one may take a list of tensors."""
     tensors: int
+    calls: int
+    """What the processor does for it, in operations."""
 
 
 def optimizer_step(
@@ -54,7 +60,8 @@ def optimizer_step(
     lists = -(-tensors // TENSORS_IN_A_KERNEL)
     before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES * clipped) * elements * itemsize
     bytes_, kernels = _own(optim, sizes, elements, tensors, itemsize)
-    return OptimizerStep(before + bytes_, kernels + lists * (scaled + 2 * clipped), tensors)
+    calls = tensors * (BITSANDBYTES_CALLS if optim.endswith(BITSANDBYTES) else max(1, kernels // tensors))
+    return OptimizerStep(before + bytes_, kernels + lists * (scaled + 2 * clipped), tensors, calls)
 
 
 def _own(optim: Optim, sizes: list[tuple[int, int]], elements: int, tensors: int, itemsize: int) -> tuple[float, int]:

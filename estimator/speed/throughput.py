@@ -17,7 +17,7 @@ from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import StepFlops, step_flops
 from lorabench.estimator.speed.rates import Bound, DatasheetRates
-from lorabench.estimator.speed.timing import step_time
+from lorabench.estimator.speed.timing import StepTime, step_time
 from lorabench.estimator.states import states
 
 Range = tuple[float, float]
@@ -26,7 +26,6 @@ Range = tuple[float, float]
 CALIBRATED_ERROR = 0.30
 """By how much a step's time may differ from that at calibrated rates: within this lie all measured runs of
 docs/speed.md."""
-FAST_TO_SLOW: tuple[Bound, ...] = ("fast", "typical", "slow")
 JOULES_IN_KILOWATT_HOUR = 3.6e6
 LEAST_POWER = 0.4
 """Of a GPU's board power, drawn by a training that mostly waits for memory or for the host; the most is all of it."""
@@ -82,17 +81,14 @@ def estimate_throughput(
     Raises:
         UserError: a combination that has no closed form, or that was not calibrated.
     """
-    paged = paged_out_bytes(spec, recipe, device)
-    if calibration is not None:
-        typical = step_time(spec, recipe, CalibratedRates(calibration), calibration.kind, paged)
-        seconds = typical.total / (1 + CALIBRATED_ERROR), typical.total * (1 + CALIBRATED_ERROR)
-    elif device.bandwidth_bytes_per_second is None:
+    typical = likely_step_time(spec, recipe, device, calibration)
+    if typical is None:
         return None
+    if calibration is not None:
+        seconds = typical.total / (1 + CALIBRATED_ERROR), typical.total * (1 + CALIBRATED_ERROR)
     else:
-        fast, typical, slow = (
-            step_time(spec, recipe, DatasheetRates(device, bound), paged_bytes=paged) for bound in FAST_TO_SLOW
-        )
-        seconds = fast.total, slow.total
+        fast = _datasheet_time(spec, recipe, device, "fast")
+        seconds = fast.total, _datasheet_time(spec, recipe, device, "slow").total
     flops = step_flops(spec, recipe)
     tokens = recipe.tokens * recipe.gradient_accumulation
     speed = Throughput(
@@ -117,6 +113,23 @@ def estimate_throughput(
         joules = watts[0] * seconds[0] / tokens, watts[1] * seconds[1] / tokens
         speed = replace(speed, watts_range=watts, joules_per_token_range=joules)
     return speed
+
+
+def likely_step_time(
+    spec: ModelSpec, recipe: Recipe, device: Device, calibration: Calibration | None = None
+) -> StepTime | None:
+    """Return the likely time of a step, which `estimate_throughput` is about; None where no rates are known."""
+    if calibration is not None:
+        paged = paged_out_bytes(spec, recipe, device)
+        return step_time(spec, recipe, CalibratedRates(calibration), calibration.kind, paged)
+    if device.bandwidth_bytes_per_second is None:
+        return None
+    return _datasheet_time(spec, recipe, device, "typical")
+
+
+def _datasheet_time(spec: ModelSpec, recipe: Recipe, device: Device, bound: Bound) -> StepTime:
+    paged = paged_out_bytes(spec, recipe, device)
+    return step_time(spec, recipe, DatasheetRates(device, bound), paged_bytes=paged)
 
 
 def paged_out_bytes(spec: ModelSpec, recipe: Recipe, device: Device) -> int:

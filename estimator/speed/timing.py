@@ -75,7 +75,7 @@ def step_time(
     passes = step.kernels if kernels == "cuda" else step.tensors
     groups["optimizer"] = passes * rates.passing(step.bytes / passes)
     groups["paging"] = rates.paging(2 * paged_bytes)
-    waiting += _waiting(groups["optimizer"], step.tensors * rates.host_seconds("optimizer"), rates)
+    waiting += _waiting(groups["optimizer"], step.calls * rates.host_seconds("optimizer"), rates)
     groups["waiting for the host"] = waiting
     return StepTime(groups)
 

@@ -28,6 +28,7 @@ main(sys.argv[1:])
         ["check", "--help"],
         ["doctor", "--help"],
         ["calibrate", "--help"],
+        ["plan", "llama-3.1-8b", "--gpu", "rtx-3060"],
         ["estimate", "llama-3.1-8b", "--gpu", "h100-sxm", "--tokens", "50M", "--price-per-hour", "2.5"],
     ],
     ids=" ".join,

@@ -18,6 +18,7 @@ from lorabench.estimator.errors import UserError, did_you_mean
 
 COMMANDS = {
     "estimate": "Estimate what a recipe takes, in milliseconds, without torch.",
+    "plan": "Say what to run on a GPU, or which GPU is enough.",
     "trace": "Run the real step on meta tensors: exact, no GPU.",
     "run": "Really train recipes and measure them.",
     "calibrate": "Measure how fast this device works, for estimates of time.",

@@ -1,0 +1,250 @@
+"""`lorabench plan`: what to run on a GPU, or which GPU is enough."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorabench.cli.listing import Column, as_markdown, as_table
+from lorabench.cli.parameters import OneOf
+from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.cli.speed import Count, calibration_for
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.quantities import in_gib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lorabench.estimator.models import ModelSpec
+    from lorabench.estimator.plan import Choice, EnoughGpu, MethodLimits, Plan
+    from lorabench.estimator.recipes import Recipe
+    from lorabench.estimator.speed.throughput import Throughput
+
+EXAMPLES = """\
+\b
+Examples:
+  lorabench plan llama-3.1-8b --gpu rtx-4090
+  lorabench plan llama-3.1-8b --gpu 24GB --seq-len 4096 --min-batch-tokens 64k
+  lorabench plan llama-3.1-70b --gpu h100-sxm --method qlora -r 64
+  lorabench plan llama-3.1-8b --method full --all-gpus
+
+\b
+Exit codes: 0 something fits; 1 nothing does; 2 wrong use or bad input.
+"""
+SHORT_OPTIMIZERS = {"adamw_torch_fused": "AdamW", "paged_adamw_8bit": "8-bit"}
+WIDTH = 80
+
+
+@click.command("plan", epilog=EXAMPLES)
+@click.argument("model")
+@recipe_options
+@click.option("--gpu", help="A GPU by name, its memory such as 24GB, or local.")
+@click.option("--all-gpus", is_flag=True, help="Say which GPUs run the recipe instead, the smallest first.")
+@click.option("--min-batch-tokens", type=Count(), help="Tokens of a step, by accumulation, such as 64k. [one pass]")
+@click.option(
+    "--calibration",
+    "calibration_file",
+    type=click.Path(path_type=Path),
+    help="Rates that `lorabench calibrate` measured. [those found under the GPU's name]",
+)
+@click.option("--format", "format_", type=OneOf(["table", "json", "markdown"]), default="table", show_default=True)
+def command(
+    model: str,
+    gpu: str | None,
+    all_gpus: bool,
+    min_batch_tokens: int | None,
+    calibration_file: Path | None,
+    format_: str,
+    **options: Any,
+) -> int:
+    """Say what to run on a GPU: what fits of all that is left open, the fastest first.
+
+    Options fix what they name; method, precision, optimizer (AdamW or its paged 8-bit kind), checkpointing, attention,
+    loss and micro-batch are tried where they are not given. Of 4-bit models, embedding, head and norms stay in 16
+    bits, which is both leaner and faster than peft's preparation.
+    """
+    from lorabench.estimator.catalogue import find_model
+    from lorabench.estimator.devices import find_device
+    from lorabench.estimator.estimates import has_closed_form
+    from lorabench.estimator.plan import make_plan
+
+    spec = find_model(model)
+    if not has_closed_form(spec):
+        raise UserError(
+            f"plan searches by the closed form, and model_type {spec.model_type} has none: "
+            "use `lorabench estimate` for one recipe"
+        )
+    if all_gpus:
+        for given, name in (
+            (gpu, "--gpu"),
+            (min_batch_tokens, "--min-batch-tokens"),
+            (calibration_file, "--calibration"),
+        ):
+            if given is not None:
+                raise UserError(f"--all-gpus asks for one recipe on every GPU, and {name} has no meaning there")
+        return _all_gpus(spec, recipe_from(spec.name, options), format_)
+    if gpu is None:
+        raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
+    device = find_device(gpu)
+    calibration = calibration_for(device, calibration_file)
+    fixed = {name: value for name, value in options.items() if value is not None}
+    plan = make_plan(spec, device, fixed, min_batch_tokens or 1, calibration)
+    click.echo(
+        _as_json(plan) if format_ == "json" else _plan_text(plan, as_markdown if format_ == "markdown" else None)
+    )
+    return 0 if plan.choices else 1
+
+
+def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
+    from lorabench.cli.estimate import describe_recipe
+    from lorabench.estimator.plan import enough_gpus
+
+    found = enough_gpus(spec, recipe)
+    if format_ == "json":
+        click.echo(_as_json({"recipe": recipe, "gpus": found}))
+    else:
+        said = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
+        click.echo(f"{describe_recipe(recipe)}\n")
+        click.echo(f"fits on, the smallest first:\n\n{said}" if found else "fits on no single GPU of the catalogue")
+    return 0 if found else 1
+
+
+def _as_json(answer: object) -> str:
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
+
+
+def _plan_text(plan: Plan, markdown: Callable[[list[Column]], str] | None) -> str:
+    table = markdown or as_table
+    head = f"{plan.model} on {plan.gpu} ({in_gib(plan.gpu_memory_bytes)}), sequences of {plan.seq_len}"
+    parts = [f"**{head}**" if markdown else head]
+    if plan.choices:
+        parts.append(table(_choice_columns(plan.choices)))
+        best = plan.choices[0].recipe
+        parts.append(_filled(f"The first as an estimate: {estimate_command(best, plan.gpu)}", bool(markdown)))
+    else:
+        parts.append(f"Nothing fits of {plan.tried} recipes that were tried.")
+    parts.append(table(_method_columns(plan.methods)))
+    parts += [_filled(line, bool(markdown)) for line in _changes(plan.methods)]
+    return "\n\n".join(parts)
+
+
+def _filled(line: str, markdown: bool) -> str:
+    return line if markdown else textwrap.fill(line, WIDTH, break_on_hyphens=False, subsequent_indent="  ")
+
+
+def _choice_columns(choices: tuple[Choice, ...]) -> list[Column]:
+    optimizers = [SHORT_OPTIMIZERS.get(choice.recipe.optim, choice.recipe.optim) for choice in choices]
+    return [
+        Column("method", [_method(choice.recipe) for choice in choices], right=False),
+        Column("optim", optimizers, right=False),
+        Column("ckpt", [_yes(choice.recipe.gradient_checkpointing) for choice in choices], right=False),
+        Column("loss", [choice.recipe.loss for choice in choices], right=False),
+        Column("batch", [_batch(choice.recipe) for choice in choices]),
+        Column("takes", [_short_gib(choice.device_total_bytes) for choice in choices]),
+        Column("spare", [_short_gib(choice.margin_bytes) for choice in choices]),
+        Column("tokens/s", [_speed(choice.throughput) for choice in choices]),
+        Column("buys", _buys(choices), right=False),
+    ]
+
+
+def _short_gib(bytes_: int) -> str:
+    return f"{bytes_ / 2**30:.1f} GiB"
+
+
+def _buys(choices: tuple[Choice, ...]) -> list[str]:
+    """Return what each choice has that none before it has: memory, or another method."""
+    said = ["fastest" if choices and choices[0].throughput is not None else "least work"]
+    for index, choice in enumerate(choices[1:], start=1):
+        before = choices[:index]
+        saved = min(one.device_total_bytes for one in before) - choice.device_total_bytes
+        if saved > 0:
+            said.append(f"−{_short_gib(saved)}")
+        elif choice.recipe.method not in {one.recipe.method for one in before}:
+            said.append("every weight" if choice.recipe.method == "full" else "16 bits")
+        else:
+            said.append("")
+    return said
+
+
+def _method(recipe: Recipe) -> str:
+    if recipe.method != "full":
+        return recipe.method
+    return "full bf16" if recipe.dtype == "bfloat16" else "full fp32"
+
+
+def _batch(recipe: Recipe) -> str:
+    passes = recipe.gradient_accumulation
+    return f"{recipe.batch_size}" + (f" × {passes}" if passes > 1 else "")
+
+
+def _speed(speed: Throughput | None) -> str:
+    """Return a rate and its range, with as many figures as an estimate deserves: 3.3k (2.4–4.3)."""
+    if speed is None:
+        return "?"
+    unit, sign = (1000, "k") if speed.tokens_per_second >= 1000 else (1, "")
+    likely, least, most = (
+        f"{float(f'{rate:.2g}') / unit:g}" for rate in (speed.tokens_per_second, *speed.tokens_per_second_range)
+    )
+    return f"{likely}{sign} ({least}–{most})"
+
+
+def _method_columns(methods: tuple[MethodLimits, ...]) -> list[Column]:
+    return [
+        Column("at its leanest", [_method(one.leanest) for one in methods], right=False),
+        Column("", ["fits" if one.fits else "does not fit" for one in methods], right=False),
+        Column("to spare", [in_gib(one.margin_bytes) for one in methods]),
+        Column("largest batch", [str(one.largest_batch_size or "–") for one in methods]),
+        Column("longest sequence", [f"{one.longest_seq_len or '–'}" for one in methods]),
+    ]
+
+
+def _changes(methods: tuple[MethodLimits, ...]) -> list[str]:
+    lines = []
+    for one in methods:
+        if one.fits:
+            continue
+        ways = [
+            " ".join(
+                f"{name}={_yes(value) if isinstance(value, bool) else value}" for name, value in change.settings.items()
+            )
+            for change in one.changes
+        ]
+        lines.append(
+            f"{one.method} is {in_gib(-one.margin_bytes)} too large at worst; "
+            + (f"fits with {', or with '.join(ways)}" if ways else "no two changes make it fit")
+        )
+    return lines
+
+
+def _gpu_columns(found: list[EnoughGpu]) -> list[Column]:
+    return [
+        Column("gpu", [one.gpu for one in found], right=False),
+        Column("memory", [in_gib(one.gpu_memory_bytes) for one in found]),
+        Column("spare", [in_gib(one.margin_bytes) for one in found]),
+        Column("tokens/s", [_speed(one.throughput) for one in found]),
+    ]
+
+
+def estimate_command(recipe: Recipe, gpu: str) -> str:
+    """Return the `lorabench estimate` command of a recipe: what is not the default is named."""
+    from lorabench.estimator.recipes import make_recipe
+
+    plain = make_recipe(recipe.model, method=recipe.method).describe()
+    words = [f"lorabench estimate {recipe.model} --method {recipe.method}"]
+    for name, value in recipe.describe().items():
+        if name in ("model", "method") or value == plain.get(name):
+            continue
+        option = "--" + name.replace("_", "-")
+        flag = {"yes": option, "no": option.replace("--", "--no-", 1)}
+        is_switch = name in ("gradient_checkpointing", "double_quant", "prepare_kbit")
+        words.append(flag[value] if is_switch else f"{option} {value}")
+    return " ".join([*words, f"--gpu {gpu}"])
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,98 @@
+"""`lorabench plan` on the command line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabench.cli import main
+from lorabench.cli.plan import estimate_command
+from lorabench.estimator.recipes import make_recipe
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+
+
+@pytest.fixture
+def lorabench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run ``lorabench`` as a user without calibrations; return its exit code, output and errors."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments])
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_people_read_a_plan_in_80_columns(lorabench: Any) -> None:
+    code, out, err = lorabench("plan", LLAMA, "--gpu", "l40s")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "fastest" in out
+    assert "every weight" in out
+    assert "longest sequence" in out
+
+
+def test_the_command_that_a_plan_prints_estimates_its_first_choice(lorabench: Any) -> None:
+    _, out, _ = lorabench("plan", LLAMA, "--gpu", "rtx-4080", "--format", "json")
+    best = json.loads(out)["choices"][0]
+    _, out, _ = lorabench("plan", LLAMA, "--gpu", "rtx-4080", "--format", "markdown")
+    command = next(line.partition(": ")[2] for line in out.splitlines() if line.startswith("The first"))
+    _, out, _ = lorabench(*shlex.split(command)[1:], "--format", "json")
+    estimate = json.loads(out)
+    assert estimate["recipe"] == best["recipe"]
+    assert estimate["margin_bytes"] == best["margin_bytes"]
+    assert estimate["throughput"] == best["throughput"]
+
+
+def test_a_recipe_is_written_with_what_is_not_default() -> None:
+    recipe = make_recipe(LLAMA, method="qlora", prepare_kbit=False, rank=64, optim="sgd", gradient_checkpointing=False)
+    command = estimate_command(recipe, "l4")
+    assert command.split()[1:3] == ["estimate", LLAMA]
+    assert shlex.split(command.partition(LLAMA)[2]) == shlex.split(
+        "--method qlora --rank 64 --lora-alpha 128 --no-prepare-kbit --optim sgd --no-gradient-checkpointing --gpu l4"
+    )
+
+
+def test_nothing_that_fits_is_exit_code_1_with_what_would(lorabench: Any) -> None:
+    code, out, err = lorabench("plan", LLAMA, "--gpu", "rtx-3060", "--method", "lora")
+    assert (code, err) == (1, "")
+    assert "Nothing fits" in out
+    assert "fits with method=qlora" in out
+
+
+def test_all_gpus_names_those_that_are_enough(lorabench: Any) -> None:
+    code, out, _ = lorabench("plan", LLAMA, "--method", "qlora", "--all-gpus", "--format", "json")
+    assert code == 0
+    said = json.loads(out)
+    assert said["recipe"]["method"] == "qlora"
+    names = [one["gpu"] for one in said["gpus"]]
+    assert "l4" in names
+    assert "rtx-3060" not in names  # 12 GiB
+    code, out, _ = lorabench("plan", "meta-llama/Llama-3.1-405B", "--method", "full", "--all-gpus")
+    assert code == 1
+    assert "fits on no single GPU" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "plan needs a GPU"),
+        (["--all-gpus", "--gpu", "l4"], "--gpu has no meaning there"),
+        (["--all-gpus", "--min-batch-tokens", "5k"], "--min-batch-tokens has no meaning there"),
+        (["--gpu", "l4", "--min-batch-tokens", "-5"], "is no number of tokens"),
+        (["--gpu", "l4", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
+        (["--gpu", "l4", "--target-modules", "nothing"], "nothing"),
+        (["--gpu", "t4", "--attn-implementation", "flash_attention_2"], "t4 cannot run what was asked for"),
+    ],
+)
+def test_wrong_use_is_refused_in_one_line(lorabench: Any, arguments: list[str], said: str) -> None:
+    code, out, err = lorabench("plan", LLAMA, *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
