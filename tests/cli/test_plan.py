@@ -34,7 +34,7 @@ def test_people_read_a_plan_in_80_columns(lorabench: Any) -> None:
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     assert "fastest" in out
-    assert "every weight" in out
+    assert "16 bits" in out
     assert "longest sequence" in out
 
 

@@ -165,7 +165,7 @@ def _buys(choices: tuple[Choice, ...]) -> list[str]:
         if saved > 0:
             said.append(f"−{_short_gib(saved)}")
         elif choice.recipe.method not in {one.recipe.method for one in before}:
-            said.append("every weight" if choice.recipe.method == "full" else "16 bits")
+            said.append("full" if choice.recipe.method == "full" else "16 bits")
         else:
             said.append("")
     return said
