@@ -360,21 +360,26 @@ def test_a_baseline_that_cannot_be_written_stays_whole(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before"]
 
 
-def peaks_in_opened(path: Path) -> list[int]:
-    """Read the folder that has the name now to its end, though another may take the name meanwhile."""
+def peaks_now_in(path: Path) -> list[int] | None:
+    """Return what the folder of that name holds; None where another took the name while it was read."""
     handle = os.open(path, os.O_RDONLY)
     try:
         names = [name for name in os.listdir(handle) if name.endswith(".record.json")]  # noqa: PTH208
-        files = [os.open(name, os.O_RDONLY, dir_fd=handle) for name in names]
-    except FileNotFoundError:
-        return []  # it is the old folder, which is being removed
+        texts = [_read(name, handle) for name in names]
+        if os.fstat(handle).st_ino != path.stat().st_ino:
+            return None
     finally:
         os.close(handle)
-    peaks = []
-    for one in files:
-        with os.fdopen(one, "rb") as file:
-            peaks.append(json.load(file)["measurement"]["memory"]["peak_allocated_bytes"] // MIB)
-    return peaks
+    return [json.loads(text)["measurement"]["memory"]["peak_allocated_bytes"] // MIB for text in texts if text]
+
+
+def _read(name: str, folder: int) -> bytes:
+    try:
+        handle = os.open(name, os.O_RDONLY, dir_fd=folder)
+    except FileNotFoundError:
+        return b""
+    with os.fdopen(handle, "rb") as file:
+        return file.read()
 
 
 def test_a_reader_sees_the_old_baseline_or_the_new_never_a_mixture(
@@ -386,14 +391,18 @@ def test_a_reader_sees_the_old_baseline_or_the_new_never_a_mixture(
     ]
     live = tmp_path / "live"
     folder(live, *read_records(Path(sides[0])))
-    seen: set[frozenset[int]] = set()
+    seen: set[tuple[int, ...] | str] = set()
     done = threading.Event()
 
     def watch() -> None:
         while not done.is_set():
-            peaks = peaks_in_opened(live)
-            if len(peaks) == 3:
-                seen.add(frozenset(peaks))
+            try:
+                peaks = peaks_now_in(live)
+            except FileNotFoundError:
+                seen.add("no such folder")
+            else:
+                if peaks is not None:
+                    seen.add(tuple(peaks))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -411,7 +420,7 @@ def test_a_reader_sees_the_old_baseline_or_the_new_never_a_mixture(
     finally:
         done.set()
         watcher.join()
-    assert seen == {frozenset({30}), frozenset({20})}
+    assert seen == {(30, 30, 30), (20, 20, 20)}
 
 
 # Formats.

@@ -112,6 +112,15 @@ def test_a_difference_that_runs_have_among_themselves_is_no_regression() -> None
     assert speed(before[:1], after[:1]).verdict == "regression"
 
 
+def test_the_scatter_of_the_steps_counts_beside_runs_that_agree() -> None:
+    """Both runs of a side have the same median, so that the runs alone would call the second side slower."""
+    wide = (0.30, 0.35, 0.40, 0.45, 0.50, 0.55)
+    wider = (0.29, 0.34, 0.46, 0.47, 0.51, 0.56)
+    before = [record(repeat=repeat, step_seconds=wide) for repeat in range(2)]
+    after = [record(repeat=repeat, step_seconds=wider) for repeat in range(2)]
+    assert speed(before, after).verdict == "suspicious"
+
+
 def test_the_interval_of_repeated_runs_is_student_s() -> None:
     """Logarithms 0, 0.01, 0.02 against 0.1 more: deviation 0.01, standard error 0.01·√(2/3), t₄ at 97.5 % 2.776."""
     before = runs(*(math.exp(one) for one in (0.00, 0.01, 0.02)))
