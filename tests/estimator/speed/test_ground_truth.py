@@ -5,6 +5,8 @@ tests/estimator/ground_truth/README.md names the sources, docs/speed.md says wha
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 
@@ -98,3 +100,56 @@ def test_ranks_and_methods_rank_on_an_l40s_as_they_were_measured_to() -> None:
     experiments = [*PLAIN_LORA, FULL]
     measured = sorted(experiments, key=lambda experiment: float(L40S[experiment]["train_seconds_steps"]))
     assert sorted(experiments, key=lambda experiment: on_the_l40s(experiment).step_seconds) == measured
+
+
+# docs/speed.md
+
+
+def documented(first_column: str) -> list[list[str]]:
+    """Return the rows of the page's table whose first column has that title."""
+    page = (Path(__file__).parents[3] / "docs" / "speed.md").read_text(encoding="utf-8")
+    table = page.partition(f"| {first_column} |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
+
+
+def test_the_page_says_what_was_measured_and_estimated_on_the_a100() -> None:
+    expected = []
+    for row in [*A100, *RECAST]:
+        recipe = mistral_recipe(row)
+        if row in RECAST:
+            recipe = replace(recipe, prepare_kbit=True)
+        speed = estimate_throughput(find_model(row["model"]), recipe, find_device("a100-sxm-80gb"))
+        assert speed is not None
+        measured = float(row["tokens_per_second"])
+        whole = recipe.tokens / (speed.step_seconds + recomputed_product_seconds(row))
+        least, most = speed.tokens_per_second_range
+        expected.append(
+            [
+                row["method"] + (", recast" if row in RECAST else ""),
+                row["batch_size"],
+                f"{measured:,.0f}",
+                f"{speed.tokens_per_second:,.0f}",
+                f"{least:,.0f} to {most:,.0f}",
+                f"{speed.tokens_per_second / measured - 1:+.1%}",
+                f"{whole / measured - 1:+.1%}",
+            ]
+        )
+    assert documented("method") == expected
+
+
+def test_the_page_says_what_was_measured_and_estimated_on_the_l40s() -> None:
+    expected = []
+    for experiment in [*PLAIN_LORA, FULL]:
+        speed = on_the_l40s(experiment)
+        measured = float(L40S[experiment]["train_seconds_steps"]) / STEPS
+        least, most = speed.step_seconds_range
+        expected.append(
+            [
+                experiment,
+                f"{1e3 * measured:.0f}",
+                f"{1e3 * speed.step_seconds:.0f}",
+                f"{1e3 * least:.0f} to {1e3 * most:.0f}",
+                f"{speed.step_seconds / measured - 1:+.1%}",
+            ]
+        )
+    assert documented("run") == expected
