@@ -10,7 +10,18 @@ from collections.abc import Callable
 
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import Autocast, Broadcast, Gradients, Node, Tape, Tensor, promote
-from lorabench.estimator.closed_form.sizes import BS, BS128, BSS, CHUNK, ONE, WITH_RANK, S
+from lorabench.estimator.closed_form.sizes import (
+    BS,
+    BS128,
+    BSS,
+    CHUNK,
+    INDICES,
+    ONE,
+    PARTS,
+    SHIFTED,
+    WITH_RANK,
+    S,
+)
 from lorabench.estimator.closed_form.work import SEQUENCES, Attention, ChunkedLoss, Dequantisation, Group, Product
 
 
@@ -135,6 +146,14 @@ class Operators:
         node = Node(tape, lambda g, _: (tape.new(g.rows, whole, g.dtype),), (x,), ())
         return x.view(columns, node)
 
+    def all_but_last(self, x: Tensor) -> Tensor:
+        """Return all rows but the last of each sequence, a view; backward fills a whole tensor as `part` does."""
+        tape, columns, component = self.tape, x.columns, _component(x)
+        node = Node(tape, lambda g, _: (tape.new(BS, columns, g.dtype, component),), (x,), ())
+        rest = x.view(node=node)
+        rest.rows = SHIFTED
+        return rest
+
     def split(self, x: Tensor, *columns: int) -> list[Tensor]:
         """Return views of consecutive columns (chunk, split); backward joins their gradients."""
         tape, whole = self.tape, x.columns
@@ -252,11 +271,22 @@ class Operators:
     # Lookups and norms
 
     def embedding(self, weight: Tensor, columns: int, rows: int = BS) -> Tensor:
-        """Return ``rows`` of the table ``weight``; the gradient is dense, as large as the table."""
+        """Return ``rows`` of the table ``weight``; the gradient is dense, as large as the table.
+
+        CUDA works through scratch for many tokens (`embedding_backward`), of which positions are never as many.
+        """
         tape, elements, dtype = self.tape, weight.columns, weight.dtype
-        return tape.record(
-            (weight,), lambda g, _: (tape.new(ONE, elements, dtype),), (), lambda: tape.new(rows, columns, dtype)
-        )
+        sorts = self.kernels == "cuda" and rows == BS
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            to_weight = tape.new(ONE, elements, dtype)
+            scratch = []
+            if sorts:
+                scratch = [tape.new(INDICES, 1, "int64"), tape.new(PARTS, columns, "float32")]
+            del scratch
+            return (to_weight,)
+
+        return tape.record((weight,), backward, (), lambda: tape.new(rows, columns, dtype))
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return torch's layer norm: it saves x and each row's float32 mean and deviation.
@@ -406,15 +436,19 @@ class Operators:
 
     # Loss
 
-    def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Return the mean cross-entropy of float32 ``logits``.
+    def labels(self, rows: int = BS) -> Tensor:
+        """Return labels, one for each row."""
+        return self.tape.new(rows, 1, "int64")
 
-        It saves the log-probabilities; backward makes their gradient and the logits'.
+    def cross_entropy(self, logits: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
+        """Return the mean cross-entropy of float32 ``logits`` with ``labels``; none where they are a view of the batch.
+
+        It saves the log-probabilities and the labels; backward makes the gradients of the former and of the logits.
         """
         tape = self.tape
 
         def backward_of_mean(g: Tensor, saved: list[Tensor]) -> Gradients:
-            return (tape.new(BS, saved[0].columns, "float32", "logits"),)
+            return (tape.like(saved[0], component="logits"),)
 
         log_probabilities = tape.record(
             (logits,),
@@ -424,7 +458,7 @@ class Operators:
             saved_output=True,
         )
         return tape.record(
-            (log_probabilities,), backward_of_mean, (log_probabilities,), lambda: tape.new(ONE, 1, "float32")
+            (log_probabilities,), backward_of_mean, (log_probabilities, *labels), lambda: tape.new(ONE, 1, "float32")
         )
 
     def fused_linear_cross_entropy(self, x: Tensor, weight: Tensor, vocabulary: int) -> Tensor:

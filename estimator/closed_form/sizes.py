@@ -7,13 +7,15 @@ from operator import add
 from typing import Any, NamedTuple
 
 from lorabench.estimator.breakdown import COMPONENTS
+from lorabench.estimator.embedding_backward import embedding_scratch
 from lorabench.estimator.fused_loss import chunk_rows
 from lorabench.estimator.models import ModelSpec
 
-MONOMIALS = ("1", "S", "B·S", "S·S", "B·S·S", "r", "B·S·r", "B·⌈S⌉128", "c")
+MONOMIALS = ("1", "S", "B·S", "S·S", "B·S·S", "r", "B·S·r", "B·⌈S⌉128", "c", "B·(S − 1)", "i", "p")
 """B: batch size, S: sequence length, r: rank; ⌈S⌉128: S rounded up to a multiple of 128, as flash attention pads it;
-c: tokens that a fused loss takes at a time."""
-ONE, S, BS, SS, BSS, R, BSR, BS128, CHUNK = range(len(MONOMIALS))
+c: tokens that a fused loss takes at a time; i and p: indices and parts of sums of
+an embedding's backward (`embedding_backward`)."""
+ONE, S, BS, SS, BSS, R, BSR, BS128, CHUNK, SHIFTED, INDICES, PARTS = range(len(MONOMIALS))
 WITH_RANK = {ONE: R, BS: BSR}
 """Rows → the monomial of those rows with r columns."""
 
@@ -28,6 +30,7 @@ def monomial_values(spec: ModelSpec, batch_size: Any, seq_len: Any, rank: Any) -
     """Return the value of each monomial: of whole numbers, or of arrays of float64."""
     padded = -(-seq_len // 128) * 128
     tokens = batch_size * seq_len
+    indices, parts = embedding_scratch(tokens, spec.vocab_size)
     return (
         1,
         seq_len,
@@ -38,6 +41,9 @@ def monomial_values(spec: ModelSpec, batch_size: Any, seq_len: Any, rank: Any) -
         tokens * rank,
         batch_size * padded,
         chunk_rows(tokens, spec.vocab_size, spec.hidden_size),
+        tokens - batch_size,
+        sum(indices),
+        parts,
     )
 
 

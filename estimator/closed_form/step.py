@@ -9,7 +9,7 @@ from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_table
 from lorabench.estimator.closed_form.masks import Masks, alike_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_columns
 from lorabench.estimator.closed_form.operators import Operators
-from lorabench.estimator.closed_form.sizes import BS, ONE, Ledger, Moment, S
+from lorabench.estimator.closed_form.sizes import BS, ONE, SHIFTED, Ledger, Moment, S
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import Layers, ModelSpec
 from lorabench.estimator.recipes import Recipe
@@ -154,8 +154,12 @@ class _Step:
         if self.spec.model_type == "granite":
             logits = op.scale(logits)
         upcast = op.cast(logits, "float32", "logits")
-        if self.recipe.loss == "legacy" and self.recipe.batch_size > 1:
-            # Of a single sequence the shifted logits are contiguous as they are.
-            shifted = op.copy(op.part(upcast, vocabulary), "logits")
-            return op.cross_entropy(shifted)
-        return op.cross_entropy(upcast)
+        # Of a single sequence what is shifted is contiguous as it is.
+        several = self.recipe.batch_size > 1
+        if self.recipe.loss == "legacy":
+            shifted = op.all_but_last(upcast)
+            if several:
+                shifted = op.copy(shifted, "logits")
+            return op.cross_entropy(shifted, (op.labels(SHIFTED),) if several else ())
+        padded = op.labels()  # with one more for each sequence, which is left out
+        return op.cross_entropy(upcast, (op.labels(),) if several else (padded,))

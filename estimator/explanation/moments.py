@@ -113,7 +113,8 @@ class Moments:
             named = modules.setdefault(tensors, [])
             if name.module and name.module not in named:
                 named.append(name.module)
-        return [self._line(tensors, modules[tensors], bytes_) for tensors, bytes_ in alike.items()]
+        lines = (self._line(tensors, modules[tensors], bytes_) for tensors, bytes_ in alike.items())
+        return [line for line in lines if line.bytes]  # a monomial may come to nothing
 
     def _line(self, tensors: _Alike, modules: list[str], bytes_: int) -> Line:
         """Return the line of tensors that take ``bytes_`` for each unit of their monomial."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
+from lorabench.estimator.embedding_backward import embedding_scratch
 from lorabench.estimator.fused_loss import chunk_rows
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
@@ -45,6 +46,10 @@ def symbols(spec: ModelSpec, recipe: Recipe) -> tuple[Symbol, ...]:
     if recipe.loss == "liger":
         chunk = chunk_rows(recipe.tokens, spec.vocab_size, spec.hidden_size)
         named.append(Symbol("c", "tokens in a chunk of the fused loss: B·S / (V/h), to a power of two", chunk))
+    indices, parts = embedding_scratch(recipe.tokens, spec.vocab_size)
+    if parts and recipe.method == "full":
+        named.append(Symbol("i", "indices in the embedding's backward: 3·B·S + 2·min(B·S, V) + p", sum(indices)))
+        named.append(Symbol("p", "parts of sums in the embedding's backward: ⌊B·S/10⌋ + min(B·S, V)", parts))
     if recipe.rank is not None:
         named.append(Symbol("r", "rank of the adapters", recipe.rank))
     return tuple(named)

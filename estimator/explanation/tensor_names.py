@@ -87,6 +87,7 @@ _WHAT = {
     "embedding": "rows of the table",
     "flash_attention": "output",
     "join": "parts side by side",
+    "labels": "labels, shifted",
     "layer_norm": "output",
     "linear": "output",
     "linear_4bit": "output",
