@@ -1,8 +1,15 @@
 """Which attention kernel scaled_dot_product_attention takes, written out for meta tensors, which would take none.
 
 The rules are those of torch 2.13 (`sdp_utils.cpp` for CUDA, `sdp_utils_cpp.cpp` for the CPU, `attention.cpp` for what
-is done around the kernels). Where cuDNN's kernel comes first (Hopper, Blackwell), it saves tensors of the same sizes as
-flash attention.
+is done around the kernels).
+
+On Hopper and the Blackwell of data centres, with a cuDNN newer than 9.15, torch 2.13 asks cuDNN's kernel before flash
+attention (unless TORCH_CUDNN_SDPA_DEPRIORITIZED is set), and with a mask before the efficient kernel. It is traced as
+those. What it saves has the same sizes: queries, keys, values, output, one float32 for each row and head. Its backward
+works in one allocation, of which cuDNN's frontend asks for the float32 accumulator of the query's gradient and the row
+sums (`scaled_dot_product_flash_attention.h`), as flash attention does, without padding them. Whether cuDNN's own plans,
+whose source is closed, ask for more, such as the gradients of expanded keys and values that flash attention holds, is
+not known.
 """
 
 from __future__ import annotations

@@ -259,13 +259,15 @@ class StorageLedger:
         return sum(self._sizes[sid] for sid in self._sids.values())
 
     def _record(self, operation: Any, result: Any) -> None:
+        import torch
+
         if Recomputation.running != self._recomputing:
             self._recomputing = Recomputation.running
             if not self._recomputing:
                 self._recompute_ends[-1] = len(self._events)
             else:
                 self._recompute_ends.append(0)
-        for tensor in _tensors((result,)):
+        for tensor in (result,) if isinstance(result, torch.Tensor) else _tensors((result,)):
             known = len(self._sizes)
             sid = self._follow(tensor, operation)
             if sid is None:
@@ -282,9 +284,9 @@ class StorageLedger:
         if tensor.device.type not in self.device_types:
             return None
         storage = tensor.untyped_storage()
-        size = storage.nbytes()
         key = id(storage)
         sid = self._sids.get(key)
+        size = storage.nbytes()
         if sid is not None:
             if self._sizes[sid] == size:
                 return sid

@@ -242,6 +242,17 @@ FLASH, EFFICIENT, MATH = (
 )
 
 
+def test_cudnns_attention_keeps_what_flash_attention_keeps() -> None:
+    alike = (meta(2, 4, 200, 64, requires_grad=False) for _ in range(3))
+    query, key, value = alike
+    aten = torch.ops.aten
+    cudnn = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, True)
+    flash = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True)
+    for kept in (0, 1):  # the output and the log-sum-exp of each row and head
+        assert cudnn[kept].numel() == flash[kept].numel()
+        assert cudnn[kept].dtype == flash[kept].dtype
+
+
 @pytest.mark.parametrize(
     ("kernels", "options", "kernel"),
     [

@@ -35,6 +35,11 @@ def import_training_libraries(what: str) -> None:
         # bitsandbytes wraps its CPU kernels in torch.compile, which imports the compiler for seconds; none runs here.
         with replaced(torch, "compile", lambda function=None, **_: function or (lambda kernel: kernel)):
             import bitsandbytes  # noqa: F401
+        import transformers.utils
+
+        # scipy serves the losses of object detection, which transformers imports with all others.
+        with replaced(transformers.utils, "is_scipy_available", lambda: False):
+            import transformers.loss.loss_utils
         import peft  # noqa: F401
         from transformers.utils import logging
     except ImportError as error:
