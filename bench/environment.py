@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import subprocess
@@ -19,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 import lorabench
+from lorabench.bench.meters.driver import Gpu
 from lorabench.bench.records import DeviceFacts, Environment
 from lorabench.estimator.errors import UserError
 
@@ -122,6 +124,7 @@ def _environment(kind: Literal["cuda", "cpu"]) -> Environment:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    gpu = Gpu.open(str(torch.cuda.get_device_properties(0).uuid)) if kind == "cuda" else None
     return Environment(
         lorabench=lorabench.__version__,
         python=platform.python_version(),
@@ -131,6 +134,10 @@ def _environment(kind: Literal["cuda", "cpu"]) -> Environment:
         cuda=torch.version.cuda if kind == "cuda" else None,
         driver=driver_version() if kind == "cuda" else None,
         allocator=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+        commit=commit(),
+        power_limit_watts=None if gpu is None else gpu.power_limit_watts(),
+        highest_sm_clock_mhz=None if gpu is None else gpu.highest_sm_clock_mhz(),
+        highest_memory_clock_mhz=None if gpu is None else gpu.highest_memory_clock_mhz(),
     )
 
 
@@ -159,30 +166,36 @@ def driver_version() -> str | None:
         pynvml.nvmlShutdown()
 
 
-def process_device_bytes() -> int | None:
-    """Return what this process takes on the first CUDA device, context included, as the driver counts it.
+def commit() -> str | None:
+    """Return the commit of lorabench that runs, with a ``+`` where files differ from it; None where it is not known.
 
-    None where the driver does not say so for this process, as in a container with process ids of its own that shares
-    its GPU.
+    It is known of an installation from a repository, and of a checkout.
     """
-    import pynvml
-    import torch
+    if installed := _installed_commit():
+        return installed
+    package = Path(lorabench.__file__).resolve().parent
+    head = _git(package, "rev-parse", "HEAD")
+    # Of a checkout that lorabench itself is part of, not of one that it happens to be installed in.
+    if head is None or _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return head + ("+" if _git(package, "status", "--porcelain", "--untracked-files=no") else "")
 
+
+def _installed_commit() -> str | None:
+    """Return the commit that pip installed lorabench from (direct_url.json of the packaging user guide)."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        told = importlib.metadata.distribution("lorabench").read_text("direct_url.json")
+        return str(json.loads(told or "{}")["vcs_info"]["commit_id"])
+    except (importlib.metadata.PackageNotFoundError, ValueError, LookupError):
         return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(device)
-    except pynvml.NVMLError:
+        told = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    finally:
-        pynvml.nvmlShutdown()
-    own = [process for process in processes if process.pid == os.getpid()]
-    if not own and len(processes) == 1:
-        own = processes
-    return int(own[0].usedGpuMemory) if own and own[0].usedGpuMemory is not None else None
+    return told.stdout.strip() if told.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -52,6 +52,13 @@ class Environment(Struct, frozen=True, kw_only=True):
     driver: str | None = None
     allocator: str | None = None
     """PYTORCH_CUDA_ALLOC_CONF or its newer name, where set."""
+    commit: str | None = None
+    """Of lorabench's own repository, where it runs from one; with ``+`` where files there differ from it."""
+    power_limit_watts: float | None = None
+    """What the GPU is held to."""
+    highest_sm_clock_mhz: int | None = None
+    """Of the GPU's processors; what they ran at is in the measurement."""
+    highest_memory_clock_mhz: int | None = None
 
 
 class Prediction(Struct, frozen=True, kw_only=True):
