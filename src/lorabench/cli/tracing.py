@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,18 +54,34 @@ def import_training_libraries(what: str) -> None:
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Yield a function to say what is being done; it is shown on a terminal, and only when it takes long."""
+    if not sys.stderr.isatty():
+        yield lambda what: None
+        return
     started = time.monotonic()
-    shown = False
+    now = ""
+    lock = threading.Lock()
+    ended = False
+
+    def show() -> None:
+        with lock:
+            elapsed = time.monotonic() - started
+            if not ended and elapsed >= PATIENCE_SECONDS:
+                click.echo(f"\r\033[K{elapsed:.0f} s: {now}", nl=False, err=True)
 
     def say(what: str) -> None:
-        nonlocal shown
-        elapsed = time.monotonic() - started
-        if sys.stderr.isatty() and (shown or elapsed > PATIENCE_SECONDS):
-            click.echo(f"\r\033[K{elapsed:.0f} s: {what}", nl=False, err=True)
-            shown = True
+        nonlocal now
+        now = what
+        show()
 
+    # What was said before patience ran out is shown when it has.
+    timer = threading.Timer(PATIENCE_SECONDS, show)
+    timer.daemon = True
+    timer.start()
     try:
         yield say
     finally:
-        if shown:
-            click.echo("\r\033[K", nl=False, err=True)
+        timer.cancel()
+        with lock:
+            ended = True
+            if time.monotonic() - started >= PATIENCE_SECONDS:
+                click.echo("\r\033[K", nl=False, err=True)
