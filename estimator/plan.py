@@ -22,12 +22,14 @@ from lorabench.estimator.estimates import Change, estimate_recipe, refuse_imposs
 from lorabench.estimator.fused_loss import FUSED_LOSS_MODEL_TYPES
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.parameters import stacked_experts
 from lorabench.estimator.recipes import Recipe, make_recipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
 from lorabench.estimator.verdict import hold_against, states_fit
 
+DEFAULT_SEQ_LEN: int = make_recipe("any").seq_len
 METHODS = ("lora", "qlora", "full")
 MOST_CHOICES = 8
 """Recipes that are named."""
@@ -207,7 +209,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
     for method in [fixed["method"]] if "method" in fixed else METHODS:
         for precision, attention, loss, optim, checkpointing in product(
             precisions[method],
-            ("eager", "sdpa", "flash_attention_2"),
+            _attentions(spec, device, fixed.get("seq_len", DEFAULT_SEQ_LEN)),
             ("standard", "liger") if spec.model_type in FUSED_LOSS_MODEL_TYPES else ("standard",),
             ("adamw_torch_fused", "paged_adamw_8bit"),
             (False, True),
@@ -215,6 +217,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
             settings = {
                 "method": method,
                 **precision,
+                **(_adapter_targets(spec, fixed) if method != "full" else {}),
                 "attn_implementation": attention,
                 "loss": loss,
                 "optim": optim,
@@ -227,7 +230,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
             except UserError as error:
                 refusal = error
                 continue
-            if recipe in found or not (_runs(recipe, device) and _worth_trying(spec, recipe, fixed)):
+            if recipe in found or not _runs(recipe, device):
                 continue
             found.add(recipe)
             yield recipe
@@ -235,18 +238,23 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
         raise refusal or UserError(f"{device.name} cannot run what was asked for: leave some options open")
 
 
-def _worth_trying(spec: ModelSpec, recipe: Recipe, fixed: dict[str, Any]) -> bool:
-    """Return whether the recipe's attention is the one that people would choose, where that is open.
+def _attentions(spec: ModelSpec, device: Device, seq_len: int) -> tuple[str, ...]:
+    """Return the attention to try, the leanest last: with flash_attn where it does what sdpa cannot.
 
-    Without a filled window sdpa runs the kernel that flash_attn is; eager attention is for models that cap scores.
+    Where no window is filled, sdpa runs the same kernel as flash_attn; where one is, flash_attn knows the window and
+    sdpa needs a mask. Gemma 2 caps its scores, which sdpa cannot do at all.
     """
-    if "attn_implementation" in fixed:
-        return True
+    flash = ("flash_attention_2",) if device.supports_flash_attention is not False else ()
     if spec.model_type == "gemma2":
-        return True
+        return flash or ("eager",)
     window = spec.config.get("sliding_window")
-    filled = window is not None and recipe.seq_len >= window
-    return recipe.attn_implementation == "sdpa" or (recipe.attn_implementation == "flash_attention_2" and filled)
+    return ("sdpa", *flash) if window and seq_len >= window else ("sdpa",)
+
+
+def _adapter_targets(spec: ModelSpec, fixed: dict[str, Any]) -> dict[str, str]:
+    """Return the target modules of models whose experts peft adapts without dropout only: all but the experts."""
+    stacked = any(True for group in spec.layers for _ in stacked_experts(group))
+    return {"target_modules": "attention"} if stacked and fixed.get("lora_dropout") != 0 else {}
 
 
 def _micro_batches(recipe: Recipe, sized: bool, min_batch_tokens: int) -> Iterator[Recipe]:

@@ -119,6 +119,24 @@ def test_older_gpus_get_what_they_have_units_for() -> None:
         assert choice.recipe.attn_implementation == "sdpa"
 
 
+def test_attention_is_what_the_model_and_the_gpu_have() -> None:
+    def attentions(model: str, gpu: str, **fixed: Any) -> set[str]:
+        plan = make_plan(find_model(model), find_device(gpu), fixed)
+        return {choice.recipe.attn_implementation for choice in plan.choices}
+
+    assert attentions("google/gemma-2-2b", "l4", method="lora") == {"flash_attention_2"}
+    assert attentions("google/gemma-2-2b", "t4", method="qlora") == {"eager"}
+    # Mistral's window is 4096: until it is filled both run the same kernel, and sdpa is the plainer.
+    assert attentions("mistralai/Mistral-7B-v0.1", "l40s", method="lora", loss="standard") == {"sdpa"}
+    assert "flash_attention_2" in attentions("mistralai/Mistral-7B-v0.1", "l40s", method="lora", seq_len=8192)
+
+
+def test_mixtures_have_adapters_beside_their_experts() -> None:
+    plan = make_plan(find_model("mistralai/Mixtral-8x7B-v0.1"), find_device("h200"), {})
+    assert {choice.recipe.target_modules for choice in plan.choices if choice.recipe.method != "full"} == {"attention"}
+    assert {limits.method for limits in plan.methods if limits.fits} >= {"lora"}
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(UserError, match="rank has no meaning for method full"):
         make_plan(LLAMA, find_device("h100-sxm"), {"method": "full", "rank": 8})

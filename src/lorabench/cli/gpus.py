@@ -50,6 +50,8 @@ def _flat(device: Device) -> dict[str, object]:
         "bandwidth_bytes_per_second": device.bandwidth_bytes_per_second,
         **{f"{dtype}_flops_per_second": device.peak_flops_per_second.get(dtype) for dtype in DTYPES},
         "architecture": device.architecture,
+        "multiprocessors": device.multiprocessors,
+        "cache_bytes": device.cache_bytes,
         "tdp_watts": device.tdp_watts,
         "supports_bfloat16": device.supports_bfloat16,
         "supports_flash_attention": device.supports_flash_attention,
