@@ -1,22 +1,30 @@
-"""Predicted times against what others measured on their GPUs, from the datasheets alone.
+"""Predicted times against measured ones: of GPUs from their datasheets alone, of a CPU after calibration.
 
 tests/estimator/ground_truth/README.md names the sources, docs/speed.md says what these runs did.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.devices import find_device
 from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.speed.calibrated_rates import CalibratedRates
+from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.rates import DatasheetRates
-from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
+from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, Throughput, estimate_throughput
+from lorabench.estimator.speed.timing import step_time
 from tests.estimator.test_ground_truth import (
     A100,
+    FOLDER,
     FULL,
     L40S,
     LLAMA,
@@ -153,3 +161,28 @@ def test_the_page_says_what_was_measured_and_estimated_on_the_l40s() -> None:
             ]
         )
     assert documented("run") == expected
+
+
+# The demo on a CPU
+
+
+CPU = json.loads((FOLDER / "cpu_demo.json").read_bytes())
+CPU_RATES = CalibratedRates(msgspec.convert(CPU["calibration"], Calibration))
+
+
+def cpu_error(run: dict[str, Any]) -> float:
+    """Return by how much the calibrated step is off the fastest that was measured."""
+    recipe = msgspec.convert(run["recipe"], Recipe)
+    seconds = step_time(find_model(recipe.model), recipe, CPU_RATES, "cpu").total
+    return float(seconds / run["fastest_step_seconds"] - 1)
+
+
+@pytest.mark.parametrize("run", CPU["runs"], ids=lambda run: msgspec.convert(run["recipe"], Recipe).label())
+def test_the_demo_takes_as_long_as_the_calibrated_cpu_says(run: dict[str, Any]) -> None:
+    assert abs(cpu_error(run)) < CALIBRATED_ERROR
+
+
+def test_the_page_says_how_far_off_the_demo_was() -> None:
+    errors = sorted(abs(cpu_error(run)) for run in CPU["runs"])
+    page = (Path(__file__).parents[3] / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert f"median {median(errors):.0%}, worst {errors[-1]:.0%}" in page
