@@ -76,7 +76,7 @@ def command(
     if has_closed_form(spec):
         estimate = estimate_recipe(spec, recipe, device, calibration)
     else:
-        _refuse_what_takes_a_closed_form(spec, explain, tokens)
+        _refuse_what_takes_a_closed_form(spec, explain, tokens, calibration_file)
         with progress() as say:
             say("importing torch, transformers and peft")
             import_training_libraries(f"an estimate of model_type {spec.model_type}")
@@ -94,15 +94,18 @@ def command(
     return 1 if require_fit and not estimate.fits else 0
 
 
-def _refuse_what_takes_a_closed_form(spec: ModelSpec, explain: bool, tokens: int | None) -> None:
+def _refuse_what_takes_a_closed_form(
+    spec: ModelSpec, explain: bool, tokens: int | None, calibration_file: Path | None
+) -> None:
     if explain:
         raise UserError(
             f"--explain derives the closed form, and model_type {spec.model_type} has none: leave it out, "
             "or see lorabench trace, which lists the tensors at the peak"
         )
-    if tokens is not None:
+    if tokens is not None or calibration_file is not None:
+        option = "--calibration" if tokens is None else "--tokens"
         raise UserError(
-            f"--tokens takes the speed, which is worked out from the closed form, and model_type {spec.model_type} has "
+            f"{option} takes the speed, which is worked out from the closed form, and model_type {spec.model_type} has "
             "none: leave it out"
         )
 
