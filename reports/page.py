@@ -13,11 +13,14 @@ import msgspec
 
 from lorabench import __version__
 from lorabench.bench.whole_files import write_whole
+from lorabench.estimator.devices import Device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models import ModelSpec
 from lorabench.reports import quantities
 from lorabench.reports.runs import Run
 from lorabench.reports.sections import SECTIONS, Section
 from lorabench.reports.sections.failures import OUTCOMES
+from lorabench.reports.subject import subject_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,13 +36,19 @@ START = ("start",)
 """What runs after them."""
 
 
-def render_report(runs: Sequence[Run]) -> str:
-    """Return the page of ``runs``, which `lorabench.reports.runs.read_runs` reads; there must be at least one.
+def render_report(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> str:
+    """Return the page of ``runs``, which `lorabench.reports.runs.read_runs` reads; without any, that of estimates.
+
+    ``models`` and ``devices`` are what people may ask questions about on it, beside the runs' own (`subject_of`).
+    There must be a run or a model.
 
     Raises:
         UserError: jinja2 is not installed.
     """
-    sections = [(section, data) for section in SECTIONS if (data := section.data(runs)) is not None]
+    subject = subject_of(runs, models, devices)
+    sections = [(section, data) for section in SECTIONS if (data := section.data(subject)) is not None]
+    if not runs:
+        return render_page(" · ".join(spec.name for spec in models), "Memory and speed, estimated", sections)
     title = " · ".join(dict.fromkeys(run.record.suite for run in runs))
     return render_page(title, "Memory, speed and loss, estimated and measured", sections)
 

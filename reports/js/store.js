@@ -1,6 +1,7 @@
 // What the page holds of its runs. Facts that many parts need are unpacked at once, whole records when somebody asks.
 
-async function unpack(element) {
+// What `reports/packing.py` packed into an element.
+export async function unpack(element) {
   const text = atob(element.textContent);
   const bytes = new Uint8Array(text.length);
   for (let place = 0; place < text.length; place++) bytes[place] = text.charCodeAt(place);

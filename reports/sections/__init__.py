@@ -1,4 +1,4 @@
-"""The report's sections: each is a function from runs to what its template of the same name shows.
+"""The report's sections: each is a function from the page's subject to what its template of the same name shows.
 
 A section that has nothing to show returns None and is left out.
 """
@@ -18,6 +18,7 @@ from lorabench.reports.sections.memory import memory
 from lorabench.reports.sections.records import records
 from lorabench.reports.sections.speed import speed
 from lorabench.reports.sections.summary import summary
+from lorabench.reports.subject import Subject
 
 
 class Section(NamedTuple):
@@ -26,21 +27,26 @@ class Section(NamedTuple):
     name: str
     """Its anchor, and its template ``templates/NAME.html``."""
     title: str
-    data: Callable[[Sequence[Run]], dict[str, Any] | None]
+    data: Callable[[Subject], dict[str, Any] | None]
     """What its template sees as ``data``."""
     scripts: tuple[str, ...] = ()
     """Of ``js/``: its own, which draw its charts and listen to its controls."""
 
 
+def _of_runs(show: Callable[[Sequence[Run]], dict[str, Any] | None]) -> Callable[[Subject], dict[str, Any] | None]:
+    """Return a section that is of runs alone, and left out where there are none."""
+    return lambda subject: show(subject.runs) if subject.runs else None
+
+
 SECTIONS = (
-    Section("summary", "Summary", summary),
-    Section("accuracy", "Predicted against measured", accuracy, ("scatter", "distribution")),
-    Section("memory", "Where the bytes go", memory, ("memory", "closely")),
-    Section("speed", "Speed", speed, ("speed", "scatter")),
-    Section("learning", "Learning", learning, ("learning", "scatter")),
-    Section("comparison", "Side by side", comparison, ("scatter",)),
-    Section("failures", "Failures", failures),
-    Section("environments", "Environment", environments),
-    Section("records", "All runs", records, ("run_table",)),
+    Section("summary", "Summary", _of_runs(summary)),
+    Section("accuracy", "Predicted against measured", _of_runs(accuracy), ("scatter", "distribution")),
+    Section("memory", "Where the bytes go", _of_runs(memory), ("memory", "closely")),
+    Section("speed", "Speed", _of_runs(speed), ("speed", "scatter")),
+    Section("learning", "Learning", _of_runs(learning), ("learning", "scatter")),
+    Section("comparison", "Side by side", _of_runs(comparison), ("scatter",)),
+    Section("failures", "Failures", _of_runs(failures)),
+    Section("environments", "Environment", _of_runs(environments)),
+    Section("records", "All runs", _of_runs(records), ("run_table",)),
 )
 """In the order of the page."""

@@ -1,0 +1,67 @@
+"""What a page is about: runs, and the models and GPUs that people may ask questions about on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from lorabench.estimator.architectures import MODEL_TYPES, read_config
+from lorabench.estimator.devices import Device, find_device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.models import ModelSpec
+from lorabench.reports.runs import Run
+
+MOST_MODELS = 4
+"""Models of the runs that the page takes estimates for: each takes a second or two."""
+USUAL_GPUS = ("rtx-4090", "h100-sxm")
+"""Shown first, and with speeds, where nobody named a GPU and nothing ran on one that the catalogue has."""
+
+
+class Subject(NamedTuple):
+    """What sections are made from; any of them may be empty."""
+
+    runs: Sequence[Run]
+    models: Sequence[ModelSpec] = ()
+    """Those that have a closed form; no two alike."""
+    devices: Sequence[Device] = ()
+    """The GPUs that were asked about, the first one first."""
+
+
+def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> Subject:
+    """Return the subject of a page: the models named, and those with most runs; the GPUs named, or the runs' own."""
+    distinct: dict[bytes, ModelSpec] = {}
+    for spec in (*models, *_models_of(runs)):
+        distinct.setdefault(msgspec.json.encode(msgspec.structs.replace(spec, name="")), spec)
+    return Subject(runs, [*distinct.values()], [*devices] or _devices_of(runs))
+
+
+def _models_of(runs: Sequence[Run]) -> list[ModelSpec]:
+    counts: Counter[bytes] = Counter()
+    names: dict[bytes, str] = {}
+    for run in runs:
+        if run.record.model_config.get("model_type") in MODEL_TYPES:
+            config = msgspec.json.encode(run.record.model_config, order="sorted")
+            counts[config] += 1
+            names.setdefault(config, run.model)
+    found: list[ModelSpec] = []
+    for config, _ in counts.most_common(MOST_MODELS):
+        try:
+            found.append(read_config(msgspec.json.decode(config), names[config]))
+        except UserError:
+            continue
+    return found
+
+
+def _devices_of(runs: Sequence[Run]) -> list[Device]:
+    found: dict[str, Device] = {}
+    for run in runs:
+        if run.record.device.kind == "cuda":
+            try:
+                device = find_device(run.record.device.name)
+            except UserError:
+                continue
+            found.setdefault(device.name, device)
+    return [*found.values()] or [find_device(name) for name in USUAL_GPUS]
