@@ -24,12 +24,13 @@ COMPONENTS: dict[str, str] = {
 """Components of a breakdown, in the order in which people read them, each with what it holds."""
 
 PHASES: dict[str, str] = {
-    "loaded": "before the first step",
+    "loaded": "the base model, as it was loaded",
+    "adapted": "before the first step, with preparation and adapters",
     "forward": "forward pass and loss",
     "backward": "backward pass, with recomputation under checkpointing",
     "optimizer": "optimizer step",
 }
-"""Phases of a step, in order."""
+"""Phases of a training, in order; the first two are what is held before its first step."""
 
 
 class Breakdown(Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ class Breakdown(Struct, frozen=True, kw_only=True):
     peak_allocated_bytes: int
     """Most bytes that tensors take at once, as the device's allocator counts them."""
     phase_peaks_bytes: dict[str, int]
-    """Phase → most bytes allocated in it."""
+    """Phase → most bytes allocated in it; of ``loaded`` and ``adapted``, what stays when that is done."""
     peak_reserved_bytes: int | None = None
     """Most bytes that the caching allocator takes from the device; None where there is no such allocator (CPU)."""
     device_total_bytes: int | None = None

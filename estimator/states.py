@@ -57,7 +57,8 @@ def states(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> States:
     trained = sum(prod(shape) * count for shape, count in shapes)
     itemsize = ITEMSIZE[recipe.trained_dtype]
     optimizer = optimizer_bytes(recipe.optim, shapes, recipe.trained_dtype, kernels, trained_embeddings(spec, recipe))
-    terms = list(_base_weights(spec, recipe))
+    # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
+    terms = base_weights(spec, recipe, unquantized_dtype(recipe), recipe.compute_dtype)
     if recipe.method != "full":
         terms.append(Term("adapters", f"LoRA weights, {recipe.trained_dtype}", trained, trained * itemsize))
     terms.append(Term("gradients", f"gradients, {recipe.trained_dtype}", trained, trained * itemsize))
@@ -70,8 +71,14 @@ def trained_embeddings(spec: ModelSpec, recipe: Recipe) -> list[tuple[int, ...]]
     return [weight.shape for weight in spec.embeddings] if recipe.method == "full" else []
 
 
-def _base_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:
-    dtype = unquantized_dtype(recipe)
+def loaded_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:
+    """Return the base weights as they are loaded, before anything is prepared for training."""
+    assert recipe.dtype is not None
+    return base_weights(spec, recipe, recipe.dtype, recipe.dtype)
+
+
+def base_weights(spec: ModelSpec, recipe: Recipe, dtype: str, bias_dtype: str) -> list[Term]:
+    """Return the base weights, with ``dtype`` for what is not quantised and ``bias_dtype`` for 4-bit layers' biases."""
     if recipe.method != "qlora":
         return [Term("weights", f"weights, {dtype}", spec.parameters, spec.parameters * ITEMSIZE[dtype])]
     quantized = biases = 0
@@ -86,7 +93,5 @@ def _base_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:
         Term("weights", f"other weights, {dtype}", other, other * ITEMSIZE[dtype]),
     ]
     if biases:
-        # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
-        computed = recipe.compute_dtype
-        terms.append(Term("weights", f"biases, {computed}", biases, biases * ITEMSIZE[computed]))
+        terms.append(Term("weights", f"biases, {bias_dtype}", biases, biases * ITEMSIZE[bias_dtype]))
     return terms

@@ -168,8 +168,9 @@ def _breakdown(
     logits = min(4 * recipe.tokens * config["vocab_size"], peak_bytes - stay)
     components = dict.fromkeys(COMPONENTS, 0) | states
     components |= {"logits": logits, "activations": peak_bytes - stay - logits}
-    loaded = stay - states["gradients"] - states["optimizer_states"] - states["buffers"]
-    phases = dict(zip(PHASES, (loaded, peak_bytes - states["gradients"], peak_bytes, stay), strict=True))
+    adapted = stay - states["gradients"] - states["optimizer_states"] - states["buffers"]
+    loaded = adapted - states["adapters"]
+    phases = dict(zip(PHASES, (loaded, adapted, peak_bytes - states["gradients"], peak_bytes, stay), strict=True))
     return Breakdown(
         components=components,
         phase="backward",

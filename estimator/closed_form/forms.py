@@ -21,7 +21,7 @@ from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, ONE, WIDTH, L
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Optim, Recipe
-from lorabench.estimator.states import states
+from lorabench.estimator.states import loaded_weights, states
 from lorabench.estimator.workspaces import workspaces
 
 MOST_FORMS = 128
@@ -112,14 +112,23 @@ def _held_by_phase(
     spec: ModelSpec, recipe: Recipe, kernels: Kernels, architecture: str | None
 ) -> dict[str, dict[str, int]]:
     held = states(spec, recipe, kernels)
-    loaded = {name: held.component_bytes(name) for name in COMPONENTS if name not in ("gradients", "optimizer_states")}
-    training = loaded | {"optimizer_states": held.component_bytes("optimizer_states"), "gradients": 0}
+    loaded = dict.fromkeys(COMPONENTS, 0)
+    for term in loaded_weights(spec, recipe):
+        loaded[term.component] += term.bytes
+    adapted = {name: held.component_bytes(name) for name in COMPONENTS if name not in ("gradients", "optimizer_states")}
+    training = adapted | {"optimizer_states": held.component_bytes("optimizer_states"), "gradients": 0}
     if kernels == "cuda":
         training["workspaces"] = workspaces(architecture).bytes
     if recipe.gradient_accumulation > 1:
         training["gradients"] = held.component_bytes("gradients")
     stepping = training | {"temporaries": held.optimizer.temporaries}
-    return {"loaded": loaded, "forward": training, "backward": training, "optimizer": stepping}
+    return {
+        "loaded": loaded,
+        "adapted": adapted,
+        "forward": training,
+        "backward": training,
+        "optimizer": stepping,
+    }
 
 
 def _phase_form(phase: str, moments: list[Moment], held: dict[str, int]) -> PhaseForm:

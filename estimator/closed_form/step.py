@@ -13,7 +13,7 @@ from lorabench.estimator.closed_form.sizes import BS, ONE, SHIFTED, Ledger, Mome
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import Layers, ModelSpec
 from lorabench.estimator.recipes import Recipe
-from lorabench.estimator.states import states
+from lorabench.estimator.states import loaded_weights, states
 from lorabench.estimator.target_modules import resolve_target_modules
 from lorabench.estimator.workspaces import workspaces
 
@@ -51,10 +51,17 @@ class _Step:
     def run(self, architecture: str | None) -> list[Moment]:
         ledger, recipe = self.ledger, self.recipe
         held = states(self.spec, recipe, self.kernels)
+        loaded = loaded_weights(self.spec, recipe)
+        for term in loaded:
+            ledger.hold(term.component, term.bytes)
+        ledger.enter("loaded")
+        ledger.mark()
+        for term in loaded:
+            ledger.hold(term.component, -term.bytes)
         for term in held.terms:
             if term.component not in ("gradients", "optimizer_states"):
                 ledger.hold(term.component, term.bytes)
-        ledger.enter("loaded")
+        ledger.enter("adapted")
         ledger.mark()
         ledger.hold("optimizer_states", held.component_bytes("optimizer_states"))
         if self.kernels == "cuda":

@@ -83,7 +83,7 @@ class Moments:
 
     def _just_made(self, index: int) -> str:
         origin = self.step.latest[index]
-        if origin == HELD or self.step.moments[index].phase in ("loaded", "optimizer"):
+        if origin == HELD or self.step.moments[index].phase in ("loaded", "adapted", "optimizer"):
             return "what is held from outside the passes"
         item = next((item for item in self.step.items(index) if item.origin == origin), None)
         if item is None:

@@ -51,7 +51,9 @@ class StorageLedger:
         self._scratch = scratch
         self._execute = execute
         self._on_birth = on_birth
-        self.loaded_bytes = 0
+        self.loaded_bytes: int | None = None
+        """What the base model took before it was prepared and adapted, where somebody who saw it says so."""
+        self.adapted_bytes = 0
         self._sids: dict[int, int] = {}
         """id of a live storage → its number here; Python keeps one object for each storage while it lives."""
         self._references: dict[int, weakref.ref[Any]] = {}
@@ -79,7 +81,7 @@ class StorageLedger:
         """
         for component, tensor in model_tensors(model):
             self.adopt(component, tensor)
-        self.loaded_bytes = self._live_bytes()
+        self.adapted_bytes = self._live_bytes()
 
     def adopt_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the optimizer's states."""
@@ -172,8 +174,9 @@ class StorageLedger:
         components = self._attribute()
         held = dict.fromkeys(COMPONENTS, 0)
         live = peak = 0
-        at_peak, peak_phase = dict(held), "loaded"
-        phase_peaks = {"loaded": self.loaded_bytes}
+        at_peak, peak_phase = dict(held), "adapted"
+        phase_peaks = {} if self.loaded_bytes is None else {"loaded": self.loaded_bytes}
+        phase_peaks["adapted"] = self.adapted_bytes
         phases = iter([*self._phases, (len(self._events) + 1, "")])
         phase, (next_start, next_phase) = "", next(phases)
         for index, event in enumerate([*self._events, None]):

@@ -179,18 +179,20 @@ def run_on_meta(
     from lorabench.estimator.trace.origins import Origins
     from lorabench.estimator.trace.scratch import cpu_scratch, cuda_scratch
     from lorabench.estimator.trace.step import TrainingStep
-    from lorabench.estimator.trace.storages import StorageLedger
+    from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 
     on_progress("building the model")
-    with building_on_meta():
-        model = build_model(spec, recipe, "meta")
-    parameters = count_traced(model, spec)
-    origins = Origins(model)
     # On a CPU run the host's own tensors, such as step counters, are the device's.
     devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
+    loaded: list[int] = []
+    with building_on_meta():
+        model = build_model(spec, recipe, "meta", on_loaded=lambda base: loaded.append(model_bytes(base, *devices)))
+    parameters = count_traced(model, spec)
+    origins = Origins(model)
     results = MetaResults(kernels)
     scratch = cuda_scratch() if kernels == "cuda" else cpu_scratch()
     ledger = StorageLedger(*devices, scratch=scratch, execute=results, on_birth=origins.note)
+    ledger.loaded_bytes = loaded[0]
     ledger.adopt_model(model)
     with running_on_meta(model, kernels, results):
         optimizer = make_optimizer(model, recipe)

@@ -125,6 +125,25 @@ def test_components_add_up_to_the_peak_and_the_peak_is_a_phases(given_: tuple[Mo
     assert memory.peak_allocated_bytes <= memory.peak_reserved_bytes < memory.device_total_bytes
 
 
+def test_what_is_loaded_grows_by_preparation_and_adapters() -> None:
+    """Llama-3.1-8B: 8,030,261,248 weights, 1,050,939,392 of them not in linear layers; 41,943,040 in adapters of r 16."""
+    spec = find_model("meta-llama/Llama-3.1-8B")
+    phases = {
+        (method, prepared): estimate_memory(
+            spec, make_recipe(spec.name, method=method, prepare_kbit=prepared)
+        ).phase_peaks_bytes
+        for method, prepared in (("full", None), ("lora", None), ("qlora", False), ("qlora", True))
+    }
+    adapters = 4 * 41_943_040
+    assert phases["full", None]["loaded"] == phases["full", None]["adapted"] == 4 * 8_030_261_248
+    assert phases["lora", None]["loaded"] == 2 * 8_030_261_248
+    assert phases["lora", None]["adapted"] - phases["lora", None]["loaded"] == adapters
+    plain, prepared = phases["qlora", False], phases["qlora", True]
+    assert plain["loaded"] == prepared["loaded"] == pytest.approx(2 * 1_050_939_392 + 0.5159 * 6_979_321_856, rel=1e-4)
+    assert plain["adapted"] - plain["loaded"] == adapters
+    assert prepared["adapted"] - prepared["loaded"] == adapters + 2 * 1_050_939_392
+
+
 @given(recipes())
 @settings(max_examples=60)
 def test_an_estimate_is_never_below_what_is_held_in_the_optimizer_step(given_: tuple[ModelSpec, Recipe]) -> None:

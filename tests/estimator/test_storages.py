@@ -99,7 +99,7 @@ def test_two_layers_hold_what_arithmetic_says() -> None:
     told = train_two_layers(n, a, b, c)
     inputs = 4 * n * a
     # Forward: first's output and its ReLU, then only the ReLU, second's output y and y², then the mean.
-    assert told.phase_peaks_bytes["loaded"] == weights
+    assert told.phase_peaks_bytes["adapted"] == weights
     assert told.phase_peaks_bytes["forward"] == 2 * weights + inputs + 4 * (n * b + 2 * n * c) + 4
     # Backward begins with ReLU's output, y and the loss; the mean's gradient is one number, expanded to (n, c) without
     # a storage and divided into one of its own; then 2y and the product with it, before y is let go.
