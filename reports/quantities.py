@@ -17,6 +17,8 @@ def format_share(share: float | None) -> str:
     if share is None:
         return "–"
     percent = 100 * share
+    if abs(percent) < 0.005:
+        return "under 0.01%" if share else "0%"
     return f"{percent:+,.2f}%".replace("-", "−") if abs(percent) < 10 else f"{percent:+,.0f}%".replace("-", "−")
 
 

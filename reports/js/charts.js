@@ -1,6 +1,6 @@
 // A chart in its element, and what charts share.
 
-import { formatBytes, formatLoss, formatNumber, formatSeconds, formatShare, MIB } from "./quantities.js";
+import { byteScale, formatBytes, formatLoss, formatNumber, formatSeconds, formatShare } from "./quantities.js";
 import { load } from "./store.js";
 import { asTable } from "./tables.js";
 
@@ -22,10 +22,10 @@ export const AXIS = {
 
 // What a chart can show along an axis: how it is written, and the unit that its scale counts in.
 export const QUANTITIES = {
-  bytes: { write: formatBytes, unit: (longest) => (longest >= 1024 * MIB / 10 ? { name: "GiB", size: 1024 * MIB } : { name: "MiB", size: MIB }) },
+  bytes: { write: formatBytes, unit: (longest) => byteScale(longest) },
   rate: { write: (rate) => `${formatNumber(rate)} tokens/s`, unit: () => ({ name: "tokens/s", size: 1 }) },
   seconds: { write: formatSeconds, unit: (longest) => (longest >= 1 ? { name: "s", size: 1 } : { name: "ms", size: 0.001 }) },
-  loss: { write: formatLoss, unit: () => ({ name: "loss", size: 1 }) },
+  loss: { write: formatLoss, unit: () => ({ name: "", size: 1 }) },
   share: { write: formatShare, unit: () => ({ name: "", size: 1 }) },
 };
 

@@ -9,7 +9,7 @@ const axisOfBytes = (scale) => ({
   type: "value",
   min: 0,
   splitNumber: 4,
-  axisLabel: { ...AXIS.axisLabel, formatter: (value) => `${onAxis(value)} ${scale.unit}` },
+  axisLabel: { ...AXIS.axisLabel, formatter: (value) => `${onAxis(value)} ${scale.name}` },
 });
 const plot = { left: 4, right: 16, top: 12, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "axisLabel" };
 
@@ -35,7 +35,7 @@ register("phases", {
         barMaxWidth: 34,
         barGap: "12%",
         barCategoryGap: "40%",
-        data: data.phases.map((phase) => (phasePeak(all[answer], phase) ?? 0) / scale.bytes),
+        data: data.phases.map((phase) => (phasePeak(all[answer], phase) ?? 0) / scale.size),
         itemStyle: { color: `var(--${answer})` },
         emphasis: { disabled: true },
       })),
@@ -101,7 +101,7 @@ register("timeline", {
           step: "end",
           symbol: "none",
           sampling: "max",
-          data: timeline.points.map(([moment, bytes]) => [moment, bytes / scale.bytes]),
+          data: timeline.points.map(([moment, bytes]) => [moment, bytes / scale.size]),
           lineStyle: { color: "var(--measured)", width: 1.5 },
           areaStyle: { color: "var(--measured)", opacity: 0.15 },
           emphasis: { disabled: true },

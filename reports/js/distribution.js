@@ -28,6 +28,7 @@ register("distribution", {
           type: "bar",
           stack: "runs",
           barCategoryGap: "12%",
+          barMaxWidth: 90,
           data: counts,
           itemStyle: { color: methodColour(method) },
           emphasis: { disabled: true },

@@ -18,11 +18,11 @@ const COLOURED = [
   "workspaces",
 ];
 const THICKNESS = { estimated: 8, traced: 8, measured: 15 };
-const GAP = 4;
+const GAP = "30%";
 const NAME = 24;
 
 const spaced = (component) => component.replaceAll("_", " ");
-const barsHeight = ({ answers }) => answers.reduce((sum, answer) => sum + THICKNESS[answer] + GAP, 0) - GAP;
+const barsHeight = ({ answers }) => answers.reduce((sum, answer) => sum + THICKNESS[answer] * 1.3, 0);
 const rowHeight = (data) => barsHeight(data) + NAME + 12;
 
 function componentBytes(memory, component) {
@@ -46,16 +46,16 @@ register("memory", {
 
   option(data, { width, hidden }) {
     const scale = byteScale(data.longestBytes);
-    const wordy = width >= 560;
+    const wordy = width >= 700;
     const names = data.rows.map((row) => row.name);
     const shown = data.components.filter((component) => !hidden.has(component));
     const stacks = data.answers.flatMap((answer) => {
-      const bar = { type: "bar", stack: answer, barWidth: THICKNESS[answer], barGap: `${GAP}px`, emphasis: { disabled: true } };
+      const bar = { type: "bar", stack: answer, barWidth: THICKNESS[answer], barGap: GAP, emphasis: { disabled: true } };
       return [
         ...shown.map((component) => ({
           ...bar,
           itemStyle: { color: `var(--${COLOURED.includes(component) ? component : "other"})` },
-          data: data.rows.map(({ run }) => componentBytes(breakdownsOf(run)[answer], component) / scale.bytes),
+          data: data.rows.map(({ run }) => componentBytes(breakdownsOf(run)[answer], component) / scale.size),
         })),
         {
           ...bar,
@@ -71,11 +71,11 @@ register("memory", {
         },
       ];
     });
-    const options = base(names, { right: wordy ? 250 : 84 });
+    const options = base(names, { right: wordy ? 275 : 84 });
     return {
       ...options,
       grid: { ...options.grid, top: NAME / 2 },
-      xAxis: valueAxis({ max: hidden.size ? "dataMax" : data.longestBytes / scale.bytes, unit: scale.unit, width }),
+      xAxis: valueAxis({ max: hidden.size ? "dataMax" : data.longestBytes / scale.size, unit: scale.name, width }),
       series: [namesAbove(names, { width, above: barsHeight(data) / 2 + NAME / 2 }), ...stacks],
     };
   },

@@ -18,6 +18,7 @@ export function formatBytes(count) {
 
 export function formatShare(share) {
   const percent = Math.abs(100 * share);
+  if (percent < 0.005) return share ? "under 0.01%" : "0%";
   return `${share < 0 ? "−" : "+"}${grouped(percent, percent < 10 ? 2 : 0)}%`;
 }
 
@@ -34,5 +35,5 @@ export const formatLoss = (loss) => loss.toFixed(4);
 
 // The unit that a scale up to `longest` bytes is written in.
 export function byteScale(longest) {
-  return longest >= GIB / 10 ? { unit: "GiB", bytes: GIB } : { unit: "MiB", bytes: MIB };
+  return longest >= GIB / 10 ? { name: "GiB", size: GIB } : { name: "MiB", size: MIB };
 }

@@ -27,23 +27,25 @@ function spans(data) {
   return [both, both];
 }
 
-function axis({ label, kind }, { type, min, max }, width) {
-  const unit = QUANTITIES[kind].unit(max);
+const unitOf = ({ kind }, { max }) => QUANTITIES[kind].unit(max);
+
+function axis(quantity, reach, width) {
+  const unit = unitOf(quantity, reach);
+  const { label } = quantity;
   return {
     ...AXIS,
-    type,
-    min,
-    max,
-    name: unit.name && unit.name !== label ? `${label}, ${unit.name}` : label,
-    nameLocation: "middle",
+    type: reach.type,
+    min: reach.min / unit.size,
+    max: reach.max / unit.size,
+    name: unit.name && !label.includes(unit.name) ? `${label}, ${unit.name}` : label,
     splitNumber: width >= 560 ? 5 : 3,
     splitLine: { ...AXIS.splitLine, showMinLine: false, showMaxLine: false },
     axisLabel: {
       ...AXIS.axisLabel,
       hideOverlap: true,
-      showMinLabel: min === 0,
+      showMinLabel: reach.min === 0,
       showMaxLabel: false,
-      formatter: (value) => onAxis(+(value / unit.size).toPrecision(3)),
+      formatter: onAxis,
     },
   };
 }
@@ -63,9 +65,10 @@ register("scatter", {
 
   option(data, { width, hidden }) {
     const [x, y] = spans(data);
+    const scaled = (across, up) => [across / unitOf(data.x, x).size, up / unitOf(data.y, y).size];
     const guides = (data.bands ? [0, ...data.bands, ...data.bands.map((share) => -share)] : []).map((share) => {
       const from = Math.max(x.min, 0);
-      return line([from, from * (1 + share)], [x.max, x.max * (1 + share)], share !== 0);
+      return line(scaled(from, from * (1 + share)), scaled(x.max, x.max * (1 + share)), share !== 0);
     });
     const byRun = new Map(everyPoint(data).map((point) => [point[0], point]));
     if (data.front)
@@ -74,19 +77,19 @@ register("scatter", {
         silent: true,
         symbol: "none",
         step: "end",
-        data: data.front.map((run) => byRun.get(run).slice(1)),
+        data: data.front.map((run) => scaled(...byRun.get(run).slice(1))),
         lineStyle: { color: "var(--text)", width: 1.5 },
       });
     return {
       ...CHART,
-      grid: { left: 30, right: 16, top: 12, bottom: 34, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
-      xAxis: { ...axis(data.x, x, width), nameGap: 26 },
-      yAxis: { ...axis(data.y, y, width), nameGap: width >= 560 ? 54 : 46 },
+      grid: { left: 4, right: 16, top: 30, bottom: 30, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
+      xAxis: { ...axis(data.x, x, width), nameLocation: "middle", nameGap: 26 },
+      yAxis: { ...axis(data.y, y, width), nameLocation: "end", nameGap: 12, nameTextStyle: { ...AXIS.nameTextStyle, align: "left" } },
       series: [
         ...guides.map((guide) => ({ ...guide, clip: true, z: 1 })),
         ...shownMethods(data, hidden).map((method) => ({
           type: "scatter",
-          data: data.points[method].map((point) => point.slice(1)),
+          data: data.points[method].map(([, across, up]) => scaled(across, up)),
           symbol: SYMBOLS[method],
           symbolSize: data.points[method].length > 500 ? 5 : 10,
           large: true,
@@ -101,10 +104,12 @@ register("scatter", {
 
   tip(data, place, hidden, chart) {
     const [left, top] = chart.pixel(place);
+    const [across, up] = spans(data);
+    const sizes = [unitOf(data.x, across).size, unitOf(data.y, up).size];
     let nearest = null;
     let least = REACH;
     for (const point of everyPoint(data, shownMethods(data, hidden))) {
-      const [x, y] = chart.pixel(point.slice(1));
+      const [x, y] = chart.pixel([point[1] / sizes[0], point[2] / sizes[1]]);
       const distance = Math.hypot(x - left, y - top);
       if (distance < least) [nearest, least] = [point, distance];
     }

@@ -57,10 +57,10 @@ def why_off(run: Run) -> str:
     if name is not None and gaps[name]:
         direction = "more" if gaps[name] > 0 else "less"
         pair = " against ".join(format_bytes(memory.components.get(name, 0)) for memory in (estimated, measured))
-        said.append(f"{name.replace('_', ' ')}: {pair}, {format_bytes(abs(gaps[name]))} {direction} than measured")
+        said.append(f"{name.replace('_', ' ')}: {pair}, {abs(gaps[name]):,} bytes {direction} than measured")
     unexplained = measured.peak_allocated_bytes - sum(measured.components.values())
     if abs(unexplained) > abs(gaps.get(name or "", 0)):
-        said.append(f"{format_bytes(abs(unexplained))} of the measured peak in no component")
+        said.append(f"{abs(unexplained):,} bytes of the measured peak in no component")
     return "; ".join(said)
 
 
@@ -74,7 +74,8 @@ def _scatter_caption(held: Sequence[Run]) -> str:
 def _distribution_caption(held: Sequence[Run]) -> str:
     errors = [run.peak_error or 0 for run in held]
     said = f"Median error without its sign: {format_share(median(map(abs, errors))).lstrip('+')}"
-    return f"{said}; from {format_share(min(errors))} to {format_share(max(errors))}."
+    least, most = format_share(min(errors)), format_share(max(errors))
+    return f"{said}." if least == most else f"{said}; from {least} to {most}."
 
 
 def _distribution(held: Sequence[Run]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _distribution(held: Sequence[Run]) -> dict[str, Any]:
     for run in held:
         counts[run.method][bisect_left(EDGES, run.peak_error or 0)] += 1
     filled = [place for place in range(len(EDGES) + 1) if any(held[place] for held in counts.values())]
-    first, last = min(*filled, len(EDGES) // 2), max(*filled, len(EDGES) // 2)
+    first, last = min(*filled, bisect_left(EDGES, -BANDS[-1]) + 1), max(*filled, bisect_left(EDGES, BANDS[-1]))
     names = [f"{100 * edge:+g}%".replace("-", "−") for edge in EDGES]
     ranges = [
         f"below {names[0]}",

@@ -79,7 +79,8 @@ def _caption(runs: Sequence[Run]) -> str:
     if len(errors) == 1:
         said.append(f"The estimate is off by {format_share(errors[0])}.")
     elif errors:
-        said.append(f"The estimates are off by {format_share(min(errors))} to {format_share(max(errors))}.")
+        ends = dict.fromkeys(format_share(error) for error in (min(errors), max(errors)))
+        said.append(f"The estimates are off by {' to '.join(ends)}.")
     return " ".join(said)
 
 

@@ -1,0 +1,78 @@
+"""How large a report of many records is, and how soon a browser has it ready to be used.
+
+    python -m benchmarks.report            # 1,000 and 10,000 records
+    python -m benchmarks.report --runs 300
+
+Records are made up (tests/sample_records.py). "Ready" is from the start of loading until all controls work and the
+records of what is shown first are unpacked, as Chromium counts it; the best of three loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from itertools import islice, product
+from pathlib import Path
+from random import Random
+
+from lorabench.bench.records import RunRecord
+from lorabench.reports.page import render_report
+from lorabench.reports.runs import arrange
+from tests.reports.chromium import open_browser
+from tests.sample_records import MODEL_CONFIG, sample_record
+
+STEPS = 50
+
+
+def many_records(number: int) -> list[RunRecord]:
+    """Return records of six models, each with step times and losses of its own."""
+    random = Random(0)
+    choices = product(range(1, number), (1, 2, 4, 8), ("lora", "qlora"), range(6))
+    records = []
+    for rank, batch_size, method, model in islice(choices, number):
+        name = f"demo/llama-{model + 1}m"
+        losses = [6.9 * math.exp(-step / 40) + random.gauss(0, 0.05) for step in range(STEPS)]
+        records.append(
+            sample_record(
+                model=name,
+                model_config={**MODEL_CONFIG, "name": name},
+                method=method,
+                rank=rank,
+                batch_size=batch_size,
+                losses=losses,
+                step_seconds=[0.4 * batch_size + abs(random.gauss(0, 0.01)) for _ in range(STEPS)],
+            )
+        )
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
+    numbers = parser.parse_args().runs
+    print(f"{'runs':>7} {'made in':>9} {'size':>9} {'ready in':>9}")
+    with tempfile.TemporaryDirectory() as folder, open_browser(Path(folder)) as driver:
+        for number in numbers:
+            runs = arrange({"results": many_records(number)})
+            started = time.perf_counter()
+            page = render_report(runs)
+            seconds = time.perf_counter() - started
+            path = Path(folder) / f"{number}.html"
+            path.write_text(page, encoding="utf-8")
+            ready = min(_ready_seconds(driver, path) for _ in range(3))
+            print(f"{number:7,} {seconds:7.1f} s {len(page.encode()) / 1e6:6.1f} MB {ready:7.2f} s")
+
+
+def _ready_seconds(driver: object, path: Path) -> float:
+    driver.get(path.as_uri())  # type: ignore[attr-defined]
+    while True:
+        ready = driver.execute_script("return document.documentElement.dataset.ready")  # type: ignore[attr-defined]
+        if ready:
+            return float(ready) / 1000
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    main()
