@@ -1,0 +1,80 @@
+"""How often the check finds a step that takes 5 % longer, and a peak that is 1 % higher, at 10 timed steps.
+
+Run with `python -m benchmarks.planted_regressions [TRIALS]`. Found: every recipe that got slower is a regression, and
+no other is. Missed: the check passes (exit code 0). Step times are drawn from the recorded ones (`noise.py`), made as
+wide as the table says; peaks are the recorded ones, which were the same to the byte in every run, and up to 0.2 % off
+to either side.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.noise import Noise, Run, measured, read
+from msgspec.structs import replace
+
+from lorabench.bench.check.findings import EXIT_CODES
+from lorabench.bench.check.memory import judge_memory
+from lorabench.bench.check.speed import judge_speeds
+from lorabench.bench.check.thresholds import Thresholds
+
+TRIALS = 300
+SEED = 20261122
+SLOWER = 0.05
+HIGHER = 0.01
+
+
+def slowdowns(noise: Noise, trials: int, *, slower: int, recipes: int, **drawn: Any) -> tuple[float, float]:
+    """Return the shares of suites in which just the recipes that got slower are found, and that pass."""
+    tolerance = Thresholds().speed
+    assert tolerance is not None
+    found = missed = 0
+    for _ in range(trials):
+        pairs = noise.suite(recipes, slower=SLOWER, how_many_slower=slower, **drawn)
+        findings, _ = judge_speeds(pairs, tolerance)
+        found += {work for work, one in findings.items() if one.verdict == "regression"} == set(list(pairs)[:slower])
+        missed += all(EXIT_CODES[one.verdict] == 0 for one in findings.values())
+    return found / trials, missed / trials
+
+
+def rises_found(runs: list[Run], generator: random.Random, trials: int, jitter: float) -> float:
+    """Return the share of peaks, 1 % higher, that are found."""
+    found = 0
+    for _ in range(trials):
+        peak = generator.choice(runs).peak_allocated_bytes
+        sides = []
+        for higher in (0.0, HIGHER):
+            one = measured((1.0,))
+            bytes_ = round(peak * (1 + higher) * (1 + generator.uniform(-jitter, jitter)))
+            sides.append([replace(one, memory=replace(one.memory, peak_allocated_bytes=bytes_))])
+        found += judge_memory(sides[0], sides[1], Thresholds())[0].verdict == "regression"
+    return found / trials
+
+
+def rows(trials: int) -> Iterator[str]:
+    """Yield the lines of both tables."""
+    runs = read()
+    generator = random.Random(SEED)  # noqa: S311
+    noise = Noise(runs, generator)
+    yield "| steps scatter by | runs differ by | slower | recipes | runs a side | found | missed |"
+    yield "|---|---|---|---|---|---|---|"
+    for scatter, spread in ((0.01, 0.0), (0.02, 0.0), (0.01, 0.003), (0.01, 0.005), (0.02, 0.01)):
+        for recipes, slower, repeats in ((4, 1, 1), (8, 1, 1), (8, 8, 1), (8, 1, 3)):
+            found, missed = slowdowns(
+                noise, trials, slower=slower, recipes=recipes, runs=repeats, scatter=scatter, spread=spread
+            )
+            told = f"| {100 * scatter:g} % | {100 * spread:g} % | {slower} | {recipes} | {repeats} |"
+            yield f"{told} {100 * found:.1f} % | {100 * missed:.1f} % |"
+    yield ""
+    yield "| peaks off by up to | found |"
+    yield "|---|---|"
+    for jitter in (0.0, 0.001, 0.002):
+        yield f"| {100 * jitter:g} % | {100 * rises_found(runs, generator, trials, jitter):.1f} % |"
+
+
+if __name__ == "__main__":
+    for line in rows(int(sys.argv[1]) if len(sys.argv) > 1 else TRIALS):
+        print(line, flush=True)
