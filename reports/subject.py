@@ -16,8 +16,8 @@ from lorabench.reports.runs import Run
 
 MOST_MODELS = 4
 """Models of the runs that the page takes estimates for: each takes a second or two."""
-USUAL_GPUS = ("rtx-4090", "h100-sxm")
-"""Shown first, and with speeds, where nobody named a GPU and nothing ran on one that the catalogue has."""
+USUAL_GPUS = ("rtx-4090", "a100-sxm-80gb", "h100-sxm")
+"""Their speeds are on every page, after those of the GPUs named, or of those that ran."""
 
 
 class Subject(NamedTuple):
@@ -27,7 +27,7 @@ class Subject(NamedTuple):
     models: Sequence[ModelSpec] = ()
     """Those that have a closed form; no two alike."""
     devices: Sequence[Device] = ()
-    """The GPUs that were asked about, the first one first."""
+    """The GPUs whose speeds are shown, first those that were asked about."""
 
 
 def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> Subject:
@@ -35,7 +35,9 @@ def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: S
     distinct: dict[bytes, ModelSpec] = {}
     for spec in (*models, *_models_of(runs)):
         distinct.setdefault(msgspec.json.encode(msgspec.structs.replace(spec, name="")), spec)
-    return Subject(runs, [*distinct.values()], [*devices] or _devices_of(runs))
+    usual = [find_device(name) for name in USUAL_GPUS]
+    shown = {device.name: device for device in (*(devices or _devices_of(runs)), *usual)}
+    return Subject(runs, [*distinct.values()], [*shown.values()])
 
 
 def _models_of(runs: Sequence[Run]) -> list[ModelSpec]:
@@ -64,4 +66,4 @@ def _devices_of(runs: Sequence[Run]) -> list[Device]:
             except UserError:
                 continue
             found.setdefault(device.name, device)
-    return [*found.values()] or [find_device(name) for name in USUAL_GPUS]
+    return [*found.values()]

@@ -13,11 +13,13 @@ from lorabench.reports.sections.accuracy import accuracy
 from lorabench.reports.sections.comparison import comparison
 from lorabench.reports.sections.environments import environments
 from lorabench.reports.sections.failures import failures
+from lorabench.reports.sections.fits import fits
 from lorabench.reports.sections.learning import learning
 from lorabench.reports.sections.memory import memory
 from lorabench.reports.sections.records import records
 from lorabench.reports.sections.speed import speed
 from lorabench.reports.sections.summary import summary
+from lorabench.reports.sections.what_if import what_if
 from lorabench.reports.subject import Subject
 
 
@@ -45,6 +47,8 @@ SECTIONS = (
     Section("speed", "Speed", _of_runs(speed), ("speed", "scatter")),
     Section("learning", "Learning", _of_runs(learning), ("learning", "scatter")),
     Section("comparison", "Side by side", _of_runs(comparison), ("scatter",)),
+    Section("fits", "What fits", fits, ("expressions", "estimates", "fits")),
+    Section("what_if", "What if", what_if, ("expressions", "estimates", "what_if")),
     Section("failures", "Failures", _of_runs(failures)),
     Section("environments", "Environment", _of_runs(environments)),
     Section("records", "All runs", _of_runs(records), ("run_table",)),

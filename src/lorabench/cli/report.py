@@ -1,30 +1,77 @@
-"""`lorabench report`: one HTML page of results."""
+"""`lorabench report`: one HTML page of results, or of estimates."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from lorabench.estimator.errors import UserError
 
-@click.command(name="report", epilog="Example: lorabench report results -o report.html --open")
-@click.argument("folders", metavar="RESULTS_DIR…", nargs=-1, required=True, type=click.Path(path_type=Path))
+if TYPE_CHECKING:
+    from lorabench.estimator.devices import Device
+    from lorabench.estimator.models import ModelSpec
+
+EXAMPLES = """\
+\b
+Examples:
+  lorabench report results -o report.html --open
+  lorabench report results --model llama-3.1-8b --gpu h200
+  lorabench report --model meta-llama/Llama-3.1-8B --gpu rtx-4090 -o page.html
+"""
+
+
+@click.command(name="report", epilog=EXAMPLES)
+@click.argument("folders", metavar="[RESULTS_DIR]…", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--model", "models", multiple=True, help="A model to estimate on the page; several times for more.")
+@click.option("--gpu", "gpus", multiple=True, help="A GPU to say the speed on; several times for more.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
 @click.option("--open", "open_page", is_flag=True, help="Show the page in the browser.")
-def command(folders: tuple[Path, ...], output: Path, open_page: bool) -> None:
-    """Make one HTML page of the results that `lorabench run` wrote into the folders.
+def command(
+    folders: tuple[Path, ...], models: tuple[str, ...], gpus: tuple[str, ...], output: Path, open_page: bool
+) -> None:
+    """Make one HTML page of the results that `lorabench run` wrote into the folders, or of estimates alone.
 
     The page needs no network and sends nothing. Runs that failed are results too: they are listed with their messages.
+    What fits, and what if, is answered on it for the models that ran and those named, and all GPUs of `lorabench gpus`.
     """
     from lorabench.reports.page import render_report, write_page
     from lorabench.reports.quantities import format_bytes, plural
     from lorabench.reports.runs import read_runs
 
-    runs = read_runs(folders)
-    size = write_page(render_report(runs), output)
+    if not folders and not models:
+        raise UserError("nothing to report on: name folders of results, or a model with --model NAME")
+    specs, devices = _models(models), _devices(gpus)
+    runs = read_runs(folders) if folders else []
+    size = write_page(render_report(runs, specs, devices), output)
     failed = sum(run.record.outcome != "ok" for run in runs)
-    click.echo(f"wrote {output} ({format_bytes(size)}): {plural(len(runs), 'run')}, {failed} failed")
+    held = [f"{plural(len(runs), 'run')}, {failed} failed"] if runs else []
+    if specs:
+        held.append(f"estimates of {', '.join(spec.name for spec in specs)}")
+    click.echo(f"wrote {output} ({format_bytes(size)}): {'; '.join(held)}")
     if open_page:
         import webbrowser
 
         webbrowser.open(output.resolve().as_uri())
+
+
+def _models(names: tuple[str, ...]) -> list[ModelSpec]:
+    from lorabench.estimator.architectures import no_closed_form
+    from lorabench.estimator.catalogue import find_model
+    from lorabench.estimator.estimates import has_closed_form
+
+    specs = [find_model(name) for name in names]
+    for spec in specs:
+        if not has_closed_form(spec):
+            raise UserError(
+                f"--model {spec.name}: {no_closed_form(spec.model_type)}, which the page's estimates are made from: "
+                "leave it out, or see lorabench estimate"
+            )
+    return specs
+
+
+def _devices(names: tuple[str, ...]) -> list[Device]:
+    from lorabench.estimator.devices import find_device
+
+    return [find_device(name) for name in names]

@@ -1,0 +1,149 @@
+"""Arithmetic of the estimator written down, so that the page's scripts can follow it without having it themselves.
+
+A function of the estimator that takes numbers is given `Symbol`s. What it does with them is recorded as steps, which
+`js/expressions.js` runs with the numbers that people choose. So each formula stands in Python alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+OPERATIONS = ("add", "sub", "mul", "floordiv", "neg", "abs", "gt", "ge", "le")
+"""What `js/expressions.js` can do; what else is recorded must not be needed in the end."""
+
+Step = tuple[Any, ...]
+"""An operation and the places of the steps that it takes; or ``variable`` with its name, ``constant`` with its value.
+"""
+Number = Any
+"""An int or a float that is known, or a `Symbol`."""
+
+
+class Symbol:
+    """A number that is not known yet."""
+
+    __slots__ = ("place", "program")
+
+    def __init__(self, program: Program, place: int) -> None:
+        self.program = program
+        self.place = place
+
+    def _do(self, operation: str, *operands: Number) -> Symbol:
+        return self.program.record(operation, *operands)
+
+    def __add__(self, other: Number) -> Symbol:
+        return self._do("add", self, other)
+
+    def __radd__(self, other: Number) -> Symbol:
+        return self._do("add", other, self)
+
+    def __sub__(self, other: Number) -> Symbol:
+        return self._do("sub", self, other)
+
+    def __rsub__(self, other: Number) -> Symbol:
+        return self._do("sub", other, self)
+
+    def __mul__(self, other: Number) -> Symbol:
+        return self._do("mul", self, other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Number) -> Symbol:
+        return self._do("floordiv", self, other)
+
+    def __truediv__(self, other: Number) -> Symbol:
+        return self._do("truediv", self, other)
+
+    def __neg__(self) -> Symbol:
+        return self._do("neg", self)
+
+    def __abs__(self) -> Symbol:
+        return self._do("abs", self)
+
+    def __gt__(self, other: Number) -> Symbol:
+        return self._do("gt", self, other)
+
+    def __ge__(self, other: Number) -> Symbol | int:
+        return 0 if other == math.inf else self._do("ge", self, other)  # JSON has no infinity
+
+    def __le__(self, other: Number) -> Symbol:
+        return self._do("le", self, other)
+
+    def __eq__(self, other: object) -> Any:
+        return self._do("eq", self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return self.program.decide(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *operands: Number, **options: Any) -> Any:
+        """Record what numpy is asked to do."""
+        made = tuple(self._do(f"{ufunc.__name__} {number}", *operands) for number in range(ufunc.nout))
+        return made if ufunc.nout > 1 else made[0]
+
+
+class Program:
+    """Steps, each of which is recorded once."""
+
+    def __init__(self) -> None:
+        self._places: dict[Step, int] = {}
+        self._path: list[tuple[int, bool]] = []
+        """Conditions that were asked for, and the outcomes that they are taken to have."""
+        self._asked = 0
+
+    def variable(self, name: str) -> Symbol:
+        """Return the number that the page's scripts know by ``name``."""
+        return Symbol(self, self._place(("variable", name)))
+
+    def record(self, operation: str, *operands: Number) -> Symbol:
+        """Record a step."""
+        return Symbol(self, self._place((operation, *map(self.place_of, operands))))
+
+    def place_of(self, number: Number) -> int:
+        """Return the place of the step that makes ``number``."""
+        if isinstance(number, Symbol):
+            return number.place
+        return self._place(("constant", int(number) if isinstance(number, bool) else number))
+
+    def _place(self, step: Step) -> int:
+        return self._places.setdefault(step, len(self._places))
+
+    def decide(self, condition: Symbol) -> bool:
+        """Return the outcome that ``condition`` is taken to have this time."""
+        if self._asked == len(self._path):
+            self._path.append((condition.place, True))
+        self._asked += 1
+        return self._path[self._asked - 1][1]
+
+    def decisions(self, ask: Callable[[], Any], known: Sequence[tuple[int, bool]] = ()) -> Any:
+        """Return what ``ask`` returns, or ``{"if": place, "then": …, "else": …}`` where that depends on a condition."""
+        self._path, self._asked = list(known), 0
+        answer = ask()
+        if len(self._path) == len(known):
+            return answer
+        place, _ = self._path[len(known)]
+        return {
+            "if": place,
+            "then": self.decisions(ask, [*known, (place, True)]),
+            "else": self.decisions(ask, [*known, (place, False)]),
+        }
+
+    def can_run(self, place: int) -> bool:
+        """Return whether the page's scripts can do all that the step at ``place`` takes."""
+        operation, *operands = list(self._places)[place]
+        return operation in ("variable", "constant") or (
+            operation in OPERATIONS and all(self.can_run(operand) for operand in operands)
+        )
+
+    def steps(self, needed: Sequence[int]) -> list[Step | None]:
+        """Return the steps in order, None for those that the ``needed`` places can do without."""
+        steps = list(self._places)
+        wanted = set(needed)
+        for place in reversed(range(len(steps))):
+            operation, *operands = steps[place]
+            if place in wanted and operation not in ("variable", "constant"):
+                assert operation in OPERATIONS, operation
+                wanted.update(operands)
+        return [step if place in wanted else None for place, step in enumerate(steps)]

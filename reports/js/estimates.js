@@ -1,0 +1,124 @@
+// Estimates for what people choose on the page, evaluated from what reports/planning.py made of the estimator.
+
+import { decided, runSteps } from "./expressions.js";
+import { unpack } from "./store.js";
+
+const element = document.getElementById("planning");
+
+// Models with their methods, GPUs and the ranks that can be chosen; null on a page without them.
+export const PLANNING = element && (await unpack(element));
+
+// How a verdict is marked, beside its colour.
+export const MARKS = { fits: "✓", tight: "~", "does not fit": "✗" };
+
+export const modelNamed = (name) => PLANNING.models.find((model) => model.name === name);
+export const gpuNamed = (name) => PLANNING.gpus.find((gpu) => gpu.name === name);
+
+const rankPlace = (rank) => (rank ? PLANNING.ranks.indexOf(rank) : 0);
+const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
+
+function dot(coefficients, place, values) {
+  let total = 0;
+  for (let term = 0; term < values.length; term++) total += coefficients[place + term] * values[term];
+  return total;
+}
+
+// The peak of a step: of the moments that may be it, the first that takes the most.
+function peakOf(forms, held, workspaces, values) {
+  const count = PLANNING.components.length;
+  const ofWorkspaces = PLANNING.components.indexOf("workspaces");
+  let peak = { bytes: -1 };
+  for (const { phase, moments } of forms)
+    for (const live of moments) {
+      const components = Array.from({ length: count }, (_, component) => {
+        const kept = held[phase][component];
+        return dot(live, component * values.length, values) + (component === ofWorkspaces ? kept * workspaces : kept);
+      });
+      const bytes = sum(components);
+      if (bytes > peak.bytes) peak = { bytes, components, phase };
+    }
+  return peak;
+}
+
+// What one recipe takes on one GPU; null where the model cannot be trained with the method.
+// Asked about are { model, method, checkpointing: "yes" or "no", rank, batchSize, seqLen, gpu }.
+export function estimateOf({ model, method, checkpointing, rank, batchSize, seqLen, gpu }) {
+  const { monomials, recipes } = modelNamed(model);
+  const recipe = recipes[method]?.[checkpointing];
+  if (!recipe) return null;
+  const adapted = recipe.held.length > 1;
+  const place = adapted ? rankPlace(rank) : 0;
+  const { memoryBytes, architecture } = gpuNamed(gpu);
+  const { workspaces, reserved } = PLANNING.architectures[architecture];
+  const steps = runSteps(monomials.steps, { batch_size: batchSize, seq_len: seqLen, rank: adapted ? rank : 0 });
+  const answers = monomials.answers.map((step) => (step === null ? 0 : steps[step]));
+  const [many, filled] = answers.splice(-2);
+  const peak = peakOf(recipe.forms[many][filled], recipe.held[place], workspaces, answers);
+  const components = Object.fromEntries(PLANNING.components.map((name, at) => [name, peak.components[at]]));
+  const taken = runSteps(reserved.steps, components);
+  const [low, high, total, totalLow, totalHigh] = ["reservedLow", "reservedHigh", "total", "totalLow", "totalHigh"].map(
+    (name) => taken[reserved.answers[name]],
+  );
+  const judged = runSteps(PLANNING.verdict.steps, { total, totalLow, totalHigh, memoryBytes });
+  return {
+    components,
+    phase: peak.phase,
+    peakBytes: peak.bytes,
+    reservedBytes: [low, high],
+    totalBytes: [totalLow, totalHigh],
+    memoryBytes,
+    verdict: decided(PLANNING.verdict.answer, judged),
+    marginBytes: judged[PLANNING.verdict.margin],
+    trainable: recipe.trainable[place],
+    settings: recipe.settings,
+    speed: speedOf(recipe.speeds[PLANNING.gpus.findIndex(({ name }) => name === gpu)], [batchSize, seqLen, adapted ? rank : 1]),
+  };
+}
+
+// The places of an axis that a value lies between, each with its weight: by how near it is, on a logarithmic scale.
+function between(axis, value) {
+  const above = axis.findIndex((place) => place >= value);
+  if (axis[above] === value) return [[above, 1]];
+  if (above < 1) return null;
+  const share = Math.log(value / axis[above - 1]) / Math.log(axis[above] / axis[above - 1]);
+  return [
+    [above - 1, 1 - share],
+    [above, share],
+  ];
+}
+
+// Tokens per second, the least and the most; null where none were worked out. `between`: whether they lie between the
+// sizes that were.
+function speedOf(speeds, sizes) {
+  if (!speeds) return null;
+  const places = speeds.axes.map((axis, at) => between(axis, sizes[at]));
+  if (places.includes(null)) return null;
+  const [, lengths, ranks] = speeds.axes;
+  const logarithms = [0, 0, 0];
+  for (const [batch, ofBatch] of places[0])
+    for (const [length, ofLength] of places[1])
+      for (const [rank, ofRank] of places[2]) {
+        const rates = speeds.rates[(batch * lengths.length + length) * ranks.length + rank];
+        for (const [which, rate] of rates.entries()) logarithms[which] += ofBatch * ofLength * ofRank * Math.log(rate);
+      }
+  const [likely, least, most] = logarithms.map(Math.exp);
+  return { likely, least, most, between: places.some((weights) => weights.length > 1) };
+}
+
+// The controls of a section: selects and numbers by the name of what they choose. `changed` is told of each change.
+export class Controls {
+  constructor(section, changed) {
+    this.fields = Object.fromEntries([...section.querySelectorAll("[name]")].map((field) => [field.name, field]));
+    for (const field of Object.values(this.fields))
+      field.addEventListener(field.type === "number" ? "input" : "change", () => changed(this.chosen()));
+  }
+
+  // What is chosen, with numbers brought within what the model can have; null while a number is not one.
+  chosen() {
+    const { model, seqLen, batchSize } = this.fields;
+    if (seqLen) seqLen.max = modelNamed(model.value).longest;
+    const chosen = Object.fromEntries(Object.entries(this.fields).map(([name, field]) => [name, field.value]));
+    for (const name of ["rank", "batchSize", "seqLen"]) if (name in chosen) chosen[name] = Number(chosen[name]);
+    return [seqLen, batchSize].every((field) => !field || (field.value && field.checkValidity())) ? chosen : null;
+  }
+}

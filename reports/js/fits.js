@@ -1,0 +1,126 @@
+// What fits: a map of length and batch size for each method on the chosen GPU.
+
+import { AXIS, CHART, chartIn, FONT, register } from "./charts.js";
+import { Controls, estimateOf, MARKS, modelNamed } from "./estimates.js";
+import { formatBytes, GIB } from "./quantities.js";
+
+const section = document.getElementById("fits");
+const COLOURS = { fits: "var(--fits)", tight: "var(--tight)", "does not fit": "var(--too-much)" };
+const CELL = 30;
+const TOP = 26;
+
+const lengthsOf = ({ lengths, chosen }) => lengths.filter((length) => chosen && length <= modelNamed(chosen.model).longest);
+
+function cell({ method, chosen }, seqLen, batchSize) {
+  return estimateOf({ ...chosen, method, seqLen, batchSize });
+}
+
+// In GiB with so many digits that they fit a cell.
+const brief = (bytes) => {
+  const gib = bytes / GIB;
+  return gib < 9.95 ? gib.toFixed(1) : String(Math.round(gib));
+};
+
+register("fits", {
+  height: (data) => CELL * Math.max(1, lengthsOf(data).length) + TOP + 4,
+
+  option(data, { width }) {
+    const lengths = lengthsOf(data);
+    const cells = lengths.flatMap((length, row) =>
+      data.batchSizes.map((size, column) => ({ column, row, estimate: cell(data, length, size) })),
+    );
+    const axis = { ...AXIS, type: "category", splitLine: { show: false } };
+    return {
+      ...CHART,
+      grid: { left: 62, right: 2, top: TOP, bottom: 2 },
+      xAxis: { ...axis, position: "top", data: data.batchSizes.map(String), axisLabel: { ...AXIS.axisLabel, interval: 0 } },
+      yAxis: { ...axis, inverse: true, data: lengths.map(String), axisLabel: { ...AXIS.axisLabel, interval: 0 } },
+      series: [
+        {
+          type: "custom",
+          data: cells.map(({ column, row }) => [column, row]),
+          renderItem: (params, api) => {
+            const { column, row, estimate } = cells[params.dataIndex];
+            if (!estimate) return null;
+            const [x, y] = api.coord([column, row]);
+            const [across, down] = api.size([1, 1]);
+            const text = across < 39 ? MARKS[estimate.verdict] : `${MARKS[estimate.verdict]} ${brief(estimate.totalBytes[1])}`;
+            return {
+              type: "group",
+              children: [
+                {
+                  type: "rect",
+                  shape: { x: x - across / 2 + 1, y: y - down / 2 + 1, width: across - 2, height: down - 2, r: 2 },
+                  style: { fill: COLOURS[estimate.verdict] },
+                },
+                {
+                  type: "text",
+                  x,
+                  y,
+                  style: { text, fill: "var(--text)", fontSize: 10.5, fontFamily: FONT, align: "center", verticalAlign: "middle" },
+                },
+              ],
+            };
+          },
+        },
+      ],
+    };
+  },
+
+  tip(data, [column, row]) {
+    const seqLen = lengthsOf(data)[row];
+    const batchSize = data.batchSizes[column];
+    const estimate = seqLen && batchSize && cell(data, seqLen, batchSize);
+    if (!estimate) return null;
+    return {
+      caption: `${data.method}, ${batchSize}×${seqLen}: ${estimate.verdict}`,
+      columns: ["", "estimated"],
+      rows: [
+        ["peak allocated", formatBytes(estimate.peakBytes)],
+        ["of the GPU, at worst", formatBytes(estimate.totalBytes[1])],
+        [estimate.marginBytes < 0 ? "too much" : "to spare", formatBytes(Math.abs(estimate.marginBytes))],
+      ],
+    };
+  },
+
+  table(data) {
+    const rows = lengthsOf(data).map((length) => [
+      `length ${length}`,
+      ...data.batchSizes.map((size) => {
+        const estimate = cell(data, length, size);
+        return estimate ? `${formatBytes(estimate.totalBytes[1])}, ${estimate.verdict}` : "–";
+      }),
+    ]);
+    return { columns: ["", ...data.batchSizes.map((size) => `batch ${size}`)], rows };
+  },
+});
+
+// The longest sequence of one that fits, in words.
+function caption(data) {
+  const { model, gpu, rank } = data.chosen;
+  const lengths = lengthsOf(data);
+  if (!cell(data, lengths[0], 1)) return `${model} cannot be trained with ${data.method}.`;
+  const fitting = lengths.filter((length) => cell(data, length, 1).verdict === "fits");
+  const recipe = data.method === "full" ? data.method : `${data.method} r${rank}`;
+  if (!fitting.length) return `${model}, ${recipe}: nothing here fits ${gpu}.`;
+  const longest = fitting.at(-1);
+  const most = data.batchSizes.filter((size) => cell(data, longest, size).verdict === "fits").at(-1);
+  return `${model}, ${recipe}: of the lengths shown, ${longest} is the longest that fits ${gpu}, at batch sizes up to ${most}.`;
+}
+
+async function map(chosen) {
+  for (const element of section.querySelectorAll(".chart")) {
+    const chart = chartIn(element);
+    chart.data.chosen = chosen;
+    const text = caption(chart.data);
+    element.closest("figure").querySelector("figcaption").textContent = text;
+    element.setAttribute("aria-label", text);
+    element.style.height = `${chart.kind.height(chart.data)}px`;
+    await chart.redraw();
+  }
+}
+
+if (section) {
+  const controls = new Controls(section, map);
+  map(controls.chosen());
+}

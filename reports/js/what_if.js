@@ -1,0 +1,151 @@
+// What if: estimates of the chosen recipe, and of the other methods beside it.
+
+import { AXIS_HEIGHT, base, chartIn, namesAbove, register, valueAxis } from "./charts.js";
+import { Controls, estimateOf, MARKS, PLANNING } from "./estimates.js";
+import { byteScale, formatBytes, formatNumber } from "./quantities.js";
+
+const section = document.getElementById("what_if");
+const VERDICTS = Object.fromEntries(Object.entries(MARKS).map(([verdict, mark]) => [verdict, `${mark} ${verdict}`]));
+const THICK = 18;
+const NAME_HEIGHT = 24;
+const spaced = (component) => component.replaceAll("_", " ");
+
+const recipesOf = ({ methods, chosen }) =>
+  methods.flatMap((method) => {
+    const estimate = chosen && estimateOf({ ...chosen, method });
+    return estimate ? [{ method, estimate }] : [];
+  });
+
+register("what_if", {
+  height: (data) => data.methods.length * (THICK + NAME_HEIGHT + 12) + AXIS_HEIGHT,
+
+  option(data, { width, hidden }) {
+    const recipes = recipesOf(data);
+    const longest = Math.max(...recipes.map(({ estimate }) => estimate.peakBytes));
+    const scale = byteScale(longest);
+    const wordy = width >= 560;
+    const names = recipes.map(({ method }) => method);
+    const bar = { type: "bar", stack: "estimate", barWidth: THICK, emphasis: { disabled: true } };
+    const stack = PLANNING.components
+      .filter((component) => !hidden.has(component))
+      .map((component) => ({
+        ...bar,
+        itemStyle: { color: `var(--${component})` },
+        data: recipes.map(({ estimate }) => estimate.components[component] / scale.size),
+      }));
+    const ends = {
+      ...bar,
+      silent: true,
+      data: names.map(() => 0),
+      label: {
+        show: true,
+        position: "right",
+        color: "var(--text)",
+        fontSize: 12,
+        formatter: ({ dataIndex }) => {
+          const { estimate } = recipes[dataIndex];
+          return `${formatBytes(estimate.peakBytes)}, ${wordy ? VERDICTS[estimate.verdict] : MARKS[estimate.verdict]}`;
+        },
+      },
+    };
+    const options = base(names, { right: wordy ? 160 : 90 });
+    return {
+      ...options,
+      grid: { ...options.grid, top: NAME_HEIGHT / 2 },
+      xAxis: valueAxis({ max: hidden.size ? "dataMax" : longest / scale.size, unit: scale.name, width }),
+      series: [namesAbove(names, { width, above: THICK / 2 + NAME_HEIGHT / 2 }), ...stack, ends],
+    };
+  },
+
+  tip(data, [, place], hidden) {
+    const recipe = recipesOf(data)[place];
+    if (!recipe) return null;
+    const { method, estimate } = recipe;
+    const shown = PLANNING.components.filter((component) => !hidden.has(component) && estimate.components[component]);
+    const rows = shown.map((component) => [spaced(component), formatBytes(estimate.components[component])]);
+    return { caption: method, columns: ["", "estimated"], rows: [...rows, ["peak", formatBytes(estimate.peakBytes)]] };
+  },
+
+  table(data) {
+    const recipes = recipesOf(data);
+    const line = (title, write) => [title, ...recipes.map(({ estimate }) => write(estimate))];
+    return {
+      columns: ["Bytes", ...recipes.map(({ method }) => method)],
+      rows: [
+        ...PLANNING.components.map((component) => line(spaced(component), (one) => String(one.components[component]))),
+        line("peak", (one) => String(one.peakBytes)),
+        line("reserved, least", (one) => String(one.reservedBytes[0])),
+        line("reserved, most", (one) => String(one.reservedBytes[1])),
+        line("of the GPU, least", (one) => String(one.totalBytes[0])),
+        line("of the GPU, most", (one) => String(one.totalBytes[1])),
+        line("in phase", (one) => one.phase),
+        line("verdict", (one) => one.verdict),
+      ],
+    };
+  },
+});
+
+function say(name, text) {
+  section.querySelector(name).textContent = text;
+}
+
+function range([least, most]) {
+  const [from, to] = [formatBytes(least), formatBytes(most)];
+  if (from === to) return from;
+  const [number, unit] = from.split(" ");
+  return `${to.endsWith(unit) ? number : from} to ${to}`;
+}
+
+function sayChosen(chosen, estimate) {
+  const { model, method, checkpointing, rank, batchSize, seqLen, gpu } = chosen;
+  const adapters = method === "full" ? "" : ` r${rank}`;
+  const recipe = `${model}, ${method}${adapters}, ${batchSize}×${seqLen}, checkpointing ${checkpointing}`;
+  const verdict = section.querySelector(".answer .verdict");
+  verdict.textContent = `${recipe} on ${gpu}: ${VERDICTS[estimate.verdict]}`;
+  verdict.dataset.verdict = estimate.verdict;
+  say(".peak", formatBytes(estimate.peakBytes));
+  say(".phase", `In ${estimate.phase}.`);
+  say(".total", range(estimate.totalBytes));
+  const left = `${formatBytes(Math.abs(estimate.marginBytes))} ${estimate.marginBytes < 0 ? "too much" : "to spare"} at worst`;
+  say(".margin", `Of ${formatBytes(estimate.memoryBytes)}: ${left}.`);
+  const { speed } = estimate;
+  say(".answer .speed", speed ? `${formatNumber(speed.likely)} tokens/s` : "not known");
+  const where = speed?.between ? "; interpolated" : "";
+  say(
+    ".rates",
+    speed
+      ? `${formatNumber(speed.least)} to ${formatNumber(speed.most)}, at datasheet rates, if it fits${where}.`
+      : "Not worked out on this page for this GPU or size.",
+  );
+  say(".trainable", estimate.trainable.toLocaleString("en-US"));
+  const settings = Object.entries(estimate.settings).map(([name, value]) => `${name} ${value}`);
+  say(".settings", settings.join(", ") + (method === "full" ? "" : `, lora_alpha ${2 * rank}`));
+}
+
+function caption(chosen, recipes) {
+  const peaks = recipes.map(({ method, estimate }) => `${method} ${formatBytes(estimate.peakBytes)}`);
+  return `Peaks of ${chosen.model} at ${chosen.batchSize}×${chosen.seqLen}: ${peaks.join(", ")}.`;
+}
+
+async function answer(chosen) {
+  const status = section.querySelector(".answer");
+  const estimate = chosen && estimateOf(chosen);
+  status.classList.toggle("without", !estimate);
+  if (!estimate) {
+    say(".answer .verdict", chosen ? `${chosen.model} cannot be trained with ${chosen.method}.` : "Choose whole numbers that the model can have.");
+    return;
+  }
+  sayChosen(chosen, estimate);
+  const element = section.querySelector(".chart");
+  const chart = chartIn(element);
+  chart.data.chosen = chosen;
+  const text = caption(chosen, recipesOf(chart.data));
+  say("figcaption", text);
+  element.setAttribute("aria-label", text);
+  await chart.redraw();
+}
+
+if (section) {
+  const controls = new Controls(section, answer);
+  answer(controls.chosen());
+}

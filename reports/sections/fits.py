@@ -1,0 +1,31 @@
+"""What fits: memory over length and batch size, for each method, on a GPU that people choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorabench.estimator.recipes import CHOICES, make_recipe
+from lorabench.reports.packing import pack
+from lorabench.reports.planning import RANKS, gpu_choices, methods, planning
+from lorabench.reports.subject import Subject
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+"""Those that a model has positions for are shown."""
+
+
+def fits(subject: Subject) -> dict[str, Any] | None:
+    """Return what can be chosen, and the page's estimates."""
+    if not subject.models:
+        return None
+    usual = make_recipe(subject.models[0].name)
+    shown = [method for method in CHOICES["method"] if any(method in methods(spec) for spec in subject.models)]
+    return {
+        "planning": pack(planning(subject.models, subject.devices)),
+        "models": [spec.name for spec in subject.models],
+        "methods": shown,
+        "ranks": RANKS,
+        "rank": usual.rank,
+        "gpus": gpu_choices(subject.devices),
+        "charts": [{"method": method, "batchSizes": BATCH_SIZES, "lengths": LENGTHS} for method in shown],
+    }

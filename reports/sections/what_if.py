@@ -1,0 +1,35 @@
+"""What if: a recipe that people choose on the page, estimated there and then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorabench.estimator.breakdown import COMPONENTS
+from lorabench.estimator.recipes import CHOICES, make_recipe
+from lorabench.reports.planning import LARGEST_BATCH_SIZE, RANKS, SHORTEST, gpu_choices, longest_length, methods
+from lorabench.reports.subject import Subject
+
+
+def what_if(subject: Subject) -> dict[str, Any] | None:
+    """Return what can be chosen; the estimates themselves are the page's `planning`."""
+    if not subject.models:
+        return None
+    first = subject.models[0]
+    usual = make_recipe(first.name)
+    most = longest_length(first)
+    return {
+        "models": [spec.name for spec in subject.models],
+        "methods": [method for method in CHOICES["method"] if any(method in methods(spec) for spec in subject.models)],
+        "method": usual.method,
+        "ranks": RANKS,
+        "rank": usual.rank,
+        "gpus": gpu_choices(subject.devices),
+        "largest_batch_size": LARGEST_BATCH_SIZE,
+        "shortest": min(SHORTEST, most),
+        "longest": most,
+        "seq_len": min(usual.seq_len, most),
+        "legend": [
+            {"key": name, "label": name.replace("_", " "), "description": description}
+            for name, description in COMPONENTS.items()
+        ],
+    }
