@@ -33,7 +33,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     timeline: bool = False
     """Whether the live bytes of one step are part of the measurement, moment by moment."""
     memory_snapshot: bool = False
-    """Whether a snapshot of CUDA's allocator over one step is written beside the record."""
+    """Whether a snapshot of CUDA's allocator over one step is written beside the record (cuda)."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -42,6 +42,8 @@ class Job(Struct, frozen=True, kw_only=True):
     recipe: Recipe
     spec: ModelSpec
     settings: Settings
+    snapshot_path: str | None = None
+    """Where the memory snapshot goes, where one is asked for."""
 
 
 class Answer(Struct, frozen=True, kw_only=True):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.bench.batches import Batches, make_batches
 from lorabench.bench.built_parameters import count_built
 from lorabench.bench.jobs import Settings
 from lorabench.bench.measurements import Measurement
+from lorabench.bench.meters.allocator_history import record_step
 from lorabench.bench.meters.cpu import CpuMeter
 from lorabench.bench.meters.cuda import CudaMeter
 from lorabench.bench.meters.meter import Meter
@@ -34,8 +36,8 @@ PHASE_STEPS = 3
 """Steps whose phases are timed, apart from the timed steps."""
 
 
-def measure(spec: ModelSpec, recipe: Recipe, settings: Settings) -> Measurement:
-    """Build the recipe's model, train it, and return what was measured.
+def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: str | None = None) -> Measurement:
+    """Build the recipe's model, train it, and return what was measured; a memory snapshot goes to ``snapshot_path``.
 
     In this order, each pass apart from the others: build; held-out loss and the base model's own; warm-up; timed steps,
     with nothing between them; phases, by time; held-out loss; memory by phase and component.
@@ -68,6 +70,8 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings) -> Measurement:
     held_out_after = _held_out_loss(meter, step, batches)
     memory = meter.breakdown(model, step, spec, lambda: batches.of_step(0), held_bytes)
     timeline = meter.timeline(step, lambda: batches.of_step(0)) if settings.timeline else None
+    if snapshot_path is not None:
+        record_step(lambda: step(batches.of_step(0)), Path(snapshot_path))
 
     tokens, read = batches.tokens_per_step(), meter.readings
     middle = sorted(step_seconds)[len(step_seconds) // 2]

@@ -18,6 +18,8 @@ from lorabench.estimator.speed.throughput import Throughput
 
 SCHEMA_VERSION = 2
 SUFFIX = ".record.json"
+SNAPSHOT_SUFFIX = ".memory-snapshot.json"
+"""Of the file beside a record in which CUDA's allocator tells what it did over one step, where that was asked for."""
 
 Outcome = Literal["ok", "oom", "error", "timeout", "skipped"]
 Engine = Literal["lorabench", "trainer"]
@@ -113,10 +115,14 @@ class RunRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def file_name(self) -> str:
-        """Name of its file: the digest, then engine and repeat where they are not the usual ones."""
-        engine = "" if self.engine == "lorabench" else f".{self.engine}"
-        repeat = f".repeat-{self.repeat}" if self.repeat else ""
-        return f"{self.digest}{engine}{repeat}{SUFFIX}"
+        """Name of its file."""
+        return file_stem(self.key) + SUFFIX
+
+
+def file_stem(key: Key) -> str:
+    """Return what the names of a run's files begin with: the digest, then engine and repeat where they are unusual."""
+    digest, engine, repeat = key
+    return digest + ("" if engine == "lorabench" else f".{engine}") + (f".repeat-{repeat}" if repeat else "")
 
 
 class BrokenRecordError(UserError):

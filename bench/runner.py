@@ -17,7 +17,7 @@ from lorabench.bench.device_rates import device_rates
 from lorabench.bench.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
 from lorabench.bench.fit import reason_to_skip
 from lorabench.bench.jobs import Answer, Job, Settings
-from lorabench.bench.records import DeviceFacts, Key, Prediction, RunRecord
+from lorabench.bench.records import SNAPSHOT_SUFFIX, DeviceFacts, Key, Prediction, RunRecord, file_stem
 from lorabench.bench.results import Results, open_results
 from lorabench.bench.suites import Planned, Suite
 from lorabench.bench.tasks import Lane, Task, lanes_of, tasks_of
@@ -112,6 +112,11 @@ def run_suite(
         surroundings = probe_surroundings(device)
         _refuse_other_devices(results, surroundings)
         settings = replace(settings, device=surroundings.device.kind)
+        if settings.memory_snapshot and settings.device == "cpu":
+            raise UserError(
+                "--memory-snapshot is of CUDA's allocator, and recipes run on the CPU here: use --timeline, "
+                "which counts live tensors"
+            )
         tasks = list(tasks_of(suite, settings, _digest_of(settings.dataset)))
         lanes = lanes_of(surroundings)
         watcher.prepared(tasks, lanes, results.notices)
@@ -204,7 +209,13 @@ class _Run:
             if reason is not None:
                 self._record(begun, Answer(outcome="skipped", message=reason))
                 return False
-        job = Job(recipe=task.planned.recipe, spec=task.planned.spec, settings=task.settings)
+        snapshot = self.results.folder.absolute() / (file_stem(task.key) + SNAPSHOT_SUFFIX)
+        job = Job(
+            recipe=task.planned.recipe,
+            spec=task.planned.spec,
+            settings=task.settings,
+            snapshot_path=str(snapshot) if task.settings.memory_snapshot else None,
+        )
         number = self.workers.start(job, lane.environment)
         begun.started = time.monotonic()
         running[number] = begun

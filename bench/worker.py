@@ -14,7 +14,7 @@ import msgspec
 
 from lorabench.bench.failures import answer_of
 from lorabench.bench.jobs import Answer, Job
-from lorabench.bench.losses import complaint_about
+from lorabench.bench.losses import complaint_about, complaint_about_adapters
 from lorabench.bench.measure import measure
 from lorabench.estimator.errors import UserError
 
@@ -28,12 +28,17 @@ def main(job_path: str, answer_path: str) -> None:
 def answer_job(job: Job) -> Answer:
     """Return how measuring the job's recipe went; whatever it raises is part of the answer."""
     try:
-        measurement = measure(job.spec, job.recipe, job.settings)
+        measurement = measure(job.spec, job.recipe, job.settings, job.snapshot_path)
     except UserError as error:
         return Answer(outcome="error", message=str(error))
     except Exception as error:
         return answer_of(error, job.settings.device, traceback.format_exc())
-    return Answer(outcome="ok", message=complaint_about(measurement.losses), measurement=measurement)
+    complaints = (
+        complaint_about(measurement.losses),
+        complaint_about_adapters(measurement.base_loss, measurement.adapted_loss),
+    )
+    message = "; ".join(complaint for complaint in complaints if complaint) or None
+    return Answer(outcome="ok", message=message, measurement=measurement)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from lorabench.bench.failures import without_own_folders
 from lorabench.bench.meters.counted_step import thinned
 from lorabench.bench.meters.meter import Timeline
 from lorabench.bench.whole_files import write_whole
+from lorabench.estimator.errors import UserError
 
 MOST_EVENTS = 1_000_000
 """Kept of one recording; a step makes some thousands."""
@@ -56,7 +57,25 @@ def live_bytes(events: list[dict[str, Any]], allocated_before: int) -> Timeline:
     return thinned(points)
 
 
+def record_step(step: Callable[[], object], path: Path) -> None:
+    """Run ``step`` and write all that the allocator did meanwhile to ``path``, with the stacks that asked for it."""
+    import torch
+
+    with recording(stacks=True) as snapshot:
+        step()
+        torch.cuda.synchronize()
+        told = snapshot()
+    write_snapshot(told, path)
+
+
 def write_snapshot(snapshot: dict[str, Any], path: Path) -> None:
-    """Write the allocator's ``snapshot`` as JSON, whole or not at all; paths in it do not tell whose they are."""
-    text = json.dumps(snapshot, default=str)
-    write_whole(path, without_own_folders(text).encode())
+    """Write the allocator's ``snapshot`` as JSON, whole or not at all; paths in it do not tell whose they are.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = without_own_folders(json.dumps(snapshot, default=str))
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the memory snapshot: {error.strerror}") from error

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from lorabench.bench.meters import resident_memory
 from lorabench.bench.meters.counted_step import count_step, thinned
 from lorabench.bench.meters.meter import Readings, Timeline
-from lorabench.estimator.breakdown import Breakdown
+from lorabench.estimator.breakdown import PHASES, Breakdown
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 
@@ -82,7 +82,8 @@ class CpuMeter:
         """Return what the storages of one more step take."""
         self._counted = count_step(model, step, spec, batches())
         told = self._counted.breakdown()
-        return replace(told, phase_peaks_bytes=told.phase_peaks_bytes | held_bytes)
+        peaks = told.phase_peaks_bytes | held_bytes
+        return replace(told, phase_peaks_bytes={phase: peaks[phase] for phase in PHASES})
 
     def timeline(self, step: TrainingStep, batches: Callable[[], Iterator[Batch]]) -> Timeline:
         """Return the live bytes after each allocation and free of the step that `breakdown` counted."""

@@ -91,7 +91,7 @@ def ring(kind: str, **facts: Any) -> None:
         bell.with_suffix(".new").rename(bell)
 
 
-def pretend(spec: Any, recipe: Any, settings: Any) -> Any:
+def pretend(spec: Any, recipe: Any, settings: Any, snapshot_path: Any = None) -> Any:
     """Stand in for `measure`."""
     ring(
         "worker",
@@ -100,6 +100,7 @@ def pretend(spec: Any, recipe: Any, settings: Any) -> Any:
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         method=recipe.method,
         seed=settings.seed,
+        snapshot_path=snapshot_path,
         environ=dict(os.environ),
     )
     how = json.loads(os.environ.get(HOW, "{}")).get(recipe.method)

@@ -304,6 +304,21 @@ def test_records_of_another_suite_or_device_are_left_alone(tmp_path: Path) -> No
     assert len(read_records(tmp_path / "suite")) == len(read_records(tmp_path / "device")) == 1
 
 
+def test_a_memory_snapshot_goes_beside_the_record_of_a_gpu(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    asked = msgspec.structs.replace(SETTINGS, memory_snapshot=True)
+    with pytest.raises(UserError, match=r"--memory-snapshot is of CUDA's allocator.* use --timeline"):
+        run(tmp_path / "cpu", PICK, settings=asked)
+    pretend_here(pretending.setattr, Surroundings(device=GPU, environment=FACTS.environment))
+    finished, _ = run(tmp_path / "gpu", PICK, settings=asked)
+    [bell] = (tmp_path / "bell").glob("*.worker")
+    record = tmp_path / "gpu" / finished.records[0].file_name
+    assert json.loads(bell.read_text())["snapshot_path"] == str(record).replace(".record.", ".memory-snapshot.")
+    bell.unlink()
+    run(tmp_path / "without", PICK)
+    [bell] = (tmp_path / "bell").glob("*.worker")
+    assert json.loads(bell.read_text())["snapshot_path"] is None
+
+
 def test_a_broken_record_is_set_aside_and_its_recipe_runs_again(tmp_path: Path) -> None:
     finished, _ = run(tmp_path / "out")
     broken = tmp_path / "out" / finished.records[1].file_name

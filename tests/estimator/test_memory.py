@@ -126,7 +126,7 @@ def test_components_add_up_to_the_peak_and_the_peak_is_a_phases(given_: tuple[Mo
 
 
 def test_what_is_loaded_grows_by_preparation_and_adapters() -> None:
-    """Llama-3.1-8B: 8,030,261,248 weights, 1,050,939,392 of them not in linear layers; 41,943,040 in adapters of r 16."""
+    """Llama-3.1-8B: 8,030,261,248 weights, 1,050,939,392 not in linear layers; 41,943,040 in adapters."""
     spec = find_model("meta-llama/Llama-3.1-8B")
     phases = {
         (method, prepared): estimate_memory(

@@ -62,6 +62,8 @@ NOTHING_MEASURED = 3
 @click.option("--weights", default="random", help="random, hub, or a FOLDER with *.safetensors. [random]")
 @click.option("--dataset", type=click.Path(path_type=Path), help="Text or .jsonl file. [text that Python ships]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1001), default=0, help="Of random weights and dropout. [0]")
+@click.option("--timeline", is_flag=True, help="Record live bytes over one step.")
+@click.option("--memory-snapshot", is_flag=True, help="Write CUDA's allocator history of one step, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every setting, and tracebacks.")
 @click.pass_obj
@@ -84,6 +86,8 @@ def command(
     weights: str,
     dataset: Path | None,
     seed: int,
+    timeline: bool,
+    memory_snapshot: bool,
     quiet: bool,
     verbose: bool,
     **options: Any,
@@ -109,6 +113,8 @@ def command(
         weights=None if weights == "random" else weights,
         dataset=None if dataset is None else str(dataset),
         engine=engine,
+        timeline=timeline,
+        memory_snapshot=memory_snapshot,
     )
     if dry_run:
         from lorabench.cli.dry_run import dry_run as listed
