@@ -9,11 +9,10 @@ from lorabench.reports import quantities
     ("count", "text"),
     [
         (None, "–"),
-        (0, "0 MiB"),
-        (1536, "0.001 MiB"),
-        (5 * 2**20 // 2, "2.50 MiB"),
-        (300 * 2**20, "300.00 MiB"),
-        (2**30, "1.00 GiB"),
+        (0, "0.0 MiB"),
+        (5 * 2**20 // 2, "2.5 MiB"),
+        (102 * 2**20, "102.0 MiB"),
+        (300 * 2**20, "0.29 GiB"),
         (1536 * 2**30, "1,536.00 GiB"),
     ],
 )
@@ -22,7 +21,16 @@ def test_bytes_are_written_in_gib_or_mib(count: int | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(None, "–"), (0.0123, "+1.23%"), (-0.0123, "−1.23%"), (-0.2, "−20%"), (12.0, "+1,200%")]
+    ("share", "text"),
+    [
+        (None, "–"),
+        (0.0123, "+1.23%"),
+        (-0.0123, "−1.23%"),
+        (-0.2, "−20%"),
+        (12.0, "+1,200%"),
+        (0, "0%"),
+        (-4e-5, "under 0.01%"),
+    ],
 )
 def test_shares_are_signed_percentages(share: float | None, text: str) -> None:
     assert quantities.format_share(share) == text
@@ -31,6 +39,11 @@ def test_shares_are_signed_percentages(share: float | None, text: str) -> None:
 @pytest.mark.parametrize(("number", "text"), [(None, "–"), (12345.6, "12,346"), (12.34, "12.3"), (1.234, "1.23")])
 def test_numbers_keep_three_digits(number: float | None, text: str) -> None:
     assert quantities.format_number(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "–"), (2.5, "2.50 s"), (0.0125, "12.5 ms")])
+def test_seconds_below_one_are_written_in_milliseconds(seconds: float | None, text: str) -> None:
+    assert quantities.format_seconds(seconds) == text
 
 
 def test_a_time_that_is_none_is_shown_as_it_is() -> None:

@@ -69,16 +69,16 @@ def test_a_setting_that_only_some_methods_have_does_not_vary() -> None:
     assert varying_settings(runs) == ["method", "dtype"]
 
 
-def test_throughput_is_at_the_median_step_and_its_quartiles() -> None:
+def test_throughput_is_at_the_median_step_within_its_interval() -> None:
     [run] = arrange({"results": [sample_record(batch_size=2, seq_len=100, step_seconds=(1.0, 2.0, 4.0, 5.0, 8.0))]})
     assert run.tokens_per_second == 200 / 4.0
-    assert run.tokens_per_second_quartiles == (200 / 5.0, 200 / 2.0)
+    assert run.tokens_per_second_interval == (200 / 8.0, 200 / 1.0)
 
 
-def test_one_timed_step_has_no_quartiles() -> None:
+def test_one_timed_step_has_no_interval() -> None:
     [run] = arrange({"results": [sample_record(step_seconds=(0.5,))]})
     assert run.tokens_per_second == 2 * 256
-    assert run.tokens_per_second_quartiles is None
+    assert run.tokens_per_second_interval is None
 
 
 def test_the_peak_error_is_estimated_less_measured() -> None:
@@ -91,5 +91,5 @@ def test_folders_are_told_apart_and_none_counts_twice(tmp_path: Path) -> None:
         write_record(tmp_path / place, sample_record())
     folders = [tmp_path / "old/results", tmp_path / "new/results", tmp_path / "third"]
     runs = read_runs([*folders, tmp_path / "third", tmp_path / "new" / ".." / "third"])
-    assert [run.folder for run in runs] == ["new/results", "old/results", "third"]
+    assert [(run.folder_number, run.folder) for run in runs] == [(0, "old/results"), (1, "new/results"), (2, "third")]
     assert {run.folder for run in read_runs(folders[:1])} == {"results"}

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import base64
+import zlib
 from typing import Any
 
 import msgspec
+import pytest
 
 from lorabench.bench.records import RunRecord
 from lorabench.reports.runs import Run, arrange
 from lorabench.reports.sections import SECTIONS
+from lorabench.reports.sections.accuracy import EDGES, accuracy, why_off
+from lorabench.reports.sections.comparison import comparison
 from lorabench.reports.sections.environments import environments
-from lorabench.reports.sections.losses import losses
+from lorabench.reports.sections.learning import learning
 from lorabench.reports.sections.memory import memory
+from lorabench.reports.sections.points import pareto_front
 from lorabench.reports.sections.records import records
+from lorabench.reports.sections.speed import costs, speed
 from lorabench.reports.sections.summary import Headline, summary
-from lorabench.reports.sections.throughput import throughput
+from lorabench.reports.subject import Subject
 from tests.sample_records import sample_record
 
 MIB = 2**20
@@ -47,7 +54,7 @@ def test_the_headline_ratio_compares_recipes_that_differ_in_method_only() -> Non
         sample_record(method="qlora", rank=8, peak_allocated_bytes=100 * MIB),
     )
     assert shown["ratio"].value == "4.00 : 1.50 : 1"
-    assert shown["ratio"].note == "400.00 MiB : 150.00 MiB : 100.00 MiB measured, llama-2m, rank 8, 1×256."
+    assert shown["ratio"].note == "0.39 GiB : 0.15 GiB : 100.0 MiB measured, llama-2m, rank 8, 1×256."
 
 
 def test_without_three_measured_methods_there_is_no_ratio() -> None:
@@ -101,7 +108,9 @@ def test_only_components_with_bytes_are_shown_the_unknown_ones_last() -> None:
 
 
 def test_curves_of_one_method_differ_in_their_strokes() -> None:
-    shown = losses(runs_of(*[sample_record(method=method, rank=r) for method in ("lora", "qlora") for r in (1, 2, 3)]))
+    shown = learning(
+        runs_of(*[sample_record(method=method, rank=r) for method in ("lora", "qlora") for r in (1, 2, 3)])
+    )
     assert shown is not None
     strokes = [(curve["method"], curve["dash"]) for curve in shown["figures"][0]["chart"]["curves"]]
     assert len(set(strokes)) == 6
@@ -109,33 +118,135 @@ def test_curves_of_one_method_differ_in_their_strokes() -> None:
 
 def test_sections_without_anything_to_show_are_left_out() -> None:
     [failed] = runs_of(msgspec.structs.replace(sample_record(outcome="error"), prediction=None))
-    shown = {section.name for section in SECTIONS if section.data([failed]) is not None}
+    shown = {section.name for section in SECTIONS if section.data(Subject([failed])) is not None}
     assert shown == {"summary", "failures", "environments", "records"}
-    assert losses(runs_of(sample_record(losses=[None, None]))) is None
-    assert throughput(runs_of(sample_record(step_seconds=[0.0]))) is None
+    assert learning(runs_of(sample_record(losses=[None, None]))) is None
+    assert speed(runs_of(sample_record(outcome="oom"))) is None
+    assert comparison(runs_of(sample_record())) is None
 
 
-def test_each_shared_fact_is_stored_once_and_nothing_is_lost() -> None:
-    kept = [sample_record(rank=rank, outcome=outcome) for rank, outcome in ((1, "ok"), (2, "ok"), (3, "oom"))]  # type: ignore[arg-type]
-    store = msgspec.json.decode(msgspec.json.encode(records(runs_of(*kept))["store"]))
-    assert {field: len(values) for field, values in store["shared"].items()} == {
-        "model_config": 1,
-        "device": 1,
-        "environment": 1,
-        "traceback": 1,
-        "parameters": 3,
-    }
+def unpacked(packed: str) -> Any:
+    return msgspec.json.decode(zlib.decompress(base64.b64decode(packed)))
 
-    def whole(holder: dict[str, Any]) -> dict[str, Any]:
-        return {
-            field: store["shared"][field][value]
-            if field in store["shared"]
-            else whole(value)
-            if field in ("prediction", "measurement") and value
-            else value
-            for field, value in holder.items()
-        }
 
-    assert [whole(record) for record in store["records"]] == [
+def test_the_page_holds_every_record_whole_with_its_derivation() -> None:
+    kept = [sample_record(rank=rank, outcome="oom" if rank % 7 == 0 else "ok") for rank in range(1, 67)]
+    shown = records(runs_of(*kept))
+    entries = [entry for block in shown["blocks"] for entry in unpacked(block)]
+    assert [entry["record"] for entry in entries] == [
         msgspec.json.decode(msgspec.json.encode(record)) for record in kept
     ]
+    for entry in (entries[0], entries[65]):
+        by_component = {part["component"]: part["lines"] for part in entry["derivation"]["sections"]}
+        adapters = sum(line["bytes"] for line in by_component["adapters"])
+        assert adapters == 4 * entry["record"]["prediction"]["parameters"]["adapter"]
+
+
+def test_the_table_has_a_value_for_every_run_and_no_empty_column() -> None:
+    kept = [sample_record(rank=1), sample_record(rank=2, outcome="timeout")]
+    table = unpacked(records(runs_of(*kept))["table"])
+    values = dict(zip((column["key"] for column in table["columns"]), table["values"], strict=True))
+    assert values["rank"] == ["1", "2"]
+    assert values["outcome"] == ["ok", "timeout"]
+    assert values["final_loss"] == [kept[0].measurement.losses[-1] if kept[0].measurement else 0, None]
+    assert "mfu" not in values
+    assert all(len(column) == 2 and any(value is not None for value in column) for column in values.values())
+
+
+def test_the_distribution_of_errors_counts_every_run_once() -> None:
+    estimates = {1: 100, 2: 96, 3: 103, 4: 130, 5: 100}
+    shown = accuracy(
+        runs_of(
+            *[
+                sample_record(rank=rank, predicted_peak_bytes=estimate * MIB, peak_allocated_bytes=100 * MIB)
+                for rank, estimate in estimates.items()
+            ]
+        )
+    )
+    assert shown is not None
+    chart = shown["distribution"]["chart"]
+    counted = {name: count for name, count in zip(chart["ranges"], chart["counts"]["lora"], strict=True) if count}
+    assert counted == {"−0.5% to +0.5%": 2, "−5% to −2%": 1, "+2% to +5%": 1, f"above +{100 * EDGES[-1]:g}%": 1}
+    assert shown["scatter"]["caption"].startswith("Of 5 runs, 2 within 1%, 4 within 5%.")
+    assert [run.record.recipe.rank for run, _ in shown["worst"]] == [4, 2, 3]
+
+
+def test_the_reason_names_the_component_that_is_furthest_off() -> None:
+    record = sample_record(predicted_peak_bytes=100 * MIB, peak_allocated_bytes=100 * MIB)
+    assert record.measurement is not None
+    memory = record.measurement.memory
+    components = memory.components | {"logits": memory.components["logits"] + 5}
+    changed = msgspec.structs.replace(memory, components=components, phase="forward")
+    measurement = msgspec.structs.replace(record.measurement, memory=changed)
+    [run] = runs_of(msgspec.structs.replace(record, measurement=measurement))
+    reason = why_off(run)
+    assert reason.startswith("peak expected in backward, measured in forward; logits: ")
+    assert reason.endswith("5 bytes less than measured")
+
+
+def test_a_choice_costs_what_pairs_that_differ_in_it_alone_say() -> None:
+    def run(peak: int, seconds: float, **options: Any) -> RunRecord:
+        return sample_record(peak_allocated_bytes=peak * MIB, step_seconds=[seconds] * 3, **options)
+
+    found = {
+        cost.choice: cost
+        for cost in costs(
+            runs_of(
+                run(200, 1.0, gradient_checkpointing=False),
+                run(100, 1.25, gradient_checkpointing=True),
+                run(150, 1.0, gradient_checkpointing=False, batch_size=4),
+                run(110, 1.25, gradient_checkpointing=True, rank=64),
+                run(80, 2.5, method="qlora", gradient_checkpointing=True),
+            )
+        )
+    }
+    checkpointing = found["Gradient checkpointing, off → on"]
+    assert (checkpointing.pairs, checkpointing.memory) == (1, -0.5)
+    assert checkpointing.speed == pytest.approx(-0.2)
+    assert found["LoRA → QLoRA"].memory == pytest.approx(-0.2)
+    assert found["LoRA → QLoRA"].speed == pytest.approx(-0.5)
+    assert found["Rank 16 → 64"].memory == pytest.approx(0.1)
+    assert "full → LoRA" not in found
+
+
+def test_nothing_on_the_front_is_beaten_at_both() -> None:
+    places = {1: (10, 5.0), 2: (20, 9.0), 3: (20, 8.0), 4: (30, 7.0), 5: (40, 9.5)}
+    runs = runs_of(*[sample_record(rank=rank) for rank in places])
+
+    def place(which: int) -> Any:
+        return lambda run: places[run.record.recipe.rank][which]
+
+    front = pareto_front(runs, place(0), place(1), highest=True)
+    assert [run.record.recipe.rank for run in front] == [1, 2, 5]
+    front = pareto_front(runs, place(0), place(1), highest=False)
+    assert [run.record.recipe.rank for run in front] == [1]
+
+
+def test_folders_are_compared_with_the_first() -> None:
+    old = [sample_record(rank=rank, peak_allocated_bytes=100 * MIB) for rank in (1, 2, 3)]
+    new = [sample_record(rank=rank, peak_allocated_bytes=(100 + rank) * MIB) for rank in (2, 3, 4)]
+    shown = comparison(arrange({"before": old, "after": new}))
+    assert shown is not None
+    [pair] = shown["pairs"]
+    assert (shown["before"], pair["after"], pair["recipes"]) == ("before", "after", "2 recipes")
+    peaks = {row["name"]: (row["verdict"], row["change"]) for row in pair["rows"] if row["metric"] == "peak memory"}
+    assert {verdict for verdict, _ in peaks.values()} == {"regression"}
+    assert sorted(change for _, change in peaks.values()) == pytest.approx([0.02, 0.03])
+    assert [len(names) for names in pair["only"].values()] == [1, 1]
+    charts = {chart["chart"]["x"]["kind"]: chart["chart"]["points"]["lora"] for chart in pair["charts"]}
+    assert sorted(point[1:] for point in charts["bytes"]) == [(100 * MIB, 102 * MIB), (100 * MIB, 103 * MIB)]
+
+
+def test_warnings_count_what_is_unstable_and_failed() -> None:
+    record = sample_record()
+    assert record.measurement is not None
+    shaky = msgspec.structs.replace(record.measurement, unstable=("clocks changed",))
+    runs = runs_of(
+        msgspec.structs.replace(record, measurement=shaky),
+        sample_record(rank=2),
+        sample_record(rank=3, outcome="skipped"),
+        sample_record(rank=4, outcome="oom"),
+    )
+    shown = summary(runs)
+    assert (shown["unstable"], shown["timed"], shown["failed"]) == (1, 2, 1)
+    assert ("skipped", "skipped", 1) in shown["outcomes"]
