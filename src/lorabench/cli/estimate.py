@@ -171,7 +171,7 @@ def peak_columns(memory: Breakdown) -> list[Column]:
         what = _up_to(memory.peak_reserved_range_bytes) + "in the allocator's segments"
         rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
-        what = _up_to(memory.device_total_range_bytes) + "with the CUDA context (nvidia-smi)"
+        what = _up_to(memory.device_total_range_bytes) + "with CUDA context (nvidia-smi)"
         rows.append(("device total", memory.device_total_bytes, what))
     return [
         Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
