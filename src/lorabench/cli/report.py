@@ -10,8 +10,11 @@ import click
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lorabench.estimator.devices import Device
     from lorabench.estimator.models import ModelSpec
+    from lorabench.reports.runs import Run
 
 EXAMPLES = """\
 \b
@@ -26,10 +29,16 @@ Examples:
 @click.argument("folders", metavar="[RESULTS_DIR]…", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model", "models", multiple=True, help="A model to estimate on the page; several times for more.")
 @click.option("--gpu", "gpus", multiple=True, help="A GPU to say the speed on; several times for more.")
+@click.option("--trace", "with_traces", is_flag=True, help="Trace each recipe that ran: seconds each, needs torch.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
 @click.option("--open", "open_page", is_flag=True, help="Show the page in the browser.")
 def command(
-    folders: tuple[Path, ...], models: tuple[str, ...], gpus: tuple[str, ...], output: Path, open_page: bool
+    folders: tuple[Path, ...],
+    models: tuple[str, ...],
+    gpus: tuple[str, ...],
+    with_traces: bool,
+    output: Path,
+    open_page: bool,
 ) -> None:
     """Make one HTML page of the results that `lorabench run` wrote into the folders, or of estimates alone.
 
@@ -42,8 +51,12 @@ def command(
 
     if not folders and not models:
         raise UserError("nothing to report on: name folders of results, or a model with --model NAME")
+    if with_traces and not folders:
+        raise UserError("--trace is of recipes that ran: name folders of results, or see lorabench trace MODEL")
     specs, devices = _models(models), _devices(gpus)
     runs = read_runs(folders) if folders else []
+    if with_traces:
+        runs = _traced(runs)
     size = write_page(render_report(runs, specs, devices), output)
     failed = sum(run.record.outcome != "ok" for run in runs)
     held = [f"{plural(len(runs), 'run')}, {failed} failed"] if runs else []
@@ -54,6 +67,18 @@ def command(
         import webbrowser
 
         webbrowser.open(output.resolve().as_uri())
+
+
+def _traced(runs: Sequence[Run]) -> list[Run]:
+    from lorabench.cli.tracing import import_training_libraries, progress
+    from lorabench.reports.traces import add_traces
+
+    import_training_libraries("--trace")
+    with progress() as say:
+        traced, refused = add_traces(runs, say)
+    for reason in refused:
+        click.echo(f"not traced: {reason}", err=True)
+    return traced
 
 
 def _models(names: tuple[str, ...]) -> list[ModelSpec]:

@@ -1,0 +1,61 @@
+"""The third answer beside estimate and measurement: the traces of the runs' recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lorabench.bench.records import RunRecord
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.devices import find_device
+from lorabench.estimator.errors import UserError
+from lorabench.reports.runs import Run
+
+if TYPE_CHECKING:
+    from lorabench.estimator.trace.trace import Trace
+
+
+def add_traces(runs: Sequence[Run], on_progress: Callable[[str], None]) -> tuple[list[Run], list[str]]:
+    """Return ``runs`` with the traces of their recipes, each traced once, and why some of them have none.
+
+    A recipe is traced on the kernels of the device that it ran on, with torch as it is installed here, in seconds.
+
+    Raises:
+        ImportError: torch, transformers, peft or bitsandbytes is not installed.
+    """
+    traces: dict[tuple[str, str], Trace | str] = {}
+    for number, run in enumerate(runs, 1):
+        place = run.record.digest, run.record.device.name
+        if place not in traces:
+            on_progress(f"tracing {run.full_name}, run {number} of {len(runs)}")
+            traces[place] = _trace(run.record)
+    traced, refused = [], []
+    for run in runs:
+        trace = traces[run.record.digest, run.record.device.name]
+        if isinstance(trace, str):
+            refused.append(f"{run.full_name}: {trace}")
+            traced.append(run)
+        else:
+            traced.append(replace(run, trace=trace))
+    return traced, refused
+
+
+def _trace(record: RunRecord) -> Trace | str:
+    """Return the trace of a record's recipe, or why there is none."""
+    from lorabench.estimator.trace.trace import trace
+
+    try:
+        spec = read_config(record.model_config, record.recipe.model)
+        return trace(spec, record.recipe, kernels=record.device.kind, architecture=_architecture(record))
+    except UserError as error:
+        return str(error)
+
+
+def _architecture(record: RunRecord) -> str | None:
+    if record.device.kind == "cpu":
+        return None
+    try:
+        return find_device(record.device.name).architecture
+    except UserError:
+        return None
