@@ -69,6 +69,7 @@ CELLS: dict[str, Callable[[Any], str]] = {
     "logits": at_peak("logits"),
     "peak allocated": lambda answer: in_gib(answer["memory"]["peak_allocated_bytes"]),
     "phase": lambda answer: answer["memory"]["phase"],
+    "tokens/s": lambda answer: f"{answer['throughput']['tokens_per_second']:,.0f}",
 }
 
 
@@ -80,7 +81,9 @@ def answer(command_line: str) -> Any:
     return json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("row", rows("claims.md", "command"), ids=lambda row: row["command"].strip("`"))
+@pytest.mark.parametrize(
+    "row", [*rows("claims.md", "command"), *rows("speed.md", "command")], ids=lambda row: row["command"].strip("`")
+)
 def test_a_claim_s_command_answers_what_the_page_says(row: Row) -> None:
     answered = answer(row["command"].strip("`"))
     said = {title: cell for title, cell in row.items() if title != "command"}
@@ -266,3 +269,19 @@ def test_the_readme_shows_what_the_command_prints() -> None:
     assert block is not None
     command, shown = block.groups()
     assert CliRunner().invoke(lorabench, shlex.split(command)[1:]).output == shown
+
+
+def test_the_readme_shows_what_plan_finds() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"^\|(?: ([\w.-]+))? \| \d+ GB, ([\w-]+) \| (\w+)[^|]* \| (\d+) \| ([\d.]+ GiB) \| ([\d,]+) ", page, re.MULTILINE
+    )
+    assert len(found) == 6
+    model = ""
+    for named, gpu, method, batch, takes, speed in found:
+        model = named or model
+        ran = CliRunner().invoke(lorabench, ["plan", model, "--gpu", gpu, "--format", "json"])
+        best = json.loads(ran.stdout)["choices"][0]
+        assert (best["recipe"]["method"], best["recipe"]["batch_size"]) == (method.lower(), int(batch))
+        assert f"{best['device_total_bytes'] / 2**30:.1f} GiB" == takes
+        assert float(f"{best['throughput']['tokens_per_second']:.2g}") == float(speed.replace(",", ""))
