@@ -101,6 +101,7 @@ def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str
 def _model(spec: ModelSpec, devices: Sequence[Device]) -> dict[str, Any]:
     return {
         "name": spec.name,
+        "shortest": min(SHORTEST, longest_length(spec)),
         "longest": longest_length(spec),
         "monomials": _monomials(spec),
         "recipes": {

@@ -1,7 +1,9 @@
 // Estimates for what people choose on the page, evaluated from what reports/planning.py made of the estimator.
 
+import { chartIn } from "./charts.js";
 import { decided, runSteps } from "./expressions.js";
 import { unpack } from "./store.js";
+import { asTable } from "./tables.js";
 
 const element = document.getElementById("planning");
 
@@ -110,15 +112,40 @@ export class Controls {
   constructor(section, changed) {
     this.fields = Object.fromEntries([...section.querySelectorAll("[name]")].map((field) => [field.name, field]));
     for (const field of Object.values(this.fields))
-      field.addEventListener(field.type === "number" ? "input" : "change", () => changed(this.chosen()));
+      field.addEventListener(field.type === "number" ? "input" : "change", () => {
+        if (field === this.fields.model) this.bringWithinModel();
+        changed(this.chosen());
+      });
+    this.bringWithinModel();
   }
 
-  // What is chosen, with numbers brought within what the model can have; null while a number is not one.
-  chosen() {
-    const { model, seqLen, batchSize } = this.fields;
-    if (seqLen) seqLen.max = modelNamed(model.value).longest;
-    const chosen = Object.fromEntries(Object.entries(this.fields).map(([name, field]) => [name, field.value]));
-    for (const name of ["rank", "batchSize", "seqLen"]) if (name in chosen) chosen[name] = Number(chosen[name]);
-    return [seqLen, batchSize].every((field) => !field || (field.value && field.checkValidity())) ? chosen : null;
+  bringWithinModel() {
+    const { model, seqLen } = this.fields;
+    if (!seqLen) return;
+    const { shortest, longest } = modelNamed(model.value);
+    Object.assign(seqLen, { min: shortest, max: longest });
+    if (seqLen.value) seqLen.value = Math.min(Math.max(seqLen.value, shortest), longest);
   }
+
+  // What is chosen; null while a number is none that the page can answer for.
+  chosen() {
+    const fields = Object.values(this.fields);
+    if (!fields.every((field) => field.value && field.checkValidity())) return null;
+    const number = ({ name }) => ["rank", "batchSize", "seqLen"].includes(name);
+    return Object.fromEntries(fields.map((field) => [field.name, number(field) ? Number(field.value) : field.value]));
+  }
+}
+
+// Draws a chart for what is chosen, says `caption` of it in words, and fills its table anew where that is open.
+export async function showChosen(element, chosen, captionOf) {
+  const chart = chartIn(element);
+  chart.data.chosen = chosen;
+  const caption = captionOf(chart.data);
+  const figure = element.closest("figure");
+  figure.querySelector("figcaption").textContent = caption;
+  element.setAttribute("aria-label", caption);
+  element.style.height = `${chart.kind.height(chart.data)}px`;
+  const details = figure.querySelector("details.data");
+  if (details.open) details.querySelector("table").replaceWith(asTable(chart.kind.table(chart.data)));
+  await chart.redraw();
 }

@@ -1,15 +1,21 @@
 // What fits: a map of length and batch size for each method on the chosen GPU.
 
-import { AXIS, CHART, chartIn, FONT, register } from "./charts.js";
-import { Controls, estimateOf, MARKS, modelNamed } from "./estimates.js";
+import { AXIS, CHART, FONT, register } from "./charts.js";
+import { Controls, estimateOf, MARKS, modelNamed, showChosen } from "./estimates.js";
 import { formatBytes, GIB } from "./quantities.js";
 
 const section = document.getElementById("fits");
 const COLOURS = { fits: "var(--fits)", tight: "var(--tight)", "does not fit": "var(--too-much)" };
 const CELL = 30;
 const TOP = 26;
+const DIGIT = 7; // pixels that one takes, and a little more
 
-const lengthsOf = ({ lengths, chosen }) => lengths.filter((length) => chosen && length <= modelNamed(chosen.model).longest);
+function lengthsOf({ lengths, chosen }) {
+  if (!chosen) return [];
+  const { longest } = modelNamed(chosen.model);
+  const shown = lengths.filter((length) => length <= longest);
+  return shown.length ? shown : [longest];
+}
 
 function cell({ method, chosen }, seqLen, batchSize) {
   return estimateOf({ ...chosen, method, seqLen, batchSize });
@@ -44,7 +50,9 @@ register("fits", {
             if (!estimate) return null;
             const [x, y] = api.coord([column, row]);
             const [across, down] = api.size([1, 1]);
-            const text = across < 39 ? MARKS[estimate.verdict] : `${MARKS[estimate.verdict]} ${brief(estimate.totalBytes[1])}`;
+            const mark = MARKS[estimate.verdict];
+            const wordy = `${mark} ${brief(estimate.totalBytes[1])}`;
+            const text = wordy.length * DIGIT < across ? wordy : mark;
             return {
               type: "group",
               children: [
@@ -108,17 +116,7 @@ function caption(data) {
   return `${model}, ${recipe}: of the lengths shown, ${longest} is the longest that fits ${gpu}, at batch sizes up to ${most}.`;
 }
 
-async function map(chosen) {
-  for (const element of section.querySelectorAll(".chart")) {
-    const chart = chartIn(element);
-    chart.data.chosen = chosen;
-    const text = caption(chart.data);
-    element.closest("figure").querySelector("figcaption").textContent = text;
-    element.setAttribute("aria-label", text);
-    element.style.height = `${chart.kind.height(chart.data)}px`;
-    await chart.redraw();
-  }
-}
+const map = (chosen) => Promise.all([...section.querySelectorAll(".chart")].map((element) => showChosen(element, chosen, caption)));
 
 if (section) {
   const controls = new Controls(section, map);

@@ -1,7 +1,7 @@
 // What if: estimates of the chosen recipe, and of the other methods beside it.
 
-import { AXIS_HEIGHT, base, chartIn, namesAbove, register, valueAxis } from "./charts.js";
-import { Controls, estimateOf, MARKS, PLANNING } from "./estimates.js";
+import { AXIS_HEIGHT, base, namesAbove, register, valueAxis } from "./charts.js";
+import { Controls, estimateOf, MARKS, PLANNING, showChosen } from "./estimates.js";
 import { byteScale, formatBytes, formatNumber } from "./quantities.js";
 
 const section = document.getElementById("what_if");
@@ -48,7 +48,7 @@ register("what_if", {
         },
       },
     };
-    const options = base(names, { right: wordy ? 160 : 90 });
+    const options = base(names, { right: wordy ? 190 : 96 });
     return {
       ...options,
       grid: { ...options.grid, top: NAME_HEIGHT / 2 },
@@ -122,8 +122,9 @@ function sayChosen(chosen, estimate) {
   say(".settings", settings.join(", ") + (method === "full" ? "" : `, lora_alpha ${2 * rank}`));
 }
 
-function caption(chosen, recipes) {
-  const peaks = recipes.map(({ method, estimate }) => `${method} ${formatBytes(estimate.peakBytes)}`);
+function caption(data) {
+  const { chosen } = data;
+  const peaks = recipesOf(data).map(({ method, estimate }) => `${method} ${formatBytes(estimate.peakBytes)}`);
   return `Peaks of ${chosen.model} at ${chosen.batchSize}×${chosen.seqLen}: ${peaks.join(", ")}.`;
 }
 
@@ -132,20 +133,14 @@ async function answer(chosen) {
   const estimate = chosen && estimateOf(chosen);
   status.classList.toggle("without", !estimate);
   if (!estimate) {
-    say(".answer .verdict", chosen ? `${chosen.model} cannot be trained with ${chosen.method}.` : "Choose whole numbers that the model can have.");
+    const { batchSize, seqLen } = controls.fields;
+    const numbers = `Batch sizes are whole numbers up to ${batchSize.max}, lengths from ${seqLen.min} to ${seqLen.max}.`;
+    say(".answer .verdict", chosen ? `${chosen.model} cannot be trained with ${chosen.method}.` : numbers);
     return;
   }
   sayChosen(chosen, estimate);
-  const element = section.querySelector(".chart");
-  const chart = chartIn(element);
-  chart.data.chosen = chosen;
-  const text = caption(chosen, recipesOf(chart.data));
-  say("figcaption", text);
-  element.setAttribute("aria-label", text);
-  await chart.redraw();
+  await showChosen(section.querySelector(".chart"), chosen, caption);
 }
 
-if (section) {
-  const controls = new Controls(section, answer);
-  answer(controls.chosen());
-}
+const controls = section && new Controls(section, answer);
+if (controls) answer(controls.chosen());

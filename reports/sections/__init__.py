@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lorabench.reports.runs import Run
 from lorabench.reports.sections.accuracy import accuracy
+from lorabench.reports.sections.claims import claims
 from lorabench.reports.sections.comparison import comparison
 from lorabench.reports.sections.environments import environments
 from lorabench.reports.sections.failures import failures
@@ -49,6 +50,7 @@ SECTIONS = (
     Section("comparison", "Side by side", _of_runs(comparison), ("scatter",)),
     Section("fits", "What fits", fits, ("expressions", "estimates", "fits")),
     Section("what_if", "What if", what_if, ("expressions", "estimates", "what_if")),
+    Section("claims", "Claims", claims),
     Section("failures", "Failures", _of_runs(failures)),
     Section("environments", "Environment", _of_runs(environments)),
     Section("records", "All runs", _of_runs(records), ("run_table",)),

@@ -6,7 +6,7 @@ from typing import Any
 
 from lorabench.estimator.breakdown import COMPONENTS
 from lorabench.estimator.recipes import CHOICES, make_recipe
-from lorabench.reports.planning import LARGEST_BATCH_SIZE, RANKS, SHORTEST, gpu_choices, longest_length, methods
+from lorabench.reports.planning import LARGEST_BATCH_SIZE, RANKS, gpu_choices, longest_length, methods
 from lorabench.reports.subject import Subject
 
 
@@ -16,7 +16,6 @@ def what_if(subject: Subject) -> dict[str, Any] | None:
         return None
     first = subject.models[0]
     usual = make_recipe(first.name)
-    most = longest_length(first)
     return {
         "models": [spec.name for spec in subject.models],
         "methods": [method for method in CHOICES["method"] if any(method in methods(spec) for spec in subject.models)],
@@ -25,9 +24,7 @@ def what_if(subject: Subject) -> dict[str, Any] | None:
         "rank": usual.rank,
         "gpus": gpu_choices(subject.devices),
         "largest_batch_size": LARGEST_BATCH_SIZE,
-        "shortest": min(SHORTEST, most),
-        "longest": most,
-        "seq_len": min(usual.seq_len, most),
+        "seq_len": min(usual.seq_len, longest_length(first)),
         "legend": [
             {"key": name, "label": name.replace("_", " "), "description": description}
             for name, description in COMPONENTS.items()

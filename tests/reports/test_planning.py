@@ -1,0 +1,307 @@
+"""What fits and what if, as Chromium answers them, against the estimator itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from lorabench.estimator.breakdown import Breakdown
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.devices import find_device
+from lorabench.estimator.estimates import Estimate, estimate_recipe
+from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.verdict import hold_against
+from lorabench.reports import subject
+from lorabench.reports.page import render_report
+from lorabench.reports.quantities import format_bytes
+from tests.reports.chromium import open_browser
+
+HOSTILE = "</script><script>window.ran=1</script><img src=x onerror='window.ran=1'>\u202e{a|b}&amp;\"'"
+MODELS = {
+    "llama": find_model("meta-llama/Llama-3.1-8B"),
+    "windowed": find_model("mistralai/Mistral-7B-v0.1"),
+    "eager only": find_model("google/gemma-2-2b"),
+    "learned positions": msgspec.structs.replace(find_model("openai-community/gpt2"), name=HOSTILE),
+}
+WATCH = (
+    "window.violations = []; addEventListener('securitypolicyviolation',"
+    " (event) => violations.push(`${event.effectiveDirective} ${event.blockedURI}`))"
+)
+CHOOSE = """
+const section = document.getElementById(arguments[0]);
+for (const [name, value] of Object.entries(arguments[1])) {
+  const field = section.querySelector(`[name="${name}"]`);
+  field.value = value;
+  field.dispatchEvent(new Event(field.type === "number" ? "input" : "change", { bubbles: true }));
+}"""
+TABLES = """return [...document.querySelectorAll(arguments[0])].map((table) =>
+[...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent)))"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    folder = tmp_path_factory.mktemp("planning")
+    with pytest.MonkeyPatch.context() as patch, open_browser(folder) as driver:
+        patch.setattr(subject, "USUAL_GPUS", ())
+        page = render_report([], [*MODELS.values()], [find_device("rtx-4090")])
+        (folder / "page.html").write_text(page, encoding="utf-8")
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
+        yield driver
+
+
+@pytest.fixture
+def browser(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> webdriver.Chrome:
+    """The page as it opens, with its tables shown."""
+    for log in ("browser", "performance"):
+        driver.get_log(log)  # type: ignore[no-untyped-call]
+    metrics = {"width": 1200, "height": 2200, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    driver.get((tmp_path_factory.getbasetemp() / "planning0" / "page.html").as_uri())
+    driver.execute_async_script(
+        "const done = arguments[0];"
+        "const wait = () => (document.documentElement.dataset.ready ? done() : setTimeout(wait, 20)); wait()"
+    )
+    for summary in driver.find_elements(By.CSS_SELECTOR, "details.data > summary"):
+        driver.execute_script("arguments[0].click()", summary)
+    driver.execute_async_script("setTimeout(arguments[0], 50)")
+    return driver
+
+
+def choose(browser: webdriver.Chrome, section: str, **chosen: Any) -> None:
+    browser.execute_script(CHOOSE, section, chosen)
+
+
+def tables(browser: webdriver.Chrome, selector: str) -> list[list[list[str]]]:
+    found: list[list[list[str]]] = browser.execute_script(TABLES, selector)
+    return found
+
+
+def text(browser: webdriver.Chrome, selector: str) -> str:
+    return browser.find_element(By.CSS_SELECTOR, selector).get_attribute("textContent") or ""
+
+
+def recipe_of(model: str, method: str, rank: int, **options: Any) -> Recipe:
+    if model == "eager only":
+        options["attn_implementation"] = "eager"
+    return make_recipe(MODELS[model].name, method=method, rank=None if method == "full" else rank, **options)
+
+
+def estimated(model: str, gpu: str, method: str, rank: int, **options: Any) -> Estimate:
+    return estimate_recipe(MODELS[model], recipe_of(model, method, rank, **options), find_device(gpu))
+
+
+def judged(model: str, gpu: str, method: str, rank: int, **options: Any) -> tuple[Breakdown, str]:
+    """Return the memory and the verdict of an estimate, without all that it seeks besides."""
+    device = find_device(gpu)
+    recipe = recipe_of(model, method, rank, **options)
+    memory = estimate_memory(MODELS[model], recipe, architecture=device.architecture)
+    return memory, hold_against(memory, device.memory_bytes)[0]
+
+
+def sampled(count: int) -> list[tuple[str, str, int, int, int, bool]]:
+    """Return (model, GPU, rank, batch size, length, checkpointing) at random, and on either side of each branch."""
+    draw = random.Random(20)
+    found = [("windowed", "t4", 8, size, length, True) for size in (1, 2) for length in (4095, 4096)]
+    found += [("llama", "h100-sxm", 16, 256, 131072, True), ("learned positions", "a10", 512, 3, 1024, False)]
+    for _ in range(count):
+        model = draw.choice([*MODELS])
+        length = round(128 * 2 ** draw.uniform(0, math.log2(MODELS[model].max_position_embeddings / 128)))
+        gpu = draw.choice(["rtx-4090", "h100-sxm", "mi300x", "b200", "v100-sxm-32gb"])
+        found.append((model, gpu, 2 ** draw.randint(0, 9), draw.randint(1, 64), length, draw.random() < 0.5))
+    return found
+
+
+def test_what_if_says_what_estimate_says_to_the_byte(browser: webdriver.Chrome) -> None:
+    for model, gpu, rank, batch_size, seq_len, checkpointing in sampled(16):
+        asked = {"batch_size": batch_size, "seq_len": seq_len, "gradient_checkpointing": checkpointing}
+        choose(browser, "what_if", model=MODELS[model].name, gpu=gpu, rank=rank, batchSize=batch_size, seqLen=seq_len)
+        choose(browser, "what_if", checkpointing="yes" if checkpointing else "no")
+        [[[_, *methods], *lines]] = tables(browser, "#what_if table")
+        assert methods == ["full", "lora", "qlora"]
+        shown = {name: dict(zip(methods, cells, strict=True)) for name, *cells in lines}
+        for method in methods:
+            memory, verdict = judged(model, gpu, method, rank, **asked)
+            assert memory.peak_reserved_range_bytes is not None
+            assert memory.device_total_range_bytes is not None
+            expected = {name.replace("_", " "): str(count) for name, count in memory.components.items()} | {
+                "peak": str(memory.peak_allocated_bytes),
+                "reserved, least": str(memory.peak_reserved_range_bytes[0]),
+                "reserved, most": str(memory.peak_reserved_range_bytes[1]),
+                "of the GPU, least": str(memory.device_total_range_bytes[0]),
+                "of the GPU, most": str(memory.device_total_range_bytes[1]),
+                "in phase": memory.phase,
+                "verdict": verdict,
+            }
+            assert {name: cells[method] for name, cells in shown.items()} == expected, (model, gpu, method, asked)
+
+
+def test_each_control_changes_the_answer(browser: webdriver.Chrome) -> None:
+    def answer() -> list[str]:
+        values = [text(browser, f"#what_if .{name}") for name in ("verdict", "peak", "total", "speed", "trainable")]
+        return [*values, text(browser, "#what_if .settings"), text(browser, "#what_if figcaption")]
+
+    seen = [answer()]
+    for name, value in {
+        "batchSize": 2,
+        "seqLen": 4096,
+        "rank": 64,
+        "method": "qlora",
+        "checkpointing": "no",
+        "gpu": "h100-sxm",
+        "model": MODELS["windowed"].name,
+    }.items():
+        choose(browser, "what_if", **{name: value})
+        seen.append(answer())
+        assert seen[-1] != seen[-2], name
+    verdicts = [verdict.rpartition(": ")[2] for verdict, *_ in seen]
+    assert verdicts[:3] == ["✓ fits", "~ tight", "✗ does not fit"]
+
+
+def test_the_headlines_are_the_estimates(browser: webdriver.Chrome) -> None:
+    choose(browser, "what_if", method="qlora", batchSize=3, seqLen=1000)
+    estimate = estimated("llama", "rtx-4090", "qlora", 16, batch_size=3, seq_len=1000)
+    assert estimate.margin_bytes is not None
+    assert text(browser, "#what_if .peak") == format_bytes(estimate.memory.peak_allocated_bytes)
+    assert (
+        text(browser, "#what_if .margin") == f"Of 23.99 GiB: {format_bytes(estimate.margin_bytes)} to spare at worst."
+    )
+    assert text(browser, "#what_if .trainable") == f"{estimate.parameters.trainable:,}"
+    settings = estimate.recipe.describe()
+    for name, value in re.findall(r"(\w+) ([^,]+)", text(browser, "#what_if .settings")):
+        assert settings.pop(name) == value
+    assert set(settings) == {"model", "method", "rank", "batch_size", "seq_len", "gradient_checkpointing"}
+
+
+def test_speed_is_the_estimate_where_it_was_worked_out_and_near_it_between(browser: webdriver.Chrome) -> None:
+    ratios = []
+    for batch_size, seq_len, rank in [(1, 2048, 16), (4, 512, 1), (32, 8192, 512), (2, 3072, 64), (12, 640, 32)]:
+        choose(browser, "what_if", batchSize=batch_size, seqLen=seq_len, rank=rank)
+        estimate = estimated("llama", "rtx-4090", "lora", rank, batch_size=batch_size, seq_len=seq_len)
+        assert estimate.throughput is not None
+        shown = float(text(browser, "#what_if .speed").removesuffix(" tokens/s").replace(",", ""))
+        note = text(browser, "#what_if .rates")
+        ratios.append((shown / estimate.throughput.tokens_per_second, "interpolated" in note))
+        least, most = (float(one.replace(",", "")) for one in re.findall(r"[\d,.]*\d", note)[:2])
+        assert least < shown < most
+    assert [between for _, between in ratios] == [False, False, False, True, True]
+    assert [ratio for ratio, _ in ratios[:3]] == pytest.approx([1] * 3, rel=2e-3)  # of the three digits that are shown
+    assert [ratio for ratio, _ in ratios[3:]] == pytest.approx([1] * 2, rel=0.1)
+
+
+def test_speed_is_left_open_for_a_gpu_that_it_was_not_worked_out_for(browser: webdriver.Chrome) -> None:
+    choose(browser, "what_if", gpu="a30")
+    assert text(browser, "#what_if .speed") == "not known"
+    assert "Not worked out" in text(browser, "#what_if .rates")
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"batchSize": ""}, {"batchSize": 0}, {"batchSize": 1.5}, {"seqLen": 131073}, {"seqLen": 127}]
+)
+def test_numbers_that_no_recipe_has_get_no_answer(browser: webdriver.Chrome, chosen: dict[str, Any]) -> None:
+    choose(browser, "what_if", **chosen)
+    assert text(browser, "#what_if .verdict").startswith(
+        "Batch sizes are whole numbers up to 256, lengths from 128 to 131072"
+    )
+    assert not browser.find_element(By.CSS_SELECTOR, "#what_if .peak").is_displayed()
+    choose(browser, "what_if", batchSize=1, seqLen=128)
+    assert browser.find_element(By.CSS_SELECTOR, "#what_if .peak").is_displayed()
+
+
+def test_what_fits_says_what_estimate_says(browser: webdriver.Chrome) -> None:
+    choose(browser, "fits", gpu="a100-sxm-40gb", rank=64, checkpointing="no", model=MODELS["windowed"].name)
+    maps = dict(zip(["full", "lora", "qlora"], tables(browser, "#fits table"), strict=True))
+    draw = random.Random(3)
+    verdicts = set()
+    for method, [[_, *sizes], *lines] in maps.items():
+        assert [line[0] for line in lines] == [f"length {128 * 2**power}" for power in range(9)]
+        for length, *cells in draw.sample(lines, 4):
+            for size, cell in zip(sizes, cells, strict=True):
+                asked = {"batch_size": int(size.removeprefix("batch ")), "seq_len": int(length.removeprefix("length "))}
+                memory, verdict = judged("windowed", "a100-sxm-40gb", method, 64, gradient_checkpointing=False, **asked)
+                assert memory.device_total_range_bytes is not None
+                assert cell == f"{format_bytes(memory.device_total_range_bytes[1])}, {verdict}", asked
+                verdicts.add(verdict)
+    assert verdicts == {"fits", "tight", "does not fit"}
+
+
+def test_the_map_shows_what_its_table_says(browser: webdriver.Chrome) -> None:
+    for gpu in ("rtx-4090", "h100-sxm"):
+        choose(browser, "fits", gpu=gpu)
+        for number, (colour, verdict) in enumerate(
+            (("fits", "fits"), ("tight", "tight"), ("too-much", "does not fit")) * 3
+        ):
+            at = number // 3
+            drawn = browser.execute_script(
+                "return document.querySelectorAll('#fits .chart')[arguments[0]]"
+                ".querySelectorAll(`path[fill='var(--${arguments[1]})']`).length",
+                at,
+                colour,
+            )
+            said = [cell for line in tables(browser, "#fits table")[at][1:] for cell in line[1:]]
+            assert drawn == sum(cell.endswith(f", {verdict}") for cell in said)
+        assert gpu in text(browser, "#fits figcaption")
+
+
+def test_lengths_end_where_the_models_positions_do(browser: webdriver.Chrome) -> None:
+    choose(browser, "fits", model=MODELS["learned positions"].name)
+    assert [line[0] for line in tables(browser, "#fits table")[0][1:]] == [
+        f"length {128 * 2**step}" for step in range(4)
+    ]
+
+
+def test_names_of_models_stay_text_and_the_page_asks_for_nothing(browser: webdriver.Chrome) -> None:
+    for section in ("fits", "what_if"):
+        choose(browser, section, model=HOSTILE)
+    assert text(browser, "#what_if .verdict").startswith(HOSTILE)
+    assert browser.execute_script("return [window.ran, violations, document.querySelectorAll('img').length]") == [
+        None,
+        [],
+        0,
+    ]
+    logs: Any = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    assert [entry["message"] for entry in logs] == []
+    events: Any = browser.get_log("performance")  # type: ignore[no-untyped-call]
+    sent = [json.loads(event["message"])["message"] for event in events]
+    urls = {event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"}
+    assert urls <= {browser.current_url, "data:,"}
+
+
+def test_the_controls_work_by_keyboard(browser: webdriver.Chrome) -> None:
+    def field(name: str) -> Any:
+        return browser.find_element(By.CSS_SELECTOR, f"#what_if [name={name}]")
+
+    field("method").send_keys("q")
+    field("batchSize").send_keys(Keys.ARROW_UP)
+    field("seqLen").send_keys(Keys.CONTROL, "a")
+    field("seqLen").send_keys("512")
+    assert Select(field("method")).first_selected_option.text == "qlora"
+    assert ", qlora r16, 2×512, " in text(browser, "#what_if .verdict")
+
+
+@pytest.mark.parametrize("width", [360, 800, 2400])
+def test_nothing_is_wider_than_the_window(browser: webdriver.Chrome, width: int) -> None:
+    metrics = {"width": width, "height": 4000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_async_script(
+        "const done = arguments[0]; const charts = [...document.querySelectorAll('.chart')];"
+        "const drawn = (chart) => Number(chart.querySelector('svg').getAttribute('width')) === chart.clientWidth;"
+        "const wait = () => (charts.every(drawn) ? done() : setTimeout(wait, 20)); wait()"
+    )
+    root = "document.documentElement"
+    assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].every((chart) => [...chart.querySelectorAll('text')].every("
+        "(text) => text.getBoundingClientRect().right <= chart.getBoundingClientRect().right + 1))"
+    )
