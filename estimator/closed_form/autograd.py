@@ -330,7 +330,6 @@ class Tape:
         arrived = waiting.pop(node)
         saved = node.saved.take()
         gradients = list(node.backward(arrived if node.outputs > 1 else arrived[0], saved))
-        arrived.clear()
         # What was recomputed is gone now; the rest stays while gradients take the shape and dtype of what they belong
         # to.
         saved.clear()
@@ -342,6 +341,7 @@ class Tape:
                 gradients[position] = self.like(gradient, dtype)
             del gradient
         edges, node.edges, node.saved = node.edges, [], Kept(())
+        arrived.clear()
         for position, (target, leaf, _) in enumerate(edges):
             gradient, gradients[position] = gradients[position], None
             if gradient is None:
