@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from lorabench.estimator.errors import UserError
 
-SIGNIFICANCE = 0.01
-"""Chance that chance alone makes the check call any recipe of a suite worse in one metric."""
+SIGNIFICANCE = 0.005
+"""Chance that chance alone makes the check call any recipe of a suite worse in one metric. Two metrics are tested, step
+time and loss, so that an unchanged suite raises an alarm in one check of a hundred at most."""
 CONFIDENCE = 0.95
 """Of the intervals that are shown."""
 MOST_EXACT_STEPS = 50

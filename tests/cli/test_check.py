@@ -20,7 +20,7 @@ from lorabench.bench.check.baseline import compare
 from lorabench.bench.records import RunRecord, read_records, write_record
 from lorabench.bench.suites import load_suite
 from lorabench.cli import main
-from lorabench.cli.check_formats import CheckAnswer, as_github, as_junit, as_markdown, as_text
+from lorabench.cli.check_formats import as_github, as_junit, as_markdown, as_text, json_schema
 from lorabench.cli.parameters import Share
 from lorabench.estimator.errors import UserError
 from tests.bench.check.records import record, repeats, times
@@ -451,7 +451,7 @@ def test_json_has_every_figure_and_keeps_to_its_schema(
     assert [one["label"] for one in said["only_in_results"]] == ["llama-2m qlora r16 1×256 ckpt"]
     assert said["only_in_baseline"] == []
     schema = json.loads((ROOT / "docs/check.schema.json").read_text())
-    assert schema == msgspec.json.schema(CheckAnswer)
+    assert schema == json_schema()
     assert set(said) == set(schema["$defs"]["CheckAnswer"]["properties"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from xml.etree import ElementTree
 
 import click
@@ -53,6 +54,13 @@ class CheckAnswer(Comparison, frozen=True, kw_only=True):
 
     schema_version: int = SCHEMA_VERSION
     exit_code: int
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a `CheckAnswer`; a recipe's settings are those of `Recipe`, not told here again."""
+    schema = msgspec.json.schema(CheckAnswer)
+    schema["$defs"]["Recipe"] = {"type": "object", "description": "The recipe's settings, by the names of its options."}
+    return schema
 
 
 def as_text(comparison: Comparison, *, color: bool = False) -> str:
