@@ -60,13 +60,13 @@ def _incomparable(before: Runs, after: Runs) -> str | None:
     if steps[0] != steps[1] or len(steps[0]) != 1 or steps[0] == [0]:
         told = [" or ".join(map(str, one)) for one in steps]
         return f"trained {told[0]} steps before and {told[1]} after: train as many"
-    for what in ("weights", "dataset"):
-        told = [
+    for what in ("weights", "dataset", "dataset_digest"):
+        old, new = (
             " or ".join(sorted({str(getattr(record, what) or "built-in text") for record in side.records}))
             for side in (before, after)
-        ]
-        if told[0] != told[1]:
-            return f"{what} {told[0]} before and {told[1]} after: train on the same"
+        )
+        if old != new:
+            return f"{what.replace('_', ' ')} {old} before and {new} after: train on the same"
     seeds = [{record.seed for record in side.records} for side in (before, after)]
     if max(map(len, seeds)) == 1 and seeds[0] != seeds[1]:
         return (

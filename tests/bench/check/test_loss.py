@@ -89,6 +89,10 @@ def test_a_seed_that_diverges_is_a_regression() -> None:
             "dataset built-in text before and novel.txt after: train on the same",
         ),
         (
+            replace(record(), dataset_digest="12ab"),
+            "dataset digest built-in text before and 12ab after: train on the same",
+        ),
+        (
             replace(record(), weights="pretrained"),
             "weights random before and pretrained after: train on the same",
         ),
