@@ -17,11 +17,9 @@ const isFact = (value) => value !== null && typeof value !== "object";
 
 function environmentTable({ device, environment }) {
   const { packages, ...facts } = environment;
-  const rows = Object.entries({ device: device.name, memory: formatBytes(device.memory_bytes), ...facts, ...packages });
-  return asTable({
-    columns: ["", "version or value"],
-    rows: rows.filter(([, value]) => isFact(value)).map(([name, value]) => [name.replaceAll("_", " "), String(value)]),
-  });
+  const known = Object.entries(facts).map(([name, value]) => [name.replaceAll("_", " "), value]);
+  const rows = [["device", device.name], ["memory", formatBytes(device.memory_bytes)], ...known, ...Object.entries(packages)];
+  return asTable({ columns: ["", "version or value"], rows: rows.filter(([, value]) => isFact(value)).map(([name, value]) => [name, String(value)]) });
 }
 
 // Its terms as sentences: what, formula = numbers = bytes, and the source.

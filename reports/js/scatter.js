@@ -38,6 +38,7 @@ function axis(quantity, reach, width) {
     min: reach.min / unit.size,
     max: reach.max / unit.size,
     name: unit.name && !label.includes(unit.name) ? `${label}, ${unit.name}` : label,
+    nameTruncate: { maxWidth: width * 0.75 },
     splitNumber: width >= 560 ? 5 : 3,
     splitLine: { ...AXIS.splitLine, showMinLine: false, showMaxLine: false },
     axisLabel: {

@@ -1,19 +1,28 @@
-"""Chromium without a window, for pages made by tests."""
+"""Chromium without a window, and what tests ask of a page in it."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+
+
+DRAWN = "return [...document.querySelectorAll('.chart')].every((it) => !it.clientWidth || it.querySelector('svg'))"
+"""Every chart that is not hidden."""
 
 
 @contextmanager
@@ -34,3 +43,73 @@ def open_browser(folder: Path) -> Iterator[webdriver.Chrome]:
         yield browser
     finally:
         browser.quit()
+
+
+class Browser:
+    """Chromium and the pages ``NAME.html`` of a folder."""
+
+    def __init__(self, driver: webdriver.Chrome, folder: Path) -> None:
+        self.driver = driver
+        self.driver.execute_cdp_cmd(
+            "Page.addScriptToEvaluateOnNewDocument",
+            {
+                "source": "window.violations = []; addEventListener('securitypolicyviolation',"
+                " (event) => violations.push(`${event.effectiveDirective} ${event.blockedURI}`))"
+            },
+        )
+        self.folder = folder
+
+    def show(self, name: str, *, width: int = 1200, scheme: str = "light", draw: bool = True) -> None:
+        """Load a page, as high as it takes for all its charts to be drawn."""
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        self.resize(width, 900)
+        for log in ("browser", "performance"):
+            self.logged(log)
+        self.driver.get((self.folder / f"{name}.html").as_uri())
+        if draw:
+            self.resize(width, self.run("return document.documentElement.scrollHeight"))
+            self.wait(DRAWN)
+
+    def resize(self, width: int, height: int) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def logged(self, log: str) -> list[dict[str, str]]:
+        """Return what the log took since it was last asked."""
+        entries: list[dict[str, str]] = self.driver.get_log(log)  # type: ignore[no-untyped-call]
+        return entries
+
+    def wait(self, condition: str) -> None:
+        deadline = time.monotonic() + 20
+        while not self.run(condition):
+            assert time.monotonic() < deadline, condition
+
+    def find(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector: str) -> list[str]:
+        found: list[str] = self.run(
+            "return [...document.querySelectorAll(arguments[0])].map((it) => it.textContent)", selector
+        )
+        return found
+
+    def table(self, selector: str) -> list[list[str]]:
+        """Return the texts of a table's body."""
+        rows: list[list[str]] = self.run(
+            "return [...document.querySelector(arguments[0]).tBodies[0].rows]"
+            ".map((row) => [...row.cells].map((cell) => cell.textContent.trim()))",
+            selector,
+        )
+        return rows
+
+    def complaints(self) -> list[str]:
+        """Return what the console and the content security policy said, and every request but the page's own."""
+        console = [entry["message"] for entry in self.logged("browser")]
+        events = [json.loads(entry["message"])["message"] for entry in self.logged("performance")]
+        urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        foreign = [url for url in urls if url not in (self.driver.current_url, "data:,")]
+        return [*console, *foreign, *self.run("return violations")]
