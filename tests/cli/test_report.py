@@ -31,7 +31,7 @@ def test_it_says_in_one_line_what_it_wrote(results: Path, capsys: pytest.Capture
     code, out, err = report(capsys, results, "-o", page)
     size = page.stat().st_size / 2**20
     assert (code, err) == (0, "")
-    assert out == f"wrote {page} ({size:.3f} MiB): 2 runs, 1 failed\n"
+    assert out == f"wrote {page} ({size:.1f} MiB): 2 runs, 1 failed\n"
     assert page.stat().st_mode & 0o777 == 0o666 & ~_umask()
     assert [path.name for path in page.parent.iterdir()] == ["page.html"]
 
@@ -113,3 +113,41 @@ def test_without_jinja2_it_names_the_extra(
     assert code == 2
     assert err.count("\n") == 1
     assert "pip install 'lorabench[report]'" in err
+
+
+def test_estimates_alone_make_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    code, out, err = report(capsys, "--model", "meta-llama/Llama-3.1-8B", "--gpu", "24GB", "-o", page)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"wrote {page} (")
+    assert out.endswith(": estimates of meta-llama/Llama-3.1-8B\n")
+    text = page.read_text()
+    assert text.count("<section id=") == text.count('<section id="fits"') + 2
+    assert '<option value="24GB">24GB (24.00 GiB)</option>' in text
+
+
+def test_a_model_can_be_asked_about_beside_results(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = results.parent / "page.html"
+    code, out, _ = report(capsys, results, "--model", "qwen2.5-0.5b", "-o", page)
+    assert code == 0
+    assert out.endswith(": 2 runs, 1 failed; estimates of Qwen/Qwen2.5-0.5B\n")
+    assert '<option value="demo/llama-2m">' in page.read_text()
+    assert '<option value="Qwen/Qwen2.5-0.5B" selected>' in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "nothing to report on: name folders of results, or a model with --model NAME"),
+        (["--gpu", "rtx-4090"], "nothing to report on"),
+        (["--model", "nosuch"], "no model 'nosuch'"),
+        (["--model", "qwen2.5-0.5b", "--gpu", "nosuch"], "no GPU 'nosuch'"),
+    ],
+)
+def test_a_page_about_nothing_is_refused(
+    arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = report(capsys, *arguments, "-o", tmp_path / "page.html")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert complaint in err
+    assert not any(tmp_path.iterdir())
