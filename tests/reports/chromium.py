@@ -66,6 +66,7 @@ class Browser:
         self.resize(width, 900)
         for log in ("browser", "performance"):
             self.logged(log)
+        self.driver.get("about:blank")
         self.driver.get((self.folder / f"{name}.html").as_uri())
         if draw:
             self.resize(width, self.run("return document.documentElement.scrollHeight"))
@@ -111,5 +112,5 @@ class Browser:
         console = [entry["message"] for entry in self.logged("browser")]
         events = [json.loads(entry["message"])["message"] for entry in self.logged("performance")]
         urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        foreign = [url for url in urls if url not in (self.driver.current_url, "data:,")]
+        foreign = [url for url in urls if url not in (self.driver.current_url, "about:blank", "data:,")]
         return [*console, *foreign, *self.run("return violations")]
