@@ -17,6 +17,8 @@ from itertools import islice, product
 from pathlib import Path
 from random import Random
 
+from selenium import webdriver
+
 from lorabench.bench.records import RunRecord
 from lorabench.reports.page import render_report
 from lorabench.reports.runs import arrange
@@ -24,11 +26,12 @@ from tests.reports.chromium import open_browser
 from tests.sample_records import MODEL_CONFIG, sample_record
 
 STEPS = 50
+PATIENCE_SECONDS = 60
 
 
 def many_records(number: int) -> list[RunRecord]:
     """Return records of six models, each with step times and losses of its own."""
-    random = Random(0)
+    random = Random(0)  # noqa: S311
     choices = product(range(1, number), (1, 2, 4, 8), ("lora", "qlora"), range(6))
     records = []
     for rank, batch_size, method, model in islice(choices, number):
@@ -49,6 +52,7 @@ def many_records(number: int) -> list[RunRecord]:
 
 
 def main() -> None:
+    """Make a page of each number of runs, and print how it fares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
     numbers = parser.parse_args().runs
@@ -65,13 +69,15 @@ def main() -> None:
             print(f"{number:7,} {seconds:7.1f} s {len(page.encode()) / 1e6:6.1f} MB {ready:7.2f} s")
 
 
-def _ready_seconds(driver: object, path: Path) -> float:
-    driver.get(path.as_uri())  # type: ignore[attr-defined]
-    while True:
-        ready = driver.execute_script("return document.documentElement.dataset.ready")  # type: ignore[attr-defined]
+def _ready_seconds(driver: webdriver.Chrome, path: Path) -> float:
+    driver.get(path.as_uri())
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        ready = driver.execute_script("return document.documentElement.dataset.ready")
         if ready:
             return float(ready) / 1000
         time.sleep(0.02)
+    return math.inf
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ function endText(answer, { run, error }, wordy) {
   if (answer === "measured" && !memory) return FAILED[outcome] ?? "";
   if (!memory) return "";
   const peak = `${wordy ? `${answer} ` : ""}${formatBytes(memory.peak_allocated_bytes)}`;
-  return answer === "measured" && wordy && error !== null ? `${peak}, estimate ${formatShare(error)}` : peak;
+  return answer === "measured" && wordy && error !== null ? `${peak}, estimate ${formatShare(error)} off` : peak;
 }
 
 register("memory", {
@@ -71,7 +71,7 @@ register("memory", {
         },
       ];
     });
-    const options = base(names, { right: wordy ? 275 : 84 });
+    const options = base(names, { right: wordy ? 290 : 84 });
     return {
       ...options,
       grid: { ...options.grid, top: NAME / 2 },

@@ -14,6 +14,7 @@ from lorabench.bench.records import RunRecord
 from lorabench.estimator.errors import UserError
 from lorabench.reports.quantities import format_bytes, format_loss, format_seconds, format_share, plural
 from lorabench.reports.runs import Run
+from lorabench.reports.sections.points import Quantity
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any] | None:
@@ -88,14 +89,16 @@ def _charts(before: Sequence[Run], after: Sequence[Run]) -> list[dict[str, Any]]
     old = {run.record.key: run for run in before}
     both = [(old[run.record.key], run) for run in after if run.record.key in old]
     charts = []
-    for label, kind, value in (
+    quantities: list[tuple[str, str, Quantity]] = [
         ("tokens/s", "rate", lambda run: run.tokens_per_second),
         ("measured peak", "bytes", lambda run: run.measured_peak_bytes),
-    ):
+    ]
+    for label, kind, value in quantities:
         points: dict[str, list[tuple[int, float, float]]] = {}
         for earlier, later in both:
-            if value(earlier) is not None and value(later) is not None:
-                points.setdefault(later.method, []).append((later.index, value(earlier), value(later)))
+            was, became = value(earlier), value(later)
+            if was is not None and became is not None:
+                points.setdefault(later.method, []).append((later.index, was, became))
         if points:
             higher = sum(up > across for placed in points.values() for _, across, up in placed)
             count = sum(map(len, points.values()))
