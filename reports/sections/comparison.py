@@ -29,7 +29,6 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def _pair(before: Sequence[Run], after: Sequence[Run]) -> dict[str, Any]:
-    names = {run.record.key[:2]: run.full_name for run in (*before, *after)}
     pair: dict[str, Any] = {"after": after[0].folder, "error": None}
     try:
         compared = _compare([run.record for run in after], [run.record for run in before])
@@ -37,7 +36,7 @@ def _pair(before: Sequence[Run], after: Sequence[Run]) -> dict[str, Any]:
         return pair | {"error": str(error)}
     rows = [
         {
-            "name": names[recipe.digest, recipe.engine],
+            "name": recipe.label,
             "metric": METRICS[finding.metric],
             "verdict": finding.verdict,
             "before": _written(finding, finding.before),
@@ -56,8 +55,8 @@ def _pair(before: Sequence[Run], after: Sequence[Run]) -> dict[str, Any]:
         "recipes": plural(len(compared.recipes), "recipe"),
         "changes": compared.environment_changes,
         "only": {
-            before[0].folder: [names[one.digest, one.engine] for one in compared.only_in_baseline],
-            after[0].folder: [names[one.digest, one.engine] for one in compared.only_in_results],
+            before[0].folder: [one.label for one in compared.only_in_baseline],
+            after[0].folder: [one.label for one in compared.only_in_results],
         },
         "charts": _charts(before, after),
     }
@@ -106,7 +105,7 @@ def _charts(before: Sequence[Run], after: Sequence[Run]) -> list[dict[str, Any]]
                 {
                     "model": f"{label.capitalize()}, before and after",
                     "part": "",
-                    "caption": f"{higher:,} of {plural(count, 'run')} above the diagonal: more {label} after.",
+                    "caption": f"{higher:,} of {plural(count, 'run')} above the diagonal: {label} went up.",
                     "chart": {
                         "x": {"label": f"{label}, {before[0].folder}", "kind": kind, "zero": True},
                         "y": {"label": f"{label}, {after[0].folder}", "kind": kind, "zero": True},
