@@ -119,7 +119,7 @@ def test_curves_of_one_method_differ_in_their_strokes() -> None:
 def test_sections_without_anything_to_show_are_left_out() -> None:
     [failed] = runs_of(msgspec.structs.replace(sample_record(outcome="error"), prediction=None))
     shown = {section.name for section in SECTIONS if section.data(Subject([failed])) is not None}
-    assert shown == {"summary", "failures", "environments", "records"}
+    assert shown == {"summary", "claims", "failures", "environments", "records"}
     assert learning(runs_of(sample_record(losses=[None, None]))) is None
     assert speed(runs_of(sample_record(outcome="oom"))) is None
     assert comparison(runs_of(sample_record())) is None
