@@ -7,9 +7,11 @@ own (`expressions`). Speed is worked out at a grid of sizes, between which the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from lorabench.estimator.breakdown import COMPONENTS, Breakdown
@@ -38,6 +40,8 @@ SPEED_BATCH_SIZES = (1, 4, 32, LARGEST_BATCH_SIZE)
 SPEED_LENGTHS = (128, 512, 2048, 8192, 32768, LONGEST)
 SPEED_RANKS = (1, 16, 512)
 """For which speeds are worked out."""
+MOST_KEPT = 16
+"""Models kept for further pages: each takes a second."""
 SIGNIFICANT_DIGITS = 6
 """Of a speed."""
 
@@ -94,11 +98,14 @@ def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str
             for architecture in architectures
         ],
         "verdict": _verdict(),
-        "models": [_model(spec, devices) for spec in models],
+        "models": [_model(msgspec.json.encode(spec), msgspec.json.encode(devices)) for spec in models],
     }
 
 
-def _model(spec: ModelSpec, devices: Sequence[Device]) -> dict[str, Any]:
+@lru_cache(MOST_KEPT)
+def _model(encoded_spec: bytes, encoded_devices: bytes) -> dict[str, Any]:
+    spec = msgspec.json.decode(encoded_spec, type=ModelSpec)
+    devices = msgspec.json.decode(encoded_devices, type=list[Device])
     return {
         "name": spec.name,
         "shortest": min(SHORTEST, longest_length(spec)),
