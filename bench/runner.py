@@ -112,11 +112,7 @@ def run_suite(
         surroundings = probe_surroundings(device)
         _refuse_other_devices(results, surroundings)
         settings = replace(settings, device=surroundings.device.kind)
-        if settings.memory_snapshot and settings.device == "cpu":
-            raise UserError(
-                "--memory-snapshot is of CUDA's allocator, and recipes run on the CPU here: use --timeline, "
-                "which counts live tensors"
-            )
+        check_device(settings)
         tasks = list(tasks_of(suite, settings, _digest_of(settings.dataset)))
         lanes = lanes_of(surroundings)
         watcher.prepared(tasks, lanes, results.notices)
@@ -267,11 +263,12 @@ class _Run:
 def predict(planned: Planned, device: DeviceFacts) -> Prediction | None:
     """Return the estimate for ``device``, or None where the recipe has no closed form there."""
     spec, recipe = planned.spec, planned.recipe
+    rates = device_rates(device)
     try:
-        memory = estimate_memory(spec, recipe, device.kind)
+        memory = estimate_memory(spec, recipe, device.kind, rates.device.architecture)
     except UserError:
         return None
-    speed = device_rates(device).throughput(spec, recipe)
+    speed = rates.throughput(spec, recipe)
     return Prediction(parameters=count_parameters(spec, recipe), memory=memory, speed=speed)
 
 
@@ -293,6 +290,19 @@ def check_sources(suite: Suite, settings: Settings) -> None:
     for planned in suite.recipes:
         if planned.spec.config != config:
             raise UserError(f"weights {weights}: they are of another model than {planned.spec.name}: run that folder")
+
+
+def check_device(settings: Settings) -> None:
+    """Refuse what cannot be measured on the device.
+
+    Raises:
+        UserError: a snapshot of CUDA's allocator is asked for, and recipes run on the CPU.
+    """
+    if settings.memory_snapshot and settings.device == "cpu":
+        raise UserError(
+            "--memory-snapshot is of CUDA's allocator, and recipes run on the CPU here: use --timeline, "
+            "which counts live tensors"
+        )
 
 
 def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:

@@ -13,7 +13,7 @@ from lorabench.bench import fit
 from lorabench.bench.environment import Surroundings
 from lorabench.bench.jobs import Settings
 from lorabench.bench.records import DeviceFacts, read_records, write_record
-from lorabench.bench.runner import Finished, Progress, Watcher, run_suite
+from lorabench.bench.runner import Finished, Progress, Watcher, predict, run_suite
 from lorabench.bench.suites import Suite, load_suite, single_recipe
 from lorabench.bench.tasks import Lane, lanes_of, tasks_of
 from lorabench.estimator.architectures import read_config
@@ -289,6 +289,16 @@ def test_on_a_cpu_a_recipe_is_held_against_what_the_host_can_hand_out(
     pretending.setattr(fit, "available_bytes", lambda: sorted(need)[1])
     finished, _ = run(tmp_path / "out", skip_unfit=True)
     assert [outcome == "skipped" for outcome in outcomes(finished)] == [bytes_ > sorted(need)[1] for bytes_ in need]
+
+
+def test_what_is_predicted_is_for_the_very_gpu() -> None:
+    """cuBLAS works in 32 MiB a thread on Hopper, in 8 MiB before it: so torch sizes its workspaces."""
+    peaks = {}
+    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"):
+        predicted = predict(PICK.recipes[0], DeviceFacts(kind="cuda", name=name, memory_bytes=80 * 2**30))
+        assert predicted is not None
+        peaks[name] = predicted.memory.components["workspaces"]
+    assert peaks["NVIDIA H100 80GB HBM3"] - peaks["NVIDIA A100-SXM4-80GB"] > 40 * 2**20
 
 
 # The folder and what the suite is made of.

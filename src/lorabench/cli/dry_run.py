@@ -64,7 +64,7 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
 def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates) -> Row:
     spec, recipe = planned.spec, planned.recipe
     try:
-        memory = estimate_memory(spec, recipe, facts.kind)
+        memory = estimate_memory(spec, recipe, facts.kind, rates.device.architecture)
     except UserError as error:
         return Row(label=label, reason=str(error))
     return Row(label=label, memory=memory, speed=rates.throughput(spec, recipe), verdict=predict_fit(memory, facts))
