@@ -66,7 +66,7 @@ class CudaMeter:
         )
 
     def settle(self) -> None:
-        """Give back to the GPU what is not in use, cuBLAS' workspaces among it: threads that multiply take their own."""
+        """Give back to the GPU what is not in use, cuBLAS' workspaces among it, which threads take anew."""
         import torch
 
         gc.collect()
