@@ -31,7 +31,7 @@ LINES_KEPT = 40
 
 def answer_of(error: Exception, device: DeviceKind, traceback: str) -> Answer:
     """Return the answer that an exception makes, which was raised while a recipe was measured."""
-    message = first_line(f"{type(error).__name__}: {error}")
+    message = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
     memory = which_memory(error, device)
     if memory is not None:
         return Answer(outcome="oom", out_of=memory, message=message)
@@ -74,14 +74,14 @@ def answer_of_the_dead(exit_code: int, said: str, device: DeviceKind, kernel_kil
     end = name_end(exit_code)
     if exit_code == -signal.SIGKILL:
         end += ", and not for want of memory"
-    last = [line for line in said.splitlines() if line.strip()][-LINES_KEPT:]
+    last = [line for line in without_own_folders(said).splitlines() if line.strip()][-LINES_KEPT:]
     reason = f"the worker ended without an answer: {end}" + (f": {first_line(last[-1])}" if last else "")
     memory = memory_in_text(said, device)
     return Answer(
         outcome="error" if memory is None else "oom",
         out_of=memory,
         message=reason,
-        traceback=without_own_folders("\n".join(last)) or None,
+        traceback="\n".join(last) or None,
     )
 
 

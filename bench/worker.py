@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lorabench.bench.failures import answer_of
+from lorabench.bench.failures import answer_of, without_own_folders
 from lorabench.bench.jobs import Answer, Job
 from lorabench.bench.losses import complaint_about, complaint_about_adapters
 from lorabench.bench.measure import measure
@@ -30,7 +30,7 @@ def answer_job(job: Job) -> Answer:
     try:
         measurement = measure(job.spec, job.recipe, job.settings, job.snapshot_path)
     except UserError as error:
-        return Answer(outcome="error", message=str(error))
+        return Answer(outcome="error", message=without_own_folders(str(error)))
     except Exception as error:
         return answer_of(error, job.settings.device, traceback.format_exc())
     complaints = (

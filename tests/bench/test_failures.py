@@ -59,6 +59,14 @@ def test_tracebacks_name_no_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) 
     assert without_own_folders(text) == 'File "torch/__init__.py", line 1\nFile "~/work/x.py"\nFile "os.py"'
 
 
+def test_messages_name_no_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    raised = answer_of(OSError("/home/somebody/weights: too short"), "cpu", "")
+    died = answer_of_the_dead(1, "/home/somebody/weights: too short", "cpu", 0)
+    assert raised.message == "OSError: ~/weights: too short"
+    assert died.message == "the worker ended without an answer: exit code 1: ~/weights: too short"
+
+
 @pytest.mark.parametrize(
     ("losses", "complaint"),
     [

@@ -117,9 +117,13 @@ def command(
         memory_snapshot=memory_snapshot,
     )
     if dry_run:
+        from lorabench.bench.runner import check_device, check_sources
         from lorabench.cli.dry_run import dry_run as listed
 
-        click.echo(listed(suite, settings, _device(gpu, device)))
+        check_sources(suite, settings)
+        facts = _device(gpu, device)
+        check_device(msgspec.structs.replace(settings, device=facts.kind))
+        click.echo(listed(suite, settings, facts))
         return 0
     if gpu is not None:
         raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
@@ -172,7 +176,8 @@ def _suite(target: str, options: dict[str, Any]) -> Suite:
     try:
         spec = find_model(target)
     except UserError as error:
-        raise UserError(f"{error}; shipped suites are {', '.join(shipped_suites())}") from error
+        suites = f"shipped suites are {', '.join(shipped_suites())}, and others are files named *.yaml or *.yml"
+        raise UserError(f"{error}; {suites}") from error
     return single_recipe(spec, recipe_from(spec.name, options))
 
 
@@ -182,6 +187,8 @@ def _device(gpu: str | None, choice: DeviceChoice) -> DeviceFacts:
         from lorabench.bench.environment import probe_surroundings
 
         return probe_surroundings(choice).device
+    if choice != "auto":
+        raise UserError("--gpu and --device contradict each other: --gpu names the device to hold estimates against")
     from lorabench.bench.records import DeviceFacts
     from lorabench.estimator.devices import find_device
 
