@@ -167,7 +167,7 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
     refuse_impossible(spec, recipe)
     found = []
     for device in map(find_device, device_names()):
-        if not _runs(recipe, device):
+        if _lacks(recipe, device):
             continue
         held = _hold(spec, recipe, device)
         if held is not None:
@@ -180,14 +180,17 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
     ]
 
 
-def _runs(recipe: Recipe, device: Device) -> bool:
-    """Return whether ``device`` has what ``recipe`` is made of; where that is not known, it is taken to."""
+def _lacks(recipe: Recipe, device: Device) -> str:
+    """Return what ``device`` lacks of what ``recipe`` is made of, or ""; where that is not known, it has it."""
     if recipe.attn_implementation == "flash_attention_2" and device.supports_flash_attention is False:
-        return False
-    needs_bitsandbytes = recipe.method == "qlora" or recipe.optim.endswith(("8bit", "32bit"))
-    if needs_bitsandbytes and device.supports_bitsandbytes is False:
-        return False
-    return "bfloat16" not in (recipe.dtype, recipe.compute_dtype) or device.supports_bfloat16 is not False
+        return "no flash attention 2 (attn_implementation)"
+    if recipe.method == "qlora" and device.supports_bitsandbytes is False:
+        return "no bitsandbytes (method qlora)"
+    if recipe.optim.endswith(("8bit", "32bit")) and device.supports_bitsandbytes is False:
+        return f"no bitsandbytes (optim {recipe.optim})"
+    if "bfloat16" in (recipe.dtype, recipe.compute_dtype) and device.supports_bfloat16 is False:
+        return "no units for bfloat16 (dtype, mixed_precision)"
+    return ""
 
 
 def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[Recipe]:
@@ -205,6 +208,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
     if half == "bfloat16":  # float16 has not the range to train weights in
         precisions["full"].append({"dtype": "bfloat16", "mixed_precision": "no"})
     refusal: UserError | None = None
+    lacking: list[str] = []
     found: set[Recipe] = set()
     for method in [fixed["method"]] if "method" in fixed else METHODS:
         for precision, attention, loss, optim, checkpointing in product(
@@ -230,12 +234,19 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
             except UserError as error:
                 refusal = error
                 continue
-            if recipe in found or not _runs(recipe, device):
+            if recipe in found:
+                continue
+            lack = _lacks(recipe, device)
+            if lack:
+                lacking.append(lack)
                 continue
             found.add(recipe)
             yield recipe
     if not found:
-        raise refusal or UserError(f"{device.name} cannot run what was asked for: leave some options open")
+        if lacking:
+            raise UserError(f"{device.name} cannot run what was asked for, it has {lacking[0]}: leave that open")
+        assert refusal is not None
+        raise refusal
 
 
 def _attentions(spec: ModelSpec, device: Device, seq_len: int) -> tuple[str, ...]:

@@ -61,8 +61,17 @@ def test_the_command_writes_what_estimates_read(
     assert f"written to {path}" in out
     assert out.startswith("Test CPU, 1 thread\nmatrix products, float32 up to ")
     assert read_calibration(path).device == "Test CPU"
+
+
+def test_a_folder_for_the_file_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*given: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("lorabench.bench.calibrate.calibrate", measured)
     with pytest.raises(SystemExit) as stopped:
-        main(["calibrate", "-o", str(tmp_path)])
+        main(["calibrate", "--device", "cpu", "-o", str(tmp_path)])
     assert stopped.value.code == 2
     assert "cannot be written" in capsys.readouterr().err
 

@@ -49,6 +49,9 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
 
     facts = probe_surroundings(device).device
     chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.kind == "cpu" else default_dtypes(facts.name))
+    path = output or user_folder() / file_name(facts.name)
+    if path.is_dir():  # before a minute is spent
+        raise UserError(f"{path}: cannot be written (it is a folder): name a file with -o")
 
     def say(what: str) -> None:
         click.echo(f"measuring {what}", err=True)
@@ -56,7 +59,6 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     with quiet_libraries():
         calibration = calibrate(facts.kind, facts.name, chosen, say if sys.stderr.isatty() else lambda what: None)
     click.echo(as_text(calibration))
-    path = output or user_folder() / file_name(facts.name)
     try:
         write_whole(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
     except OSError as error:

@@ -64,7 +64,8 @@ def command(
 
     Options fix what they name; method, precision, optimizer (AdamW or its paged 8-bit kind), checkpointing, attention,
     loss and micro-batch are tried where they are not given. Of 4-bit models, embedding, head and norms stay in 16
-    bits, which is both leaner and faster than peft's preparation.
+    bits, which is both leaner and faster than peft's preparation. The defaults in brackets hold for what is not tried,
+    and with --all-gpus for everything.
     """
     from lorabench.estimator.catalogue import find_model
     from lorabench.estimator.devices import find_device
