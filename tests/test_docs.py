@@ -273,9 +273,8 @@ def test_the_readme_shows_what_the_command_prints() -> None:
 
 def test_the_readme_shows_what_plan_finds() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.findall(
-        r"^\|(?: ([\w.-]+))? \| \d+ GB, ([\w-]+) \| (\w+)[^|]* \| (\d+) \| ([\d.]+ GiB) \| ([\d,]+) ", page, re.MULTILINE
-    )
+    row = r"^\|(?: ([\w.-]+))? \| \d+ GB, ([\w-]+) \| (\w+)[^|]* \| (\d+) \| ([\d.]+ GiB) \| ([\d,]+) "
+    found = re.findall(row, page, re.MULTILINE)
     assert len(found) == 6
     model = ""
     for named, gpu, method, batch, takes, speed in found:
