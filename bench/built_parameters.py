@@ -23,10 +23,12 @@ def count_built(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
         count = parameter.numel() if state is None else math.prod(state.shape)
         trainable += count if parameter.requires_grad else 0
         quantized += count if state is not None else 0
-        if ".lora_" in name:
+        if ".lora_" in name or ".modules_to_save." in name:
             adapter += count
         else:
-            plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            plain = (
+                name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+            )
             by_part[parts[_without_index(plain, spec)]] += count
     total = sum(by_part.values()) + adapter
     return ParameterCounts(total=total, trainable=trainable, quantized=quantized, adapter=adapter, by_part=by_part)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.breakdown import Kernels
-from lorabench.estimator.parameters import trainable_shapes
+from lorabench.estimator.parameters import trained_tensors
 from lorabench.estimator.recipes import make_recipe
 from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
 from lorabench.estimator.speed.flops import BACKWARD_PRODUCTS_DONE, FORWARD_PRODUCTS
@@ -248,7 +248,7 @@ def _host_seconds(kind: Kernels) -> tuple[float, float, float]:
     counted = {"forward": 0, "backward": 0}
     for operation, times in micro_batch_operations(spec, recipe, kind):
         counted["backward" if operation.phase == "backward" else "forward"] += times
-    tensors = sum(count for _, count in trainable_shapes(spec, recipe))
+    tensors = sum(alike.many for alike in trained_tensors(spec, recipe))
     return (
         min(spent["forward"]) / counted["forward"],
         min(spent["backward"]) / counted["backward"],

@@ -45,7 +45,8 @@ from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.estimates import refuse_impossible
 from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
+from lorabench.estimator.modules_to_save import resolve_modules_to_save
+from lorabench.estimator.recipes import CHOICES, Recipe, has_meaning, make_recipe
 from lorabench.estimator.target_modules import resolve_target_modules
 
 SHIPPED = Path(__file__).parent / "suites"
@@ -110,11 +111,12 @@ def check_trainable(spec: ModelSpec, recipe: Recipe) -> None:
     """Refuse a recipe that cannot train its model on any device.
 
     Raises:
-        UserError: target modules that the model does not have, more tokens than it has positions, or a vocabulary
-            that byte-level text does not fit.
+        UserError: target modules or modules to save that the model does not have, more tokens than it has positions,
+            or a vocabulary that byte-level text does not fit.
     """
     refuse_impossible(spec, recipe)
     resolve_target_modules(spec, recipe)
+    resolve_modules_to_save(spec, recipe)
     byte_tokenizer(spec.vocab_size)
 
 
@@ -280,8 +282,8 @@ class _SuiteFile:
         condition: Condition = self._options(value, path, lists=True)
         if "model" in condition:
             condition["model"] = [self._spec(name, (*path, "model")).name for name in condition["model"]]
-        if "target_modules" in condition:
-            condition["target_modules"] = [_canonical(targets) for targets in condition["target_modules"]]
+        for field in NAMES_OF_MODULES & condition.keys():
+            condition[field] = [_canonical(field, names) for names in condition[field]]
         return condition
 
     def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
@@ -291,8 +293,9 @@ class _SuiteFile:
         said |= options
         if "model" in options:
             said["model"] = self._spec(options["model"], ("matrix", "model")).name
-        if said["target_modules"] is not None:
-            said["target_modules"] = _canonical(said["target_modules"])
+        for field in NAMES_OF_MODULES:
+            if said[field] is not None:
+                said[field] = _canonical(field, said[field])
         return all(said[field] in values for field, values in condition.items())
 
     def _plan(self, options: dict[str, Any], path: Trail) -> Planned:
@@ -363,15 +366,18 @@ class _SuiteFile:
         return UserError(f"{self.path} line {self.lines.get(path, 1)}: {message}")
 
 
-def _canonical(target_modules: str) -> str | None:
-    """Return target modules as a recipe writes them."""
-    return make_recipe("any", target_modules=target_modules).target_modules
+NAMES_OF_MODULES = {"target_modules", "modules_to_save"}
+
+
+def _canonical(field: str, names: str) -> Any:
+    """Return the names of modules as a recipe writes them."""
+    return getattr(make_recipe("any", **{field: names}), field)
 
 
 def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:
     """Return ``options`` without those that have no meaning for ``method``."""
-    plain = make_recipe("any", method=method)
-    return {key: value for key, value in options.items() if key == "model" or getattr(plain, key) is not None}
+    method = make_recipe("any", method=method).method
+    return {key: value for key, value in options.items() if has_meaning(key, method)}
 
 
 def _dotted(path: Trail) -> str:

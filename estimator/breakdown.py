@@ -12,7 +12,7 @@ Kernels = Literal["cuda", "cpu"]
 COMPONENTS: dict[str, str] = {
     "weights": "base weights that are not quantised",
     "quantized_weights": "4-bit codes and their quantisation constants",
-    "adapters": "LoRA weights",
+    "adapters": "LoRA weights, and modules saved with them",
     "gradients": "gradients of the weights that train",
     "optimizer_states": "what the optimizer keeps between steps",
     "activations": "tensors saved for the backward pass",
@@ -64,5 +64,6 @@ class ParameterCounts(Struct, frozen=True, kw_only=True):
     quantized: int
     """Weights stored in 4 bits."""
     adapter: int
+    """What peft adds: adapters, and copies of the modules to save."""
     by_part: dict[str, int]
     """The base model's, by part."""

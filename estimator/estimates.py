@@ -129,7 +129,11 @@ def _estimate_by_trace(
 
     traced = trace_for_estimate(spec, recipe, None if device is None else device.architecture, on_progress)
     estimate = Estimate(
-        source="trace", recipe=recipe, parameters=traced.parameters, states=traced_terms(traced), memory=traced.memory
+        source="trace",
+        recipe=recipe,
+        parameters=traced.parameters,
+        states=traced_terms(spec, traced),
+        memory=traced.memory,
     )
     if device is None:
         return estimate

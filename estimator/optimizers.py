@@ -5,13 +5,14 @@ Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`) and tr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
 from lorabench.estimator.breakdown import Kernels
-from lorabench.estimator.recipes import ITEMSIZE, Dtype, Optim
+from lorabench.estimator.parameters import TrainedTensors
+from lorabench.estimator.recipes import ITEMSIZE, Optim
 
 MIN_8BIT_ELEMENTS = 4096
 """bitsandbytes keeps float32 states for tensors with fewer elements than this."""
@@ -35,68 +36,50 @@ class OptimizerBytes(NamedTuple):
     are not among the caching allocator's."""
 
 
-def optimizer_bytes(
-    optim: Optim,
-    shapes: Iterable[tuple[tuple[int, ...], int]],
-    dtype: Dtype,
-    kernels: Kernels,
-    embeddings: Iterable[tuple[int, ...]] = (),
-) -> OptimizerBytes:
-    """Return what ``optim`` takes for tensors of ``shapes`` (shape, how many), which train in ``dtype``.
+def optimizer_bytes(optim: Optim, tensors: Iterable[TrainedTensors], kernels: Kernels) -> OptimizerBytes:
+    """Return what ``optim`` takes for ``tensors``.
 
-    The shapes are in the order in which the optimizer steps through them; what repeats is there twice, the second time
-    with the number of all that follow. ``embeddings`` are the shapes of the embeddings among them.
+    They are in the order in which the optimizer steps through them; what repeats is there twice, the second time with
+    the number of all that follow.
     """
-    shapes = list(shapes)
-    tensors = [(shape, prod(shape), count) for shape, count in shapes]
-    elements = sum(size * count for _, size, count in tensors)
-    itemsize = ITEMSIZE[dtype]
+    tensors = list(tensors)
     if optim == "sgd":
         return OptimizerBytes(states=0, temporaries=0)
     if optim == "adafactor":
-        return _adafactor(tensors, itemsize)
+        return _adafactor(tensors)
     if optim in ("adamw_torch", "adamw_torch_fused"):
+        weights = sum(_bytes(alike) * alike.many for alike in tensors)
         # The step counter is a float32 tensor of its own for each parameter: on the device for the fused kernel, on
         # the host otherwise (which is the device of a CPU run).
-        steps = 4 * sum(count for _, _, count in tensors) if optim.endswith("fused") or kernels == "cpu" else 0
+        many = sum(alike.many for alike in tensors)
+        steps = 4 * many if optim.endswith("fused") or kernels == "cpu" else 0
         if optim == "adamw_torch_fused":
             temporaries = 0
         elif kernels == "cuda":
-            # The foreach implementation takes the square root of all second moments at once.
-            temporaries = elements * itemsize
+            # The foreach implementation takes the square root of all second moments of a dtype at once, and still has
+            # the last dtype's when it takes the next one's.
+            temporaries = weights
         else:
             # The for-loop holds a root and its quotient, and the previous tensor's quotient until then.
-            temporaries = max((before + 2 * size for before, size in _successive(tensors)), default=0) * itemsize
-        return OptimizerBytes(states=2 * elements * itemsize + steps, temporaries=temporaries)
-    return _bitsandbytes(optim, shapes, embeddings)
+            temporaries = max((_bytes(before) + 2 * _bytes(alike) for before, alike in _successive(tensors)), default=0)
+        return OptimizerBytes(states=2 * weights + steps, temporaries=temporaries)
+    return _bitsandbytes(optim, tensors)
 
 
-def bitsandbytes_states(
-    optim: Optim, shapes: Iterable[tuple[tuple[int, ...], int]], embeddings: Iterable[tuple[int, ...]]
-) -> Iterator[tuple[int, int, bool]]:
-    """Yield the elements of each tensor, how many there are of it, and whether its states are kept in 8 bits.
+def in_8bit(optim: Optim, tensors: TrainedTensors) -> bool:
+    """Return whether bitsandbytes keeps the states of ``tensors`` in 8 bits.
 
     Small tensors keep float32 states, and transformers' Trainer asks for them for every embedding.
     """
-    left = Counter(embeddings)
-    for shape, count in shapes:
-        size = prod(shape)
-        quantized = optim.endswith("8bit") and size >= MIN_8BIT_ELEMENTS
-        wide = min(count, left[shape]) if quantized else 0
-        left[shape] -= wide
-        if wide:
-            yield size, wide, False
-        if count > wide:
-            yield size, count - wide, quantized
+    return optim.endswith("8bit") and prod(tensors.shape) >= MIN_8BIT_ELEMENTS and not tensors.embedding
 
 
-def _bitsandbytes(
-    optim: Optim, shapes: list[tuple[tuple[int, ...], int]], embeddings: Iterable[tuple[int, ...]]
-) -> OptimizerBytes:
+def _bitsandbytes(optim: Optim, tensors: list[TrainedTensors]) -> OptimizerBytes:
     moments = 1 if "lion" in optim else 2
     kept = paged = 0
     quantized_any = False
-    for size, count, quantized in bitsandbytes_states(optim, shapes, embeddings):
+    for alike in tensors:
+        size, count, quantized = prod(alike.shape), alike.many, in_8bit(optim, alike)
         state = moments * size * (1 if quantized else 4)
         if optim.startswith("paged") and size >= MIN_PAGED_ELEMENTS:
             paged += count * state
@@ -110,33 +93,42 @@ def _bitsandbytes(
     return OptimizerBytes(states=kept, temporaries=0, paged=paged)
 
 
-def _successive(tensors: list[tuple[tuple[int, ...], int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the elements of the tensor before (0 at first) and of each tensor, in the order of the step."""
-    before = 0
-    for _, size, _ in tensors:
-        yield before, size
-        before = size
+def _bytes(tensors: TrainedTensors) -> int:
+    """Return the bytes of one of them."""
+    return prod(tensors.shape) * ITEMSIZE[tensors.dtype]
 
 
-def _adafactor(tensors: list[tuple[tuple[int, ...], int, int]], itemsize: int) -> OptimizerBytes:
+NOTHING = TrainedTensors((0,), 1, "float32")
+
+
+def _successive(tensors: list[TrainedTensors]) -> Iterator[tuple[TrainedTensors, TrainedTensors]]:
+    """Yield the tensor before (nothing at first) and each tensor, in the order of the step."""
+    return pairwise([NOTHING, *tensors])
+
+
+def _adafactor(tensors: list[TrainedTensors]) -> OptimizerBytes:
     """Adafactor keeps a float32 row and column of second moments and the weight's RMS, and works through copies.
 
     With 16-bit weights it copies gradient and weight to float32 first. The update lives twice for a moment, and the
     previous tensor's copies are released only when the next one's replace them.
     """
-    states = 0
-    for shape, size, count in tensors:
-        factored = len(shape) >= 2
-        moments = prod(shape[:-1]) + prod(shape[:-2]) * shape[-1] if factored else size
-        states += count * 4 * (moments + 1)
-    copies = 0 if itemsize == 4 else 1
+    states = sum(alike.many * 4 * (_second_moments(alike.shape) + 1) for alike in tensors)
     temporaries = 0
-    for previous, size in _successive(tensors):
+    for before, alike in _successive(tensors):
+        previous, size = prod(before.shape), prod(alike.shape)
+        copies_before, copies = (int(one.dtype != "float32") for one in (before, alike))
         # While the gradient's float32 copy is made, the previous tensor's gradient, weight and update still live;
-        # while the update is squared and shifted, its update does; then twice the update is this tensor's own.
+        # while the update is squared and shifted, its update does; then twice the update is this tensor's own, and
+        # what it is the product of.
         temporaries = max(
             temporaries,
-            4 * ((2 * copies + 1) * previous + copies * size),
+            4 * ((2 * copies_before + 1) * previous + copies * size),
             4 * (previous + 2 * copies * size + 2 * size),
+            4 * (2 * copies * size + 2 * size + (_second_moments(alike.shape) if len(alike.shape) > 1 else 0)),
         )
     return OptimizerBytes(states=states, temporaries=temporaries)
+
+
+def _second_moments(shape: tuple[int, ...]) -> int:
+    """Return the elements of a tensor's second moments: of a matrix one for each row and column."""
+    return prod(shape[:-1]) + prod(shape[:-2]) * shape[-1] if len(shape) > 1 else prod(shape)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from math import prod
+from typing import NamedTuple
 
 from lorabench.estimator.breakdown import ParameterCounts
 from lorabench.estimator.models import Layers, Linear, ModelSpec, Weight
-from lorabench.estimator.recipes import ITEMSIZE, Recipe
+from lorabench.estimator.modules_to_save import SavedModule, resolve_modules_to_save
+from lorabench.estimator.recipes import ITEMSIZE, Dtype, Recipe
 from lorabench.estimator.target_modules import resolve_target_modules
 
 
@@ -47,29 +49,56 @@ def adapters_of_expert(weight: Weight) -> int:
     return fused * prod(weight.shape[:-2])
 
 
-def trainable_shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield the shape of each tensor that trains, with how many there are of it, in the order of the model.
+class TrainedTensors(NamedTuple):
+    """Tensors that train and are alike."""
 
-    An adapter is A (rank, in_features) and B (out_features, rank), for a stack of experts side by side; full
-    fine-tuning trains every tensor of the model. Of layers that are alike the first is yielded by itself and the others
-    together, so that every tensor that follows another does so here.
+    shape: tuple[int, ...]
+    many: int
+    dtype: Dtype
+    embedding: bool = False
+
+
+def trained_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[TrainedTensors]:
+    """Yield the tensors that train, in the order of the model, in which an optimizer steps through them.
+
+    An adapter is A (rank, in_features) and B (out_features, rank), for a stack of experts side by side; modules to
+    save and, for full fine-tuning, all of the model train as they are. Of layers that are alike the first is yielded by
+    itself and the others together, so that every tensor that follows another does so here.
+
+    Raises:
+        UserError: target modules or modules to save that the model does not have.
     """
+    saved = resolve_modules_to_save(spec, recipe)
+    yield from _saved_tensors(recipe, [module for module in saved if module.embedding])
+    for shape, count, embedding in _shapes(spec, recipe):
+        yield TrainedTensors(shape, count, recipe.trained_dtype, embedding)
+    yield from _saved_tensors(recipe, [module for module in saved if not module.embedding])
+
+
+def _saved_tensors(recipe: Recipe, modules: list[SavedModule]) -> Iterator[TrainedTensors]:
+    for module in modules:
+        for _, shape in module.tensors:
+            yield TrainedTensors(shape, 1, recipe.unquantized_dtype, module.embedding)
+
+
+def _shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[int, ...], int, bool]]:
+    """Yield shape, number and whether it is an embedding: of adapters, or of the model's tensors where those train."""
     if recipe.method == "full":
         for weight in spec.embeddings:
-            yield weight.shape, 1
+            yield weight.shape, 1, True
     targets = set(resolve_target_modules(spec, recipe))
     for group in spec.layers:
         shapes = _full_shapes(group) if recipe.method == "full" else list(_adapter_shapes(group, recipe, targets))
         for count in (1, group.count - 1):
             if count:
-                yield from ((shape, count) for shape in shapes)
+                yield from ((shape, count, False) for shape in shapes)
     if recipe.method == "full":
         for weight in spec.final_norm:
-            yield weight.shape, 1
+            yield weight.shape, 1, False
         if not spec.tie_word_embeddings:
-            yield (spec.head.out_features, spec.head.in_features), 1
+            yield (spec.head.out_features, spec.head.in_features), 1, False
         if spec.head.bias:
-            yield (spec.head.out_features,), 1
+            yield (spec.head.out_features,), 1, False
 
 
 def _full_shapes(group: Layers) -> list[tuple[int, ...]]:
@@ -100,11 +129,11 @@ def count_parameters(spec: ModelSpec, recipe: Recipe) -> ParameterCounts:
     """Return the element counts of ``spec`` under ``recipe``.
 
     Raises:
-        UserError: target modules that the model does not have.
+        UserError: target modules or modules to save that the model does not have.
     """
     adapter = 0
     if recipe.method != "full":
-        adapter = sum(prod(shape) * count for shape, count in trainable_shapes(spec, recipe))
+        adapter = sum(prod(alike.shape) * alike.many for alike in trained_tensors(spec, recipe))
     return ParameterCounts(
         total=spec.parameters + adapter,
         trainable=spec.parameters if recipe.method == "full" else adapter,
@@ -119,28 +148,33 @@ def adapter_file_bytes(spec: ModelSpec, recipe: Recipe) -> int | None:
 
     A safetensors file is the length of its header (8 bytes), the header (JSON, padded with blanks to a multiple of 8),
     and the tensors (https://huggingface.co/docs/safetensors). The header has each tensor's name, dtype, shape and
-    offsets, in the order of the names.
+    offsets, in the order of the dtypes, then of the names.
 
     Raises:
-        UserError: target modules that the model does not have.
+        UserError: target modules or modules to save that the model does not have.
     """
     if recipe.method == "full":
         return None
-    itemsize = ITEMSIZE[recipe.trained_dtype]
+    tensors = [(recipe.trained_dtype, name, shape) for name, shape in _adapter_tensors(spec, recipe)]
+    for module in resolve_modules_to_save(spec, recipe):
+        for name, shape in module.tensors:
+            tensors.append((recipe.unquantized_dtype, f"base_model.model.{module.path}.{name}", shape))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in sorted(_adapter_tensors(spec, recipe)):
-        start, end = end, end + prod(shape) * itemsize
-        header[name] = {
-            "dtype": {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[recipe.trained_dtype],
-            "shape": shape,
-            "data_offsets": (start, end),
-        }
+    for dtype, name, shape in sorted(
+        tensors, key=lambda tensor: (list(SAFETENSORS_DTYPES).index(tensor[0]), tensor[1])
+    ):
+        start, end = end, end + prod(shape) * ITEMSIZE[dtype]
+        header[name] = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": shape, "data_offsets": (start, end)}
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + -(-length // 8) * 8 + end
 
 
-def _adapter_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[str, tuple[int, int]]]:
+SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Our name of a dtype → safetensors', in the order in which it writes them."""
+
+
+def _adapter_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the name in peft's state dict and the shape of each adapter tensor."""
     rank = recipe.rank
     assert rank is not None

@@ -59,12 +59,14 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     method: Method = "lora"
     rank: Positive | None = None
     """Rank r of the adapters (lora, qlora; default 16)."""
-    lora_alpha: Annotated[float, Meta(gt=0)] | None = None
+    lora_alpha: Annotated[float, Meta(gt=0, le=2**31 - 1)] | None = None
     """Scale numerator: adapters are scaled by alpha / r (default 2r). It changes the training, not the memory."""
     lora_dropout: Probability | None = None
     """Dropout before each adapter (default 0.05)."""
     target_modules: str | None = None
     """all-linear, attention, mlp, or module names separated by commas (default all-linear)."""
+    modules_to_save: str | None = None
+    """Embeddings and the head that train whole beside the adapters, names separated by commas (default none)."""
     adapter_dtype: AdapterDtype | None = None
     """Dtype of the adapters' weights, gradients and optimizer states (default float32, as peft keeps them)."""
     dtype: Dtype | None = None
@@ -93,19 +95,21 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
     def __post_init__(self) -> None:
         adapted = self.method != "full"
-        self._belongs("rank", adapted, default=16)
-        self._belongs("lora_alpha", adapted, default=2.0 * (self.rank or 0))
-        self._belongs("lora_dropout", adapted, default=0.05)
-        self._belongs("target_modules", adapted, default="all-linear")
-        self._belongs("adapter_dtype", adapted, default="float32")
-        quantized = self.method == "qlora"
-        self._belongs("quant_type", quantized, default="nf4")
-        self._belongs("double_quant", quantized, default=True)
-        self._belongs("prepare_kbit", quantized, default=True)
+        self._belongs("rank", default=16)
+        self._belongs("lora_alpha", default=2.0 * (self.rank or 0))
+        self._belongs("lora_dropout", default=0.05)
+        self._belongs("target_modules", default="all-linear")
+        self._belongs("modules_to_save", default=None)
+        self._belongs("adapter_dtype", default="float32")
+        self._belongs("quant_type", default="nf4")
+        self._belongs("double_quant", default=True)
+        self._belongs("prepare_kbit", default=True)
         if self.dtype is None:
             force_setattr(self, "dtype", "bfloat16" if adapted else "float32")
         if self.target_modules is not None:
             force_setattr(self, "target_modules", _canonical_targets(self.target_modules))
+        if self.modules_to_save is not None:
+            force_setattr(self, "modules_to_save", _canonical_names("modules_to_save", self.modules_to_save))
         trained = self.adapter_dtype if adapted else self.dtype
         if self.mixed_precision == "fp16" and trained == "float16":
             option = "adapter_dtype" if adapted else "dtype"
@@ -113,13 +117,18 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
                 f"mixed_precision fp16 scales the gradients, which torch refuses on float16 weights: "
                 f"use {option} float32, or mixed_precision no"
             )
+        if self.mixed_precision == "fp16" and self.modules_to_save and self.unquantized_dtype == "float16":
+            raise ValueError(
+                "mixed_precision fp16 scales the gradients, which torch refuses on float16 weights, and modules_to_save"
+                " keep the dtype of the base weights: use dtype float32, or mixed_precision no"
+            )
 
-    def _belongs(self, field: str, to_method: bool, *, default: Any) -> None:
-        value = getattr(self, field)
-        if to_method and value is None:
+    def _belongs(self, field: str, *, default: Any) -> None:
+        value, meant = getattr(self, field), has_meaning(field, self.method)
+        if meant and value is None:
             force_setattr(self, field, default)
-        elif not to_method and value is not None:
-            methods = "qlora" if field in ("quant_type", "double_quant", "prepare_kbit") else "lora or qlora"
+        elif not meant and value is not None:
+            methods = "qlora" if field in QUANTISED_SETTINGS else "lora or qlora"
             raise ValueError(f"{field} has no meaning for method {self.method}: leave it out, or use method {methods}")
 
     @property
@@ -129,10 +138,19 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
     @property
     def trained_dtype(self) -> Dtype:
-        """Dtype of the weights that train: the adapters', or the model's own for full fine-tuning."""
+        """Dtype of the weights that train: the adapters', or the model's own for full fine-tuning.
+
+        ``modules_to_save`` keep the dtype of what they copy, `unquantized_dtype`.
+        """
         dtype = self.dtype if self.method == "full" else self.adapter_dtype
         assert dtype is not None
         return dtype
+
+    @property
+    def unquantized_dtype(self) -> Dtype:
+        """Dtype of the base weights that are not stored in 4 bits: peft's preparation raises it to float32."""
+        assert self.dtype is not None
+        return "float32" if self.prepare_kbit else self.dtype
 
     @property
     def compute_dtype(self) -> Dtype:
@@ -174,17 +192,40 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         return " ".join(parts)
 
 
+ADAPTER_SETTINGS = ("rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "adapter_dtype")
+QUANTISED_SETTINGS = ("quant_type", "double_quant", "prepare_kbit")
+
+
+def has_meaning(setting: str, method: Method) -> bool:
+    """Return whether ``setting`` has a meaning for ``method``."""
+    if setting in QUANTISED_SETTINGS:
+        return method == "qlora"
+    return setting not in ADAPTER_SETTINGS or method != "full"
+
+
+ADDED_SETTINGS = ("modules_to_save",)
+"""Settings that recipes did not have at first: without them digests stay what they were."""
+
+
 def digest_of(settings: dict[str, Any], model_config: dict[str, Any]) -> str:
     """Return the digest of a recipe from its settings as JSON has them; see `Recipe.digest`."""
     settings = {key: value for key, value in settings.items() if key != "model"}
+    for added in ADDED_SETTINGS:
+        if settings.get(added) is None:
+            settings.pop(added, None)
     canonical = msgspec.json.encode({"recipe": settings, "model_config": model_config}, order="sorted")
     return hashlib.sha256(canonical).hexdigest()[:12]
 
 
-def _canonical_targets(targets: str) -> str:
-    names = sorted({name.strip() for name in targets.split(",")})
+def _canonical_names(option: str, given: str) -> str:
+    names = sorted({name.strip() for name in given.split(",")})
     if not all(names):
-        raise ValueError(f"target_modules {targets!r} names an empty module: write all-linear, attention, mlp or names")
+        raise ValueError(f"{option} {given!r} names an empty module: write NAME,NAME")
+    return ",".join(names)
+
+
+def _canonical_targets(targets: str) -> str:
+    names = _canonical_names("target_modules", targets).split(",")
     groups = [name for name in names if name in ("all-linear", "attention", "mlp")]
     if groups and len(names) > 1:
         raise ValueError(f"target_modules {targets!r} mixes {groups[0]} with other names: use one or the other")
@@ -199,6 +240,7 @@ class RecipeOptions(TypedDict, total=False):
     lora_alpha: float
     lora_dropout: float
     target_modules: str
+    modules_to_save: str
     adapter_dtype: AdapterDtype
     dtype: Dtype
     mixed_precision: MixedPrecision
@@ -255,4 +297,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Valid values of each option that takes one of a few."""
 
-__all__ = ["CHOICES", "ITEMSIZE", "Recipe", "RecipeOptions", "digest_of", "explain_validation", "make_recipe"]
+__all__ = [
+    "ADAPTER_SETTINGS",
+    "CHOICES",
+    "ITEMSIZE",
+    "Recipe",
+    "RecipeOptions",
+    "digest_of",
+    "explain_validation",
+    "has_meaning",
+    "make_recipe",
+]

@@ -12,8 +12,9 @@ from msgspec import Struct
 
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.optimizers import OptimizerBytes, optimizer_bytes
-from lorabench.estimator.parameters import trainable_shapes
+from lorabench.estimator.parameters import trained_tensors
 from lorabench.estimator.quantization import quantized_bytes
 from lorabench.estimator.recipes import ITEMSIZE, Recipe
 
@@ -45,30 +46,38 @@ class States(Struct, frozen=True):
         return sum(term.bytes for term in self.terms if term.component == component)
 
 
-def unquantized_dtype(recipe: Recipe) -> str:
-    """Return the dtype of the base weights that are not stored in 4 bits: peft's preparation raises it to float32."""
-    assert recipe.dtype is not None
-    return "float32" if recipe.prepare_kbit else recipe.dtype
-
-
 def states(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> States:
     """Return what ``recipe`` holds for the whole training of ``spec``."""
-    shapes = list(trainable_shapes(spec, recipe))
-    trained = sum(prod(shape) * count for shape, count in shapes)
-    itemsize = ITEMSIZE[recipe.trained_dtype]
-    optimizer = optimizer_bytes(recipe.optim, shapes, recipe.trained_dtype, kernels, trained_embeddings(spec, recipe))
+    tensors = list(trained_tensors(spec, recipe))
+    trained = sum(prod(alike.shape) * alike.many for alike in tensors)
+    optimizer = optimizer_bytes(recipe.optim, tensors, kernels)
     # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
-    terms = base_weights(spec, recipe, unquantized_dtype(recipe), recipe.compute_dtype)
+    terms = base_weights(spec, recipe, recipe.unquantized_dtype, recipe.compute_dtype)
     if recipe.method != "full":
-        terms.append(Term("adapters", f"LoRA weights, {recipe.trained_dtype}", trained, trained * itemsize))
-    terms.append(Term("gradients", f"gradients, {recipe.trained_dtype}", trained, trained * itemsize))
+        terms += trained_terms("adapters", "LoRA weights", spec, recipe, trained)
+    terms += trained_terms("gradients", "gradients", spec, recipe, trained)
     terms.append(Term("optimizer_states", f"{recipe.optim} states", trained, optimizer.states))
     return States(tuple(terms), optimizer)
 
 
-def trained_embeddings(spec: ModelSpec, recipe: Recipe) -> list[tuple[int, ...]]:
-    """Return the shapes of the embeddings that train."""
-    return [weight.shape for weight in spec.embeddings] if recipe.method == "full" else []
+def trained_terms(component: str, what: str, spec: ModelSpec, recipe: Recipe, trained: int) -> list[Term]:
+    """Return the terms of all ``trained`` parameters, or of their gradients: of ``what``, then of modules to save."""
+    saved = sum(module.parameters for module in resolve_modules_to_save(spec, recipe))
+    terms = [_term(component, what, trained - saved, recipe.trained_dtype)]
+    if saved:
+        terms.append(
+            _term(
+                component,
+                "modules to save" if component == "adapters" else f"{what} of modules to save",
+                saved,
+                recipe.unquantized_dtype,
+            )
+        )
+    return terms
+
+
+def _term(component: str, what: str, elements: int, dtype: str) -> Term:
+    return Term(component, f"{what}, {dtype}", elements, elements * ITEMSIZE[dtype])
 
 
 def loaded_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:

@@ -14,9 +14,9 @@ from lorabench.estimator.architectures import no_closed_form
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import ITEMSIZE, Recipe
+from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.reserved import reserve
-from lorabench.estimator.states import Term
+from lorabench.estimator.states import Term, trained_terms
 
 if TYPE_CHECKING:
     from lorabench.estimator.trace.trace import Trace
@@ -61,12 +61,12 @@ def _including(ends: tuple[int, int], point: int) -> tuple[int, int]:
     return min(ends[0], point), max(ends[1], point)
 
 
-def traced_terms(traced: Trace) -> tuple[Term, ...]:
+def traced_terms(spec: ModelSpec, traced: Trace) -> tuple[Term, ...]:
     """Return what is held for the whole training, as the trace counted it."""
-    return tuple(_terms(traced.recipe, traced.parameters, traced.memory.components))
+    return tuple(_terms(spec, traced.recipe, traced.parameters, traced.memory.components))
 
 
-def _terms(recipe: Recipe, counts: ParameterCounts, bytes_: dict[str, int]) -> Iterator[Term]:
+def _terms(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, bytes_: dict[str, int]) -> Iterator[Term]:
     trained, adapted = counts.trainable, recipe.method != "full"
     if counts.quantized:
         what = f"linear layers, {recipe.quant_type}"
@@ -74,6 +74,6 @@ def _terms(recipe: Recipe, counts: ParameterCounts, bytes_: dict[str, int]) -> I
     others = counts.total - counts.quantized - (trained if adapted else 0)
     yield Term("weights", "other weights" if counts.quantized else "weights", others, bytes_["weights"])
     if adapted:
-        yield Term("adapters", f"LoRA weights, {recipe.trained_dtype}", trained, bytes_["adapters"])
-    yield Term("gradients", f"gradients, {recipe.trained_dtype}", trained, trained * ITEMSIZE[recipe.trained_dtype])
+        yield from trained_terms("adapters", "LoRA weights", spec, recipe, trained)
+    yield from trained_terms("gradients", "gradients", spec, recipe, trained)
     yield Term("optimizer_states", f"{recipe.optim} states", trained, bytes_["optimizer_states"])

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from lorabench.estimator.recipes import ADAPTER_SETTINGS
 from lorabench.reports.runs import Run
 
-ADAPTER_SETTINGS = ("rank", "lora_alpha", "lora_dropout", "target_modules", "adapter_dtype")
 METHOD_SETTINGS = ("method", "dtype", "quant_type", "double_quant", "prepare_kbit")
 """Each method takes base weights of its own dtype, as it does by default."""
 

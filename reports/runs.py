@@ -222,8 +222,9 @@ def _setting(field: str) -> Callable[[Run], str | None]:
 _DISTINCTIONS: list[Callable[[Run], str | None]] = [
     lambda run: f"{run.record.recipe.batch_size}×{run.record.recipe.seq_len}",
     lambda run: "checkpointing" if run.record.recipe.gradient_checkpointing else "no checkpointing",
-    *map(_setting, ["target_modules", "optim", "dtype", "adapter_dtype", "mixed_precision", "attn_implementation"]),
-    *map(_setting, ["loss", "gradient_accumulation", "quant_type", "double_quant", "prepare_kbit"]),
+    *map(_setting, ["target_modules", "modules_to_save", "optim", "dtype", "adapter_dtype", "mixed_precision"]),
+    *map(_setting, ["attn_implementation", "loss", "gradient_accumulation"]),
+    *map(_setting, ["quant_type", "double_quant", "prepare_kbit"]),
     *map(_setting, ["lora_alpha", "lora_dropout"]),
     lambda run: run.record.engine,
     lambda run: run.record.device.name,

@@ -12,7 +12,6 @@ from lorabench.estimator.closed_form.sizes import BS, BSS, ONE, SS
 from lorabench.estimator.models import Layers, Linear, ModelSpec
 from lorabench.estimator.parameters import adapters_of_expert, stacked_experts
 from lorabench.estimator.recipes import Recipe
-from lorabench.estimator.states import unquantized_dtype
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, one row for each position."""
@@ -30,7 +29,7 @@ class Weights:
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.dtype is not None
         self.recipe = recipe
-        self.dtype = unquantized_dtype(recipe)
+        self.dtype = recipe.unquantized_dtype
         self.quantized_dtype = recipe.dtype
         """To which 4-bit weights are dequantised."""
 
@@ -38,6 +37,10 @@ class Weights:
         """Return a parameter of the model with ``columns`` elements."""
         leaf = self._leaf() if self.recipe.method == "full" else None
         return Tensor(None, ONE, columns, self.dtype, leaf=leaf)
+
+    def saved(self, columns: int) -> Tensor:
+        """Return the copy of a parameter that trains in place of the model's own."""
+        return Tensor(None, ONE, columns, self.dtype, leaf=self._leaf())
 
     def adapter(self, columns: int) -> Tensor:
         """Return an adapter's weight with ``columns`` · r elements."""

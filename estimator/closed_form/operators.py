@@ -273,7 +273,7 @@ class Operators:
     def embedding(self, weight: Tensor, columns: int, rows: int = BS) -> Tensor:
         """Return ``rows`` of the table ``weight``; the gradient is dense, as large as the table.
 
-        CUDA works through scratch for many tokens (`embedding_backward`), of which positions are never as many.
+        CUDA works through scratch for many tokens (`embedding_backward`), as which positions are not counted.
         """
         tape, elements, dtype = self.tape, weight.columns, weight.dtype
         sorts = self.kernels == "cuda" and rows == BS

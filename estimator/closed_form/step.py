@@ -12,6 +12,7 @@ from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BS, ONE, SHIFTED, Ledger, Moment, S
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import Layers, ModelSpec
+from lorabench.estimator.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.states import loaded_weights, states
 from lorabench.estimator.target_modules import resolve_target_modules
@@ -90,19 +91,26 @@ class _Step:
     def _forward(self) -> Tensor:
         spec, recipe, op = self.spec, self.recipe, self.op
         outside = Modules(op, spec, recipe, Layers(1, (), (*spec.embeddings, *spec.final_norm)), frozenset(), None)
+        saved = {module.path for module in resolve_modules_to_save(spec, recipe)}
+        for table in spec.embeddings:
+            if table.name.removesuffix(".weight") in saved:
+                outside.weights[table.name] = Weights(recipe).saved(table.parameters)
         hidden = self._hidden_states(outside)
-        head = self._head_weight(outside)
+        head = self._head_weight(outside, saved)
         if hidden.requires_grad:
             hidden = op.part(hidden, hidden.columns)
         return self._loss(hidden, head)
 
-    def _head_weight(self, outside: Modules) -> Tensor:
-        if self.spec.tie_word_embeddings:
+    def _head_weight(self, outside: Modules, saved: set[str]) -> Tensor:
+        weights, elements = Weights(self.recipe), self.spec.head.in_features * self.spec.head.out_features
+        if self.spec.head.name in saved:
+            return weights.saved(elements)
+        if self.spec.tie_word_embeddings and not saved:
             tied = outside.weights[self.spec.embeddings[0].name]
             if tied.leaf is not None:
                 tied.leaf.awaited = 2
             return tied
-        return Weights(self.recipe).base(self.spec.head.in_features * self.spec.head.out_features)
+        return weights.base(elements)
 
     def _hidden_states(self, outside: Modules) -> Tensor:
         spec, recipe, op, tape = self.spec, self.recipe, self.op, self.tape

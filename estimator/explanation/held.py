@@ -10,13 +10,14 @@ from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.symbols import Widths
 from lorabench.estimator.models import Linear, ModelSpec, Weight
+from lorabench.estimator.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.optimizers import (
     MIN_8BIT_ELEMENTS,
     MIN_PAGED_ELEMENTS,
     QMAP_BYTES,
     STATE_BLOCK,
     OptimizerBytes,
-    bitsandbytes_states,
+    in_8bit,
     optimizer_bytes,
 )
 from lorabench.estimator.parameters import (
@@ -24,11 +25,10 @@ from lorabench.estimator.parameters import (
     adapted_linears,
     adapters_of_expert,
     stacked_experts,
-    trainable_shapes,
+    trained_tensors,
 )
 from lorabench.estimator.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
 from lorabench.estimator.recipes import ITEMSIZE, Recipe
-from lorabench.estimator.states import trained_embeddings, unquantized_dtype
 
 PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norms"}
 """Part of a layer → what people call it."""
@@ -42,10 +42,11 @@ class Held:
         self.recipe = recipe
         self.kernels = kernels
         self.widths = Widths(spec)
-        self.trained_itemsize = ITEMSIZE[recipe.trained_dtype]
-        self.shapes = list(trainable_shapes(spec, recipe))
-        self.embeddings = trained_embeddings(spec, recipe)
-        self.trained = sum(prod(shape) * count for shape, count in self.shapes)
+        self.tensors = list(trained_tensors(spec, recipe))
+        self.trained = Counter[str]()
+        """Dtype → trainable parameters."""
+        for alike in self.tensors:
+            self.trained[alike.dtype] += prod(alike.shape) * alike.many
 
     # Weights
 
@@ -118,7 +119,7 @@ class Held:
         )
 
     def _dtype_and_source(self) -> tuple[str, str]:
-        dtype = unquantized_dtype(self.recipe)
+        dtype = self.recipe.unquantized_dtype
         if self.recipe.prepare_kbit:
             return dtype, "peft: prepare_model_for_kbit_training raises what is not quantised to float32"
         return dtype, f"transformers: loads parameters in {dtype}"
@@ -184,7 +185,7 @@ class Held:
         """Yield the adapters, by what they are on."""
         if self.recipe.method == "full":
             return
-        rank, itemsize = self.recipe.rank or 0, self.trained_itemsize
+        rank, itemsize = self.recipe.rank or 0, ITEMSIZE[self.recipe.trained_dtype]
         adapted = [
             (li.name, li.in_features, li.out_features, count) for li, count in adapted_linears(self.spec, self.recipe)
         ]
@@ -201,31 +202,51 @@ class Held:
                 count * rank * (in_features + out_features) * itemsize,
                 f"peft: A (r, in) and B (out, r), {self.recipe.trained_dtype}",
             )
+        for module in resolve_modules_to_save(self.spec, self.recipe):
+            tensors = [Weight(name, shape, "other") for name, shape in module.tensors]
+            dtype = self.recipe.unquantized_dtype
+            yield self._parameters(
+                f"copy of {module.path}", 1, tensors, (dtype, f"peft: modules_to_save, copied as they are, {dtype}")
+            )
 
     def all_gradients(self) -> Line:
         """Return the line of the gradients of all that trains."""
+        formula, values, bytes_ = self._trainable_bytes()
         return Line(
             "gradients of all that trains",
-            f"trainable parameters · {self.trained_itemsize} B",
-            f"{self.trained:,} · {self.trained_itemsize}",
-            self.trained * self.trained_itemsize,
-            f"torch: a gradient has the dtype of its weight, {self.recipe.trained_dtype}",
+            formula,
+            values,
+            bytes_,
+            f"torch: a gradient has the dtype of its weight, {' or '.join(self.trained)}",
         )
+
+    def _trainable_bytes(self) -> tuple[str, str, int]:
+        """Return what all that trains takes in its own dtypes: formula, values, bytes."""
+        sizes = [(elements, ITEMSIZE[dtype], dtype) for dtype, elements in self.trained.items()]
+        formula = " + ".join(
+            f"trainable parameters{'' if len(sizes) == 1 else f' in {dtype}'} · {itemsize} B"
+            for _, itemsize, dtype in sizes
+        )
+        values = " + ".join(f"{elements:,} · {itemsize}" for elements, itemsize, _ in sizes)
+        return formula, values, sum(elements * itemsize for elements, itemsize, _ in sizes)
 
     def optimizer_states(self) -> Iterator[Line]:
         """Yield what the optimizer keeps on the device."""
-        optim, itemsize = self.recipe.optim, self.trained_itemsize
+        optim = self.recipe.optim
         if optim in ("adamw_torch", "adamw_torch_fused"):
-            moments = 2 * self.trained * itemsize
+            formula, values, bytes_ = self._trainable_bytes()
+            if len(self.trained) > 1:
+                formula, values = f"({formula})", f"({values})"
+            moments = 2 * bytes_
             yield Line(
                 "first and second moments",
-                f"2 · trainable parameters · {itemsize} B",
-                f"2 · {self.trained:,} · {itemsize}",
+                f"2 · {formula}",
+                f"2 · {values}",
                 moments,
-                f"torch: AdamW keeps them in the dtype of the weight, {self.recipe.trained_dtype}",
+                f"torch: AdamW keeps them in the dtype of the weight, {' or '.join(self.trained)}",
             )
             if self._states_bytes() > moments:
-                tensors = sum(count for _, count in self.shapes)
+                tensors = sum(alike.many for alike in self.tensors)
                 yield Line(
                     "step counters",
                     "trainable tensors · 4 B",
@@ -249,15 +270,13 @@ class Held:
         return self._optimizer_bytes().states
 
     def _optimizer_bytes(self) -> OptimizerBytes:
-        recipe = self.recipe
-        return optimizer_bytes(recipe.optim, self.shapes, recipe.trained_dtype, self.kernels, self.embeddings)
+        return optimizer_bytes(self.recipe.optim, self.tensors, self.kernels)
 
     def _bitsandbytes_states(self) -> Iterator[Line]:
         optim = self.recipe.optim
         moments = 1 if "lion" in optim else 2
-        sizes = list(bitsandbytes_states(optim, self.shapes, self.embeddings))
-        coded = [(n, count) for n, count, quantized in sizes if quantized]
-        whole = [(n, count) for n, count, quantized in sizes if not quantized]
+        coded = [(prod(alike.shape), alike.many) for alike in self.tensors if in_8bit(optim, alike)]
+        whole = [(prod(alike.shape), alike.many) for alike in self.tensors if not in_8bit(optim, alike)]
         kept_from = MIN_PAGED_ELEMENTS if optim.startswith("paged") else float("inf")
         for name, itemsize, tensors in (("8-bit", 1, coded), ("float32", 4, whole)):
             elements = sum(n * count for n, count in tensors if n < kept_from)

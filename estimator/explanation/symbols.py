@@ -47,7 +47,7 @@ def symbols(spec: ModelSpec, recipe: Recipe) -> tuple[Symbol, ...]:
         chunk = chunk_rows(recipe.tokens, spec.vocab_size, spec.hidden_size)
         named.append(Symbol("c", "tokens in a chunk of the fused loss: B·S / (V/h), to a power of two", chunk))
     indices, parts = embedding_scratch(recipe.tokens, spec.vocab_size)
-    if parts and recipe.method == "full":
+    if parts and (recipe.method == "full" or recipe.modules_to_save):
         named.append(Symbol("i", "indices in the embedding's backward: 3·B·S + 2·min(B·S, V) + p", sum(indices)))
         named.append(Symbol("p", "parts of sums in the embedding's backward: ⌊B·S/10⌋ + min(B·S, V)", parts))
     if recipe.rank is not None:

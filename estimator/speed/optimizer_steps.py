@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
-from lorabench.estimator.optimizers import MIN_8BIT_ELEMENTS
-from lorabench.estimator.recipes import ITEMSIZE, Dtype, Optim
+from lorabench.estimator.optimizers import in_8bit
+from lorabench.estimator.parameters import TrainedTensors
+from lorabench.estimator.recipes import ITEMSIZE, Optim
 
 FUSED_ACCESSES = 7
 """Of weight, gradient and both moments: all are read, all but the gradient written."""
@@ -47,36 +48,34 @@ class OptimizerStep(NamedTuple):
     """What the processor does for it, in operations."""
 
 
-def optimizer_step(
-    optim: Optim, shapes: Iterable[tuple[tuple[int, ...], int]], dtype: Dtype, *, scaled: bool, clipped: bool
-) -> OptimizerStep:
-    """Return the step of ``optim`` on tensors of ``shapes`` (shape, how many), which train in ``dtype``.
+def optimizer_step(optim: Optim, trained: Iterable[TrainedTensors], *, scaled: bool, clipped: bool) -> OptimizerStep:
+    """Return the step of ``optim`` on the tensors that train.
 
     ``scaled``: the gradients were scaled for float16; ``clipped``: to a norm.
     """
-    sizes = [(prod(shape), count) for shape, count in shapes]
-    elements, tensors = sum(size * count for size, count in sizes), sum(count for _, count in sizes)
-    itemsize = ITEMSIZE[dtype]
+    trained = list(trained)
+    tensors = sum(alike.many for alike in trained)
+    weights = sum(prod(alike.shape) * alike.many * ITEMSIZE[alike.dtype] for alike in trained)
     lists = -(-tensors // TENSORS_IN_A_KERNEL)
-    before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES * clipped) * elements * itemsize
-    bytes_, kernels = _own(optim, sizes, elements, tensors, itemsize)
+    before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES * clipped) * weights
+    bytes_, kernels = _own(optim, trained, tensors, weights)
     calls = tensors * (BITSANDBYTES_CALLS if optim.endswith(BITSANDBYTES) else max(1, kernels // tensors))
     return OptimizerStep(before + bytes_, kernels + lists * (scaled + 2 * clipped), tensors, calls)
 
 
-def _own(optim: Optim, sizes: list[tuple[int, int]], elements: int, tensors: int, itemsize: int) -> tuple[float, int]:
+def _own(optim: Optim, trained: list[TrainedTensors], tensors: int, weights: int) -> tuple[float, int]:
     lists = -(-tensors // TENSORS_IN_A_KERNEL)
     if optim == "adamw_torch_fused":
-        return FUSED_ACCESSES * elements * itemsize, lists
+        return FUSED_ACCESSES * weights, lists
     if optim == "adamw_torch":
-        return FOREACH_ACCESSES * elements * itemsize, FOREACH_KERNELS * lists
+        return FOREACH_ACCESSES * weights, FOREACH_KERNELS * lists
     if optim == "sgd":
-        return 3 * elements * itemsize, lists
+        return 3 * weights, lists
     if optim == "adafactor":
+        elements = sum(prod(alike.shape) * alike.many for alike in trained)
         return ADAFACTOR_ACCESSES * elements * 4, ADAFACTOR_KERNELS * tensors
     moments = 1 if "lion" in optim else 2
-    eight_bit = optim.endswith("8bit")
     states = sum(
-        2 * moments * count * size * (1 if eight_bit and size >= MIN_8BIT_ELEMENTS else 4) for size, count in sizes
+        2 * moments * alike.many * prod(alike.shape) * (1 if in_8bit(optim, alike) else 4) for alike in trained
     )
-    return 3 * elements * itemsize + states, tensors
+    return 3 * weights + states, tensors

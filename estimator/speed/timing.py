@@ -9,7 +9,7 @@ from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.sizes import BS, CHUNK
 from lorabench.estimator.closed_form.work import Attention, ChunkedLoss, Dequantisation, Product
 from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.parameters import trainable_shapes
+from lorabench.estimator.parameters import trained_tensors
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.flops import work_flops
@@ -67,8 +67,7 @@ def step_time(
     waiting = _waiting(sum(groups.values()), host_seconds, rates)
     step = optimizer_step(
         recipe.optim,
-        trainable_shapes(spec, recipe),
-        recipe.trained_dtype,
+        trained_tensors(spec, recipe),
         scaled=recipe.mixed_precision == "fp16",
         clipped=True,
     )

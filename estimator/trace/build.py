@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes import Recipe
 from lorabench.estimator.target_modules import resolve_target_modules
 from lorabench.estimator.trace.losses import set_loss
@@ -303,6 +304,7 @@ def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, device: DeviceKi
     import torch
     from peft import LoraConfig, get_peft_model
 
+    saved = resolve_modules_to_save(spec, recipe)
     targets = "all-linear" if recipe.target_modules == "all-linear" else list(resolve_target_modules(spec, recipe))
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -310,13 +312,14 @@ def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, device: DeviceKi
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=targets,
+        modules_to_save=[module.path for module in saved] or None,
         # Conv1D stores its weight transposed; bitsandbytes' 4-bit layers never do.
         fan_in_fan_out=recipe.method == "lora" and any(linear.conv1d for linear in spec.layers[0].linears),
     )
     with torch.device(device):
         model = get_peft_model(model, config, autocast_adapter_dtype=recipe.adapter_dtype == "float32")
     dtype: torch.dtype = getattr(torch, str(recipe.adapter_dtype))
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != dtype:
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     return model

@@ -243,7 +243,7 @@ def count_traced(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
         total += count
         trainable += count if parameter.requires_grad else 0
         quantized += 0 if state is None else count
-        adapter += count if ".lora_" in name else 0
+        adapter += count if ".lora_" in name or ".modules_to_save." in name else 0
     by_part = {str(part): count for part, count in spec.parameters_by_part.items()}
     return ParameterCounts(total=total, trainable=trainable, quantized=quantized, adapter=adapter, by_part=by_part)
 

@@ -39,7 +39,7 @@ def sample_model(draw: random.Random) -> ModelSpec:
     return read_config(small_config(family, **changes), f"small/{family}")
 
 
-def sample_options(draw: random.Random) -> dict[str, Any]:
+def sample_options(draw: random.Random, spec: ModelSpec) -> dict[str, Any]:
     method = draw.choice(CHOICES["method"])
     options: dict[str, Any] = {
         "method": method,
@@ -54,12 +54,14 @@ def sample_options(draw: random.Random) -> dict[str, Any]:
         "loss": draw.choice(CHOICES["loss"]),
     }
     if method != "full":
+        table = spec.embeddings[0].name.split(".")[-2]
         targets = ["all-linear", "attention", "mlp", draw.choice(["v_proj,q_proj", "o_proj"])]
         options |= {
             "rank": draw.choice([1, 4, 8, 16, 64]),
             "lora_dropout": draw.choice([0.0, 0.05]),
             "adapter_dtype": draw.choice(CHOICES["adapter_dtype"]),
             "target_modules": draw.choice(targets),
+            "modules_to_save": draw.choice([None, None, "lm_head", table, f"{table},lm_head"]),
         }
     if method == "qlora":
         options |= {
@@ -77,7 +79,7 @@ def sample(part: int) -> list[tuple[ModelSpec, Recipe]]:
     while len(found) < RECIPES_A_PART:
         spec = sample_model(draw)
         try:
-            recipe = make_recipe(spec.name, **sample_options(draw))
+            recipe = make_recipe(spec.name, **sample_options(draw, spec))
             refuse_impossible(spec, recipe)
             estimate_memory(spec, recipe)
         except UserError:

@@ -31,6 +31,10 @@ RECIPES: list[tuple[str, dict[str, Any]]] = [
     ("Qwen/Qwen3-30B-A3B", {"lora_dropout": 0.0, "gradient_checkpointing": False, "batch_size": 2}),
     ("meta-llama/Llama-3.2-1B", {"method": "full", "loss": "liger", "optim": "sgd", "gradient_checkpointing": False}),
     ("Qwen/Qwen3-30B-A3B", {"method": "full", "optim": "adamw_torch"}),
+    (
+        "meta-llama/Llama-3.1-8B",
+        {"method": "qlora", "prepare_kbit": False, "modules_to_save": "embed_tokens,lm_head", "batch_size": 2},
+    ),
     ("Qwen/Qwen2.5-0.5B", {"method": "full", "batch_size": 2, "loss": "legacy"}),  # sorts its tokens in backward
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any, get_args
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.optimizers import OptimizerBytes, optimizer_bytes
+from lorabench.estimator.parameters import TrainedTensors
 from lorabench.estimator.recipes import Dtype, Optim, make_recipe
 from lorabench.estimator.trace.optimizers import make_optimizer
 
@@ -26,7 +28,8 @@ SHAPES: dict[str, list[tuple[tuple[int, ...], int]]] = {
     "not whole blocks": [((101, 103), 2), ((257,), 1)],
     "growing, then shrinking": [((32, 32), 1), ((128, 128), 1), ((16, 16), 2), ((300,), 1)],
 }
-DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
+DTYPES: list[tuple[Dtype, ...]] = [("float32",), ("bfloat16",), ("float32", "bfloat16"), ("bfloat16", "float32")]
+"""Dtypes that tensors take in turn: adapters and modules to save train in their own."""
 OPTIMS: list[Optim] = [optim for optim in get_args(Optim) if not optim.startswith("paged")]  # those page on CUDA only
 
 
@@ -59,10 +62,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch an
 class Weights(torch.nn.Module):
     """Parameters of the given shapes, each with a gradient."""
 
-    def __init__(self, shapes: list[tuple[tuple[int, ...], int]], dtype: Dtype) -> None:
+    def __init__(self, tensors: list[TrainedTensors]) -> None:
         super().__init__()
-        tensors = [torch.randn(shape) for shape, count in shapes for _ in range(count)]
-        self.all = torch.nn.ParameterList(tensor.to(getattr(torch, dtype)) for tensor in tensors)
+        self.all = torch.nn.ParameterList(torch.randn(one.shape).to(getattr(torch, one.dtype)) for one in tensors)
         for parameter in self.parameters():
             parameter.grad = torch.randn_like(parameter)
 
@@ -74,9 +76,14 @@ def state_storages(optimizer: torch.optim.Optimizer) -> dict[int, int]:
     return {storage._cdata: storage.nbytes() for storage in storages}
 
 
-def after_two_steps(optim: Optim, name: str, dtype: Dtype) -> OptimizerBytes:
+def one_by_one(name: str, dtypes: tuple[Dtype, ...]) -> list[TrainedTensors]:
+    shapes = [shape for shape, count in SHAPES[name] for _ in range(count)]
+    return [TrainedTensors(shape, 1, dtype) for shape, dtype in zip(shapes, cycle(dtypes), strict=False)]
+
+
+def after_two_steps(optim: Optim, tensors: list[TrainedTensors]) -> OptimizerBytes:
     """Return what the real optimizer keeps after two steps on the CPU, and the most that the second took besides."""
-    weights = Weights(SHAPES[name], dtype)
+    weights = Weights(tensors)
     optimizer = make_optimizer(weights, make_recipe("small", optim=optim))
     optimizer.step()
     states = sum(state_storages(optimizer).values())
@@ -96,12 +103,12 @@ def after_two_steps(optim: Optim, name: str, dtype: Dtype) -> OptimizerBytes:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
 @pytest.mark.parametrize("optim", OPTIMS)
-def test_an_optimizer_keeps_what_the_real_one_keeps(optim: Optim, dtype: Dtype, name: str) -> None:
-    real = after_two_steps(optim, name, dtype)
-    one_by_one = [(shape, 1) for shape, count in SHAPES[name] for _ in range(count)]
-    estimated = optimizer_bytes(optim, one_by_one, dtype, "cpu")
+def test_an_optimizer_keeps_what_the_real_one_keeps(optim: Optim, dtypes: tuple[Dtype, ...], name: str) -> None:
+    tensors = one_by_one(name, dtypes)
+    real = after_two_steps(optim, tensors)
+    estimated = optimizer_bytes(optim, tensors, "cpu")
     assert estimated.states == real.states
     # Scalars, such as the bias corrections of one tensor, come and go.
     assert estimated.temporaries == pytest.approx(real.temporaries, abs=64)
@@ -129,7 +136,8 @@ TENSORS = 7
 )
 def test_what_an_optimizer_takes_on_a_gpu(optim: Optim, dtype: Dtype, states: int, temporaries: int) -> None:
     cuda: Kernels = "cuda"
-    assert optimizer_bytes(optim, SHAPES["adapters"], dtype, cuda) == OptimizerBytes(states, temporaries)
+    tensors = [TrainedTensors(shape, count, dtype) for shape, count in SHAPES["adapters"]]
+    assert optimizer_bytes(optim, tensors, cuda) == OptimizerBytes(states, temporaries)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +151,8 @@ def test_what_an_optimizer_takes_on_a_gpu(optim: Optim, dtype: Dtype, states: in
     ],
 )
 def test_only_states_of_large_tensors_are_paged(optim: Optim, kept: int, paged: int) -> None:
-    shapes = [((99_999,), 1), ((100_000,), 1)]
-    assert optimizer_bytes(optim, shapes, "float32", "cuda") == OptimizerBytes(kept, 0, paged)
+    tensors = [TrainedTensors((99_999,), 1, "float32"), TrainedTensors((100_000,), 1, "float32")]
+    assert optimizer_bytes(optim, tensors, "cuda") == OptimizerBytes(kept, 0, paged)
 
 
 @pytest.mark.parametrize("optim", [optim for optim in OPTIMS if optim.endswith("8bit")])
@@ -165,9 +173,10 @@ def test_embeddings_keep_float32_states_as_under_trainer(optim: Optim) -> None:
         shape = (rows, 64)
         coded = rows * 64 + 4 * rows * 64 // 256 + 1024
         assert sum(state_storages(optimizer).values()) == moments * (4 * rows * 64 + coded)
-        estimated = optimizer_bytes(optim, [(shape, 1), (shape, 1)], "float32", "cpu", [shape])
+        tensors = [TrainedTensors(shape, 1, "float32", embedding) for embedding in (False, True)]
+        estimated = optimizer_bytes(optim, tensors, "cpu")
         assert estimated.states + estimated.paged == moments * (4 * rows * 64 + coded)
 
 
 def test_no_weights_take_nothing() -> None:
-    assert all(optimizer_bytes(optim, [], "float32", "cuda") == (0, 0, 0) for optim in OPTIMS)
+    assert all(optimizer_bytes(optim, [], "cuda") == (0, 0, 0) for optim in OPTIMS)

@@ -17,6 +17,7 @@ ADAPTED = {
     "lora_alpha": st.floats(1e-6, 1e6),
     "lora_dropout": st.floats(0, 0.999),
     "target_modules": st.sampled_from(["all-linear", "attention", "mlp", "q_proj", "v_proj, q_proj"]),
+    "modules_to_save": st.sampled_from([None, "lm_head", "lm_head, embed_tokens"]),
     "adapter_dtype": st.sampled_from(CHOICES["adapter_dtype"]),
 }
 QUANTIZED = {
@@ -124,6 +125,7 @@ def test_module_names_are_put_in_order() -> None:
         ({"batch_size": True}, "batch_size: Expected `int`"),
         ({"lora_dropout": 1.0}, "lora_dropout: "),
         ({"lora_alpha": 0.0}, "lora_alpha: "),
+        ({"lora_alpha": float("inf")}, "lora_alpha: "),
         ({"seq_len": 0}, "seq_len: "),
         ({"method": "full", "rank": 8}, "rank has no meaning for method full"),
         ({"method": "full", "target_modules": "attention"}, "target_modules has no meaning for method full"),
@@ -133,6 +135,9 @@ def test_module_names_are_put_in_order() -> None:
         ({"target_modules": "mlp,q_proj"}, "mixes mlp with other names"),
         ({"method": "full", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),
         ({"adapter_dtype": "float16", "mixed_precision": "fp16"}, "use adapter_dtype float32"),
+        ({"modules_to_save": "lm_head", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),
+        ({"modules_to_save": "lm_head,"}, "names an empty module"),
+        ({"method": "full", "modules_to_save": "lm_head"}, "modules_to_save has no meaning for method full"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(options: dict[str, Any], complaint: str) -> None:

@@ -23,6 +23,7 @@ OPTIONS: list[Callable[[F], F]] = [
     click.option("--lora-alpha", type=float, help="Adapters are scaled by alpha / r. [2r]"),
     click.option("--lora-dropout", type=float, help="Dropout before each adapter. [0.05]"),
     click.option("--target-modules", help="all-linear, attention, mlp, or NAME,NAME… [all-linear]"),
+    click.option("--modules-to-save", help="Embeddings or head that train whole besides: NAME,NAME…"),
     click.option("--adapter-dtype", type=_choice("adapter_dtype"), help="Dtype of the adapters. [float32]"),
     click.option("--dtype", type=_choice("dtype"), help="Dtype of the base weights. [full: float32, else bfloat16]"),
     click.option("--mixed-precision", type=_choice("mixed_precision"), help="Autocast in forward. [bf16]"),
