@@ -33,6 +33,15 @@ def test_estimate_takes_a_model_and_a_gpu_that_were_found_before(tmp_path: Path)
     assert lorabench.estimate(spec).fits is None
 
 
+def test_a_grid_has_the_peak_of_every_batch_and_length() -> None:
+    peaks = lorabench.estimate_grid("gpt2", [[1], [4]], [64, 128, 256], method="qlora", gpu="h100-sxm")
+    assert peaks.shape == (2, 3)
+    one = lorabench.estimate("gpt2", method="qlora", batch_size=4, seq_len=128, gpu="h100-sxm")
+    assert peaks[1, 1] == one.memory.peak_allocated_bytes
+    with pytest.raises(lorabench.UserError, match="learned positions for 1024 tokens"):
+        lorabench.estimate_grid("gpt2", 1, [64, 2048])
+
+
 def test_wrong_options_are_a_user_error() -> None:
     with pytest.raises(lorabench.UserError, match="did you mean rank"):
         lorabench.estimate("gpt2", rnk=8)  # type: ignore[call-arg]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lorabench.estimator.breakdown import Breakdown, Kernels
+from lorabench.estimator.devices import DRIVER_BYTES, Device
 from lorabench.estimator.explanation.held import Held
 from lorabench.estimator.explanation.lines import Explanation, Line, Section
 from lorabench.estimator.explanation.moments import Moments
@@ -28,19 +29,21 @@ from lorabench.estimator.reserved import (
     WORST_FRAGMENTATION_PERCENT,
     working_bytes,
 )
+from lorabench.estimator.verdict import hold_against
 from lorabench.estimator.workspaces import HANDLES, Workspaces, workspaces
 
 __all__ = ["Explanation", "Line", "Section", "explain"]
 
 
-def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", architecture: str | None = None) -> Explanation:
+def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", device: Device | None = None) -> Explanation:
     """Return how the memory of ``recipe`` on ``spec`` comes about, in the order in which a person would reason.
 
-    ``architecture`` (of `Device`) decides what cuBLAS works in.
+    A CUDA ``device`` decides what cuBLAS works in, and the recipe is held against it.
 
     Raises:
         UserError: what `estimate_memory` refuses.
     """
+    architecture = None if device is None else device.architecture
     memory = estimate_memory(spec, recipe, kernels, architecture)
     held = Held(spec, recipe, kernels)
     moments = Moments(spec, recipe, kernels, memory, architecture)
@@ -61,6 +64,8 @@ def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", architec
         Section("Phases", tuple(moments.phases()), remark=f"The highest decides: {memory.phase}."),
         Section("Allocator and device", tuple(_device(memory, workspaces(architecture)))),
     ]
+    if device is not None and kernels == "cuda":
+        sections.append(_verdict(memory, device))
     said = [section for section in sections if section.lines or section.remark]
     return Explanation(symbols(spec, recipe), tuple(said))
 
@@ -103,6 +108,33 @@ def _workspaces(memory: Breakdown) -> Iterator[Line]:
         each = f"{bytes_ // HANDLES:,}"
         source = "torch: a workspace for each cuBLAS handle, one in forward's thread and one in backward's"
         yield Line("cuBLAS workspaces", f"{HANDLES} threads · {each} B", f"{HANDLES} · {each}", bytes_, source)
+
+
+def _verdict(memory: Breakdown, device: Device) -> Section:
+    """Return how the recipe is held against ``device``; what else is said of it is sought with the same formulas."""
+    assert memory.device_total_range_bytes is not None
+    answer, margin = hold_against(memory, device.memory_bytes)
+    most, usable = memory.device_total_range_bytes[1], device.memory_bytes - DRIVER_BYTES
+    lines = (
+        Line(
+            "what a process can use",
+            "memory - what the driver keeps",
+            f"{device.memory_bytes:,} - {DRIVER_BYTES:,}",
+            usable,
+            "torch: what its out-of-memory messages say is left of the memory",
+        ),
+        Line("margin", "usable - device total at most", f"{usable:,} - {most:,}", margin, "what is to spare at worst"),
+    )
+    reason = {
+        "fits": "the margin is not negative",
+        "tight": "the margin is negative, but the device total without gaps is within the memory",
+        "does not fit": "not even the device total without gaps is within the memory",
+    }[answer]
+    remark = (
+        f"Verdict: {answer}, for {reason}. The largest batch, the longest sequence and the changes that are named are "
+        "those with which the margin is not negative; changes are tried alone, then in pairs, the most harmless first."
+    )
+    return Section(f"Against {device.name}", lines, remark=remark)
 
 
 def _device(memory: Breakdown, workspace: Workspaces) -> list[Line]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Unpack
 
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
     from lorabench.bench.records import RunRecord
     from lorabench.estimator.devices import Device
     from lorabench.estimator.estimates import Estimate
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from lorabench.estimator.recipes import Recipe, RecipeOptions
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "estimate", "find_device", "find_model", "make_recipe", "read_records"]
+__all__ = ["UserError", "estimate", "estimate_grid", "find_device", "find_model", "make_recipe", "read_records"]
 
 
 def estimate(model: str | ModelSpec, *, gpu: str | Device | None = None, **options: Unpack[RecipeOptions]) -> Estimate:
@@ -41,6 +44,47 @@ def estimate(model: str | ModelSpec, *, gpu: str | Device | None = None, **optio
     spec = find_model(model) if isinstance(model, str) else model
     device = find_device(gpu) if isinstance(gpu, str) else gpu
     return estimate_recipe(spec, make_recipe(spec.name, **options), device)
+
+
+def estimate_grid(
+    model: str | ModelSpec,
+    batch_sizes: ArrayLike,
+    seq_lens: ArrayLike,
+    ranks: ArrayLike | None = None,
+    *,
+    gpu: str | Device | None = None,
+    **options: Unpack[RecipeOptions],
+) -> NDArray[np.int64]:
+    """Return the peak allocated bytes for every batch size, length and rank, a million in about a second.
+
+    The three are whole numbers that broadcast against each other, as numpy's do; the answer has the shape that they
+    broadcast to. Without ranks the recipe's own stands. It takes numpy.
+
+    Args:
+        model: as of `estimate`.
+        batch_sizes: sequences in one pass.
+        seq_lens: tokens in a sequence.
+        ranks: of the adapters.
+        gpu: a GPU, whose cuBLAS workspaces are counted.
+        options: the other settings of the recipe.
+
+    Raises:
+        UserError: what `estimate` refuses; arrays that do not broadcast, or numbers that no recipe can have.
+    """
+    import numpy as np
+    from msgspec.structs import replace
+
+    from lorabench.estimator.estimates import refuse_impossible
+    from lorabench.estimator.memory_grid import estimate_memory_grid
+
+    spec = find_model(model) if isinstance(model, str) else model
+    device = find_device(gpu) if isinstance(gpu, str) else gpu
+    architecture = None if device is None else device.architecture
+    recipe = make_recipe(spec.name, **options)
+    peaks = estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks, architecture=architecture)
+    if peaks.size:
+        refuse_impossible(spec, replace(recipe, seq_len=int(np.max(seq_lens))))
+    return peaks
 
 
 def make_recipe(model: str, **options: Unpack[RecipeOptions]) -> Recipe:

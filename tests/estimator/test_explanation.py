@@ -8,6 +8,8 @@ from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.closed_form.itemised import itemised_step
 from lorabench.estimator.closed_form.sizes import WIDTH
 from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.devices import find_device
+from lorabench.estimator.estimates import estimate_recipe
 from lorabench.estimator.explanation import Explanation, Section, explain
 from lorabench.estimator.explanation.symbols import Widths
 from lorabench.estimator.memory import estimate_memory
@@ -131,6 +133,20 @@ def test_what_checkpointing_drops_is_still_said() -> None:
     assert kept.lines == dropped.lines
     assert "Gradient checkpointing keeps each layer's input only" in dropped.remark
     assert kept.remark == "256,360 B for each token."
+
+
+@pytest.mark.parametrize("gpu", ["rtx-4090", "t4", "16GB"])
+def test_the_margin_is_derived_from_the_gpu_s_memory(gpu: str) -> None:
+    spec, recipe = recipe_of(("meta-llama/Llama-3.1-8B", {"method": "qlora"}))
+    device = find_device(gpu)
+    estimate = estimate_recipe(spec, recipe, device)
+    explanation = explain(spec, recipe, device=device)
+    against = section(explanation, f"Against {device.name}")
+    lines = {line.what: line for line in against.lines}
+    assert lines["margin"].bytes == estimate.margin_bytes
+    assert all(value_of(line.values) == line.bytes for line in against.lines)
+    assert str(estimate.verdict) in against.remark
+    assert section(explanation, "Workspaces").lines[0].bytes == estimate.memory.components["workspaces"]
 
 
 def test_gradients_that_are_not_there_yet_are_said_to_come() -> None:

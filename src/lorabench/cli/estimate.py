@@ -88,9 +88,7 @@ def command(
     else:
         from lorabench.estimator.explanation import explain as explain_memory
 
-        architecture = None if device is None else device.architecture
-        explanation = explain_memory(spec, estimate.recipe, architecture=architecture)
-        click.echo(_explained(estimate, explanation, format_))
+        click.echo(_explained(estimate, explain_memory(spec, estimate.recipe, device=device), format_))
     return 1 if require_fit and not estimate.fits else 0
 
 
