@@ -63,6 +63,7 @@ def test_people_read_the_recipe_the_peak_and_the_largest_tensors(
     for said in ("lorabench/demo-llama", "4 bits", "peak allocated", "The peak is in", "mlp.gate_proj", "optimizer"):
         assert said in out
     assert err == ""  # progress is for terminals
+    assert format_ == "markdown" or [line for line in out.splitlines() if len(line) > 80] == []
 
 
 def test_the_cpus_kernels_reserve_nothing(capsys: pytest.CaptureFixture[str]) -> None:

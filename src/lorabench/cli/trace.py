@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,8 +25,9 @@ Examples:
   lorabench trace Qwen/Qwen2.5-7B -r 64 --seq-len 4096 --expandable-segments
   lorabench trace ./config.json --method full --format json > trace.json
 """
+WIDTH = 80
 SHOWN_TENSORS = 10
-"""Lines of tensors that people see; JSON has more."""
+"""Tensors that people see; JSON has more."""
 
 
 @click.command("trace", epilog=EXAMPLES)
@@ -84,11 +86,39 @@ def _as_text(traced: Trace) -> str:
             describe_recipe(traced.recipe),
             _parameters(traced),
             as_table(peak_columns(traced.memory)),
-            _moment(traced),
-            as_table(_tensor_columns(traced)),
+            textwrap.fill(_moment(traced), WIDTH, break_long_words=False),
+            _tensor_list(traced),
             as_table(_phase_columns(traced)),
         ]
     )
+
+
+def _tensor_list(traced: Trace) -> str:
+    """Return the largest tensors, two lines each: names of modules and operators leave no room for columns."""
+    tensors = traced.tensors[:SHOWN_TENSORS]
+    heads = as_table(
+        [
+            Column("", [in_gib(tensor.bytes) for tensor in tensors]),
+            Column("", [tensor.component.replace("_", " ") for tensor in tensors], right=False),
+            Column("", [f"{tensor.count} of" for tensor in tensors]),
+            Column("", [_shape(tensor.shape) for tensor in tensors], right=False),
+            Column("", [tensor.dtype for tensor in tensors], right=False),
+        ]
+    ).splitlines()[-len(tensors) :]
+    origins = (" of ".join(filter(None, (tensor.operator, tensor.module))) for tensor in tensors)
+    indent = " " * 10
+    return "\n".join(
+        line
+        for head, origin in zip(heads, origins, strict=True)
+        for line in (
+            head,
+            textwrap.fill(origin, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False),
+        )
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape)) or "scalar"
 
 
 def _parameters(traced: Trace) -> str:
@@ -109,7 +139,7 @@ def _tensor_columns(traced: Trace) -> list[Column]:
         Column("component", [tensor.component.replace("_", " ") for tensor in tensors], right=False),
         Column("module", [tensor.module for tensor in tensors], right=False),
         Column("made by", [tensor.operator for tensor in tensors], right=False),
-        Column("shape", [" × ".join(map(str, tensor.shape)) or "scalar" for tensor in tensors], right=False),
+        Column("shape", [_shape(tensor.shape) for tensor in tensors], right=False),
         Column("dtype", [tensor.dtype for tensor in tensors], right=False),
         Column("count", [str(tensor.count) for tensor in tensors]),
         Column("", [in_gib(tensor.bytes) for tensor in tensors]),
