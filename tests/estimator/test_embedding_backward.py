@@ -49,3 +49,16 @@ def test_each_phase_is_the_trace_s_but_for_its_smallest_tensors(options: dict[st
     left_out = 8 * recipe.seq_len + 8 * recipe.batch_size + 512
     for phase, peak in traced.phase_peaks_bytes.items():
         assert 0 <= peak - estimated.phase_peaks_bytes[phase] <= left_out, phase
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_is_counted_where_it_decides() -> None:
+    """A large vocabulary without logits: the embedding's gradient and scratch are the most of backward."""
+    spec = small_model("llama", vocab_size=65_536)
+    recipe = make_recipe(spec.name, batch_size=13, seq_len=256, loss="liger", method="full")
+    estimated, traced = estimate_memory(spec, recipe), trace(spec, recipe).memory
+    tokens = 13 * 256
+    parts = tokens // 10 + tokens
+    scratch = 8 * (5 * tokens + parts) + 4 * 128 * parts
+    left_out = 8 * 256 + 8 * 13 + 512
+    assert 0 <= traced.phase_peaks_bytes["backward"] - estimated.phase_peaks_bytes["backward"] <= left_out < scratch
