@@ -216,6 +216,8 @@ class _SuiteFile:
             item = self._plan({**_meaningful(defaults, method), **options}, path)
             planned.setdefault(item.digest, item)
         if not planned:
+            if "exclude" in self.value:
+                raise self._error(("exclude",), "exclude leaves no recipe of the matrix: exclude less, or include some")
             raise UserError(f"{self.path}: no recipe in it: give it a matrix or an include")
         for index, conditional in enumerate(self.conditional):
             if not conditional.applied:

@@ -263,6 +263,7 @@ def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("include: {model: M}", 1, "include must be a list"),
         ("include: [M]", 1, "include[0] must be a mapping"),
         ("matrix: {model: M}\nexclude:\n- rank: 3", 3, "exclude matches no recipe"),
+        ("matrix: {model: M, method: lora}\nexclude:\n- method: lora", 2, "exclude leaves no recipe"),
         ("repeats: 0", 1, "repeats: Expected `int` >= 1"),
         ("matrix: {model: M}\nexclude:\n- model: demo-lama", 3, "no model 'demo-lama'"),
         ("matrix: {model: M}\ndefaults_when: {}", 2, "defaults_when must be a list"),
