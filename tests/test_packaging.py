@@ -97,12 +97,12 @@ def test_the_wheel_holds_every_licence(wheel: Path) -> None:
 )
 def test_the_wheel_works_with_the_required_dependencies_alone(wheel: Path, arguments: list[str]) -> None:
     required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert {name.partition(">=")[0] for name in required} == {"click", "msgspec", "PyYAML", "rich"}
+    assert {name.partition(">=")[0] for name in required} == {"click", "msgspec", "packaging", "PyYAML", "rich"}
     program = f"""
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        allowed = {{"lorabench", "click", "msgspec", "yaml", "_yaml", "rich", "pygments", "markdown_it", "mdurl"}}
+        allowed = {{"lorabench", "click", "msgspec", "packaging", "yaml", "_yaml", "rich", "pygments", "markdown_it", "mdurl"}}
         top = name.partition(".")[0]
         if top not in allowed and top not in sys.stdlib_module_names:
             raise ModuleNotFoundError(name)
