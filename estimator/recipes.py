@@ -59,8 +59,9 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     method: Method = "lora"
     rank: Positive | None = None
     """Rank r of the adapters (lora, qlora; default 16)."""
-    lora_alpha: Annotated[float, Meta(gt=0, le=2**31 - 1)] | None = None
-    """Scale numerator: adapters are scaled by alpha / r (default 2r). It changes the training, not the memory."""
+    lora_alpha: Annotated[float, Meta(gt=0, le=2**32 - 2)] | None = None
+    """Scale numerator: adapters are scaled by alpha / r (default 2r, so twice the largest rank is the largest). It
+    changes the training, not the memory."""
     lora_dropout: Probability | None = None
     """Dropout before each adapter (default 0.05)."""
     target_modules: str | None = None

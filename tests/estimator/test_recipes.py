@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorabench.estimator.errors import UserError
@@ -47,6 +47,7 @@ recipes = st.sampled_from(CHOICES["method"]).flatmap(options_of).map(lambda opti
 
 
 @given(recipes)
+@example(make_recipe("any", rank=2**31 - 1))
 def test_a_recipe_survives_json_and_yaml(recipe: Recipe) -> None:
     assert msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe) == recipe
     assert msgspec.convert(msgspec.to_builtins(recipe), Recipe) == recipe
