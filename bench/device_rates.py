@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import NamedTuple
 
 from lorabench.bench.records import DeviceFacts
-from lorabench.estimator.devices import Device, find_device
+from lorabench.estimator.devices import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import ModelSpec
 from lorabench.estimator.recipes import Recipe
@@ -35,8 +34,5 @@ def device_rates(facts: DeviceFacts) -> DeviceRates:
         UserError: its calibration is a file that is none.
     """
     found = find_calibration(facts.name)
-    device = Device(name=facts.name, title=facts.name, memory_bytes=facts.memory_bytes)
-    if facts.kind == "cuda":
-        with suppress(UserError):  # it may not be in the catalogue
-            device = find_device(facts.name)
+    device = facts.catalogued or Device(name=facts.name, title=facts.name, memory_bytes=facts.memory_bytes)
     return DeviceRates(device, found[0] if found else None)

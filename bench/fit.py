@@ -6,8 +6,7 @@ from lorabench.bench.host_memory import available_bytes
 from lorabench.bench.records import DeviceFacts
 from lorabench.estimator.breakdown import Breakdown
 from lorabench.estimator.estimates import Answer
-
-MIB = 2**20
+from lorabench.estimator.quantities import MIB
 
 
 def predict_fit(memory: Breakdown, device: DeviceFacts) -> Answer:

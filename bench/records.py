@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from lorabench.bench.measurements import Measurement
 from lorabench.bench.whole_files import write_whole
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.devices import Device, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes import Recipe, digest_of
 from lorabench.estimator.speed.throughput import Throughput
@@ -39,6 +40,21 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     """As the driver or the kernel names it, such as ``NVIDIA H200``."""
     memory_bytes: int
     """All of its memory."""
+
+    @property
+    def catalogued(self) -> Device | None:
+        """The GPU of the catalogue that it is; None of a CPU, and of a GPU that is not in the catalogue."""
+        if self.kind == "cpu":
+            return None
+        try:
+            return find_device(self.name)
+        except UserError:
+            return None
+
+    @property
+    def architecture(self) -> str | None:
+        """Of `catalogued`, whose kernels' workspaces depend on it; None where that is None."""
+        return None if self.catalogued is None else self.catalogued.architecture
 
 
 class Environment(Struct, frozen=True, kw_only=True):

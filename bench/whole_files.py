@@ -25,7 +25,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            scratch.chmod(0o666 & ~_umask())
+            scratch.chmod(0o666 & ~umask())
             scratch.replace(path)
             _sync_folder(path.parent)
         except BaseException:
@@ -48,8 +48,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
     """Return the umask, which can only be read by setting it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

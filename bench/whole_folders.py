@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-PREFIX = ".lorabench-"
+from lorabench.bench.whole_files import PREFIX, umask
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP)
@@ -34,9 +35,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.copystat(target, new)
             _exchange(new, target)
         else:
-            umask = os.umask(0)
-            os.umask(umask)
-            new.chmod(0o777 & ~umask)
+            new.chmod(0o777 & ~umask())
             new.rename(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from lorabench.estimator.quantities import MIB
 from lorabench.estimator.workspaces import workspaces
 
-MIB = 2**20
 SEGMENT_BYTES = 2 * MIB
 """The caching allocator takes memory from the device in multiples of this (torch, c10/cuda/CUDACachingAllocator.h)."""
 CUDA_CONTEXT_BYTES = 600 * MIB

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MIB = 2**20
+from lorabench.estimator.quantities import MIB
+
 HANDLES = 2
 """Threads that multiply matrices."""
 BEFORE_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024

@@ -60,10 +60,7 @@ def _models_of(runs: Sequence[Run]) -> list[ModelSpec]:
 def _devices_of(runs: Sequence[Run]) -> list[Device]:
     found: dict[str, Device] = {}
     for run in runs:
-        if run.record.device.kind == "cuda":
-            try:
-                device = find_device(run.record.device.name)
-            except UserError:
-                continue
+        device = run.record.device.catalogued
+        if device is not None:
             found.setdefault(device.name, device)
     return [*found.values()]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from lorabench.bench.records import RunRecord
 from lorabench.estimator.architectures import read_config
-from lorabench.estimator.devices import find_device
 from lorabench.estimator.errors import UserError
 from lorabench.reports.runs import Run
 
@@ -47,15 +46,6 @@ def _trace(record: RunRecord) -> Trace | str:
 
     try:
         spec = read_config(record.model_config, record.recipe.model)
-        return trace(spec, record.recipe, kernels=record.device.kind, architecture=_architecture(record))
+        return trace(spec, record.recipe, kernels=record.device.kind, architecture=record.device.architecture)
     except UserError as error:
         return str(error)
-
-
-def _architecture(record: RunRecord) -> str | None:
-    if record.device.kind == "cpu":
-        return None
-    try:
-        return find_device(record.device.name).architecture
-    except UserError:
-        return None

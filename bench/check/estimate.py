@@ -22,10 +22,9 @@ from lorabench.bench.check.findings import (
 )
 from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records import DeviceFacts, RunRecord
+from lorabench.bench.records import RunRecord
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
-from lorabench.estimator.devices import find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.estimates import refuse_impossible
 from lorabench.estimator.memory import estimate_memory
@@ -82,17 +81,8 @@ def estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     """
     spec = read_config(runs.records[0].model_config, runs.recipe.model)
     refuse_impossible(spec, runs.recipe)
-    memory = estimate_memory(spec, runs.recipe, runs.device.kind, _architecture(runs.device))
+    memory = estimate_memory(spec, runs.recipe, runs.device.kind, runs.device.architecture)
     return count_parameters(spec, runs.recipe), memory
-
-
-def _architecture(device: DeviceFacts) -> str | None:
-    if device.kind == "cpu":
-        return None
-    try:
-        return find_device(device.name).architecture
-    except UserError:
-        return None
 
 
 def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:

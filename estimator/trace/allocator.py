@@ -21,7 +21,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import NamedTuple
 
-MIB = 2**20
+from lorabench.estimator.quantities import MIB
+
 SMALLEST_BLOCK = 512
 LARGEST_SMALL = MIB
 """Largest allocation that the small pool serves."""

@@ -14,20 +14,10 @@ from pathlib import Path
 import pytest
 
 from lorabench.bench.records import read_records
-from tests.bench.pretend_training import BELL, HOW, ROOT
+from tests.bench.pretend_training import HOW
 from tests.bench.test_workers import gone, heard
 
 RUN = (sys.executable, "-m", "tests.bench.pretend_training", "run", "smoke", "-o")
-
-
-@pytest.fixture
-def bell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "bell"
-    folder.mkdir()
-    monkeypatch.setenv(BELL, str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv(HOW, "{}")
-    return folder
 
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -21,7 +21,7 @@ from lorabench.bench.workers import Workers
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes import make_recipe
-from tests.bench.pretend_training import BELL, HOW, ROOT, SERVER
+from tests.bench.pretend_training import HOW, ROOT, SERVER
 
 LLAMA = {
     "model_type": "llama",
@@ -38,16 +38,6 @@ def job(method: str = "lora", **options: Any) -> Job:
     plain = {"dtype": "float32", "mixed_precision": "no", "gradient_checkpointing": False}
     recipe = make_recipe("test/llama", **{"method": method, "seq_len": 16, "batch_size": 2, **plain, **options})
     return Job(recipe=recipe, spec=SPEC, settings=Settings(device="cpu", steps=3, warmup_steps=1, least_seconds=0.01))
-
-
-@pytest.fixture
-def bell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where pretending workers leave what they know of themselves."""
-    folder = tmp_path / "bell"
-    folder.mkdir()
-    monkeypatch.setenv(BELL, str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return folder
 
 
 def heard(bell: Path, kind: str = "worker", count: int = 1) -> list[dict[str, Any]]:
@@ -81,8 +71,7 @@ def answer_of(workers: Workers, number: int) -> Answer:
 
 
 @pytest.fixture
-def workers(tmp_path: Path, bell: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
-    monkeypatch.setenv(HOW, "{}")
+def workers(tmp_path: Path, bell: Path) -> Iterator[Workers]:
     with Workers(tmp_path, command=SERVER) as started:
         yield started
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorabench.cli.listing import WIDTH
 from lorabench.cli.parameters import OneOf
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ Examples:
 Exit codes:
   0  it can train    1  something that is needed is missing
 """
-WIDTH = 80
 
 
 @click.command("doctor", epilog=EXAMPLES)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec.structs import replace
 
-from lorabench.cli.listing import FORMATS, Column, as_csv, as_markdown, as_table
+from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
@@ -219,7 +219,7 @@ def _wrapped(verdict: list[str]) -> list[str]:
     from itertools import chain, repeat
 
     said = [
-        textwrap.fill(line, 80, initial_indent=indent, subsequent_indent="    ", break_on_hyphens=False)
+        textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent="    ", break_on_hyphens=False)
         for line, indent in zip(verdict, chain([""], repeat("  ")), strict=False)
     ]
     return ["\n".join(said)] if said else []

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 FORMATS = ("table", "json", "markdown", "csv")
 
+WIDTH = 80
+"""Columns of the terminal that what people read is wrapped for."""
+
 
 class Column(NamedTuple):
     """One column of a table."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabench.cli.listing import Column, as_markdown, as_table
+from lorabench.cli.listing import WIDTH, Column, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.speed import Count, calibration_for
@@ -35,7 +35,6 @@ Examples:
 Exit codes: 0 something fits; 1 nothing does; 2 wrong use or bad input.
 """
 SHORT_OPTIMIZERS = {"adamw_torch_fused": "AdamW", "paged_adamw_8bit": "8-bit"}
-WIDTH = 80
 
 
 @click.command("plan", epilog=EXAMPLES)

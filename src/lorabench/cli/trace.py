@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.estimate import describe_recipe, peak_columns
-from lorabench.cli.listing import FORMATS, Column, as_csv, as_markdown, as_table
+from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.tracing import import_training_libraries, progress
@@ -25,7 +25,6 @@ Examples:
   lorabench trace Qwen/Qwen2.5-7B -r 64 --seq-len 4096 --expandable-segments
   lorabench trace ./config.json --method full --format json > trace.json
 """
-WIDTH = 80
 SHOWN_TENSORS = 10
 """Tensors that people see; JSON has more."""
 
