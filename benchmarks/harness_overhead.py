@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from lorabench.bench.batches import Batches, make_batches
-from lorabench.bench.jobs import Settings
-from lorabench.bench.measure import timed_steps
-from lorabench.bench.meters.cpu import CpuMeter
-from lorabench.bench.meters.cuda import CudaMeter
-from lorabench.bench.meters.meter import Meter
-from lorabench.bench.step_times import median_interval
-from lorabench.bench.training import Training
+from lorabench.bench.measuring.measure import timed_steps
+from lorabench.bench.measuring.meters.cpu import CpuMeter
+from lorabench.bench.measuring.meters.cuda import CudaMeter
+from lorabench.bench.measuring.meters.meter import Meter
+from lorabench.bench.measuring.step_times import median_interval
+from lorabench.bench.running.jobs import Settings
+from lorabench.bench.training.batches import Batches, make_batches
+from lorabench.bench.training.steps import Training
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.recipes import make_recipe
 from lorabench.estimator.trace.build import build_model

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from lorabench.bench.check.matching import Work
 from lorabench.bench.check.speed import Pair
-from lorabench.bench.measurements import Measurement
-from lorabench.bench.records import read_records
+from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.record import read_records
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 
 RECORDED = Path(__file__).parent / "noise_cpu.csv"

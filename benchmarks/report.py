@@ -19,7 +19,7 @@ from random import Random
 
 from selenium import webdriver
 
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from lorabench.reports.page import render_report
 from lorabench.reports.runs import arrange
 from tests.reports.chromium import open_browser

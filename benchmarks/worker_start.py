@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from lorabench.bench.jobs import Job, Settings
-from lorabench.bench.server import PRELOAD
-from lorabench.bench.workers import Workers
+from lorabench.bench.running.jobs import Job, Settings
+from lorabench.bench.running.server import PRELOAD
+from lorabench.bench.running.workers import Workers
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.recipes import make_recipe
 

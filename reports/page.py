@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lorabench import __version__
-from lorabench.bench.whole_files import write_whole
+from lorabench.bench.records.whole_files import write_whole
 from lorabench.estimator.devices import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import ModelSpec

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorabench.bench.measurements import Measurement
-from lorabench.bench.records import RunRecord, read_records
+from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.estimator.breakdown import Breakdown
 from lorabench.estimator.recipes import CHOICES
 

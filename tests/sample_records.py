@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lorabench.bench.measurements import Measurement
-from lorabench.bench.records import DeviceFacts, Environment, Outcome, Prediction, RunRecord
+from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.record import DeviceFacts, Environment, Outcome, Prediction, RunRecord
 from lorabench.estimator.breakdown import COMPONENTS, PHASES, Breakdown, ParameterCounts
 from lorabench.estimator.recipes import ITEMSIZE, Recipe, make_recipe
 

@@ -15,7 +15,7 @@ from lorabench.bench.check.memory import judge_memory
 from lorabench.bench.check.outcomes import judge_outcome
 from lorabench.bench.check.speed import judge_speeds
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 
 
 def compare(

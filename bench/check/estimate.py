@@ -22,7 +22,7 @@ from lorabench.bench.check.findings import (
 )
 from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.errors import UserError

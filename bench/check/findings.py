@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records import Engine
+from lorabench.bench.records.record import Engine
 from lorabench.estimator.recipes import Recipe
 
 Verdict = Literal["regression", "suspicious", "insufficient", "improvement", "same"]

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lorabench.bench.check.findings import printable
-from lorabench.bench.labels import distinct_labels
-from lorabench.bench.measurements import Measurement
-from lorabench.bench.records import DeviceFacts, Engine, Outcome, RunRecord
+from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.labels import distinct_labels
+from lorabench.bench.records.record import DeviceFacts, Engine, Outcome, RunRecord
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes import Recipe
 

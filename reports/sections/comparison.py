@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.findings import METRICS, VERDICTS, Comparison, Finding
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.errors import UserError
 from lorabench.reports.quantities import format_bytes, format_loss, format_seconds, format_share, plural
 from lorabench.reports.runs import Run

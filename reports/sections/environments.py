@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from lorabench.reports.quantities import format_bytes
 from lorabench.reports.runs import Run
 

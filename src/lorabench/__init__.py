@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-    from lorabench.bench.records import RunRecord
+    from lorabench.bench.records.record import RunRecord
     from lorabench.estimator.devices import Device
     from lorabench.estimator.estimates import Estimate
     from lorabench.estimator.models import ModelSpec
@@ -126,6 +126,6 @@ def read_records(folder: Path) -> list[RunRecord]:
     Raises:
         UserError: no such folder, no record in it, or one that is broken or was written by another schema.
     """
-    from lorabench.bench import records
+    from lorabench.bench.records import record
 
-    return records.read_records(folder)
+    return record.read_records(folder)

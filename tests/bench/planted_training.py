@@ -11,8 +11,8 @@ import sys
 from functools import partial
 from typing import Any
 
-from lorabench.bench import runner, server
-from lorabench.bench.workers import Workers
+from lorabench.bench.running import runner, server
+from lorabench.bench.running.workers import Workers
 from lorabench.cli import main
 from lorabench.estimator.recipes import Recipe
 
@@ -53,7 +53,7 @@ def plant(model: Any, recipe: Recipe) -> None:
 
 
 def serve() -> None:
-    measure: Any = importlib.import_module("lorabench.bench.measure")
+    measure: Any = importlib.import_module("lorabench.bench.measuring.measure")
     build_model = measure.build_model
 
     def build_and_plant(spec: Any, recipe: Recipe, *arguments: Any, **options: Any) -> Any:

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorabench.bench import runner, server, worker
-from lorabench.bench.environment import Surroundings
-from lorabench.bench.jobs import Answer
-from lorabench.bench.workers import Workers
+from lorabench.bench.machine.environment import Surroundings
+from lorabench.bench.running import runner, server, worker
+from lorabench.bench.running.jobs import Answer
+from lorabench.bench.running.workers import Workers
 from lorabench.cli import main
 from tests.sample_records import sample_record
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lorabench.bench.records import read_records
-from lorabench.bench.suites import load_suite
+from lorabench.bench.records.record import read_records
+from lorabench.bench.suites.suite import load_suite
 from lorabench.cli import main
 
 ROOT = Path(__file__).parents[2]

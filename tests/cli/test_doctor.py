@@ -4,8 +4,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from lorabench.bench import doctor
-from lorabench.bench.doctor import Check, Diagnosis
+from lorabench.bench.machine import doctor
+from lorabench.bench.machine.doctor import Check, Diagnosis
 from lorabench.cli import lorabench
 
 READY = Diagnosis(

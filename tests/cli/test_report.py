@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabench.bench.records import write_record
+from lorabench.bench.records.record import write_record
 from lorabench.cli import main
 from tests.sample_records import sample_record
 

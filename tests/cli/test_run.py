@@ -15,9 +15,9 @@ from typing import Any
 import click.testing
 import pytest
 
-from lorabench.bench.environment import Surroundings
-from lorabench.bench.records import DeviceFacts, read_records
-from lorabench.bench.suites import shipped_suites
+from lorabench.bench.machine.environment import Surroundings
+from lorabench.bench.records.record import DeviceFacts, read_records
+from lorabench.bench.suites.suite import shipped_suites
 from lorabench.cli import main
 from lorabench.cli.progress import seconds_left
 from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here
@@ -168,7 +168,7 @@ def test_a_dry_run_without_a_gpu_is_of_this_machine_and_says_what_has_no_estimat
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = Surroundings(device=FACTS.device, environment=FACTS.environment)
-    monkeypatch.setattr("lorabench.bench.environment.probe_surroundings", lambda device: here)
+    monkeypatch.setattr("lorabench.bench.machine.environment.probe_surroundings", lambda device: here)
     assert run("smoke", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[:2] == ["recipe", "allocated"]

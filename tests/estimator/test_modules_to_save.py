@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorabench.bench.built_parameters import count_built
+from lorabench.bench.training.built_parameters import count_built
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory import estimate_memory
 from lorabench.estimator.parameters import adapter_file_bytes, count_parameters

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.recipes import make_recipe
 from lorabench.reports.page import render_page

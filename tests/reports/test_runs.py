@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lorabench.bench.records import write_record
+from lorabench.bench.records.record import write_record
 from lorabench.reports.runs import arrange, read_runs, varying_settings
 from tests.sample_records import MODEL_CONFIG, sample_record
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from lorabench.reports.runs import Run, arrange
 from lorabench.reports.sections import SECTIONS
 from lorabench.reports.sections.accuracy import EDGES, accuracy, why_off

@@ -41,9 +41,9 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     """
     import msgspec
 
-    from lorabench.bench.calibrate import calibrate
-    from lorabench.bench.environment import probe_surroundings
-    from lorabench.bench.whole_files import write_whole
+    from lorabench.bench.machine.calibrate import calibrate
+    from lorabench.bench.machine.environment import probe_surroundings
+    from lorabench.bench.records.whole_files import write_whole
     from lorabench.estimator.speed.calibrations import file_name, user_folder
     from lorabench.estimator.trace.quiet import quiet_libraries
 

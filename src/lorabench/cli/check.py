@@ -17,7 +17,7 @@ from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.estimate import compare_with_estimate
 from lorabench.bench.check.findings import EXIT_CODES, Comparison
 from lorabench.bench.check.thresholds import Thresholds, with_shares
-from lorabench.bench.records import RunRecord, read_records
+from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.cli.check_formats import FORMATS, as_markdown, as_text
 from lorabench.cli.parameters import OneOf, Share
 from lorabench.estimator.errors import UserError
@@ -141,7 +141,7 @@ def _refuse_contradictions(baseline: Path | None, against_estimate: bool, given:
 def _thresholds_of(suite: str | None) -> Thresholds:
     if suite is None:
         return Thresholds()
-    from lorabench.bench.suites import load_suite
+    from lorabench.bench.suites.suite import load_suite
 
     return load_suite(suite).thresholds
 

@@ -11,7 +11,7 @@ from lorabench.cli.listing import WIDTH
 from lorabench.cli.parameters import OneOf
 
 if TYPE_CHECKING:
-    from lorabench.bench.doctor import Diagnosis
+    from lorabench.bench.machine.doctor import Diagnosis
 
 EXAMPLES = """\
 \b
@@ -34,7 +34,7 @@ def command(device: Any, format_: str) -> int:
     Libraries are really imported and a tensor is really quantised, in a process of its own. "unknown" says that
     nobody has tried these versions together, not that they fail.
     """
-    from lorabench.bench.doctor import diagnose
+    from lorabench.bench.machine.doctor import diagnose
 
     diagnosis = diagnose(device)
     if format_ == "json":

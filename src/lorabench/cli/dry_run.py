@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from lorabench.bench.device_rates import DeviceRates, device_rates
-from lorabench.bench.fit import predict_fit
-from lorabench.bench.jobs import Settings
-from lorabench.bench.records import DeviceFacts
-from lorabench.bench.suites import Planned, Suite
+from lorabench.bench.machine.device_rates import DeviceRates, device_rates
+from lorabench.bench.records.record import DeviceFacts
+from lorabench.bench.running.fit import predict_fit
+from lorabench.bench.running.jobs import Settings
+from lorabench.bench.suites.suite import Planned, Suite
 from lorabench.cli.listing import Column, as_table
 from lorabench.cli.speed import in_time
 from lorabench.estimator.breakdown import Breakdown

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from lorabench.bench.records import RunRecord
-from lorabench.bench.runner import Progress, Watcher
-from lorabench.bench.tasks import Lane, Task
+from lorabench.bench.records.record import RunRecord
+from lorabench.bench.running.runner import Progress, Watcher
+from lorabench.bench.running.tasks import Lane, Task
 from lorabench.cli.speed import in_time
 from lorabench.estimator.quantities import in_gib
 

@@ -17,9 +17,9 @@ from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
-    from lorabench.bench.environment import DeviceChoice
-    from lorabench.bench.records import DeviceFacts
-    from lorabench.bench.suites import Suite
+    from lorabench.bench.machine.environment import DeviceChoice
+    from lorabench.bench.records.record import DeviceFacts
+    from lorabench.bench.suites.suite import Suite
 
 EXAMPLES = """\
 \b
@@ -103,7 +103,7 @@ def command(
     suite = _suite(target, options)
     changed = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}
     suite = msgspec.structs.replace(suite, **{key: value for key, value in changed.items() if value is not None})
-    from lorabench.bench.jobs import Settings
+    from lorabench.bench.running.jobs import Settings
 
     settings = Settings(
         device="cpu",  # until it is known what --device means here
@@ -117,7 +117,7 @@ def command(
         memory_snapshot=memory_snapshot,
     )
     if dry_run:
-        from lorabench.bench.runner import check_device, check_sources
+        from lorabench.bench.running.runner import check_device, check_sources
         from lorabench.cli.dry_run import dry_run as listed
 
         check_sources(suite, settings)
@@ -129,7 +129,7 @@ def command(
         raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    from lorabench.bench.runner import run_suite
+    from lorabench.bench.running.runner import run_suite
     from lorabench.cli.progress import watch
 
     progress = watch(verbose - quiet)
@@ -164,7 +164,7 @@ def command(
 
 def _suite(target: str, options: dict[str, Any]) -> Suite:
     """Return the suite that ``target`` names, or one of a single recipe where it names a model."""
-    from lorabench.bench.suites import load_suite, shipped_suites, single_recipe
+    from lorabench.bench.suites.suite import load_suite, shipped_suites, single_recipe
     from lorabench.estimator.catalogue import find_model
 
     if target in shipped_suites() or target.endswith((".yaml", ".yml")):
@@ -184,12 +184,12 @@ def _suite(target: str, options: dict[str, Any]) -> Suite:
 def _device(gpu: str | None, choice: DeviceChoice) -> DeviceFacts:
     """Return the device to hold estimates against: the GPU that is named, or this machine's."""
     if gpu is None:
-        from lorabench.bench.environment import probe_surroundings
+        from lorabench.bench.machine.environment import probe_surroundings
 
         return probe_surroundings(choice).device
     if choice != "auto":
         raise UserError("--gpu and --device contradict each other: --gpu names the device to hold estimates against")
-    from lorabench.bench.records import DeviceFacts
+    from lorabench.bench.records.record import DeviceFacts
     from lorabench.estimator.devices import find_device
 
     device = find_device(gpu)

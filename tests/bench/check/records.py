@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from tests.sample_records import STEP_SECONDS, sample_record
 
 

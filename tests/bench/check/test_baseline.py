@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.findings import EXIT_CODES, Comparison
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.errors import UserError
 from tests.bench.check.records import record, repeats, times
 from tests.sample_records import STEP_SECONDS

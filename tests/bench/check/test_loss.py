@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.findings import Finding
 from lorabench.bench.check.loss import final_loss
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from tests.bench.check.records import record
 from tests.sample_records import LOSSES
 

@@ -6,7 +6,7 @@ import pytest
 
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.findings import Finding
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from tests.bench.check.records import record
 
 MIB = 2**20

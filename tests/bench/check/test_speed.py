@@ -10,7 +10,7 @@ import pytest
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.findings import Comparison, Finding
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records import RunRecord
+from lorabench.bench.records.record import RunRecord
 from tests.bench.check.records import record, times
 from tests.sample_records import STEP_SECONDS
 

@@ -1,0 +1,38 @@
+"""What is known of how fast the device is that recipes run on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lorabench.bench.records.record import DeviceFacts
+from lorabench.estimator.devices import Device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.speed.calibrations import Calibration, find_calibration
+from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
+
+
+class DeviceRates(NamedTuple):
+    """A device by its datasheet, if it is a GPU of the catalogue, and by its calibration, if it has one."""
+
+    device: Device
+    calibration: Calibration | None
+
+    def throughput(self, spec: ModelSpec, recipe: Recipe) -> Throughput | None:
+        """Return how fast ``recipe`` should train, or None where neither is known or there is no closed form."""
+        try:
+            return estimate_throughput(spec, recipe, self.device, self.calibration)
+        except UserError:
+            return None
+
+
+def device_rates(facts: DeviceFacts) -> DeviceRates:
+    """Return what is known of the device that ``facts`` describe.
+
+    Raises:
+        UserError: its calibration is a file that is none.
+    """
+    found = find_calibration(facts.name)
+    device = facts.catalogued or Device(name=facts.name, title=facts.name, memory_bytes=facts.memory_bytes)
+    return DeviceRates(device, found[0] if found else None)

@@ -1,0 +1,336 @@
+"""What this machine can train, what is missing for more, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+import lorabench
+from lorabench.bench.machine.doctor_probe import Gpu, Probe
+from lorabench.bench.machine.environment import NEEDED, DeviceChoice, operating_system, processor_name
+from lorabench.bench.machine.host_memory import available_bytes
+
+Status = Literal["ok", "limited", "missing", "unknown"]
+
+KNOWN_VERSIONS = Path(__file__).parent / "known_versions.json"
+PROBE_SECONDS = 120
+"""A driver that hangs must not hang the doctor; importing the libraries from a cold disk takes tens of seconds."""
+INSTALL = "pip install 'lorabench[bench]'"
+LEAST_FREE_BYTES = 64 * 2**20
+"""Records take some ten kilobytes a recipe; less free space than this is a full disk."""
+PYPI_NAMES = {"flash_attn": "flash-attn", "liger_kernel": "liger-kernel"}
+
+
+class Check(Struct, frozen=True, kw_only=True):
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    """limited: something cannot be done or is slow; missing: what `can_train` needs; unknown: nobody has tried."""
+    found: str
+    mend: str | None = None
+    """The command, or the step, that mends it."""
+
+
+class Diagnosis(Struct, frozen=True, kw_only=True):
+    """What this machine can train."""
+
+    lorabench: str
+    python: str
+    operating_system: str
+    driver: str | None
+    torch_cuda: str | None
+    gpus: tuple[Gpu, ...]
+    packages: dict[str, str]
+    """Package → installed version."""
+    checks: tuple[Check, ...]
+    device: Literal["cuda", "cpu"]
+    """What recipes would train on."""
+    can_train: tuple[str, ...]
+    """The methods that train here."""
+    ready: bool
+    """Whether nothing that is needed is missing."""
+
+
+class KnownSet(Struct, frozen=True, forbid_unknown_fields=True):
+    """Versions that work together."""
+
+    packages: dict[str, str]
+    source: str
+    """Who has seen them work, and when."""
+
+
+def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
+    """Look at this machine; ``folder`` is where results would go.
+
+    With ``choice`` cuda, a GPU is needed; with cpu none is looked at; with auto one is used where it is there.
+    """
+    outcome = run_probe()
+    probe = outcome if isinstance(outcome, Probe) else Probe()
+    needed = list(dict.fromkeys((*NEEDED, *admitted_versions())))
+    installed = {name: version for name in needed if (version := installed_version(name)) is not None}
+    gpus = () if choice == "cpu" else probe.gpus
+    device: Literal["cuda", "cpu"] = "cuda" if gpus or choice == "cuda" else "cpu"
+    checks = [
+        *(check_package(name, installed.get(name), probe.import_errors.get(name)) for name in needed),
+        check_together(installed, known_sets()),
+        *([] if choice == "cpu" else check_gpus(probe, needed=choice == "cuda")),
+        check_bfloat16(gpus),
+        check_quantization(probe, device, "bitsandbytes" in installed),
+        check_flash_attention(probe, bool(gpus)),
+        check_liger(probe, bool(gpus)),
+        check_host_memory(),
+        *check_disks(folder),
+    ]
+    if not isinstance(outcome, Probe):
+        checks.insert(0, Check(name="libraries", status="missing", found=outcome, mend=f"{INSTALL} in a fresh venv"))
+    missing = {check.name for check in checks if check.status == "missing"}
+    without = missing - {"bitsandbytes", "quantisation"}
+    return Diagnosis(
+        lorabench=lorabench.__version__,
+        python=platform.python_version(),
+        operating_system=operating_system(),
+        driver=probe.driver,
+        torch_cuda=probe.torch_cuda,
+        gpus=gpus,
+        packages=installed,
+        checks=tuple(checks),
+        device=device,
+        can_train=() if without else ("full", "lora") if missing else ("full", "lora", "qlora"),
+        ready=not missing,
+    )
+
+
+def run_probe() -> Probe | str:
+    """Return what the probe's process found, or how it ended without an answer."""
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-P", "-m", "lorabench.bench.machine.doctor_probe"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"importing them and asking CUDA was not done after {PROBE_SECONDS} s"
+    if ran.returncode == 0:
+        return msgspec.json.decode(ran.stdout.splitlines()[-1], type=Probe)
+    last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+    end = f"signal {-ran.returncode}" if ran.returncode < 0 else f"exit code {ran.returncode}"
+    return f"importing them ended with {end}: {last[:200]}"
+
+
+# Packages.
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None where it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def admitted_versions() -> dict[str, str]:
+    """Return the packages that training needs → the versions that lorabench admits, as in ``>=5.17,<6``."""
+    from packaging.requirements import Requirement
+
+    requirements = [Requirement(line) for line in importlib.metadata.requires("lorabench") or ()]
+    return {
+        requirement.name: str(requirement.specifier)
+        for requirement in requirements
+        if requirement.marker and requirement.marker.evaluate({"extra": "bench"})
+    }
+
+
+def check_package(name: str, version: str | None, import_error: str | None) -> Check:
+    """Tell whether a needed package is there, admitted and importable."""
+    from packaging.specifiers import SpecifierSet
+
+    if version is None:
+        return Check(name=name, status="missing", found="not installed", mend=INSTALL)
+    admitted = admitted_versions().get(name, "")
+    if not SpecifierSet(admitted).contains(version, prereleases=True):
+        mend = f"pip install '{name}{admitted}'"
+        return Check(name=name, status="missing", found=f"{version}, but lorabench needs {admitted}", mend=mend)
+    if import_error is not None:
+        mend = f"pip install --force-reinstall '{name}=={version}'"
+        return Check(name=name, status="missing", found=f"{version} cannot be imported: {import_error}", mend=mend)
+    return Check(name=name, status="ok", found=version)
+
+
+@cache
+def known_sets() -> tuple[KnownSet, ...]:
+    """Return the sets of versions that are known to work together."""
+    return msgspec.json.decode(KNOWN_VERSIONS.read_bytes(), type=tuple[KnownSet, ...])
+
+
+def check_together(installed: dict[str, str], known: Iterable[KnownSet]) -> Check:
+    """Tell whether the installed versions were seen to work together; others may well, but nobody has tried here."""
+    from packaging.version import Version
+
+    public = {name: Version(version).public for name, version in installed.items()}
+    for each in known:
+        if each.packages.items() <= public.items():
+            return Check(name="together", status="ok", found=f"known to work: {each.source}")
+    nearest = max(known, key=lambda each: len(each.packages.items() & public.items()))
+    differing = sorted(name for name in nearest.packages if public.get(name) != nearest.packages[name])
+    wanted = " ".join(f"{name}=={nearest.packages[name]}" for name in differing)
+    return Check(
+        name="together",
+        status="unknown",
+        found=f"not known: lorabench was tested with other {', '.join(differing)}",
+        mend=f"nothing need be wrong; for the versions that were tested: pip install {wanted}",
+    )
+
+
+# Devices.
+
+
+def check_gpus(probe: Probe, *, needed: bool) -> list[Check]:
+    """Tell which GPUs there are, or why there is none."""
+    if probe.gpus:
+        found = [
+            Check(
+                name="GPU" if len(probe.gpus) == 1 else f"GPU {index}",
+                status="ok",
+                found=f"{gpu.name}, {gpu.memory_bytes / 2**30:.1f} GiB, {gpu.free_bytes / 2**30:.1f} GiB free, "
+                f"compute capability {gpu.capability}",
+            )
+            for index, gpu in enumerate(probe.gpus)
+        ]
+        cuda = Check(name="CUDA", status="ok", found=f"torch's {probe.torch_cuda}, driver {probe.driver or 'unknown'}")
+        return [*found, cuda]
+    status: Status = "missing" if needed else "limited"
+    if probe.driver is None:
+        found_nothing = "no NVIDIA driver, so no GPU is used; small models train on the CPU"
+        mend = "install the driver (nvidia-smi must list the GPU), or go where a GPU is" if needed else None
+        return [Check(name="GPU", status=status, found=found_nothing, mend=mend)]
+    if probe.torch_cuda is None:
+        mend = "pip install --force-reinstall torch, in its build for CUDA"
+        return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but torch without CUDA", mend=mend)]
+    reason = probe.cuda_error or "CUDA lists no device"
+    mend = "nvidia-smi tells whether the driver sees the GPU; an older driver needs an older torch or an update"
+    return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but {reason}", mend=mend)]
+
+
+def check_bfloat16(gpus: tuple[Gpu, ...]) -> Check:
+    """Tell whether the device computes in bfloat16, the default of recipes."""
+    if gpus:
+        without = sorted({gpu.name for gpu in gpus if not gpu.bfloat16})
+        if not without:
+            return Check(name="bfloat16", status="ok", found="in the GPU's tensor cores")
+        mend = "use --mixed-precision fp16 --dtype float16"
+        return Check(name="bfloat16", status="limited", found=f"not in {', '.join(without)}, only emulated", mend=mend)
+    if computes_in_bfloat16(_processor_flags()):
+        return Check(name="bfloat16", status="ok", found=f"in the CPU ({processor_name()})")
+    mend = "use --mixed-precision no --dtype float32 on the CPU"
+    return Check(name="bfloat16", status="limited", found="emulated by this CPU, and slow", mend=mend)
+
+
+def computes_in_bfloat16(flags: set[str]) -> bool:
+    """Tell from the kernel's names of a CPU's features whether it multiplies in bfloat16 (x86 or Arm)."""
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _processor_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    named = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return set(next(named, "").split())
+
+
+def check_quantization(probe: Probe, device: Literal["cuda", "cpu"], installed: bool) -> Check:
+    """Tell whether bitsandbytes really quantised a tensor on the device."""
+    if device not in probe.quantization_errors:
+        found = "bitsandbytes could not be tried" if installed else "no bitsandbytes"
+        return Check(name="quantisation", status="missing", found=f"{found}, which qlora needs", mend=INSTALL)
+    error = probe.quantization_errors[device]
+    if error is None:
+        return Check(name="quantisation", status="ok", found=f"a tensor went to NF4 and back on {_said(device)}")
+    mend = "python -m bitsandbytes says more; pip install --force-reinstall bitsandbytes"
+    return Check(name="quantisation", status="missing", found=f"fails on {_said(device)}: {error}", mend=mend)
+
+
+def _said(device: str) -> str:
+    return "the GPU" if device == "cuda" else "the CPU"
+
+
+def check_flash_attention(probe: Probe, gpu: bool) -> Check:
+    """Tell whether attn_implementation flash_attention_2 runs; sdpa, the default, needs nothing."""
+    without = "--attn-implementation sdpa, the default, does without"
+    if not gpu:
+        return Check(name="flash attention", status="limited", found=f"needs a GPU; {without}")
+    if importlib.util.find_spec("flash_attn") is None:
+        mend = "pip install flash-attn --no-build-isolation"
+        return Check(name="flash attention", status="limited", found=f"not installed; {without}", mend=mend)
+    return _tried("flash attention", "flash_attn", probe.flash_attention_error, without)
+
+
+def check_liger(probe: Probe, gpu: bool) -> Check:
+    """Tell whether ``--loss liger`` runs; standard, the default, needs nothing."""
+    without = "--loss standard, the default, does without"
+    if importlib.util.find_spec("liger_kernel") is None:
+        found = f"not installed; {without}" if gpu else f"needs a GPU; {without}"
+        mend = "pip install liger-kernel" if gpu else None
+        return Check(name="liger", status="limited", found=found, mend=mend)
+    if not gpu:
+        return Check(name="liger", status="limited", found=f"needs a GPU; {without}")
+    return _tried("liger", "liger_kernel", probe.liger_error, without)
+
+
+def _tried(name: str, module: str, error: str | None, without: str) -> Check:
+    package = PYPI_NAMES[module]
+    version = installed_version(package) or "of unknown version"
+    if error is None:
+        return Check(name=name, status="ok", found=version)
+    mend = f"pip install --force-reinstall {package}"
+    return Check(name=name, status="limited", found=f"{version} does not run: {error}; {without}", mend=mend)
+
+
+# The host.
+
+
+def check_host_memory() -> Check:
+    """Tell how much memory the host has: a recipe's process needs some for the libraries, on a GPU too."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = available_bytes()
+    left = "" if free is None else f", {free / 2**30:.1f} GiB available"
+    return Check(name="host memory", status="ok", found=f"{total / 2**30:.1f} GiB{left}, {os.cpu_count()} CPU cores")
+
+
+def check_disks(folder: Path) -> list[Check]:
+    """Tell the space where results go, and where the hub's weights would be kept."""
+    cache_folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    checks = []
+    for name, path, needed in (
+        ("disk, results", folder, True),
+        ("disk, scratch", Path(tempfile.gettempdir()), True),
+        ("disk, hub cache", cache_folder, False),
+    ):
+        there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        writable = os.access(there, os.W_OK)
+        found = f"{free / 2**30:.1f} GiB free" if writable else "cannot be written"
+        bad: Status = "missing" if needed else "limited"
+        mends = {"disk, results": "run it where results may be written, and name a folder with -o"}
+        mends |= {"disk, scratch": "set TMPDIR to a folder with space", "disk, hub cache": "set HF_HOME to a folder"}
+        fine = writable and free >= LEAST_FREE_BYTES
+        checks.append(Check(name=name, status="ok" if fine else bad, found=found, mend=None if fine else mends[name]))
+    return checks

@@ -1,0 +1,169 @@
+"""What training would meet on this machine, tried out in a process of its own, which prints it as a line of JSON.
+
+``python -m lorabench.bench.machine.doctor_probe`` imports the libraries, asks CUDA for its devices, and quantises a
+tensor. It is a process of its own because a broken library may take it down, and because asking CUDA takes memory on
+the GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from lorabench.bench.machine.environment import NEEDED, driver_version
+
+LARGEST_NF4_ERROR = 0.16
+"""Of a block's largest value. NF4's codes are at most 0.304 apart (−1 and −0.696; Dettmers et al. 2023, appendix E), so
+rounding errs by half of that at most."""
+
+
+class Gpu(Struct, frozen=True, kw_only=True):
+    """One CUDA device."""
+
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    capability: str
+    """Compute capability, as in ``9.0``."""
+    bfloat16: bool
+    """Whether its tensor cores compute in bfloat16."""
+
+
+class Probe(Struct, frozen=True, kw_only=True):
+    """What was found."""
+
+    import_errors: dict[str, str] = {}
+    """Package → why it cannot be imported, for those that are installed and cannot."""
+    torch_cuda: str | None = None
+    """The CUDA version that torch is built for."""
+    cuda_error: str | None = None
+    """What CUDA said when it was asked for its devices, where it has none."""
+    driver: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    quantization_errors: dict[str, str | None] = {}
+    """Device that bitsandbytes was tried on (cpu, cuda) → what went wrong there, None where it quantises."""
+    flash_attention_error: str | None = None
+    """Why flash attention, which is installed, does not run here."""
+    liger_error: str | None = None
+    """Why Liger's kernels, which are installed, cannot be imported."""
+
+
+def main() -> None:
+    """Print what is found here."""
+    errors: dict[str, str] = {}
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is not None:
+            error = _error_of(lambda package=package: importlib.import_module(package))  # type: ignore[misc]
+            if error is not None:
+                errors[package] = error
+    probe = Probe(import_errors=errors, driver=_driver())
+    if importlib.util.find_spec("torch") is not None and "torch" not in errors:
+        probe = _with_torch(probe)
+    print(msgspec.json.encode(probe).decode())
+
+
+def _with_torch(probe: Probe) -> Probe:
+    import torch
+
+    cuda_error = _error_of(torch.cuda.init) if torch.version.cuda else None
+    gpus = () if cuda_error or not torch.version.cuda else tuple(map(_gpu, range(torch.cuda.device_count())))
+    quantized: dict[str, str | None] = {}
+    if importlib.util.find_spec("bitsandbytes") is not None and "bitsandbytes" not in probe.import_errors:
+        for device in ("cpu", "cuda") if gpus else ("cpu",):
+            quantized[device] = _error_of(lambda device=device: _quantize(device))  # type: ignore[misc]
+    tried = {"flash_attn": (bool(gpus), _flash_attention), "liger_kernel": (True, _import_liger)}
+    found = {
+        package: _error_of(run) if wanted and importlib.util.find_spec(package) is not None else None
+        for package, (wanted, run) in tried.items()
+    }
+    return msgspec.structs.replace(
+        probe,
+        torch_cuda=torch.version.cuda,
+        cuda_error=cuda_error,
+        gpus=gpus,
+        quantization_errors=quantized,
+        flash_attention_error=found["flash_attn"],
+        liger_error=found["liger_kernel"],
+    )
+
+
+def _error_of(run: Callable[[], object]) -> str | None:
+    """Return the first line of what ``run`` raises, None where it returns."""
+    try:
+        run()
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return None
+
+
+def _driver() -> str | None:
+    """Return the NVIDIA driver's version as its management library or else the kernel tells it; None without one."""
+    if importlib.util.find_spec("pynvml") is not None:
+        version = driver_version()
+        if version is not None:
+            return version
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace").splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    return driver_of_kernel_module(first)
+
+
+def driver_of_kernel_module(line: str) -> str | None:
+    """Return the version in the first line of /proc/driver/nvidia/version, which names the module before it."""
+    words = line.partition("Kernel Module")[2].split()
+    return next((word for word in words if word[0].isdigit()), None)
+
+
+def _gpu(index: int) -> Gpu:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    free, _ = torch.cuda.mem_get_info(index)
+    return Gpu(
+        name=properties.name,
+        memory_bytes=properties.total_memory,
+        free_bytes=free,
+        capability=f"{properties.major}.{properties.minor}",
+        bfloat16=properties.major >= 8,
+    )
+
+
+def _quantize(device: str) -> None:
+    """Quantise a tensor to NF4 on ``device`` and back, as qlora does.
+
+    Raises RuntimeError where what comes back is not what went in, rounded to the nearest code.
+    """
+    import bitsandbytes
+    import torch
+
+    # Every block of 64 values has the same range, so that the constants' own quantisation is exact.
+    values = torch.linspace(-1, 1, 64, device=device).repeat(128, 1)
+    packed, state = bitsandbytes.functional.quantize_4bit(values, quant_type="nf4", compress_statistics=True)
+    error = (bitsandbytes.functional.dequantize_4bit(packed, state) - values).abs()
+    if not (error <= LARGEST_NF4_ERROR).all():
+        raise RuntimeError(f"quantised values come back wrong by up to {error.max().item():.3g}")
+
+
+def _flash_attention() -> None:
+    """Run flash attention on a few tokens, forward and backward."""
+    import torch
+    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
+
+    query = torch.randn(1, 128, 2, 64, device="cuda", dtype=torch.float16, requires_grad=True)
+    flash_attn_func(query, query, query, causal=True).sum().backward()
+    torch.cuda.synchronize()
+
+
+def _import_liger() -> None:
+    importlib.import_module("liger_kernel.transformers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""What a measurement depends on besides its recipe: the device and the software, and nothing that names a host.
+
+It is looked up in a process of its own (``python -m lorabench.bench.machine.environment``), because asking CUDA takes
+memory on the GPU for as long as the asking process lives.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+import lorabench
+from lorabench.bench.measuring.meters.driver import Gpu
+from lorabench.bench.records.record import DeviceFacts, Environment
+from lorabench.estimator.errors import UserError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "numpy",
+    "triton",
+    "flash-attn",
+    "liger-kernel",
+)
+NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+class Surroundings(Struct, frozen=True, kw_only=True):
+    """Where recipes run."""
+
+    device: DeviceFacts
+    """The first of the devices of the kind that was asked for."""
+    alike: tuple[int, ...] = (0,)
+    """Indices of the devices that are like the first, which is one of them."""
+    environment: Environment
+
+
+def require_bench_extra() -> None:
+    """Refuse to go on where the packages that train are not installed.
+
+    Raises:
+        UserError: which packages are missing, and what to install.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"training needs {', '.join(missing)}: pip install 'lorabench[bench]'")
+
+
+def probe_surroundings(choice: DeviceChoice) -> Surroundings:
+    """Return the device that ``choice`` means on this machine (auto: CUDA where there is a GPU) and the software.
+
+    Raises:
+        UserError: the packages that train are missing or cannot be imported, or there is no CUDA device.
+    """
+    require_bench_extra()
+    probe = subprocess.run(
+        [sys.executable, "-P", "-m", "lorabench.bench.machine.environment", choice],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if probe.returncode == 0:
+        return msgspec.json.decode(probe.stdout.splitlines()[-1], type=Surroundings)
+    last = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+    raise UserError(last if probe.returncode == 2 else f"torch cannot be used here: {last}")
+
+
+def main() -> None:
+    """Print the surroundings as one line of JSON; exit with 2 and a reason where the device is not there."""
+    import torch
+
+    choice = sys.argv[1]
+    if choice == "cuda" and not torch.cuda.is_available():
+        built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        print(f"no CUDA device (torch {torch.__version__} is built {built_for}): use --device cpu", file=sys.stderr)
+        sys.exit(2)
+    kind: Literal["cuda", "cpu"] = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+    device = _device_facts(kind)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    alike = tuple(index for index in range(count) if _device_facts(kind, index) == device)
+    surroundings = Surroundings(device=device, alike=alike, environment=_environment(kind))
+    print(msgspec.json.encode(surroundings).decode())
+
+
+def _device_facts(kind: Literal["cuda", "cpu"], index: int = 0) -> DeviceFacts:
+    if kind == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(index)
+        return DeviceFacts(kind="cuda", name=properties.name, memory_bytes=properties.total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return DeviceFacts(kind="cpu", name=processor_name(), memory_bytes=memory)
+
+
+def processor_name() -> str:
+    """Return the CPU's name as the kernel has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return platform.machine() or "unknown processor"
+
+
+def _environment(kind: Literal["cuda", "cpu"]) -> Environment:
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    gpu = Gpu.open(str(torch.cuda.get_device_properties(0).uuid)) if kind == "cuda" else None
+    return Environment(
+        lorabench=lorabench.__version__,
+        python=platform.python_version(),
+        operating_system=operating_system(),
+        packages=versions,
+        cpu_threads=torch.get_num_threads(),
+        cuda=torch.version.cuda if kind == "cuda" else None,
+        driver=driver_version() if kind == "cuda" else None,
+        allocator=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+        commit=commit(),
+        power_limit_watts=None if gpu is None else gpu.power_limit_watts(),
+        highest_sm_clock_mhz=None if gpu is None else gpu.highest_sm_clock_mhz(),
+        highest_memory_clock_mhz=None if gpu is None else gpu.highest_memory_clock_mhz(),
+    )
+
+
+def operating_system() -> str:
+    """Return the distribution and the machine's architecture, as in ``Debian GNU/Linux 12 (bookworm), x86_64``."""
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = platform.system()
+    return f"{name}, {platform.machine()}"
+
+
+def driver_version() -> str | None:
+    """Return the NVIDIA driver's version, or None where the management library does not answer."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def commit() -> str | None:
+    """Return the commit of lorabench that runs, with a ``+`` where files differ from it; None where it is not known.
+
+    It is known of an installation from a repository, and of a checkout.
+    """
+    if installed := _installed_commit():
+        return installed
+    package = Path(lorabench.__file__).resolve().parent
+    head = _git(package, "rev-parse", "HEAD")
+    # Of a checkout that lorabench itself is part of, not of one that it happens to be installed in.
+    if head is None or _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return head + ("+" if _git(package, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _installed_commit() -> str | None:
+    """Return the commit that pip installed lorabench from (direct_url.json of the packaging user guide)."""
+    try:
+        told = importlib.metadata.distribution("lorabench").read_text("direct_url.json")
+        return str(json.loads(told or "{}")["vcs_info"]["commit_id"])
+    except (importlib.metadata.PackageNotFoundError, ValueError, LookupError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        told = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() if told.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    main()

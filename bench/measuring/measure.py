@@ -1,0 +1,204 @@
+"""Train one recipe in this process and measure it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.measuring.meters.allocator_history import record_step
+from lorabench.bench.measuring.meters.cpu import CpuMeter
+from lorabench.bench.measuring.meters.cuda import CudaMeter
+from lorabench.bench.measuring.meters.meter import Meter
+from lorabench.bench.measuring.step_times import complaints_about, is_warm, steps_missing
+from lorabench.bench.measuring.utilisation import utilisation
+from lorabench.bench.records.record import Engine
+from lorabench.bench.running.jobs import Settings
+from lorabench.bench.training.batches import Batches, make_batches
+from lorabench.bench.training.built_parameters import count_built
+from lorabench.bench.training.steps import Training, mean_loss
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.trace.optimizers import make_optimizer
+from lorabench.estimator.trace.step import TrainingStep
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EXTRA_WARM_UP_STEPS = 10
+EXTRA_WARM_UP_SECONDS = 5.0
+"""How far warm-up goes on beyond the steps that were asked for, while steps are not alike yet."""
+PHASE_STEPS = 3
+"""Steps whose phases are timed, apart from the timed steps."""
+
+
+def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: str | None = None) -> Measurement:
+    """Build the recipe's model, train it, and return what was measured; a memory snapshot goes to ``snapshot_path``.
+
+    In this order, each pass apart from the others: build; held-out loss and the base model's own; warm-up; timed steps,
+    with nothing between them; phases, by time; held-out loss; memory by phase and component.
+
+    Raises:
+        UserError: the recipe cannot be built here, or the weights or the dataset cannot be read.
+    """
+    import torch
+
+    _silence_libraries()
+    learning_steps = settings.warmup_steps + settings.steps
+    batches = make_batches(spec, recipe, settings, learning_steps)
+    meter: Meter = CudaMeter() if settings.device == "cuda" else CpuMeter()
+    model, held_bytes = _build(spec, recipe, settings, meter)
+    optimizer = make_optimizer(model, recipe)
+    step = TrainingStep(model, optimizer, recipe)
+    training = Training(step, batches, learning_steps)
+
+    held_out_before = _held_out_loss(meter, step, batches)
+    base_loss, adapted_loss = _first_losses(step, batches) if recipe.method != "full" else (None, None)
+    meter.settle()
+    # Whatever was drawn before, every engine trains with the same random numbers from here on.
+    torch.manual_seed(settings.seed)
+    with _steps_of(settings.engine, training, settings.seed) as train_step:
+        warmup_seconds = _warm_up(train_step, meter, settings.warmup_steps)
+        with meter.steady():
+            step_seconds = timed_steps(train_step, meter, settings.steps)
+            step_seconds += timed_steps(train_step, meter, steps_missing(step_seconds, settings.least_seconds))
+    phase_seconds = _phase_seconds(training, meter)
+    held_out_after = _held_out_loss(meter, step, batches)
+    memory = meter.breakdown(model, step, spec, lambda: batches.of_step(0), held_bytes)
+    timeline = meter.timeline(step, lambda: batches.of_step(0)) if settings.timeline else None
+    if snapshot_path is not None:
+        record_step(lambda: step(batches.of_step(0)), Path(snapshot_path))
+
+    tokens, read = batches.tokens_per_step(), meter.readings
+    middle = sorted(step_seconds)[len(step_seconds) // 2]
+    used = utilisation(spec, recipe, meter.device_name, middle)
+    return Measurement(
+        parameters=count_built(model, spec),
+        memory=memory,
+        active_peak_bytes=read.active_peak_bytes,
+        loading_peak_bytes=read.loading_peak_bytes,
+        evaluation_peak_bytes=read.evaluation_peak_bytes,
+        nvml_process_peak_bytes=read.nvml_process_peak_bytes,
+        nvml_device_peak_bytes=read.nvml_device_peak_bytes,
+        rss_peak_bytes=read.rss_peak_bytes,
+        timeline=timeline,
+        step_seconds=tuple(step_seconds),
+        warmup_step_seconds=tuple(warmup_seconds),
+        phase_seconds=phase_seconds,
+        unstable=(*complaints_about(step_seconds), *read.disturbances),
+        sm_clock_mhz=read.sm_clock_mhz,
+        tokens_per_step=tokens.all,
+        unpadded_tokens_per_step=tokens.unpadded,
+        loss_tokens_per_step=tokens.in_loss,
+        mfu=used.mfu,
+        hfu=used.hfu,
+        energy_joules=read.energy_joules,
+        losses=training.losses(),
+        gradient_norms=training.gradient_norms(),
+        held_out_loss_before=held_out_before,
+        held_out_loss_after=held_out_after,
+        base_loss=base_loss,
+        adapted_loss=adapted_loss,
+    )
+
+
+def _steps_of(engine: Engine, training: Training, seed: int) -> AbstractContextManager[Callable[[], None]]:
+    """Return the context that gives the function which trains the next step, by lorabench's own loop or Trainer's."""
+    if engine == "lorabench":
+        return nullcontext(training)
+    from lorabench.bench.training.trainer_engine import trainer_steps
+
+    return trainer_steps(training, seed)
+
+
+def timed_steps(train_step: Callable[[], None], meter: Meter, count: int) -> list[float]:
+    """Train ``count`` steps and return the seconds of each; on a GPU the host runs ahead, as in any training."""
+    for _ in range(count):
+        meter.mark()
+        train_step()
+        meter.mark()
+    return meter.laps()[::2]
+
+
+def _build(spec: ModelSpec, recipe: Recipe, settings: Settings, meter: Meter) -> tuple[nn.Module, dict[str, int]]:
+    """Return the model, and what was held once its base was loaded and once it was adapted."""
+    held_bytes: dict[str, int] = {}
+
+    def note_loaded(model: nn.Module) -> None:
+        held_bytes["loaded"] = meter.held_bytes(model)
+
+    weights = spec.name if settings.weights == "hub" else settings.weights
+    with meter.loading():
+        model = build_model(spec, recipe, settings.device, settings.seed, weights=weights, on_loaded=note_loaded)
+    held_bytes["adapted"] = meter.held_bytes(model)
+    return model, held_bytes
+
+
+def _held_out_loss(meter: Meter, step: TrainingStep, batches: Batches) -> float | None:
+    """Return the loss on the text that nothing trains on, or None where none could be held out."""
+    step.optimizer.zero_grad(set_to_none=True)
+    with meter.evaluating(step.model, step.optimizer):
+        held_out = list(batches.held_out())
+        return mean_loss(step, held_out) if held_out else None
+
+
+def _first_losses(step: TrainingStep, batches: Batches) -> tuple[float | None, float | None]:
+    """Return the loss of the first batch without adapters and with them, before they have learnt anything."""
+    model: Any = step.model
+    losses = []
+    for adapters in (model.disable_adapter(), nullcontext()):
+        with adapters:
+            losses.append(mean_loss(step, [next(batches.of_step(0))]))
+    return losses[0], losses[1]
+
+
+def _warm_up(train_step: Callable[[], None], meter: Meter, least: int) -> list[float]:
+    """Train until two steps in succession take alike long, ``least`` steps at least; none where ``least`` is 0."""
+    seconds = timed_steps(train_step, meter, least)
+    extra: list[float] = []
+    while (
+        least
+        and not is_warm(seconds + extra)
+        and len(extra) < EXTRA_WARM_UP_STEPS
+        and sum(extra) < EXTRA_WARM_UP_SECONDS
+    ):
+        extra += timed_steps(train_step, meter, 1)
+    return seconds + extra
+
+
+def _phase_seconds(training: Training, meter: Meter) -> dict[str, tuple[float, ...]]:
+    """Return the seconds of each phase in each of a few more steps.
+
+    What comes before the first phase (clearing gradients, fetching the first batch) is in none of them.
+    """
+    steps: list[dict[str, float]] = []
+    begun: list[str] = []
+
+    def begin(phase: str) -> None:
+        begun.append(phase)
+        meter.mark()
+
+    training.step.on_phase = begin
+    for _ in range(PHASE_STEPS):
+        begun.clear()
+        training()
+        meter.mark()
+        step = dict.fromkeys(begun, 0.0)
+        for phase, seconds in zip(begun, meter.laps(), strict=True):
+            step[phase] += seconds
+        steps.append(step)
+    training.step.on_phase = lambda phase: None
+    return {phase: tuple(step[phase] for step in steps) for phase in steps[0]}
+
+
+def _silence_libraries() -> None:
+    """Keep the libraries' notices off the terminal; what matters of them is in the record."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")

@@ -1,0 +1,81 @@
+"""The CUDA caching allocator's own record of a step: as a timeline, and as a snapshot of all that it knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorabench.bench.measuring.meters.counted_step import thinned
+from lorabench.bench.measuring.meters.meter import Timeline
+from lorabench.bench.records.whole_files import write_whole
+from lorabench.bench.running.failures import without_own_folders
+from lorabench.estimator.errors import UserError
+
+MOST_EVENTS = 1_000_000
+"""Kept of one recording; a step makes some thousands."""
+BLOCK = 512
+"""The allocator rounds every request up to a multiple of this (c10/cuda/CUDACachingAllocator, kMinBlockSize)."""
+
+
+@contextmanager
+def recording(*, stacks: bool) -> Iterator[Callable[[], Any]]:
+    """Let the allocator record what it does inside, with the Python ``stacks`` that asked for it or without.
+
+    The function returns its snapshot so far: ``segments`` and ``device_traces``.
+    """
+    import torch
+
+    context = "all" if stacks else None
+    record: Any = torch.cuda.memory._record_memory_history
+    record("all", context=context, stacks="python", max_entries=MOST_EVENTS)
+    try:
+        yield torch.cuda.memory._snapshot
+    finally:
+        record(None)
+
+
+def live_bytes(events: list[dict[str, Any]], allocated_before: int) -> Timeline:
+    """Return the allocated bytes after each of the allocator's ``events``, from so many before, by seconds.
+
+    ``events`` are of one device, in order. A block that stays larger than its request, since what is left of it is too
+    small to be split off, is counted as its request, rounded up.
+    """
+    live = allocated_before
+    points: list[tuple[float, int]] = []
+    for event in events:
+        size = -(-event["size"] // BLOCK) * BLOCK
+        if event["action"] == "alloc":
+            live += size
+        elif event["action"] == "free_requested":
+            live -= size
+        else:
+            continue
+        points.append(((event["time_us"] - events[0]["time_us"]) / 1e6, live))
+    return thinned(points)
+
+
+def record_step(step: Callable[[], object], path: Path) -> None:
+    """Run ``step`` and write all that the allocator did meanwhile to ``path``, with the stacks that asked for it."""
+    import torch
+
+    with recording(stacks=True) as snapshot:
+        step()
+        torch.cuda.synchronize()
+        told = snapshot()
+    write_snapshot(told, path)
+
+
+def write_snapshot(snapshot: dict[str, Any], path: Path) -> None:
+    """Write the allocator's ``snapshot`` as JSON, whole or not at all; paths in it do not tell whose they are.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = without_own_folders(json.dumps(snapshot, default=str))
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the memory snapshot: {error.strerror}") from error

@@ -1,0 +1,113 @@
+"""The meter of a CPU: no allocator counts there, so live storages are counted, and the kernel tells of RAM."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from lorabench.bench.measuring.meters import resident_memory
+from lorabench.bench.measuring.meters.counted_step import count_step, thinned
+from lorabench.bench.measuring.meters.meter import Readings, Timeline
+from lorabench.estimator.breakdown import PHASES, Breakdown
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.trace.storages import StorageLedger, model_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lorabench.estimator.trace.step import Batch, TrainingStep
+
+
+class CpuMeter:
+    """A `Meter` of this process on the CPU."""
+
+    def __init__(self) -> None:
+        self.readings = Readings()
+        self.device_name: str | None = None
+        self._marks: list[float] = []
+        self._counted: StorageLedger | None = None
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Count what building makes; what other threads make, as when weights are read from files, is not seen."""
+        with _counting("loaded") as peak:
+            yield
+        self.readings.loading_peak_bytes = peak()
+
+    def held_bytes(self, model: nn.Module) -> int:
+        """Return the bytes of the storages of ``model``."""
+        return model_bytes(model, "cpu")
+
+    @contextmanager
+    def evaluating(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Count what is made inside, on top of ``model`` and the states of ``optimizer``."""
+        with _counting("forward", model, optimizer) as peak:
+            yield
+        self.readings.evaluation_peak_bytes = max(peak(), self.readings.evaluation_peak_bytes or 0)
+
+    def settle(self) -> None:
+        """Do nothing: what is freed on a CPU is given back or not as the C library likes."""
+
+    def mark(self) -> None:
+        """Note the time."""
+        self._marks.append(time.perf_counter())
+
+    def laps(self) -> list[float]:
+        """Return the seconds between successive marks, and forget them."""
+        marks, self._marks = self._marks, []
+        return [end - start for start, end in pairwise(marks)]
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Let the peak of resident memory be that of the timed steps; where the kernel cannot, it stays unknown."""
+        forgotten = resident_memory.forget_peak()
+        yield
+        if forgotten:
+            self.readings.rss_peak_bytes = resident_memory.peak_bytes()
+
+    def breakdown(
+        self,
+        model: nn.Module,
+        step: TrainingStep,
+        spec: ModelSpec,
+        batches: Callable[[], Iterator[Batch]],
+        held_bytes: dict[str, int],
+    ) -> Breakdown:
+        """Return what the storages of one more step take."""
+        self._counted = count_step(model, step, spec, batches())
+        told = self._counted.breakdown()
+        peaks = told.phase_peaks_bytes | held_bytes
+        return replace(told, phase_peaks_bytes={phase: peaks[phase] for phase in PHASES})
+
+    def timeline(self, step: TrainingStep, batches: Callable[[], Iterator[Batch]]) -> Timeline:
+        """Return the live bytes after each allocation and free of the step that `breakdown` counted."""
+        assert self._counted is not None, "breakdown comes first"
+        points = list(self._counted.live_bytes_of_step())
+        start = points[0][0]
+        return thinned([(event - start, live) for event, _, live in points])
+
+
+@contextmanager
+def _counting(
+    phase: str, model: nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
+) -> Iterator[Callable[[], int]]:
+    """Count storages that live inside; the function returns the most bytes of them at once, afterwards."""
+    ledger = StorageLedger("cpu")
+
+    def peak() -> int:
+        return max((live for _, _, live in ledger.live_bytes_of_step()), default=0)
+
+    if model is not None:
+        ledger.adopt_model(model)
+    if optimizer is not None:
+        ledger.adopt_optimizer(optimizer)
+    ledger.begin_step()
+    ledger.begin_phase(phase)
+    with ledger:
+        yield peak

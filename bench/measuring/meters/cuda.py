@@ -1,0 +1,202 @@
+"""The meter of an NVIDIA GPU: the caching allocator's counters, CUDA events, and what the driver says meanwhile."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from lorabench.bench.measuring.meters import resident_memory
+from lorabench.bench.measuring.meters.allocator_history import live_bytes, recording
+from lorabench.bench.measuring.meters.counted_step import count_step
+from lorabench.bench.measuring.meters.driver import Gpu, Seen, Watch
+from lorabench.bench.measuring.meters.meter import Readings, Timeline
+from lorabench.estimator.breakdown import Breakdown
+from lorabench.estimator.models import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lorabench.estimator.trace.step import Batch, TrainingStep
+
+
+class CudaMeter:
+    """A `Meter` of this process on the first GPU that it sees."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        self.readings = Readings()
+        self.device_name: str | None = torch.cuda.get_device_name(0)
+        self._marks: list[Any] = []
+        self._gpu = Gpu.open(str(torch.cuda.get_device_properties(0).uuid))
+        self._reserved_peak = self._allocated_peak = 0
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Read the allocator's peak of what runs inside."""
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        self.readings.loading_peak_bytes = torch.cuda.max_memory_allocated()
+
+    def held_bytes(self, model: nn.Module) -> int:
+        """Return the bytes that the allocator has given out."""
+        import torch
+
+        gc.collect()
+        return torch.cuda.memory_allocated()
+
+    @contextmanager
+    def evaluating(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Read the allocator's peak of what runs inside."""
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        self.readings.evaluation_peak_bytes = max(
+            torch.cuda.max_memory_allocated(), self.readings.evaluation_peak_bytes or 0
+        )
+
+    def settle(self) -> None:
+        """Give back to the GPU what is not in use, cuBLAS' workspaces among it, which threads take anew."""
+        import torch
+
+        gc.collect()
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+    def mark(self) -> None:
+        """Note the time on the GPU's own time line; the host does not wait for it."""
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        self._marks.append(event)
+
+    def laps(self) -> list[float]:
+        """Return the seconds between successive marks, and forget them; the GPU is through with its work then."""
+        import torch
+
+        torch.cuda.synchronize()
+        marks, self._marks = self._marks, []
+        return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Read the allocator's peaks of what runs inside, its energy, and what the driver sees meanwhile."""
+        import torch
+
+        watch = nullcontext(Seen()) if self._gpu is None else Watch(self._gpu)
+        forgotten = resident_memory.forget_peak()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        with watch as seen:
+            before = None if self._gpu is None else self._gpu.joules()
+            yield
+            torch.cuda.synchronize()
+            after = None if self._gpu is None else self._gpu.joules()
+        told = self.readings
+        self._allocated_peak = torch.cuda.max_memory_allocated()
+        self._reserved_peak = torch.cuda.max_memory_reserved()
+        told.active_peak_bytes = torch.cuda.memory_stats()["active_bytes.all.peak"]
+        told.rss_peak_bytes = resident_memory.peak_bytes() if forgotten else None
+        told.energy_joules = None if before is None or after is None else after - before
+        told.nvml_process_peak_bytes = seen.process_peak_bytes
+        told.nvml_device_peak_bytes = seen.device_peak_bytes
+        told.sm_clock_mhz = seen.sm_clock_mhz
+        told.disturbances = tuple(seen.disturbances())
+
+    def breakdown(
+        self,
+        model: nn.Module,
+        step: TrainingStep,
+        spec: ModelSpec,
+        batches: Callable[[], Iterator[Batch]],
+        held_bytes: dict[str, int],
+    ) -> Breakdown:
+        """Return the allocator's own peaks of the timed steps, and of each phase of one more step.
+
+        Components are as counted in yet another step, in which following the storages may keep some alive a little
+        longer. Workspaces are what cuBLAS gives back when asked to. What else the allocator has beyond the live
+        storages (rounding to 512 B, what kernels work in) is temporaries.
+        """
+        in_step = phase_peaks(step, batches())
+        counted = count_step(model, step, spec, batches()).breakdown()
+        components = counted.components | {"workspaces": _bytes_given_back_by_cublas()}
+        return replace(
+            counted,
+            components=with_rest(components, self._allocated_peak),
+            phase=max(in_step, key=lambda name: in_step[name]),
+            peak_allocated_bytes=self._allocated_peak,
+            phase_peaks_bytes=held_bytes | in_step,
+            peak_reserved_bytes=self._reserved_peak,
+            device_total_bytes=self.readings.nvml_process_peak_bytes,
+        )
+
+    def timeline(self, step: TrainingStep, batches: Callable[[], Iterator[Batch]]) -> Timeline:
+        """Return what the allocator had given out after each allocation and free of one more step."""
+        import torch
+
+        with recording(stacks=False) as snapshot:
+            before = torch.cuda.memory_allocated()
+            step(batches())
+            torch.cuda.synchronize()
+            events = snapshot()["device_traces"][torch.cuda.current_device()]
+        return live_bytes(events, before)
+
+
+def phase_peaks(step: TrainingStep, batches: Iterator[Batch]) -> dict[str, int]:
+    """Train one step and return the allocator's peak in each of its phases."""
+    import torch
+
+    peaks: dict[str, int] = {}
+    phase = ""
+
+    def begin(name: str) -> None:
+        nonlocal phase
+        if phase:
+            peaks[phase] = max(peaks.get(phase, 0), torch.cuda.max_memory_allocated())
+        phase = name
+        torch.cuda.reset_peak_memory_stats()
+
+    before, step.on_phase = step.on_phase, begin
+    try:
+        step(batches)
+        begin("")
+    finally:
+        step.on_phase = before
+    return peaks
+
+
+def with_rest(components: dict[str, int], total: int) -> dict[str, int]:
+    """Return ``components`` with the temporaries made to fill up ``total`` bytes.
+
+    Where they count more than ``total``, temporaries shrink first, then activations, and so on from the least sure.
+    """
+    fitted = dict(components)
+    rest = total - sum(components.values())
+    for name in ("temporaries", "activations", "logits", "gradients", "buffers"):
+        change = max(rest, -fitted[name])
+        fitted[name] += change
+        rest -= change
+        if rest == 0:
+            break
+    return fitted
+
+
+def _bytes_given_back_by_cublas() -> int:
+    import torch
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch._C._cuda_clearCublasWorkspaces()
+    return before - torch.cuda.memory_allocated()

@@ -1,0 +1,229 @@
+"""Run records: one recipe's measurement with its estimate, environment and outcome, one JSON file each."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.whole_files import write_whole
+from lorabench.estimator.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.devices import Device, find_device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.recipes import Recipe, digest_of
+from lorabench.estimator.speed.throughput import Throughput
+
+SCHEMA_VERSION = 2
+SUFFIX = ".record.json"
+SNAPSHOT_SUFFIX = ".memory-snapshot.json"
+"""Of the file beside a record in which CUDA's allocator tells what it did over one step, where that was asked for."""
+
+Outcome = Literal["ok", "oom", "error", "timeout", "skipped"]
+Engine = Literal["lorabench", "trainer"]
+"""Whose loop trains: lorabench's own, or `transformers.Trainer`."""
+Memory = Literal["device", "host", "killed"]
+"""Which memory ran out: the GPU's; the host's, as the process was told; or the host's, so that the kernel killed it."""
+
+Key = tuple[str, Engine, int]
+"""Digest, engine and repeat: what one record of a folder is found by."""
+
+
+class DeviceFacts(Struct, frozen=True, kw_only=True):
+    """The device that a recipe ran on."""
+
+    kind: Literal["cuda", "cpu"]
+    name: str
+    """As the driver or the kernel names it, such as ``NVIDIA H200``."""
+    memory_bytes: int
+    """All of its memory."""
+
+    @property
+    def catalogued(self) -> Device | None:
+        """The GPU of the catalogue that it is; None of a CPU, and of a GPU that is not in the catalogue."""
+        if self.kind == "cpu":
+            return None
+        try:
+            return find_device(self.name)
+        except UserError:
+            return None
+
+    @property
+    def architecture(self) -> str | None:
+        """Of `catalogued`, whose kernels' workspaces depend on it; None where that is None."""
+        return None if self.catalogued is None else self.catalogued.architecture
+
+
+class Environment(Struct, frozen=True, kw_only=True):
+    """What a figure depends on besides the recipe; nothing that names a person or a host."""
+
+    lorabench: str
+    python: str
+    operating_system: str
+    packages: dict[str, str]
+    """Package → version, of those that the step runs through."""
+    cpu_threads: int
+    cuda: str | None = None
+    driver: str | None = None
+    allocator: str | None = None
+    """PYTORCH_CUDA_ALLOC_CONF or its newer name, where set."""
+    commit: str | None = None
+    """Of lorabench's own repository, where it runs from one; with ``+`` where files there differ from it."""
+    power_limit_watts: float | None = None
+    """What the GPU is held to."""
+    highest_sm_clock_mhz: int | None = None
+    """Of the GPU's processors; what they ran at is in the measurement."""
+    highest_memory_clock_mhz: int | None = None
+
+
+class Prediction(Struct, frozen=True, kw_only=True):
+    """The estimate of the recipe for the device that it ran on, as it stood when it ran."""
+
+    parameters: ParameterCounts
+    memory: Breakdown
+    speed: Throughput | None = None
+    """None where the device's rates were not known."""
+
+
+class RunRecord(Struct, frozen=True, kw_only=True):
+    """One recipe, run once."""
+
+    schema_version: int = SCHEMA_VERSION
+    digest: str
+    """`Recipe.digest` of recipe and model_config: equal digests are the same work."""
+    suite: str
+    recipe: Recipe
+    model_config: dict[str, Any]
+    engine: Engine = "lorabench"
+    repeat: Annotated[int, Meta(ge=0)] = 0
+    """From 0: which of the runs of this recipe it is, each with a seed of its own."""
+    seed: int = 0
+    """Of random weights and of dropout."""
+    steps: int | None = None
+    """Timed steps that were asked for; None where the record does not say (schema 1)."""
+    warmup_steps: int | None = None
+    weights: Literal["random", "pretrained"] = "random"
+    dataset: str | None = None
+    """Name of the text file, without its folder; None for the text that Python ships."""
+    dataset_digest: str | None = None
+    """First 12 hex digits of the text file's SHA-256."""
+    started_at: str
+    """UTC, ISO 8601."""
+    device: DeviceFacts
+    environment: Environment
+    outcome: Outcome
+    out_of: Memory | None = None
+    """Which memory ran out, where the outcome is oom; None where the record does not say (schema 1)."""
+    message: str | None = None
+    """Why it is not ok, or what is worth knowing, in one line."""
+    traceback: str | None = None
+    prediction: Prediction | None = None
+    measurement: Measurement | None = None
+    """None unless the outcome is ok."""
+
+    @property
+    def key(self) -> Key:
+        """What tells it from the other records of a folder."""
+        return self.digest, self.engine, self.repeat
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file."""
+        return file_stem(self.key) + SUFFIX
+
+
+def file_stem(key: Key) -> str:
+    """Return what the names of a run's files begin with: the digest, then engine and repeat where they are unusual."""
+    digest, engine, repeat = key
+    return digest + ("" if engine == "lorabench" else f".{engine}") + (f".repeat-{repeat}" if repeat else "")
+
+
+class BrokenRecordError(UserError):
+    """A file that is named as a record and holds none that can be relied on."""
+
+
+def write_record(folder: Path, record: RunRecord) -> Path:
+    """Write ``record`` into ``folder`` whole or not at all, and return its path.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    path = folder / record.file_name
+    text = msgspec.json.format(msgspec.json.encode(record), indent=1)
+    try:
+        write_whole(path, text + b"\n")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "free some and go on with --resume" if full else "name another folder with -o"
+        raise UserError(f"{path}: cannot write the record: {error.strerror}: {mend}") from error
+    return path
+
+
+def read_record(path: Path) -> RunRecord:
+    """Return the record in the file ``path``; one of an older schema is brought up to this one.
+
+    Raises:
+        BrokenRecordError: the file is no lorabench record, or was edited.
+        UserError: the file cannot be read, or has a schema newer than this one.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the record: {error.strerror}") from error
+    try:
+        version = msgspec.json.decode(raw, type=_Versioned).schema_version
+        content = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BrokenRecordError(
+            f"{path}: not a lorabench run record ({error}): remove it, or run the recipe again"
+        ) from error
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: record schema {version}, but this lorabench reads 1 to {SCHEMA_VERSION}: "
+            "use the lorabench version that wrote it, or run the recipe again"
+        )
+    try:
+        record = msgspec.convert(_migrated(content, version), RunRecord)
+    except msgspec.ValidationError as error:
+        raise BrokenRecordError(f"{path}: broken run record ({error}): remove it, or run the recipe again") from error
+    # Held against the settings as they are in the file: a version that had fewer of them digested fewer.
+    if record.digest != digest_of(content["recipe"], record.model_config):
+        raise BrokenRecordError(f"{path}: its digest does not fit its recipe, so it was edited: run the recipe again")
+    if record.outcome == "ok" and (record.measurement is None or not record.measurement.step_seconds):
+        raise BrokenRecordError(f"{path}: says ok but holds no measurement: run the recipe again")
+    return msgspec.structs.replace(record, digest=record.recipe.digest(record.model_config))
+
+
+def _migrated(content: dict[str, Any], version: int) -> dict[str, Any]:
+    """Return a record's content in this schema."""
+    content = {**content, "schema_version": SCHEMA_VERSION}
+    measurement = content.get("measurement")
+    if version == 1 and isinstance(measurement, dict):
+        for asked, done in (("steps", "step_seconds"), ("warmup_steps", "warmup_step_seconds")):
+            if isinstance(measurement.get(done), list):
+                content[asked] = len(measurement[done])
+    if version == 1 and content.get("message") == "killed by the kernel, as it does when memory runs out":
+        # The one cause that schema 1 told apart; it counted every other shortage alike.
+        content["out_of"] = "killed"
+    return content
+
+
+def read_records(folder: Path) -> list[RunRecord]:
+    """Return all records in ``folder``, sorted by file name.
+
+    Raises:
+        UserError: no such folder, no record in it, or a record that `read_record` refuses.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: name the folder that `lorabench run -o` wrote")
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    if not paths:
+        raise UserError(f"{folder}: holds no run records (*{SUFFIX}): name the folder that `lorabench run -o` wrote")
+    return [read_record(path) for path in paths]
+
+
+class _Versioned(Struct):
+    schema_version: int

@@ -1,0 +1,106 @@
+"""A folder of run records while a suite writes into it: one runner at a time, and nothing in it is lost."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorabench.bench.records.record import SUFFIX, BrokenRecordError, Key, RunRecord, read_record, write_record
+from lorabench.bench.records.whole_files import remove_scratch_files
+from lorabench.estimator.errors import UserError
+
+SET_ASIDE = ".broken"
+"""Added to the name of a file that is no record, though it is named as one."""
+
+
+class Results:
+    """The records of one suite in a folder."""
+
+    def __init__(self, folder: Path, suite_name: str) -> None:
+        """Read the records that are there.
+
+        Raises:
+            UserError: a record of another suite or of a newer schema, or one that cannot be read or set aside.
+        """
+        self.folder = folder
+        self.records: dict[Key, RunRecord] = {}
+        self.notices: list[str] = []
+        """A line for each broken record: which it is, and where it is now."""
+        self._paths: dict[Key, Path] = {}
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            try:
+                record = read_record(path)
+            except BrokenRecordError:
+                aside = _set_aside(path)
+                self.notices.append(f"{path}: not a record that can be relied on: it is now {aside.name}")
+                continue
+            if record.suite != suite_name:
+                raise UserError(
+                    f"{folder}: holds records of the suite {record.suite!r}, not {suite_name!r}: "
+                    "name another folder with -o"
+                )
+            self.records[record.key] = record
+            self._paths[record.key] = path
+
+    def write(self, record: RunRecord) -> None:
+        """Write ``record`` in the place of the one that is there with the same key.
+
+        Raises:
+            UserError: it cannot be written, or the disk is full; what was there stays.
+        """
+        path = write_record(self.folder, record)
+        before = self._paths.get(record.key, path)
+        if before != path:  # a version with other recipe options named it otherwise
+            before.unlink(missing_ok=True)
+        self.records[record.key] = record
+        self._paths[record.key] = path
+
+
+@contextmanager
+def open_results(folder: Path, suite_name: str) -> Iterator[Results]:
+    """Make the folder, keep other runners out of it, and give its records.
+
+    Raises:
+        UserError: it cannot be made or written, another run is writing there, or `Results` refuses its records.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileExistsError as error:
+        raise UserError(f"{folder}: is a file: name another folder with -o") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}: name another folder with -o") from error
+    try:
+        _lock(handle, folder)
+        remove_scratch_files(folder)
+        yield Results(folder, suite_name)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A file system without locks is no reason not to run.
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(
+                f"{folder}: another lorabench run is writing there: wait for it, or name another folder with -o"
+            ) from error
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a broken record, over nothing, and return its new path."""
+    names = (f"{path.name}{SET_ASIDE}{number}" for number in ("", *range(2, 10**6)))
+    aside = next(aside for aside in map(path.with_name, names) if not aside.exists())
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise UserError(f"{path}: not a run record, and cannot be renamed: {error.strerror}: remove it") from error

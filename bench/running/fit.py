@@ -1,0 +1,36 @@
+"""Whether a recipe is predicted to fit the device that it would run on."""
+
+from __future__ import annotations
+
+from lorabench.bench.machine.host_memory import available_bytes
+from lorabench.bench.records.record import DeviceFacts
+from lorabench.estimator.breakdown import Breakdown
+from lorabench.estimator.estimates import Answer
+from lorabench.estimator.quantities import MIB
+
+
+def predict_fit(memory: Breakdown, device: DeviceFacts) -> Answer:
+    """Return the verdict on a recipe that is estimated to take ``memory``, an estimate for that kind of device.
+
+    Of a GPU as `lorabench estimate --gpu` gives it; of a CPU by what the host can hand out now.
+    """
+    if device.kind == "cuda":
+        from lorabench.estimator.verdict import hold_against
+
+        return hold_against(memory, device.memory_bytes)[0]
+    return "fits" if memory.peak_allocated_bytes <= _host_bytes(device) else "does not fit"
+
+
+def reason_to_skip(memory: Breakdown, device: DeviceFacts) -> str | None:
+    """Return why a recipe need not be tried: not even the point estimate fits. None where it may fit."""
+    if predict_fit(memory, device) != "does not fit":
+        return None
+    taken, there = memory.device_total_bytes, device.memory_bytes
+    if device.kind == "cpu" or taken is None:
+        taken, there = memory.peak_allocated_bytes, _host_bytes(device)
+    return f"predicted not to fit: {taken // MIB:,} MiB of {there // MIB:,} MiB (--skip-unfit)"
+
+
+def _host_bytes(device: DeviceFacts) -> int:
+    available = available_bytes()
+    return device.memory_bytes if available is None else available

@@ -1,0 +1,58 @@
+"""What the runner asks of a worker process, and what the worker answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.record import Engine, Memory, Outcome
+from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.recipes import Recipe
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """How a suite is run: what is the same for all of its recipes."""
+
+    device: Literal["cuda", "cpu"]
+    steps: int
+    """Timed steps, at least."""
+    warmup_steps: int
+    """Steps before them, at least."""
+    least_seconds: float = 1.0
+    """Timed steps take at least so long, together."""
+    seed: int = 0
+    """Of the weights and of dropout."""
+    weights: str | None = None
+    """``hub`` for those of the model's name on the hub, or a folder with safetensors; None for random weights."""
+    dataset: str | None = None
+    """A text or .jsonl file; None for the text that Python ships."""
+    engine: Engine = "lorabench"
+    """Whose loop trains."""
+    timeline: bool = False
+    """Whether the live bytes of one step are part of the measurement, moment by moment."""
+    memory_snapshot: bool = False
+    """Whether a snapshot of CUDA's allocator over one step is written beside the record (cuda)."""
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """One recipe to measure."""
+
+    recipe: Recipe
+    spec: ModelSpec
+    settings: Settings
+    snapshot_path: str | None = None
+    """Where the memory snapshot goes, where one is asked for."""
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """How it went."""
+
+    outcome: Outcome
+    out_of: Memory | None = None
+    """Which memory ran out, where the outcome is oom."""
+    message: str | None = None
+    """What went wrong, or is worth knowing, in one line."""
+    traceback: str | None = None
+    measurement: Measurement | None = None

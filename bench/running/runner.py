@@ -1,0 +1,329 @@
+"""Run a suite: one process for each recipe, one record for each, whatever becomes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lorabench.bench.machine.device_rates import device_rates
+from lorabench.bench.machine.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
+from lorabench.bench.records.record import SNAPSHOT_SUFFIX, DeviceFacts, Key, Prediction, RunRecord, file_stem
+from lorabench.bench.records.results import Results, open_results
+from lorabench.bench.running.fit import reason_to_skip
+from lorabench.bench.running.jobs import Answer, Job, Settings
+from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
+from lorabench.bench.running.workers import END_SECONDS, Workers
+from lorabench.bench.suites.suite import Planned, Suite
+from lorabench.bench.training.text import file_documents
+from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.parameters import count_parameters
+
+TIMEOUT_SECONDS = 3600.0
+LONGEST_WAIT_SECONDS = 0.25
+"""After which whoever watches hears that time goes by."""
+CONCLUSIVE = ("ok", "oom")
+"""Outcomes that a resumed suite takes as they are; what was an error, a timeout or skipped is tried again."""
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """What became of one task."""
+
+    number: int
+    """From 1, in the order in which they end."""
+    task: Task
+    record: RunRecord
+    seconds: float = 0.0
+    """From start to end."""
+    resumed: bool = False
+    """Whether the record was there already."""
+
+
+class Watcher:
+    """Told of a suite as it runs. This one is not interested."""
+
+    def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
+        """Hear what is to run on what, and what was found wrong in the folder."""
+
+    def started(self, task: Task) -> None:
+        """Hear that a task starts."""
+
+    def ended(self, progress: Progress) -> None:
+        """Hear what became of a task, once its record is written."""
+
+    def waiting(self) -> None:
+        """Hear, a few times a second, that time goes by."""
+
+
+class Finished(Struct, frozen=True, kw_only=True):
+    """What became of a suite."""
+
+    records: tuple[RunRecord, ...]
+    """In the order of the suite."""
+    left: int
+    """Tasks for which the time limit left no time."""
+
+
+def run_suite(
+    suite: Suite,
+    folder: Path,
+    *,
+    settings: Settings,
+    device: DeviceChoice = "auto",
+    resume: bool = False,
+    skip_unfit: bool = False,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    time_limit_seconds: float | None = None,
+    watcher: Watcher | None = None,
+) -> Finished:
+    """Train every recipe of ``suite`` and write a record of each into ``folder``; on several GPUs, side by side.
+
+    A recipe that runs out of memory, fails or takes longer than ``timeout_seconds`` is a record like any other, and so
+    is, with ``skip_unfit``, one that is not run because it is predicted not to fit. ``settings`` holds for all, but for
+    the device, which is what ``device`` means here, and the seed, to which the number of the repeat is added.
+
+    With ``resume``, a task is not run again where its record is there, was asked for in the same way and is
+    `CONCLUSIVE`; tasks without a record come first. When ``time_limit_seconds`` are over, what runs is ended and leaves
+    no record.
+
+    Raises:
+        UserError: before anything is trained: the packages that train are missing, there is no such device, the
+            dataset or the weights are bad, or the folder cannot be written or holds records of another suite or
+            device. Or later: a record cannot be written; those of the tasks before are there.
+    """
+    begun = time.monotonic()
+    require_bench_extra()
+    check_sources(suite, settings)
+    watcher = watcher or Watcher()
+    with (
+        open_results(folder, suite.name) as results,
+        tempfile.TemporaryDirectory(prefix="lorabench-") as scratch,
+        Workers(Path(scratch), preload=_modules_of(suite)) as workers,
+    ):
+        surroundings = probe_surroundings(device)
+        _refuse_other_devices(results, surroundings)
+        settings = replace(settings, device=surroundings.device.kind)
+        check_device(settings)
+        tasks = list(tasks_of(suite, settings, _digest_of(settings.dataset)))
+        lanes = lanes_of(surroundings)
+        watcher.prepared(tasks, lanes, results.notices)
+        run = _Run(suite.name, surroundings, results, workers, watcher)
+        waiting = tasks
+        if resume:
+            waiting = [task for task in tasks if not run.keep(task)]
+            waiting.sort(key=lambda task: task.key in results.records)
+        run.run(
+            waiting,
+            lanes,
+            skip_unfit=skip_unfit,
+            timeout_seconds=timeout_seconds,
+            end=None if time_limit_seconds is None else begun + time_limit_seconds,
+        )
+        done = [results.records[task.key] for task in tasks if task.key in run.done]
+        return Finished(records=tuple(done), left=len(tasks) - len(done))
+
+
+class _Running(Struct):
+    task: Task
+    lane: Lane
+    prediction: Prediction | None
+    started: float
+    started_at: str
+    ended: float | None = None
+    """When it was told to end because its time was up."""
+
+
+class _Run:
+    """One call of `run_suite`, once all is prepared."""
+
+    def __init__(
+        self, suite_name: str, surroundings: Surroundings, results: Results, workers: Workers, watcher: Watcher
+    ) -> None:
+        self.suite_name = suite_name
+        self.surroundings = surroundings
+        self.results = results
+        self.workers = workers
+        self.watcher = watcher
+        self.done: set[Key] = set()
+        self.longest = 0.0
+        """Seconds of the task that took longest so far."""
+
+    def keep(self, task: Task) -> bool:
+        """Take the record that is there for what this task would find, and tell of it; or return False."""
+        record = self.results.records.get(task.key)
+        if record is None or record.outcome not in CONCLUSIVE or not task.made(record):
+            return False
+        self._tell(task, record, resumed=True)
+        return True
+
+    def run(
+        self,
+        tasks: Iterable[Task],
+        lanes: Iterable[Lane],
+        *,
+        skip_unfit: bool,
+        timeout_seconds: float,
+        end: float | None,
+    ) -> None:
+        """Run ``tasks``, each on a lane that is free, until none is left or ``end`` (monotonic seconds) is come."""
+        queue, free = deque(tasks), deque(lanes)
+        running: dict[int, _Running] = {}
+        while queue or running:
+            now = time.monotonic()
+            if end is not None and now >= end:
+                return
+            while queue and free and (end is None or not self.longest or now + self.longest <= end):
+                if self._begin(queue.popleft(), free[0], running, skip_unfit):
+                    free.popleft()
+            if not running:
+                return  # what is left would not be done in time
+            for number, answer in self.workers.wait(LONGEST_WAIT_SECONDS).items():
+                # One that was given up may answer yet.
+                if number in running:
+                    free.append(running[number].lane)
+                    self._finish(running.pop(number), answer, timeout_seconds)
+            for number, late in self._late(running, timeout_seconds):
+                free.append(late.lane)
+                self._finish(running.pop(number), Answer(outcome="timeout"), timeout_seconds)
+            self.watcher.waiting()
+
+    def _begin(self, task: Task, lane: Lane, running: dict[int, _Running], skip_unfit: bool) -> bool:
+        """Start ``task`` on ``lane``; or return False, with its record written, where it is not worth trying."""
+        started = time.monotonic()
+        begun = _Running(task, lane, predict(task.planned, lane.device), started, _now())
+        if skip_unfit and begun.prediction is not None:
+            reason = reason_to_skip(begun.prediction.memory, lane.device)
+            if reason is not None:
+                self._record(begun, Answer(outcome="skipped", message=reason))
+                return False
+        snapshot = self.results.folder.absolute() / (file_stem(task.key) + SNAPSHOT_SUFFIX)
+        job = Job(
+            recipe=task.planned.recipe,
+            spec=task.planned.spec,
+            settings=task.settings,
+            snapshot_path=str(snapshot) if task.settings.memory_snapshot else None,
+        )
+        number = self.workers.start(job, lane.environment)
+        begun.started = time.monotonic()
+        running[number] = begun
+        self.watcher.started(task)
+        return True
+
+    def _late(self, running: dict[int, _Running], timeout_seconds: float) -> list[tuple[int, _Running]]:
+        """End tasks whose time is up, and return those that cannot be ended."""
+        now = time.monotonic()
+        for number, one in running.items():
+            if one.ended is None and now - one.started >= timeout_seconds:
+                self.workers.end(number)
+                one.ended = now
+        return [(number, one) for number, one in running.items() if one.ended and now - one.ended >= END_SECONDS]
+
+    def _finish(self, one: _Running, answer: Answer, timeout_seconds: float) -> None:
+        if one.ended is not None:
+            answer = Answer(outcome="timeout", message=f"not done after {timeout_seconds:g} s (--timeout)")
+        self._record(one, answer)
+
+    def _record(self, one: _Running, answer: Answer) -> None:
+        seconds = time.monotonic() - one.started
+        self.longest = max(self.longest, seconds)
+        planned = one.task.planned
+        record = RunRecord(
+            digest=planned.digest,
+            suite=self.suite_name,
+            recipe=planned.recipe,
+            model_config=planned.spec.config,
+            started_at=one.started_at,
+            device=one.lane.device,
+            environment=self.surroundings.environment,
+            outcome=answer.outcome,
+            out_of=answer.out_of,
+            message=answer.message,
+            traceback=answer.traceback,
+            prediction=one.prediction,
+            measurement=answer.measurement,
+            **one.task.facts,
+        )
+        self.results.write(record)
+        self._tell(one.task, record, seconds=seconds)
+
+    def _tell(self, task: Task, record: RunRecord, *, seconds: float = 0.0, resumed: bool = False) -> None:
+        self.done.add(task.key)
+        self.watcher.ended(Progress(number=len(self.done), task=task, record=record, seconds=seconds, resumed=resumed))
+
+
+def predict(planned: Planned, device: DeviceFacts) -> Prediction | None:
+    """Return the estimate for ``device``, or None where the recipe has no closed form there."""
+    spec, recipe = planned.spec, planned.recipe
+    rates = device_rates(device)
+    try:
+        memory = estimate_memory(spec, recipe, device.kind, rates.device.architecture)
+    except UserError:
+        return None
+    speed = rates.throughput(spec, recipe)
+    return Prediction(parameters=count_parameters(spec, recipe), memory=memory, speed=speed)
+
+
+def check_sources(suite: Suite, settings: Settings) -> None:
+    """Refuse weights and datasets that cannot be used, before anything is trained.
+
+    Raises:
+        UserError: the dataset is bad, or the weights' folder holds none or those of another model.
+    """
+    if settings.dataset is not None:
+        for _ in file_documents(Path(settings.dataset)):
+            pass
+    weights = settings.weights
+    if weights is None or weights == "hub":
+        return
+    if not any(Path(weights).glob("*.safetensors")):
+        raise UserError(f"weights {weights}: no folder with *.safetensors: name one, or hub, or random")
+    config = find_model(str(Path(weights).resolve())).config
+    for planned in suite.recipes:
+        if planned.spec.config != config:
+            raise UserError(f"weights {weights}: they are of another model than {planned.spec.name}: run that folder")
+
+
+def check_device(settings: Settings) -> None:
+    """Refuse what cannot be measured on the device.
+
+    Raises:
+        UserError: a snapshot of CUDA's allocator is asked for, and recipes run on the CPU.
+    """
+    if settings.memory_snapshot and settings.device == "cpu":
+        raise UserError(
+            "--memory-snapshot is of CUDA's allocator, and recipes run on the CPU here: use --timeline, "
+            "which counts live tensors"
+        )
+
+
+def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:
+    here = surroundings.device
+    for record in results.records.values():
+        if (record.device.kind, record.device.name) != (here.kind, here.name):
+            raise UserError(
+                f"{results.folder}: holds records of {record.device.name} ({record.device.kind}), and this is "
+                f"{here.name} ({here.kind}): name another folder with -o"
+            )
+
+
+def _digest_of(dataset: str | None) -> str | None:
+    return None if dataset is None else hashlib.sha256(Path(dataset).read_bytes()).hexdigest()[:12]
+
+
+def _modules_of(suite: Suite) -> list[str]:
+    """Return the modules in which transformers has the suite's architectures."""
+    types = {planned.spec.model_type for planned in suite.recipes}
+    return [f"transformers.models.{name}.modeling_{name}" for name in sorted(types) if name.isidentifier()]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

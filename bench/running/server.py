@@ -1,0 +1,187 @@
+"""The process from which each recipe's worker is forked (``python -m lorabench.bench.running.server``).
+
+It has the heavy imports done, and nothing else: it has not started CUDA, has no threads of its own, draws no random
+number and runs no tensor operation, so that a worker starts in milliseconds and inherits nothing but code.
+
+It reads a `Request` from each line of standard input and writes a `Notice` to each line of standard output
+(`server_protocol`). When standard input closes, because the runner ended however that came, it ends every worker and
+itself. A worker is the leader of a process group of its own, and is killed by the kernel when the server dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import selectors
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from lorabench.bench.running import worker
+from lorabench.bench.running.server_protocol import READ_BYTES, Ended, Notice, Ready, Request, Start
+
+PRELOAD: tuple[str, ...] = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+"""What every worker imports."""
+PRELOAD_WHERE_THERE: tuple[str, ...] = (
+    "torch._dynamo",
+    "transformers.conversion_mapping",
+    "transformers.integrations.bitsandbytes",
+    "transformers.trainer",
+    "peft.tuners.lora.bnb",
+    "pydoc_data.topics",
+)
+"""What these import only when it is used, and takes long; by names that may change."""
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent dies."""
+FIRST_TO_KILL = 1000
+"""Of oom_score_adj, proc(5): when memory runs out, a worker goes before anything else on the machine."""
+
+
+def main() -> None:
+    """Serve until standard input closes."""
+    for module in PRELOAD:
+        importlib.import_module(module)
+    for module in (*PRELOAD_WHERE_THERE, *sys.argv[1:]):
+        with suppress(ImportError):  # the worker that needs it will say so
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # the collector then writes to no page that workers share
+    _Server(forks=cuda_survives_a_fork()).serve()
+    os._exit(0)  # without the seconds that libraries take for their leave
+
+
+def cuda_survives_a_fork() -> bool:
+    """Tell whether a process forked from this one can use CUDA, by trying it out in one.
+
+    It cannot where an import has started CUDA; workers are then started afresh. True where there is no CUDA device.
+    """
+    child = os.fork()
+    if child == 0:
+        import torch
+
+        try:
+            if torch.cuda.is_available():
+                torch.cuda.init()  # type: ignore[no-untyped-call]
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class _Server:
+    def __init__(self, *, forks: bool) -> None:
+        self.forks = forks
+        # What a library prints belongs to nobody's protocol.
+        self.requests, self.notices = os.dup(0), os.dup(1)
+        _redirect(os.devnull, os.O_RDONLY, 0)
+        os.dup2(2, 1)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.requests, selectors.EVENT_READ)
+        self.workers: dict[int, tuple[int, int]] = {}
+        """Number → process id and its file descriptor, of those that live or were not yet waited for."""
+
+    def serve(self) -> None:
+        self._tell(Ready(forks=self.forks))
+        buffer = b""
+        while True:
+            for key, _ in self.selector.select():
+                if key.fd != self.requests:
+                    self._wait_for(key.data)
+                    continue
+                read = os.read(self.requests, READ_BYTES)
+                if not read:
+                    for number in list(self.workers):
+                        self._kill(number)
+                        self._wait_for(number)
+                    return
+                *lines, buffer = (buffer + read).split(b"\n")
+                for line in lines:
+                    self._obey(msgspec.json.decode(line, type=Request))
+
+    def _obey(self, request: Request) -> None:
+        if isinstance(request, Start):
+            self._start(request)
+        elif request.number in self.workers:
+            self._kill(request.number)
+
+    def _start(self, request: Start) -> None:
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(request, server)
+        handle = os.pidfd_open(pid)
+        self.workers[request.number] = pid, handle
+        self.selector.register(handle, selectors.EVENT_READ, request.number)
+
+    def _become_worker(self, request: Start, server: int) -> NoReturn:
+        exit_code = 1
+        try:
+            os.setsid()
+            die_with_parent(server)
+            self.selector.close()
+            for descriptor in (self.requests, self.notices, *(handle for _, handle in self.workers.values())):
+                os.close(descriptor)
+            _redirect(request.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1)
+            os.dup2(1, 2)
+            with suppress(OSError):
+                Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_KILL))
+            os.environ.update(request.environment)
+            if not self.forks:
+                command = [sys.executable, "-P", "-m", worker.__name__, request.job, request.answer]
+                os.execv(sys.executable, command)  # noqa: S606 - the same program, with these fixed arguments
+            worker.main(request.job, request.answer)
+            exit_code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # Not through the exit handlers of the server, which are not this process's.
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(exit_code)
+
+    def _kill(self, number: int) -> None:
+        pid, handle = self.workers[number]
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        # It may have had no time yet to make itself a group.
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+
+    def _wait_for(self, number: int) -> None:
+        """Take leave of a worker that has ended, and end what it left behind."""
+        pid, handle = self.workers.pop(number)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        self.selector.unregister(handle)
+        os.close(handle)
+        _, status = os.waitpid(pid, 0)
+        self._tell(Ended(number=number, exit_code=os.waitstatus_to_exitcode(status)))
+
+    def _tell(self, notice: Notice) -> None:
+        with suppress(BrokenPipeError):
+            os.write(self.notices, msgspec.json.encode(notice) + b"\n")
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, or end at once where that has happened already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _redirect(path: str, flags: int, descriptor: int) -> None:
+    opened = os.open(path, flags, 0o600)
+    os.dup2(opened, descriptor)
+    os.close(opened)
+
+
+if __name__ == "__main__":
+    main()

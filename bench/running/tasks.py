@@ -1,0 +1,86 @@
+"""What a suite comes to on this machine: tasks to run, and the devices to run them on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lorabench.bench.machine.environment import Surroundings
+from lorabench.bench.records.record import DeviceFacts, Key, RunRecord
+from lorabench.bench.running.jobs import Settings
+from lorabench.bench.suites.suite import Planned, Suite
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """One run of one recipe."""
+
+    planned: Planned
+    label: str
+    """Unlike that of any other task."""
+    settings: Settings
+    repeat: int
+    dataset_digest: str | None
+
+    @property
+    def key(self) -> Key:
+        """What its record is found by."""
+        return self.planned.digest, self.settings.engine, self.repeat
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its record says of how it was asked to run, besides the recipe and the device."""
+        return {
+            "engine": self.settings.engine,
+            "repeat": self.repeat,
+            "seed": self.settings.seed,
+            "steps": self.settings.steps,
+            "warmup_steps": self.settings.warmup_steps,
+            "weights": "random" if self.settings.weights is None else "pretrained",
+            "dataset": None if self.settings.dataset is None else Path(self.settings.dataset).name,
+            "dataset_digest": self.dataset_digest,
+        }
+
+    def made(self, record: RunRecord) -> bool:
+        """Tell whether ``record``, which has the key of this task, is of a run like it, with all that it wants."""
+        measured = record.measurement
+        if self.settings.timeline and measured is not None and measured.timeline is None:
+            return False
+        return all(getattr(record, name) == value for name, value in self.facts.items())
+
+
+class Lane(Struct, frozen=True):
+    """A device, on which one task runs at a time."""
+
+    device: DeviceFacts
+    environment: dict[str, str] = {}
+    """Variables that make it the only GPU that a worker sees."""
+
+
+def tasks_of(suite: Suite, settings: Settings, dataset_digest: str | None) -> Iterator[Task]:
+    """Yield every recipe of ``suite``, and that again for each repeat, each repeat with a seed of its own."""
+    labels = suite.labels()
+    for repeat in range(suite.repeats):
+        for planned in suite.recipes:
+            yield Task(
+                planned=planned,
+                label=labels[planned.digest] + (f" #{repeat + 1}" if suite.repeats > 1 else ""),
+                settings=replace(settings, seed=settings.seed + repeat),
+                repeat=repeat,
+                dataset_digest=dataset_digest,
+            )
+
+
+def lanes_of(surroundings: Surroundings) -> list[Lane]:
+    """Return a lane for each GPU that is like the first; one lane for a CPU, which two trainings cannot share."""
+    if len(surroundings.alike) == 1:
+        return [Lane(surroundings.device)]
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = (
+        [name.strip() for name in chosen.split(",")] if chosen else [str(i) for i in range(max(surroundings.alike) + 1)]
+    )
+    return [Lane(surroundings.device, {"CUDA_VISIBLE_DEVICES": names[index]}) for index in surroundings.alike]

@@ -1,0 +1,45 @@
+"""One recipe in a process of its own: reads a `Job`, does it, and writes an `Answer`.
+
+It is forked from the `server`, or started as ``python -m lorabench.bench.running.worker JOB ANSWER`` where CUDA does
+not survive a fork.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from lorabench.bench.measuring.measure import measure
+from lorabench.bench.running.failures import answer_of, without_own_folders
+from lorabench.bench.running.jobs import Answer, Job
+from lorabench.bench.training.losses import complaint_about, complaint_about_adapters
+from lorabench.estimator.errors import UserError
+
+
+def main(job_path: str, answer_path: str) -> None:
+    """Do the job in the file ``job_path``, and write the answer to ``answer_path``, both JSON."""
+    job = msgspec.json.decode(Path(job_path).read_bytes(), type=Job)
+    Path(answer_path).write_bytes(msgspec.json.encode(answer_job(job)))
+
+
+def answer_job(job: Job) -> Answer:
+    """Return how measuring the job's recipe went; whatever it raises is part of the answer."""
+    try:
+        measurement = measure(job.spec, job.recipe, job.settings, job.snapshot_path)
+    except UserError as error:
+        return Answer(outcome="error", message=without_own_folders(str(error)))
+    except Exception as error:
+        return answer_of(error, job.settings.device, traceback.format_exc())
+    complaints = (
+        complaint_about(measurement.losses),
+        complaint_about_adapters(measurement.base_loss, measurement.adapted_loss),
+    )
+    message = "; ".join(complaint for complaint in complaints if complaint) or None
+    return Answer(outcome="ok", message=message, measurement=measurement)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

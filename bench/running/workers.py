@@ -1,0 +1,184 @@
+"""Start, end and hear of worker processes, through the server that they are forked from."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import msgspec
+
+from lorabench.bench.machine.host_memory import kernel_kills
+from lorabench.bench.running.failures import answer_of_the_dead, first_line, name_end
+from lorabench.bench.running.jobs import Answer, Job
+from lorabench.bench.running.server_protocol import READ_BYTES, End, Ended, Notice, Ready, Request, Start
+from lorabench.estimator.errors import UserError
+
+ENVIRONMENT = {
+    # OpenMP threads that spin while they wait make training on a busy CPU five times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # To count GPUs through the driver's management library, not through CUDA, which no fork survives.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""The server's and the workers', unless set otherwise."""
+SERVER = (sys.executable, "-P", "-m", "lorabench.bench.running.server")
+END_SECONDS = 10
+"""How long a process that was killed may take to be gone; one that waits for a driver may never be."""
+
+
+class Workers:
+    """A context in which workers can be started; whatever still runs when it is left is killed."""
+
+    def __init__(self, scratch: Path, preload: Sequence[str] = (), command: Sequence[str] = SERVER) -> None:
+        """Begin to start the server, and return before it is ready.
+
+        ``scratch`` is a folder for jobs and answers, ``preload`` names modules that workers would import, and
+        ``command`` starts the server.
+        """
+        self.scratch = scratch
+        self.command = [*command, *preload]
+        self.jobs: dict[int, tuple[Job, int | None]] = {}
+        """Number → job, and what `kernel_kills` said before, of the workers that have not ended."""
+        self.started = 0
+        self.forks: bool | None = None
+        """Whether workers are forked or started afresh; None before the first is started."""
+        self._serve()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end_server()
+
+    def start(self, job: Job, environment: dict[str, str]) -> int:
+        """Start a worker on ``job`` with variables beside the runner's, and return the number that it is called by.
+
+        Raises:
+            UserError: no worker can be started here.
+        """
+        self._until_ready()
+        self.started += 1
+        number = self.started
+        self._path(number, "job").write_bytes(msgspec.json.encode(job))
+        self.jobs[number] = job, kernel_kills()
+        paths = {name: str(self._path(number, name)) for name in ("job", "answer", "said")}
+        self._ask(Start(number=number, environment=environment, **paths))
+        return number
+
+    def end(self, number: int) -> None:
+        """Kill the worker, with all that it has started, if it lives."""
+        self._ask(End(number=number))
+
+    def wait(self, seconds: float) -> dict[int, Answer]:
+        """Return the answers of the workers that have ended, by number, waiting for one so long at most."""
+        until = time.monotonic() + seconds
+        while True:
+            notices = self._hear(max(0.0, until - time.monotonic()))
+            if notices is None:
+                return self._server_died()
+            ended = [notice for notice in notices if isinstance(notice, Ended) and notice.number in self.jobs]
+            if ended or time.monotonic() >= until:
+                return {notice.number: self._answer(notice.number, notice.exit_code) for notice in ended}
+
+    # The server.
+
+    def _serve(self) -> None:
+        self.ready = False
+        self.buffer = b""
+        with self._path(0, "said").open("wb") as said:
+            # A session of its own: an interrupt at the terminal reaches the runner alone.
+            self.server = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                bufsize=0,
+                env=ENVIRONMENT | os.environ,
+                start_new_session=True,
+            )
+
+    def _until_ready(self) -> None:
+        if self.server.poll() is not None:
+            self._serve()
+        while not self.ready:
+            notices = self._hear(None)
+            if notices is None:
+                code = self._end_server()
+                last = first_line(self._said(0).strip().rpartition("\n")[2])
+                raise UserError(f"no worker can be started: {name_end(code)}: {last}")
+            for notice in notices:
+                if isinstance(notice, Ready):
+                    self.ready, self.forks = True, notice.forks
+
+    def _ask(self, request: Request) -> None:
+        with suppress(BrokenPipeError):  # the server died, which wait() tells of
+            _open(self.server.stdin).write(msgspec.json.encode(request) + b"\n")
+
+    def _hear(self, seconds: float | None) -> list[Notice] | None:
+        """Return what the server says within so many seconds (None: however long), or None where it has died."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(_open(self.server.stdout), selectors.EVENT_READ)
+            if not selector.select(seconds):
+                return []
+        read = _open(self.server.stdout).read(READ_BYTES)
+        if not read:
+            return None
+        *lines, self.buffer = (self.buffer + read).split(b"\n")
+        return [msgspec.json.decode(line, type=Notice) for line in lines]
+
+    def _end_server(self) -> int:
+        """End the server with its workers, and return its exit code."""
+        with suppress(BrokenPipeError):
+            _open(self.server.stdin).close()
+        try:
+            self.server.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.server.send_signal(signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                self.server.wait(END_SECONDS)
+        _open(self.server.stdout).close()
+        return self.server.returncode if self.server.returncode is not None else -signal.SIGKILL
+
+    def _server_died(self) -> dict[int, Answer]:
+        """Return the answers of the workers that died with the server; the next start() starts another."""
+        message = f"the process that workers are forked from ended: {name_end(self._end_server())}"
+        answers = {number: Answer(outcome="error", message=message) for number in self.jobs}
+        self.jobs.clear()
+        return answers
+
+    # What workers leave.
+
+    def _answer(self, number: int, exit_code: int) -> Answer:
+        job, kills_before = self.jobs.pop(number)
+        try:
+            if exit_code == 0:
+                with suppress(OSError, msgspec.DecodeError):
+                    return msgspec.json.decode(self._path(number, "answer").read_bytes(), type=Answer)
+            kills = kernel_kills()
+            risen = None if kills is None or kills_before is None else kills - kills_before
+            return answer_of_the_dead(exit_code, self._said(number), job.settings.device, risen)
+        finally:
+            for name in ("job", "answer", "said"):
+                self._path(number, name).unlink(missing_ok=True)
+
+    def _path(self, number: int, name: str) -> Path:
+        return self.scratch / f"{number}.{name}"
+
+    def _said(self, number: int) -> str:
+        try:
+            return self._path(number, "said").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+def _open(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe

@@ -1,0 +1,1 @@
+"""The suites that are shipped, and how a suite is read."""

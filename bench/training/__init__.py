@@ -1,0 +1,1 @@
+"""Train one recipe: its text, its batches, its steps."""

@@ -1,0 +1,73 @@
+"""The training of one run: its steps in order, with what each says of itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lorabench.bench.training.batches import Batches
+from lorabench.estimator.trace.step import TrainingStep
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorabench.estimator.trace.step import Batch
+
+
+class Training:
+    """Trains for ``steps`` steps, and goes on without learning: the same work at a learning rate of 0.
+
+    So a meter may take as many steps as it needs, while losses depend on nothing but the recipe and the seed.
+    """
+
+    def __init__(self, step: TrainingStep, batches: Batches, steps: int) -> None:
+        self.step = step
+        self.batches = batches
+        self.steps = steps
+        self.done = 0
+        self._losses: list[torch.Tensor] = []
+        self._gradient_norms: list[torch.Tensor] = []
+
+    def __call__(self) -> None:
+        """Train one step."""
+        if self.done >= self.steps:
+            for group in self.step.optimizer.param_groups:
+                group["lr"] = 0.0
+        loss = self.step(self.batches.of_step(self.done))
+        assert self.step.gradient_norm is not None
+        self.note(loss, self.step.gradient_norm)
+
+    def note(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
+        """Take down what a step said of itself, whoever trained it."""
+        if self.done < self.steps:
+            self._losses.append(loss)
+            self._gradient_norms.append(gradient_norm)
+        self.done += 1
+
+    def losses(self) -> tuple[float | None, ...]:
+        """Return the loss of each step that learnt; None where it was not finite."""
+        return _finite(self._losses)
+
+    def gradient_norms(self) -> tuple[float | None, ...]:
+        """Return the norm of all gradients in each step that learnt, before clipping; None where it was not finite."""
+        return _finite(self._gradient_norms)
+
+
+def mean_loss(step: TrainingStep, batches: Iterable[Batch]) -> float | None:
+    """Return the mean loss of the model over ``batches``, without dropout or training; None where it is not finite."""
+    import torch
+
+    step.model.eval()
+    try:
+        with torch.no_grad(), step.autocast():
+            losses = [step.model(**batch).loss for batch in batches]
+    finally:
+        step.model.train()
+    value = torch.stack(losses).double().mean().item()
+    return value if math.isfinite(value) else None
+
+
+def _finite(values: list[torch.Tensor]) -> tuple[float | None, ...]:
+    told = (value.item() for value in values)
+    return tuple(value if math.isfinite(value) else None for value in told)

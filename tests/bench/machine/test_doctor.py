@@ -1,0 +1,232 @@
+"""The doctor says what is there, what is missing, and what mends it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lorabench.bench.machine import doctor
+from lorabench.bench.machine.doctor import (
+    Check,
+    KnownSet,
+    check_package,
+    check_together,
+    computes_in_bfloat16,
+    diagnose,
+    known_sets,
+    run_probe,
+)
+from lorabench.bench.machine.doctor_probe import Gpu, Probe, driver_of_kernel_module
+
+A100 = Gpu(name="A100", memory_bytes=80 * 2**30, free_bytes=79 * 2**30, capability="8.0", bfloat16=True)
+T4 = Gpu(name="T4", memory_bytes=15 * 2**30, free_bytes=15 * 2**30, capability="7.5", bfloat16=False)
+ON_CPU = Probe(quantization_errors={"cpu": None})
+ON_A100 = Probe(torch_cuda="13.0", driver="580.1", gpus=(A100,), quantization_errors={"cpu": None, "cuda": None})
+INSTALLED = {
+    "torch": "2.13.0+cu130",
+    "transformers": "5.23.0",
+    "peft": "0.21.2",
+    "bitsandbytes": "0.50.2",
+    "accelerate": "1.15.0",
+    "numpy": "2.4.6",
+    "nvidia-ml-py": "13.615.71",
+    "scipy": "1.17.1",
+}
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine that trains on its CPU, which a test changes."""
+    there: dict[str, Any] = {"probe": ON_CPU, "installed": dict(INSTALLED), "modules": set()}
+    monkeypatch.setattr(doctor, "run_probe", lambda: there["probe"])
+    monkeypatch.setattr(doctor, "installed_version", lambda name: there["installed"].get(name))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in there["modules"] or None)
+    return there
+
+
+def check(name: str, choice: Any = "auto", folder: Path = Path()) -> Check:
+    return next(check for check in diagnose(choice, folder).checks if check.name == name)
+
+
+def test_a_machine_with_all_libraries_can_train_by_every_method(machine: dict[str, Any]) -> None:
+    told = diagnose()
+    assert (told.ready, told.can_train, told.device) == (True, ("full", "lora", "qlora"), "cpu")
+    assert {check.status for check in told.checks} <= {"ok", "limited"}
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "peft", "accelerate", "numpy"])
+def test_a_package_that_is_not_installed_is_missing(machine: dict[str, Any], package: str) -> None:
+    del machine["installed"][package]
+    if package == "torch":
+        machine["probe"] = Probe()
+    assert not diagnose().ready
+    assert check(package).status == "missing"
+    assert check(package).mend == "pip install 'lorabench[bench]'"
+
+
+def test_without_bitsandbytes_all_but_qlora_trains(machine: dict[str, Any]) -> None:
+    del machine["installed"]["bitsandbytes"]
+    machine["probe"] = Probe()
+    assert diagnose().can_train == ("full", "lora")
+    assert check("quantisation").found == "no bitsandbytes, which qlora needs"
+
+
+def test_versions_that_are_too_old_or_too_new_are_missing_with_those_that_are_needed(machine: dict[str, Any]) -> None:
+    machine["installed"] |= {"torch": "2.4.1+cu121", "transformers": "6.0.0"}
+    assert diagnose().can_train == ()
+    old, new = check("torch"), check("transformers")
+    assert (old.status, old.mend) == ("missing", "pip install 'torch>=2.11'")
+    assert "6.0.0, but lorabench needs" in new.found
+
+
+def test_a_package_that_cannot_be_imported_is_missing_with_its_error() -> None:
+    told = check_package("peft", "0.21.2", "ImportError: cannot import name 'X'")
+    assert (told.status, told.found) == ("missing", "0.21.2 cannot be imported: ImportError: cannot import name 'X'")
+
+
+def test_known_versions_are_those_that_the_project_is_tested_with() -> None:
+    constraints = Path(__file__).parents[3] / "constraints.txt"
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", constraints.read_text(), re.MULTILINE))
+    [tested] = [known for known in known_sets() if "all of lorabench's tests" in known.source]
+    assert {name: pinned[name] for name in tested.packages} == tested.packages
+
+
+def test_versions_that_nobody_tried_together_are_unknown_and_not_broken() -> None:
+    known = [KnownSet({"torch": "2.13.0", "peft": "0.21.2"}, "tried"), KnownSet({"torch": "2.11.0"}, "elsewhere")]
+    assert check_together({"torch": "2.13.0+cu130", "peft": "0.21.2", "numpy": "2"}, known).found.endswith(": tried")
+    other = check_together({"torch": "2.13.0", "peft": "0.22.0"}, known)
+    assert other.status == "unknown"
+    assert str(other.mend).endswith("pip install peft==0.21.2")
+
+
+def test_a_gpu_is_needed_only_where_it_is_asked_for(machine: dict[str, Any]) -> None:
+    assert (check("GPU").status, diagnose().ready) == ("limited", True)
+    assert (check("GPU", "cuda").status, diagnose("cuda").ready) == ("missing", False)
+    assert "GPU" not in {check.name for check in diagnose("cpu").checks}
+    machine["probe"] = ON_A100
+    told = diagnose("cuda")
+    assert (told.ready, told.device, told.driver, told.torch_cuda) == (True, "cuda", "580.1", "13.0")
+    assert check("GPU").found == "A100, 80.0 GiB, 79.0 GiB free, compute capability 8.0"
+
+
+@pytest.mark.parametrize(
+    ("probe", "found"),
+    [
+        (Probe(), "no NVIDIA driver"),
+        (Probe(driver="580.1"), "driver 580.1, but torch without CUDA"),
+        (Probe(driver="470.2", torch_cuda="13.0", cuda_error="RuntimeError: too old"), "but RuntimeError: too old"),
+        (Probe(driver="580.1", torch_cuda="13.0"), "but CUDA lists no device"),
+    ],
+)
+def test_why_there_is_no_gpu_is_said(machine: dict[str, Any], probe: Probe, found: str) -> None:
+    machine["probe"] = msgspec.structs.replace(probe, quantization_errors={"cpu": None})
+    told = check("GPU", "cuda")
+    assert found in told.found
+    assert told.mend is not None
+
+
+def test_bitsandbytes_must_quantise_on_the_device_that_trains(machine: dict[str, Any]) -> None:
+    errors = {"cpu": None, "cuda": "RuntimeError: no kernel image"}
+    machine["probe"] = msgspec.structs.replace(ON_A100, quantization_errors=errors)
+    assert (diagnose().can_train, diagnose().ready) == (("full", "lora"), False)
+    assert check("quantisation").found == "fails on the GPU: RuntimeError: no kernel image"
+    assert diagnose("cpu").ready
+
+
+def test_a_gpu_without_bfloat16_is_told_what_to_use(machine: dict[str, Any]) -> None:
+    machine["probe"] = ON_A100
+    assert check("bfloat16").status == "ok"
+    machine["probe"] = msgspec.structs.replace(ON_A100, gpus=(A100, T4))
+    told = check("bfloat16")
+    assert (told.status, told.found) == ("limited", "not in T4, only emulated")
+    assert "--mixed-precision fp16" in str(told.mend)
+
+
+def test_kernels_are_tried_where_they_are_installed(machine: dict[str, Any]) -> None:
+    machine["probe"] = ON_A100
+    assert check("flash attention").mend == "pip install flash-attn --no-build-isolation"
+    assert check("liger").mend == "pip install liger-kernel"
+    machine["modules"] = {"flash_attn", "liger_kernel"}
+    machine["installed"] |= {"flash-attn": "2.8.3", "liger-kernel": "0.6.4"}
+    assert (check("flash attention").status, check("flash attention").found) == ("ok", "2.8.3")
+    assert (check("liger").status, check("liger").found) == ("ok", "0.6.4")
+    machine["probe"] = msgspec.structs.replace(ON_A100, flash_attention_error="ImportError: undefined symbol")
+    told = check("flash attention")
+    assert told.status == "limited"
+    assert "2.8.3 does not run: ImportError: undefined symbol" in told.found
+    assert diagnose().ready
+
+
+def test_a_full_disk_is_missing(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 2**40, 2**20))
+    assert check("disk, results", folder=tmp_path / "new").status == "missing"
+    assert check("disk, hub cache").status == "limited"
+
+
+def test_libraries_that_take_the_process_down_are_missing(machine: dict[str, Any]) -> None:
+    machine["probe"] = "importing them ended with signal 11: no message"
+    told = diagnose()
+    assert (told.ready, told.can_train) == (False, ())
+    assert told.checks[0].found == "importing them ended with signal 11: no message"
+
+
+def test_a_probe_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dies = tmp_path / "python"
+    dies.write_text("#!/bin/sh\necho broken library >&2\nkill -SEGV $$\n")
+    dies.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dies))
+    assert run_probe() == "importing them ended with signal 11: broken library"
+
+
+def test_the_probe_really_quantises_here() -> None:
+    probe = run_probe()
+    assert isinstance(probe, Probe)
+    assert probe.import_errors == {}
+    assert probe.quantization_errors["cpu"] is None
+
+
+def test_without_torch_the_doctor_still_tells_what_is_missing() -> None:
+    """In an interpreter that finds none of the libraries that train."""
+    program = """
+import importlib.metadata, importlib.util, sys
+from lorabench.bench.machine import doctor
+GONE = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy", "scipy", "pynvml"}
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in GONE:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+doctor.installed_version = lambda name: None
+import lorabench.cli as cli
+cli.main(["doctor", "--format", "json"])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1, ran.stderr
+    told = msgspec.json.decode(ran.stdout)
+    assert told["can_train"] == []
+    assert {check["name"] for check in told["checks"] if check["status"] == "missing"} >= {"torch", "bitsandbytes"}
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024", "535.183.01"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build", "580.65.06"),
+        ("something else", None),
+    ],
+)
+def test_the_drivers_version_is_read_from_the_kernel(line: str, version: str | None) -> None:
+    assert driver_of_kernel_module(line) == version
+
+
+def test_bfloat16_is_read_from_the_cpus_features() -> None:
+    assert computes_in_bfloat16({"sse", "avx512_bf16"})
+    assert not computes_in_bfloat16({"sse", "avx512f"})

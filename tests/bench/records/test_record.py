@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lorabench.bench.records.record import SCHEMA_VERSION, read_record, read_records, write_record
+from lorabench.estimator.errors import UserError
+from tests.sample_records import sample_record
+
+
+@pytest.mark.parametrize("outcome", ["ok", "oom", "error", "timeout"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_record_comes_back_as_it_was_written(tmp_path: Path, method: str, outcome: str) -> None:
+    record = sample_record(method=method, outcome=outcome)  # type: ignore[arg-type]
+    path = write_record(tmp_path / "new" / "folder", record)
+    assert path.name == f"{record.digest}.record.json"
+    assert read_record(path) == record
+    assert read_records(path.parent) == [record]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_second_record_of_a_recipe_replaces_the_first(tmp_path: Path) -> None:
+    write_record(tmp_path, sample_record(outcome="oom"))
+    write_record(tmp_path, sample_record())
+    assert [record.outcome for record in read_records(tmp_path)] == ["ok"]
+
+
+def spoil(path: Path, **changes: object) -> None:
+    content = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode({**content, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"schema_version": SCHEMA_VERSION + 1}, "record schema"),
+        ({"schema_version": "x"}, "not a lorabench run record"),
+        ({"outcome": "fine"}, "broken run record"),
+        ({"measurement": None}, "says ok but holds no measurement"),
+        ({"digest": "000000000000"}, "its digest does not fit its recipe"),
+        ({"recipe": {"model": "x", "method": "full", "rank": 3}}, "broken run record"),
+    ],
+)
+def test_a_record_that_was_changed_is_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+    path = write_record(tmp_path, sample_record())
+    spoil(path, **changes)
+    with pytest.raises(UserError, match=complaint) as refused:
+        read_record(path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff", b'{"a": 1}', b"[" * 100_000])
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.record.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a lorabench run record"):
+        read_record(path)
+
+
+def test_a_record_cut_short_is_refused(tmp_path: Path) -> None:
+    path = write_record(tmp_path, sample_record())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a lorabench run record"):
+        read_record(path)
+
+
+def test_missing_folders_and_records_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        read_records(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no run records"):
+        read_records(tmp_path)
+    with pytest.raises(UserError, match="cannot read the record"):
+        read_record(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write the record"):
+        write_record(tmp_path / "file", sample_record())

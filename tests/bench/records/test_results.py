@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lorabench.bench.records.record import SCHEMA_VERSION, read_record, read_records, write_record
+from lorabench.bench.records.results import open_results
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.recipes import digest_of
+from tests.sample_records import sample_record
+
+
+def test_a_record_replaces_the_one_of_its_key_under_whatever_name(tmp_path: Path) -> None:
+    record = sample_record(suite="demo", outcome="timeout")
+    write_record(tmp_path, record).rename(tmp_path / "named-by-an-older-version.record.json")
+    with open_results(tmp_path, "demo") as results:
+        assert results.records == {record.key: record}
+        results.write(sample_record(suite="demo"))
+    assert [path.name for path in tmp_path.iterdir()] == [record.file_name]
+    assert read_records(tmp_path) == [sample_record(suite="demo")]
+
+
+def test_records_of_other_engines_and_repeats_stand_beside_each_other(tmp_path: Path) -> None:
+    plain = sample_record(suite="demo")
+    records = [
+        plain,
+        msgspec.structs.replace(plain, repeat=1, seed=1),
+        msgspec.structs.replace(plain, engine="trainer"),
+        msgspec.structs.replace(plain, engine="trainer", repeat=1, seed=1),
+    ]
+    with open_results(tmp_path, "demo") as results:
+        for record in records:
+            results.write(record)
+    assert len(read_records(tmp_path)) == 4
+    with open_results(tmp_path, "demo") as results:
+        assert results.records == {record.key: record for record in records}
+
+
+def test_a_record_of_a_newer_schema_is_never_set_aside(tmp_path: Path) -> None:
+    path = write_record(tmp_path, sample_record(suite="demo"))
+    path.write_bytes(path.read_bytes().replace(b'"schema_version": 2', b'"schema_version": 99'))
+    assert SCHEMA_VERSION < 99
+    with pytest.raises(UserError, match="record schema 99"), open_results(tmp_path, "demo"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_record_that_cannot_be_read_is_refused_not_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "x.record.json").mkdir()
+    with pytest.raises(UserError, match="cannot read the record"), open_results(tmp_path, "demo"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["x.record.json"]
+
+
+@pytest.mark.parametrize("folder", ["file", "file/out"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with (
+        pytest.raises(UserError, match="name another folder with -o") as refused,
+        open_results(tmp_path / folder, "demo"),
+    ):
+        pass
+    assert folder in str(refused.value)
+
+
+def test_a_file_system_without_locks_is_no_reason_not_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_locks(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with open_results(tmp_path, "demo") as results:
+        results.write(sample_record(suite="demo"))
+    assert len(read_records(tmp_path)) == 1
+
+
+# Records of schema 1.
+
+
+def as_schema_1(path: Path, **changes: object) -> None:
+    """Rewrite a record as version 0.1.0 wrote it: without what schema 2 added."""
+    content = msgspec.json.decode(path.read_bytes())
+    added = ("engine", "repeat", "steps", "warmup_steps", "out_of", "dataset_digest")
+    content = {key: value for key, value in content.items() if key not in added}
+    if content["measurement"]:
+        first = ("parameters", "memory", "step_seconds", "warmup_step_seconds", "tokens_per_step", "losses")
+        content["measurement"] = {key: content["measurement"][key] for key in first}
+    path.write_bytes(msgspec.json.encode({**content, "schema_version": 1, **changes}))
+
+
+def test_a_record_of_schema_1_is_read_as_one_of_today(tmp_path: Path) -> None:
+    record = sample_record()
+    path = write_record(tmp_path, record)
+    as_schema_1(path)
+    assert read_record(path) == msgspec.structs.replace(record, steps=10, warmup_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("message", "out_of"),
+    [("killed by the kernel, as it does when memory runs out", "killed"), ("CUDA out of memory.", None)],
+)
+def test_schema_1_told_only_one_shortage_of_memory_apart(tmp_path: Path, message: str, out_of: str | None) -> None:
+    path = write_record(tmp_path, sample_record(outcome="oom", message=message))
+    as_schema_1(path)
+    assert read_record(path).out_of == out_of
+
+
+def test_a_record_from_before_a_recipe_option_has_the_digest_of_today(tmp_path: Path) -> None:
+    record = sample_record()
+    path = write_record(tmp_path, record)
+    content = msgspec.json.decode(path.read_bytes())
+    del content["recipe"]["loss"]  # as if this option were new; its default is what the record was trained with
+    before = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode(content))
+    with pytest.raises(UserError, match="its digest does not fit its recipe"):
+        read_record(path)
+    content["digest"] = digest_of(content["recipe"], content["model_config"])
+    assert content["digest"] != before["digest"]
+    path.write_bytes(msgspec.json.encode(content))
+    assert read_record(path) == record

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import ast
+from itertools import chain, islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorabench.bench.training.text import byte_tokenizer, file_documents, held_out_and_training, pack, shipped_documents
+from lorabench.estimator.errors import UserError
+
+
+@given(
+    documents=st.lists(st.lists(st.integers(0, 300), max_size=40), max_size=20),
+    batch_size=st.integers(1, 4),
+    seq_len=st.integers(1, 9),
+)
+def test_packing_loses_repeats_and_pads_nothing(documents: list[list[int]], batch_size: int, seq_len: int) -> None:
+    batches = list(pack(documents, batch_size, seq_len))
+    tokens = list(chain.from_iterable(documents))
+    packed = list(chain.from_iterable(row for batch in batches for row in batch))
+    assert packed == tokens[: len(packed)]
+    assert 0 <= len(tokens) - len(packed) < batch_size * seq_len
+    assert all(len(batch) == batch_size and {len(row) for row in batch} == {seq_len} for batch in batches)
+
+
+@given(text=st.text(), vocab_size=st.integers(256, 1000))
+def test_byte_tokens_are_the_bytes_of_the_text_within_the_vocabulary(text: str, vocab_size: int) -> None:
+    tokens = byte_tokenizer(vocab_size)(text)
+    assert all(0 <= token < vocab_size for token in tokens)
+    marked = tokens[:1] == [256]
+    assert marked == (vocab_size >= 258)
+    assert bytes(tokens[1:-1] if marked else tokens).decode() == text
+    assert not marked or tokens[-1] == 257
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
+    with pytest.raises(UserError, match="vocabulary of 255 tokens is too small"):
+        byte_tokenizer(255)
+
+
+def test_shipped_text_is_the_same_prose_first_every_time() -> None:
+    first, again = (list(islice(shipped_documents(), 80)) for _ in range(2))
+    assert first == again
+    assert first[0].startswith('The "assert" statement')
+    assert sum(map(len, first)) > 200_000
+
+
+def test_shipped_code_follows_the_prose() -> None:
+    from pydoc_data.topics import topics
+
+    code = list(islice(shipped_documents(), len(topics), len(topics) + 40))
+    assert all(ast.parse(document).body for document in code if document.strip())
+
+
+def test_a_short_dataset_starts_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    held_out, batches = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 1, 4, held_out=1)
+    assert [bytes(row).decode() for batch in islice(batches, 3) for row in batch] == ["abca", "bcab", "cabc"]
+    assert held_out == []  # it has nothing to spare
+
+
+def test_held_out_text_is_never_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghijklmno")
+    held_out, batches = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 2, 2, held_out=2)
+    assert [bytes(row).decode() for batch in held_out for row in batch] == ["ab", "cd", "ef", "gh"]
+    trained = [bytes(row).decode() for batch in islice(batches, 4) for row in batch]
+    assert trained == ["ij", "kl", "mn", "oi", "jk", "lm", "no", "ij"]
+
+
+def test_each_line_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 1}\n\n{"text": "two\\nlines"}\n')
+    assert list(file_documents(tmp_path / "a.jsonl")) == ["one", "two\nlines"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n{"text": }\n', "a.jsonl line 2: not JSON"),
+        ("a.jsonl", b'{"text": "one"}\n\n[1]\n', 'a.jsonl line 3: no "text" string'),
+        ("a.jsonl", b'{"text": 3}\n', 'a.jsonl line 1: no "text" string'),
+        ("a.jsonl", b'{"txt": "one"}\n', 'a.jsonl line 1: no "text" string'),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl line 1: not JSON"),
+        ("a.txt", b"fine\nfine\n\xff\xfe\n", "a.txt line 3: not UTF-8"),
+        ("a.txt", b" \n", "a.txt: the dataset holds no text"),
+        ("a.jsonl", b"", "a.jsonl: the dataset holds no text"),
+    ],
+)
+def test_a_bad_dataset_is_refused_with_its_line(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        list(file_documents(tmp_path / name))
+    assert complaint in str(refused.value)
+
+
+def test_datasets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.txt", tmp_path):
+        with pytest.raises(UserError, match="cannot read the dataset"):
+            list(file_documents(path))
+
+
+def test_text_that_makes_no_token_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    with pytest.raises(UserError, match="makes no token"):
+        held_out_and_training(tmp_path / "a.txt", lambda document: [], 1, 4, held_out=1)
