@@ -14,12 +14,12 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # one core; read when numpy is importe
 
 import numpy as np
 
-from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.closed_form.forms import compile_form, held_throughout
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.memory_grid import estimate_memory_grid
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.memory.grid import estimate_memory_grid
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 
 BATCH_SIZES = np.arange(1, 101)
 SEQ_LENS = np.arange(1, 101) * 256

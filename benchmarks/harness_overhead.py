@@ -25,8 +25,8 @@ from lorabench.bench.measuring.step_times import median_interval
 from lorabench.bench.running.jobs import Settings
 from lorabench.bench.training.batches import Batches, make_batches
 from lorabench.bench.training.steps import Training
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import MAX_GRAD_NORM, TrainingStep

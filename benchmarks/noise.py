@@ -21,7 +21,7 @@ from lorabench.bench.check.matching import Work
 from lorabench.bench.check.speed import Pair
 from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.record import read_records
-from lorabench.estimator.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
 
 RECORDED = Path(__file__).parent / "noise_cpu.csv"
 COLUMNS = ("session", "repeat", "recipe", "unstable", "peak_allocated_bytes", "step_seconds")

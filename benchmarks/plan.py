@@ -10,9 +10,9 @@ import sys
 
 SEARCH = """
 import time
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.devices import find_device
-from lorabench.estimator.plan import make_plan
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.answers.plan import make_plan
 spec, device = find_model({model!r}), find_device({gpu!r})
 start = time.process_time()
 plan = make_plan(spec, device, {{}})

@@ -2,7 +2,8 @@
 
 Run with `python benchmarks/reserved.py [RECIPES] [SEED]`: a recipe takes some 20 s and needs no GPU. They are drawn
 from the catalogue's models and from the options that people vary, without those that no GPU of the catalogue could
-hold. Surplus is in percent of the working bytes at the peak, as in `estimator/reserved.py`, which keeps the worst:
+hold. Surplus is in percent of the working bytes at the peak, as in `estimator/memory/reserved.py`, which keeps the
+worst:
 
 - kept: given all the room that the allocator asks for;
 - needed: on the smallest device on which the steps run, since it gives segments back before it fails;
@@ -16,13 +17,13 @@ import sys
 import warnings
 from typing import NamedTuple
 
-from lorabench.estimator.catalogue import find_model, model_names
-from lorabench.estimator.devices import device_names, find_device
+from lorabench.estimator.answers.estimates import estimate_recipe
+from lorabench.estimator.devices.device import device_names, find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.estimates import estimate_recipe
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe, make_recipe
-from lorabench.estimator.reserved import working_bytes
+from lorabench.estimator.memory.reserved import working_bytes
+from lorabench.estimator.models.catalogue import find_model, model_names
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.trace.allocator import replay
 from lorabench.estimator.trace.trace import run_on_meta
 

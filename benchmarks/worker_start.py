@@ -17,8 +17,8 @@ from statistics import median
 from lorabench.bench.running.jobs import Job, Settings
 from lorabench.bench.running.server import PRELOAD
 from lorabench.bench.running.workers import Workers
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import make_recipe
 
 SPEC = find_model("lorabench/demo-llama")
 JOB = Job(

@@ -13,9 +13,9 @@ import msgspec
 
 from lorabench import __version__
 from lorabench.bench.records.whole_files import write_whole
-from lorabench.estimator.devices import Device
+from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.models.spec import ModelSpec
 from lorabench.reports import quantities
 from lorabench.reports.runs import Run
 from lorabench.reports.sections import SECTIONS, Section

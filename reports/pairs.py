@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lorabench.estimator.recipes import ADAPTER_SETTINGS
+from lorabench.estimator.recipes.recipe import ADAPTER_SETTINGS
 from lorabench.reports.runs import Run
 
 METHOD_SETTINGS = ("method", "dtype", "quant_type", "double_quant", "prepare_kbit")

@@ -14,19 +14,19 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from lorabench.estimator.breakdown import COMPONENTS, Breakdown
+from lorabench.estimator.answers.estimates import refuse_impossible
+from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, held_throughout
 from lorabench.estimator.closed_form.sizes import CHUNK, WIDTH, monomial_values
-from lorabench.estimator.devices import Device, device_names, find_device
+from lorabench.estimator.devices.device import Device, device_names, find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.estimates import refuse_impossible
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.parameters import count_parameters
-from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
-from lorabench.estimator.reserved import reserve
+from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
+from lorabench.estimator.memory.reserved import reserve
+from lorabench.estimator.memory.workspaces import workspaces
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.parameters import count_parameters
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from lorabench.estimator.speed.throughput import estimate_throughput
-from lorabench.estimator.verdict import hold_against
-from lorabench.estimator.workspaces import workspaces
 from lorabench.reports.expressions import Program, Symbol
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

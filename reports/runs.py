@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.record import RunRecord, read_records
-from lorabench.estimator.breakdown import Breakdown
-from lorabench.estimator.recipes import CHOICES
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.recipes.recipe import CHOICES
 
 if TYPE_CHECKING:
     from lorabench.estimator.trace.trace import Trace

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import msgspec
 
 from lorabench.estimator.architectures import MODEL_TYPES, read_config
-from lorabench.estimator.devices import Device, find_device
+from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.models.spec import ModelSpec
 from lorabench.reports.runs import Run
 
 MOST_MODELS = 4

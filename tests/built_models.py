@@ -6,7 +6,7 @@ import re
 import warnings
 from typing import Any
 
-from lorabench.estimator.models import Linear, ModelSpec
+from lorabench.estimator.models.spec import Linear, ModelSpec
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.record import DeviceFacts, Environment, Outcome, Prediction, RunRecord
-from lorabench.estimator.breakdown import COMPONENTS, PHASES, Breakdown, ParameterCounts
-from lorabench.estimator.recipes import ITEMSIZE, Recipe, make_recipe
+from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES, Breakdown, ParameterCounts
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe, make_recipe
 
 MODEL_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorabench.estimator.architectures import read_config
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.models.spec import ModelSpec
 
 GROUPED = {"num_key_value_heads": 2}
 FAMILIES: dict[str, dict[str, Any]] = {

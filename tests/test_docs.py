@@ -15,16 +15,16 @@ from click.testing import CliRunner
 
 from lorabench.cli import lorabench
 from lorabench.cli.estimate import command
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.devices import find_device
+from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.explanation.moments import Moments
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.memory.states import states
+from lorabench.estimator.memory.workspaces import workspaces
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.quantities import in_gib
-from lorabench.estimator.recipes import Recipe, make_recipe
-from lorabench.estimator.states import states
-from lorabench.estimator.workspaces import workspaces
+from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from tests.arithmetic import value_of
 
 ROOT = Path(__file__).parents[1]

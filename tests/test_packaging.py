@@ -74,7 +74,7 @@ def linked() -> tuple[str, ...]:
 
 def test_the_wheel_holds_the_data_that_commands_read(wheel: Path) -> None:
     package = wheel / "lorabench"
-    assert len(list(package.glob("estimator/model_configs/**/*.json"))) >= 40
+    assert len(list(package.glob("estimator/models/configs/**/*.json"))) >= 40
     assert list(package.glob("bench/suites/*.yaml"))
     assert list(package.glob("reports/templates/*.html"))
     assert (package / ECHARTS / "echarts.min.js").stat().st_size > 100_000

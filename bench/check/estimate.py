@@ -23,13 +23,13 @@ from lorabench.bench.check.findings import (
 from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord
+from lorabench.estimator.answers.estimates import refuse_impossible
+from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.architectures import read_config
-from lorabench.estimator.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.estimates import refuse_impossible
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.parameters import count_parameters
-from lorabench.estimator.verdict import hold_against
+from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.recipes.parameters import count_parameters
 
 
 def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds | None = None) -> Comparison:

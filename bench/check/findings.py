@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import Engine
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 
 Verdict = Literal["regression", "suspicious", "insufficient", "improvement", "same"]
 Metric = Literal[

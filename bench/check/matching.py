@@ -11,7 +11,7 @@ from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.records.record import DeviceFacts, Engine, Outcome, RunRecord
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 
 
 class Work(NamedTuple):

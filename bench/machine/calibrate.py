@@ -14,9 +14,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.architectures import read_config
-from lorabench.estimator.breakdown import Kernels
-from lorabench.estimator.parameters import trained_tensors
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.recipes.parameters import trained_tensors
+from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
 from lorabench.estimator.speed.flops import BACKWARD_PRODUCTS_DONE, FORWARD_PRODUCTS
 from lorabench.estimator.speed.operations import Kernel, micro_batch_operations

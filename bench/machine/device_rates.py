@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lorabench.bench.records.record import DeviceFacts
-from lorabench.estimator.devices import Device
+from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrations import Calibration, find_calibration
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
 

@@ -20,8 +20,8 @@ from lorabench.bench.running.jobs import Settings
 from lorabench.bench.training.batches import Batches, make_batches
 from lorabench.bench.training.built_parameters import count_built
 from lorabench.bench.training.steps import Training, mean_loss
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep

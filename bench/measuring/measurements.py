@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from lorabench.estimator.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
 
 Seconds = Annotated[float, Meta(gt=0)]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lorabench.estimator.devices import find_device
+from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.flops import step_flops
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 
 
 def distinct_labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:

@@ -11,10 +11,10 @@ from msgspec import Meta, Struct
 
 from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.whole_files import write_whole
-from lorabench.estimator.breakdown import Breakdown, ParameterCounts
-from lorabench.estimator.devices import Device, find_device
+from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import Recipe, digest_of
+from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.recipes.recipe import Recipe, digest_of
 from lorabench.estimator.speed.throughput import Throughput
 
 SCHEMA_VERSION = 2

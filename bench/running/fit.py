@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lorabench.bench.machine.host_memory import available_bytes
 from lorabench.bench.records.record import DeviceFacts
-from lorabench.estimator.breakdown import Breakdown
-from lorabench.estimator.estimates import Answer
+from lorabench.estimator.answers.estimates import Answer
+from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.quantities import MIB
 
 
@@ -15,7 +15,7 @@ def predict_fit(memory: Breakdown, device: DeviceFacts) -> Answer:
     Of a GPU as `lorabench estimate --gpu` gives it; of a CPU by what the host can hand out now.
     """
     if device.kind == "cuda":
-        from lorabench.estimator.verdict import hold_against
+        from lorabench.estimator.answers.verdict import hold_against
 
         return hold_against(memory, device.memory_bytes)[0]
     return "fits" if memory.peak_allocated_bytes <= _host_bytes(device) else "does not fit"

@@ -8,8 +8,8 @@ from msgspec import Struct
 
 from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.record import Engine, Memory, Outcome
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 
 class Settings(Struct, frozen=True, kw_only=True):

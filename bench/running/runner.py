@@ -23,10 +23,10 @@ from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.suites.suite import Planned, Suite
 from lorabench.bench.training.text import file_documents
-from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.parameters import count_parameters
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.parameters import count_parameters
 
 TIMEOUT_SECONDS = 3600.0
 LONGEST_WAIT_SECONDS = 0.25

@@ -41,13 +41,13 @@ from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.suites.plain_yaml import Trail, read_plain_yaml
 from lorabench.bench.training.text import byte_tokenizer
-from lorabench.estimator.catalogue import find_model
+from lorabench.estimator.answers.estimates import refuse_impossible
 from lorabench.estimator.errors import UserError, did_you_mean
-from lorabench.estimator.estimates import refuse_impossible
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.recipes import CHOICES, Recipe, has_meaning, make_recipe
-from lorabench.estimator.target_modules import resolve_target_modules
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe, has_meaning, make_recipe
+from lorabench.estimator.recipes.target_modules import resolve_target_modules
 
 SHIPPED = Path(__file__).parent
 STEPS = 20

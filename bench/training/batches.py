@@ -12,8 +12,8 @@ from msgspec import Struct
 from lorabench.bench.running.jobs import Settings
 from lorabench.bench.training.text import byte_tokenizer, held_out_and_training
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from lorabench.estimator.breakdown import ParameterCounts
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.memory.breakdown import ParameterCounts
+from lorabench.estimator.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.bench.training.batches import IGNORED, Batches
 from lorabench.bench.training.steps import Training
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.trace.optimizers import LEARNING_RATE, forget_overrides
 from lorabench.estimator.trace.step import MAX_GRAD_NORM
 

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import explain_validation
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import explain_validation
 
 MODEL_TYPES = (
     "gemma",

@@ -21,7 +21,7 @@ from lorabench.estimator.architectures.fields import (
     Size,
 )
 from lorabench.estimator.architectures.rotary import Rotary, rotary_parameters
-from lorabench.estimator.models import Layers, Linear, ModelSpec, Weight
+from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 NOT_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 """Text is packed, so no token stands for padding, and the defaults of transformers may lie outside the vocabulary."""

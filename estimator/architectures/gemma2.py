@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from lorabench.estimator.architectures.decoder import DecoderConfig, norms, projections
 from lorabench.estimator.architectures.fields import Activation, LayerType, Positive, Size, layer_types
-from lorabench.estimator.models import Linear, Weight
+from lorabench.estimator.models.spec import Linear, Weight
 
 
 class Config(DecoderConfig, kw_only=True, rename={"hidden_act": "hidden_activation"}):

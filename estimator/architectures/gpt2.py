@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from lorabench.estimator.architectures.decoder import NOT_TOKENS, norms
 from lorabench.estimator.architectures.fields import Activation, Dropout, Fraction, LayerCount, Positive, Size
-from lorabench.estimator.models import Layers, Linear, ModelSpec, Weight
+from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 
 class Config(Struct, kw_only=True):

@@ -17,7 +17,7 @@ from lorabench.estimator.architectures.fields import (
     Size,
 )
 from lorabench.estimator.architectures.rotary import Rotary, rotary_parameters
-from lorabench.estimator.models import Layers, Linear, ModelSpec, Weight
+from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 
 class Config(Struct, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lorabench.estimator.architectures.decoder import DecoderConfig, gated_mlp, projections
-from lorabench.estimator.models import Linear
+from lorabench.estimator.models.spec import Linear
 
 
 class Config(DecoderConfig, kw_only=True):

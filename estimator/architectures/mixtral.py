@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from lorabench.estimator.architectures.decoder import DecoderConfig, experts
 from lorabench.estimator.architectures.fields import Dropout, Positive, Size
-from lorabench.estimator.models import Linear, Weight
+from lorabench.estimator.models.spec import Linear, Weight
 
 
 class Config(DecoderConfig, kw_only=True):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from lorabench.estimator.architectures.decoder import DecoderConfig, projections
 from lorabench.estimator.architectures.fields import LayerType, Size, layer_types
-from lorabench.estimator.models import Linear
+from lorabench.estimator.models.spec import Linear
 
 
 class Config(DecoderConfig, kw_only=True):

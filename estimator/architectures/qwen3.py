@@ -7,7 +7,7 @@ from typing import ClassVar
 from lorabench.estimator.architectures import qwen2
 from lorabench.estimator.architectures.decoder import norms, projections
 from lorabench.estimator.architectures.fields import Size
-from lorabench.estimator.models import Linear, Weight
+from lorabench.estimator.models.spec import Linear, Weight
 
 
 class Config(qwen2.Config, kw_only=True):

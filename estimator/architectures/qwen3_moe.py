@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lorabench.estimator.architectures.decoder import DecoderConfig, experts, norms, projections
 from lorabench.estimator.architectures.fields import Size
-from lorabench.estimator.models import Layers, Linear, Weight
+from lorabench.estimator.models.spec import Layers, Linear, Weight
 
 
 class Config(DecoderConfig, kw_only=True):

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from lorabench.estimator.breakdown import COMPONENTS, Kernels
 from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, ONE, WIDTH, Live, Moment
 from lorabench.estimator.closed_form.step import step_moments
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Optim, Recipe
-from lorabench.estimator.states import loaded_weights, states
-from lorabench.estimator.workspaces import workspaces
+from lorabench.estimator.memory.breakdown import COMPONENTS, Kernels
+from lorabench.estimator.memory.states import loaded_weights, states
+from lorabench.estimator.memory.workspaces import workspaces
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Optim, Recipe
 
 MOST_FORMS = 128
 """Forms kept: a form takes some 100 kB."""

@@ -10,13 +10,13 @@ import weakref
 from collections import Counter
 from typing import NamedTuple
 
-from lorabench.estimator.breakdown import COMPONENTS, Kernels
 from lorabench.estimator.closed_form import autograd, operators
 from lorabench.estimator.closed_form.autograd import Node, Tape, Tensor
 from lorabench.estimator.closed_form.sizes import MONOMIALS, ONE, WIDTH, Block, Ledger, Moment
 from lorabench.estimator.closed_form.step import step_moments
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.memory.breakdown import COMPONENTS, Kernels
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 
 class Origin(NamedTuple):

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BSS, SS
-from lorabench.estimator.models import Layers, ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import Layers, ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 
 class Masks:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from lorabench.estimator.closed_form.autograd import Leaf, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BS, BSS, ONE, SS
-from lorabench.estimator.models import Layers, Linear, ModelSpec
-from lorabench.estimator.parameters import adapters_of_expert, stacked_experts
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import Layers, Linear, ModelSpec
+from lorabench.estimator.recipes.parameters import adapters_of_expert, stacked_experts
+from lorabench.estimator.recipes.recipe import Recipe
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, one row for each position."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import Autocast, Broadcast, Gradients, Node, Tape, Tensor, promote
 from lorabench.estimator.closed_form.sizes import (
     BS,
@@ -23,6 +22,7 @@ from lorabench.estimator.closed_form.sizes import (
     S,
 )
 from lorabench.estimator.closed_form.work import SEQUENCES, Attention, ChunkedLoss, Dequantisation, Group, Product
+from lorabench.estimator.memory.breakdown import Kernels
 
 
 class Operators:

@@ -6,10 +6,10 @@ import weakref
 from operator import add
 from typing import Any, NamedTuple
 
-from lorabench.estimator.breakdown import COMPONENTS
-from lorabench.estimator.embedding_backward import embedding_scratch
-from lorabench.estimator.fused_loss import chunk_rows
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.memory.breakdown import COMPONENTS
+from lorabench.estimator.memory.embedding_backward import embedding_scratch
+from lorabench.estimator.memory.fused_loss import chunk_rows
+from lorabench.estimator.models.spec import ModelSpec
 
 MONOMIALS = ("1", "S", "B·S", "S·S", "B·S·S", "r", "B·S·r", "B·⌈S⌉128", "c", "B·(S − 1)", "i", "p")
 """B: batch size, S: sequence length, r: rank; ⌈S⌉128: S rounded up to a multiple of 128, as flash attention pads it;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lorabench.estimator.architectures import no_closed_form
-from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import Autocast, Leaf, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
 from lorabench.estimator.closed_form.masks import Masks, alike_layers
@@ -11,12 +10,13 @@ from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, ro
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import BS, ONE, SHIFTED, Ledger, Moment, S
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models import Layers, ModelSpec
-from lorabench.estimator.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.recipes import Recipe
-from lorabench.estimator.states import loaded_weights, states
-from lorabench.estimator.target_modules import resolve_target_modules
-from lorabench.estimator.workspaces import workspaces
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.memory.states import loaded_weights, states
+from lorabench.estimator.memory.workspaces import workspaces
+from lorabench.estimator.models.spec import Layers, ModelSpec
+from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
+from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.target_modules import resolve_target_modules
 
 
 def step_moments(

@@ -14,23 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lorabench.estimator.breakdown import Breakdown, Kernels
-from lorabench.estimator.devices import DRIVER_BYTES, Device
+from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.explanation.held import Held
 from lorabench.estimator.explanation.lines import Explanation, Line, Section
 from lorabench.estimator.explanation.moments import Moments
 from lorabench.estimator.explanation.symbols import symbols
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
-from lorabench.estimator.reserved import (
+from lorabench.estimator.memory.breakdown import Breakdown, Kernels
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.memory.reserved import (
     CUDA_CONTEXT_BYTES,
     SEGMENT_BYTES,
     WORST_FRAGMENTATION_PERCENT,
     working_bytes,
 )
-from lorabench.estimator.verdict import hold_against
-from lorabench.estimator.workspaces import HANDLES, Workspaces, workspaces
+from lorabench.estimator.memory.workspaces import HANDLES, Workspaces, workspaces
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 __all__ = ["Explanation", "Line", "Section", "explain"]
 

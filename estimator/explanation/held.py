@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
 
-from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.symbols import Widths
-from lorabench.estimator.models import Linear, ModelSpec, Weight
-from lorabench.estimator.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.optimizers import (
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.memory.optimizers import (
     MIN_8BIT_ELEMENTS,
     MIN_PAGED_ELEMENTS,
     QMAP_BYTES,
@@ -20,15 +18,17 @@ from lorabench.estimator.optimizers import (
     in_8bit,
     optimizer_bytes,
 )
-from lorabench.estimator.parameters import (
+from lorabench.estimator.memory.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
+from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
+from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
+from lorabench.estimator.recipes.parameters import (
     adapted_experts,
     adapted_linears,
     adapters_of_expert,
     stacked_experts,
     trained_tensors,
 )
-from lorabench.estimator.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
-from lorabench.estimator.recipes import ITEMSIZE, Recipe
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe
 
 PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norms"}
 """Part of a layer → what people call it."""

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from lorabench.estimator.breakdown import Breakdown, Kernels
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.itemised import HELD, Item, itemised_step
 from lorabench.estimator.closed_form.sizes import MONOMIALS, monomial_values
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.symbols import Widths
 from lorabench.estimator.explanation.tensor_names import tensor_name
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.memory.breakdown import Breakdown, Kernels
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 
 class _Alike(NamedTuple):

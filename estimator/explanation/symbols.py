@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from lorabench.estimator.embedding_backward import embedding_scratch
-from lorabench.estimator.fused_loss import chunk_rows
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.memory.embedding_backward import embedding_scratch
+from lorabench.estimator.memory.fused_loss import chunk_rows
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 MAX_FACTOR = 8
 """Widths are recognised as up to so many times a named one."""

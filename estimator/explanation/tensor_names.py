@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from lorabench.estimator.closed_form.decoders import LAYERS
 from lorabench.estimator.closed_form.itemised import HELD, Item
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 _PLACES = {
     "Modules._base": "linear",

@@ -14,12 +14,12 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from lorabench.estimator.breakdown import Kernels
-from lorabench.estimator.devices import find_device
+from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.speed.operations import Kernel
 
-SHIPPED = Path(__file__).parent.parent / "calibrations"
+SHIPPED = Path(__file__).parent / "calibrations"
 Seconds = Annotated[float, Meta(gt=0)]
 Extent = Annotated[int, Meta(ge=1)]
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from lorabench.estimator.closed_form.masks import layers_with_window
 from lorabench.estimator.closed_form.sizes import monomial_values
 from lorabench.estimator.closed_form.work import Attention, Extent
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 
 class Filled(NamedTuple):

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.sizes import BS
 from lorabench.estimator.closed_form.work import Attention, ChunkedLoss, Dequantisation, Product, Work
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.operations import Operation, micro_batch_operations
 

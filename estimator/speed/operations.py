@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import (
     ITEMSIZES,
     Backward,
@@ -27,8 +26,9 @@ from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.sizes import WIDTH, WITH_RANK, Ledger
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.closed_form.work import Work
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 MOST_LISTS = 256
 """Lists of operations kept: one takes some 30 kB."""

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
-from lorabench.estimator.optimizers import in_8bit
-from lorabench.estimator.parameters import TrainedTensors
-from lorabench.estimator.recipes import ITEMSIZE, Optim
+from lorabench.estimator.memory.optimizers import in_8bit
+from lorabench.estimator.recipes.parameters import TrainedTensors
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Optim
 
 FUSED_ACCESSES = 7
 """Of weight, gradient and both moments: all are read, all but the gradient written."""

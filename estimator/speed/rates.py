@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple, Protocol
 
-from lorabench.estimator.devices import Device
+from lorabench.estimator.devices.device import Device
 from lorabench.estimator.speed.operations import Kernel
 
 Bound = Literal["slow", "typical", "fast"]

@@ -8,17 +8,17 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.devices import DRIVER_BYTES, Device
+from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.memory.states import states
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import StepFlops, step_flops
 from lorabench.estimator.speed.rates import Bound, DatasheetRates
 from lorabench.estimator.speed.timing import StepTime, step_time
-from lorabench.estimator.states import states
 
 Range = tuple[float, float]
 """From the least to the most."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lorabench.estimator.breakdown import Kernels
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.sizes import BS, CHUNK
 from lorabench.estimator.closed_form.work import Attention, ChunkedLoss, Dequantisation, Product
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.parameters import trained_tensors
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.parameters import trained_tensors
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.flops import work_flops
 from lorabench.estimator.speed.operations import Operation, micro_batch_operations

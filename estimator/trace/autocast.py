@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.trace.patches import replaced
 
 if TYPE_CHECKING:

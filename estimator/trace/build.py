@@ -9,10 +9,10 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.recipes import Recipe
-from lorabench.estimator.target_modules import resolve_target_modules
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
+from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.target_modules import resolve_target_modules
 from lorabench.estimator.trace.losses import set_loss
 
 if TYPE_CHECKING:

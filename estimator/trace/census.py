@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.errors import UserError, did_you_mean
-from lorabench.estimator.models import Layers, Linear, ModelSpec, Part, Weight
+from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Part, Weight
 from lorabench.estimator.trace.quiet import quiet_libraries
 
 if TYPE_CHECKING:

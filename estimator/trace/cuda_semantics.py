@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.trace.attention import cpu_attention, cuda_attention, flash_attention_2
 from lorabench.estimator.trace.autocast import MetaAutocast, autocast_on_meta
 from lorabench.estimator.trace.meta_results import MetaResults, results_on_meta

@@ -10,7 +10,7 @@ from functools import cache
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from lorabench.estimator.fused_loss import chunk_rows
+from lorabench.estimator.memory.fused_loss import chunk_rows
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.fused_loss import OLDEST_LIGER
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.trace.fused_loss import set_fused_loss
 
 if TYPE_CHECKING:

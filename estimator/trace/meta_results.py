@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.breakdown import Kernels
+from lorabench.estimator.memory.breakdown import Kernels
 
 Sizes = tuple[tuple[int, ...], tuple[int, ...], Any]
 """Shape, strides and dtype of a tensor."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lorabench.estimator.embedding_backward import embedding_scratch
+from lorabench.estimator.memory.embedding_backward import embedding_scratch
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lorabench.estimator.breakdown import COMPONENTS, PHASES, Breakdown
+from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES, Breakdown
 from lorabench.estimator.trace.build import Recomputation
 from lorabench.estimator.trace.scratch import Scratch
 

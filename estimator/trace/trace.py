@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lorabench.estimator.answers.estimates import refuse_impossible
 from lorabench.estimator.architectures import MODEL_TYPES
-from lorabench.estimator.breakdown import Breakdown, Kernels, ParameterCounts
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.estimates import refuse_impossible
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe
-from lorabench.estimator.reserved import CUDA_CONTEXT_BYTES
-from lorabench.estimator.workspaces import HANDLES, workspaces
+from lorabench.estimator.memory.breakdown import Breakdown, Kernels, ParameterCounts
+from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES
+from lorabench.estimator.memory.workspaces import HANDLES, workspaces
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn

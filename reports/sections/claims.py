@@ -14,15 +14,15 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.devices import find_device
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.parameters import count_parameters
-from lorabench.estimator.quantization import quantized_bytes
-from lorabench.estimator.recipes import ITEMSIZE, Recipe, make_recipe
+from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.memory.quantization import quantized_bytes
+from lorabench.estimator.memory.states import states
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.parameters import count_parameters
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe, make_recipe
 from lorabench.estimator.speed.throughput import likely_step_time
-from lorabench.estimator.states import states
 from lorabench.reports.pairs import alike, method_pairs, rank_pairs
 from lorabench.reports.quantities import format_number, format_share
 from lorabench.reports.runs import Run

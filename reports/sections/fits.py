@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.recipes import CHOICES, make_recipe
+from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
 from lorabench.reports.packing import pack
 from lorabench.reports.planning import RANKS, gpu_choices, methods, planning
 from lorabench.reports.subject import Subject

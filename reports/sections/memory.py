@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lorabench.estimator.breakdown import COMPONENTS, PHASES
+from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES
 from lorabench.reports.quantities import format_bytes, format_share
 from lorabench.reports.runs import Run
 from lorabench.reports.sections.figures import Figure, figures

@@ -9,7 +9,7 @@ from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.explanation import Explanation, explain
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.reports.packing import pack
 from lorabench.reports.runs import Run, varying_settings
 from lorabench.reports.sections.failures import OUTCOMES

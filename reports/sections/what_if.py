@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.breakdown import COMPONENTS
-from lorabench.estimator.recipes import CHOICES, make_recipe
+from lorabench.estimator.memory.breakdown import COMPONENTS
+from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
 from lorabench.reports.planning import LARGEST_BATCH_SIZE, RANKS, gpu_choices, longest_length, methods
 from lorabench.reports.subject import Subject
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from lorabench.bench.records.record import RunRecord
-    from lorabench.estimator.devices import Device
-    from lorabench.estimator.estimates import Estimate
-    from lorabench.estimator.models import ModelSpec
-    from lorabench.estimator.recipes import Recipe, RecipeOptions
+    from lorabench.estimator.answers.estimates import Estimate
+    from lorabench.estimator.devices.device import Device
+    from lorabench.estimator.models.spec import ModelSpec
+    from lorabench.estimator.recipes.recipe import Recipe, RecipeOptions
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "estimate", "estimate_grid", "find_device", "find_model", "make_recipe", "read_records"]
@@ -39,7 +39,7 @@ def estimate(model: str | ModelSpec, *, gpu: str | Device | None = None, **optio
     Raises:
         UserError: an unknown model, GPU or option, or options that contradict each other.
     """
-    from lorabench.estimator.estimates import estimate_recipe
+    from lorabench.estimator.answers.estimates import estimate_recipe
 
     spec = find_model(model) if isinstance(model, str) else model
     device = find_device(gpu) if isinstance(gpu, str) else gpu
@@ -74,8 +74,8 @@ def estimate_grid(
     import numpy as np
     from msgspec.structs import replace
 
-    from lorabench.estimator.estimates import refuse_impossible
-    from lorabench.estimator.memory_grid import estimate_memory_grid
+    from lorabench.estimator.answers.estimates import refuse_impossible
+    from lorabench.estimator.memory.grid import estimate_memory_grid
 
     spec = find_model(model) if isinstance(model, str) else model
     device = find_device(gpu) if isinstance(gpu, str) else gpu
@@ -93,9 +93,9 @@ def make_recipe(model: str, **options: Unpack[RecipeOptions]) -> Recipe:
     Raises:
         UserError: an unknown option, a value out of range, or options that contradict each other.
     """
-    from lorabench.estimator import recipes
+    from lorabench.estimator.recipes import recipe
 
-    return recipes.make_recipe(model, **options)
+    return recipe.make_recipe(model, **options)
 
 
 def find_model(model: str) -> ModelSpec:
@@ -104,7 +104,7 @@ def find_model(model: str) -> ModelSpec:
     Raises:
         UserError: no such model, or a config that is no causal language model of a supported family.
     """
-    from lorabench.estimator import catalogue
+    from lorabench.estimator.models import catalogue
 
     return catalogue.find_model(model)
 
@@ -115,9 +115,9 @@ def find_device(gpu: str) -> Device:
     Raises:
         UserError: no GPU or several have that name.
     """
-    from lorabench.estimator import devices
+    from lorabench.estimator.devices import device
 
-    return devices.find_device(gpu)
+    return device.find_device(gpu)
 
 
 def read_records(folder: Path) -> list[RunRecord]:

@@ -14,7 +14,7 @@ from typing import Any
 from lorabench.bench.running import runner, server
 from lorabench.bench.running.workers import Workers
 from lorabench.cli import main
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 
 SERVER = (sys.executable, "-m", "tests.bench.planted_training", "--serve")
 

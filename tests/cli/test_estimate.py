@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lorabench.cli import main
-from lorabench.estimator.breakdown import COMPONENTS
+from lorabench.estimator.memory.breakdown import COMPONENTS
 from tests.small_models import small_config
 
 LLAMA = "meta-llama/Llama-3.1-8B"

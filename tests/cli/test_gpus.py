@@ -7,7 +7,7 @@ import json
 from click.testing import CliRunner
 
 from lorabench.cli.gpus import command
-from lorabench.estimator.devices import device_names, find_device
+from lorabench.estimator.devices.device import device_names, find_device
 
 
 def output(*arguments: str) -> str:

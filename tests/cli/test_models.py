@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from lorabench.cli.models import command
-from lorabench.estimator.catalogue import model_names
+from lorabench.estimator.models.catalogue import model_names
 
 
 def output(*arguments: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from lorabench.cli import main
 from lorabench.cli.plan import estimate_command
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 

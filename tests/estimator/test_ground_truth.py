@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.devices import find_device
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.parameters import adapter_file_bytes, count_parameters
-from lorabench.estimator.recipes import Recipe, make_recipe
-from lorabench.estimator.states import states
-from lorabench.estimator.workspaces import workspaces
+from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.memory.states import states
+from lorabench.estimator.memory.workspaces import workspaces
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 
 FOLDER = Path(__file__).parent / "ground_truth"
 

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from lorabench.bench.records.record import RunRecord
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.reports.page import render_page
 from lorabench.reports.runs import arrange
 from lorabench.reports.sections import SECTIONS

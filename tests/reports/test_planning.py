@@ -16,13 +16,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from lorabench.estimator.breakdown import Breakdown
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.devices import find_device
-from lorabench.estimator.estimates import Estimate, estimate_recipe
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.recipes import Recipe, make_recipe
-from lorabench.estimator.verdict import hold_against
+from lorabench.estimator.answers.estimates import Estimate, estimate_recipe
+from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.reports import subject
 from lorabench.reports.page import render_report
 from lorabench.reports.quantities import format_bytes

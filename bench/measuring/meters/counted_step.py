@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.trace.storages import StorageLedger
 
 if TYPE_CHECKING:

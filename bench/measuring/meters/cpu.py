@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from lorabench.bench.measuring.meters import resident_memory
 from lorabench.bench.measuring.meters.counted_step import count_step, thinned
 from lorabench.bench.measuring.meters.meter import Readings, Timeline
-from lorabench.estimator.breakdown import PHASES, Breakdown
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.memory.breakdown import PHASES, Breakdown
+from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from lorabench.bench.measuring.meters.allocator_history import live_bytes, recor
 from lorabench.bench.measuring.meters.counted_step import count_step
 from lorabench.bench.measuring.meters.driver import Gpu, Seen, Watch
 from lorabench.bench.measuring.meters.meter import Readings, Timeline
-from lorabench.estimator.breakdown import Breakdown
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from lorabench.estimator.breakdown import Breakdown
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch

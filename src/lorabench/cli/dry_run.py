@@ -14,9 +14,9 @@ from lorabench.bench.running.jobs import Settings
 from lorabench.bench.suites.suite import Planned, Suite
 from lorabench.cli.listing import Column, as_table
 from lorabench.cli.speed import in_time
-from lorabench.estimator.breakdown import Breakdown
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.speed.throughput import Throughput
 

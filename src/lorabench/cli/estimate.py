@@ -13,16 +13,16 @@ from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
 from lorabench.cli.tracing import import_training_libraries, progress
-from lorabench.estimator.breakdown import COMPONENTS
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
-    from lorabench.estimator.breakdown import Breakdown
-    from lorabench.estimator.estimates import Estimate
+    from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.explanation import Explanation
-    from lorabench.estimator.models import ModelSpec
-    from lorabench.estimator.recipes import Recipe
+    from lorabench.estimator.memory.breakdown import Breakdown
+    from lorabench.estimator.models.spec import ModelSpec
+    from lorabench.estimator.recipes.recipe import Recipe
 
 EXAMPLES = """\
 \b
@@ -59,9 +59,9 @@ def command(
     MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. Architectures that
     have no closed form are traced instead, which takes torch and some seconds. In brackets stand the defaults.
     """
-    from lorabench.estimator.catalogue import find_model
-    from lorabench.estimator.devices import find_device
-    from lorabench.estimator.estimates import estimate_recipe, has_closed_form
+    from lorabench.estimator.answers.estimates import estimate_recipe, has_closed_form
+    from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.speed.throughput import plan_training
 
     if require_fit and gpu is None:

@@ -6,7 +6,7 @@ import click
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
-from lorabench.estimator.devices import Device
+from lorabench.estimator.devices.device import Device
 
 EXAMPLES = """\
 \b
@@ -26,7 +26,7 @@ def command(format_: str) -> None:
     sparsity; JSON and CSV say where each figure comes from. A GPU that is not listed can be given by its memory,
     such as 24GB.
     """
-    from lorabench.estimator.devices import device_names, find_device
+    from lorabench.estimator.devices.device import device_names, find_device
 
     devices = [find_device(name) for name in device_names()]
     if format_ == "json":

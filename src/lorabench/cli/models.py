@@ -6,7 +6,7 @@ import click
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
-from lorabench.estimator.models import ModelSpec
+from lorabench.estimator.models.spec import ModelSpec
 
 EXAMPLES = """\
 \b
@@ -24,7 +24,7 @@ def command(format_: str) -> None:
     Wherever a command takes a MODEL, it may also be a config.json, the folder that holds one, or the id of a model
     on the Hugging Face hub. Counts in JSON and CSV are exact.
     """
-    from lorabench.estimator.catalogue import find_model, model_names
+    from lorabench.estimator.models.catalogue import find_model, model_names
 
     specs = sorted((find_model(name) for name in model_names()), key=lambda spec: (spec.parameters, spec.name))
     if format_ in ("json", "csv"):

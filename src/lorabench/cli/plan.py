@@ -18,9 +18,9 @@ from lorabench.estimator.quantities import in_gib
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lorabench.estimator.models import ModelSpec
-    from lorabench.estimator.plan import Choice, EnoughGpu, MethodLimits, Plan
-    from lorabench.estimator.recipes import Recipe
+    from lorabench.estimator.answers.plan import Choice, EnoughGpu, MethodLimits, Plan
+    from lorabench.estimator.models.spec import ModelSpec
+    from lorabench.estimator.recipes.recipe import Recipe
     from lorabench.estimator.speed.throughput import Throughput
 
 EXAMPLES = """\
@@ -66,10 +66,10 @@ def command(
     bits, which is both leaner and faster than peft's preparation. The defaults in brackets hold for what is not tried,
     and with --all-gpus for everything.
     """
-    from lorabench.estimator.catalogue import find_model
-    from lorabench.estimator.devices import find_device
-    from lorabench.estimator.estimates import has_closed_form
-    from lorabench.estimator.plan import make_plan
+    from lorabench.estimator.answers.estimates import has_closed_form
+    from lorabench.estimator.answers.plan import make_plan
+    from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.models.catalogue import find_model
 
     spec = find_model(model)
     if not has_closed_form(spec):
@@ -100,7 +100,7 @@ def command(
 
 def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
     from lorabench.cli.estimate import describe_recipe
-    from lorabench.estimator.plan import enough_gpus
+    from lorabench.estimator.answers.plan import enough_gpus
 
     found = enough_gpus(spec, recipe)
     if format_ == "json":
@@ -232,7 +232,7 @@ def _gpu_columns(found: list[EnoughGpu]) -> list[Column]:
 
 def estimate_command(recipe: Recipe, gpu: str) -> str:
     """Return the `lorabench estimate` command of a recipe: what is not the default is named."""
-    from lorabench.estimator.recipes import make_recipe
+    from lorabench.estimator.recipes.recipe import make_recipe
 
     plain = make_recipe(recipe.model, method=recipe.method).describe()
     words = [f"lorabench estimate {recipe.model} --method {recipe.method}"]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from lorabench.cli.parameters import OneOf
-from lorabench.estimator.recipes import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -12,8 +12,8 @@ from lorabench.estimator.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lorabench.estimator.devices import Device
-    from lorabench.estimator.models import ModelSpec
+    from lorabench.estimator.devices.device import Device
+    from lorabench.estimator.models.spec import ModelSpec
     from lorabench.reports.runs import Run
 
 EXAMPLES = """\
@@ -82,9 +82,9 @@ def _traced(runs: Sequence[Run]) -> list[Run]:
 
 
 def _models(names: tuple[str, ...]) -> list[ModelSpec]:
+    from lorabench.estimator.answers.estimates import has_closed_form
     from lorabench.estimator.architectures import no_closed_form
-    from lorabench.estimator.catalogue import find_model
-    from lorabench.estimator.estimates import has_closed_form
+    from lorabench.estimator.models.catalogue import find_model
 
     specs = [find_model(name) for name in names]
     for spec in specs:
@@ -97,6 +97,6 @@ def _models(names: tuple[str, ...]) -> list[ModelSpec]:
 
 
 def _devices(names: tuple[str, ...]) -> list[Device]:
-    from lorabench.estimator.devices import find_device
+    from lorabench.estimator.devices.device import find_device
 
     return [find_device(name) for name in names]

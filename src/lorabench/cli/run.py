@@ -165,7 +165,7 @@ def command(
 def _suite(target: str, options: dict[str, Any]) -> Suite:
     """Return the suite that ``target`` names, or one of a single recipe where it names a model."""
     from lorabench.bench.suites.suite import load_suite, shipped_suites, single_recipe
-    from lorabench.estimator.catalogue import find_model
+    from lorabench.estimator.models.catalogue import find_model
 
     if target in shipped_suites() or target.endswith((".yaml", ".yml")):
         given = [name for name, value in options.items() if value is not None]
@@ -190,7 +190,7 @@ def _device(gpu: str | None, choice: DeviceChoice) -> DeviceFacts:
     if choice != "auto":
         raise UserError("--gpu and --device contradict each other: --gpu names the device to hold estimates against")
     from lorabench.bench.records.record import DeviceFacts
-    from lorabench.estimator.devices import find_device
+    from lorabench.estimator.devices.device import find_device
 
     device = find_device(gpu)
     return DeviceFacts(kind="cuda", name=device.name, memory_bytes=device.memory_bytes)

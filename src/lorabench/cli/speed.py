@@ -12,7 +12,7 @@ import click
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
-    from lorabench.estimator.devices import Device
+    from lorabench.estimator.devices.device import Device
     from lorabench.estimator.speed.calibrations import Calibration
     from lorabench.estimator.speed.throughput import Throughput, Training
 

@@ -53,8 +53,8 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
     followed. MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. In
     brackets stand the defaults.
     """
-    from lorabench.estimator.catalogue import find_model
-    from lorabench.estimator.devices import find_device
+    from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.models.catalogue import find_model
 
     if expandable_segments and kernels == "cpu":
         raise UserError("--expandable-segments is a setting of CUDA's allocator: leave it out with --kernels cpu")

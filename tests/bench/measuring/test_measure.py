@@ -18,10 +18,10 @@ from lorabench.bench.running.jobs import Settings
 from lorabench.bench.training.batches import make_batches
 from lorabench.bench.training.losses import complaint_about_adapters
 from lorabench.estimator.architectures import read_config
-from lorabench.estimator.breakdown import PHASES
-from lorabench.estimator.memory import estimate_memory
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.memory.breakdown import PHASES
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.trace.build import build_model
 
 torch.set_num_threads(1)

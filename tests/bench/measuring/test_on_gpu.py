@@ -19,7 +19,7 @@ from lorabench.bench.running.jobs import Answer, Job, Settings
 from lorabench.bench.running.runner import run_suite
 from lorabench.bench.running.workers import Workers
 from lorabench.bench.suites.suite import load_suite
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
 from tests.bench.running.test_workers import SPEC
 
 pytestmark = pytest.mark.gpu

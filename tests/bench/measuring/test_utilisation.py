@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lorabench.bench.measuring.utilisation import utilisation
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import make_recipe
 
 H100 = "NVIDIA H100 80GB HBM3"  # as its driver has it
 BFLOAT16_PEAK = 989.5e12

@@ -9,7 +9,7 @@ import pytest
 from lorabench.bench.records.record import SCHEMA_VERSION, read_record, read_records, write_record
 from lorabench.bench.records.results import open_results
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import digest_of
+from lorabench.estimator.recipes.recipe import digest_of
 from tests.sample_records import sample_record
 
 

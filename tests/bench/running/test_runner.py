@@ -18,7 +18,7 @@ from lorabench.bench.running.tasks import Lane, lanes_of, tasks_of
 from lorabench.bench.suites.suite import Suite, load_suite, single_recipe
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
 from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here
 from tests.bench.running.test_workers import LLAMA
 from tests.sample_records import sample_record
@@ -275,7 +275,7 @@ def test_what_is_predicted_not_to_fit_is_skipped_on_demand(tmp_path: Path, prete
 
 
 def _planned(*models: str) -> Any:
-    from lorabench.estimator.catalogue import find_model
+    from lorabench.estimator.models.catalogue import find_model
 
     specs = [find_model(model) for model in models]
     return [single_recipe(spec, make_recipe(spec.name, method="full")).recipes[0] for spec in specs]

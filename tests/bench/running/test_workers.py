@@ -20,7 +20,7 @@ from lorabench.bench.running.workers import SERVER as REAL_SERVER
 from lorabench.bench.running.workers import Workers
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
 from tests.bench.pretend_training import HOW, ROOT, SERVER
 
 LLAMA = {

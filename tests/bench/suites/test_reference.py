@@ -13,13 +13,13 @@ import pytest
 
 from lorabench.bench.records.record import RunRecord, read_records, write_record
 from lorabench.bench.suites.suite import Planned, load_suite
+from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.architectures import read_config
-from lorabench.estimator.breakdown import Breakdown
-from lorabench.estimator.devices import Device, find_device
+from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory import estimate_memory
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.speed.throughput import estimate_throughput
-from lorabench.estimator.verdict import hold_against
 from tests.sample_records import sample_record
 
 REFERENCE = Path(__file__).parents[3] / "bench" / "reference"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from lorabench.bench.suites.suite import BY_HAND, load_suite, shipped_suites, single_recipe
-from lorabench.estimator.catalogue import find_model
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import CHOICES, make_recipe
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
 
 LLAMA, GPT2 = "lorabench/demo-llama", "lorabench/demo-gpt2"
 

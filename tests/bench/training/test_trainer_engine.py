@@ -17,7 +17,7 @@ from lorabench.bench.training.batches import Batches
 from lorabench.bench.training.steps import Training
 from lorabench.bench.training.trainer_engine import trainer_steps
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep

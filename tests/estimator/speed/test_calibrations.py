@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from lorabench.cli import main
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.devices import find_device
+from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes import make_recipe
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import (
     AttentionRates,

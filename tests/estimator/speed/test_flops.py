@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.models import ModelSpec
-from lorabench.estimator.recipes import Recipe, make_recipe
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer

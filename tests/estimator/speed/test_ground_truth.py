@@ -14,9 +14,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from lorabench.estimator.catalogue import find_model
-from lorabench.estimator.devices import find_device
-from lorabench.estimator.recipes import Recipe
+from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.rates import DatasheetRates

@@ -1,0 +1,1 @@
+"""What people ask of the estimator: an estimate, a verdict, a plan."""

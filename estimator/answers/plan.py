@@ -1,0 +1,337 @@
+"""What fits a GPU and trains fastest, and which GPU is enough: the searches that `lorabench plan` makes.
+
+Everything that a recipe leaves open is tried: method, precision, optimizer, checkpointing, attention, loss and
+micro-batch. Memory and speed are those of `estimates.estimate_recipe`, to the byte and the bit.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from math import log
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lorabench.estimator.answers.estimates import Change, estimate_recipe, refuse_impossible
+from lorabench.estimator.answers.verdict import hold_against, states_fit
+from lorabench.estimator.devices.device import DRIVER_BYTES, Device, device_names, find_device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.memory.fused_loss import FUSED_LOSS_MODEL_TYPES
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.parameters import stacked_experts
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.speed.calibrations import Calibration
+from lorabench.estimator.speed.flops import step_flops
+from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
+
+DEFAULT_SEQ_LEN: int = make_recipe("any").seq_len
+METHODS = ("lora", "qlora", "full")
+MOST_CHOICES = 8
+"""Recipes that are named."""
+LARGEST_MICRO_BATCH = 32
+"""Micro-batches are tried in powers of two up to this: a larger one fills no GPU better."""
+ALIKE = 0.02
+"""Speeds that differ by this share are as good as equal."""
+LEAST_SAVING = 0.05
+"""A slower recipe is named only if it takes less memory, by this share at least."""
+
+
+class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One recipe that fits."""
+
+    recipe: Recipe
+    device_total_bytes: int
+    """The upper end of what it takes, which the verdict goes by."""
+    margin_bytes: int
+    """What that leaves of what a process can use."""
+    throughput: Throughput | None = None
+    """None where the GPU's rates are not known."""
+
+
+class MethodLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one method can do on the GPU, at its leanest: of all that was open, what takes least."""
+
+    method: str
+    leanest: Recipe
+    fits: bool
+    margin_bytes: int
+    """Negative where it does not fit."""
+    largest_batch_size: int | None = None
+    """At the recipe's length; None where not even 1 fits."""
+    longest_seq_len: int | None = None
+    """At the recipe's micro-batch."""
+    changes: tuple[Change, ...] = ()
+    """What would make it fit, where it does not."""
+
+
+class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What to run on one GPU."""
+
+    model: str
+    gpu: str
+    gpu_memory_bytes: int
+    seq_len: int
+    tried: int
+    """Recipes that were held against the GPU."""
+    choices: tuple[Choice, ...]
+    """The fastest first (without known rates: that which takes least arithmetic); each after it takes less memory than
+    all before, or is the fastest of its method. Empty where nothing fits."""
+    methods: tuple[MethodLimits, ...]
+
+
+class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A GPU that a recipe fits."""
+
+    gpu: str
+    title: str
+    gpu_memory_bytes: int
+    margin_bytes: int
+    throughput: Throughput | None = None
+
+
+class _Fitting(NamedTuple):
+    recipe: Recipe
+    device_total_bytes: int
+    margin_bytes: int
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Leave cycles uncollected for a moment: the search makes objects by the million, and few cycles."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_no_collection()
+def make_plan(
+    spec: ModelSpec,
+    device: Device,
+    fixed: dict[str, Any],
+    min_batch_tokens: int = 1,
+    calibration: Calibration | None = None,
+) -> Plan:
+    """Return what to run on ``device``: the best recipes of ``spec`` that have the ``fixed`` settings.
+
+    A step trains at least ``min_batch_tokens``: micro-batches are accumulated until it does.
+
+    Raises:
+        UserError: settings that contradict each other, or that the model cannot have.
+    """
+    tried = 0
+    fitting: list[_Fitting] = []
+    leanest: dict[str, Recipe] = {}
+    for recipe in _open_recipes(spec, device, fixed):
+        leanest[recipe.method] = recipe  # the last of each method takes least
+        for sized in _micro_batches(recipe, "batch_size" in fixed, min_batch_tokens):
+            tried += 1
+            held = _hold(spec, sized, device)
+            if held is None:
+                break  # no larger micro-batch fits either
+            fitting.append(held)
+    named = _named(spec, device, calibration, fitting)
+    return Plan(
+        model=spec.name,
+        gpu=device.name,
+        gpu_memory_bytes=device.memory_bytes,
+        seq_len=next(iter(leanest.values())).seq_len,
+        tried=tried,
+        choices=tuple(
+            Choice(
+                recipe=one.recipe,
+                device_total_bytes=one.device_total_bytes,
+                margin_bytes=one.margin_bytes,
+                throughput=estimate_throughput(spec, one.recipe, device, calibration),
+            )
+            for one in named
+        ),
+        methods=tuple(_limits(spec, device, recipe) for recipe in leanest.values()),
+    )
+
+
+def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
+    """Return the GPUs of the catalogue that ``recipe`` fits: the least memory first, then the lowest board power.
+
+    Raises:
+        UserError: a recipe that the model cannot have.
+    """
+    refuse_impossible(spec, recipe)
+    found = []
+    for device in map(find_device, device_names()):
+        if _lacks(recipe, device):
+            continue
+        held = _hold(spec, recipe, device)
+        if held is not None:
+            speed = estimate_throughput(spec, recipe, device)
+            found.append((device.memory_bytes, device.tdp_watts or 0, device, held.margin_bytes, speed))
+    found.sort(key=lambda one: one[:2])
+    return [
+        EnoughGpu(gpu=device.name, title=device.title, gpu_memory_bytes=memory, margin_bytes=margin, throughput=speed)
+        for memory, _, device, margin, speed in found
+    ]
+
+
+def _lacks(recipe: Recipe, device: Device) -> str:
+    """Return what ``device`` lacks of what ``recipe`` is made of, or ""; where that is not known, it has it."""
+    if recipe.attn_implementation == "flash_attention_2" and device.supports_flash_attention is False:
+        return "no flash attention 2 (attn_implementation)"
+    if recipe.method == "qlora" and device.supports_bitsandbytes is False:
+        return "no bitsandbytes (method qlora)"
+    if recipe.optim.endswith(("8bit", "32bit")) and device.supports_bitsandbytes is False:
+        return f"no bitsandbytes (optim {recipe.optim})"
+    if "bfloat16" in (recipe.dtype, recipe.compute_dtype) and device.supports_bfloat16 is False:
+        return "no units for bfloat16 (dtype, mixed_precision)"
+    return ""
+
+
+def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[Recipe]:
+    """Yield recipes at micro-batch 1 with each combination of what is not fixed, of each method the leanest last.
+
+    Raises:
+        UserError: there is none.
+    """
+    half, mixed = ("float16", "fp16") if device.supports_bfloat16 is False else ("bfloat16", "bf16")
+    precisions: dict[str, list[dict[str, Any]]] = {
+        "lora": [{"dtype": half, "mixed_precision": mixed}],
+        "qlora": [{"dtype": half, "mixed_precision": mixed, "prepare_kbit": False}],  # both leaner and faster
+        "full": [{"dtype": "float32", "mixed_precision": mixed}],
+    }
+    if half == "bfloat16":  # float16 has not the range to train weights in
+        precisions["full"].append({"dtype": "bfloat16", "mixed_precision": "no"})
+    refusal: UserError | None = None
+    lacking: list[str] = []
+    found: set[Recipe] = set()
+    for method in [fixed["method"]] if "method" in fixed else METHODS:
+        for precision, attention, loss, optim, checkpointing in product(
+            precisions[method],
+            _attentions(spec, device, fixed.get("seq_len", DEFAULT_SEQ_LEN)),
+            ("standard", "liger") if spec.model_type in FUSED_LOSS_MODEL_TYPES else ("standard",),
+            ("adamw_torch_fused", "paged_adamw_8bit"),
+            (False, True),
+        ):
+            settings = {
+                "method": method,
+                **precision,
+                **(_adapter_targets(spec, fixed) if method != "full" else {}),
+                "attn_implementation": attention,
+                "loss": loss,
+                "optim": optim,
+                "gradient_checkpointing": checkpointing,
+                **fixed,
+            }
+            try:
+                recipe = make_recipe(spec.name, **settings)
+                refuse_impossible(spec, recipe)
+            except UserError as error:
+                refusal = error
+                continue
+            if recipe in found:
+                continue
+            lack = _lacks(recipe, device)
+            if lack:
+                lacking.append(lack)
+                continue
+            found.add(recipe)
+            yield recipe
+    if not found:
+        if lacking:
+            raise UserError(f"{device.name} cannot run what was asked for, it has {lacking[0]}: leave that open")
+        assert refusal is not None
+        raise refusal
+
+
+def _attentions(spec: ModelSpec, device: Device, seq_len: int) -> tuple[str, ...]:
+    """Return the attention to try, the leanest last: with flash_attn where it does what sdpa cannot.
+
+    Where no window is filled, sdpa runs the same kernel as flash_attn; where one is, flash_attn knows the window and
+    sdpa needs a mask. Gemma 2 caps its scores, which sdpa cannot do at all.
+    """
+    flash = ("flash_attention_2",) if device.supports_flash_attention is not False else ()
+    if spec.model_type == "gemma2":
+        return flash or ("eager",)
+    window = spec.config.get("sliding_window")
+    return ("sdpa", *flash) if window and seq_len >= window else ("sdpa",)
+
+
+def _adapter_targets(spec: ModelSpec, fixed: dict[str, Any]) -> dict[str, str]:
+    """Return the target modules of models whose experts peft adapts without dropout only: all but the experts."""
+    stacked = any(True for group in spec.layers for _ in stacked_experts(group))
+    return {"target_modules": "attention"} if stacked and fixed.get("lora_dropout") != 0 else {}
+
+
+def _micro_batches(recipe: Recipe, sized: bool, min_batch_tokens: int) -> Iterator[Recipe]:
+    """Yield ``recipe`` with each micro-batch, accumulated to at least ``min_batch_tokens`` a step."""
+    size = recipe.batch_size
+    while True:
+        passes = max(recipe.gradient_accumulation, -(-min_batch_tokens // (size * recipe.seq_len)))
+        yield replace(recipe, batch_size=size, gradient_accumulation=passes)
+        size *= 2
+        if sized or size > LARGEST_MICRO_BATCH:
+            return
+
+
+def _hold(spec: ModelSpec, recipe: Recipe, device: Device) -> _Fitting | None:
+    """Return what the recipe takes and leaves, or None where it does not fit."""
+    if not states_fit(spec, recipe, device.memory_bytes - DRIVER_BYTES):
+        return None
+    memory = estimate_memory(spec, recipe, architecture=device.architecture)
+    answer, margin = hold_against(memory, device.memory_bytes)
+    assert memory.device_total_range_bytes is not None
+    return _Fitting(recipe, memory.device_total_range_bytes[1], margin) if answer == "fits" else None
+
+
+def _named(spec: ModelSpec, device: Device, calibration: Calibration | None, fitting: list[_Fitting]) -> list[_Fitting]:
+    """Return the recipes to name: the fastest of each method, and what takes less memory than all that is faster."""
+
+    def seconds_a_token(one: _Fitting) -> float:
+        tokens = one.recipe.tokens * one.recipe.gradient_accumulation
+        likely = likely_step_time(spec, one.recipe, device, calibration)
+        return step_flops(spec, one.recipe).hardware / tokens if likely is None else likely.total / tokens
+
+    def order(one: _Fitting) -> tuple[int, int, int]:
+        """Return the rank of a recipe: by speed, and of what is as fast the plainest first, then what takes least."""
+        return round(log(seconds_a_token(one)) / ALIKE), _oddities(one.recipe), one.device_total_bytes
+
+    ordered = sorted(fitting, key=order)
+    named: list[_Fitting] = []
+    methods: set[str] = set()
+    least = float("inf")
+    for one in ordered:
+        if one.device_total_bytes < (1 - LEAST_SAVING) * least or one.recipe.method not in methods:
+            named.append(one)
+            methods.add(one.recipe.method)
+            least = min(least, one.device_total_bytes)
+    fastest = {one.recipe.method: one for one in reversed(named)}.values()
+    others = [one for one in named if one not in fastest]
+    kept = [*fastest, *others[: MOST_CHOICES - len(fastest)]]
+    return [one for one in named if one in kept]
+
+
+def _oddities(recipe: Recipe) -> int:
+    """Return how many settings are not what people run who have no need for others."""
+    plain = {"loss": "standard", "optim": "adamw_torch_fused", "attn_implementation": "sdpa"}
+    return sum(getattr(recipe, name) not in (value, None) for name, value in plain.items())
+
+
+def _limits(spec: ModelSpec, device: Device, recipe: Recipe) -> MethodLimits:
+    estimate = estimate_recipe(spec, recipe, device)
+    assert estimate.fits is not None
+    assert estimate.margin_bytes is not None
+    return MethodLimits(
+        method=recipe.method,
+        leanest=recipe,
+        fits=estimate.fits,
+        margin_bytes=estimate.margin_bytes,
+        largest_batch_size=estimate.largest_batch_size,
+        longest_seq_len=estimate.longest_seq_len,
+        changes=estimate.changes,
+    )

@@ -1,0 +1,79 @@
+"""Estimates of architectures that have no closed form: what the trace of their real step holds.
+
+They take torch, transformers, peft and some seconds, where the closed form takes none and milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from lorabench.estimator.architectures import no_closed_form
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.memory.reserved import reserve
+from lorabench.estimator.memory.states import Term, trained_terms
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lorabench.estimator.trace.trace import Trace
+
+
+def trace_for_estimate(
+    spec: ModelSpec, recipe: Recipe, architecture: str | None, on_progress: Callable[[str], None]
+) -> Trace:
+    """Return the trace of ``recipe`` on CUDA kernels, its reserved bytes and device total with ranges as an estimate's.
+
+    Raises:
+        UserError: what cannot be traced, or a package that the trace takes is not installed.
+    """
+    try:
+        from lorabench.estimator.trace.quiet import quiet_libraries
+        from lorabench.estimator.trace.trace import trace
+
+        with quiet_libraries():
+            traced = trace(spec, recipe, architecture=architecture, on_progress=on_progress)
+    except ImportError as error:
+        raise UserError(
+            f"{spec.name}: {no_closed_form(spec.model_type)}, and to trace it takes {error.name}, which is not "
+            "installed: pip install 'lorabench[bench]'"
+        ) from error
+    return replace(traced, memory=_with_ranges(traced.memory, architecture))
+
+
+def _with_ranges(memory: Breakdown, architecture: str | None) -> Breakdown:
+    """Return ``memory`` with the ranges of an estimate, widened to what the replay of the allocator gave."""
+    reserved, device_total = memory.peak_reserved_bytes, memory.device_total_bytes
+    assert reserved is not None
+    assert device_total is not None
+    taken = reserve(memory.components, architecture=architecture)
+    return replace(
+        memory,
+        peak_reserved_range_bytes=_including(taken.reserved_range, reserved),
+        device_total_range_bytes=_including(taken.device_total_range, device_total),
+    )
+
+
+def _including(ends: tuple[int, int], point: int) -> tuple[int, int]:
+    return min(ends[0], point), max(ends[1], point)
+
+
+def traced_terms(spec: ModelSpec, traced: Trace) -> tuple[Term, ...]:
+    """Return what is held for the whole training, as the trace counted it."""
+    return tuple(_terms(spec, traced.recipe, traced.parameters, traced.memory.components))
+
+
+def _terms(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, bytes_: dict[str, int]) -> Iterator[Term]:
+    trained, adapted = counts.trainable, recipe.method != "full"
+    if counts.quantized:
+        what = f"linear layers, {recipe.quant_type}"
+        yield Term("quantized_weights", what, counts.quantized, bytes_["quantized_weights"])
+    others = counts.total - counts.quantized - (trained if adapted else 0)
+    yield Term("weights", "other weights" if counts.quantized else "weights", others, bytes_["weights"])
+    if adapted:
+        yield from trained_terms("adapters", "LoRA weights", spec, recipe, trained)
+    yield from trained_terms("gradients", "gradients", spec, recipe, trained)
+    yield Term("optimizer_states", f"{recipe.optim} states", trained, bytes_["optimizer_states"])

@@ -1,0 +1,244 @@
+"""Whether a recipe fits a GPU, by how much, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations, islice
+from typing import Any, NamedTuple
+
+from msgspec.structs import asdict, replace
+
+from lorabench.estimator.answers.estimates import Answer, Change, refuse_impossible
+from lorabench.estimator.devices.device import DRIVER_BYTES, Device
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, HELD_THROUGHOUT, reserve
+from lorabench.estimator.memory.states import states
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Optim, Recipe, make_recipe
+
+LENGTH_STEP = 128
+"""Lengths are sought among the multiples of this."""
+LARGEST_BATCH = 2**31 - 1
+"""As in `Recipe`."""
+MOST_CHANGES = 3
+"""Ways to make a recipe fit that are named."""
+SMALLER_STATES: dict[Optim, Optim] = {
+    "adamw_torch": "paged_adamw_8bit",
+    "adamw_torch_fused": "paged_adamw_8bit",
+    "adamw_bnb_8bit": "paged_adamw_8bit",
+    "adamw_8bit": "paged_adamw_8bit",
+    "paged_adamw_32bit": "paged_adamw_8bit",
+    "lion_32bit": "paged_lion_8bit",
+    "lion_8bit": "paged_lion_8bit",
+    "paged_lion_32bit": "paged_lion_8bit",
+}
+"""Optimizer → the one of the same kind that holds least on the device."""
+
+
+class Verdict(NamedTuple):
+    """A recipe held against a GPU: the fields of `Estimate` of the same names."""
+
+    answer: Answer
+    margin_bytes: int
+    largest_batch_size: int | None
+    longest_seq_len: int | None
+    changes: tuple[Change, ...]
+
+
+def judge(spec: ModelSpec, recipe: Recipe, memory: Breakdown, device: Device) -> Verdict:
+    """Return whether ``recipe``, which takes ``memory``, fits ``device``."""
+    answer, margin = hold_against(memory, device.memory_bytes)
+    search = _Search(spec, device, device.memory_bytes - DRIVER_BYTES)
+    setup = _Setup(recipe)
+    return Verdict(
+        answer=answer,
+        margin_bytes=margin,
+        largest_batch_size=search.largest_batch_size(setup),
+        longest_seq_len=search.longest_seq_len(setup),
+        changes=() if answer == "fits" else tuple(islice(search.changes(setup), MOST_CHANGES)),
+    )
+
+
+def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Answer, int]:
+    """Return whether an estimate for CUDA fits a GPU of so many bytes, and by how many at worst."""
+    assert memory.device_total_bytes is not None
+    assert memory.device_total_range_bytes is not None
+    margin = device_bytes - DRIVER_BYTES - memory.device_total_range_bytes[1]
+    if margin >= 0:
+        return "fits", margin
+    return "tight" if memory.device_total_bytes <= device_bytes else "does not fit", margin
+
+
+def states_fit(spec: ModelSpec, recipe: Recipe, usable: int) -> bool:
+    """Return whether ``usable`` bytes hold what stays throughout: if not, nothing else need be worked out."""
+    held = states(spec, recipe, "cuda")
+    return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in HELD_THROUGHOUT) <= usable
+
+
+class _Setup(NamedTuple):
+    recipe: Recipe
+    expandable_segments: bool = False
+
+
+class _Search:
+    """What fits a device."""
+
+    def __init__(self, spec: ModelSpec, device: Device, usable: int) -> None:
+        self.spec = spec
+        self.device = device
+        self.usable = usable
+        self.half = "float16" if device.supports_bfloat16 is False else "bfloat16"
+
+    def fits(self, setup: _Setup) -> bool:
+        """Return whether the upper end of the device total is usable."""
+        return self.device_total(setup) <= self.usable
+
+    def hopeless(self, setup: _Setup) -> bool:
+        """Return whether what stays throughout is too much already, which is quicker to tell."""
+        return not states_fit(self.spec, setup.recipe, self.usable)
+
+    def device_total(self, setup: _Setup) -> int:
+        """Return the upper end of the device total."""
+        architecture = self.device.architecture
+        components = estimate_memory(self.spec, setup.recipe, architecture=architecture).components
+        taken = reserve(components, architecture=architecture, expandable_segments=setup.expandable_segments)
+        return taken.device_total_range[1]
+
+    def largest_batch_size(self, setup: _Setup) -> int | None:
+        """Return the largest batch size that fits."""
+
+        def fits(batch_size: int) -> bool:
+            return self.fits(setup._replace(recipe=replace(setup.recipe, batch_size=batch_size)))
+
+        return _largest(fits, LARGEST_BATCH)
+
+    def longest_seq_len(self, setup: _Setup) -> int | None:
+        """Return the longest sequence that fits, a multiple of `LENGTH_STEP` that the model has positions for."""
+
+        def fits(steps: int) -> bool:
+            return self.fits(setup._replace(recipe=replace(setup.recipe, seq_len=steps * LENGTH_STEP)))
+
+        steps = _largest(fits, self.spec.max_position_embeddings // LENGTH_STEP)
+        return None if steps is None else steps * LENGTH_STEP
+
+    def changes(self, setup: _Setup) -> Iterator[Change]:
+        """Yield single changes with which ``setup`` fits; where there are none, pairs of changes.
+
+        A pair is as harmful as the more harmful of its two.
+        """
+        for many in (1, 2):
+            found = False
+            sets = combinations(enumerate(self._in_order_of_harm()), many)
+            for chosen in sorted(sets, key=lambda pairs: [harm for harm, _ in reversed(pairs)]):
+                change = self._try(setup, [change for _, change in chosen])
+                if change is not None:
+                    found = True
+                    yield change
+            if found:
+                return
+
+    def _try(self, setup: _Setup, changes: list[Callable[[_Setup], _Setup | None]]) -> Change | None:
+        """Return the changes together, or None where they are none, cannot be, or are not enough."""
+        changed = setup
+        try:
+            for change in changes:
+                following = change(changed)
+                if following is None:
+                    return None
+                changed = following
+            refuse_impossible(self.spec, changed.recipe)
+            if self.hopeless(changed) or (total := self.device_total(changed)) > self.usable:
+                return None
+        except UserError:
+            return None
+        return Change(settings=_differences(setup, changed), device_total_bytes=total)
+
+    def _in_order_of_harm(self) -> list[Callable[[_Setup], _Setup | None]]:
+        return [
+            self._expandable_segments,
+            self._gradient_checkpointing,
+            self._smaller_optimizer_states,
+            self._accumulation,
+            self._half_precision,
+            self._lora,
+            self._qlora,
+            self._shorter,
+        ]
+
+    # Each returns the setup with one change, or None where that is no change or cannot be.
+
+    def _expandable_segments(self, setup: _Setup) -> _Setup | None:
+        return setup._replace(expandable_segments=True)
+
+    def _gradient_checkpointing(self, setup: _Setup) -> _Setup | None:
+        return None if setup.recipe.gradient_checkpointing else _with(setup, gradient_checkpointing=True)
+
+    def _smaller_optimizer_states(self, setup: _Setup) -> _Setup | None:
+        optim = SMALLER_STATES.get(setup.recipe.optim)
+        if optim is None or self.device.supports_bitsandbytes is False:
+            return None
+        return _with(setup, optim=optim)
+
+    def _accumulation(self, setup: _Setup) -> _Setup | None:
+        recipe = setup.recipe
+        if recipe.batch_size == 1:
+            return None
+        return _with(setup, batch_size=1, gradient_accumulation=recipe.gradient_accumulation * recipe.batch_size)
+
+    def _half_precision(self, setup: _Setup) -> _Setup | None:
+        recipe = setup.recipe
+        if recipe.dtype != "float32" or (recipe.method == "full" and self.half == "float16"):
+            return None  # weights that train need bfloat16's range
+        return _with(setup, dtype=self.half)
+
+    def _lora(self, setup: _Setup) -> _Setup | None:
+        return _with(setup, method="lora", dtype=self._half_of(setup)) if setup.recipe.method == "full" else None
+
+    def _qlora(self, setup: _Setup) -> _Setup | None:
+        if setup.recipe.method == "qlora" or self.device.supports_bitsandbytes is False:
+            return None
+        return _with(setup, method="qlora", dtype=self._half_of(setup))
+
+    def _half_of(self, setup: _Setup) -> str | None:
+        return self.half if setup.recipe.dtype == "float32" else setup.recipe.dtype
+
+    def _shorter(self, setup: _Setup) -> _Setup | None:
+        longest = None if self.hopeless(setup) else self.longest_seq_len(setup)
+        if longest is None or longest >= setup.recipe.seq_len:
+            return None
+        return _with(setup, seq_len=longest)
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int | None:
+    """Return the largest number from 1 to ``most`` that fits, given that all below one that fits do."""
+    if most < 1 or not fits(1):
+        return None
+    low, high = 1, 2
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _with(setup: _Setup, **settings: Any) -> _Setup:
+    """Return ``setup`` with other settings; what had no meaning before takes its default.
+
+    Raises:
+        UserError: settings that contradict each other.
+    """
+    return setup._replace(recipe=make_recipe(**{**asdict(setup.recipe), **settings}))
+
+
+def _differences(before: _Setup, after: _Setup) -> dict[str, Any]:
+    """Return the settings that changed, but for those that had no meaning before and take their defaults."""
+    old, new = asdict(before.recipe), asdict(after.recipe)
+    settings = {name: value for name, value in new.items() if old[name] is not None and value != old[name]}
+    if after.expandable_segments:
+        variable, _, value = EXPANDABLE_SEGMENTS.partition("=")
+        settings[variable] = value
+    return settings

@@ -1,0 +1,89 @@
+"""This machine's own GPU, as its driver describes it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from lorabench.estimator.devices.device import Device, find_device
+from lorabench.estimator.errors import UserError
+
+
+class Described(NamedTuple):
+    """What the driver says of a GPU."""
+
+    name: str
+    memory_bytes: int
+    architecture: str | None
+
+
+def local_device() -> Device:
+    """Return the first GPU of this machine: its memory by its driver, the rest by the catalogue, if it is there.
+
+    NVML is asked first, which takes no memory on the GPU, then PyTorch.
+
+    Raises:
+        UserError: there is no GPU, or nothing that could find one is installed.
+    """
+    described = _by_nvml() or _by_torch()
+    if described is None:
+        raise UserError(
+            "--gpu local: no GPU was found here, by NVML or PyTorch: name one (lorabench gpus), or give its memory "
+            "such as 24GB"
+        )
+    try:
+        known = find_device(described.name)
+    except UserError:
+        return Device(
+            name=described.name,
+            title=described.name,
+            memory_bytes=described.memory_bytes,
+            architecture=described.architecture,
+            sources={"memory": "this machine's driver"},
+        )
+    return replace(
+        known, memory_bytes=described.memory_bytes, sources={**known.sources, "memory": "this machine's driver"}
+    )
+
+
+def _by_nvml() -> Described | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        name = pynvml.nvmlDeviceGetName(handle)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return Described(
+            name.decode() if isinstance(name, bytes) else name,
+            int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            f"{major}.{minor}",
+        )
+    except pynvml.NVMLError:
+        return None
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _by_torch() -> Described | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    architecture = getattr(properties, "gcnArchName", None) if torch.version.hip else None
+    return Described(
+        properties.name,
+        properties.total_memory,
+        architecture.partition(":")[0] if architecture else f"{properties.major}.{properties.minor}",
+    )

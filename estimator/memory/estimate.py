@@ -1,0 +1,55 @@
+"""The closed form of memory: a recipe's breakdown at the peak of a steady training step."""
+
+from __future__ import annotations
+
+from operator import mul
+
+from msgspec.structs import replace
+
+from lorabench.estimator.closed_form.forms import Setup, compile_form, held_throughout
+from lorabench.estimator.closed_form.sizes import monomial_values
+from lorabench.estimator.memory.breakdown import Breakdown, Kernels
+from lorabench.estimator.memory.reserved import reserve
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
+
+
+def estimate_memory(
+    spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", architecture: str | None = None
+) -> Breakdown:
+    """Return the breakdown of ``recipe`` on ``spec``, on one device that runs ``kernels``.
+
+    ``architecture`` (of `Device`) decides what cuBLAS works in; see `workspaces` for what None stands for.
+
+    Raises:
+        UserError: target modules that the model does not have, or a combination that no kernel runs.
+    """
+    setup = Setup(spec, recipe, kernels)
+    forms = compile_form(setup)
+    held = held_throughout(setup, recipe.optim, recipe.rank, architecture)
+    values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+    phase_peaks: dict[str, int] = {}
+    peak, at_peak = -1, forms[0].moments[0]
+    for form in forms:
+        totals = [sum(map(mul, coefficients, values)) for coefficients in form.coefficients]
+        working = max(totals)
+        total = working + sum(held[form.phase].values())
+        phase_peaks[form.phase] = total
+        if total > peak:
+            peak, at_peak = total, form.moments[totals.index(working)]
+    components = at_peak.component_bytes(values)
+    for name, bytes_ in held[at_peak.phase].items():
+        components[name] += bytes_
+    breakdown = Breakdown(
+        components=components, phase=at_peak.phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks
+    )
+    if kernels == "cpu":
+        return breakdown
+    taken = reserve(components, architecture=architecture)
+    return replace(
+        breakdown,
+        peak_reserved_bytes=taken.reserved,
+        peak_reserved_range_bytes=taken.reserved_range,
+        device_total_bytes=taken.device_total,
+        device_total_range_bytes=taken.device_total_range,
+    )

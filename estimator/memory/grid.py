@@ -1,0 +1,107 @@
+"""The closed form of memory for arrays of batch sizes, lengths and ranks: the forms of `estimate_memory` in numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, held_throughout
+from lorabench.estimator.closed_form.sizes import monomial_values
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+LARGEST_SETTING = 2**31 - 1
+"""As in `Recipe`."""
+LARGEST_EXACT = 2**53
+"""Sums are formed in float64, which holds every whole number up to this: 8 PiB."""
+CHUNK = 8192
+"""Recipes worked on at a time, so that the moments of all of them stay in the processor's cache."""
+
+
+def estimate_memory_grid(
+    spec: ModelSpec,
+    recipe: Recipe,
+    batch_sizes: ArrayLike,
+    seq_lens: ArrayLike,
+    ranks: ArrayLike | None = None,
+    kernels: Kernels = "cuda",
+    architecture: str | None = None,
+) -> NDArray[np.int64]:
+    """Return ``peak_allocated_bytes`` of ``recipe`` with each batch size, length and rank in place of its own.
+
+    The three are whole numbers of any shapes that broadcast against each other; the answer has the shape that they
+    broadcast to (``numpy.ix_`` makes a grid of three lists). Without ranks, the recipe's own stands. Element by
+    element the answer is that of `estimate_memory`.
+
+    Raises:
+        UserError: what `estimate_memory` refuses; numbers that no recipe can have, or shapes that do not broadcast;
+            ranks for full fine-tuning; 8 PiB or more.
+    """
+    import numpy as np
+
+    if ranks is not None and recipe.rank is None:
+        raise UserError(f"ranks have no meaning for method {recipe.method}: leave them out, or use lora or qlora")
+    given = {"batch_sizes": batch_sizes, "seq_lens": seq_lens, "ranks": recipe.rank or 1 if ranks is None else ranks}
+    arrays = [_settings(name, values) for name, values in given.items()]
+    try:
+        batch, length, rank = np.broadcast_arrays(*arrays)
+    except ValueError as error:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(given, arrays, strict=True))
+        raise UserError(f"shapes that do not broadcast against each other: {shapes}") from error
+    shape, (batch, length, rank) = batch.shape, (array.ravel() for array in (batch, length, rank))
+    peaks = np.empty(batch.size, np.int64)
+    many, filled = branches(spec, batch, length)
+    for branch in (many & filled, many & ~filled, ~many & filled, ~many & ~filled):
+        chosen = np.flatnonzero(branch)
+        if chosen.size:
+            alike = replace(recipe, batch_size=int(batch[chosen[0]]), seq_len=int(length[chosen[0]]))
+            peaks[chosen] = _peaks(
+                Setup(spec, alike, kernels), recipe, architecture, batch[chosen], length[chosen], rank[chosen]
+            )
+    return peaks.reshape(shape)
+
+
+def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
+    import numpy as np
+
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise UserError(f"{name}: must be whole numbers, and are {array.dtype}")
+    if array.size and not (array.min() >= 1 and array.max() <= LARGEST_SETTING):
+        raise UserError(f"{name}: must be from 1 to {LARGEST_SETTING}, and go from {array.min()} to {array.max()}")
+    return array.astype(np.int64)
+
+
+def _peaks(
+    setup: Setup,
+    recipe: Recipe,
+    architecture: str | None,
+    batch: NDArray[np.int64],
+    length: NDArray[np.int64],
+    rank: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    import numpy as np
+
+    forms = [(form.phase, np.array(form.coefficients, np.float64)) for form in compile_form(setup)]
+    adapted = recipe.rank is not None
+    ranks, which = np.unique(rank, return_inverse=True)
+    held = [held_throughout(setup, recipe.optim, int(one) if adapted else None, architecture) for one in ranks]
+    held_bytes = {phase: np.array([sum(at[phase].values()) for at in held], np.float64) for phase, _ in forms}
+    peaks = np.zeros(batch.size)
+    for start in range(0, batch.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        sizes = (batch[part].astype(np.float64), length[part].astype(np.float64), rank[part] * float(adapted))
+        values = np.stack(np.broadcast_arrays(*monomial_values(setup.spec, *sizes)))
+        for phase, coefficients in forms:
+            totals = (coefficients @ values).max(axis=0) + held_bytes[phase][which[part]]
+            np.maximum(peaks[part], totals, out=peaks[part])
+    if peaks.max() >= LARGEST_EXACT:
+        raise UserError(f"a recipe takes {peaks.max() / 2**50:.0f} PiB: the arrays must stay below 8 PiB")
+    return peaks.astype(np.int64)

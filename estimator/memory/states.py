@@ -1,0 +1,106 @@
+"""What a recipe holds for the whole training: weights, adapters, gradients, optimizer states, term by term.
+
+This is where "16 B per parameter" of full fine-tuning stands against "2P + 16·P_lora" of LoRA and the
+"0.5 B + 0.127 bit" of NF4. Gradients are listed here too, though a step holds them only from its backward pass on.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from msgspec import Struct
+
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
+from lorabench.estimator.memory.quantization import quantized_bytes
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
+from lorabench.estimator.recipes.parameters import trained_tensors
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe
+
+
+class Term(Struct, frozen=True):
+    """One product of a number of elements and the bytes of each."""
+
+    component: str
+    """Name of `breakdown.COMPONENTS`."""
+    what: str
+    elements: int
+    bytes: int
+    """All of them; of quantised weights, with their constants."""
+
+    @property
+    def bytes_per_element(self) -> float:
+        """Bytes of one element, constants included."""
+        return self.bytes / self.elements
+
+
+class States(Struct, frozen=True):
+    """The terms, and what the optimizer takes besides."""
+
+    terms: tuple[Term, ...]
+    optimizer: OptimizerBytes
+
+    def component_bytes(self, component: str) -> int:
+        """Return the bytes of all terms of ``component``."""
+        return sum(term.bytes for term in self.terms if term.component == component)
+
+
+def states(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> States:
+    """Return what ``recipe`` holds for the whole training of ``spec``."""
+    tensors = list(trained_tensors(spec, recipe))
+    trained = sum(prod(alike.shape) * alike.many for alike in tensors)
+    optimizer = optimizer_bytes(recipe.optim, tensors, kernels)
+    # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
+    terms = base_weights(spec, recipe, recipe.unquantized_dtype, recipe.compute_dtype)
+    if recipe.method != "full":
+        terms += trained_terms("adapters", "LoRA weights", spec, recipe, trained)
+    terms += trained_terms("gradients", "gradients", spec, recipe, trained)
+    terms.append(Term("optimizer_states", f"{recipe.optim} states", trained, optimizer.states))
+    return States(tuple(terms), optimizer)
+
+
+def trained_terms(component: str, what: str, spec: ModelSpec, recipe: Recipe, trained: int) -> list[Term]:
+    """Return the terms of all ``trained`` parameters, or of their gradients: of ``what``, then of modules to save."""
+    saved = sum(module.parameters for module in resolve_modules_to_save(spec, recipe))
+    terms = [_term(component, what, trained - saved, recipe.trained_dtype)]
+    if saved:
+        terms.append(
+            _term(
+                component,
+                "modules to save" if component == "adapters" else f"{what} of modules to save",
+                saved,
+                recipe.unquantized_dtype,
+            )
+        )
+    return terms
+
+
+def _term(component: str, what: str, elements: int, dtype: str) -> Term:
+    return Term(component, f"{what}, {dtype}", elements, elements * ITEMSIZE[dtype])
+
+
+def loaded_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:
+    """Return the base weights as they are loaded, before anything is prepared for training."""
+    assert recipe.dtype is not None
+    return base_weights(spec, recipe, recipe.dtype, recipe.dtype)
+
+
+def base_weights(spec: ModelSpec, recipe: Recipe, dtype: str, bias_dtype: str) -> list[Term]:
+    """Return the base weights, with ``dtype`` for what is not quantised and ``bias_dtype`` for 4-bit layers' biases."""
+    if recipe.method != "qlora":
+        return [Term("weights", f"weights, {dtype}", spec.parameters, spec.parameters * ITEMSIZE[dtype])]
+    quantized = biases = 0
+    for group in spec.layers:
+        for linear in group.linears:
+            size = linear.in_features * linear.out_features
+            quantized += group.count * quantized_bytes(size, double_quant=bool(recipe.double_quant)).total
+            biases += group.count * linear.out_features if linear.bias else 0
+    other = spec.parameters - spec.linear_parameters - biases
+    terms = [
+        Term("quantized_weights", f"linear layers, {recipe.quant_type}", spec.linear_parameters, quantized),
+        Term("weights", f"other weights, {dtype}", other, other * ITEMSIZE[dtype]),
+    ]
+    if biases:
+        terms.append(Term("weights", f"biases, {bias_dtype}", biases, biases * ITEMSIZE[bias_dtype]))
+    return terms

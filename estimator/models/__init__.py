@@ -1,0 +1,1 @@
+"""Models: their shapes, and where they are found by name."""

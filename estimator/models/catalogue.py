@@ -1,0 +1,137 @@
+"""Finding a model's shapes by its name: in the shipped catalogue, in a file or folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models.spec import ModelSpec
+
+CONFIGS = Path(__file__).parent / "configs"
+"""One folder for each publisher, in it one config.json for each model, named as on the hub."""
+HUB_TIMEOUT_SECONDS = 5
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LARGEST_CONFIG_BYTES = 16 * 2**20
+"""Far above any config.json; weights named by mistake are not read into memory."""
+
+
+@cache
+def model_names() -> tuple[str, ...]:
+    """Return the names (hub ids) of the shipped models, sorted by publisher and name."""
+    names = (f"{file.parent.name}/{file.name.removesuffix('.json')}" for file in CONFIGS.glob("*/*.json"))
+    return tuple(sorted(names, key=str.lower))
+
+
+def find_model(text: str) -> ModelSpec:
+    """Return the shapes of the model that ``text`` names.
+
+    Looked up in this order: a shipped model by its hub id or the last part of it, in any case; a config.json or the
+    folder that holds one; a hub id, of which only the config.json is fetched. What starts with ``.``, ``/`` or ``~``
+    or ends in ``.json`` is always a path.
+
+    Raises:
+        UserError: nothing has that name, several shipped models do, or its config is none that `read_config` takes.
+    """
+    if not text.strip():
+        raise UserError(f"a model needs a name: {_nearest('')}")
+    if "\0" in text:
+        raise UserError("a model's name cannot hold a null character")
+    if _is_path(text):
+        return _read_path(Path(text).expanduser(), text)
+    shipped = _shipped_name(text)
+    if shipped is not None:
+        return read_config(_decode(CONFIGS / f"{shipped}.json"), shipped)
+    if _exists(Path(text)):
+        return _read_path(Path(text), text)
+    if HUB_ID.fullmatch(text):
+        return read_config(_decode(_fetch(text)), text)
+    raise UserError(f"no model {text!r} in the catalogue and no such file or folder: {_nearest(text)}")
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith((".", "/", "~")) or text.endswith(".json")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _shipped_name(text: str) -> str | None:
+    wanted = text.lower()
+    for name in model_names():
+        if name.lower() == wanted:
+            return name
+    named = [name for name in model_names() if name.lower().rpartition("/")[2] == wanted]
+    if len(named) > 1:
+        raise UserError(f"{text!r} is several models: say {' or '.join(named)}")
+    return named[0] if named else None
+
+
+def _nearest(text: str) -> str:
+    by_last_part = {name.rpartition("/")[2]: name for name in model_names()}
+    choices = by_last_part if "/" not in text else model_names()
+    return f"{did_you_mean(text, choices)} (lorabench models lists all)"
+
+
+def _read_path(path: Path, text: str) -> ModelSpec:
+    try:
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise UserError(f"{text}: the folder holds no config.json")
+            path = path / "config.json"
+        config = _decode(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{text}: no such file: {_nearest(Path(text).stem)}") from error
+    except OSError as error:
+        raise UserError(f"{text}: cannot read it: {error.strerror}") from error
+    return read_config(config, text)
+
+
+def _decode(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        raw = file.read(LARGEST_CONFIG_BYTES + 1)
+    if len(raw) > LARGEST_CONFIG_BYTES:
+        raise UserError(f"{path}: too large for a config.json")
+    try:
+        config = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}): name the model's config.json") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no JSON object, so it is no config.json")
+    return config
+
+
+def _fetch(repository: str) -> Path:
+    """Return the path of the hub's config.json of ``repository``, from the local cache where it is there."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        reason = "the hub was not asked, since huggingface_hub is not installed"
+    else:
+        cached = huggingface_hub.try_to_load_from_cache(repository, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
+        try:
+            # hf_hub_download retries for half a minute where there is no network, so ask once whether there is.
+            url = huggingface_hub.hf_hub_url(repository, "config.json")
+            huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
+            return Path(huggingface_hub.hf_hub_download(repository, "config.json", etag_timeout=HUB_TIMEOUT_SECONDS))
+        except errors.GatedRepoError:
+            reason = "it is gated on the hub: accept its terms there and log in with `hf auth login`"
+        except errors.RepositoryNotFoundError:
+            reason = "the hub has no such public model"
+        except errors.EntryNotFoundError:
+            reason = "the hub's model has no config.json"
+        except Exception as error:  # whatever the network or the cache folder may raise
+            reason = f"the hub cannot be reached ({type(error).__name__})"
+    raise UserError(f"no model {repository!r} in the catalogue, and {reason}; {_nearest(repository)}")

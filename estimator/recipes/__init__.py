@@ -1,0 +1,1 @@
+"""The recipe, and what it names and counts on one model."""

@@ -1,0 +1,65 @@
+"""What trains beside the adapters: the modules that a recipe's `modules_to_save` names on one model.
+
+peft copies such a module, trains the copy and leaves the original where it was, frozen. The copy has the dtype of the
+original: `adapter_dtype` is the adapters' only. Where embedding and head are tied each gets a copy of its own, which
+ends the tie.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
+
+
+class SavedModule(NamedTuple):
+    """One module of the model that is copied and trained."""
+
+    path: str
+    """In the model, such as ``model.embed_tokens``."""
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    """Name in the module and shape of each parameter."""
+    embedding: bool
+
+    @property
+    def parameters(self) -> int:
+        """Elements."""
+        return sum(prod(shape) for _, shape in self.tensors)
+
+
+def resolve_modules_to_save(spec: ModelSpec, recipe: Recipe) -> tuple[SavedModule, ...]:
+    """Return the modules that ``recipe`` trains whole beside its adapters, in the order of the model.
+
+    Raises:
+        UserError: a name that no embedding and no head of the model has.
+    """
+    if recipe.modules_to_save is None:
+        return ()
+    modules = {_last(module.path): module for module in _embeddings_and_head(spec)}
+    wanted = recipe.modules_to_save.split(",")
+    for name in wanted:
+        if name not in modules:
+            hint = did_you_mean(name, modules, say_all_up_to=4)
+            if any(_last(linear.name) == name for group in spec.layers for linear in group.linears):
+                hint = (
+                    f"adapters train that one (--target-modules {name}); embeddings and the head can be saved: {hint}"
+                )
+            raise UserError(f"modules_to_save: {spec.name} has no embedding and no head {name!r}: {hint}")
+    return tuple(module for name, module in modules.items() if name in wanted)
+
+
+def _embeddings_and_head(spec: ModelSpec) -> list[SavedModule]:
+    tables = [
+        SavedModule(table.name.removesuffix(".weight"), (("weight", table.shape),), embedding=True)
+        for table in spec.embeddings
+    ]
+    shape = (spec.head.out_features, spec.head.in_features)
+    bias = (("bias", (spec.head.out_features,)),) if spec.head.bias else ()
+    return [*tables, SavedModule(spec.head.name, (("weight", shape), *bias), embedding=False)]
+
+
+def _last(path: str) -> str:
+    return path.rsplit(".", 1)[-1]

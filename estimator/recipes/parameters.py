@@ -1,0 +1,206 @@
+"""How many parameters a recipe has: the model's, the adapters', those that train, those that are quantised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple
+
+from lorabench.estimator.memory.breakdown import ParameterCounts
+from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
+from lorabench.estimator.recipes.modules_to_save import SavedModule, resolve_modules_to_save
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Dtype, Recipe
+from lorabench.estimator.recipes.target_modules import resolve_target_modules
+
+
+def adapted_linears(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[Linear, int]]:
+    """Yield each linear layer that gets an adapter, with the number of layers that have one like it."""
+    targets = set(resolve_target_modules(spec, recipe))
+    for group in spec.layers:
+        for linear in group.linears:
+            if linear.name in targets:
+                yield linear, group.count
+
+
+def adapted_experts(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[Weight, int]]:
+    """Yield each router and stack of experts that gets an adapter, with the number of layers that have one like it.
+
+    They are parameters, not linear layers; peft 0.21 adapts them under all-linear only.
+    """
+    if recipe.target_modules == "all-linear":
+        for group in spec.layers:
+            for weight in stacked_experts(group):
+                yield weight, group.count
+
+
+def stacked_experts(group: Layers) -> list[Weight]:
+    """Return the router and the stacks of experts of each layer of ``group``: none where it is no mixture."""
+    return [weight for weight in group.weights if weight.part == "feed_forward"]
+
+
+def adapters_of_expert(weight: Weight) -> int:
+    """Return how many adapters of the recipe's rank lie side by side on a router (1) or stack of experts.
+
+    One for each expert, and two where gate and up projection are fused: peft doubles the rank there
+    (`convert_peft_config_for_transformers`).
+    """
+    fused = 2 if weight.name.endswith("gate_up_proj") else 1
+    return fused * prod(weight.shape[:-2])
+
+
+class TrainedTensors(NamedTuple):
+    """Tensors that train and are alike."""
+
+    shape: tuple[int, ...]
+    many: int
+    dtype: Dtype
+    embedding: bool = False
+
+
+def trained_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[TrainedTensors]:
+    """Yield the tensors that train, in the order of the model, in which an optimizer steps through them.
+
+    An adapter is A (rank, in_features) and B (out_features, rank), for a stack of experts side by side; modules to
+    save and, for full fine-tuning, all of the model train as they are. Of layers that are alike the first is yielded by
+    itself and the others together, so that every tensor that follows another does so here.
+
+    Raises:
+        UserError: target modules or modules to save that the model does not have.
+    """
+    saved = resolve_modules_to_save(spec, recipe)
+    yield from _saved_tensors(recipe, [module for module in saved if module.embedding])
+    for shape, count, embedding in _shapes(spec, recipe):
+        yield TrainedTensors(shape, count, recipe.trained_dtype, embedding)
+    yield from _saved_tensors(recipe, [module for module in saved if not module.embedding])
+
+
+def _saved_tensors(recipe: Recipe, modules: list[SavedModule]) -> Iterator[TrainedTensors]:
+    for module in modules:
+        for _, shape in module.tensors:
+            yield TrainedTensors(shape, 1, recipe.unquantized_dtype, module.embedding)
+
+
+def _shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[int, ...], int, bool]]:
+    """Yield shape, number and whether it is an embedding: of adapters, or of the model's tensors where those train."""
+    if recipe.method == "full":
+        for weight in spec.embeddings:
+            yield weight.shape, 1, True
+    targets = set(resolve_target_modules(spec, recipe))
+    for group in spec.layers:
+        shapes = _full_shapes(group) if recipe.method == "full" else list(_adapter_shapes(group, recipe, targets))
+        for count in (1, group.count - 1):
+            if count:
+                yield from ((shape, count, False) for shape in shapes)
+    if recipe.method == "full":
+        for weight in spec.final_norm:
+            yield weight.shape, 1, False
+        if not spec.tie_word_embeddings:
+            yield (spec.head.out_features, spec.head.in_features), 1, False
+        if spec.head.bias:
+            yield (spec.head.out_features,), 1, False
+
+
+def _full_shapes(group: Layers) -> list[tuple[int, ...]]:
+    shapes: list[tuple[int, ...]] = []
+    for linear in group.linears:
+        shapes.append((linear.out_features, linear.in_features))
+        if linear.bias:
+            shapes.append((linear.out_features,))
+    return [*shapes, *(weight.shape for weight in group.weights)]
+
+
+def _adapter_shapes(group: Layers, recipe: Recipe, targets: set[str]) -> Iterator[tuple[int, ...]]:
+    rank = recipe.rank
+    assert rank is not None
+    for linear in group.linears:
+        if linear.name in targets:
+            yield rank, linear.in_features
+            yield linear.out_features, rank
+    if recipe.target_modules == "all-linear":
+        for weight in stacked_experts(group):
+            *_, out_features, in_features = weight.shape
+            ranks = adapters_of_expert(weight) * rank
+            yield ranks, in_features
+            yield out_features, ranks
+
+
+def count_parameters(spec: ModelSpec, recipe: Recipe) -> ParameterCounts:
+    """Return the element counts of ``spec`` under ``recipe``.
+
+    Raises:
+        UserError: target modules or modules to save that the model does not have.
+    """
+    adapter = 0
+    if recipe.method != "full":
+        adapter = sum(prod(alike.shape) * alike.many for alike in trained_tensors(spec, recipe))
+    return ParameterCounts(
+        total=spec.parameters + adapter,
+        trainable=spec.parameters if recipe.method == "full" else adapter,
+        quantized=spec.linear_parameters if recipe.method == "qlora" else 0,
+        adapter=adapter,
+        by_part={str(part): count for part, count in spec.parameters_by_part.items()},
+    )
+
+
+def adapter_file_bytes(spec: ModelSpec, recipe: Recipe) -> int | None:
+    """Return the size of the ``adapter_model.safetensors`` that peft writes; None for full fine-tuning.
+
+    A safetensors file is the length of its header (8 bytes), the header (JSON, padded with blanks to a multiple of 8),
+    and the tensors (https://huggingface.co/docs/safetensors). The header has each tensor's name, dtype, shape and
+    offsets, in the order of the dtypes, then of the names.
+
+    Raises:
+        UserError: target modules or modules to save that the model does not have.
+    """
+    if recipe.method == "full":
+        return None
+    tensors = [(recipe.trained_dtype, name, shape) for name, shape in _adapter_tensors(spec, recipe)]
+    for module in resolve_modules_to_save(spec, recipe):
+        for name, shape in module.tensors:
+            tensors.append((recipe.unquantized_dtype, f"base_model.model.{module.path}.{name}", shape))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for dtype, name, shape in sorted(
+        tensors, key=lambda tensor: (list(SAFETENSORS_DTYPES).index(tensor[0]), tensor[1])
+    ):
+        start, end = end, end + prod(shape) * ITEMSIZE[dtype]
+        header[name] = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": shape, "data_offsets": (start, end)}
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + end
+
+
+SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Our name of a dtype → safetensors', in the order in which it writes them."""
+
+
+def _adapter_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the name in peft's state dict and the shape of each adapter tensor."""
+    rank = recipe.rank
+    assert rank is not None
+    targets = set(resolve_target_modules(spec, recipe))
+    first = 0
+    for group in spec.layers:
+        adapted = [
+            (linear.name, rank, linear.in_features, linear.out_features)
+            for linear in group.linears
+            if linear.name in targets
+        ]
+        if recipe.target_modules == "all-linear":
+            adapted += [
+                (path, adapters_of_expert(weight) * rank, weight.shape[-1], weight.shape[-2])
+                for path, weight in _wrapped_paths(stacked_experts(group))
+            ]
+        for index in range(first, first + group.count):
+            for path, ranks, in_features, out_features in adapted:
+                adapter = f"base_model.model.{spec.layers_path}.{index}.{path}"
+                yield f"{adapter}.lora_A.weight", (ranks, in_features)
+                yield f"{adapter}.lora_B.weight", (out_features, ranks)
+        first += group.count
+
+
+def _wrapped_paths(weights: list[Weight]) -> Iterator[tuple[str, Weight]]:
+    """Yield the path of each parameter's adapter: peft wraps a module once for each, the last outermost."""
+    modules = [weight.name.rpartition(".")[0] for weight in weights]
+    for index, (module, weight) in enumerate(zip(modules, weights, strict=True)):
+        yield module + ".base_layer" * modules[index + 1 :].count(module), weight

@@ -1,0 +1,46 @@
+"""Which linear layers get adapters: what a recipe's `target_modules` names on one model."""
+
+from __future__ import annotations
+
+from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
+
+
+def resolve_target_modules(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
+    """Return the `Linear.name` of every linear layer that gets an adapter, each once, in the order of the layers.
+
+    They are paths inside a layer, such as ``attn.c_proj``, because GPT-2's last component ``c_proj`` names two modules,
+    one in attention and one in the feed-forward; peft takes them as they are, since it matches names by their end.
+    A name that the user gives may be the last component or a longer end of the path, as in peft. Empty for full.
+
+    Raises:
+        UserError: a name that no linear layer has, or a model without linear layers in the named part.
+    """
+    if recipe.target_modules is None:
+        return ()
+    linears = list({linear.name: linear for group in spec.layers for linear in group.linears}.values())
+    targets = recipe.target_modules
+    if targets == "all-linear":
+        return tuple(linear.name for linear in linears)
+    if targets in ("attention", "mlp"):
+        part = "attention" if targets == "attention" else "feed_forward"
+        names = tuple(linear.name for linear in linears if linear.part == part)
+        if not names:
+            raise UserError(
+                f"target_modules {targets}: {spec.name} has no linear layers there that adapters can attach to: "
+                "use all-linear"
+            )
+        return names
+    wanted = targets.split(",")
+    for name in wanted:
+        if not any(_ends_with(linear.name, name) for linear in linears):
+            last_components = {linear.name.rsplit(".", 1)[-1] for linear in linears}
+            raise UserError(
+                f"target_modules: {spec.name} has no linear layer {name!r}: {did_you_mean(name, last_components)}"
+            )
+    return tuple(linear.name for linear in linears if any(_ends_with(linear.name, name) for name in wanted))
+
+
+def _ends_with(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")

@@ -1,0 +1,116 @@
+"""The closed form meets the trace of the real step: a seeded sample of all that the command line can ask for."""
+
+from __future__ import annotations
+
+import random
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+from lorabench.estimator.answers.estimates import refuse_impossible
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.trace.trace import trace
+from tests.small_models import FAMILIES, small_config
+
+torch.set_num_threads(1)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PARTS = 12
+RECIPES_A_PART = 44
+
+
+def sample_model(draw: random.Random) -> ModelSpec:
+    family = draw.choice(list(FAMILIES))
+    changes: dict[str, Any] = {
+        "vocab_size": draw.choice([1000, 4096, 8192]),
+        "hidden_size": draw.choice([128, 256, 512]),
+        "num_hidden_layers": 3,
+        "tie_word_embeddings": draw.random() < 0.4,
+    }
+    changes["intermediate_size"] = changes["hidden_size"] * draw.choice([2, 3, 4])
+    return read_config(small_config(family, **changes), f"small/{family}")
+
+
+def sample_options(draw: random.Random, spec: ModelSpec) -> dict[str, Any]:
+    method = draw.choice(CHOICES["method"])
+    options: dict[str, Any] = {
+        "method": method,
+        "dtype": draw.choice(CHOICES["dtype"]),
+        "mixed_precision": draw.choice(CHOICES["mixed_precision"]),
+        "optim": draw.choice(CHOICES["optim"]),
+        "batch_size": draw.choice([1, 2, 3, 4]),
+        "seq_len": draw.choice([128, 256, 384, 511, 777, 1024]),
+        "gradient_accumulation": draw.choice([1, 1, 2]),
+        "gradient_checkpointing": draw.random() < 0.5,
+        "attn_implementation": draw.choice(CHOICES["attn_implementation"]),
+        "loss": draw.choice(CHOICES["loss"]),
+    }
+    if method != "full":
+        table = spec.embeddings[0].name.split(".")[-2]
+        targets = ["all-linear", "attention", "mlp", draw.choice(["v_proj,q_proj", "o_proj"])]
+        options |= {
+            "rank": draw.choice([1, 4, 8, 16, 64]),
+            "lora_dropout": draw.choice([0.0, 0.05]),
+            "adapter_dtype": draw.choice(CHOICES["adapter_dtype"]),
+            "target_modules": draw.choice(targets),
+            "modules_to_save": draw.choice([None, None, "lm_head", table, f"{table},lm_head"]),
+        }
+    if method == "qlora":
+        options |= {
+            "quant_type": draw.choice(CHOICES["quant_type"]),
+            "double_quant": draw.random() < 0.5,
+            "prepare_kbit": draw.random() < 0.5,
+        }
+    return options
+
+
+def sample(part: int) -> list[tuple[ModelSpec, Recipe]]:
+    """Return recipes that the real libraries can run, drawn anew where they cannot."""
+    draw = random.Random(part)
+    found: list[tuple[ModelSpec, Recipe]] = []
+    while len(found) < RECIPES_A_PART:
+        spec = sample_model(draw)
+        try:
+            recipe = make_recipe(spec.name, **sample_options(draw, spec))
+            refuse_impossible(spec, recipe)
+            estimate_memory(spec, recipe)
+        except UserError:
+            continue
+        found.append((spec, recipe))
+    return found
+
+
+def tensor_bytes(memory: Breakdown) -> int:
+    """Return the peak without cuBLAS' workspaces: beside small models they would hide an error."""
+    return memory.peak_allocated_bytes - memory.components["workspaces"]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_closed_form_meets_the_trace(part: int) -> None:
+    errors: dict[str, float] = {}
+    for spec, recipe in sample(part):
+        traced, estimated = trace(spec, recipe).memory, estimate_memory(spec, recipe)
+        error = abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1)
+        errors[f"{recipe.describe()} of {spec.config}"] = error
+    assert median(errors.values()) <= 0.0005
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] <= 0.01, (worst, errors[worst])
+
+
+def test_the_sample_covers_the_option_space() -> None:
+    drawn = [recipe for part in range(PARTS) for _, recipe in sample(part)]
+    assert len(drawn) >= 500
+    assert {recipe.model for recipe in drawn} == {f"small/{family}" for family in FAMILIES}
+    adapted = {(recipe.model, recipe.target_modules) for recipe in drawn}
+    assert adapted >= {(f"small/{family}", "all-linear") for family in FAMILIES}  # in mixtures, of the experts too
+    for option, choices in CHOICES.items():
+        covered = {getattr(recipe, option) for recipe in drawn} - {None}
+        assert covered == set(choices), option

@@ -1,0 +1,182 @@
+"""States and temporaries of optimizers, held against the real ones after real steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
+from lorabench.estimator.recipes.parameters import TrainedTensors
+from lorabench.estimator.recipes.recipe import Dtype, Optim, make_recipe
+from lorabench.estimator.trace.optimizers import make_optimizer
+
+torch.set_num_threads(1)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SHAPES: dict[str, list[tuple[tuple[int, ...], int]]] = {
+    "adapters": [((8, 512), 3), ((1024, 8), 3), ((8, 640), 1)],
+    "small tensors": [((4095,), 2), ((4096,), 1), ((3,), 1)],
+    "a stack": [((16, 64), 1), ((5, 24, 40), 2), ((7, 11), 1)],
+    "not whole blocks": [((101, 103), 2), ((257,), 1)],
+    "growing, then shrinking": [((32, 32), 1), ((128, 128), 1), ((16, 16), 2), ((300,), 1)],
+}
+DTYPES: list[tuple[Dtype, ...]] = [("float32",), ("bfloat16",), ("float32", "bfloat16"), ("bfloat16", "float32")]
+"""Dtypes that tensors take in turn: adapters and modules to save train in their own."""
+OPTIMS: list[Optim] = [optim for optim in get_args(Optim) if not optim.startswith("paged")]  # those page on CUDA only
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates little here
+    """Counts the storages that operations make, by weak references, and keeps the most that were alive at once."""
+
+    def __init__(self, known: Iterator[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # Held, so that no address is taken again.
+        self.held = [tensor.untyped_storage() for tensor in known]
+        self.known = {storage._cdata for storage in self.held}
+        self.alive: dict[int, tuple[Any, int]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, torch.Tensor) and made.untyped_storage()._cdata not in self.known:
+                storage = made.untyped_storage()
+                self.alive[storage._cdata] = storage._weak_ref(), storage.nbytes()
+        for key, (reference, _) in list(self.alive.items()):
+            storage = torch.UntypedStorage._new_with_weak_ptr(reference)
+            if storage is None:
+                del self.alive[key]
+            del storage
+        self.most = max(self.most, sum(nbytes for _, nbytes in self.alive.values()))
+        return result
+
+
+class Weights(torch.nn.Module):
+    """Parameters of the given shapes, each with a gradient."""
+
+    def __init__(self, tensors: list[TrainedTensors]) -> None:
+        super().__init__()
+        self.all = torch.nn.ParameterList(torch.randn(one.shape).to(getattr(torch, one.dtype)) for one in tensors)
+        for parameter in self.parameters():
+            parameter.grad = torch.randn_like(parameter)
+
+
+def state_storages(optimizer: torch.optim.Optimizer) -> dict[int, int]:
+    """Return the bytes of each storage that the optimizer keeps, shared ones once."""
+    tensors = [value for state in optimizer.state.values() for value in tree_leaves(state)]
+    storages = [value.untyped_storage() for value in tensors if isinstance(value, torch.Tensor)]
+    return {storage._cdata: storage.nbytes() for storage in storages}
+
+
+def one_by_one(name: str, dtypes: tuple[Dtype, ...]) -> list[TrainedTensors]:
+    shapes = [shape for shape, count in SHAPES[name] for _ in range(count)]
+    return [TrainedTensors(shape, 1, dtype) for shape, dtype in zip(shapes, cycle(dtypes), strict=False)]
+
+
+def after_two_steps(optim: Optim, tensors: list[TrainedTensors]) -> OptimizerBytes:
+    """Return what the real optimizer keeps after two steps on the CPU, and the most that the second took besides."""
+    weights = Weights(tensors)
+    optimizer = make_optimizer(weights, make_recipe("small", optim=optim))
+    optimizer.step()
+    states = sum(state_storages(optimizer).values())
+
+    def known() -> Iterator[torch.Tensor]:
+        for parameter in weights.parameters():
+            yield parameter
+            assert parameter.grad is not None
+            yield parameter.grad
+        for state in optimizer.state.values():
+            yield from (value for value in tree_leaves(state) if isinstance(value, torch.Tensor))
+
+    with LiveBytes(known()) as live:
+        optimizer.step()
+    assert sum(state_storages(optimizer).values()) == states
+    return OptimizerBytes(states=states, temporaries=live.most)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
+@pytest.mark.parametrize("optim", OPTIMS)
+def test_an_optimizer_keeps_what_the_real_one_keeps(optim: Optim, dtypes: tuple[Dtype, ...], name: str) -> None:
+    tensors = one_by_one(name, dtypes)
+    real = after_two_steps(optim, tensors)
+    estimated = optimizer_bytes(optim, tensors, "cpu")
+    assert estimated.states == real.states
+    # Scalars, such as the bias corrections of one tensor, come and go.
+    assert estimated.temporaries == pytest.approx(real.temporaries, abs=64)
+
+
+ELEMENTS = 3 * 8 * 512 + 3 * 1024 * 8 + 8 * 640
+TENSORS = 7
+
+
+@pytest.mark.parametrize(
+    ("optim", "dtype", "states", "temporaries"),
+    [
+        # Two moments and the step count of each tensor; the foreach kernel counts steps on the host.
+        ("adamw_torch_fused", "float32", 8 * ELEMENTS + 4 * TENSORS, 0),
+        ("adamw_torch", "float32", 8 * ELEMENTS, 4 * ELEMENTS),
+        ("adamw_torch", "bfloat16", 4 * ELEMENTS, 2 * ELEMENTS),
+        ("sgd", "float32", 0, 0),
+        # States in 32 bits whatever the weights' dtype.
+        ("lion_32bit", "bfloat16", 4 * ELEMENTS, 0),
+        # All of these tensors have 4096 elements or more: a byte each, 4 for each 256, a table of 256 float32.
+        ("lion_8bit", "float32", ELEMENTS + 4 * ELEMENTS // 256 + 1024, 0),
+        ("adamw_bnb_8bit", "float32", 2 * (ELEMENTS + 4 * ELEMENTS // 256 + 1024), 0),
+        ("adamw_8bit", "bfloat16", 2 * (ELEMENTS + 4 * ELEMENTS // 256 + 1024), 0),
+    ],
+)
+def test_what_an_optimizer_takes_on_a_gpu(optim: Optim, dtype: Dtype, states: int, temporaries: int) -> None:
+    cuda: Kernels = "cuda"
+    tensors = [TrainedTensors(shape, count, dtype) for shape, count in SHAPES["adapters"]]
+    assert optimizer_bytes(optim, tensors, cuda) == OptimizerBytes(states, temporaries)
+
+
+@pytest.mark.parametrize(
+    ("optim", "kept", "paged"),
+    [
+        ("paged_adamw_32bit", 8 * 99_999, 8 * 100_000),
+        ("paged_lion_32bit", 4 * 99_999, 4 * 100_000),
+        # Constants of 256 states and the shared tables are not paged.
+        ("paged_adamw_8bit", 2 * (99_999 + 4 * 391 + 4 * 391 + 1024), 2 * 100_000),
+        ("paged_lion_8bit", 99_999 + 4 * 391 + 4 * 391 + 1024, 100_000),
+    ],
+)
+def test_only_states_of_large_tensors_are_paged(optim: Optim, kept: int, paged: int) -> None:
+    tensors = [TrainedTensors((99_999,), 1, "float32"), TrainedTensors((100_000,), 1, "float32")]
+    assert optimizer_bytes(optim, tensors, "cuda") == OptimizerBytes(kept, 0, paged)
+
+
+@pytest.mark.parametrize("optim", [optim for optim in OPTIMS if optim.endswith("8bit")])
+def test_embeddings_keep_float32_states_as_under_trainer(optim: Optim) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self, rows: int) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(64, rows, bias=False)
+            self.embedding = torch.nn.Embedding(rows, 64)
+
+    for rows in (128, 256):  # the second optimizer of a process must not take over the first one's exceptions
+        model = Tied(rows)
+        optimizer = make_optimizer(model, make_recipe("small", optim=optim))
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        moments = 1 if "lion" in optim else 2
+        shape = (rows, 64)
+        coded = rows * 64 + 4 * rows * 64 // 256 + 1024
+        assert sum(state_storages(optimizer).values()) == moments * (4 * rows * 64 + coded)
+        tensors = [TrainedTensors(shape, 1, "float32", embedding) for embedding in (False, True)]
+        estimated = optimizer_bytes(optim, tensors, "cpu")
+        assert estimated.states + estimated.paged == moments * (4 * rows * 64 + coded)
+
+
+def test_no_weights_take_nothing() -> None:
+    assert all(optimizer_bytes(optim, [], "cuda") == (0, 0, 0) for optim in OPTIMS)

@@ -1,0 +1,163 @@
+"""Recipes: defaults, refusals, and round trips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+
+ADAPTED = {
+    "rank": st.integers(1, 2**31 - 1),
+    "lora_alpha": st.floats(1e-6, 1e6),
+    "lora_dropout": st.floats(0, 0.999),
+    "target_modules": st.sampled_from(["all-linear", "attention", "mlp", "q_proj", "v_proj, q_proj"]),
+    "modules_to_save": st.sampled_from([None, "lm_head", "lm_head, embed_tokens"]),
+    "adapter_dtype": st.sampled_from(CHOICES["adapter_dtype"]),
+}
+QUANTIZED = {
+    "quant_type": st.sampled_from(CHOICES["quant_type"]),
+    "double_quant": st.booleans(),
+    "prepare_kbit": st.booleans(),
+}
+ANY = {
+    "dtype": st.sampled_from(CHOICES["dtype"]),
+    "mixed_precision": st.sampled_from(["no", "bf16"]),
+    "optim": st.sampled_from(CHOICES["optim"]),
+    "batch_size": st.integers(1, 2**31 - 1),
+    "seq_len": st.integers(1, 2**31 - 1),
+    "gradient_accumulation": st.integers(1, 2**31 - 1),
+    "gradient_checkpointing": st.booleans(),
+    "attn_implementation": st.sampled_from(CHOICES["attn_implementation"]),
+    "loss": st.sampled_from(CHOICES["loss"]),
+}
+
+
+def options_of(method: str) -> st.SearchStrategy[dict[str, Any]]:
+    optional = {**ANY, **(ADAPTED if method != "full" else {}), **(QUANTIZED if method == "qlora" else {})}
+    return st.fixed_dictionaries({"model": st.text(min_size=1), "method": st.just(method)}, optional=optional)
+
+
+recipes = st.sampled_from(CHOICES["method"]).flatmap(options_of).map(lambda options: make_recipe(**options))
+
+
+@given(recipes)
+@example(make_recipe("any", rank=2**31 - 1))
+def test_a_recipe_survives_json_and_yaml(recipe: Recipe) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe) == recipe
+    assert msgspec.convert(msgspec.to_builtins(recipe), Recipe) == recipe
+    assert hash(msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe)) == hash(recipe)
+    if recipe.model.isprintable():  # YAML has no other characters
+        assert msgspec.yaml.decode(msgspec.yaml.encode(recipe), type=Recipe) == recipe
+
+
+@given(recipes)
+def test_saying_the_defaults_changes_nothing(recipe: Recipe) -> None:
+    said = {name: value for name, value in msgspec.structs.asdict(recipe).items() if value is not None}
+    assert make_recipe(**said) == recipe
+
+
+@given(recipes, recipes)
+def test_equal_digests_are_equal_recipes_but_for_the_name(one: Recipe, other: Recipe) -> None:
+    config = {"model_type": "llama", "hidden_size": 64}
+    renamed = msgspec.structs.replace(other, model=one.model)
+    assert (one.digest(config) == other.digest(config)) == (one == renamed)
+    assert one.digest(config) != one.digest({**config, "hidden_size": 128})
+    assert one.digest(config) == one.digest(dict(reversed(config.items())))
+
+
+def test_a_digest_is_the_same_in_every_version() -> None:
+    """Results folders are compared by it."""
+    recipe = make_recipe("any", method="qlora", rank=8, seq_len=512)
+    settings = (
+        '{"model_config":{"hidden_size":64},"recipe":{"adapter_dtype":"float32","attn_implementation":"sdpa",'
+        '"batch_size":1,"double_quant":true,"dtype":"bfloat16","gradient_accumulation":1,'
+        '"gradient_checkpointing":true,"lora_alpha":16.0,"lora_dropout":0.05,"loss":"standard","method":"qlora",'
+        '"mixed_precision":"bf16","optim":"adamw_torch_fused","prepare_kbit":true,"quant_type":"nf4","rank":8,'
+        '"seq_len":512,"target_modules":"all-linear"}}'
+    )
+    import hashlib
+
+    assert recipe.digest({"hidden_size": 64}) == hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "full": {"dtype": "float32", "rank": None, "lora_alpha": None, "target_modules": None, "quant_type": None},
+    "lora": {"dtype": "bfloat16", "rank": 16, "lora_alpha": 32, "lora_dropout": 0.05, "adapter_dtype": "float32"},
+    "qlora": {"dtype": "bfloat16", "rank": 16, "quant_type": "nf4", "double_quant": True, "prepare_kbit": True},
+}
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_what_is_left_out_takes_the_default_that_people_run(method: str) -> None:
+    recipe = make_recipe("any", method=method)
+    shared = {"mixed_precision": "bf16", "optim": "adamw_torch_fused", "batch_size": 1, "seq_len": 2048}
+    expected = {**DEFAULTS[method], **shared, "gradient_checkpointing": True, "attn_implementation": "sdpa"}
+    assert {name: getattr(recipe, name) for name in expected} == expected
+    assert recipe.target_modules == (None if method == "full" else "all-linear")
+
+
+def test_lora_is_the_default_and_alpha_is_twice_the_rank() -> None:
+    recipe = make_recipe("any", rank=5)
+    assert (recipe.method, recipe.lora_alpha) == ("lora", 10)
+
+
+def test_module_names_are_put_in_order() -> None:
+    assert make_recipe("any", target_modules=" v_proj,q_proj ,v_proj").target_modules == "q_proj,v_proj"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"rnk": 8}, "unknown recipe option 'rnk': did you mean rank?"),
+        ({"method": "qlroa"}, "unknown method 'qlroa': did you mean qlora?"),
+        ({"optim": "adamw"}, "unknown optim 'adamw'"),
+        ({"dtype": "int8"}, "choose from bfloat16, float16, float32"),
+        ({"rank": -1}, "rank: Expected `int` >= 1"),
+        ({"rank": 0}, "rank: "),
+        ({"rank": 2**31}, "rank: "),
+        ({"rank": 8.5}, "rank: Expected `int"),
+        ({"rank": "8"}, "rank: Expected `int"),
+        ({"batch_size": True}, "batch_size: Expected `int`"),
+        ({"lora_dropout": 1.0}, "lora_dropout: "),
+        ({"lora_alpha": 0.0}, "lora_alpha: "),
+        ({"lora_alpha": float("inf")}, "lora_alpha: "),
+        ({"seq_len": 0}, "seq_len: "),
+        ({"method": "full", "rank": 8}, "rank has no meaning for method full"),
+        ({"method": "full", "target_modules": "attention"}, "target_modules has no meaning for method full"),
+        ({"quant_type": "nf4"}, "quant_type has no meaning for method lora: leave it out, or use method qlora"),
+        ({"prepare_kbit": False}, "prepare_kbit has no meaning for method lora"),
+        ({"target_modules": "q_proj,,v_proj"}, "names an empty module"),
+        ({"target_modules": "mlp,q_proj"}, "mixes mlp with other names"),
+        ({"method": "full", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),
+        ({"adapter_dtype": "float16", "mixed_precision": "fp16"}, "use adapter_dtype float32"),
+        ({"modules_to_save": "lm_head", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),
+        ({"modules_to_save": "lm_head,"}, "names an empty module"),
+        ({"method": "full", "modules_to_save": "lm_head"}, "modules_to_save has no meaning for method full"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError) as refused:
+        make_recipe("any", **options)
+    assert complaint in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "trained", "computed"),
+    [
+        ({"method": "full"}, "float32", "bfloat16"),
+        ({"method": "full", "dtype": "bfloat16", "mixed_precision": "no"}, "bfloat16", "bfloat16"),
+        ({"method": "full", "mixed_precision": "fp16"}, "float32", "float16"),
+        ({"method": "lora", "mixed_precision": "no"}, "float32", "bfloat16"),
+        ({"method": "qlora", "adapter_dtype": "bfloat16", "dtype": "float16"}, "bfloat16", "bfloat16"),
+    ],
+)
+def test_dtypes_that_train_and_compute(options: dict[str, Any], trained: str, computed: str) -> None:
+    recipe = make_recipe("any", **options)
+    assert (recipe.trained_dtype, recipe.compute_dtype) == (trained, computed)

@@ -1,0 +1,165 @@
+"""Architectures without a closed form: their shapes are read from the model that transformers builds."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from lorabench.estimator.answers.estimates import estimate_recipe, has_closed_form, refuse_impossible
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.trace.census import read_census
+from tests.built_models import listed_shapes
+from tests.small_models import FAMILIES, small_config
+
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "olmo2": {**SIZES, "num_key_value_heads": 2},
+    "starcoder2": {**SIZES, "num_key_value_heads": 2},
+    "opt": {**SIZES, "ffn_dim": 96, "word_embed_proj_dim": 64},
+    "falcon": {**SIZES, "multi_query": True},
+    "mamba": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2},
+}
+"""model_type without a closed form → a small config."""
+
+
+def other_config(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **OTHERS[model_type], **changes}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_census_of_a_family_lists_what_its_own_file_lists(family: str) -> None:
+    config = read_config(small_config(family), family).config
+    known, counted = read_config(config, family), read_census(config, family)
+    assert listed_shapes(counted) == listed_shapes(known)
+    assert counted.parameters_by_part == known.parameters_by_part
+    for attribute in ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
+        assert getattr(counted, attribute) == getattr(known, attribute)
+    assert (counted.layers_path, counted.learned_positions) == (known.layers_path, known.learned_positions)
+    assert {linear.name for group in counted.layers for linear in group.linears} == {
+        linear.name for group in known.layers for linear in group.linears
+    }
+
+
+def test_olmo2_has_the_parameters_that_its_paper_gives_its_layers() -> None:
+    spec = read_config(other_config("olmo2"), "small/olmo2")
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 64 + 32 + 2 * 64  # q, o; k, v; feed-forward; four norms
+    assert spec.parameters == 2 * layer + 2 * 512 * 64 + 64
+    assert spec.parameters_by_part["feed_forward"] == 2 * 3 * 64 * 96
+    assert not has_closed_form(spec)
+
+
+def test_what_is_neither_attention_nor_feed_forward_is_other() -> None:
+    parts = read_config(other_config("mamba"), "small/mamba").parameters_by_part
+    assert parts["attention"] == parts["feed_forward"] == 0 < parts["other"]
+
+
+def test_keys_that_say_nothing_of_shapes_are_left_out() -> None:
+    spoken = other_config("olmo2", torch_dtype="bfloat16", transformers_version="4.48.0", eos_token_id=99999)
+    assert read_config(spoken, "one").config == read_config(other_config("olmo2"), "other").config
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("model_type", ["olmo2", "starcoder2", "opt", "falcon"])
+def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_type: str, method: str) -> None:
+    spec = read_config(other_config(model_type), f"small/{model_type}")
+    recipe = make_recipe(spec.name, method=method, seq_len=64, optim="adamw_torch")
+    estimate = estimate_recipe(spec, recipe)
+    assert estimate.source == "trace"
+    adapters = sum(
+        group.count * 16 * (linear.in_features + linear.out_features)
+        for group in spec.layers
+        for linear in group.linears
+    )
+    trainable = spec.parameters if method == "full" else adapters
+    assert (estimate.parameters.total, estimate.parameters.trainable) == (
+        spec.parameters + (0 if method == "full" else adapters),
+        trainable,
+    )
+    terms = {term.component: term for term in estimate.states}
+    assert terms["optimizer_states"].bytes == 8 * trainable  # the step counters are the host's
+    assert terms["gradients"].bytes == 4 * trainable
+    # transformers quantises what is nn.Linear itself, which Falcon's own class of linear layers is not.
+    quantized = spec.linear_parameters if method == "qlora" and model_type != "falcon" else 0
+    assert estimate.parameters.quantized == quantized
+    assert ("quantized_weights" in terms) == (quantized > 0)
+    memory = estimate.memory
+    assert memory.peak_reserved_range_bytes is not None
+    assert memory.peak_reserved_bytes is not None
+    low, high = memory.peak_reserved_range_bytes
+    assert memory.peak_allocated_bytes <= memory.peak_reserved_bytes
+    assert low <= memory.peak_reserved_bytes <= high
+
+
+def test_families_with_a_closed_form_are_never_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    spec = read_config(small_config("llama"), "small/llama")
+    assert estimate_recipe(spec, make_recipe(spec.name, seq_len=64)).source == "closed form"
+
+
+def test_without_torch_the_families_that_need_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"olmo2.*no closed form.*gemma.*llama.*torch.*lorabench\[bench\]"):
+        read_config(other_config("olmo2"), "small/olmo2")
+
+
+def test_without_peft_the_trace_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = read_config(other_config("olmo2"), "small/olmo2")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"no closed form.*takes peft.*lorabench\[bench\]"):
+        estimate_recipe(spec, make_recipe(spec.name, seq_len=64))
+
+
+def test_the_closed_form_itself_is_refused_never_guessed() -> None:
+    spec = read_config(other_config("olmo2"), "small/olmo2")
+    with pytest.raises(UserError, match="model_type 'olmo2' has no closed form"):
+        estimate_memory(spec, make_recipe(spec.name, seq_len=64))
+
+
+def test_learned_positions_end_where_their_table_does() -> None:
+    spec = read_config(other_config("opt"), "small/opt")
+    refuse_impossible(spec, make_recipe(spec.name, seq_len=512))
+    with pytest.raises(UserError, match="learned positions for 512 tokens"):
+        refuse_impossible(spec, make_recipe(spec.name, seq_len=513))
+    rotary = read_config(other_config("olmo2"), "small/olmo2")
+    refuse_impossible(rotary, make_recipe(rotary.name, seq_len=513))
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "said"),
+    [
+        (other_config("mamba"), {"attn_implementation": "sdpa"}, "attn_implementation sdpa"),
+        (other_config("mamba"), {"attn_implementation": "eager"}, "cannot be traced with this recipe"),
+        (other_config("olmo2"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused_in_one_line(config: Any, options: Any, said: str) -> None:
+    spec = read_config(config, "small")
+    with pytest.raises(UserError, match=said) as refused:
+        estimate_recipe(spec, make_recipe(spec.name, seq_len=64, **options))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_attention_heads": "four"}, "transformers cannot build this olmo2"),
+        ({"auto_map": {"AutoModel": "x.Y"}, "model_type": "olmo9"}, "its own code (auto_map) is never run"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused_in_one_line(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read_config(other_config("olmo2") | change, "folder/config.json")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
