@@ -16,6 +16,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe, digest_of
 from lorabench.estimator.speed.throughput import Throughput
+from lorabench.estimator.typed_values import convert
 
 SCHEMA_VERSION = 2
 SUFFIX = ".record.json"
@@ -186,8 +187,8 @@ def read_record(path: Path) -> RunRecord:
             "use the lorabench version that wrote it, or run the recipe again"
         )
     try:
-        record = msgspec.convert(_migrated(content, version), RunRecord)
-    except msgspec.ValidationError as error:
+        record = convert(_migrated(content, version), RunRecord)
+    except UserError as error:
         raise BrokenRecordError(f"{path}: broken run record ({error}): remove it, or run the recipe again") from error
     # Held against the settings as they are in the file: a version that had fewer of them digested fewer.
     if record.digest != digest_of(content["recipe"], record.model_config):

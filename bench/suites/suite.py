@@ -48,12 +48,14 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, has_meaning, make_recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules
+from lorabench.estimator.typed_values import convert
 
 SHIPPED = Path(__file__).parent
 STEPS = 20
 WARMUP_STEPS = 3
 MOST_RECIPES = 10_000
 MOST_REPEATS = 1_000
+MOST_STEPS = 100_000
 LARGEST_FILE_BYTES = 2**20
 BY_HAND = "by hand"
 """Suite name of recipes that were given on the command line."""
@@ -189,8 +191,10 @@ class _SuiteFile:
         if name == BY_HAND:
             raise self._error(("name",), f"{BY_HAND!r} stands for single recipes: name the suite otherwise")
         description = self._typed(value.get("description", ""), str, ("description",))
-        steps = self._typed(value.get("steps", STEPS), Annotated[int, Meta(ge=1)], ("steps",))
-        warmup = self._typed(value.get("warmup_steps", WARMUP_STEPS), Annotated[int, Meta(ge=0)], ("warmup_steps",))
+        steps = self._typed(value.get("steps", STEPS), Annotated[int, Meta(ge=1, le=MOST_STEPS)], ("steps",))
+        warmup = self._typed(
+            value.get("warmup_steps", WARMUP_STEPS), Annotated[int, Meta(ge=0, le=MOST_STEPS)], ("warmup_steps",)
+        )
         repeats = self._typed(value.get("repeats", 1), Annotated[int, Meta(ge=1, le=MOST_REPEATS)], ("repeats",))
         self.defaults = self._options(value.get("defaults", {}), ("defaults",))
         self.conditional = [self._conditional(entry, path) for path, entry in self._entries("defaults_when")]
@@ -352,10 +356,9 @@ class _SuiteFile:
 
     def _typed(self, value: Any, kind: Any, path: Trail) -> Any:
         try:
-            return msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            message = str(error).replace(" | null", "")
-            raise self._error(path, f"{_dotted(path)}: {message}") from error
+            return convert(value, kind, _dotted(path))
+        except UserError as error:
+            raise self._error(path, str(error)) from error
 
     def _known_keys(self, value: dict[str, Any], known: tuple[str, ...], path: Trail, what: str) -> None:
         for key in value:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import msgspec
-
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import explain_validation
+from lorabench.estimator.typed_values import convert
 
 MODEL_TYPES = (
     "gemma",
@@ -70,9 +68,9 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     keys = {renamed.get(key, key) if renamed.get(key) not in config else key: value for key, value in config.items()}
     family = importlib.import_module(f"lorabench.estimator.architectures.{model_type}")
     try:
-        spec: ModelSpec = msgspec.convert(keys, family.Config).spec(name)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{name}: not a possible {model_type} config: {explain_validation(error)}") from error
+        spec: ModelSpec = convert(keys, family.Config).spec(name)
+    except UserError as error:
+        raise UserError(f"{name}: not a possible {model_type} config: {error}") from error
     return spec
 
 

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.typed_values import convert
 
 Method = Literal["full", "lora", "qlora"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -273,17 +274,7 @@ def make_recipe(model: str, **options: Any) -> Recipe:
         choices = CHOICES.get(option)
         if choices and value not in choices:
             raise UserError(f"unknown {option} {value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}")
-    try:
-        return msgspec.convert({"model": model, **given}, Recipe)
-    except msgspec.ValidationError as error:
-        raise UserError(explain_validation(error)) from error
-
-
-def explain_validation(error: msgspec.ValidationError) -> str:
-    """Return msgspec's complaint with the option in front: ``rank: Expected `int` >= 1``."""
-    text = str(error)
-    message, _, path = text.partition(" - at `$")
-    return f"{path.strip('.`')}: {message}" if path else message
+    return convert({"model": model, **given}, Recipe)
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -305,7 +296,6 @@ __all__ = [
     "Recipe",
     "RecipeOptions",
     "digest_of",
-    "explain_validation",
     "has_meaning",
     "make_recipe",
 ]

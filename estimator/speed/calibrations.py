@@ -18,6 +18,7 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.speed.operations import Kernel
+from lorabench.estimator.typed_values import convert
 
 SHIPPED = Path(__file__).parent / "calibrations"
 Seconds = Annotated[float, Meta(gt=0)]
@@ -104,12 +105,12 @@ def read_calibration(path: Path) -> Calibration:
         UserError: it cannot be read, or is none.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+        return convert(msgspec.json.decode(path.read_bytes()), Calibration)
     except OSError as error:
         raise UserError(
             f"calibration {path}: cannot be read ({error.strerror}): make one with `lorabench calibrate`"
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UserError) as error:
         raise UserError(f"calibration {path}: {error}: make a new one with `lorabench calibrate -o {path}`") from error
 
 

@@ -77,7 +77,7 @@ def test_between_two_points_the_rate_is_their_geometric_mean() -> None:
 
 def test_passes_take_the_time_of_the_smallest_and_the_rate_of_the_largest() -> None:
     rates = CalibratedRates(made_up())
-    assert rates.passing(1) == 1e-6
+    assert rates.passing(1) == pytest.approx(1e-6)
     assert rates.passing(4 * 10**9) == pytest.approx(4e-3)
     assert rates.passing((10_000 * 10**9) ** 0.5) == pytest.approx((1e-6 * 1e-3) ** 0.5)
 
@@ -155,12 +155,18 @@ def test_a_calibration_is_found_by_any_name_of_its_device(folder: Path) -> None:
     ("content", "said"),
     [
         (b"", "Input data was truncated"),
-        (b"{}", "missing required field"),
-        (msgspec.json.encode(made_up()).replace(b'"schema_version":1', b'"schema_version":2'), "Invalid enum value 2"),
+        (b"{}", " is missing"),
+        (
+            msgspec.json.encode(made_up()).replace(b'"schema_version":1', b'"schema_version":2'),
+            "schema_version must be one of 1, got 2",
+        ),
         (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,4096,256]'), "rising numbers"),
         (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,256]'), "as many as the grid"),
         (msgspec.json.encode(made_up()).replace(b'"tanh":', b'"rows":'), "passes lack tanh"),
-        (msgspec.json.encode(made_up()).replace(b'"forward_seconds":5e-6', b'"forward_seconds":-1'), "> 0"),
+        (
+            msgspec.json.encode(made_up()).replace(b'"forward_seconds":5e-6', b'"forward_seconds":-1'),
+            "must be a number above 0, got -1",
+        ),
     ],
 )
 def test_a_file_that_is_no_calibration_is_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
