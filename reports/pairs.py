@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import msgspec
 
@@ -39,10 +40,7 @@ def method_pairs(runs: Sequence[Run], before: str, after: str) -> Iterator[tuple
     """Yield runs of two methods; LoRA and QLoRA share their adapters' settings."""
     adapters = () if "full" not in (before, after) else ADAPTER_SETTINGS
     for group in alike(runs, [*METHOD_SETTINGS, *adapters]):
-        for old in group:
-            for new in group:
-                if (old.method, new.method) == (before, after):
-                    yield old, new
+        yield from product(*([run for run in group if run.method == method] for method in (before, after)))
 
 
 def rank_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:

@@ -35,7 +35,12 @@ class Run:
     trace: Trace | None = None
     """The trace of the recipe; None unless it was asked for, and where it cannot be traced."""
 
-    @property
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Every setting of the recipe that means something for it, as people read them."""
+        return self.record.recipe.describe()
+
+    @cached_property
     def breakdowns(self) -> dict[str, Breakdown]:
         """``estimated``, ``traced``, ``measured`` → memory, of those that there are."""
         prediction, measurement = self.record.prediction, self.record.measurement
@@ -90,7 +95,7 @@ class Run:
         measurement = self.record.measurement
         return measurement if measurement and measurement.step_seconds else None
 
-    @property
+    @cached_property
     def tokens_per_second(self) -> float | None:
         """Throughput at the median timed step; None where no step was timed."""
         return self.timed.tokens_per_second if self.timed else None
@@ -163,9 +168,8 @@ def varying_settings(runs: Sequence[Run]) -> list[str]:
 
     A setting that has no meaning for some of the runs, and one value for all others, does not differ.
     """
-    described = [run.record.recipe.describe() for run in runs]
     fields = runs[0].record.recipe.__struct_fields__
-    return [field for field in fields if len({settings[field] for settings in described if field in settings}) > 1]
+    return [field for field in fields if len({run.settings[field] for run in runs if field in run.settings}) > 1]
 
 
 def _reading_order(run: Run) -> tuple[object, ...]:
@@ -177,7 +181,7 @@ def _reading_order(run: Run) -> tuple[object, ...]:
         recipe.rank or 0,
         recipe.batch_size,
         recipe.seq_len,
-        *recipe.describe().values(),
+        *run.settings.values(),
         run.record.engine,
         run.record.device.name,
         run.folder_number,
@@ -213,7 +217,7 @@ def _tell_apart(runs: Sequence[Run]) -> list[str]:
 
 def _setting(field: str) -> Callable[[Run], str | None]:
     def say(run: Run) -> str | None:
-        value = run.record.recipe.describe().get(field)
+        value = run.settings.get(field)
         return f"{field} {value}" if value is not None else None
 
     return say

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lorabench.reports.runs import Run, by_model
@@ -13,16 +13,19 @@ class Figure(NamedTuple):
 
     model: str
     runs: list[Run]
-    of_model: Sequence[Run]
-    """All runs of the model, so that the model's figures share their scale."""
+    lowest: float
+    highest: float
+    """Of what is shown of any run of the model: all its figures share one scale."""
     part: str
     """``1 of 3``, or empty where one figure holds all runs of the model."""
 
 
-def figures(runs: Iterable[Run], *, at_most: int) -> Iterator[Figure]:
-    """Yield figures of ``at_most`` runs of one model."""
+def figures(runs: Iterable[Run], values: Callable[[Run], Iterable[float]], *, at_most: int) -> Iterator[Figure]:
+    """Yield figures of ``at_most`` runs of one model; ``values`` are those that they show of a run."""
     for model, of_model in by_model(runs).items():
+        shown = [value for run in of_model for value in values(run)]
+        lowest, highest = min(shown), max(shown)
         starts = range(0, len(of_model), at_most)
         for number, start in enumerate(starts, 1):
             part = f"{number} of {len(starts)}" if len(starts) > 1 else ""
-            yield Figure(model, of_model[start : start + at_most], of_model, part)
+            yield Figure(model, of_model[start : start + at_most], lowest, highest, part)

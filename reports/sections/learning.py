@@ -26,7 +26,7 @@ def learning(runs: Sequence[Run]) -> dict[str, Any] | None:
     ]
     fronts = [_front(model, of_model) for model, of_model in by_model(held_out or trained).items()]
     return {
-        "figures": [_figure(figure) for figure in figures(trained, at_most=RUNS_IN_A_FIGURE)],
+        "figures": [_figure(figure) for figure in figures(trained, _finite, at_most=RUNS_IN_A_FIGURE)],
         "held_out": held_out,
         "several_models": len({run.model for run in held_out}) > 1,
         "methods": list(dict.fromkeys(run.method for run in trained)),
@@ -46,13 +46,12 @@ def _figure(figure: Figure) -> dict[str, Any]:
         dash = DASHES[used[run.method] % len(DASHES)]
         used[run.method] += 1
         curves.append({"run": run.index, "name": run.name, "method": run.method, "dash": dash})
-    every = [loss for run in figure.of_model for loss in _finite(run)]
     return {
         "model": figure.model,
         "part": figure.part,
         "caption": _caption(figure.runs),
         "legend": curves,
-        "chart": {"lowest": min(every), "highest": max(every), "curves": curves, "smoothing": 0},
+        "chart": {"lowest": figure.lowest, "highest": figure.highest, "curves": curves, "smoothing": 0},
     }
 
 

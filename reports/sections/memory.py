@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES
@@ -27,7 +27,9 @@ def memory(runs: Sequence[Run]) -> dict[str, Any] | None:
             {"key": name, "label": name.replace("_", " "), "description": COMPONENTS.get(name, "")}
             for name in components
         ],
-        "figures": [_figure(figure, components, answers) for figure in figures(shown, at_most=RUNS_IN_A_FIGURE)],
+        "figures": [
+            _figure(figure, components, answers) for figure in figures(shown, _lengths, at_most=RUNS_IN_A_FIGURE)
+        ],
         "closely": _closely(shown, answers),
     }
 
@@ -44,12 +46,13 @@ def _components(runs: Sequence[Run]) -> list[str]:
     return [name for name in COMPONENTS if name in found] + sorted(found - set(COMPONENTS))
 
 
+def _lengths(run: Run) -> Iterator[int]:
+    """Yield how long a run's bars are, in bytes."""
+    for breakdown in run.breakdowns.values():
+        yield max(breakdown.peak_allocated_bytes, sum(breakdown.components.values()))
+
+
 def _figure(figure: Figure, components: list[str], answers: list[str]) -> dict[str, Any]:
-    longest = max(
-        max(breakdown.peak_allocated_bytes, sum(breakdown.components.values()))
-        for run in figure.of_model
-        for breakdown in run.breakdowns.values()
-    )
     return {
         "model": figure.model,
         "part": figure.part,
@@ -57,7 +60,7 @@ def _figure(figure: Figure, components: list[str], answers: list[str]) -> dict[s
         "chart": {
             "answers": answers,
             "components": components,
-            "longestBytes": longest,
+            "longestBytes": figure.highest,
             "rows": [{"run": run.index, "name": run.name, "error": run.peak_error} for run in figure.runs],
         },
     }

@@ -87,10 +87,9 @@ class _Derivations:
 
 def _columns(runs: Sequence[Run]) -> list[Column]:
     varying = varying_settings(runs)
-    described = [run.record.recipe.describe() for run in runs]
 
     def setting(field: str) -> Callable[[Run], Any]:
-        return lambda run: described[run.index].get(field)
+        return lambda run: run.settings.get(field)
 
     def measured(name: str) -> Callable[[Run], Any]:
         return lambda run: getattr(run.record.measurement, name, None)

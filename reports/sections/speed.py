@@ -34,7 +34,7 @@ def speed(runs: Sequence[Run]) -> dict[str, Any] | None:
         return None
     return {
         "methods": list(dict.fromkeys(run.method for run in timed)),
-        "figures": [_figure(figure) for figure in figures(timed, at_most=RUNS_IN_A_FIGURE)],
+        "figures": [_figure(figure) for figure in figures(timed, _lengths, at_most=RUNS_IN_A_FIGURE)],
         "unstable": [run for run in timed if run.unstable],
         "costs": costs(timed),
         "fronts": [_front(model, of_model) for model, of_model in _by_work(timed).items() if len(of_model) > 1],
@@ -96,7 +96,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "part": figure.part,
         "caption": _caption(figure.runs),
         "chart": {
-            "longest": max(_longest(run) for run in figure.of_model),
+            "longest": figure.highest,
             "rows": [_row(run) for run in figure.runs],
         },
     }
@@ -121,9 +121,9 @@ def _row(run: Run) -> dict[str, Any]:
     }
 
 
-def _longest(run: Run) -> float:
-    interval = run.tokens_per_second_interval
-    return max(run.tokens_per_second or 0, interval[1] if interval else 0)
+def _lengths(run: Run) -> tuple[float, ...]:
+    """Return how far a run's bar and interval reach."""
+    return (run.tokens_per_second or 0, *(run.tokens_per_second_interval or ()))
 
 
 def _caption(runs: Sequence[Run]) -> str:
