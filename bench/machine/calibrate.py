@@ -245,13 +245,11 @@ def _host_seconds(kind: Kernels) -> tuple[float, float, float]:
         if number >= HOST_STEPS // 3:
             for (phase, begun), (_, ended) in zip(marks, [*marks[1:], ("", end)], strict=True):
                 spent[phase].append(ended - begun)
-    counted = {"forward": 0, "backward": 0}
-    for operation, times in micro_batch_operations(spec, recipe, kind):
-        counted["backward" if operation.phase == "backward" else "forward"] += times
+    launches = micro_batch_operations(spec, recipe, kind).launches
     tensors = sum(alike.many for alike in trained_tensors(spec, recipe))
     return (
-        min(spent["forward"]) / counted["forward"],
-        min(spent["backward"]) / counted["backward"],
+        min(spent["forward"]) / launches["forward"],
+        min(spent["backward"]) / launches["backward"],
         min(spent["optimizer"]) / tensors,
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
@@ -46,6 +47,36 @@ def estimate_memory_grid(
     """
     import numpy as np
 
+    shape, parts = grid_parts(spec, recipe, batch_sizes, seq_lens, ranks)
+    peaks = np.empty(shape, np.int64)
+    for part in parts:
+        peaks.flat[part.places] = _peaks(Setup(spec, part.alike, kernels), recipe, architecture, part)
+    return peaks
+
+
+class GridPart(NamedTuple):
+    """Recipes of a grid for which the same runs, and of which only the sizes differ."""
+
+    places: NDArray[np.int64]
+    """Of each in the flat grid."""
+    alike: Recipe
+    """One of them, but for its rank."""
+    batch_sizes: NDArray[np.float64]
+    seq_lens: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+    """0 without adapters."""
+
+
+def grid_parts(
+    spec: ModelSpec, recipe: Recipe, batch_sizes: ArrayLike, seq_lens: ArrayLike, ranks: ArrayLike | None
+) -> tuple[tuple[int, ...], Iterator[GridPart]]:
+    """Return the shape of the grid, and the grid in parts of up to `CHUNK` recipes.
+
+    Raises:
+        UserError: as `estimate_memory_grid` for what is wrong with the numbers.
+    """
+    import numpy as np
+
     if ranks is not None and recipe.rank is None:
         raise UserError(f"ranks have no meaning for method {recipe.method}: leave them out, or use lora or qlora")
     given = {"batch_sizes": batch_sizes, "seq_lens": seq_lens, "ranks": recipe.rank or 1 if ranks is None else ranks}
@@ -55,17 +86,21 @@ def estimate_memory_grid(
     except ValueError as error:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(given, arrays, strict=True))
         raise UserError(f"shapes that do not broadcast against each other: {shapes}") from error
-    shape, (batch, length, rank) = batch.shape, (array.ravel() for array in (batch, length, rank))
-    peaks = np.empty(batch.size, np.int64)
+    return batch.shape, _parts(spec, recipe, batch.ravel(), length.ravel(), rank.ravel() * (recipe.rank is not None))
+
+
+def _parts(
+    spec: ModelSpec, recipe: Recipe, batch: NDArray[np.int64], length: NDArray[np.int64], rank: NDArray[np.int64]
+) -> Iterator[GridPart]:
+    import numpy as np
+
     many, filled = branches(spec, batch, length)
     for branch in (many & filled, many & ~filled, ~many & filled, ~many & ~filled):
-        chosen = np.flatnonzero(branch)
-        if chosen.size:
-            alike = replace(recipe, batch_size=int(batch[chosen[0]]), seq_len=int(length[chosen[0]]))
-            peaks[chosen] = _peaks(
-                Setup(spec, alike, kernels), recipe, architecture, batch[chosen], length[chosen], rank[chosen]
-            )
-    return peaks.reshape(shape)
+        places = np.flatnonzero(branch)
+        for start in range(0, places.size, CHUNK):
+            some = places[start : start + CHUNK]
+            alike = replace(recipe, batch_size=int(batch[some[0]]), seq_len=int(length[some[0]]))
+            yield GridPart(some, alike, batch[some].astype(np.float64), length[some].astype(np.float64), rank[some])
 
 
 def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
@@ -79,29 +114,17 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _peaks(
-    setup: Setup,
-    recipe: Recipe,
-    architecture: str | None,
-    batch: NDArray[np.int64],
-    length: NDArray[np.int64],
-    rank: NDArray[np.int64],
-) -> NDArray[np.int64]:
+def _peaks(setup: Setup, recipe: Recipe, architecture: str | None, part: GridPart) -> NDArray[np.int64]:
     import numpy as np
 
-    forms = [(form.phase, np.array(form.coefficients, np.float64)) for form in compile_form(setup)]
-    adapted = recipe.rank is not None
-    ranks, which = np.unique(rank, return_inverse=True)
-    held = [held_throughout(setup, recipe.optim, int(one) if adapted else None, architecture) for one in ranks]
-    held_bytes = {phase: np.array([sum(at[phase].values()) for at in held], np.float64) for phase, _ in forms}
-    peaks = np.zeros(batch.size)
-    for start in range(0, batch.size, CHUNK):
-        part = slice(start, start + CHUNK)
-        sizes = (batch[part].astype(np.float64), length[part].astype(np.float64), rank[part] * float(adapted))
-        values = np.stack(np.broadcast_arrays(*monomial_values(setup.spec, *sizes)))
-        for phase, coefficients in forms:
-            totals = (coefficients @ values).max(axis=0) + held_bytes[phase][which[part]]
-            np.maximum(peaks[part], totals, out=peaks[part])
+    ranks, which = np.unique(part.ranks, return_inverse=True)
+    held = [held_throughout(setup, recipe.optim, int(rank) or None, architecture) for rank in ranks]
+    values = np.stack(np.broadcast_arrays(*monomial_values(setup.spec, part.batch_sizes, part.seq_lens, part.ranks)))
+    peaks = np.zeros(part.places.size)
+    for form in compile_form(setup):
+        held_bytes = np.array([sum(at[form.phase].values()) for at in held], np.float64)
+        totals = (np.array(form.coefficients, np.float64) @ values).max(axis=0) + held_bytes[which]
+        np.maximum(peaks, totals, out=peaks)
     if peaks.max() >= LARGEST_EXACT:
         raise UserError(f"a recipe takes {peaks.max() / 2**50:.0f} PiB: the arrays must stay below 8 PiB")
     return peaks.astype(np.int64)

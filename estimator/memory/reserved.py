@@ -8,7 +8,7 @@ It is measured against the working bytes, since what stays for the whole trainin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.quantities import MIB
@@ -64,10 +64,15 @@ def reserve(
     return Reserved(
         reserved=reserved,
         reserved_range=(low, high),
-        device_total=reserved + CUDA_CONTEXT_BYTES,
+        device_total=device_total(allocated),
         device_total_range=(low + SMALLEST_CUDA_CONTEXT_BYTES, high + CUDA_CONTEXT_BYTES),
     )
 
 
-def _in_segments(bytes_: int) -> int:
+def device_total(allocated_bytes: Any) -> Any:
+    """Return the point estimate of what is taken from the device, of what tensors take (a number or an array)."""
+    return _in_segments(allocated_bytes) + CUDA_CONTEXT_BYTES
+
+
+def _in_segments(bytes_: Any) -> Any:
     return -(-bytes_ // SEGMENT_BYTES) * SEGMENT_BYTES

@@ -6,5 +6,6 @@
 - `rates`: how fast a device is, from its datasheet as a range, or as calibrated;
 - `calibrations`: files of measured rates;
 - `timing`: seconds of each group of operations;
-- `throughput`: tokens per second, MFU, energy, duration and cost.
+- `throughput`: tokens per second, MFU, energy, duration and cost;
+- `grid`: throughput for arrays of batch sizes, lengths and ranks.
 """

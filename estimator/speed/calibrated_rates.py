@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from itertools import product as combinations
-from math import log
+from math import prod
+from typing import Any
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.speed.calibrations import Calibration, PassTimes, ProductTimes
-from lorabench.estimator.speed.operations import Kernel
-from lorabench.estimator.speed.rates import BOUNDS, PAGING, HostPhase
+from lorabench.estimator.speed.elementwise import at, count_up_to, exp, larger, log, smaller
+from lorabench.estimator.speed.operations import HostPhase, Kernel
+from lorabench.estimator.speed.rates import BOUNDS, PAGING
 
 
 class CalibratedRates:
@@ -19,6 +19,9 @@ class CalibratedRates:
     def __init__(self, calibration: Calibration) -> None:
         """Take what was measured."""
         self.calibration = calibration
+        self._products = {dtype: _Surface(times) for dtype, times in calibration.products.items()}
+        self._passes = {kernel: _Curve(times) for kernel, times in calibration.passes.items()}
+        self._dequantisation = None if calibration.dequantisation is None else _Curve(calibration.dequantisation)
         self.asynchronous = calibration.kind == "cuda"
         host = {
             "forward": calibration.forward_seconds,
@@ -33,15 +36,17 @@ class CalibratedRates:
         """Return the seconds that the processor takes for one operation, or for one tensor of the optimizer's step."""
         return self._host_seconds[phase]
 
-    def product(self, m: float, n: float, k: float, batch: float, dtype: str) -> float:
+    def product(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
         """Return the seconds of ``batch`` products, each as fast as between the nearest that were measured.
 
         Raises:
             UserError: no products of ``dtype`` were measured.
         """
-        return batch * m * n * k / _rate(self._times(dtype), m, n, k)
+        if dtype not in self._products:
+            raise self._not_measured(dtype)
+        return batch * m * n * k / self._products[dtype].rate(m, n, k)
 
-    def attention(self, flops: float, bytes_: float, dtype: str, *, backward: bool, masked: bool) -> float:
+    def attention(self, flops: Any, bytes_: Any, dtype: str, *, backward: bool, masked: bool) -> Any:
         """Return the seconds of attention in one kernel, or of passing over its bytes where that takes longer."""
         measured = self.calibration.attention.get(dtype)
         if measured is None:
@@ -50,33 +55,28 @@ class CalibratedRates:
             rate = measured.masked_backward if backward else measured.masked_forward
         else:
             rate = measured.backward if backward else measured.forward
-        return max(flops / rate, self.passing(bytes_))
+        return larger(flops / rate, self.passing(bytes_))
 
-    def passing(self, bytes_: float, kernel: Kernel = "arithmetic") -> float:
+    def passing(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
         """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes."""
-        return _seconds(self.calibration.passes[kernel], bytes_)
+        return self._passes[kernel].seconds(bytes_)
 
-    def dequantisation(self, bytes_: float) -> float:
+    def dequantisation(self, bytes_: Any) -> Any:
         """Return the seconds of writing out 4-bit weights.
 
         Raises:
             UserError: bitsandbytes was not there to be measured.
         """
-        if self.calibration.dequantisation is None:
+        if self._dequantisation is None:
             raise UserError(
                 f"the calibration of {self.calibration.device} has no 4-bit weights: "
                 "install bitsandbytes and run `lorabench calibrate` again"
             )
-        return _seconds(self.calibration.dequantisation, bytes_)
+        return self._dequantisation.seconds(bytes_)
 
-    def paging(self, bytes_: float) -> float:
+    def paging(self, bytes_: Any) -> Any:
         """Return the seconds of moving so many bytes between host and device, which is not calibrated."""
         return bytes_ / PAGING[BOUNDS["typical"]]
-
-    def _times(self, dtype: str) -> ProductTimes:
-        if dtype not in self.calibration.products:
-            raise self._not_measured(dtype)
-        return self.calibration.products[dtype]
 
     def _not_measured(self, dtype: str) -> UserError:
         return UserError(
@@ -84,39 +84,48 @@ class CalibratedRates:
         )
 
 
-def _rate(times: ProductTimes, m: float, n: float, k: float) -> float:
-    """Return products of elements a second at a shape: between those measured around it, in logarithms.
+class _Surface:
+    """What `ProductTimes` say of any shape."""
 
-    Beyond the grid the rate is that of its edge, but for a shape so small that starting takes most of the time: there
-    the time is the edge's.
-    """
-    places = [_place(axis, extent) for axis, extent in ((times.m, m), (times.n, n), (times.k, k))]
-    logarithm = 0.0
-    for corner in combinations((0, 1), repeat=3):
-        weight, index, size = 1.0, 0, 1
-        for side, (low, share), axis in zip(corner, places, (times.m, times.n, times.k), strict=True):
-            weight *= share if side else 1 - share
-            index = index * len(axis) + low + side
-            size *= axis[low + side]
-        if weight:
-            logarithm += weight * log(size / times.seconds[index])
-    rate = math.exp(logarithm)
-    edge = math.prod(max(extent, axis[0]) / extent for extent, axis in ((m, times.m), (n, times.n), (k, times.k)))
-    return rate / edge
+    def __init__(self, times: ProductTimes) -> None:
+        self.axes = times.m, times.n, times.k
+        sizes = map(prod, combinations(*self.axes))
+        self.logarithms = [log(size / seconds) for size, seconds in zip(sizes, times.seconds, strict=True)]
+
+    def rate(self, m: Any, n: Any, k: Any) -> Any:
+        """Return products of elements a second: between those measured around the shape, in logarithms.
+
+        Beyond the grid the rate is that of its edge, but for a shape so small that starting takes most of the time:
+        there the time is the edge's.
+        """
+        places = [_place(axis, extent) for axis, extent in zip(self.axes, (m, n, k), strict=True)]
+        logarithm = 0.0
+        for corner in combinations((0, 1), repeat=3):
+            weight, index = 1.0, 0
+            for side, (low, share), axis in zip(corner, places, self.axes, strict=True):
+                weight = weight * (share if side else 1 - share)
+                index = index * len(axis) + low + side
+            logarithm = logarithm + weight * at(index, self.logarithms)
+        edges = [larger(extent, axis[0]) / extent for extent, axis in zip((m, n, k), self.axes, strict=True)]
+        return exp(logarithm) / prod(edges)
 
 
-def _place(axis: tuple[int, ...], extent: float) -> tuple[int, float]:
+class _Curve:
+    """What `PassTimes` say of any size."""
+
+    def __init__(self, times: PassTimes) -> None:
+        self.bytes = times.bytes
+        self.logarithms = [log(seconds) for seconds in times.seconds]
+
+    def seconds(self, bytes_: Any) -> Any:
+        """Return seconds between those measured, in logarithms; below them the least; above at the largest's rate."""
+        low, share = _place(self.bytes, larger(bytes_, self.bytes[0]))
+        start, end = at(low, self.logarithms), at(low + 1, self.logarithms)
+        return exp((1 - share) * start + share * end) * larger(1.0, bytes_ / self.bytes[-1])
+
+
+def _place(axis: tuple[int, ...], extent: Any) -> tuple[Any, Any]:
     """Return between which point and the next ``extent`` lies, and how far, from 0 to 1, in logarithms."""
-    low = min(max(bisect_right(axis, extent) - 1, 0), len(axis) - 2)
-    share = (log(extent) - log(axis[low])) / (log(axis[low + 1]) - log(axis[low]))
-    return low, min(max(share, 0.0), 1.0)
-
-
-def _seconds(times: PassTimes, bytes_: float) -> float:
-    """Return seconds between those measured, in logarithms; beyond the largest at its rate."""
-    if bytes_ <= times.bytes[0]:
-        return times.seconds[0]
-    if bytes_ >= times.bytes[-1]:
-        return times.seconds[-1] * bytes_ / times.bytes[-1]
-    low, share = _place(times.bytes, bytes_)
-    return math.exp((1 - share) * log(times.seconds[low]) + share * log(times.seconds[low + 1]))
+    low = smaller(larger(count_up_to(extent, axis) - 1, 0), len(axis) - 2)
+    start, end = log(at(low, axis)), log(at(low + 1, axis))
+    return low, smaller(larger((log(extent) - start) / (end - start), 0.0), 1.0)

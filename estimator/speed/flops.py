@@ -42,9 +42,9 @@ def step_flops(spec: ModelSpec, recipe: Recipe) -> StepFlops:
     filled = fill_recipe(spec, recipe)
     # Without checkpointing nothing is done twice, but the layers' first input is no longer made to need a gradient.
     once = micro_batch_operations(spec, replace(recipe, gradient_checkpointing=False))
-    model = sum(times * _needed(operation, filled) for operation, times in once)
+    model = sum(times * _needed(operation, filled) for operation, times in once.operations)
     done = micro_batch_operations(spec, recipe)
-    hardware = sum(times * work_flops(operation.work, filled) for operation, times in done)
+    hardware = sum(times * work_flops(operation.work, filled) for operation, times in done.operations)
     batches = recipe.gradient_accumulation
     return StepFlops(model=batches * float(model), hardware=batches * float(hardware))
 

@@ -33,7 +33,8 @@ from lorabench.estimator.recipes.recipe import Recipe
 MOST_LISTS = 256
 """Lists of operations kept: one takes some 30 kB."""
 
-Phase = Literal["forward", "recompute", "backward"]
+HostPhase = Literal["forward", "backward", "optimizer"]
+"""What the processor sends operations off in; recomputation is forward."""
 Kernel = Literal["arithmetic", "activation", "tanh", "rows", "random"]
 """What a pass does: adds, multiplies, copies; an activation; tanh; a norm or a softmax of rows; draws for dropout. On a
 GPU all of them wait for memory, on a CPU they do not."""
@@ -54,7 +55,6 @@ NO_BYTES: Sizes = (0.0,) * WIDTH
 class Operation(NamedTuple):
     """One kernel: a matrix product, attention, a dequantisation, or a pass over tensors."""
 
-    phase: Phase
     work: Work | None
     """None of a pass over tensors."""
     passed: Sizes
@@ -65,11 +65,16 @@ class Operation(NamedTuple):
     """What a pass does with each element."""
 
 
-Operations = tuple[tuple[Operation, int], ...]
-"""Each operation, and how often one micro-batch runs it."""
+class MicroBatch(NamedTuple):
+    """What one forward and backward pass runs."""
+
+    operations: tuple[tuple[Operation, int], ...]
+    """Each, and how often."""
+    launches: dict[HostPhase, int]
+    """How many operations the processor sends off, forward and backward."""
 
 
-def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Operations:
+def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> MicroBatch:
     """Return the operations of one forward and backward pass of ``recipe``.
 
     Batch size, length and rank are left open: extents and bytes are multiples of `sizes.MONOMIALS`.
@@ -81,10 +86,10 @@ def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "
 
 
 @lru_cache(MOST_LISTS)
-def _operations(setup: Setup) -> Operations:
+def _operations(setup: Setup) -> MicroBatch:
     tape = _CountingTape()
     step_moments(setup.spec, setup.recipe, setup.kernels, tape)
-    return tuple(tape.counts.items())
+    return MicroBatch(tuple(tape.counts.items()), tape.launches)
 
 
 class _CountingTape(Tape):
@@ -93,7 +98,8 @@ class _CountingTape(Tape):
     def __init__(self) -> None:
         super().__init__(Ledger())
         self.counts: Counter[Operation] = Counter()
-        self._phase: Phase = "forward"
+        self.launches: dict[HostPhase, int] = {"forward": 0, "backward": 0}
+        self._phase: HostPhase = "forward"
         self._times = 0
         """How many layers the node stands for whose backward runs; 0 in forward."""
         self._made: list[Tensor] = []
@@ -104,7 +110,7 @@ class _CountingTape(Tape):
     @contextmanager
     def _telling(self, work: Work) -> Iterator[None]:
         assert not self._told
-        self._count(Operation(self._phase, work, NO_BYTES))
+        self._count(Operation(work, NO_BYTES))
         self._told = True
         try:
             yield
@@ -159,7 +165,7 @@ class _CountingTape(Tape):
         return counted
 
     def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
-        self._phase = "recompute"
+        self._phase = "forward"
         try:
             return super().recompute(checkpoint)
         finally:
@@ -186,11 +192,13 @@ class _CountingTape(Tape):
         return made
 
     def _pass(self, read: Sizes, written: list[Tensor], kernel: Kernel = "arithmetic") -> None:
-        self._count(Operation(self._phase, None, _sum(read, _bytes(written)), self._over_logits, kernel))
+        self._count(Operation(None, _sum(read, _bytes(written)), self._over_logits, kernel))
         self._made, self._over_logits = [], False
 
     def _count(self, operation: Operation) -> None:
-        self.counts[operation] += self._times or self.repeat
+        times = self._times or self.repeat
+        self.counts[operation] += times
+        self.launches[self._phase] += times
 
 
 def _kernels(backward: Backward) -> tuple[Kernel, Kernel]:

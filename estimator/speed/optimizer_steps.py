@@ -6,13 +6,13 @@ Read in torch 2.13 (`torch.optim`, `_multi_tensor`, `_fused`), bitsandbytes 0.50
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lorabench.estimator.memory.optimizers import in_8bit
-from lorabench.estimator.recipes.parameters import TrainedTensors
-from lorabench.estimator.recipes.recipe import ITEMSIZE, Optim
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.parameters import TrainedTensors, trained_tensors
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Optim, Recipe
 
 FUSED_ACCESSES = 7
 """Of weight, gradient and both moments: all are read, all but the gradient written."""
@@ -39,8 +39,8 @@ SCALING_ACCESSES = 2
 class OptimizerStep(NamedTuple):
     """What one step of the optimizer does."""
 
-    bytes: float
-    """That it reads and writes."""
+    bytes: Any
+    """That it reads and writes; an array for a grid of ranks."""
     kernels: int
     """On a GPU, where one may take a list of tensors."""
     tensors: int
@@ -48,19 +48,17 @@ class OptimizerStep(NamedTuple):
     """What the processor does for it, in operations."""
 
 
-def optimizer_step(optim: Optim, trained: Iterable[TrainedTensors], *, scaled: bool, clipped: bool) -> OptimizerStep:
-    """Return the step of ``optim`` on the tensors that train.
-
-    ``scaled``: the gradients were scaled for float16; ``clipped``: to a norm.
-    """
-    trained = list(trained)
+def optimizer_step(spec: ModelSpec, recipe: Recipe) -> OptimizerStep:
+    """Return the optimizer's step of ``recipe`` on the tensors of ``spec`` that train."""
+    trained = list(trained_tensors(spec, recipe))
     tensors = sum(alike.many for alike in trained)
     weights = sum(prod(alike.shape) * alike.many * ITEMSIZE[alike.dtype] for alike in trained)
     lists = -(-tensors // TENSORS_IN_A_KERNEL)
-    before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES * clipped) * weights
-    bytes_, kernels = _own(optim, trained, tensors, weights)
-    calls = tensors * (BITSANDBYTES_CALLS if optim.endswith(BITSANDBYTES) else max(1, kernels // tensors))
-    return OptimizerStep(before + bytes_, kernels + lists * (scaled + 2 * clipped), tensors, calls)
+    scaled = recipe.mixed_precision == "fp16"
+    before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES) * weights
+    bytes_, kernels = _own(recipe.optim, trained, tensors, weights)
+    calls = tensors * (BITSANDBYTES_CALLS if recipe.optim.endswith(BITSANDBYTES) else max(1, kernels // tensors))
+    return OptimizerStep(before + bytes_, kernels + lists * (scaled + 2), tensors, calls)
 
 
 def _own(optim: Optim, trained: list[TrainedTensors], tensors: int, weights: int) -> tuple[float, int]:

@@ -6,14 +6,13 @@ one off, is apart: on a GPU it passes while the device works on earlier ones.
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from lorabench.estimator.devices.device import Device
-from lorabench.estimator.speed.operations import Kernel
+from lorabench.estimator.speed.elementwise import ceil, floor, larger, smaller
+from lorabench.estimator.speed.operations import HostPhase, Kernel
 
 Bound = Literal["slow", "typical", "fast"]
-HostPhase = Literal["forward", "backward", "optimizer"]
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 TILE = 128
 """Rows and columns of the result that one multiprocessor works out at a time, in the kernels that are used for large
@@ -23,7 +22,7 @@ LEAST_DEPTH = 512
 
 
 class Rates(Protocol):
-    """Seconds for operations of a step."""
+    """Seconds for operations of a step: extents and bytes are numbers, or arrays of them, and so are the seconds."""
 
     @property
     def asynchronous(self) -> bool:
@@ -35,19 +34,19 @@ class Rates(Protocol):
         With what PyTorch, transformers and peft do around it; without what a device that is the processor does.
         """
 
-    def product(self, m: float, n: float, k: float, batch: float, dtype: str) -> float:
+    def product(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
         """Return the seconds of ``batch`` products of (m × k) and (k × n) matrices."""
 
-    def attention(self, flops: float, bytes_: float, dtype: str, *, backward: bool, masked: bool) -> float:
+    def attention(self, flops: Any, bytes_: Any, dtype: str, *, backward: bool, masked: bool) -> Any:
         """Return the seconds of attention in one kernel; ``masked``: one that is given a mask."""
 
-    def passing(self, bytes_: float, kernel: Kernel = "arithmetic") -> float:
+    def passing(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
         """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes, together."""
 
-    def dequantisation(self, bytes_: float) -> float:
+    def dequantisation(self, bytes_: Any) -> Any:
         """Return the seconds of writing out 4-bit weights, reading and writing so many bytes."""
 
-    def paging(self, bytes_: float) -> float:
+    def paging(self, bytes_: Any) -> Any:
         """Return the seconds of moving so many bytes of unified memory between host and device."""
 
 
@@ -133,51 +132,53 @@ class DatasheetRates:
         """Return the seconds that the processor takes for one operation."""
         return self.fractions.host_seconds
 
-    def product(self, m: float, n: float, k: float, batch: float, dtype: str) -> float:
+    def product(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
         """Return the seconds of ``batch`` products of (m × k) and (k × n) matrices: a roofline of three."""
         rate = self._peak(dtype) * self.fractions.product * self._filled(m, n, k, batch)
         bytes_ = batch * (m * k + k * n + m * n) * ITEMSIZE[dtype]
-        return max(batch * 2 * m * n * k / rate, bytes_ / self.bandwidth, self.fractions.kernel_seconds)
+        roofline = larger(batch * 2 * m * n * k / rate, bytes_ / self.bandwidth)
+        return larger(roofline, self.fractions.kernel_seconds)
 
-    def attention(self, flops: float, bytes_: float, dtype: str, *, backward: bool, masked: bool) -> float:
+    def attention(self, flops: Any, bytes_: Any, dtype: str, *, backward: bool, masked: bool) -> Any:
         """Return the seconds of attention in one kernel."""
         fractions = self.fractions
         share = fractions.attention_backward if backward else fractions.attention
         if masked:
             share = fractions.masked_attention
-        return max(flops / (self._peak(dtype) * share), bytes_ / self.bandwidth, fractions.kernel_seconds)
+        roofline = larger(flops / (self._peak(dtype) * share), bytes_ / self.bandwidth)
+        return larger(roofline, fractions.kernel_seconds)
 
-    def passing(self, bytes_: float, kernel: Kernel = "arithmetic") -> float:
+    def passing(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
         """Return the seconds of reading and writing so many bytes.
 
         What the operation before left in the cache is read from there, and what is written there is overwritten
         before it is written back, unless these bytes themselves displace it.
         """
-        cached = min(bytes_, max(0.0, self.cache_bytes - bytes_))
+        cached = smaller(bytes_, larger(0.0, self.cache_bytes - bytes_))
         from_cache = cached * self.fractions.bandwidth / (self.bandwidth * self.fractions.cache)
-        return max((bytes_ - cached) / self.bandwidth + from_cache, self.fractions.kernel_seconds)
+        return larger((bytes_ - cached) / self.bandwidth + from_cache, self.fractions.kernel_seconds)
 
-    def dequantisation(self, bytes_: float) -> float:
+    def dequantisation(self, bytes_: Any) -> Any:
         """Return the seconds of writing out 4-bit weights."""
         fractions = self.fractions
         return max(bytes_ * fractions.bandwidth / (self.bandwidth * fractions.dequantisation), fractions.kernel_seconds)
 
-    def paging(self, bytes_: float) -> float:
+    def paging(self, bytes_: Any) -> Any:
         """Return the seconds of moving so many bytes between host and device."""
         return bytes_ / self.fractions.paging
 
     def _peak(self, dtype: str) -> float:
         return self.peaks[dtype] if dtype in self.peaks else EMULATED_BFLOAT16 * self.peaks["float32"]
 
-    def _filled(self, m: float, n: float, k: float, batch: float) -> float:
+    def _filled(self, m: Any, n: Any, k: Any, batch: Any) -> Any:
         """Return which part of the multiprocessors' time goes into elements of the result that are wanted.
 
         Tiles are dealt out in rounds, the last of which may leave multiprocessors idle; and a tile that reaches over
         the edge is worked out in full.
         """
-        tiles = batch * math.ceil(m / TILE) * math.ceil(n / TILE)
-        if tiles < self.multiprocessors:
-            tiles *= max(1, min(int(k // LEAST_DEPTH), int(self.multiprocessors // tiles)))
-        rounds = math.ceil(tiles / self.multiprocessors)
-        wanted = (m / (TILE * math.ceil(m / TILE))) * (n / (TILE * math.ceil(n / TILE)))
+        high, wide = ceil(m / TILE), ceil(n / TILE)
+        tiles = batch * high * wide
+        tiles = tiles * larger(1, smaller(floor(k / LEAST_DEPTH), floor(self.multiprocessors / tiles)))
+        rounds = ceil(tiles / self.multiprocessors)
+        wanted = (m / (TILE * high)) * (n / (TILE * wide))
         return wanted * tiles / (rounds * self.multiprocessors)

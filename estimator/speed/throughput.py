@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,9 +16,10 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
+from lorabench.estimator.speed.elementwise import larger
 from lorabench.estimator.speed.flops import StepFlops, step_flops
-from lorabench.estimator.speed.rates import Bound, DatasheetRates
-from lorabench.estimator.speed.timing import StepTime, step_time
+from lorabench.estimator.speed.rates import DatasheetRates, Rates
+from lorabench.estimator.speed.timing import Step, StepTime, size_step, step_time
 
 Range = tuple[float, float]
 """From the least to the most."""
@@ -81,14 +82,10 @@ def estimate_throughput(
     Raises:
         UserError: a combination that has no closed form, or that was not calibrated.
     """
-    typical = likely_step_time(spec, recipe, device, calibration)
-    if typical is None:
+    if calibration is None and device.bandwidth_bytes_per_second is None:
         return None
-    if calibration is not None:
-        seconds = typical.total / (1 + CALIBRATED_ERROR), typical.total * (1 + CALIBRATED_ERROR)
-    else:
-        fast = _datasheet_time(spec, recipe, device, "fast")
-        seconds = fast.total, _datasheet_time(spec, recipe, device, "slow").total
+    step = size_step(spec, recipe, "cuda" if calibration is None else calibration.kind)
+    typical, seconds = step_times(step, device, calibration, paged_out_bytes(spec, recipe, device))
     flops = step_flops(spec, recipe)
     tokens = recipe.tokens * recipe.gradient_accumulation
     speed = Throughput(
@@ -119,28 +116,40 @@ def likely_step_time(
     spec: ModelSpec, recipe: Recipe, device: Device, calibration: Calibration | None = None
 ) -> StepTime | None:
     """Return the likely time of a step, which `estimate_throughput` is about; None where no rates are known."""
-    if calibration is not None:
-        paged = paged_out_bytes(spec, recipe, device)
-        return step_time(spec, recipe, CalibratedRates(calibration), calibration.kind, paged)
-    if device.bandwidth_bytes_per_second is None:
+    if calibration is None and device.bandwidth_bytes_per_second is None:
         return None
-    return _datasheet_time(spec, recipe, device, "typical")
+    step = size_step(spec, recipe, "cuda" if calibration is None else calibration.kind)
+    return step_time(step, likely_rates(device, calibration), paged_out_bytes(spec, recipe, device))
 
 
-def _datasheet_time(spec: ModelSpec, recipe: Recipe, device: Device, bound: Bound) -> StepTime:
-    paged = paged_out_bytes(spec, recipe, device)
-    return step_time(spec, recipe, DatasheetRates(device, bound), paged_bytes=paged)
+def likely_rates(device: Device, calibration: Calibration | None) -> Rates:
+    """Return the calibrated rates, or without a calibration the usual ones of the datasheet."""
+    return DatasheetRates(device, "typical") if calibration is None else CalibratedRates(calibration)
+
+
+def step_times(
+    step: Step, device: Device, calibration: Calibration | None, paged_bytes: Any
+) -> tuple[StepTime, tuple[Any, Any]]:
+    """Return the likely time of ``step``, and the least and most of its seconds."""
+    likely = step_time(step, likely_rates(device, calibration), paged_bytes)
+    if calibration is not None:
+        return likely, (likely.total / (1 + CALIBRATED_ERROR), likely.total * (1 + CALIBRATED_ERROR))
+    least, most = (step_time(step, DatasheetRates(device, bound), paged_bytes).total for bound in ("fast", "slow"))
+    return likely, (least, most)
 
 
 def paged_out_bytes(spec: ModelSpec, recipe: Recipe, device: Device) -> int:
     """Return the bytes of a paged optimizer's states for which ``device`` has no room beside all else."""
     if not recipe.optim.startswith("paged"):
         return 0
-    paged = states(spec, recipe, "cuda").optimizer.paged
     taken = estimate_memory(spec, recipe, architecture=device.architecture).device_total_bytes
-    assert taken is not None
-    room = max(0, device.memory_bytes - DRIVER_BYTES - taken)
-    return max(0, paged - room)
+    return int(without_room(states(spec, recipe, "cuda").optimizer.paged, taken, device))
+
+
+def without_room(paged_bytes: Any, taken_bytes: Any, device: Device) -> Any:
+    """Return how many of ``paged_bytes`` ``device`` has no room for beside ``taken_bytes``: numbers or arrays."""
+    room = larger(0, device.memory_bytes - DRIVER_BYTES - taken_bytes)
+    return larger(0, paged_bytes - room)
 
 
 def plan_training(speed: Throughput, tokens: int, price_per_hour: float | None = None) -> Throughput:

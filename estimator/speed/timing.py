@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.sizes import BS, CHUNK
 from lorabench.estimator.closed_form.work import Attention, ChunkedLoss, Dequantisation, Product
 from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.parameters import trained_tensors
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.speed.elementwise import larger
 from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.flops import work_flops
-from lorabench.estimator.speed.operations import Operation, micro_batch_operations
-from lorabench.estimator.speed.optimizer_steps import optimizer_step
-from lorabench.estimator.speed.rates import HostPhase, Rates
+from lorabench.estimator.speed.operations import MicroBatch, Operation, micro_batch_operations
+from lorabench.estimator.speed.optimizer_steps import OptimizerStep, optimizer_step
+from lorabench.estimator.speed.rates import Rates
 
 GROUPS: dict[str, str] = {
     "linear layers": "products with the layers' weights, and their gradients",
@@ -33,58 +33,71 @@ PASSES_OVER_LOGITS = 3
 """By the kernel of a fused loss: read for the maximum and the sum, read again, and written as gradients."""
 
 
-class StepTime(NamedTuple):
-    """Seconds of one optimizer step, all its micro-batches together."""
+class Step(NamedTuple):
+    """What one optimizer step does, at sizes that are numbers, or arrays of them for a grid of recipes."""
 
-    groups: dict[str, float]
+    micro_batch: MicroBatch
+    filled: Filled
+    optimizer: OptimizerStep
+    gradient_accumulation: int
+    kernels: Kernels
+
+
+class StepTime(NamedTuple):
+    """Seconds of one optimizer step, all its micro-batches together: numbers or arrays, as the step's sizes are."""
+
+    groups: dict[str, Any]
     """Group (of `GROUPS`) → seconds; they add up to `total`."""
 
     @property
-    def total(self) -> float:
+    def total(self) -> Any:
         """Seconds of the whole step."""
         return sum(self.groups.values())
 
 
-def step_time(
-    spec: ModelSpec, recipe: Recipe, rates: Rates, kernels: Kernels = "cuda", paged_bytes: int = 0
-) -> StepTime:
-    """Return how long a step of ``recipe`` on ``spec`` takes at ``rates``.
-
-    ``paged_bytes``: of the optimizer's states, what the device has no room for.
+def size_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Step:
+    """Return what a step of ``recipe`` on ``spec`` does, at the recipe's own sizes.
 
     Raises:
         UserError: a combination that has no closed form.
     """
-    filled = fill_recipe(spec, recipe)
-    groups = dict.fromkeys(GROUPS, 0.0)
-    batches = recipe.gradient_accumulation
-    host_seconds = 0.0
-    for operation, times in micro_batch_operations(spec, recipe, kernels):
-        group, seconds = _seconds(operation, filled, rates)
-        groups[group] += batches * times * seconds
-        phase: HostPhase = "backward" if operation.phase == "backward" else "forward"
-        host_seconds += batches * times * rates.host_seconds(phase)
-    waiting = _waiting(sum(groups.values()), host_seconds, rates)
-    step = optimizer_step(
-        recipe.optim,
-        trained_tensors(spec, recipe),
-        scaled=recipe.mixed_precision == "fp16",
-        clipped=True,
+    return Step(
+        micro_batch_operations(spec, recipe, kernels),
+        fill_recipe(spec, recipe),
+        optimizer_step(spec, recipe),
+        recipe.gradient_accumulation,
+        kernels,
     )
-    passes = step.kernels if kernels == "cuda" else step.tensors
-    groups["optimizer"] = passes * rates.passing(step.bytes / passes)
+
+
+def step_time(step: Step, rates: Rates, paged_bytes: Any = 0) -> StepTime:
+    """Return how long ``step`` takes at ``rates``.
+
+    ``paged_bytes``: of the optimizer's states, what the device has no room for.
+    """
+    groups: dict[str, Any] = dict.fromkeys(GROUPS, 0.0)
+    batches = step.gradient_accumulation
+    for operation, times in step.micro_batch.operations:
+        group, seconds = _seconds(operation, step.filled, rates)
+        groups[group] = groups[group] + batches * times * seconds
+    launches = step.micro_batch.launches.items()
+    host_seconds = batches * sum(times * rates.host_seconds(phase) for phase, times in launches)
+    waiting = _waiting(sum(groups.values()), host_seconds, rates)
+    optimizer = step.optimizer
+    passes = optimizer.kernels if step.kernels == "cuda" else optimizer.tensors
+    groups["optimizer"] = passes * rates.passing(optimizer.bytes / passes)
     groups["paging"] = rates.paging(2 * paged_bytes)
-    waiting += _waiting(groups["optimizer"], step.calls * rates.host_seconds("optimizer"), rates)
+    waiting = waiting + _waiting(groups["optimizer"], optimizer.calls * rates.host_seconds("optimizer"), rates)
     groups["waiting for the host"] = waiting
     return StepTime(groups)
 
 
-def _waiting(device_seconds: float, host_seconds: float, rates: Rates) -> float:
+def _waiting(device_seconds: Any, host_seconds: float, rates: Rates) -> Any:
     """Return how much longer than the device's own work it takes until the processor is through too."""
-    return max(0.0, host_seconds - device_seconds) if rates.asynchronous else host_seconds
+    return larger(0.0, host_seconds - device_seconds) if rates.asynchronous else host_seconds
 
 
-def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, float]:
+def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, Any]:
     """Return the group of one operation, and how long it takes."""
     work = operation.work
     if isinstance(work, Product):
@@ -112,7 +125,7 @@ def dequantisation_bytes(elements: int, dtype: str) -> float:
     return elements * (1 / 2 + 4 / 64 + ITEMSIZES[dtype])
 
 
-def _attention_bytes(work: Attention, filled: Filled) -> float:
+def _attention_bytes(work: Attention, filled: Filled) -> Any:
     """Return the bytes of queries, keys, values and output; backward reads these and the gradient, and writes three.
 
     A mask is one element for each pair of positions, shared by the heads.
@@ -122,16 +135,16 @@ def _attention_bytes(work: Attention, filled: Filled) -> float:
     elements = 4 * queries + 4 * keys if work.backward else 2 * queries + 2 * keys
     if not work.skips_masked:
         elements += tokens * filled.seq_len
-    return float(elements * ITEMSIZES[work.dtype])
+    return elements * ITEMSIZES[work.dtype]
 
 
-def _chunked_loss(work: ChunkedLoss, filled: Filled, rates: Rates) -> float:
+def _chunked_loss(work: ChunkedLoss, filled: Filled, rates: Rates) -> Any:
     rows = filled((1, CHUNK))
     chunks = filled((1, BS)) / rows
     columns, vocabulary = work.columns, work.vocabulary
     seconds = rates.product(rows, vocabulary, columns, 1, work.dtype)
-    seconds += rates.product(rows, columns, vocabulary, 1, work.dtype)
+    seconds = seconds + rates.product(rows, columns, vocabulary, 1, work.dtype)
     if work.trains:
-        seconds += rates.product(vocabulary, columns, rows, 1, work.dtype)
-    seconds += rates.passing(PASSES_OVER_LOGITS * rows * vocabulary * ITEMSIZES[work.dtype], "rows")
-    return float(chunks * seconds)
+        seconds = seconds + rates.product(vocabulary, columns, rows, 1, work.dtype)
+    seconds = seconds + rates.passing(PASSES_OVER_LOGITS * rows * vocabulary * ITEMSIZES[work.dtype], "rows")
+    return chunks * seconds

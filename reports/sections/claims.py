@@ -157,7 +157,7 @@ def _slower(spec: ModelSpec, figure: Figure) -> float:
     )
     assert before is not None
     assert after is not None
-    return 1 - before.total / after.total
+    return float(1 - before.total / after.total)
 
 
 def _held(spec: ModelSpec, recipe: Recipe) -> float:

@@ -21,7 +21,7 @@ from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.rates import DatasheetRates
 from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, Throughput, estimate_throughput
-from lorabench.estimator.speed.timing import step_time
+from lorabench.estimator.speed.timing import size_step, step_time
 from tests.estimator.test_ground_truth import (
     A100,
     FOLDER,
@@ -52,7 +52,7 @@ def recomputed_product_seconds(row: dict[str, str]) -> float:
     spec, recipe = find_model(row["model"]), mistral_recipe(row)
     rates = DatasheetRates(find_device("a100-sxm-80gb"), "typical")
     product = rates.product(recipe.tokens, spec.hidden_size, spec.intermediate_size, 1, "bfloat16")
-    return spec.num_hidden_layers * product
+    return float(spec.num_hidden_layers * product)
 
 
 @pytest.mark.parametrize("row", A100, ids=lambda row: f"{row['method']}-batch{row['batch_size']}")
@@ -173,7 +173,7 @@ CPU_RATES = [CalibratedRates(msgspec.convert(one, Calibration)) for one in CPU["
 def cpu_error(run: dict[str, Any], rates: CalibratedRates) -> float:
     """Return by how much the calibrated step is off the fastest that was measured."""
     recipe = msgspec.convert(run["recipe"], Recipe)
-    seconds = step_time(find_model(recipe.model), recipe, rates, "cpu").total
+    seconds = step_time(size_step(find_model(recipe.model), recipe, "cpu"), rates).total
     return float(seconds / run["fastest_step_seconds"] - 1)
 
 

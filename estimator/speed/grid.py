@@ -1,0 +1,89 @@
+"""Throughput for arrays of batch sizes, lengths and ranks: the step of `estimate_throughput` on numpy's arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
+
+from lorabench.estimator.devices.device import Device
+from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.memory.grid import GridPart, estimate_memory_grid, grid_parts
+from lorabench.estimator.memory.reserved import device_total
+from lorabench.estimator.memory.states import states
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.speed.calibrations import Calibration
+from lorabench.estimator.speed.extents import fill
+from lorabench.estimator.speed.operations import micro_batch_operations
+from lorabench.estimator.speed.optimizer_steps import optimizer_step
+from lorabench.estimator.speed.throughput import step_times, without_room
+from lorabench.estimator.speed.timing import Step
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+
+class ThroughputGrid(NamedTuple):
+    """How fast each recipe of a grid trains: arrays of its shape, each with one of the least and one of the most."""
+
+    step_seconds: NDArray[np.float64]
+    step_seconds_range: tuple[NDArray[np.float64], NDArray[np.float64]]
+    tokens_per_second: NDArray[np.float64]
+    tokens_per_second_range: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def estimate_throughput_grid(
+    spec: ModelSpec,
+    recipe: Recipe,
+    device: Device,
+    batch_sizes: ArrayLike,
+    seq_lens: ArrayLike,
+    ranks: ArrayLike | None = None,
+    calibration: Calibration | None = None,
+) -> ThroughputGrid | None:
+    """Return the throughput of ``recipe`` with each batch size, length and rank in place of its own.
+
+    The three are as for `estimate_memory_grid`. Element by element the answer is that of `estimate_throughput`, but
+    for the last bits of what is read between calibrated points; None where that is None.
+
+    Raises:
+        UserError: as `estimate_memory_grid` (8 PiB: with a paged optimizer only) and `estimate_throughput`.
+    """
+    import numpy as np
+
+    shape, parts = grid_parts(spec, recipe, batch_sizes, seq_lens, ranks)
+    if calibration is None and device.bandwidth_bytes_per_second is None:
+        return None
+    taken = None
+    if recipe.optim.startswith("paged"):
+        peaks = estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks, architecture=device.architecture)
+        taken = device_total(peaks)
+    likely, least, most, tokens = np.empty((4, *shape))
+    for part in parts:
+        step, paged_bytes = _step(spec, part, "cuda" if calibration is None else calibration.kind)
+        if taken is not None:
+            paged_bytes = without_room(paged_bytes, taken.flat[part.places], device)
+        time, (low, high) = step_times(step, device, calibration, paged_bytes)
+        likely.flat[part.places], least.flat[part.places], most.flat[part.places] = time.total, low, high
+        tokens.flat[part.places] = part.batch_sizes * part.seq_lens * recipe.gradient_accumulation
+    return ThroughputGrid(likely, (least, most), tokens / likely, (tokens / most, tokens / least))
+
+
+def _step(spec: ModelSpec, part: GridPart, kernels: Kernels) -> tuple[Step, NDArray[np.int64]]:
+    """Return what the recipes of ``part`` do in a step, and the bytes of their optimizers' states that may be paged."""
+    import numpy as np
+
+    ranks, which = np.unique(part.ranks, return_inverse=True)
+    ranked = [replace(part.alike, rank=int(rank) or None) for rank in ranks]
+    optimizers = [optimizer_step(spec, recipe) for recipe in ranked]
+    paged_bytes = [states(spec, recipe, kernels).optimizer.paged for recipe in ranked]
+    step = Step(
+        micro_batch_operations(spec, part.alike, kernels),
+        fill(spec, part.alike, part.batch_sizes, part.seq_lens, part.ranks),
+        optimizers[0]._replace(bytes=np.array([one.bytes for one in optimizers])[which]),
+        part.alike.gradient_accumulation,
+        kernels,
+    )
+    return step, np.array(paged_bytes)[which]
