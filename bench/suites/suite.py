@@ -36,6 +36,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
 from lorabench.bench.records.labels import distinct_labels
@@ -51,11 +52,13 @@ from lorabench.estimator.recipes.target_modules import resolve_target_modules
 from lorabench.estimator.typed_values import convert
 
 SHIPPED = Path(__file__).parent
-STEPS = 20
-WARMUP_STEPS = 3
 MOST_RECIPES = 10_000
-MOST_REPEATS = 1_000
-MOST_STEPS = 100_000
+AMOUNTS: dict[str, Any] = {
+    "steps": Annotated[int, Meta(ge=1, le=100_000)],
+    "warmup_steps": Annotated[int, Meta(ge=0, le=100_000)],
+    "repeats": Annotated[int, Meta(ge=1, le=1_000)],
+}
+"""How much of each recipe is run."""
 LARGEST_FILE_BYTES = 2**20
 BY_HAND = "by hand"
 """Suite name of recipes that were given on the command line."""
@@ -80,9 +83,9 @@ class Suite(Struct, frozen=True, kw_only=True):
     recipes: tuple[Planned, ...]
     """In the order of the matrix, each once."""
     description: str = ""
-    steps: int = STEPS
+    steps: int = 20
     """Timed steps of each recipe."""
-    warmup_steps: int = WARMUP_STEPS
+    warmup_steps: int = 3
     """Steps before the timed ones."""
     repeats: int = 1
     """How often each recipe runs, each time with another seed."""
@@ -107,6 +110,16 @@ def single_recipe(spec: ModelSpec, recipe: Recipe) -> Suite:
     """
     check_trainable(spec, recipe)
     return Suite(name=BY_HAND, recipes=(Planned(recipe, spec),))
+
+
+def with_amounts(suite: Suite, given: dict[str, int]) -> Suite:
+    """Return ``suite`` with those of `AMOUNTS` that are ``given`` as options.
+
+    Raises:
+        UserError: one is out of range.
+    """
+    options = {name: f"--{name.replace('_', '-')}" for name in given}
+    return replace(suite, **{name: convert(count, AMOUNTS[name], options[name]) for name, count in given.items()})
 
 
 def check_trainable(spec: ModelSpec, recipe: Recipe) -> None:
@@ -191,11 +204,7 @@ class _SuiteFile:
         if name == BY_HAND:
             raise self._error(("name",), f"{BY_HAND!r} stands for single recipes: name the suite otherwise")
         description = self._typed(value.get("description", ""), str, ("description",))
-        steps = self._typed(value.get("steps", STEPS), Annotated[int, Meta(ge=1, le=MOST_STEPS)], ("steps",))
-        warmup = self._typed(
-            value.get("warmup_steps", WARMUP_STEPS), Annotated[int, Meta(ge=0, le=MOST_STEPS)], ("warmup_steps",)
-        )
-        repeats = self._typed(value.get("repeats", 1), Annotated[int, Meta(ge=1, le=MOST_REPEATS)], ("repeats",))
+        amounts = {key: self._typed(value[key], kind, (key,)) for key, kind in AMOUNTS.items() if key in value}
         self.defaults = self._options(value.get("defaults", {}), ("defaults",))
         self.conditional = [self._conditional(entry, path) for path, entry in self._entries("defaults_when")]
         planned: dict[str, Planned] = {}
@@ -234,10 +243,8 @@ class _SuiteFile:
             name=name,
             description=description,
             recipes=recipes,
-            steps=steps,
-            warmup_steps=warmup,
-            repeats=repeats,
             thresholds=thresholds,
+            **amounts,
         )
 
     def _thresholds(self, value: Any) -> Thresholds:

@@ -51,9 +51,10 @@ def test_each_recipe_is_a_line_with_its_outcome(tmp_path: Path, capsys: pytest.C
     assert [line.split("]")[0] for line in lines[:3]] == ["[1/3", "[2/3", "[3/3"]
     assert "demo-llama full 1×128 ckpt" in lines[0]
     assert re.search(r"  ok +\d+\.\d MiB +627 tok/s loss 6.93→5.09$", lines[0])
-    assert lines[2].endswith("  oom the worker ended without an answer: exit code 3: CUDA error: out of memory")
-    assert lines[3] == f"3 recipes: 2 ok, 1 oom. Records are in {tmp_path / 'out'}"
-    assert max(map(len, lines[:2])) <= 80
+    assert lines[2].endswith("  oom the worker ended without an answer:")
+    assert lines[3] == "    exit code 3: CUDA error: out of memory"
+    assert lines[4] == f"3 recipes: 2 ok, 1 oom. Records are in {tmp_path / 'out'}"
+    assert max(map(len, lines[:4])) <= 80
     assert len(read_records(tmp_path / "out")) == 3
 
 
@@ -69,6 +70,30 @@ def test_quiet_prints_the_last_line_only_and_verbose_every_setting(
     assert "seed 0, 5 steps after 1" in said
     assert "    first\n    CUDA error: out of memory\n" in said
     assert max(len(line) for line in said.splitlines() if line.startswith("    ")) <= 80
+
+
+LONG = """
+defaults: {seq_len: 128}
+include:
+  - {model: lorabench/demo-llama, optim: adamw_bnb_8bit, mixed_precision: no, target_modules: attention}
+  - {model: lorabench/demo-llama, optim: lion_8bit, mixed_precision: bf16, method: qlora}
+  - {model: lorabench/demo-llama, optim: paged_adamw_8bit, mixed_precision: no, target_modules: "q_proj,v_proj"}
+"""
+
+
+def test_a_line_that_is_too_long_goes_on_below_without_parting_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.yaml").write_text(LONG)
+    assert run(str(tmp_path / "long.yaml"), "-o", "out") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    assert [line[:5] for line in lines[:-1]] == ["[1/3]", "    o", "[2/3]", "    e", "[3/3]", "    o"]
+    assert re.fullmatch(r"    optim=adamw_bnb_8bit  ok +\d+\.\d MiB +627 tok/s loss 6.93→5.09", lines[1])
+    assert run(str(tmp_path / "long.yaml"), "--dry-run", "--gpu", "h100-sxm") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "    optim=paged_adamw_8bit" in lines
 
 
 def test_recipe_and_run_options_reach_the_worker(tmp_path: Path, bell: Path) -> None:
@@ -218,7 +243,7 @@ def test_on_a_terminal_it_draws_what_runs_and_leaves_the_lines(tmp_path: Path) -
         drawn += read
     assert running.wait(30) == 0
     text = drawn.decode()
-    assert "  demo-llama full 1×128 ckpt  1 s" in text
+    assert "  1 s  demo-llama full 1×128 ckpt" in text
     assert "0 of 3 done" in text
     assert re.search(r"1 of 3 done, about \d+ s left", text)
     kept = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
@@ -252,16 +277,26 @@ def test_the_rest_takes_what_those_before_took(
         (["smoke", "--dry-run", "--gpu", "rtx-4090", "--device", "cpu"], "--gpu and --device contradict each other"),
         (["smoke", "--dry-run", "--weights", "missing"], "weights missing: no folder with *.safetensors"),
         (["smoke", "--dry-run", "--dataset", "missing.txt"], "missing.txt: cannot read the dataset"),
-        (["smoke", "--dry-run", "--memory-snapshot"], "--memory-snapshot is of CUDA's allocator"),
+        (["smoke", "-o", "out", "--memory-snapshot"], "--memory-snapshot is of CUDA's allocator"),
+        *(
+            (["smoke", "--dry-run", *option], f"{option[0]} is for training, and --dry-run trains nothing")
+            for option in (
+                ["--output", "out"], ["--resume"], ["--skip-unfit"], ["--timeout", "3600"], ["--time-limit", "1"],
+                ["--engine", "trainer"], ["--seed", "0"], ["--timeline"], ["--memory-snapshot"], ["--quiet"],
+                ["--verbose"],
+            )
+        ),
         ([__file__, "--dry-run"], "others are files named *.yaml or *.yml"),
         ([LLAMA, "--method", "full", "-r", "8", "-o", "out"], "rank has no meaning for method full"),
         ([LLAMA, "--method", "qlroa", "-o", "out"], "did you mean qlora?"),
         ([LLAMA, "--target-modules", "q_prj", "-o", "out"], "did you mean q_proj?"),
         ([LLAMA, "--device", "gpu", "-o", "out"], "'gpu'"),
-        ([LLAMA, "--steps", "0", "-o", "out"], "--steps"),
+        ([LLAMA, "--steps", "0", "-o", "out"], "--steps must be a whole number from 1 to 100000, got 0"),
+        ([LLAMA, "--warmup-steps", "-1", "-o", "out"], "--warmup-steps must be a whole number from 0 to 100000"),
+        (["smoke", "--dry-run", "--repeats", "9999"], "--repeats must be a whole number from 1 to 1000, got 9999"),
+        ([LLAMA, "-r", "-1", "-o", "out"], "rank must be a whole number from 1 to 2147483647, got -1"),
         ([LLAMA, "--timeout", "0", "-o", "out"], "--timeout"),
         ([LLAMA, "--time-limit", "0", "-o", "out"], "--time-limit"),
-        ([LLAMA, "--repeats", "0", "-o", "out"], "--repeats"),
         ([LLAMA, "--seed", "-1", "-o", "out"], "--seed"),
         ([LLAMA, "--dataset", "missing.txt", "-o", "out"], "missing.txt: cannot read the dataset"),
         ([LLAMA, "--weights", "missing", "-o", "out"], "weights missing: no folder with *.safetensors"),

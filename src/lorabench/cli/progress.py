@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from lorabench.bench.records.record import RunRecord
 from lorabench.bench.running.runner import Progress, Watcher
 from lorabench.bench.running.tasks import Lane, Task
+from lorabench.cli.listing import WIDTH
+from lorabench.cli.result_lines import GLUED, details, result_line
 from lorabench.cli.speed import in_time
-from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-WIDEST_LABEL = 44
-"""Longer ones stick out of their column."""
+WIDEST_RESULT = 40
+"""Columns of ``ok 100.0 GiB 99,999 tok/s loss 10.00→9.00``; labels that leave it no room stick out of their column."""
+INDENT = "    "
 
 
 class Lines(Watcher):
@@ -31,7 +33,7 @@ class Lines(Watcher):
         self.verbosity = verbosity
         self.total = self.lanes = 0
         self.done = 0
-        self.width = 0
+        self.label_width = 0
         self.measured_seconds: list[float] = []
         """Of the tasks that were run."""
 
@@ -39,7 +41,8 @@ class Lines(Watcher):
         """Say what was found wrong in the folder."""
         self.total = len(tasks)
         self.lanes = len(lanes)
-        self.width = min(WIDEST_LABEL, max(len(task.label) for task in tasks))
+        room = self.columns - len(self._count(0)) - WIDEST_RESULT - 3
+        self.label_width = max(0, min(room, max(len(task.label) for task in tasks)))
         for notice in notices:
             click.echo(f"lorabench: {notice}", err=True)
         if self.verbosity > 0:
@@ -53,15 +56,36 @@ class Lines(Watcher):
             self.measured_seconds.append(progress.seconds)
         if self.verbosity < 0:
             return
-        count = f"[{progress.number:>{len(str(self.total))}}/{self.total}]"
-        self.say(f"{count} {progress.task.label:<{self.width}}  {result_line(progress)}")
+        label = f"{progress.task.label:<{self.label_width}}"
+        self._say_wrapped(f"{self._count(progress.number)} {label}  {result_line(progress)}", "")
         if self.verbosity > 0:
-            for line in _details(progress.record):
-                self.say(f"    {line}")
+            for line in details(progress.record):
+                self._say_wrapped(line, INDENT)
+            for line in (progress.record.traceback or "").splitlines():
+                self.say(INDENT + line)
+
+    @property
+    def columns(self) -> int:
+        """How wide lines may be."""
+        return WIDTH
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
         click.echo(line)
+
+    def _count(self, number: int) -> str:
+        return f"[{number:>{len(str(self.total))}}/{self.total}]"
+
+    def _say_wrapped(self, text: str, indent: str) -> None:
+        for line in textwrap.wrap(
+            text,
+            self.columns,
+            initial_indent=indent,
+            subsequent_indent=indent + INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ):
+            self.say(line.replace(GLUED, " "))
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -94,6 +118,11 @@ class LiveLines(Lines):
         """Leave only the lines that stay."""
         self.live.stop()
 
+    @property
+    def columns(self) -> int:
+        """How wide the terminal is now."""
+        return self.console.width
+
     def say(self, line: str) -> None:
         """Print a line that stays, above what is drawn."""
         self.console.print(line, soft_wrap=True)
@@ -117,10 +146,15 @@ class LiveLines(Lines):
         from rich.text import Text
 
         now = time.monotonic()
-        lines = [f"  {label}  {in_time(math.ceil(now - started))}" for label, started in self.running.values()]
+        lines = [f"  {in_time(math.ceil(now - started)):>7}  {label}" for label, started in self.running.values()]
         left = seconds_left(self.measured_seconds, self.total - self.done, self.lanes)
         rest = f", about {in_time(math.ceil(left))} left" if left else ""
-        return Group(*(Text(line, no_wrap=True) for line in (*lines, f"{self.done} of {self.total} done{rest}")))
+        return Group(
+            *(
+                Text(line, no_wrap=True, overflow="ellipsis")
+                for line in (*lines, f"{self.done} of {self.total} done{rest}")
+            )
+        )
 
 
 def watch(verbosity: int) -> Lines:
@@ -130,35 +164,6 @@ def watch(verbosity: int) -> Lines:
     return Lines(verbosity)
 
 
-def result_line(progress: Progress) -> str:
-    """Return what became of a recipe, as one line."""
-    record = progress.record
-    notes = ["measured before" if record.outcome == "ok" else "there before"] if progress.resumed else []
-    measured = record.measurement
-    if measured is None:
-        line = f"{record.outcome} {record.message}"
-    else:
-        peak = in_gib(measured.memory.peak_allocated_bytes)
-        first, last = (_loss(loss) for loss in (measured.losses[0], measured.losses[-1]))
-        line = f"ok {peak:>8} {measured.tokens_per_second:>5,.0f} tok/s loss {first}→{last}"
-        notes += [record.message] if record.message else []
-        notes += ["step times unstable"] if measured.unstable else []
-    return f"{line}  ({'; '.join(notes)})" if notes else line
-
-
 def seconds_left(measured: Sequence[float], left: int, lanes: int) -> float | None:
     """Return the seconds that the rest takes if its recipes take what those before took on average."""
     return sum(measured) / len(measured) * left / lanes if measured else None
-
-
-def _loss(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.2f}"
-
-
-def _details(record: RunRecord) -> list[str]:
-    said = [f"{setting}={value}" for setting, value in record.recipe.describe().items()]
-    lines = [f"{record.file_name}: seed {record.seed}, {record.steps} steps after {record.warmup_steps}"]
-    lines += click.wrap_text(" ".join(said), width=76).splitlines()
-    if record.measurement is not None:
-        lines += [f"unstable: {reason}" for reason in record.measurement.unstable]
-    return lines + (record.traceback or "").splitlines()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
+from click.core import ParameterSource
 
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
@@ -35,6 +35,11 @@ Exit codes:
   2  wrong use or bad input              3    nothing was measured
                                          130  interrupted
 """
+OF_TRAINING = {
+    *("output", "resume", "skip_unfit", "timeout", "time_limit", "engine", "seed", "timeline", "memory_snapshot"),
+    *("quiet", "verbose"),
+}
+"""Options that say nothing of what recipes take."""
 INTERRUPTED = 130
 UNFINISHED = 1
 NOTHING_MEASURED = 3
@@ -52,9 +57,9 @@ NOTHING_MEASURED = 3
 @click.option(
     "--time-limit", type=click.FloatRange(0, 10**6, min_open=True), help="Minutes in all; --resume does the rest."
 )
-@click.option("--repeats", type=click.IntRange(1, 1000), help="Runs of each recipe, each of another seed. [1]")
-@click.option("--steps", type=click.IntRange(min=1), help="Timed steps. [the suite's, or 20]")
-@click.option("--warmup-steps", type=click.IntRange(min=0), help="Steps before the timed ones. [the suite's, or 3]")
+@click.option("--repeats", type=int, help="Runs of each recipe, each of another seed. [1]")
+@click.option("--steps", type=int, help="Timed steps. [the suite's, or 20]")
+@click.option("--warmup-steps", type=int, help="Steps before the timed ones. [the suite's, or 3]")
 @click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
 @click.option(
     "--engine", type=OneOf(["lorabench", "trainer"]), default="lorabench", help="Whose loop: trainer is transformers'."
@@ -100,11 +105,17 @@ def command(
     """
     if quiet and verbose:
         raise UserError("--quiet and --verbose contradict each other: give one")
-    suite = _suite(target, options)
-    changed = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}
-    suite = msgspec.structs.replace(suite, **{key: value for key, value in changed.items() if value is not None})
+    if dry_run:
+        _refuse_what_only_training_takes()
+    elif gpu is not None:
+        raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
+    elif output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     from lorabench.bench.running.jobs import Settings
+    from lorabench.bench.suites.suite import with_amounts
 
+    amounts = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}
+    suite = with_amounts(_suite(target, options), {name: count for name, count in amounts.items() if count is not None})
     settings = Settings(
         device="cpu",  # until it is known what --device means here
         steps=suite.steps,
@@ -117,18 +128,13 @@ def command(
         memory_snapshot=memory_snapshot,
     )
     if dry_run:
-        from lorabench.bench.running.runner import check_device, check_sources
+        from lorabench.bench.running.runner import check_sources
         from lorabench.cli.dry_run import dry_run as listed
 
         check_sources(suite, settings)
-        facts = _device(gpu, device)
-        check_device(msgspec.structs.replace(settings, device=facts.kind))
-        click.echo(listed(suite, settings, facts))
+        click.echo(listed(suite, settings, _device(gpu, device)))
         return 0
-    if gpu is not None:
-        raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
-    if output is None:
-        raise click.UsageError("Missing option '-o' / '--output'.")
+    assert output is not None
     from lorabench.bench.running.runner import run_suite
     from lorabench.cli.progress import watch
 
@@ -179,6 +185,15 @@ def _suite(target: str, options: dict[str, Any]) -> Suite:
         suites = f"shipped suites are {', '.join(shipped_suites())}, and others are files named *.yaml or *.yml"
         raise UserError(f"{error}; {suites}") from error
     return single_recipe(spec, recipe_from(spec.name, options))
+
+
+def _refuse_what_only_training_takes() -> None:
+    """Refuse options beside --dry-run that would change nothing of what it says."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in OF_TRAINING:
+            raise UserError(f"{max(option.opts, key=len)} is for training, and --dry-run trains nothing: leave it out")
 
 
 def _device(gpu: str | None, choice: DeviceChoice) -> DeviceFacts:
