@@ -4,12 +4,11 @@ export const MIB = 2 ** 20;
 export const GIB = 2 ** 30;
 
 // Bytes often lie halfway between two figures; Python rounds those to the even one.
-const grouped = (number, decimals) =>
-  number.toLocaleString("en-US", {
-    minimumFractionDigits: decimals,
-    maximumFractionDigits: decimals,
-    roundingMode: "halfEven",
-  });
+const WITH_DECIMALS = [0, 1, 2].map(
+  (decimals) =>
+    new Intl.NumberFormat("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals, roundingMode: "halfEven" }),
+);
+const grouped = (number, decimals) => WITH_DECIMALS[decimals].format(number);
 
 // In GiB, or in MiB below one tenth of a GiB.
 export function formatBytes(count) {
