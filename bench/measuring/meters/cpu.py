@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from lorabench.bench.measuring.meters import resident_memory
+from lorabench.bench.measuring.meters import core_waits, resident_memory
 from lorabench.bench.measuring.meters.counted_step import count_step, thinned
 from lorabench.bench.measuring.meters.meter import Readings, Timeline
 from lorabench.estimator.memory.breakdown import PHASES, Breakdown
@@ -65,9 +65,13 @@ class CpuMeter:
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """Let the peak of resident memory be that of the timed steps; where the kernel cannot, it stays unknown."""
+        """Read the timed steps' peak of resident memory and their waits for a core, where the kernel tells."""
         forgotten = resident_memory.forget_peak()
+        begun, waits_before = time.perf_counter(), core_waits.waited_seconds()
         yield
+        waits, seconds = core_waits.waited_seconds(), time.perf_counter() - begun
+        if waits_before is not None and waits is not None:
+            self.readings.disturbances = tuple(core_waits.disturbances(waits - waits_before, seconds))
         if forgotten:
             self.readings.rss_peak_bytes = resident_memory.peak_bytes()
 
