@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, ONE, WIDTH, Live, Moment
+from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, ONE, WIDTH, Moment
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.memory.breakdown import COMPONENTS, Kernels
 from lorabench.estimator.memory.states import loaded_weights, states
@@ -135,13 +135,14 @@ def _phase_form(phase: str, moments: list[Moment], held: dict[str, int]) -> Phas
     constants = [0] * (WIDTH * len(COMPONENTS))
     for name, bytes_ in held.items():
         constants[COMPONENT_INDEX[name] * WIDTH + ONE] = bytes_
-    kept = _undominated([moment.total() for moment in moments])
-    moments = [Moment(phase, _minus(moments[index].live, constants)) for index in kept]
-    return PhaseForm(phase, tuple(moments), tuple(moment.total() for moment in moments))
+    total = [sum(held.values()) if monomial == ONE else 0 for monomial in range(WIDTH)]
+    kept = [moments[index] for index in _undominated([moment.total for moment in moments])]
+    working = [Moment(phase, _minus(moment.live, constants), _minus(moment.total, total)) for moment in kept]
+    return PhaseForm(phase, tuple(working), tuple(moment.total for moment in working))
 
 
-def _minus(live: Live, constants: list[int]) -> Live:
-    return tuple(map(sub, live, constants))
+def _minus(bytes_: tuple[int, ...], constants: list[int]) -> tuple[int, ...]:
+    return tuple(map(sub, bytes_, constants))
 
 
 def _undominated(coefficients: list[tuple[int, ...]]) -> list[int]:
@@ -154,6 +155,10 @@ def _undominated(coefficients: list[tuple[int, ...]]) -> list[int]:
         first.setdefault(total, index)
     kept: list[tuple[int, ...]] = []
     for total in sorted(first, key=sum, reverse=True):  # what exceeds another comes before it
-        if not any(all(map(ge, larger, total)) for larger in kept):
+        for place, larger in enumerate(kept):
+            if all(map(ge, larger, total)):
+                kept.insert(0, kept.pop(place))  # it is likely to exceed the next one too
+                break
+        else:
             kept.append(total)
     return sorted(first[total] for total in kept)

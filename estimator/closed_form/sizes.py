@@ -52,6 +52,8 @@ class Moment(NamedTuple):
 
     phase: str
     live: Live
+    total: tuple[int, ...]
+    """The coefficient of each monomial, over all components."""
 
     def component_bytes(self, values: tuple[int, ...]) -> dict[str, int]:
         """Return component → bytes for the given monomial values."""
@@ -60,11 +62,6 @@ class Moment(NamedTuple):
             name: sum(live[index * WIDTH + m] * values[m] for m in range(WIDTH))
             for name, index in COMPONENT_INDEX.items()
         }
-
-    def total(self) -> tuple[int, ...]:
-        """Return the coefficient of each monomial, over all components."""
-        live = self.live
-        return tuple(sum(live[m::WIDTH]) for m in range(WIDTH))
 
 
 class Block:
@@ -103,6 +100,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.live: list[int] = [0] * (WIDTH * len(COMPONENTS))
+        self.total: list[int] = [0] * WIDTH
         self.phase = "loaded"
         self.moments: list[Moment] = []
         self._rising = False
@@ -112,7 +110,7 @@ class Ledger:
 
     def allocate(self, block: Block) -> None:
         """Count ``block`` in."""
-        self.live[block.slot] += block.bytes
+        self._count(block.slot, block.bytes)
         self._rising = True
         if self._watched is not None:
             self._watched.append(weakref.ref(block))
@@ -121,15 +119,19 @@ class Ledger:
         """Count ``block`` out."""
         self.mark()
         if block.copies > 1 and self._repeat is not None:
-            self.live[block.slot] -= block.bytes
+            self._count(block.slot, -block.bytes)
             self._repeat[block.slot] -= (block.copies - 1) * block.bytes
         else:
-            self.live[block.slot] -= block.copies * block.bytes
+            self._count(block.slot, -block.copies * block.bytes)
+
+    def _count(self, slot: int, bytes_: int) -> None:
+        self.live[slot] += bytes_
+        self.total[slot % WIDTH] += bytes_
 
     def mark(self) -> None:
         """Record the present as a moment, if anything was allocated since the last one."""
         if self._rising:
-            self.moments.append(Moment(self.phase, tuple(self.live)))
+            self.moments.append(Moment(self.phase, tuple(self.live), tuple(self.total)))
             self._rising = False
 
     def enter(self, phase: str) -> None:
@@ -140,7 +142,7 @@ class Ledger:
 
     def hold(self, component: str, bytes_: int, monomial: int = ONE) -> None:
         """Count bytes in that stay for the whole step."""
-        self.live[COMPONENT_INDEX[component] * WIDTH + monomial] += bytes_
+        self._count(COMPONENT_INDEX[component] * WIDTH + monomial, bytes_)
 
     def begin_forward_repeat(self) -> None:
         """Begin the forward pass of the layer that stands for several."""
@@ -163,9 +165,11 @@ class Ledger:
         self._add_shifted_moments(change)
 
     def _add_shifted_moments(self, change: list[int]) -> None:
-        for moment in self.moments[self._repeat_started :]:
-            self.moments.append(Moment(moment.phase, tuple(map(add, moment.live, change))))
+        total = [sum(change[monomial::WIDTH]) for monomial in range(WIDTH)]
+        for phase, live, live_total in self.moments[self._repeat_started :]:
+            self.moments.append(Moment(phase, tuple(map(add, live, change)), tuple(map(add, live_total, total))))
         self.live = list(map(add, self.live, change))
+        self.total = list(map(add, self.total, total))
         self._rising = True
 
     def begin_backward_repeat(self) -> None:

@@ -29,9 +29,9 @@ class Filled(NamedTuple):
         count, monomial = extent
         return count * self.values[monomial]
 
-    def sum(self, sizes: tuple[float, ...]) -> Any:
-        """Return the total of sizes that are given for each monomial."""
-        return sum(size * self.values[monomial] for monomial, size in enumerate(sizes) if size)
+    def sum(self, sizes: tuple[tuple[int, float], ...]) -> Any:
+        """Return the total of monomials, each so many times."""
+        return sum(size * self.values[monomial] for monomial, size in sizes)
 
     def kernel_pairs(self, attention: Attention) -> Any:
         """Return the pairs of positions that the kernel works on, in one sequence."""

@@ -7,7 +7,7 @@ from what: an operation that tells of no matrix product reads its inputs and wri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ from lorabench.estimator.closed_form.autograd import (
     Tensor,
 )
 from lorabench.estimator.closed_form.forms import Setup
-from lorabench.estimator.closed_form.sizes import WIDTH, WITH_RANK, Ledger
+from lorabench.estimator.closed_form.sizes import WITH_RANK, Ledger
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.closed_form.work import Work
 from lorabench.estimator.memory.breakdown import Kernels
@@ -47,9 +47,8 @@ KERNELS: dict[str, tuple[Kernel, Kernel]] = {
     "dropout": ("random", "arithmetic"),
 }
 """Method of `Operators` → what it does forward and backward; the others do arithmetic."""
-Sizes = tuple[float, ...]
-"""Bytes for each of `sizes.MONOMIALS`."""
-NO_BYTES: Sizes = (0.0,) * WIDTH
+Sizes = tuple[tuple[int, float], ...]
+"""Of `sizes.MONOMIALS`, each with its bytes."""
 
 
 class Operation(NamedTuple):
@@ -110,7 +109,7 @@ class _CountingTape(Tape):
     @contextmanager
     def _telling(self, work: Work) -> Iterator[None]:
         assert not self._told
-        self._count(Operation(work, NO_BYTES))
+        self._count(Operation(work, ()))
         self._told = True
         try:
             yield
@@ -133,19 +132,18 @@ class _CountingTape(Tape):
     # Running
 
     def record(self, inputs: tuple[Tensor, ...], backward: Backward, *args: Any, **options: Any) -> Tensor:
-        read = _bytes(inputs)
         try:
             return super().record(inputs, backward, *args, **options)
         finally:
             if self._made:
-                self._pass(read, self._made, _kernels(backward)[0])
+                self._pass((*inputs, *self._take()), _kernels(backward)[0])
 
     def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
         self._phase, self._times = "backward", node.repeat
         node.backward = self._counted(node.backward)
         super()._run(node, waiting, queue)
         for made in self._take():  # casts of the gradients to the dtype of what they belong to, and copies
-            self._pass(_bytes([made]), [made])
+            self._pass((made, made))
 
     def _counted(self, backward: Backward) -> Backward:
         kernel = _kernels(backward)[1]
@@ -156,10 +154,9 @@ class _CountingTape(Tape):
             made = self._take()
             if made:
                 # Each kernel reads what arrived, and all of them together what was saved.
-                read = _bytes(arrived if isinstance(arrived, list) else [arrived])
-                share = tuple(size / len(made) for size in _bytes(saved))
+                read = arrived if isinstance(arrived, list) else [arrived]
                 for tensor in made:
-                    self._pass(_sum(read, share), [tensor], kernel)
+                    self._pass((*read, tensor), kernel, saved, 1 / len(made))
             return gradients
 
         return counted
@@ -174,12 +171,12 @@ class _CountingTape(Tape):
     def sum(self, first: Tensor, second: Tensor) -> Tensor:
         result = super().sum(first, second)
         self._made.clear()
-        self._pass(_bytes([first, second]), [second])
+        self._pass((first, second, second))
         return result
 
     def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
         if leaf.accumulating or leaf.grad is not None:
-            self._pass(_bytes([gradient, gradient]), [gradient])
+            self._pass((gradient, gradient, gradient))
             super()._gather(leaf, gradient, repeat)
             self._made.clear()
         else:
@@ -191,8 +188,21 @@ class _CountingTape(Tape):
         made, self._made = self._made, []
         return made
 
-    def _pass(self, read: Sizes, written: list[Tensor], kernel: Kernel = "arithmetic") -> None:
-        self._count(Operation(None, _sum(read, _bytes(written)), self._over_logits, kernel))
+    def _pass(
+        self,
+        tensors: Iterable[Tensor],
+        kernel: Kernel = "arithmetic",
+        shared: Iterable[Tensor] = (),
+        share: float = 1.0,
+    ) -> None:
+        """Count a pass that reads or writes each of ``tensors``, and a share of what it reads with others."""
+        sizes: dict[int, float] = {}
+        for each, part in ((tensors, 1.0), (shared, share)):
+            for tensor in each:
+                monomial = WITH_RANK[tensor.rows] if tensor.ranked else tensor.rows
+                bytes_ = part * tensor.columns * ITEMSIZES[tensor.dtype]
+                sizes[monomial] = sizes.get(monomial, 0.0) + bytes_
+        self._count(Operation(None, tuple(sorted(sizes.items())), self._over_logits, kernel))
         self._made, self._over_logits = [], False
 
     def _count(self, operation: Operation) -> None:
@@ -205,15 +215,3 @@ def _kernels(backward: Backward) -> tuple[Kernel, Kernel]:
     """Return what the operator does, forward and backward, within which ``backward`` was defined."""
     operator = backward.__qualname__.partition(".<locals>")[0].rpartition(".")[2]
     return KERNELS.get(operator, ("arithmetic", "arithmetic"))
-
-
-def _bytes(tensors: Any) -> Sizes:
-    sizes = [0.0] * WIDTH
-    for tensor in tensors:
-        monomial = WITH_RANK[tensor.rows] if tensor.ranked else tensor.rows
-        sizes[monomial] += tensor.columns * ITEMSIZES[tensor.dtype]
-    return tuple(sizes)
-
-
-def _sum(first: Sizes, second: Sizes) -> Sizes:
-    return tuple(map(sum, zip(first, second, strict=True)))
