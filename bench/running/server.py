@@ -25,6 +25,7 @@ from typing import NoReturn
 import msgspec
 
 from lorabench.bench.running import worker
+from lorabench.bench.running.cuda_asleep import cuda_asleep
 from lorabench.bench.running.server_protocol import READ_BYTES, Ended, Notice, Ready, Request, Start
 
 PRELOAD: tuple[str, ...] = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -46,15 +47,21 @@ FIRST_TO_KILL = 1000
 
 def main() -> None:
     """Serve until standard input closes."""
-    for module in PRELOAD:
-        importlib.import_module(module)
-    for module in (*PRELOAD_WHERE_THERE, *sys.argv[1:]):
-        with suppress(ImportError):  # the worker that needs it will say so
-            importlib.import_module(module)
+    preload()
     gc.collect()
     gc.freeze()  # the collector then writes to no page that workers share
     _Server(forks=cuda_survives_a_fork()).serve()
     os._exit(0)  # without the seconds that libraries take for their leave
+
+
+def preload() -> None:
+    """Import what workers would."""
+    with cuda_asleep():
+        for module in PRELOAD:
+            importlib.import_module(module)
+        for module in (*PRELOAD_WHERE_THERE, *sys.argv[1:]):
+            with suppress(ImportError):  # the worker that needs it will say so
+                importlib.import_module(module)
 
 
 def cuda_survives_a_fork() -> bool:
@@ -84,16 +91,23 @@ class _Server:
         os.dup2(2, 1)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.requests, selectors.EVENT_READ)
-        self.workers: dict[int, tuple[int, int]] = {}
-        """Number → process id and its file descriptor, of those that live or were not yet waited for."""
+        # Not by pidfd_open, which sandboxes such as gVisor lack.
+        self.deaths, told_of_a_death = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(told_of_a_death, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self.selector.register(self.deaths, selectors.EVENT_READ)
+        self.workers: dict[int, int] = {}
+        """Number → process id, of those that live or were not yet waited for."""
 
     def serve(self) -> None:
         self._tell(Ready(forks=self.forks))
         buffer = b""
         while True:
             for key, _ in self.selector.select():
-                if key.fd != self.requests:
-                    self._wait_for(key.data)
+                if key.fd == self.deaths:
+                    os.read(self.deaths, READ_BYTES)
+                    for number in [number for number, pid in self.workers.items() if _has_ended(pid)]:
+                        self._wait_for(number)
                     continue
                 read = os.read(self.requests, READ_BYTES)
                 if not read:
@@ -116,17 +130,17 @@ class _Server:
         pid = os.fork()
         if pid == 0:
             self._become_worker(request, server)
-        handle = os.pidfd_open(pid)
-        self.workers[request.number] = pid, handle
-        self.selector.register(handle, selectors.EVENT_READ, request.number)
+        self.workers[request.number] = pid
 
     def _become_worker(self, request: Start, server: int) -> NoReturn:
         exit_code = 1
         try:
             os.setsid()
             die_with_parent(server)
+            os.close(signal.set_wakeup_fd(-1))
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.selector.close()
-            for descriptor in (self.requests, self.notices, *(handle for _, handle in self.workers.values())):
+            for descriptor in (self.requests, self.notices, self.deaths):
                 os.close(descriptor)
             _redirect(request.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1)
             os.dup2(1, 2)
@@ -148,26 +162,29 @@ class _Server:
             os._exit(exit_code)
 
     def _kill(self, number: int) -> None:
-        pid, handle = self.workers[number]
+        pid = self.workers[number]  # nobody else's, as long as it was not waited for
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         # It may have had no time yet to make itself a group.
         with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
     def _wait_for(self, number: int) -> None:
         """Take leave of a worker that has ended, and end what it left behind."""
-        pid, handle = self.workers.pop(number)
+        pid = self.workers.pop(number)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        self.selector.unregister(handle)
-        os.close(handle)
         _, status = os.waitpid(pid, 0)
         self._tell(Ended(number=number, exit_code=os.waitstatus_to_exitcode(status)))
 
     def _tell(self, notice: Notice) -> None:
         with suppress(BrokenPipeError):
             os.write(self.notices, msgspec.json.encode(notice) + b"\n")
+
+
+def _has_ended(pid: int) -> bool:
+    """Tell whether the child has, without waiting for it: until then its id stays its own."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def die_with_parent(parent: int) -> None:

@@ -117,7 +117,7 @@ def answer_of(error: Exception, *_: object) -> Answer:
 
 
 def serve() -> None:
-    server.PRELOAD = server.PRELOAD_WHERE_THERE = ()
+    server.preload = lambda: None
     server.cuda_survives_a_fork = lambda: True  # which would import torch
     training: Any = worker
     training.measure = pretend

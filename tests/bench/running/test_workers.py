@@ -213,7 +213,7 @@ def test_a_server_that_cannot_start_is_refused_with_its_last_words(tmp_path: Pat
 FRESH = """
 import sys
 from lorabench.bench.running import server
-server.PRELOAD = server.PRELOAD_WHERE_THERE = ()
+server.preload = lambda: None
 server.cuda_survives_a_fork = lambda: False
 server.main()
 """
