@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NEAR = 4
+"""Names that are offered for one word."""
+
 
 class UserError(Exception):
     """Bad input: its text is one line that says what is wrong, where, and how to mend it.
@@ -17,12 +20,18 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, choices: Iterable[str], *, say_all_up_to: int = 8) -> str:
-    """Return a clause that names the nearest of ``choices`` to ``word``, or all of them where they are few."""
-    names = sorted(choices)
+    """Return a clause that names the nearest of ``choices`` to ``word``, or all of them where they are few.
+
+    Nearest are the names that go on where ``word`` ends, in their own order; without any, the one most alike.
+    """
+    names = list(choices)
     lowered = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    begun = [name for name in lowered if word and name.startswith((f"{word.lower()}_", f"{word.lower()}-"))]
+    near = begun if len(begun) <= MOST_NEAR else []
+    near = near or difflib.get_close_matches(word.lower(), sorted(lowered), n=1, cutoff=0.6)
     if near:
-        return f"did you mean {lowered[near[0]]}?"
+        return f"did you mean {' or '.join(lowered[name] for name in near)}?"
+    names.sort()
     if len(names) <= say_all_up_to:
         return f"choose from {', '.join(names)}"
     return f"{len(names)} are known, such as {', '.join(names[:3])}"

@@ -29,7 +29,6 @@ from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
 
-DEFAULT_SEQ_LEN: int = make_recipe("any").seq_len
 METHODS = ("lora", "qlora", "full")
 MOST_CHOICES = 8
 """Recipes that are named."""
@@ -128,6 +127,7 @@ def make_plan(
         UserError: settings that contradict each other, or that the model cannot have.
     """
     tried = 0
+    fixed = {"seq_len": default_seq_len(spec)} | fixed
     fitting: list[_Fitting] = []
     leanest: dict[str, Recipe] = {}
     for recipe in _open_recipes(spec, device, fixed):
@@ -156,6 +156,12 @@ def make_plan(
         ),
         methods=tuple(_limits(spec, device, recipe) for recipe in leanest.values()),
     )
+
+
+def default_seq_len(spec: ModelSpec) -> int:
+    """Return the length of a plan that is asked for without one: the default, or as many positions as are learned."""
+    length = make_recipe(spec.name).seq_len
+    return min(length, spec.max_position_embeddings or length) if spec.learned_positions else length
 
 
 def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
@@ -213,7 +219,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
     for method in [fixed["method"]] if "method" in fixed else METHODS:
         for precision, attention, loss, optim, checkpointing in product(
             precisions[method],
-            _attentions(spec, device, fixed.get("seq_len", DEFAULT_SEQ_LEN)),
+            _attentions(spec, device, fixed["seq_len"]),
             ("standard", "liger") if spec.model_type in FUSED_LOSS_MODEL_TYPES else ("standard",),
             ("adamw_torch_fused", "paged_adamw_8bit"),
             (False, True),

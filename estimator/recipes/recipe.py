@@ -25,8 +25,8 @@ QuantType = Literal["nf4", "fp4"]
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 Loss = Literal["standard", "legacy", "liger"]
 Optim = Literal[
-    "adamw_torch",
     "adamw_torch_fused",
+    "adamw_torch",
     "adamw_bnb_8bit",
     "adamw_8bit",
     "paged_adamw_32bit",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -28,6 +27,8 @@ CALIBRATED_ERROR = 0.30
 """By how much a step's time may differ from that at calibrated rates: within this lie all measured runs of
 docs/speed.md."""
 JOULES_IN_KILOWATT_HOUR = 3.6e6
+LARGEST_PRICE = 10**9
+"""Per hour, in any currency: more is a slip."""
 LEAST_POWER = 0.4
 """Of a GPU's board power, drawn by a training that mostly waits for memory or for the host; the most is all of it."""
 
@@ -156,12 +157,12 @@ def plan_training(speed: Throughput, tokens: int, price_per_hour: float | None =
     """Return ``speed`` with how long so many tokens take, and what they cost.
 
     Raises:
-        UserError: fewer tokens than one, or a price below nothing.
+        UserError: fewer tokens than one, or a price below nothing or above `LARGEST_PRICE`.
     """
     if tokens < 1:
         raise UserError(f"tokens {tokens}: must be 1 or more")
-    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
-        raise UserError(f"price per hour {price_per_hour:g}: must be 0 or more")
+    if price_per_hour is not None and not 0 <= price_per_hour <= LARGEST_PRICE:
+        raise UserError(f"price per hour {price_per_hour:g}: must be from 0 to {LARGEST_PRICE:,}")
     least, most = (tokens / rate for rate in reversed(speed.tokens_per_second_range))
     seconds = tokens / speed.tokens_per_second
     training = Training(tokens=tokens, seconds=seconds, seconds_range=(least, most))

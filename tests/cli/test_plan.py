@@ -66,6 +66,17 @@ def test_nothing_that_fits_is_exit_code_1_with_what_would(lorabench: Any) -> Non
     assert "fits with method=qlora" in out
 
 
+def test_a_model_with_fewer_positions_than_the_default_length_is_planned_at_all_it_has(lorabench: Any) -> None:
+    code, out, _ = lorabench("plan", "gpt2", "--gpu", "t4")
+    assert code == 0
+    assert "sequences of 1024, as many positions as it has" in out
+    assert "--seq-len 1024" in out
+    code, out, _ = lorabench("plan", "gpt2", "--all-gpus")
+    assert code == 0
+    assert "seq_len=1024" in out
+    assert lorabench("plan", "gpt2", "--gpu", "t4", "--seq-len", "2048")[0] == 2
+
+
 def test_all_gpus_names_those_that_are_enough(lorabench: Any) -> None:
     code, out, _ = lorabench("plan", LLAMA, "--method", "qlora", "--all-gpus", "--format", "json")
     assert code == 0

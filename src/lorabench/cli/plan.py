@@ -67,7 +67,7 @@ def command(
     and with --all-gpus for everything.
     """
     from lorabench.estimator.answers.estimates import has_closed_form
-    from lorabench.estimator.answers.plan import make_plan
+    from lorabench.estimator.answers.plan import default_seq_len, make_plan
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.models.catalogue import find_model
 
@@ -77,6 +77,7 @@ def command(
             f"plan searches by the closed form, and model_type {spec.model_type} has none: "
             "use `lorabench estimate` for one recipe"
         )
+    fixed = {"seq_len": default_seq_len(spec)} | {name: value for name, value in options.items() if value is not None}
     if all_gpus:
         for given, name in (
             (gpu, "--gpu"),
@@ -85,16 +86,16 @@ def command(
         ):
             if given is not None:
                 raise UserError(f"--all-gpus asks for one recipe on every GPU, and {name} has no meaning there")
-        return _all_gpus(spec, recipe_from(spec.name, options), format_)
+        return _all_gpus(spec, recipe_from(spec.name, fixed), format_)
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
     device = find_device(gpu)
     calibration = calibration_for(device, calibration_file)
-    fixed = {name: value for name, value in options.items() if value is not None}
     plan = make_plan(spec, device, fixed, min_batch_tokens or 1, calibration)
-    click.echo(
-        _as_json(plan) if format_ == "json" else _plan_text(plan, as_markdown if format_ == "markdown" else None)
-    )
+    if format_ == "json":
+        click.echo(_as_json(plan))
+    else:
+        click.echo(_plan_text(spec, plan, as_markdown if format_ == "markdown" else None))
     return 0 if plan.choices else 1
 
 
@@ -118,9 +119,11 @@ def _as_json(answer: object) -> str:
     return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
 
 
-def _plan_text(plan: Plan, markdown: Callable[[list[Column]], str] | None) -> str:
+def _plan_text(spec: ModelSpec, plan: Plan, markdown: Callable[[list[Column]], str] | None) -> str:
     table = markdown or as_table
     head = f"{plan.model} on {plan.gpu} ({in_gib(plan.gpu_memory_bytes)}), sequences of {plan.seq_len}"
+    if spec.learned_positions and plan.seq_len == spec.max_position_embeddings:
+        head += ", as many positions as it has"
     parts = [f"**{head}**" if markdown else head]
     if plan.choices:
         parts.append(table(_choice_columns(plan.choices)))
@@ -165,7 +168,7 @@ def _buys(choices: tuple[Choice, ...]) -> list[str]:
         if saved > 0:
             said.append(f"−{_short_gib(saved)}")
         elif choice.recipe.method not in {one.recipe.method for one in before}:
-            said.append("full" if choice.recipe.method == "full" else "16 bits")
+            said.append({"full": "full", "lora": "16 bits", "qlora": "4 bits"}[choice.recipe.method])
         else:
             said.append("")
     return said

@@ -21,8 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 LEAST_SHARE = 0.005
 """Groups of operations that take less of a step are not listed."""
 
-LARGEST_COUNT = 10**18
-"""Of what a `Count` takes: more is a slip."""
+LARGEST_COUNT = 10**15
+"""Of what a `Count` takes, a hundred times what the largest models were trained on: more is a slip."""
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
@@ -38,8 +38,10 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
             return value
         match = self._written.fullmatch(str(value))
         number = match and float(match[1].replace("_", "").replace(",", "")) * self._units[match[2].lower()]
-        if not number or number != int(number) or number > LARGEST_COUNT:
+        if not number or number != int(number):
             self.fail(f"{value!r} is no number of tokens: write one such as 50M, 300k or 1500000", param, ctx)
+        if number > LARGEST_COUNT:
+            self.fail(f"{value!r}: must be from 1 to {LARGEST_COUNT:,}", param, ctx)
         return int(number)
 
 
