@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def resume(out: Path, options: tuple[str, ...] = ("--resume",)) -> tuple[str, st
     """Finish the suite, and return the methods that were there before and the rest of what it said."""
     done = subprocess.run([*RUN, str(out), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    there = [line.split()[2] for line in done.stdout.splitlines() if "measured before" in line]
+    there = re.findall(r"\] demo-llama (\w+)[^\[]+\(measured before\)", done.stdout)
     assert len(read_records(out)) == 3
     assert not list(out.glob(".*"))
     return " ".join(there), done.stderr
@@ -89,7 +90,7 @@ def test_a_worker_that_is_killed_loses_its_recipe_only(tmp_path: Path, bell: Pat
     os.kill(heard(bell)[0]["pid"], signal.SIGKILL)
     said, _ = running.communicate(timeout=30)
     assert running.returncode == 0
-    assert "error the worker ended without an answer: killed by SIGKILL" in said
+    assert "error the worker ended without an answer: killed by SIGKILL" in " ".join(said.split())
     assert said.splitlines()[-1].startswith("3 recipes: 1 error, 2 ok.")
     assert resume(tmp_path / "out") == ("lora qlora", "")
 
