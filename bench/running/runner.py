@@ -162,8 +162,13 @@ class _Run:
         record = self.results.records.get(task.key)
         if record is None or record.outcome not in CONCLUSIVE or not task.made(record):
             return False
+        if task.settings.memory_snapshot and record.outcome == "ok" and not self._snapshot_path(task).exists():
+            return False
         self._tell(task, record, resumed=True)
         return True
+
+    def _snapshot_path(self, task: Task) -> Path:
+        return self.results.folder.absolute() / (file_stem(task.key) + SNAPSHOT_SUFFIX)
 
     def run(
         self,
@@ -205,12 +210,11 @@ class _Run:
             if reason is not None:
                 self._record(begun, Answer(outcome="skipped", message=reason))
                 return False
-        snapshot = self.results.folder.absolute() / (file_stem(task.key) + SNAPSHOT_SUFFIX)
         job = Job(
             recipe=task.planned.recipe,
             spec=task.planned.spec,
             settings=task.settings,
-            snapshot_path=str(snapshot) if task.settings.memory_snapshot else None,
+            snapshot_path=str(self._snapshot_path(task)) if task.settings.memory_snapshot else None,
         )
         number = self.workers.start(job, lane.environment)
         begun.started = time.monotonic()

@@ -41,6 +41,28 @@ def count_step(model: nn.Module, step: TrainingStep, spec: ModelSpec, batches: I
     return ledger
 
 
+def components_of_step(
+    model: nn.Module, step: TrainingStep, spec: ModelSpec, batches: Iterator[Batch]
+) -> dict[str, int]:
+    """Return the bytes of one more step's storages at their peak, by component.
+
+    Following storages takes memory: autograd then adds some gradients out of place. Where that is more than the GPU
+    has, only what outlasts a step is counted.
+    """
+    import torch
+
+    try:
+        return count_step(model, step, spec, batches).breakdown().components
+    except torch.OutOfMemoryError:
+        pass  # and only then is the memory of its frames free
+    step.optimizer.zero_grad(set_to_none=True)
+    outlasting = StorageLedger(step.device_type)
+    outlasting.begin_phase("optimizer")
+    outlasting.adopt_model(model)
+    outlasting.adopt_optimizer(step.optimizer)
+    return outlasting.breakdown().components
+
+
 def thinned(points: list[tuple[float, int]]) -> tuple[tuple[float, int], ...]:
     """Return at most `TIMELINE_POINTS` of ``points``: of each stretch the highest, the first and the last of all."""
     if len(points) <= TIMELINE_POINTS:

@@ -8,11 +8,9 @@ from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from lorabench.bench.measuring.meters import resident_memory
 from lorabench.bench.measuring.meters.allocator_history import live_bytes, recording
-from lorabench.bench.measuring.meters.counted_step import count_step
+from lorabench.bench.measuring.meters.counted_step import components_of_step
 from lorabench.bench.measuring.meters.driver import Gpu, Seen, Watch
 from lorabench.bench.measuring.meters.meter import Readings, Timeline
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -127,13 +125,13 @@ class CudaMeter:
 
         Components are as counted in yet another step, in which following the storages may keep some alive a little
         longer. Workspaces are what cuBLAS gives back when asked to. What else the allocator has beyond the live
-        storages (rounding to 512 B, what kernels work in) is temporaries.
+        storages (rounding to 512 B, what kernels work in; where counting took too much memory, all that a step makes)
+        is temporaries.
         """
         in_step = phase_peaks(step, batches())
-        counted = count_step(model, step, spec, batches()).breakdown()
-        components = counted.components | {"workspaces": _bytes_given_back_by_cublas()}
-        return replace(
-            counted,
+        components = components_of_step(model, step, spec, batches())
+        components["workspaces"] = _bytes_given_back_by_cublas()
+        return Breakdown(
             components=with_rest(components, self._allocated_peak),
             phase=max(in_step, key=lambda name: in_step[name]),
             peak_allocated_bytes=self._allocated_peak,
