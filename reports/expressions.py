@@ -10,7 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-OPERATIONS = ("add", "sub", "mul", "floordiv", "neg", "abs", "gt", "ge", "le")
+OPERATIONS = (
+    *("add", "sub", "mul", "truediv", "floordiv", "neg", "abs", "gt", "ge", "le"),
+    *("maximum", "minimum", "ceil", "floor"),
+)
 """What `js/expressions.js` can do; what else is recorded must not be needed in the end."""
 
 Step = tuple[Any, ...]
@@ -55,6 +58,9 @@ class Symbol:
     def __truediv__(self, other: Number) -> Symbol:
         return self._do("truediv", self, other)
 
+    def __rtruediv__(self, other: Number) -> Symbol:
+        return self._do("truediv", other, self)
+
     def __neg__(self) -> Symbol:
         return self._do("neg", self)
 
@@ -80,8 +86,9 @@ class Symbol:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *operands: Number, **options: Any) -> Any:
         """Record what numpy is asked to do."""
-        made = tuple(self._do(f"{ufunc.__name__} {number}", *operands) for number in range(ufunc.nout))
-        return made if ufunc.nout > 1 else made[0]
+        if ufunc.nout == 1:
+            return self._do(ufunc.__name__, *operands)
+        return tuple(self._do(f"{ufunc.__name__} {number}", *operands) for number in range(ufunc.nout))
 
 
 class Program:

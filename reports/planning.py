@@ -1,14 +1,13 @@
 """The estimator on a page: its compiled forms and arithmetic as data, which the page's scripts evaluate.
 
-Memory is exact for whatever people choose: the forms' coefficients and the arithmetic around them are the estimator's
-own (`expressions`). Speed is worked out at a grid of sizes, between which the scripts interpolate.
+Both are exact for whatever people choose: the forms' coefficients and the arithmetic around them are the estimator's
+own (`expressions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from lorabench.estimator.answers.estimates import refuse_impossible
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, held_throughout
 from lorabench.estimator.closed_form.sizes import CHUNK, WIDTH, monomial_values
-from lorabench.estimator.devices.device import Device, device_names, find_device
+from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
 from lorabench.estimator.memory.reserved import reserve
@@ -26,8 +25,8 @@ from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.parameters import count_parameters
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
-from lorabench.estimator.speed.throughput import estimate_throughput
 from lorabench.reports.expressions import Program, Symbol
+from lorabench.reports.planned_speed import SpeedProgram, optimizer_bytes, rates
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """That people can choose."""
@@ -36,14 +35,8 @@ SHORTEST, LONGEST = 128, 131072
 """Lengths that people can choose, where the model has no fewer positions."""
 ALTERNATIVES: tuple[dict[str, Any], ...] = ({}, {"attn_implementation": "eager"}, {"lora_dropout": 0.0})
 """Settings beside the defaults, for models that cannot take these."""
-SPEED_BATCH_SIZES = (1, 4, 32, LARGEST_BATCH_SIZE)
-SPEED_LENGTHS = (128, 512, 2048, 8192, 32768, LONGEST)
-SPEED_RANKS = (1, 16, 512)
-"""For which speeds are worked out."""
 MOST_KEPT = 16
 """Models kept for further pages: each takes a second."""
-SIGNIFICANT_DIGITS = 6
-"""Of a speed."""
 
 
 def longest_length(spec: ModelSpec) -> int:
@@ -78,9 +71,8 @@ def page_recipe(
 
 
 def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str, Any]:
-    """Return the estimates of ``models`` as data: for every GPU of the catalogue, with speeds for ``devices``."""
-    gpus = {device.name: device for device in (*devices, *map(find_device, device_names()))}
-    architectures = list(dict.fromkeys(device.architecture for device in gpus.values()))
+    """Return the estimates of ``models`` on each of ``devices``, as data."""
+    architectures = list(dict.fromkeys(device.architecture for device in devices))
     return {
         "components": list(COMPONENTS),
         "ranks": RANKS,
@@ -90,31 +82,34 @@ def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str
                 "title": device.title,
                 "memoryBytes": device.memory_bytes,
                 "architecture": architectures.index(device.architecture),
+                "rates": rates(device),
             }
-            for device in gpus.values()
+            for device in devices
         ],
         "architectures": [
             {"workspaces": workspaces(architecture).bytes, "reserved": _reserved(architecture)}
             for architecture in architectures
         ],
         "verdict": _verdict(),
-        "models": [_model(msgspec.json.encode(spec), msgspec.json.encode(devices)) for spec in models],
+        "models": [_model(msgspec.json.encode(spec)) for spec in models],
     }
 
 
 @lru_cache(MOST_KEPT)
-def _model(encoded_spec: bytes, encoded_devices: bytes) -> dict[str, Any]:
-    spec = msgspec.json.decode(encoded_spec, type=ModelSpec)
-    devices = msgspec.json.decode(encoded_devices, type=list[Device])
+def _model(encoded: bytes) -> dict[str, Any]:
+    spec = msgspec.json.decode(encoded, type=ModelSpec)
+    speed = SpeedProgram(spec)
+    recipes = {
+        method: {answer: _recipe(spec, method, checkpointing, speed) for answer, checkpointing in CHECKPOINTING}
+        for method in methods(spec)
+    }
     return {
         "name": spec.name,
         "shortest": min(SHORTEST, longest_length(spec)),
         "longest": longest_length(spec),
         "monomials": _monomials(spec),
-        "recipes": {
-            method: {answer: _recipe(spec, method, checkpointing, devices) for answer, checkpointing in CHECKPOINTING}
-            for method in methods(spec)
-        },
+        "speed": speed.steps,
+        "recipes": recipes,
     }
 
 
@@ -135,7 +130,7 @@ def methods(spec: ModelSpec) -> list[str]:
     return [method for method in CHOICES["method"] if possible(method)]
 
 
-def _recipe(spec: ModelSpec, method: str, checkpointing: bool, devices: Sequence[Device]) -> dict[str, Any]:
+def _recipe(spec: ModelSpec, method: str, checkpointing: bool, speed: SpeedProgram) -> dict[str, Any]:
     recipe = page_recipe(spec, method, checkpointing)
     settings = recipe.describe()
     chosen = ("model", "method", "rank", "lora_alpha", "batch_size", "seq_len", "gradient_checkpointing")
@@ -143,20 +138,29 @@ def _recipe(spec: ModelSpec, method: str, checkpointing: bool, devices: Sequence
     ranked = [page_recipe(spec, method, checkpointing, rank) for rank in ranks]
     return {
         "settings": {name: value for name, value in settings.items() if name not in chosen},
-        "forms": [[_forms(spec, recipe, many, filled) for filled in (False, True)] for many in (False, True)],
+        "forms": _by_branch(spec, recipe, lambda alike: _forms(spec, alike)),
+        "tokensPerSecond": _by_branch(spec, recipe, speed.record),
         "held": [_held(spec, one) for one in ranked],
         "trainable": [count_parameters(spec, one).trainable for one in ranked],
-        "speeds": [_speeds(spec, recipe, device) for device in devices],
+        "optimizerBytes": [optimizer_bytes(spec, one) for one in ranked],
     }
 
 
-def _forms(spec: ModelSpec, recipe: Recipe, many: bool, filled: bool) -> list[dict[str, Any]] | None:
-    """Return phase by phase the moments that may be the peak: bytes by component, by monomial."""
+def _by_branch(spec: ModelSpec, recipe: Recipe, make: Callable[[Recipe], Any]) -> list[list[Any]]:
+    """Return what ``make`` makes of the recipe of one sequence and of several, short of the model's window and past it.
+
+    That is all that decides what runs (`branches`). None past the window of a model without one.
+    """
     window = spec.config.get("sliding_window")
-    if filled and not window:
-        return None
-    alike = replace(recipe, batch_size=2 if many else 1, seq_len=window if filled else 1)
-    forms = compile_form(Setup(spec, alike, "cuda"))
+    return [
+        [make(replace(recipe, batch_size=batch_size, seq_len=length)) if length else None for length in (1, window)]
+        for batch_size in (1, 2)
+    ]
+
+
+def _forms(spec: ModelSpec, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return phase by phase the moments that may be the peak: bytes by component, by monomial."""
+    forms = compile_form(Setup(spec, recipe, "cuda"))
     assert not any(any(moment.live[CHUNK::WIDTH]) for form in forms for moment in form.moments), "_needed leaves it out"
     return [{"phase": form.phase, "moments": [moment.live for moment in form.moments]} for form in forms]
 
@@ -230,29 +234,3 @@ def _conditions(tree: Any) -> Iterator[int]:
         yield tree["if"]
         yield from _conditions(tree["then"])
         yield from _conditions(tree["else"])
-
-
-def _speeds(spec: ModelSpec, recipe: Recipe, device: Device) -> dict[str, Any] | None:
-    """Return tokens per second, least and most, at a grid of sizes; None for a GPU whose rates are not known."""
-    longest = longest_length(spec)
-    lengths = [length for length in SPEED_LENGTHS if length < longest] + [longest]
-    ranks = SPEED_RANKS if recipe.rank else (1,)
-    rates = []
-    for batch_size, seq_len, rank in product(SPEED_BATCH_SIZES, lengths, ranks):
-        sized = replace(recipe, batch_size=batch_size, seq_len=seq_len, rank=rank if recipe.rank else None)
-        speed = estimate_throughput(spec, sized, device)
-        if speed is None:
-            return None
-        rates.append([_rounded(rate) for rate in (speed.tokens_per_second, *speed.tokens_per_second_range)])
-    return {"axes": [SPEED_BATCH_SIZES, lengths, ranks], "rates": rates}
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.{SIGNIFICANT_DIGITS}g}")
-
-
-def gpu_choices(devices: Sequence[Device]) -> list[tuple[str, list[Device]]]:
-    """Return the GPUs that people can choose: those whose speeds are shown, and all others."""
-    named = {device.name for device in devices}
-    others = [find_device(name) for name in device_names() if name not in named]
-    return [("with their speeds", list(devices)), ("memory only", others)]

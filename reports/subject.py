@@ -9,15 +9,15 @@ from typing import NamedTuple
 import msgspec
 
 from lorabench.estimator.architectures import MODEL_TYPES, read_config
-from lorabench.estimator.devices.device import Device, find_device
+from lorabench.estimator.devices.device import Device, device_names, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.reports.runs import Run
 
 MOST_MODELS = 4
 """Models of the runs that the page takes estimates for: each takes a second or two."""
-USUAL_GPUS = ("rtx-4090", "a100-sxm-80gb", "h100-sxm")
-"""Their speeds are on every page, after those of the GPUs named, or of those that ran."""
+USUAL_GPU = "rtx-4090"
+"""Chosen first where no GPU was named or ran."""
 
 
 class Subject(NamedTuple):
@@ -27,17 +27,20 @@ class Subject(NamedTuple):
     models: Sequence[ModelSpec] = ()
     """Those that have a closed form; no two alike."""
     devices: Sequence[Device] = ()
-    """The GPUs whose speeds are shown, first those that were asked about."""
+    """All GPUs of the catalogue and those that were named, first those that the page is about."""
 
 
 def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> Subject:
-    """Return the subject of a page: the models named, and those with most runs; the GPUs named, or the runs' own."""
+    """Return the subject of a page: the models named, and those with most runs; the GPUs named, or the runs' own.
+
+    All other GPUs of the catalogue follow.
+    """
     distinct: dict[bytes, ModelSpec] = {}
     for spec in (*models, *_models_of(runs)):
         distinct.setdefault(msgspec.json.encode(msgspec.structs.replace(spec, name="")), spec)
-    usual = [find_device(name) for name in USUAL_GPUS]
-    shown = {device.name: device for device in (*(devices or _devices_of(runs)), *usual)}
-    return Subject(runs, [*distinct.values()], [*shown.values()])
+    first = devices or _devices_of(runs) or [find_device(USUAL_GPU)]
+    gpus = {device.name: device for device in (*first, *map(find_device, device_names()))}
+    return Subject(runs, [*distinct.values()], [*gpus.values()])
 
 
 def _models_of(runs: Sequence[Run]) -> list[ModelSpec]:

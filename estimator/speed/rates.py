@@ -134,7 +134,7 @@ class DatasheetRates:
 
     def product(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
         """Return the seconds of ``batch`` products of (m × k) and (k × n) matrices: a roofline of three."""
-        rate = self._peak(dtype) * self.fractions.product * self._filled(m, n, k, batch)
+        rate = self.peak(dtype) * self.fractions.product * self._filled(m, n, k, batch)
         bytes_ = batch * (m * k + k * n + m * n) * ITEMSIZE[dtype]
         roofline = larger(batch * 2 * m * n * k / rate, bytes_ / self.bandwidth)
         return larger(roofline, self.fractions.kernel_seconds)
@@ -145,7 +145,7 @@ class DatasheetRates:
         share = fractions.attention_backward if backward else fractions.attention
         if masked:
             share = fractions.masked_attention
-        roofline = larger(flops / (self._peak(dtype) * share), bytes_ / self.bandwidth)
+        roofline = larger(flops / (self.peak(dtype) * share), bytes_ / self.bandwidth)
         return larger(roofline, fractions.kernel_seconds)
 
     def passing(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
@@ -161,13 +161,15 @@ class DatasheetRates:
     def dequantisation(self, bytes_: Any) -> Any:
         """Return the seconds of writing out 4-bit weights."""
         fractions = self.fractions
-        return max(bytes_ * fractions.bandwidth / (self.bandwidth * fractions.dequantisation), fractions.kernel_seconds)
+        seconds = bytes_ * fractions.bandwidth / (self.bandwidth * fractions.dequantisation)
+        return larger(seconds, fractions.kernel_seconds)
 
     def paging(self, bytes_: Any) -> Any:
         """Return the seconds of moving so many bytes between host and device."""
         return bytes_ / self.fractions.paging
 
-    def _peak(self, dtype: str) -> float:
+    def peak(self, dtype: str) -> float:
+        """Return the floating-point operations a second of dense products in ``dtype``."""
         return self.peaks[dtype] if dtype in self.peaks else EMULATED_BFLOAT16 * self.peaks["float32"]
 
     def _filled(self, m: Any, n: Any, k: Any, batch: Any) -> Any:

@@ -42,20 +42,29 @@ function peakOf(forms, held, workspaces, values) {
   return peak;
 }
 
-// What one recipe takes on one GPU; null where the model cannot be trained with the method.
-// Asked about are { model, method, checkpointing: "yes" or "no", rank, batchSize, seqLen, gpu }.
-export function estimateOf({ model, method, checkpointing, rank, batchSize, seqLen, gpu }) {
-  const { monomials, recipes } = modelNamed(model);
+// What the chosen sizes come to: the recipe that they are of, the numbers of what runs, and the place of the rank.
+// Null where the model cannot be trained with the method.
+// Chosen are { model, method, checkpointing: "yes" or "no", rank, batchSize, seqLen, gpu }.
+function sized({ model, method, checkpointing, rank, batchSize, seqLen }) {
+  const { monomials, recipes, speed } = modelNamed(model);
   const recipe = recipes[method]?.[checkpointing];
   if (!recipe) return null;
   const adapted = recipe.held.length > 1;
-  const place = adapted ? rankPlace(rank) : 0;
-  const { memoryBytes, architecture } = gpuNamed(gpu);
+  const sizes = { batch_size: batchSize, seq_len: seqLen, rank: adapted ? rank : 0 };
+  const steps = runSteps(monomials.steps, sizes);
+  const values = monomials.answers.map((step) => (step === null ? 0 : steps[step]));
+  const [many, filled] = values.splice(-2);
+  return { recipe, sizes, values, many, filled, speed, place: adapted ? rankPlace(rank) : 0 };
+}
+
+// What the chosen recipe takes on the chosen GPU; null as `sized`.
+export function estimateOf(chosen) {
+  const found = sized(chosen);
+  if (!found) return null;
+  const { recipe, values, many, filled, place } = found;
+  const { memoryBytes, architecture } = gpuNamed(chosen.gpu);
   const { workspaces, reserved } = PLANNING.architectures[architecture];
-  const steps = runSteps(monomials.steps, { batch_size: batchSize, seq_len: seqLen, rank: adapted ? rank : 0 });
-  const answers = monomials.answers.map((step) => (step === null ? 0 : steps[step]));
-  const [many, filled] = answers.splice(-2);
-  const peak = peakOf(recipe.forms[many][filled], recipe.held[place], workspaces, answers);
+  const peak = peakOf(recipe.forms[many][filled], recipe.held[place], workspaces, values);
   const components = Object.fromEntries(PLANNING.components.map((name, at) => [name, peak.components[at]]));
   const taken = runSteps(reserved.steps, components);
   const [low, high, total, totalLow, totalHigh] = ["reservedLow", "reservedHigh", "total", "totalLow", "totalHigh"].map(
@@ -73,38 +82,18 @@ export function estimateOf({ model, method, checkpointing, rank, batchSize, seqL
     marginBytes: judged[PLANNING.verdict.margin],
     trainable: recipe.trainable[place],
     settings: recipe.settings,
-    speed: speedOf(recipe.speeds[PLANNING.gpus.findIndex(({ name }) => name === gpu)], [batchSize, seqLen, adapted ? rank : 1]),
   };
 }
 
-// The places of an axis that a value lies between, each with its weight: by how near it is, on a logarithmic scale.
-function between(axis, value) {
-  const above = axis.findIndex((place) => place >= value);
-  if (axis[above] === value) return [[above, 1]];
-  if (above < 1) return null;
-  const share = Math.log(value / axis[above - 1]) / Math.log(axis[above] / axis[above - 1]);
-  return [
-    [above - 1, 1 - share],
-    [above, share],
-  ];
-}
-
-// Tokens per second, the least and the most; null where none were worked out. `between`: whether they lie between the
-// sizes that were.
-function speedOf(speeds, sizes) {
-  if (!speeds) return null;
-  const places = speeds.axes.map((axis, at) => between(axis, sizes[at]));
-  if (places.includes(null)) return null;
-  const [, lengths, ranks] = speeds.axes;
-  const logarithms = [0, 0, 0];
-  for (const [batch, ofBatch] of places[0])
-    for (const [length, ofLength] of places[1])
-      for (const [rank, ofRank] of places[2]) {
-        const rates = speeds.rates[(batch * lengths.length + length) * ranks.length + rank];
-        for (const [which, rate] of rates.entries()) logarithms[which] += ofBatch * ofLength * ofRank * Math.log(rate);
-      }
-  const [likely, least, most] = logarithms.map(Math.exp);
-  return { likely, least, most, between: places.some((weights) => weights.length > 1) };
+// Tokens per second of the chosen recipe: { least, likely, most }; null as `sized`, or where the GPU's rates are not known.
+export function speedOf(chosen) {
+  const found = sized(chosen);
+  const { rates } = gpuNamed(chosen.gpu);
+  if (!found || !rates) return null;
+  const { recipe, sizes, many, filled, speed, place } = found;
+  const variables = { ...sizes, optimizer_bytes: recipe.optimizerBytes[place] };
+  const answer = recipe.tokensPerSecond[many][filled];
+  return Object.fromEntries(Object.entries(rates).map(([bound, of]) => [bound, runSteps(speed, { ...variables, ...of })[answer]]));
 }
 
 // The controls of a section: selects and numbers by the name of what they choose. `changed` is told of each change.

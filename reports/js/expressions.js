@@ -4,12 +4,17 @@ const OPERATIONS = {
   add: (a, b) => a + b,
   sub: (a, b) => a - b,
   mul: (a, b) => a * b,
+  truediv: (a, b) => a / b,
   floordiv: (a, b) => Math.floor(a / b),
   neg: (a) => -a,
   abs: Math.abs,
   gt: (a, b) => Number(a > b),
   ge: (a, b) => Number(a >= b),
   le: (a, b) => Number(a <= b),
+  maximum: Math.max,
+  minimum: Math.min,
+  ceil: Math.ceil,
+  floor: Math.floor,
 };
 
 // The value of each step, undefined for those that nobody needs.

@@ -1,7 +1,7 @@
 // What if: estimates of the chosen recipe, and of the other methods beside it.
 
 import { AXIS_HEIGHT, base, namesAbove, register, valueAxis } from "./charts.js";
-import { Controls, estimateOf, MARKS, PLANNING, showChosen } from "./estimates.js";
+import { Controls, estimateOf, MARKS, PLANNING, showChosen, speedOf } from "./estimates.js";
 import { byteScale, formatBytes, formatNumber } from "./quantities.js";
 
 const section = document.getElementById("what_if");
@@ -108,14 +108,13 @@ function sayChosen(chosen, estimate) {
   say(".total", range(estimate.totalBytes));
   const left = `${formatBytes(Math.abs(estimate.marginBytes))} ${estimate.marginBytes < 0 ? "too much" : "to spare"} at worst`;
   say(".margin", `Of ${formatBytes(estimate.memoryBytes)}: ${left}.`);
-  const { speed } = estimate;
+  const speed = speedOf(chosen);
   say(".answer .speed", speed ? `${formatNumber(speed.likely)} tokens/s` : "not known");
-  const where = speed?.between ? "; interpolated" : "";
   say(
     ".rates",
     speed
-      ? `${formatNumber(speed.least)} to ${formatNumber(speed.most)}, at datasheet rates, if it fits${where}.`
-      : "Not worked out on this page for this GPU or size.",
+      ? `${formatNumber(speed.least)} to ${formatNumber(speed.most)}, at datasheet rates, if it fits.`
+      : `Nothing is known of ${gpu} but its memory.`,
   );
   say(".trainable", estimate.trainable.toLocaleString("en-US"));
   const settings = Object.entries(estimate.settings).map(([name, value]) => `${name} ${value}`);

@@ -6,7 +6,7 @@ from typing import Any
 
 from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
 from lorabench.reports.packing import pack
-from lorabench.reports.planning import RANKS, gpu_choices, methods, planning
+from lorabench.reports.planning import RANKS, methods, planning
 from lorabench.reports.subject import Subject
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -26,6 +26,6 @@ def fits(subject: Subject) -> dict[str, Any] | None:
         "methods": shown,
         "ranks": RANKS,
         "rank": usual.rank,
-        "gpus": gpu_choices(subject.devices),
+        "gpus": subject.devices,
         "charts": [{"method": method, "batchSizes": BATCH_SIZES, "lengths": LENGTHS} for method in shown],
     }

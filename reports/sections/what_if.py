@@ -6,7 +6,7 @@ from typing import Any
 
 from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
-from lorabench.reports.planning import LARGEST_BATCH_SIZE, RANKS, gpu_choices, longest_length, methods
+from lorabench.reports.planning import LARGEST_BATCH_SIZE, RANKS, longest_length, methods
 from lorabench.reports.subject import Subject
 
 
@@ -22,7 +22,7 @@ def what_if(subject: Subject) -> dict[str, Any] | None:
         "method": usual.method,
         "ranks": RANKS,
         "rank": usual.rank,
-        "gpus": gpu_choices(subject.devices),
+        "gpus": subject.devices,
         "largest_batch_size": LARGEST_BATCH_SIZE,
         "seq_len": min(usual.seq_len, longest_length(first)),
         "legend": [

@@ -1,0 +1,84 @@
+"""Tokens per second on a page: the estimator's own arithmetic, recorded for any sizes and any GPU (`expressions`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lorabench.estimator.devices.device import Device
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe
+from lorabench.estimator.speed.extents import fill
+from lorabench.estimator.speed.operations import micro_batch_operations
+from lorabench.estimator.speed.optimizer_steps import optimizer_step
+from lorabench.estimator.speed.rates import Bound, DatasheetRates, Fractions
+from lorabench.estimator.speed.timing import Step, step_time
+from lorabench.reports.expressions import Program
+from lorabench.reports.expressions import Step as ProgramStep
+
+BOUNDS: dict[str, Bound] = {"least": "slow", "likely": "typical", "most": "fast"}
+"""What the page calls a speed → the bound of the rates that it comes from."""
+OPTIMIZER_BYTES = "optimizer_bytes"
+
+
+class SpeedProgram:
+    """The speeds of one model's recipes. Its variables are batch size, length, rank, `optimizer_bytes` and `rates`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._program = Program()
+        self._rates = _UnknownRates(self._program.variable)
+        self._answers: list[int] = []
+
+    def record(self, recipe: Recipe) -> int:
+        """Return the place of the tokens per second of all recipes for which the same runs as for ``recipe``."""
+        sizes: list[Any] = [*map(self._program.variable, ("batch_size", "seq_len", "rank"))]
+        passed: Any = self._program.variable(OPTIMIZER_BYTES)
+        step = Step(
+            micro_batch_operations(self.spec, recipe),
+            fill(self.spec, recipe, *sizes),
+            optimizer_step(self.spec, recipe)._replace(bytes=passed),
+            recipe.gradient_accumulation,
+            "cuda",
+        )
+        tokens = sizes[0] * sizes[1] * recipe.gradient_accumulation
+        self._answers.append(self._program.place_of(tokens / step_time(step, self._rates).total))
+        return self._answers[-1]
+
+    @property
+    def steps(self) -> list[ProgramStep | None]:
+        """What it takes to work out all that was recorded."""
+        return self._program.steps(self._answers)
+
+
+def optimizer_bytes(spec: ModelSpec, recipe: Recipe) -> float:
+    """Return what the optimizer's step reads and writes."""
+    return float(optimizer_step(spec, recipe).bytes)
+
+
+def rates(device: Device) -> dict[str, dict[str, float]] | None:
+    """Return least, likely and most → the rates of ``device`` by variable; None of a GPU that is a size alone."""
+    if device.bandwidth_bytes_per_second is None:
+        return None
+    return {name: _known(DatasheetRates(device, bound)) for name, bound in BOUNDS.items()}
+
+
+class _UnknownRates(DatasheetRates):
+    """Rates of a GPU that is not known yet."""
+
+    def __init__(self, number: Callable[[str], Any]) -> None:
+        self.peaks = {dtype: number(dtype) for dtype in ITEMSIZE}
+        self.fractions = Fractions(*map(number, Fractions._fields))
+        self.multiprocessors = number("multiprocessors")
+        self.cache_bytes = number("cache_bytes")
+        self.bandwidth = number("bandwidth_bytes_per_second")
+
+
+def _known(rates: DatasheetRates) -> dict[str, float]:
+    return {
+        **{dtype: rates.peak(dtype) for dtype in ITEMSIZE},
+        **rates.fractions._asdict(),
+        "multiprocessors": rates.multiprocessors,
+        "cache_bytes": rates.cache_bytes,
+        "bandwidth_bytes_per_second": rates.bandwidth,
+    }
