@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -20,7 +21,7 @@ class Described(NamedTuple):
 
 
 def local_device() -> Device:
-    """Return the first GPU of this machine: its memory by its driver, the rest by the catalogue, if it is there.
+    """Return the first GPU that CUDA may see here: its memory by its driver, the rest by the catalogue, if it is there.
 
     NVML is asked first, which takes no memory on the GPU, then PyTorch.
 
@@ -58,7 +59,7 @@ def _by_nvml() -> Described | None:
     except pynvml.NVMLError:
         return None
     try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = _first_visible(pynvml)
         name = pynvml.nvmlDeviceGetName(handle)
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
         return Described(
@@ -71,6 +72,18 @@ def _by_nvml() -> Described | None:
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+def _first_visible(nvml: Any) -> Any:
+    """Return the device that CUDA lists first of those it may see; of a GPU that is divided (MIG), its first part."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    if not first.isdigit():
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    whole = nvml.nvmlDeviceGetHandleByIndex(int(first))
+    with suppress(nvml.NVMLError):  # of a GPU that cannot be divided
+        if nvml.nvmlDeviceGetMigMode(whole)[0]:
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, 0)
+    return whole
 
 
 def _by_torch() -> Described | None:

@@ -27,6 +27,7 @@ def nvml_with(name: str, memory: int) -> SimpleNamespace:
         nvmlDeviceGetName=lambda handle: name,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=memory),
         nvmlDeviceGetCudaComputeCapability=lambda handle: (8, 9),
+        nvmlDeviceGetMigMode=lambda handle: [0, 0],
     )
 
 
@@ -42,6 +43,46 @@ def test_a_gpu_that_is_not_in_the_catalogue_is_its_memory(monkeypatch: pytest.Mo
     device = find_device("Local")
     assert (device.name, device.memory_bytes, device.architecture) == ("NVIDIA Prototype 7", 48 * GIB, "8.9")
     assert device.bandwidth_bytes_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, "GPU 0"),
+        ("2,0", "GPU 2"),
+        ("1", "part 0 of GPU 1"),  # which is divided
+        ("GPU-5d3a", "GPU-5d3a"),
+        ("", "torch's"),  # the driver knows no such device, and torch what CUDA makes of it
+        ("-1", "torch's"),
+    ],
+)
+def test_the_first_gpu_is_that_which_cuda_sees_first(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: str
+) -> None:
+    def by_uuid(uuid: str) -> str:
+        if not uuid.startswith("GPU-"):
+            raise NVMLError
+        return uuid
+
+    def divided(handle: str) -> list[int]:
+        if handle == "GPU 2":
+            raise NVMLError  # too old to be divided
+        return [int(handle == "GPU 1"), 0]
+
+    nvml = nvml_with("", GIB)
+    nvml.nvmlDeviceGetHandleByIndex = lambda index: f"GPU {index}"
+    nvml.nvmlDeviceGetHandleByUUID = by_uuid
+    nvml.nvmlDeviceGetName = lambda handle: handle
+    nvml.nvmlDeviceGetMigMode = divided
+    nvml.nvmlDeviceGetMigDeviceHandleByIndex = lambda handle, index: f"part {index} of {handle}"
+    properties = SimpleNamespace(name="torch's", total_memory=GIB, major=9, minor=0)
+    cuda = SimpleNamespace(is_available=lambda: True, get_device_properties=lambda index: properties)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, version=SimpleNamespace(hip=None)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_device("local").name == expected
 
 
 def test_no_gpu_is_refused_with_what_to_write_instead(monkeypatch: pytest.MonkeyPatch) -> None:
