@@ -41,7 +41,7 @@ class Device(Struct, frozen=True, kw_only=True):
     multiprocessors: int | None = None
     """Streaming multiprocessors, or AMD's compute units, among which a matrix product's tiles are dealt out."""
     cache_bytes: int | None = None
-    """The last cache that all multiprocessors share: L2, or AMD's Infinity Cache."""
+    """The last cache that all multiprocessors share: L2, or AMD's Infinity Cache; None where it is not known."""
     tdp_watts: int | None = None
     """Board power; for one die of two, its half."""
     supports_bfloat16: bool | None = None
@@ -51,7 +51,7 @@ class Device(Struct, frozen=True, kw_only=True):
     supports_bitsandbytes: bool | None = None
     """Whether bitsandbytes' 4-bit kernels run on it: compute capability 6.0 or newer, or AMD CDNA 2 or newer."""
     sources: dict[str, str] = {}
-    """rates, memory → where the figures come from."""
+    """rates, units (multiprocessors and cache), memory → where the figures come from."""
 
 
 class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,9 +66,11 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dense_tflops: dict[str, float]
     architecture: str
     multiprocessors: int
-    cache_mib: float
+    cache_mib: float | None = None
     tdp_watts: int
     rates_source: str
+    units_source: str
+    """Of multiprocessors and cache."""
     memory_source: str
     other_words: tuple[str, ...] = ()
     """Words that the driver adds to the name."""
@@ -82,12 +84,12 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             peak_flops_per_second={dtype: tera * 1e12 for dtype, tera in self.dense_tflops.items()},
             architecture=self.architecture,
             multiprocessors=self.multiprocessors,
-            cache_bytes=int(self.cache_mib * 2**20),
+            cache_bytes=None if self.cache_mib is None else int(self.cache_mib * 2**20),
             tdp_watts=self.tdp_watts,
             supports_bfloat16="bfloat16" in self.dense_tflops,
             supports_flash_attention=self._at_least(8.0),
             supports_bitsandbytes=self._at_least(6.0),
-            sources={"rates": self.rates_source, "memory": self.memory_source},
+            sources={"rates": self.rates_source, "units": self.units_source, "memory": self.memory_source},
         )
 
     def _at_least(self, compute_capability: float) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lorabench.estimator.devices.device import Device
+from lorabench.estimator.quantities import MIB
 from lorabench.estimator.speed.elementwise import ceil, floor, larger, smaller
 from lorabench.estimator.speed.operations import HostPhase, Kernel
 
@@ -91,6 +92,8 @@ ATTENTION_FRACTIONS: dict[str, tuple[tuple[float, float, float], tuple[float, fl
 UNMEASURED_ATTENTION_FRACTIONS = ((0.30, 0.50, 0.80), (0.25, 0.42, 0.70))
 PAGING = (5e9, 12e9, 25e9)
 BOUNDS: dict[Bound, int] = {"slow": 0, "typical": 1, "fast": 2}
+UNKNOWN_CACHE_BYTES: dict[Bound, int] = {"slow": 0, "typical": 0, "fast": 128 * MIB}
+"""Of a GPU whose cache is not known: none, or as much as the largest of the catalogue's NVIDIA GPUs has."""
 EMULATED_BFLOAT16 = 0.5
 """Of the float32 rate, by bfloat16 products on a GPU without units for them: they are widened first."""
 
@@ -122,10 +125,11 @@ class DatasheetRates:
     def __init__(self, device: Device, bound: Bound) -> None:
         """Take the peaks of ``device``, which must have them."""
         assert device.bandwidth_bytes_per_second is not None
+        assert device.multiprocessors is not None
         self.peaks = device.peak_flops_per_second
-        self.multiprocessors = device.multiprocessors or 1
+        self.multiprocessors = device.multiprocessors
         self.fractions = datasheet_fractions(device, bound)
-        self.cache_bytes = device.cache_bytes or 0
+        self.cache_bytes = UNKNOWN_CACHE_BYTES[bound] if device.cache_bytes is None else device.cache_bytes
         self.bandwidth = device.bandwidth_bytes_per_second * self.fractions.bandwidth
 
     def host_seconds(self, phase: HostPhase) -> float:

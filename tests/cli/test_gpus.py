@@ -33,7 +33,7 @@ def test_json_has_what_the_catalogue_has() -> None:
         device = find_device(gpu["name"])
         assert gpu["memory_bytes"] == device.memory_bytes
         assert gpu["peak_flops_per_second"] == device.peak_flops_per_second
-        assert gpu["sources"].keys() == {"rates", "memory"}
+        assert gpu["sources"].keys() == {"rates", "units", "memory"}
 
 
 def test_csv_leaves_empty_what_a_gpu_has_not() -> None:

@@ -57,6 +57,7 @@ def _flat(device: Device) -> dict[str, object]:
         "supports_flash_attention": device.supports_flash_attention,
         "supports_bitsandbytes": device.supports_bitsandbytes,
         "rates_source": device.sources["rates"],
+        "units_source": device.sources["units"],
         "memory_source": device.sources["memory"],
     }
 
