@@ -21,4 +21,4 @@ def test_a_cache_that_is_not_known_widens_the_range_and_is_not_counted_on() -> N
     unknown, none, known = speed(None), speed(0), speed(96 * 2**20)
     assert unknown.step_seconds == none.step_seconds > known.step_seconds
     assert unknown.step_seconds_range[1] == none.step_seconds_range[1]
-    assert unknown.step_seconds_range[0] < known.step_seconds_range[0]
+    assert unknown.step_seconds_range[0] <= known.step_seconds_range[0] < none.step_seconds_range[0]
