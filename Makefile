@@ -26,7 +26,7 @@ demo: $(INSTALLED) ## Estimate an 8B model, train small ones, report and check t
 	@echo "open $(CURDIR)/report.html in a browser."
 
 test: lint browser ## Run lint, types and all tests.
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(INSTALLED) ## Run ruff and mypy.
 	$(BIN)/ruff check

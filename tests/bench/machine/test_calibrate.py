@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from lorabench.bench.machine import calibrate as measuring
 from lorabench.bench.machine.calibrate import calibrate
@@ -14,7 +13,6 @@ from lorabench.cli import main
 from lorabench.cli.calibrate import default_dtypes
 from lorabench.estimator.speed.calibrations import read_calibration
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -24,8 +24,6 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.trace.build import build_model
 
-torch.set_num_threads(1)
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LLAMA: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,14 +25,6 @@ from tests.small_models import small_model
 
 STEPS = 4
 SPEC = small_model("llama", hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=300)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def recipe_of(**options: Any) -> Recipe:

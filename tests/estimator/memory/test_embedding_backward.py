@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
 from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
-
-torch.set_num_threads(1)
 
 
 def test_many_tokens_are_sorted_and_summed_in_parts() -> None:

@@ -21,8 +21,6 @@ from lorabench.estimator.trace.step import TrainingStep
 from lorabench.estimator.trace.storages import StorageLedger
 from tests.small_models import FAMILIES, MIXTURES, small_model
 
-torch.set_num_threads(1)
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -17,8 +17,6 @@ from lorabench.estimator.recipes.parameters import TrainedTensors
 from lorabench.estimator.recipes.recipe import Dtype, Optim, make_recipe
 from lorabench.estimator.trace.optimizers import make_optimizer
 
-torch.set_num_threads(1)
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SHAPES: dict[str, list[tuple[tuple[int, ...], int]]] = {

@@ -15,8 +15,6 @@ from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.trace.build import build_model
 from tests.small_models import FAMILIES, small_model
 
-torch.set_num_threads(1)
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

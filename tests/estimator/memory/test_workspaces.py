@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from lorabench.cli import main
 from lorabench.estimator.answers.estimates import estimate_recipe
@@ -18,8 +17,6 @@ from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
-
-torch.set_num_threads(1)
 
 MIB = 2**20
 EARLIER = 8 * MIB + 128 * 2**10  # :4096:2:16:8, in KiB and numbers

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lorabench.bench.training.built_parameters import count_built
 from lorabench.estimator.errors import UserError
@@ -19,8 +18,6 @@ from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.trace import trace
 from tests.estimator.memory.test_estimate import measure
 from tests.small_models import small_model
-
-torch.set_num_threads(1)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

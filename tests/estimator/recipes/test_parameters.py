@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.trace.build import build_model
 from tests.small_models import FAMILIES, MIXTURES, small_model
-
-torch.set_num_threads(1)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -17,7 +17,6 @@ from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep
 from tests.small_models import FAMILIES, MIXTURES, small_model
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -18,8 +18,6 @@ from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep
 from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 
-torch.set_num_threads(1)
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -25,8 +25,6 @@ from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 from lorabench.estimator.trace.trace import TIMELINE_POINTS, trace
 from tests.small_models import FAMILIES, MIXTURES, small_model
 
-torch.set_num_threads(1)
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
