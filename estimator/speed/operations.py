@@ -1,6 +1,6 @@
 """The operations that a step runs, counted on the walk through the model that the closed form of memory makes.
 
-A tape that counts (`CountingTape`) takes the place of the one that does not. It sees every tensor that is made, and
+A tape that counts (`_CountingTape`) takes the place of the one that does not. It sees every tensor that is made, and
 from what: an operation that tells of no matrix product reads its inputs and writes its outputs, and that is its time.
 """
 
@@ -86,12 +86,12 @@ def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "
 
 @lru_cache(MOST_LISTS)
 def _operations(setup: Setup) -> MicroBatch:
-    tape = CountingTape()
+    tape = _CountingTape()
     step_moments(setup.spec, setup.recipe, setup.kernels, tape)
     return MicroBatch(tuple(tape.counts.items()), tape.launches)
 
 
-class CountingTape(Tape):
+class _CountingTape(Tape):
     """A tape that counts what runs. A tensor that is made outside of any operation is counted with the next one."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
-from lorabench.estimator.speed.operations import CountingTape, MicroBatch
+from lorabench.estimator.speed.operations import _CountingTape, MicroBatch
 from lorabench.estimator.speed.rates import DatasheetRates
 from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, Throughput, estimate_throughput
 from lorabench.estimator.speed.timing import size_step, step_time
@@ -57,7 +57,7 @@ def recomputed_whole(recipe: Recipe) -> float:
     It recomputes each layer to its very end, where lorabench's stops at the last tensor that backward needs.
     """
 
-    class Reentrant(CountingTape):
+    class Reentrant(_CountingTape):
         def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
             checkpoint.owners.append(checkpoint.owners[-1])  # one more than is saved: the last is never reached
             return super().recompute(checkpoint)
@@ -81,7 +81,6 @@ def test_mistral_7b_on_an_a100(row: dict[str, str]) -> None:
 @pytest.mark.parametrize("row", RECAST, ids=lambda row: f"batch{row['batch_size']}")
 def test_hidden_states_in_float32_slow_mistral_7b_down_on_an_a100(row: dict[str, str]) -> None:
     """No recipe of lorabench has embedding and head in bfloat16 and norms in float32; prepared ones come closest."""
-    spec = find_model(row["model"])
     recipe = replace(mistral_recipe(row), prepare_kbit=True)
     assert recomputed_whole(recipe) == pytest.approx(float(row["tokens_per_second"]), rel=0.10)
 
