@@ -22,7 +22,7 @@ from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
-from lorabench.estimator.speed.operations import _CountingTape, MicroBatch
+from lorabench.estimator.speed.operations import MicroBatch, _CountingTape
 from lorabench.estimator.speed.rates import DatasheetRates
 from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, Throughput, estimate_throughput
 from lorabench.estimator.speed.timing import size_step, step_time
