@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def building_on_meta() -> Iterator[None]:
-    """Let transformers build a model for flash_attention_2 where the package flash_attn is not installed."""
+    """Let transformers build a model for flash_attention_2 where the package flash_attn is not installed.
+
+    Random values, which no tensor on meta has, are not asked for: that takes time.
+    """
+    from torch.nn import init
     from transformers import modeling_flash_attention_utils as flash
     from transformers import modeling_utils
 
@@ -52,6 +56,7 @@ def building_on_meta() -> Iterator[None]:
         patches.enter_context(
             replaced(modeling_utils.PreTrainedModel, "_flash_attn_import_error", lambda *_, **__: None)
         )
+        patches.enter_context(replaced(init, "kaiming_uniform_", lambda tensor, *_, **__: tensor))
         # Without this, transformers would look for a build of the kernel on the hub.
         patches.enter_context(replaced(modeling_utils, "is_kernels_available", lambda: False))
         yield

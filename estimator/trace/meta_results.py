@@ -14,7 +14,8 @@ class MetaResults:
     """Runs operators on meta tensors, with the results of ``kernels``, and quickly.
 
     Most of meta's kernels are written in Python and slow. What depends on nothing but the arguments' shapes, strides,
-    dtypes and numbers is worked out once; the layers of a model are alike.
+    dtypes and numbers is worked out once; the layers of a model are alike. What is written in place, element by
+    element, is checked once: nothing is left to do where there are no elements.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -23,31 +24,32 @@ class MetaResults:
         self._corrections = {torch.ops.aten._grouped_mm.default: _grouped_products}
         if kernels == "cpu":
             self._corrections[torch.ops.aten.native_layer_norm.default] = _layer_norm_of_the_cpu
-        self._fresh: dict[int, bool] = {}
+        self._repeatable: dict[int, bool] = {}
         """By identity: operators live as long as torch does, and hash slowly."""
-        self._known: dict[tuple[Any, ...], list[Sizes | None]] = {}
+        self._known: dict[tuple[Any, ...], list[Sizes | int | None] | None] = {}
+        """None for results in place."""
 
     def __call__(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what ``operator`` gives: worked out, or repeated."""
-        fresh = self._fresh.get(id(operator))
-        if fresh is None:
-            fresh = self._fresh[id(operator)] = _gives_fresh_tensors(operator)
-        if not fresh:
+        repeatable = self._repeatable.get(id(operator))
+        if repeatable is None:
+            repeatable = self._repeatable[id(operator)] = _gives_fresh_tensors(operator) or _writes_in_place(operator)
+        if not repeatable:
             return self._run(operator, args, kwargs)
         asked: list[Any] = [id(operator)]
         if not _describe((*args, *kwargs.items()) if kwargs else args, asked):
             return self._run(operator, args, kwargs)
         key = tuple(asked)
-        known = self._known.get(key)
-        if known is not None:
-            return _repeated(known)
+        if key in self._known:
+            known = self._known[key]
+            return args[0] if known is None else _repeated(known)
         result = self._run(operator, args, kwargs)
-        if _shares_storage(result, args):  # _unsafe_view, for one, keeps it secret
-            self._fresh[id(operator)] = False
-        else:
-            sizes = _sizes(result)
-            if sizes is not None:
-                self._known[key] = sizes
+        if result is args[0]:
+            self._known[key] = None
+        elif _shares_storage(result, args):  # _unsafe_view, for one, keeps it secret
+            self._repeatable[id(operator)] = False
+        elif (sizes := _sizes(result)) is not None:
+            self._known[key] = sizes
         return result
 
     def _run(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -100,7 +102,15 @@ def _gives_fresh_tensors(func: Any) -> bool:
     """Tell whether an operator says that its results are new tensors, neither views nor arguments written to."""
     schema = func._schema
     aliases = [each.alias_info for each in (*schema.arguments, *schema.returns)]
-    return bool(schema.returns) and not any(aliases) and all(str(each.type) == "Tensor" for each in schema.returns)
+    kinds = {str(each.type) for each in schema.returns}
+    return bool(kinds) and not any(aliases) and kinds <= {"Tensor", "int", "SymInt"}
+
+
+def _writes_in_place(func: Any) -> bool:
+    """Tell whether an operator does nothing but change the elements of its first argument, and returns that."""
+    import torch
+
+    return torch.Tag.pointwise in func.tags and func._schema.name.endswith("_")
 
 
 def _describe(values: tuple[Any, ...], into: list[Any]) -> bool:
@@ -127,24 +137,33 @@ def _shares_storage(result: Any, arguments: tuple[Any, ...]) -> bool:
     given = [each for each in arguments if isinstance(each, torch.Tensor)]
     made = result if isinstance(result, tuple) else (result,)
     return any(
-        each is not None and each.untyped_storage()._cdata == other.untyped_storage()._cdata
+        isinstance(each, torch.Tensor) and each.untyped_storage()._cdata == other.untyped_storage()._cdata
         for each in made
         for other in given
     )
 
 
-def _sizes(result: Any) -> list[Sizes | None] | None:
-    """Return what it takes to repeat ``result``; None where some of it is not on meta."""
-    tensors = result if isinstance(result, tuple) else (result,)
-    if any(tensor is not None and not tensor.is_meta for tensor in tensors):
-        return None
-    return [None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
-
-
-def _repeated(sizes: list[Sizes | None]) -> Any:
+def _sizes(result: Any) -> list[Sizes | int | None] | None:
+    """Return what it takes to repeat ``result``; None where some of it is a tensor that is not on meta."""
     import torch
 
-    tensors = [
-        None if each is None else torch.empty_strided(each[0], each[1], dtype=each[2], device="meta") for each in sizes
+    results = result if isinstance(result, tuple) else (result,)
+    sizes: list[Sizes | int | None] = []
+    for each in results:
+        if not isinstance(each, torch.Tensor):
+            sizes.append(each)
+        elif each.is_meta:
+            sizes.append((each.shape, each.stride(), each.dtype))
+        else:
+            return None
+    return sizes
+
+
+def _repeated(sizes: list[Sizes | int | None]) -> Any:
+    import torch
+
+    results = [
+        torch.empty_strided(each[0], each[1], dtype=each[2], device="meta") if isinstance(each, tuple) else each
+        for each in sizes
     ]
-    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+    return results[0] if len(results) == 1 else tuple(results)

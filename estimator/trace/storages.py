@@ -112,12 +112,15 @@ class StorageLedger:
 
     def end_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Learn what the step left behind: gradients, optimizer states, parameters that were replaced."""
+        import torch
+
         self._phases.append((len(self._events), ""))
-        for parameter in model.parameters():
-            self.adopt("gradients", parameter.grad)
-        self.adopt_optimizer(optimizer)
-        for component, tensor in model_tensors(model):
-            self.adopt(component, tensor)
+        with torch._C.DisableTorchFunction():  # a mode would see every question to a tensor
+            for parameter in model.parameters():
+                self.adopt("gradients", parameter.grad)
+            self.adopt_optimizer(optimizer)
+            for component, tensor in model_tensors(model):
+                self.adopt(component, tensor)
 
     def watch_model(self, model: nn.Module, vocab_size: int) -> None:
         """Tell logits and rotary tables from other tensors of the forward pass of ``model``, a causal language model.
@@ -284,8 +287,6 @@ class StorageLedger:
 
     def _follow(self, tensor: torch.Tensor, operation: Any = None) -> int | None:
         """Return the number of the tensor's storage, a new one if it was not followed; None if it takes no bytes."""
-        if tensor.device.type not in self.device_types:
-            return None
         storage = tensor.untyped_storage()
         key = id(storage)
         sid = self._sids.get(key)
@@ -296,7 +297,7 @@ class StorageLedger:
             # It was resized in place: to the ledger, another storage in its stead.
             self._events.append(~sid)
             component = self._components.get(sid)
-        elif size == 0:
+        elif size == 0 or tensor.device.type not in self.device_types:
             return None
         else:
             component = None
