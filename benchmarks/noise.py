@@ -24,6 +24,10 @@ from lorabench.bench.records.record import read_records
 from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
 
 RECORDED = Path(__file__).parent / "noise_cpu.csv"
+RECIPES = 8
+"""Of a suite."""
+STEPS = 10
+"""Timed, of each run."""
 COLUMNS = ("session", "repeat", "recipe", "unstable", "peak_allocated_bytes", "step_seconds")
 
 
@@ -107,32 +111,32 @@ class Noise:
             logarithms = [math.log(seconds / median(run.step_seconds)) for seconds in run.step_seconds]
             self.residuals += [one / stdev(logarithms) for one in logarithms]
 
-    def runs(self, count: int, *, steps: int, scatter: float, spread: float, slower: float = 0.0) -> list[Measurement]:
+    def runs(self, count: int, *, scatter: float, spread: float, slower: float = 0.0) -> list[Measurement]:
         """Draw runs whose steps scatter by ``scatter`` and whose medians differ by ``spread`` (standard deviations)."""
         made = []
         for _ in range(count):
             level = math.exp(self.generator.gauss(0, spread)) * (1 + slower)
             made.append(
-                measured([level * math.exp(scatter * self.generator.choice(self.residuals)) for _ in range(steps)])
+                measured([level * math.exp(scatter * self.generator.choice(self.residuals)) for _ in range(STEPS)])
             )
         return made
 
     def suite(
-        self, recipes: int, runs: int, *, scatter: float, spread: float, slower: float = 0.0, how_many_slower: int = 0
+        self,
+        runs: tuple[int, int],
+        *,
+        scatter: float,
+        spreads: Sequence[float],
+        slower: float = 0.0,
+        how_many_slower: int = 0,
     ) -> dict[Work, Pair]:
-        """Draw a suite before and after, of 10 timed steps a run, in which some of the recipes got slower."""
+        """Draw a suite, ``runs`` before and after, whose runs differ by ``spreads``; the first recipes got slower."""
         return {
             Work(str(recipe), "lorabench"): (
-                self.runs(runs, steps=10, scatter=scatter, spread=spread),
-                self.runs(
-                    runs,
-                    steps=10,
-                    scatter=scatter,
-                    spread=spread,
-                    slower=slower if recipe < how_many_slower else 0.0,
-                ),
+                self.runs(runs[0], scatter=scatter, spread=spread),
+                self.runs(runs[1], scatter=scatter, spread=spread, slower=slower if recipe < how_many_slower else 0.0),
             )
-            for recipe in range(recipes)
+            for recipe, spread in enumerate(spreads)
         }
 
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-from benchmarks.noise import Noise, Run, measured, read
+from benchmarks.noise import RECIPES, Noise, Run, measured, read
 from msgspec.structs import replace
 
 from lorabench.bench.check.findings import EXIT_CODES
@@ -27,13 +26,15 @@ SLOWER = 0.05
 HIGHER = 0.01
 
 
-def slowdowns(noise: Noise, trials: int, *, slower: int, recipes: int, **drawn: Any) -> tuple[float, float]:
+def slowdowns(
+    noise: Noise, trials: int, runs: tuple[int, int], slower: int, *, scatter: float, spread: float
+) -> tuple[float, float]:
     """Return the shares of suites in which just the recipes that got slower are found, and that pass."""
     tolerance = Thresholds().speed
     assert tolerance is not None
     found = missed = 0
     for _ in range(trials):
-        pairs = noise.suite(recipes, slower=SLOWER, how_many_slower=slower, **drawn)
+        pairs = noise.suite(runs, scatter=scatter, spreads=[spread] * RECIPES, slower=SLOWER, how_many_slower=slower)
         findings, _ = judge_speeds(pairs, tolerance)
         found += {work for work, one in findings.items() if one.verdict == "regression"} == set(list(pairs)[:slower])
         missed += all(EXIT_CODES[one.verdict] == 0 for one in findings.values())
@@ -56,23 +57,21 @@ def rises_found(runs: list[Run], generator: random.Random, trials: int, jitter: 
 
 def rows(trials: int) -> Iterator[str]:
     """Yield the lines of both tables."""
-    runs = read()
+    recorded = read()
     generator = random.Random(SEED)  # noqa: S311
-    noise = Noise(runs, generator)
-    yield "| steps scatter by | runs differ by | slower | recipes | runs a side | found | missed |"
+    noise = Noise(recorded, generator)
+    yield "| steps scatter by | runs differ by | slower | runs before and after | found | open | missed |"
     yield "|---|---|---|---|---|---|---|"
-    for scatter, spread in ((0.01, 0.0), (0.02, 0.0), (0.01, 0.003), (0.01, 0.005), (0.02, 0.01)):
-        for recipes, slower, repeats in ((4, 1, 1), (8, 1, 1), (8, 8, 1), (8, 1, 3)):
-            found, missed = slowdowns(
-                noise, trials, slower=slower, recipes=recipes, runs=repeats, scatter=scatter, spread=spread
-            )
-            told = f"| {100 * scatter:g} % | {100 * spread:g} % | {slower} | {recipes} | {repeats} |"
-            yield f"{told} {100 * found:.1f} % | {100 * missed:.1f} % |"
+    for scatter, spread in ((0.01, 0.003), (0.01, 0.005), (0.02, 0.01)):
+        for runs, slower in (((3, 1), 1), ((3, 3), 1), ((3, 3), RECIPES), ((5, 5), 1)):
+            found, missed = slowdowns(noise, trials, runs, slower, scatter=scatter, spread=spread)
+            told = f"| {100 * scatter:g} % | {100 * spread:g} % | {slower} of {RECIPES} | {runs[0]} and {runs[1]} |"
+            yield told + "".join(f" {100 * share:.1f} % |" for share in (found, 1 - found - missed, missed))
     yield ""
     yield "| peaks off by up to | found |"
     yield "|---|---|"
     for jitter in (0.0, 0.001, 0.002):
-        yield f"| {100 * jitter:g} % | {100 * rises_found(runs, generator, trials, jitter):.1f} % |"
+        yield f"| {100 * jitter:g} % | {100 * rises_found(recorded, generator, trials, jitter):.1f} % |"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.bench.check.findings import METRICS, Comparison, Finding, RecipeComparison, in_order, overall, printable
+from lorabench.bench.check.findings import METRICS, Comparison, Finding, RecipeComparison, in_order, overall
+from lorabench.bench.check.printable import printable
 from lorabench.estimator.errors import UserError, did_you_mean
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lorabench.bench.check.findings import Comparison, RecipeComparison, Unmatched, in_order, overall, worst
+from lorabench.bench.check.findings import Comparison, Unmatched, in_order, of_recipe, overall
 from lorabench.bench.check.loss import judge_losses
 from lorabench.bench.check.matching import Work, device_of, environment_changes, labels_of, runs_by_work
 from lorabench.bench.check.memory import judge_memory
@@ -55,17 +55,7 @@ def compare(
         judged = findings.get(work, [])
         if not judged or outcome.before != "ok" or outcome.after != "ok":
             judged = [outcome, *judged]
-        recipes.append(
-            RecipeComparison(
-                digest=work.digest,
-                engine=work.engine,
-                label=labels[work],
-                recipe=new.recipe,
-                runs=(len(old.records), len(new.records)),
-                verdict=worst(judged),
-                findings=tuple(judged),
-            )
-        )
+        recipes.append(of_recipe(work, labels[work], old, new, judged))
     return Comparison(
         against="baseline",
         verdict=overall(recipes),

@@ -9,21 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median_low
 
-from lorabench.bench.check.findings import (
-    Comparison,
-    Finding,
-    Metric,
-    RecipeComparison,
-    Verdict,
-    in_order,
-    overall,
-    printable,
-    worst,
-)
+from msgspec.structs import replace
+
+from lorabench.bench.check.findings import Comparison, Finding, Metric, Verdict, in_order, of_recipe, overall
 from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
+from lorabench.bench.check.printable import printable
 from lorabench.bench.check.thresholds import Thresholds
+from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.record import RunRecord
-from lorabench.estimator.answers.estimates import refuse_impossible
+from lorabench.estimator.answers.estimates import has_closed_form, refuse_impossible
+from lorabench.estimator.answers.traced_estimates import trace_for_estimate
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
@@ -35,9 +30,9 @@ from lorabench.estimator.recipes.parameters import count_parameters
 def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds | None = None) -> Comparison:
     """Hold the parameters, peaks and outcome of every recipe of ``results`` against its estimate.
 
-    Parameters must be equal; the allocated peak may be off by the threshold; what the allocator reserved and the
-    driver counted must be within the estimate's own range, widened by it. What ran out of the GPU's memory must not
-    have been said to fit, and what ran must not have been said not to.
+    Parameters must be equal; the allocated peak, and that of each phase, may be off by the threshold; what the
+    allocator reserved and the driver counted must be within the estimate's own range, widened by it. What ran out of
+    the GPU's memory must not have been said to fit, and what ran must not have been said not to.
 
     Raises:
         UserError: the results hold the same repeat of a recipe twice, or one recipe of several devices.
@@ -45,20 +40,9 @@ def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds |
     thresholds = thresholds or Thresholds()
     after = runs_by_work(results, "the results")
     labels = labels_of([after])
-    recipes = []
-    for work, runs in after.items():
-        findings = _judge(runs, thresholds.estimate)
-        recipes.append(
-            RecipeComparison(
-                digest=work.digest,
-                engine=work.engine,
-                label=labels[work],
-                recipe=runs.recipe,
-                runs=(0, len(runs.records)),
-                verdict=worst(findings),
-                findings=tuple(findings),
-            )
-        )
+    recipes = [
+        of_recipe(work, labels[work], None, runs, _judge(runs, thresholds.estimate)) for work, runs in after.items()
+    ]
     return Comparison(
         against="estimate",
         verdict=overall(recipes),
@@ -73,22 +57,25 @@ def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds |
     )
 
 
-def estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
+def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     """Return what lorabench, as it is, estimates for the recipe on the kind of device that it ran on.
 
     Raises:
-        UserError: the recipe has no closed form there.
+        UserError: the recipe is impossible, or has no closed form and cannot be traced here.
     """
-    spec = read_config(runs.records[0].model_config, runs.recipe.model)
-    refuse_impossible(spec, runs.recipe)
-    memory = estimate_memory(spec, runs.recipe, runs.device.kind, runs.device.architecture)
-    return count_parameters(spec, runs.recipe), memory
+    recipe, device = runs.recipe, runs.device
+    spec = read_config(runs.records[0].model_config, recipe.model)
+    refuse_impossible(spec, recipe)
+    if not has_closed_form(spec):
+        traced = trace_for_estimate(spec, recipe, device.architecture, kernels=device.kind)
+        return traced.parameters, traced.memory
+    return count_parameters(spec, recipe), estimate_memory(spec, recipe, device.kind, device.architecture)
 
 
 def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
     outcome = " or ".join(sorted(runs.outcomes))
     try:
-        parameters, memory = estimate_of(runs)
+        parameters, memory = _estimate_of(runs)
     except UserError as error:
         return [Finding(metric="outcome", before=None, after=outcome, verdict="insufficient", reason=str(error))]
     findings = _judge_outcome(runs, memory, outcome)
@@ -98,30 +85,44 @@ def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
     findings += [_judge_parameters(parameters, one.parameters) for one in measurements[:1]]
     if tolerance is None:
         return findings
-    peak = median_low([one.memory.peak_allocated_bytes for one in measurements])
-    allocated = memory.peak_allocated_bytes
-    allowed = round(allocated * (1 - tolerance)), round(allocated * (1 + tolerance))
-    findings.append(_judge_bytes("peak_allocated_bytes", allocated, peak, allowed))
-    ranges: list[tuple[Metric, list[int | None], int | None, tuple[int, int] | None]] = [
+    held: list[tuple[Metric, int | None, tuple[int, int] | None, list[int | None]]] = [
+        (
+            "peak_allocated_bytes",
+            memory.peak_allocated_bytes,
+            None,
+            [one.memory.peak_allocated_bytes for one in measurements],
+        ),
         (
             "peak_reserved_bytes",
-            [one.memory.peak_reserved_bytes for one in measurements],
             memory.peak_reserved_bytes,
             memory.peak_reserved_range_bytes,
+            [one.memory.peak_reserved_bytes for one in measurements],
         ),
         (
             "nvml_process_peak_bytes",
-            [one.nvml_process_peak_bytes for one in measurements],
             memory.device_total_bytes,
             memory.device_total_range_bytes,
+            [one.nvml_process_peak_bytes for one in measurements],
         ),
     ]
-    for metric, seen, point, wide in ranges:
+    for metric, point, ends, seen in held:
         counted = [bytes_ for bytes_ in seen if bytes_ is not None]
-        if counted and point is not None and wide is not None:
-            widened = round(wide[0] * (1 - tolerance)), round(wide[1] * (1 + tolerance))
-            findings.append(_judge_bytes(metric, point, median_low(counted), widened))
-    return findings
+        if counted and point is not None:
+            findings.append(_judge_bytes(metric, point, ends or (point, point), median_low(counted), tolerance))
+    return [*findings, *_judge_phases(memory, measurements, tolerance)]
+
+
+def _judge_phases(estimated: Breakdown, measurements: Sequence[Measurement], tolerance: float) -> list[Finding]:
+    """Hold the peak of each phase that was measured, and return the finding on the one that departs most."""
+    findings = {}
+    for phase, point in estimated.phase_peaks_bytes.items():
+        seen = [one.memory.phase_peaks_bytes[phase] for one in measurements if phase in one.memory.phase_peaks_bytes]
+        if seen:
+            findings[phase] = _judge_bytes("phase_peaks_bytes", point, (point, point), median_low(seen), tolerance)
+    if not findings:
+        return []
+    phase, finding = max(findings.items(), key=lambda item: abs(item[1].change or 0.0))
+    return [replace(finding, reason=f"in {phase}, which departs most")]
 
 
 def _judge_outcome(runs: Runs, memory: Breakdown, outcome: str) -> list[Finding]:
@@ -160,12 +161,14 @@ def _judge_parameters(estimated: ParameterCounts, counted: ParameterCounts) -> F
     )
 
 
-def _judge_bytes(metric: Metric, estimated: int, measured: int, allowed: tuple[int, int]) -> Finding:
+def _judge_bytes(metric: Metric, point: int, ends: tuple[int, int], measured: int, tolerance: float) -> Finding:
+    """Hold ``measured`` to an estimate from the one of its ``ends`` to the other, widened by the tolerance."""
+    allowed = ends[0] * (1 - tolerance), ends[1] * (1 + tolerance)
     return Finding(
         metric=metric,
-        before=estimated,
+        before=point,
         after=measured,
-        change=(measured - estimated) / estimated,
-        interval=(allowed[0] / estimated - 1, allowed[1] / estimated - 1),
+        change=(measured - point) / point,
+        interval=(allowed[0] / point - 1, allowed[1] / point - 1),
         verdict="same" if allowed[0] <= measured <= allowed[1] else "regression",
     )

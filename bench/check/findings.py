@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lorabench.bench.check.matching import Runs, Work
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import Engine
 from lorabench.estimator.recipes.recipe import Recipe
@@ -19,14 +20,12 @@ Metric = Literal[
     "outcome",
     "parameters",
     "peak_allocated_bytes",
+    "phase_peaks_bytes",
     "peak_reserved_bytes",
     "nvml_process_peak_bytes",
     "step_seconds",
     "final_loss",
 ]
-
-SpreadSource = Literal["repeats", "suite", "unknown"]
-
 VERDICTS: dict[Verdict, str] = {
     "regression": "worse, beyond the threshold and beyond chance",
     "suspicious": "beyond the threshold, but chance could do that: measure more",
@@ -42,6 +41,7 @@ METRICS: dict[Metric, str] = {
     "outcome": "outcome",
     "parameters": "parameters",
     "peak_allocated_bytes": "peak memory",
+    "phase_peaks_bytes": "phase peaks",
     "peak_reserved_bytes": "reserved",
     "nvml_process_peak_bytes": "nvidia-smi",
     "step_seconds": "step time",
@@ -70,15 +70,6 @@ class Finding(Struct, frozen=True, kw_only=True):
     """Why, where the numbers do not say it, in one line."""
     allowed: str | None = None
     """Why it is let pass, where it is (``--allow``)."""
-
-
-class RunToRun(Struct, frozen=True, kw_only=True):
-    """What is known of how much the step times of one recipe differ from one run to the next."""
-
-    source: SpreadSource
-    """repeats: from repeated runs; suite: from how differently the recipes changed; unknown: from nothing."""
-    deviation: float | None
-    """Standard deviation of one run's median step, as a share of it; the middle one of the recipes'."""
 
 
 class RecipeComparison(Struct, frozen=True, kw_only=True):
@@ -116,8 +107,8 @@ class Comparison(Struct, frozen=True, kw_only=True):
     environment_changes: tuple[str, ...]
     """What else differs between the two sides, such as ``torch 2.11.0 → 2.13.0``."""
     thresholds: Thresholds
-    run_to_run: RunToRun | None
-    """None where no step times were tested."""
+    run_to_run: float | None
+    """Standard deviation of the median step of one run, as a share of it, from repeated runs; None where none tell."""
     recipes: tuple[RecipeComparison, ...]
     """Worst first."""
     only_in_baseline: tuple[Unmatched, ...]
@@ -168,21 +159,27 @@ def _concludes(finding: Finding) -> bool:
     return finding.before != finding.after
 
 
+def of_recipe(
+    work: Work, label: str, before: Runs | None, after: Runs, findings: Sequence[Finding]
+) -> RecipeComparison:
+    """Return the ``findings`` of one recipe; ``before`` is None against the estimate."""
+    return RecipeComparison(
+        digest=work.digest,
+        engine=work.engine,
+        label=label,
+        recipe=after.recipe,
+        runs=(0 if before is None else len(before.records), len(after.records)),
+        verdict=worst(findings),
+        findings=tuple(findings),
+    )
+
+
 def in_order(recipes: Iterable[RecipeComparison]) -> tuple[RecipeComparison, ...]:
     """Return ``recipes`` with their findings, each worst first."""
     ordered = []
     for recipe in recipes:
         findings = tuple(sorted(recipe.findings, key=weight, reverse=True))
-        ordered.append(_judged(recipe, findings))
+        ordered.append(replace(recipe, findings=findings, verdict=worst(findings)))
     ordered.sort(key=lambda recipe: recipe.label)
     ordered.sort(key=lambda recipe: weight(recipe.findings[0]), reverse=True)
     return tuple(ordered)
-
-
-def _judged(recipe: RecipeComparison, findings: tuple[Finding, ...]) -> RecipeComparison:
-    return replace(recipe, findings=findings, verdict=worst(findings))
-
-
-def printable(text: str) -> str:
-    """Return ``text`` as one line that no terminal, XML or log takes for a command."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))

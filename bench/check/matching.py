@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lorabench.bench.check.findings import printable
+from lorabench.bench.check.printable import printable
 from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.records.record import DeviceFacts, Engine, Outcome, RunRecord
@@ -124,12 +124,14 @@ def _facts(records: Iterable[RunRecord]) -> dict[str, set[str]]:
     for said in environments:
         plain = {
             "lorabench": said.lorabench,
+            "its commit": said.commit,
             "Python": said.python,
             "system": said.operating_system,
             "CUDA": said.cuda,
             "driver": said.driver,
             "allocator": said.allocator,
             "CPU threads": str(said.cpu_threads),
+            "power limit": None if said.power_limit_watts is None else f"{said.power_limit_watts:g} W",
         }
         for name, value in {**plain, **said.packages}.items():
             facts.setdefault(name, set()).update([value] if value else [])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lorabench.bench.check.findings import Finding, Verdict, printable
+from lorabench.bench.check.findings import Finding, Verdict
 from lorabench.bench.check.matching import Runs
+from lorabench.bench.check.printable import printable
 
 SETTLED = frozenset({"ok", "oom", "skipped"})
 """Outcomes that are an answer: it trains, it does not fit, or it was known not to."""

@@ -4,19 +4,16 @@ A regression needs all of:
 
 - a *minimum effect*: the median step takes longer by more than the threshold;
 - a one-sided *Mann–Whitney test on the raw step times*, which sees the scatter of the steps within the runs;
-- where the records tell *what differs from one run to the next* (clocks, memory layout, neighbours), a one-sided
-  t-test on the runs' medians. The steps of one run share that, so their scatter cannot tell it. `run_to_run` can:
-
-  - from repeated runs, where any recipe of the suite has them: pooled over the suite, as the machine's; the recipe's
-    own counts where it is greater;
-  - else, in a suite of `LEAST_RECIPES` or more, from how differently the step times of the other recipes changed: what
-    the change to be checked did to all alike does not count, what the machine did to each does;
-  - else from nothing: then the scatter of the steps is all there is, and a machine that is not quiet raises alarms.
+- a one-sided *t-test on the runs' medians*, which sees what one run differs from the next by (clocks, memory layout,
+  neighbours). The steps of one run share that, so their scatter cannot tell it: only repeated runs do, of either side.
+  It is pooled over the suite; a recipe's own counts where that is greater;
+- *repeated runs on both sides*: a single run may be of a recipe that is less steady than most, which the pooled spread
+  does not know.
 
 The larger of the two p-values (both must refuse chance) is corrected over the suite by Holm's method.
 
 That nothing changed needs evidence too: where the interval of the change is wider than the threshold, a change that
-matters could hide in it, and the verdict is insufficient.
+matters could hide in it. For that, repeats of one side are enough; where no recipe has any, nothing can be concluded.
 """
 
 from __future__ import annotations
@@ -26,13 +23,13 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from lorabench.bench.check.findings import Finding, RunToRun, SpreadSource, Verdict, printable
+from lorabench.bench.check.findings import Finding, Verdict
 from lorabench.bench.check.matching import Work
+from lorabench.bench.check.printable import printable
 from lorabench.bench.check.statistics import (
     SIGNIFICANCE,
     Spread,
     holm,
-    least_p,
     mean_interval,
     mean_log,
     p_greater,
@@ -44,16 +41,15 @@ from lorabench.bench.measuring.measurements import Measurement
 
 LEAST_TIMED_STEPS = 5
 """Fewer on either side say nothing about speed."""
-LEAST_RECIPES = 6
-"""Fewer recipes of one run each do not tell what differs from run to run: with less than four degrees of freedom, a
-t-test over a suite finds next to nothing."""
+NO_REPEATS = "one run a side does not tell what runs differ by: run with --repeats 3"
+ONE_RUN = "one run does not tell a change from an unsteady recipe: repeat it (--repeats 3)"
 
 Pair = tuple[Sequence[Measurement], Sequence[Measurement]]
 """The ok runs of a recipe, before and after."""
 
 
 class _Times(NamedTuple):
-    """Step times of the steady runs, by run."""
+    """Step times, by run."""
 
     before: list[tuple[float, ...]]
     after: list[tuple[float, ...]]
@@ -82,117 +78,88 @@ class _Times(NamedTuple):
         old, new = self.medians
         return mean_log(new) - mean_log(old)
 
+    @property
+    def swapped(self) -> _Times:
+        return _Times(self.after, self.before)
 
-def judge_speeds(pairs: Mapping[Work, Pair], tolerance: float) -> tuple[dict[Work, Finding], RunToRun | None]:
+
+def judge_speeds(pairs: Mapping[Work, Pair], tolerance: float) -> tuple[dict[Work, Finding], float | None]:
     """Judge the step times of all recipes together: their tests are one family in each direction.
 
-    Besides, return what is known of the spread between runs; None where no step times could be tested.
+    Besides, return the standard deviation of one run's median step, as a share of it; None where no runs were repeated.
     """
-    times = {work: _Times(*(_steady(side) for side in pair)) for work, pair in pairs.items()}
-    tested = {
-        work: seen
-        for work, seen in times.items()
-        if _unusable(pairs[work], seen) is None and pairs[work][0] != pairs[work][1]
-    }
-    source, spreads = run_to_run(tested)
-    slower, faster = (
-        dict(zip(tested, holm([_p_slower(turn(seen), spreads[work]) for work, seen in tested.items()]), strict=True))
-        for turn in (_as_it_is, _swapped)
-    )
-    findings = {}
+    findings: dict[Work, Finding] = {}
+    tested: dict[Work, _Times] = {}
     for work, pair in pairs.items():
+        all_runs = _Times(*([one.step_seconds for one in side] for side in pair))
+        steady = _Times(*([one.step_seconds for one in side if not one.unstable] for side in pair))
+        unusable = _unusable(pair, steady)
         if pair[0] == pair[1]:
-            seen = _Times(*([one.step_seconds for one in side] for side in pair))
-            findings[work] = _finding(seen, "same", reason="the same runs on both sides")
-        elif work in tested:
-            findings[work] = _judge(times[work], tolerance, spreads[work], slower[work], faster[work], len(tested))
+            findings[work] = _finding(all_runs, "same", reason="the same runs on both sides")
+        elif unusable is not None:
+            findings[work] = _finding(all_runs, "insufficient", reason=unusable)
         else:
-            seen = _Times(*([one.step_seconds for one in side] for side in pair))
-            findings[work] = _finding(seen, "insufficient", reason=_unusable(pair, times[work]))
-    known = [spread.deviation for spread in spreads.values() if spread is not None]
-    if not tested:
+            tested[work] = steady
+    pooled = pooled_spread([side for seen in tested.values() for side in seen.medians])
+    if pooled is None:
+        for work, seen in tested.items():
+            verdict: Verdict = "insufficient" if _departs(seen, tolerance) is None else "suspicious"
+            findings[work] = _finding(seen, verdict, reason=NO_REPEATS)
         return findings, None
-    return findings, RunToRun(source=source, deviation=math.expm1(median(known)) if known else None)
+    spreads = {work: _spread(seen, pooled) for work, seen in tested.items()}
+    slower = holm([_p_slower(seen, spreads[work]) for work, seen in tested.items()])
+    faster = holm([_p_slower(seen.swapped, spreads[work]) for work, seen in tested.items()])
+    for (work, seen), *p_values in zip(tested.items(), slower, faster, strict=True):
+        findings[work] = _judge(seen, tolerance, spreads[work], p_values[0] if seen.shift >= 0 else p_values[1])
+    return findings, math.expm1(pooled.deviation)
 
 
-def run_to_run(times: Mapping[Work, _Times]) -> tuple[SpreadSource, dict[Work, Spread | None]]:
-    """Return where the spread between runs of each recipe is known from, and the spread of one run's logarithm."""
-    pooled = pooled_spread([side for seen in times.values() for side in seen.medians])
-    spreads: dict[Work, Spread | None] = dict.fromkeys(times)
-    if pooled is not None:
-        for work, seen in times.items():
-            own = pooled_spread(seen.medians)
-            deviation = max(pooled.deviation, own.deviation if own else 0.0)
-            spreads[work] = Spread(deviation, pooled.degrees_of_freedom)
-        return "repeats", spreads
-    if len(times) < LEAST_RECIPES:
-        return "unknown", spreads
-    for work in times:
-        others = [math.exp(seen.shift) for other, seen in times.items() if other != work]
-        spread = pooled_spread([others])
-        assert spread is not None
-        # A shift is the difference of two runs.
-        spreads[work] = Spread(spread.deviation / math.sqrt(2), spread.degrees_of_freedom)
-    return "suite", spreads
-
-
-def _steady(measurements: Sequence[Measurement]) -> list[tuple[float, ...]]:
-    return [one.step_seconds for one in measurements if not one.unstable]
-
-
-def _unusable(pair: Pair, times: _Times) -> str | None:
+def _unusable(pair: Pair, steady: _Times) -> str | None:
     """Return why the times say nothing, or None where they may be tested."""
-    for when, side, steady in zip(("before", "after"), pair, times, strict=True):
-        if not steady:
+    for when, side, runs in zip(("before", "after"), pair, steady, strict=True):
+        if not runs:
             reasons = dict.fromkeys(printable(reason) for one in side for reason in one.unstable)
             return f"unstable {when}: {'; '.join(reasons)}"
-    least = [min(map(len, side)) for side in times]
+    least = [min(map(len, side)) for side in steady]
     if min(least) < LEAST_TIMED_STEPS:
         return f"{least[0]} timed steps before and {least[1]} after: {LEAST_TIMED_STEPS} of each are needed"
     return None
 
 
-def _as_it_is(times: _Times) -> _Times:
-    return times
+def _spread(times: _Times, pooled: Spread) -> Spread:
+    own = pooled_spread(times.medians)
+    return pooled if own is None else Spread(max(pooled.deviation, own.deviation), pooled.degrees_of_freedom)
 
 
-def _swapped(times: _Times) -> _Times:
-    return _Times(times.after, times.before)
-
-
-def _p_slower(times: _Times, spread: Spread | None) -> float:
+def _p_slower(times: _Times, spread: Spread) -> float:
     old, new = times.steps
-    p_steps = p_greater(new, old)
-    if spread is None:
-        return p_steps
-    return max(p_steps, p_mean_greater(times.shift, times.runs, spread))
+    return max(p_greater(new, old), p_mean_greater(times.shift, times.runs, spread))
 
 
-def _judge(
-    times: _Times, tolerance: float, spread: Spread | None, p_slower: float, p_faster: float, family: int
-) -> Finding:
+def _departs(times: _Times, tolerance: float) -> Verdict | None:
+    """Return what a change beyond the threshold would be, were it sure; None within it."""
     old, new = times.typical
-    interval = shift_interval(*times.steps)
-    if spread is not None and max(times.runs) > 1:
-        between = mean_interval(times.shift, times.runs, spread)
-        interval = min(interval[0], between[0]), max(interval[1], between[1])
-    p_value = p_slower if times.shift >= 0 else p_faster
-    slower, faster = new - old > tolerance * old, old - new > tolerance * new
-    verdict: Verdict = "same"
+    if new - old > tolerance * old:
+        return "regression"
+    return "improvement" if old - new > tolerance * new else None
+
+
+def _judge(times: _Times, tolerance: float, spread: Spread, p_value: float) -> Finding:
+    ends = [*shift_interval(*times.steps), *mean_interval(times.shift, times.runs, spread)]
+    interval = min(ends), max(ends)
+    verdict = _departs(times, tolerance)
     reason = None
-    if slower or faster:
-        if p_value <= SIGNIFICANCE:
-            verdict = "regression" if slower else "improvement"
-        elif least_p(*map(len, times.steps)) * family > SIGNIFICANCE:
-            verdict = "insufficient"
-            reason = f"too few timed steps to tell a change in a suite of {family} from chance: run more"
-        else:
-            verdict = "suspicious"
-            runs = " and of the runs" if spread is not None else ""
-            reason = f"within the scatter of the steps{runs} (p = {p_value:.2g}): run more, or on a quieter machine"
-    elif (interval[1] - interval[0]) / 2 > math.log1p(tolerance):
+    if verdict is None and (interval[1] - interval[0]) / 2 <= math.log1p(tolerance):
+        verdict = "same"
+    elif verdict is None:
         verdict = "insufficient"
-        reason = f"the scatter hides changes of {100 * tolerance:.3g}%: run more, or on a quieter machine"
+        reason = f"the scatter hides changes of {100 * tolerance:.3g}%: repeat more, or on a quieter machine"
+    elif p_value > SIGNIFICANCE:
+        verdict = "suspicious"
+        reason = f"within the scatter of steps and runs (p = {p_value:.2g}): repeat more, or on a quieter machine"
+    elif min(times.runs) == 1:
+        verdict = "suspicious"
+        reason = ONE_RUN
     return _finding(times, verdict, interval=interval, p_value=p_value, reason=reason)
 
 

@@ -57,11 +57,6 @@ def p_greater(these: Sequence[float], those: Sequence[float]) -> float:
     )
 
 
-def least_p(these: int, those: int) -> float:
-    """Return the least p-value that samples of these sizes can have: every one of these above all of those."""
-    return p_greater(range(those, those + these), range(those))
-
-
 def shift_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
     """Return the interval, at `CONFIDENCE`, of how far the logarithms of ``after`` lie above those of ``before``.
 

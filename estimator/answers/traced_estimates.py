@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.architectures import no_closed_form
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown, Kernels, ParameterCounts
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.states import Term, trained_terms
 from lorabench.estimator.models.spec import ModelSpec
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 
 def trace_for_estimate(
-    spec: ModelSpec, recipe: Recipe, architecture: str | None, on_progress: Callable[[str], None]
+    spec: ModelSpec,
+    recipe: Recipe,
+    architecture: str | None,
+    on_progress: Callable[[str], None] = lambda what: None,
+    kernels: Kernels = "cuda",
 ) -> Trace:
-    """Return the trace of ``recipe`` on CUDA kernels, its reserved bytes and device total with ranges as an estimate's.
+    """Return the trace of ``recipe``; on CUDA its reserved bytes and device total have ranges as an estimate's.
 
     Raises:
         UserError: what cannot be traced, or a package that the trace takes is not installed.
@@ -35,13 +39,13 @@ def trace_for_estimate(
         from lorabench.estimator.trace.trace import trace
 
         with quiet_libraries():
-            traced = trace(spec, recipe, architecture=architecture, on_progress=on_progress)
+            traced = trace(spec, recipe, kernels=kernels, architecture=architecture, on_progress=on_progress)
     except ImportError as error:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}, and to trace it takes {error.name}, which is not "
             "installed: pip install 'lorabench[bench]'"
         ) from error
-    return replace(traced, memory=_with_ranges(traced.memory, architecture))
+    return traced if kernels == "cpu" else replace(traced, memory=_with_ranges(traced.memory, architecture))
 
 
 def _with_ranges(memory: Breakdown, architecture: str | None) -> Breakdown:

@@ -16,7 +16,6 @@ from lorabench.bench.check.findings import (
     Finding,
     Metric,
     RecipeComparison,
-    RunToRun,
     Unmatched,
     Verdict,
 )
@@ -243,15 +242,11 @@ def _notes(comparison: Comparison) -> list[str]:
     if comparison.environment_changes:
         lines.append(f"Since the baseline: {', '.join(comparison.environment_changes)}")
     if comparison.run_to_run is not None:
-        lines.append(f"From run to run: {_spread(comparison.run_to_run)}")
+        lines.append(f"From run to run: step times spread by {comparison.run_to_run:.2%}")
+    times = {finding.verdict for _, finding in _rows(comparison) if finding.metric == "step_seconds"}
+    if len(comparison.recipes) > 1 and times == {"regression"}:
+        lines.append("All recipes are slower: the change, or the machine as a whole: run the baseline again to tell")
     return [*lines, _thresholds(comparison)]
-
-
-def _spread(spread: RunToRun) -> str:
-    if spread.deviation is None:
-        return "unknown, with one run of each recipe (lorabench run --repeats tells)"
-    source = {"repeats": "repeated runs", "suite": "how differently the recipes changed"}[spread.source]
-    return f"step times spread by {spread.deviation:.1%}, as told by {source}"
 
 
 def _sides(comparison: Comparison) -> tuple[tuple[str, tuple[Unmatched, ...]], ...]:

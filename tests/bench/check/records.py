@@ -35,5 +35,21 @@ def record(
     return replace(made, measurement=measurement)
 
 
+def runs(*medians: float, **changes: Any) -> list[RunRecord]:
+    """Return a run for each of ``medians``, whose steps scatter by half a percent about it."""
+    shares = [1 + 0.001 * place for place in range(-5, 6)]
+    return [
+        record(repeat=i, step_seconds=[one * share for share in shares], **changes) for i, one in enumerate(medians)
+    ]
+
+
 def repeats(count: int, **changes: Any) -> list[RunRecord]:
     return [record(repeat=repeat, **changes) for repeat in range(count)]
+
+
+def steady(factor: float = 1.0, **changes: Any) -> list[RunRecord]:
+    """Return three runs whose medians are within a thousandth of ``factor`` times the sample's."""
+    return [
+        record(repeat=repeat, step_seconds=times(factor * share), **changes)
+        for repeat, share in enumerate((1.0, 1.001, 1 / 1.001))
+    ]

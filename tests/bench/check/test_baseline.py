@@ -81,10 +81,11 @@ def test_the_worst_of_all_recipes_decides(verdicts: tuple[str, ...], expected: i
         "insufficient": {"unstable": ("GPU shared",)},
     }
     before = [
-        record(rank=place, step_seconds=wide if verdict == "suspicious" else STEP_SECONDS)
+        one
         for place, verdict in enumerate(verdicts, 1)
+        for one in repeats(2, rank=place, step_seconds=wide if verdict == "suspicious" else STEP_SECONDS)
     ]
-    results = [record(rank=place, **after[verdict]) for place, verdict in enumerate(verdicts, 1)]
+    results = [one for place, verdict in enumerate(verdicts, 1) for one in repeats(2, rank=place, **after[verdict])]
     comparison = compare(results, before)
     assert {one.recipe.rank: one.verdict for one in comparison.recipes} == dict(enumerate(verdicts, 1))
     assert code(comparison) == expected
