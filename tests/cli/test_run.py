@@ -31,7 +31,7 @@ def bell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bell"
     folder.mkdir()
     monkeypatch.setenv(BELL, str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     monkeypatch.setenv(HOW, json.dumps({"qlora": "say and exit"}))
     pretend_here(monkeypatch.setattr)
     return folder
@@ -124,21 +124,22 @@ def test_a_recipe_that_takes_too_long_is_a_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(HOW, '{"lora": "hang"}')
-    assert run("smoke", "-o", str(tmp_path), "--timeout", "1") == 0
-    assert "timeout not done after 1 s (--timeout)" in capsys.readouterr().out
+    assert run("smoke", "-o", str(tmp_path), "--timeout", "2") == 0
+    assert "timeout not done after 2 s (--timeout)" in capsys.readouterr().out
 
 
 def test_what_the_time_limit_leaves_is_exit_1_and_the_command_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(HOW, '{"lora": "hang"}')
-    arguments = ["smoke", "-o", str(tmp_path / "out"), "--time-limit", "0.05"]
+    monkeypatch.setenv(HOW, '{"full": "hang"}')
+    arguments = ["smoke", "-o", str(tmp_path / "out"), "--time-limit", "0.01"]
     assert run(*arguments) == 1
-    out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == f"1 recipe: 1 ok. Records are in {tmp_path / 'out'}"
-    assert err == f"no time for 2 more; go on with: lorabench run {' '.join(arguments)} --resume\n"
+    assert capsys.readouterr().err == (
+        f"no time for 3 more; go on with: lorabench run {' '.join(arguments)} --resume\n"
+    )
     monkeypatch.setenv(HOW, "{}")
     assert run(*arguments[:3], "--resume") == 0
+    assert "3 recipes: 3 ok" in capsys.readouterr().out
 
 
 def test_what_is_predicted_not_to_fit_is_skipped(
@@ -241,9 +242,9 @@ def test_on_a_terminal_it_draws_what_runs_and_leaves_the_lines(tmp_path: Path) -
         if not read:
             break
         drawn += read
-    assert running.wait(30) == 0
+    assert running.wait(120) == 0
     text = drawn.decode()
-    assert "  1 s  demo-llama full 1×128 ckpt" in text
+    assert re.search(r"  [1-9] s  demo-llama full 1×128 ckpt", text)
     assert "0 of 3 done" in text
     assert re.search(r"1 of 3 done, about \d+ s left", text)
     kept = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
