@@ -49,9 +49,17 @@ def _leave_a_child() -> None:
 
 def _meet() -> None:
     """Be done only when two workers run at once."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while len(list(Path(os.environ[BELL]).glob("*.worker"))) < 2:
         assert time.monotonic() < until, "the other never came"
+        time.sleep(0.01)
+
+
+def _wait_for_the_word() -> None:
+    """Be done when a file ``go`` is beside the bells."""
+    until = time.monotonic() + 120
+    while not (Path(os.environ[BELL]) / "go").exists():
+        assert time.monotonic() < until, "the word never came"
         time.sleep(0.01)
 
 
@@ -81,6 +89,7 @@ BEHAVIOURS: dict[str, Callable[[], object]] = {
     "raise": lambda: _raise(ValueError("broke\nin two lines")),
     "take 1.5 seconds": lambda: time.sleep(1.5),
     "meet": _meet,
+    "wait for the word": _wait_for_the_word,
 }
 
 

@@ -42,7 +42,7 @@ def job(method: str = "lora", **options: Any) -> Job:
 
 def heard(bell: Path, kind: str = "worker", count: int = 1) -> list[dict[str, Any]]:
     """Return what so many workers left, waiting until they have."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while len(found := sorted(bell.glob(f"*.{kind}"))) < count:
         assert time.monotonic() < until, f"{len(found)} of {count} came"
         time.sleep(0.01)
@@ -50,19 +50,19 @@ def heard(bell: Path, kind: str = "worker", count: int = 1) -> list[dict[str, An
 
 
 def gone(pid: int) -> bool:
-    """Wait until the process has ended; return whether it has within ten seconds."""
+    """Wait until the process has ended; return whether it has within a minute."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([handle], [], [], 10)[0])
+        return bool(select.select([handle], [], [], 60)[0])
     finally:
         os.close(handle)
 
 
 def answer_of(workers: Workers, number: int) -> Answer:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         answers = workers.wait(0.5)
         if number in answers:
@@ -152,7 +152,7 @@ def test_a_worker_can_be_ended_before_it_has_begun(workers: Workers) -> None:
 
 def _all(workers: Workers, numbers: list[int]) -> list[Answer]:
     answers: dict[int, Answer] = {}
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while len(answers) < len(numbers):
         assert time.monotonic() < until
         answers |= workers.wait(1)
@@ -252,12 +252,14 @@ def test_forked_workers_train_and_inherit_nothing_from_each_other(training: Work
 
 
 def test_a_worker_starts_in_less_time_than_its_imports_take(training: Workers) -> None:
-    number = training.start(job(optim="paged_adamw_8bit"), {})  # refused at once on a CPU, after all else is there
     began = time.monotonic()
-    answer = answer_of(training, number)
+    subprocess.run([sys.executable, "-c", "import transformers.models.llama.modeling_llama"], check=True)
+    imported = time.monotonic()
+    # Refused at once on a CPU, after all else is there.
+    answer = answer_of(training, training.start(job(optim="paged_adamw_8bit"), {}))
+    assert time.monotonic() - imported < imported - began
     assert (answer.outcome, answer.traceback) == ("error", None)
     assert "use adamw_8bit" in str(answer.message)
-    assert time.monotonic() - began < 5
 
 
 def test_a_recipe_too_large_for_the_memory_is_out_of_memory(training: Workers) -> None:

@@ -11,7 +11,7 @@ import pytest
 from lorabench.bench.measuring.meters import core_waits
 from lorabench.bench.measuring.meters.cpu import CpuMeter
 
-SPIN = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+SPIN = "import time\nprint(flush=True)\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be bound to a core")
@@ -19,8 +19,10 @@ def test_steps_that_share_their_core_are_called_unstable() -> None:
     """Two processes on one core get half of it each: a second of work takes two, one of them waited for."""
     ours = os.sched_getaffinity(0)
     one = {min(ours)}
-    other = subprocess.Popen([sys.executable, "-c", SPIN])
+    other = subprocess.Popen([sys.executable, "-c", SPIN], stdout=subprocess.PIPE)
     try:
+        assert other.stdout is not None
+        other.stdout.readline()  # it spins
         os.sched_setaffinity(0, one)
         os.sched_setaffinity(other.pid, one)
         meter = CpuMeter()
@@ -31,7 +33,7 @@ def test_steps_that_share_their_core_are_called_unstable() -> None:
     finally:
         os.sched_setaffinity(0, ours)
         other.kill()
-        other.wait()
+        other.communicate()
     [told] = meter.readings.disturbances
     assert told.startswith("the CPU was shared: threads waited 0.")
 
