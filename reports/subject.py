@@ -27,20 +27,21 @@ class Subject(NamedTuple):
     models: Sequence[ModelSpec] = ()
     """Those that have a closed form; no two alike."""
     devices: Sequence[Device] = ()
-    """All GPUs of the catalogue and those that were named, first those that the page is about."""
+    """The GPUs that were named, or else those that ran."""
+
+    @property
+    def gpus(self) -> list[Device]:
+        """All GPUs that people may ask about: `devices`, then the others of the catalogue."""
+        first = self.devices or [find_device(USUAL_GPU)]
+        return [*{device.name: device for device in (*first, *map(find_device, device_names()))}.values()]
 
 
 def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> Subject:
-    """Return the subject of a page: the models named, and those with most runs; the GPUs named, or the runs' own.
-
-    All other GPUs of the catalogue follow.
-    """
+    """Return the subject of a page: the models named, and those with most runs; the GPUs named, or the runs' own."""
     distinct: dict[bytes, ModelSpec] = {}
     for spec in (*models, *_models_of(runs)):
         distinct.setdefault(msgspec.json.encode(msgspec.structs.replace(spec, name="")), spec)
-    first = devices or _devices_of(runs) or [find_device(USUAL_GPU)]
-    gpus = {device.name: device for device in (*first, *map(find_device, device_names()))}
-    return Subject(runs, [*distinct.values()], [*gpus.values()])
+    return Subject(runs, [*distinct.values()], devices or _devices_of(runs))
 
 
 def _models_of(runs: Sequence[Run]) -> list[ModelSpec]:

@@ -6,7 +6,7 @@ import { asTable } from "./tables.js";
 
 export const FONT = "system-ui, sans-serif";
 export const AXIS_HEIGHT = 34;
-const PRINT_WIDTH = 680;
+const PRINT_WIDTH = 820;
 
 // The colour of a method, here of a mark in a chart.
 export const methodColour = (method) => `var(--${method})`;
@@ -60,6 +60,15 @@ export function namesAbove(names, { width, above }) {
     },
   };
 }
+
+// What is written to the right of stacked bars: a series at the end of their stack.
+export function barEnds(bar, names, write, { color = "var(--text)", fontSize = 12 } = {}) {
+  const label = { show: true, position: "right", color, fontSize, formatter: ({ dataIndex }) => write(dataIndex) };
+  return { ...bar, silent: true, data: names.map(() => 0), label };
+}
+
+// A component as people read its name.
+export const spaced = (component) => component.replaceAll("_", " ");
 
 export function valueAxis({ max, unit, width }) {
   return {

@@ -2,24 +2,27 @@
 
 import { AXIS, CHART, methodColour, register } from "./charts.js";
 
+const LABEL_WIDTH = 110;
+
 // data: { ranges: [name, …], counts: { METHOD: [count, …] } }
 const total = (data, place) => Object.values(data.counts).reduce((sum, counts) => sum + counts[place], 0);
 
 register("distribution", {
-  height: () => 240,
+  height: (data, width) => Math.min(440, Math.max(240, width * 0.8)),
 
   option(data, { hidden, width }) {
+    const slanted = width < LABEL_WIDTH * data.ranges.length;
     return {
       ...CHART,
-      grid: { left: 4, right: 8, top: 12, bottom: 26, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
+      grid: { left: 4, right: 8, top: 12, bottom: 30, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
       xAxis: {
         ...AXIS,
         type: "category",
         data: data.ranges,
         name: "estimated less measured, of measured",
         nameLocation: "middle",
-        nameGap: 26,
-        axisLabel: { ...AXIS.axisLabel, hideOverlap: true, interval: width >= 700 ? 0 : "auto" },
+        nameGap: slanted ? 58 : 26,
+        axisLabel: { ...AXIS.axisLabel, interval: 0, rotate: slanted ? 35 : 0 },
       },
       yAxis: { ...AXIS, type: "value", minInterval: 1, splitNumber: 4 },
       series: Object.entries(data.counts)

@@ -113,7 +113,8 @@ function caption(data) {
   if (!fitting.length) return `${model}, ${recipe}: nothing here fits ${gpu}.`;
   const longest = fitting.at(-1);
   const most = data.batchSizes.filter((size) => cell(data, longest, size).verdict === "fits").at(-1);
-  return `${model}, ${recipe}: of the lengths shown, ${longest} is the longest that fits ${gpu}, at batch sizes up to ${most}.`;
+  const sizes = most === 1 ? "batch size 1" : `batch sizes up to ${most}`;
+  return `${model}, ${recipe}: of the lengths shown, ${longest} is the longest that fits ${gpu}, at ${sizes}.`;
 }
 
 const map = (chosen) => Promise.all([...section.querySelectorAll(".chart")].map((element) => showChosen(element, chosen, caption)));

@@ -1,6 +1,6 @@
 // Memory by component: a stacked bar for each answer to each run, below its name.
 
-import { AXIS_HEIGHT, base, namesAbove, register, valueAxis } from "./charts.js";
+import { AXIS_HEIGHT, barEnds, base, namesAbove, register, spaced, valueAxis } from "./charts.js";
 import { byteScale, formatBytes, formatShare } from "./quantities.js";
 import { breakdownsOf, entryOf } from "./store.js";
 
@@ -21,7 +21,6 @@ const THICKNESS = { estimated: 8, traced: 8, measured: 15 };
 const GAP = "30%";
 const NAME = 24;
 
-const spaced = (component) => component.replaceAll("_", " ");
 const barsHeight = ({ answers }) => answers.reduce((sum, answer) => sum + THICKNESS[answer] * 1.3, 0);
 const rowHeight = (data) => barsHeight(data) + NAME + 12;
 
@@ -51,24 +50,14 @@ register("memory", {
     const shown = data.components.filter((component) => !hidden.has(component));
     const stacks = data.answers.flatMap((answer) => {
       const bar = { type: "bar", stack: answer, barWidth: THICKNESS[answer], barGap: GAP, emphasis: { disabled: true } };
+      const faint = answer === "measured" ? {} : { color: "var(--muted)", fontSize: 11 };
       return [
         ...shown.map((component) => ({
           ...bar,
           itemStyle: { color: `var(--${COLOURED.includes(component) ? component : "other"})` },
           data: data.rows.map(({ run }) => componentBytes(breakdownsOf(run)[answer], component) / scale.size),
         })),
-        {
-          ...bar,
-          silent: true,
-          data: names.map(() => 0),
-          label: {
-            show: true,
-            position: "right",
-            color: answer === "measured" ? "var(--text)" : "var(--muted)",
-            fontSize: answer === "measured" ? 12 : 11,
-            formatter: ({ dataIndex }) => endText(answer, data.rows[dataIndex], wordy),
-          },
-        },
+        barEnds(bar, names, (place) => endText(answer, data.rows[place], wordy), faint),
       ];
     });
     const options = base(names, { right: wordy ? 290 : 84 });

@@ -60,7 +60,7 @@ const line = (from, to, dashed) => ({
 });
 
 register("scatter", {
-  height: (data, width) => Math.min(440, Math.max(300, width * 0.6)),
+  height: (data, width) => Math.min(440, Math.max(300, width * (data.bands ? 0.8 : 0.6))),
 
   runs: () => [],
 

@@ -1,6 +1,6 @@
 // What if: estimates of the chosen recipe, and of the other methods beside it.
 
-import { AXIS_HEIGHT, base, namesAbove, register, valueAxis } from "./charts.js";
+import { AXIS_HEIGHT, barEnds, base, namesAbove, register, spaced, valueAxis } from "./charts.js";
 import { Controls, estimateOf, MARKS, PLANNING, showChosen, speedOf } from "./estimates.js";
 import { byteScale, formatBytes, formatNumber } from "./quantities.js";
 
@@ -8,7 +8,6 @@ const section = document.getElementById("what_if");
 const VERDICTS = Object.fromEntries(Object.entries(MARKS).map(([verdict, mark]) => [verdict, `${mark} ${verdict}`]));
 const THICK = 18;
 const NAME_HEIGHT = 24;
-const spaced = (component) => component.replaceAll("_", " ");
 
 const recipesOf = ({ methods, chosen }) =>
   methods.flatMap((method) => {
@@ -33,21 +32,10 @@ register("what_if", {
         itemStyle: { color: `var(--${component})` },
         data: recipes.map(({ estimate }) => estimate.components[component] / scale.size),
       }));
-    const ends = {
-      ...bar,
-      silent: true,
-      data: names.map(() => 0),
-      label: {
-        show: true,
-        position: "right",
-        color: "var(--text)",
-        fontSize: 12,
-        formatter: ({ dataIndex }) => {
-          const { estimate } = recipes[dataIndex];
-          return `${formatBytes(estimate.peakBytes)}, ${wordy ? VERDICTS[estimate.verdict] : MARKS[estimate.verdict]}`;
-        },
-      },
-    };
+    const ends = barEnds(bar, names, (place) => {
+      const { estimate } = recipes[place];
+      return `${formatBytes(estimate.peakBytes)}, ${wordy ? VERDICTS[estimate.verdict] : MARKS[estimate.verdict]}`;
+    });
     const options = base(names, { right: wordy ? 190 : 96 });
     return {
       ...options,

@@ -42,7 +42,7 @@ def _of_runs(show: Callable[[Sequence[Run]], dict[str, Any] | None]) -> Callable
 
 
 SECTIONS = (
-    Section("summary", "Summary", _of_runs(summary)),
+    Section("summary", "Summary", summary),
     Section("accuracy", "Predicted against measured", _of_runs(accuracy), ("scatter", "distribution")),
     Section("memory", "Where the bytes go", _of_runs(memory), ("memory", "closely")),
     Section("speed", "Speed", _of_runs(speed), ("speed", "scatter")),

@@ -21,11 +21,11 @@ def fits(subject: Subject) -> dict[str, Any] | None:
     usual = make_recipe(subject.models[0].name)
     shown = [method for method in CHOICES["method"] if any(method in methods(spec) for spec in subject.models)]
     return {
-        "planning": pack(planning(subject.models, subject.devices)),
+        "planning": pack(planning(subject.models, subject.gpus)),
         "models": [spec.name for spec in subject.models],
         "methods": shown,
         "ranks": RANKS,
         "rank": usual.rank,
-        "gpus": subject.devices,
+        "gpus": subject.gpus,
         "charts": [{"method": method, "batchSizes": BATCH_SIZES, "lengths": LENGTHS} for method in shown],
     }

@@ -108,7 +108,6 @@ def _columns(runs: Sequence[Run]) -> list[Column]:
     return [
         Column("recipe", "Recipe", "text", lambda run: run.name, True),
         Column("model", "Model", "text", lambda run: run.model, len({run.model for run in runs}) > 1),
-        *settings,
         Column("outcome", "Outcome", "text", lambda run: OUTCOMES[run.record.outcome], True),
         Column("estimated_peak_bytes", "Estimated peak", "bytes", lambda run: run.estimated_peak_bytes, True),
         Column("traced_peak_bytes", "Traced peak", "bytes", memory("traced", "peak_allocated_bytes"), True),
@@ -129,6 +128,7 @@ def _columns(runs: Sequence[Run]) -> list[Column]:
         Column("held_out_loss_after", "Held-out loss after", "loss", measured("held_out_loss_after"), True),
         Column("parameters", "Parameters", "count", _counted("total")),
         Column("trainable_parameters", "Trainable", "count", _counted("trainable")),
+        *settings,
         Column("unstable", "Unstable", "text", lambda run: "; ".join(run.unstable) or None),
         Column("message", "Message", "text", lambda run: run.record.message),
         fact("suite", lambda run: run.record.suite),

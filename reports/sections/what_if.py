@@ -22,7 +22,7 @@ def what_if(subject: Subject) -> dict[str, Any] | None:
         "method": usual.method,
         "ranks": RANKS,
         "rank": usual.rank,
-        "gpus": subject.devices,
+        "gpus": subject.gpus,
         "largest_batch_size": LARGEST_BATCH_SIZE,
         "seq_len": min(usual.seq_len, longest_length(first)),
         "legend": [

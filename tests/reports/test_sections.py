@@ -8,17 +8,23 @@ import msgspec
 import pytest
 
 from lorabench.bench.records.record import RunRecord
+from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.reports.runs import Run, arrange
 from lorabench.reports.sections import SECTIONS
 from lorabench.reports.sections.accuracy import EDGES, accuracy, why_off
 from lorabench.reports.sections.comparison import comparison
 from lorabench.reports.sections.environments import environments
+from lorabench.reports.sections.headlines import Headline
 from lorabench.reports.sections.learning import learning
 from lorabench.reports.sections.memory import memory
 from lorabench.reports.sections.points import pareto_front
 from lorabench.reports.sections.records import records
 from lorabench.reports.sections.speed import costs, speed
-from lorabench.reports.sections.summary import Headline, summary
+from lorabench.reports.sections.summary import summary
 from lorabench.reports.subject import Subject
 from tests.sample_records import sample_record
 
@@ -30,7 +36,7 @@ def runs_of(*records: RunRecord) -> list[Run]:
 
 
 def headlines(*records: RunRecord) -> dict[str, Headline]:
-    return {headline.name: headline for headline in summary(runs_of(*records))["headlines"]}
+    return {headline.name: headline for headline in summary(Subject(runs_of(*records)))["headlines"]}
 
 
 def test_the_headline_error_is_the_median_with_the_worst_named() -> None:
@@ -69,10 +75,46 @@ def test_the_fastest_run_is_named() -> None:
     assert "lora r9" in shown["fastest"].note
 
 
+def test_the_lowest_held_out_loss_is_among_runs_that_can_be_compared() -> None:
+    losses = {("a", 1): 2.0, ("a", 2): 1.5, ("b", 1): 0.5}
+    records = []
+    for (model, rank), loss in losses.items():
+        record = sample_record(model=model, rank=rank)
+        assert record.measurement is not None
+        learnt = msgspec.structs.replace(record.measurement, held_out_loss_before=3.0, held_out_loss_after=loss)
+        records.append(msgspec.structs.replace(record, measurement=learnt))
+    shown = headlines(*records)["learnt"]
+    assert (shown.value, shown.note) == ("1.500", "a lora r2; 3.000 before training.")
+
+
+def test_estimates_make_the_headlines_where_nothing_ran() -> None:
+    spec, device = find_model("meta-llama/Llama-3.1-8B"), find_device("rtx-4090")
+    shown = {headline.name: headline for headline in summary(Subject([], [spec], [device]))["headlines"]}
+    assert list(shown) == ["fits", "ratio", "speed"]
+    full, *longest = shown["fits"].value.split(" : ")
+    assert full == "none"
+    for method, length in zip(("lora", "qlora"), longest, strict=True):
+        tokens = int(length.replace(",", ""))
+        for seq_len, answer in ((tokens, True), (tokens + 128, False)):
+            memory = estimate_memory(
+                spec, make_recipe(spec.name, method=method, seq_len=seq_len), architecture=device.architecture
+            )
+            assert (hold_against(memory, device.memory_bytes)[0] == "fits") is answer, (method, seq_len)
+    assert shown["speed"].value.startswith("– : ")
+    assert shown["ratio"].note.endswith(" estimated, Llama-3.1-8B, rank 16, checkpointing, 1×2048.")
+
+
+def test_runs_on_a_cpu_alone_ask_about_no_gpu() -> None:
+    spec, runs = find_model("Qwen/Qwen2.5-0.5B"), runs_of(sample_record())
+    for devices, asked in (([], False), ([find_device("t4")], True)):
+        found = {headline.name for headline in summary(Subject(runs, [spec], devices))["headlines"]}
+        assert ("fits" in found) is asked
+
+
 def test_outcomes_are_counted() -> None:
     failed = [sample_record(rank=1, outcome="oom"), sample_record(rank=2, outcome="oom")]
-    counted = summary(runs_of(*failed, sample_record(rank=3, outcome="timeout"), sample_record()))["outcomes"]
-    assert {outcome: count for outcome, _, count in counted} == {"oom": 2, "ok": 1, "timeout": 1}
+    shown = summary(Subject(runs_of(*failed, sample_record(rank=3, outcome="timeout"), sample_record())))["runs"]
+    assert {outcome: count for outcome, _, count in shown["outcomes"]} == {"oom": 2, "ok": 1, "timeout": 1}
 
 
 def test_mixed_devices_and_versions_are_noticed() -> None:
@@ -247,6 +289,6 @@ def test_warnings_count_what_is_unstable_and_failed() -> None:
         sample_record(rank=3, outcome="skipped"),
         sample_record(rank=4, outcome="oom"),
     )
-    shown = summary(runs)
+    shown = summary(Subject(runs))["runs"]
     assert (shown["unstable"], shown["timed"], shown["failed"]) == (1, 2, 1)
     assert ("skipped", "skipped", 1) in shown["outcomes"]
