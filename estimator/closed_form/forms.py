@@ -67,7 +67,7 @@ class Setup:
 def branches(spec: ModelSpec, batch_size: Any, seq_len: Any) -> tuple[Any, Any]:
     """Return where batch and length (numbers or arrays) change what runs: all that decides is on which side they are.
 
-    The first says whether there are several sequences: of one, some copies are views (`Step._loss`,
+    The first says whether there are several sequences: of one, some copies are views (`Step`,
     `Modules._eager`). The second says whether the sequence fills the model's window: then it needs a mask (`Masks`).
     """
     window = spec.config.get("sliding_window") or math.inf

@@ -270,20 +270,21 @@ class Operators:
 
     # Lookups and norms
 
-    def embedding(self, weight: Tensor, columns: int, rows: int = BS) -> Tensor:
+    def embedding(
+        self, weight: Tensor, columns: int, rows: int = BS, scratch: tuple[int, int] = (INDICES, PARTS)
+    ) -> Tensor:
         """Return ``rows`` of the table ``weight``; the gradient is dense, as large as the table.
 
-        CUDA works through scratch for many tokens (`embedding_backward`), as which positions are not counted.
+        CUDA works through ``scratch`` for many rows: indices and parts of sums (`embedding_backward`).
         """
         tape, elements, dtype = self.tape, weight.columns, weight.dtype
-        sorts = self.kernels == "cuda" and rows == BS
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             to_weight = tape.new(ONE, elements, dtype)
-            scratch = []
-            if sorts:
-                scratch = [tape.new(INDICES, 1, "int64"), tape.new(PARTS, columns, "float32")]
-            del scratch
+            held = []
+            if self.kernels == "cuda":
+                held = [tape.new(scratch[0], 1, "int64"), tape.new(scratch[1], columns, "float32")]
+            del held
             return (to_weight,)
 
         return tape.record((weight,), backward, (), lambda: tape.new(rows, columns, dtype))

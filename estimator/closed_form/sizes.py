@@ -11,11 +11,13 @@ from lorabench.estimator.memory.embedding_backward import embedding_scratch
 from lorabench.estimator.memory.fused_loss import chunk_rows
 from lorabench.estimator.models.spec import ModelSpec
 
-MONOMIALS = ("1", "S", "B·S", "S·S", "B·S·S", "r", "B·S·r", "B·⌈S⌉128", "c", "B·(S − 1)", "i", "p")
+MONOMIALS = ("1", "S", "B·S", "S·S", "B·S·S", "r", "B·S·r", "B·⌈S⌉128", "c", "B·(S − 1)", "i", "p", "i′", "p′")
 """B: batch size, S: sequence length, r: rank; ⌈S⌉128: S rounded up to a multiple of 128, as flash attention pads it;
 c: tokens that a fused loss takes at a time; i and p: indices and parts of sums of
-an embedding's backward (`embedding_backward`)."""
-ONE, S, BS, SS, BSS, R, BSR, BS128, CHUNK, SHIFTED, INDICES, PARTS = range(len(MONOMIALS))
+an embedding's backward (`embedding_backward`); i′ and p′: those of learned positions."""
+ONE, S, BS, SS, BSS, R, BSR, BS128, CHUNK, SHIFTED, INDICES, PARTS, POSITION_INDICES, POSITION_PARTS = range(
+    len(MONOMIALS)
+)
 WITH_RANK = {ONE: R, BS: BSR}
 """Rows → the monomial of those rows with r columns."""
 
@@ -31,6 +33,7 @@ def monomial_values(spec: ModelSpec, batch_size: Any, seq_len: Any, rank: Any) -
     padded = -(-seq_len // 128) * 128
     tokens = batch_size * seq_len
     indices, parts = embedding_scratch(tokens, spec.vocab_size)
+    position_indices, position_parts = embedding_scratch(seq_len, spec.max_position_embeddings)
     return (
         1,
         seq_len,
@@ -44,6 +47,8 @@ def monomial_values(spec: ModelSpec, batch_size: Any, seq_len: Any, rank: Any) -
         tokens - batch_size,
         sum(indices),
         parts,
+        sum(position_indices),
+        position_parts,
     )
 
 

@@ -8,7 +8,16 @@ from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_table
 from lorabench.estimator.closed_form.masks import Masks, alike_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_columns
 from lorabench.estimator.closed_form.operators import Operators
-from lorabench.estimator.closed_form.sizes import BS, ONE, SHIFTED, Ledger, Moment, S
+from lorabench.estimator.closed_form.sizes import (
+    BS,
+    ONE,
+    POSITION_INDICES,
+    POSITION_PARTS,
+    SHIFTED,
+    Ledger,
+    Moment,
+    S,
+)
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.states import loaded_weights, states
@@ -126,7 +135,10 @@ class _Step:
         hidden = embedded
         rotary: Rotary | None = None
         if spec.model_type == "gpt2":
-            positions = op.embedding(outside.weights[spec.embeddings[1].name], spec.hidden_size, S)
+            # Of one sequence, the positions' gradient is that of the sum itself.
+            rows = S if recipe.batch_size > 1 else BS
+            table = outside.weights[spec.embeddings[1].name]
+            positions = op.embedding(table, spec.hidden_size, rows, (POSITION_INDICES, POSITION_PARTS))
             hidden = op.add(embedded, positions)
             hidden = op.dropout(hidden, spec.config["embd_pdrop"])
         else:

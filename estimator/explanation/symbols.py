@@ -50,6 +50,10 @@ def symbols(spec: ModelSpec, recipe: Recipe) -> tuple[Symbol, ...]:
     if parts and (recipe.method == "full" or recipe.modules_to_save):
         named.append(Symbol("i", "indices in the embedding's backward: 3·B·S + 2·min(B·S, V) + p", sum(indices)))
         named.append(Symbol("p", "parts of sums in the embedding's backward: ⌊B·S/10⌋ + min(B·S, V)", parts))
+    indices, parts = embedding_scratch(recipe.seq_len, spec.max_position_embeddings)
+    if parts and spec.learned_positions and (recipe.method == "full" or recipe.modules_to_save):
+        named.append(Symbol("i′", "indices in the positions' backward: 5·S + p′", sum(indices)))
+        named.append(Symbol("p′", "parts of sums in the positions' backward: ⌊S/10⌋ + S", parts))
     if recipe.rank is not None:
         named.append(Symbol("r", "rank of the adapters", recipe.rank))
     return tuple(named)

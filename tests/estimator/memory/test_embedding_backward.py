@@ -59,3 +59,18 @@ def test_it_is_counted_where_it_decides() -> None:
     scratch = 8 * (5 * tokens + parts) + 4 * 128 * parts
     left_out = 8 * 256 + 8 * 13 + 512
     assert 0 <= traced.phase_peaks_bytes["backward"] - estimated.phase_peaks_bytes["backward"] <= left_out < scratch
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_learned_positions_are_counted_alike(batch_size: int) -> None:
+    """A table of positions much larger than all else: its gradient and scratch are the most of backward."""
+    spec = small_model("gpt2", vocab_size=64, max_position_embeddings=400_000)
+    recipe = make_recipe(spec.name, batch_size=batch_size, seq_len=4000, method="full")
+    estimated, traced = estimate_memory(spec, recipe), trace(spec, recipe)
+    parts = 4000 // 10 + 4000
+    scratch = 8 * (5 * 4000 + parts) + 4 * 128 * parts
+    left_out = 8 * 4000 + 8 * batch_size + 512
+    assert traced.peak.operator == "aten.embedding_dense_backward"
+    assert traced.peak.module == "transformer.wpe"
+    assert 0 <= traced.memory.peak_allocated_bytes - estimated.peak_allocated_bytes <= left_out < scratch
