@@ -252,11 +252,12 @@ def test_forked_workers_train_and_inherit_nothing_from_each_other(training: Work
 
 
 def test_a_worker_starts_in_less_time_than_its_imports_take(training: Workers) -> None:
+    refused = job(optim="paged_adamw_8bit")  # at once on a CPU, after all else is there
+    answer_of(training, training.start(refused, {}))  # the server has its imports
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import torch"], check=True)
     imported = time.monotonic()
-    # Refused at once on a CPU, after all else is there.
-    answer = answer_of(training, training.start(job(optim="paged_adamw_8bit"), {}))
+    answer = answer_of(training, training.start(refused, {}))
     assert time.monotonic() - imported < imported - began
     assert (answer.outcome, answer.traceback) == ("error", None)
     assert "use adamw_8bit" in str(answer.message)
