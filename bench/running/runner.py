@@ -6,7 +6,8 @@ import hashlib
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -106,8 +107,8 @@ def run_suite(
     watcher = watcher or Watcher()
     with (
         open_results(folder, suite.name) as results,
-        tempfile.TemporaryDirectory(prefix="lorabench-") as scratch,
-        Workers(Path(scratch), preload=_modules_of(suite)) as workers,
+        _scratch_folder() as scratch,
+        Workers(scratch, preload=_modules_of(suite)) as workers,
     ):
         surroundings = probe_surroundings(device)
         _refuse_other_devices(results, surroundings)
@@ -309,6 +310,16 @@ def check_device(settings: Settings) -> None:
         )
 
 
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="lorabench-")
+    except OSError as error:
+        raise UserError(f"no temporary folder can be made: {error.strerror}: set TMPDIR to one with space") from error
+    with folder as path:
+        yield Path(path)
+
+
 def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:
     here = surroundings.device
     for record in results.records.values():
@@ -320,7 +331,10 @@ def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:
 
 
 def _digest_of(dataset: str | None) -> str | None:
-    return None if dataset is None else hashlib.sha256(Path(dataset).read_bytes()).hexdigest()[:12]
+    if dataset is None:
+        return None
+    with Path(dataset).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _modules_of(suite: Suite) -> list[str]:

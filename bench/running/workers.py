@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ ENVIRONMENT = {
 }
 """The server's and the workers', unless set otherwise."""
 SERVER = (sys.executable, "-P", "-m", "lorabench.bench.running.server")
+LEAST_SCRATCH_BYTES = 2**24
+"""More than jobs, answers and what workers say take at once."""
 END_SECONDS = 10
 """How long a process that was killed may take to be gone; one that waits for a driver may never be."""
 
@@ -67,11 +70,20 @@ class Workers:
         self._until_ready()
         self.started += 1
         number = self.started
-        self._path(number, "job").write_bytes(msgspec.json.encode(job))
+        self._write_job(number, job)
         self.jobs[number] = job, kernel_kills()
         paths = {name: str(self._path(number, name)) for name in ("job", "answer", "said")}
         self._ask(Start(number=number, environment=environment, **paths))
         return number
+
+    def _write_job(self, number: int, job: Job) -> None:
+        mend = "set TMPDIR to a folder with space"
+        if shutil.disk_usage(self.scratch).free < LEAST_SCRATCH_BYTES:
+            raise UserError(f"{self.scratch.parent}: no space for what workers answer: {mend}")
+        try:
+            self._path(number, "job").write_bytes(msgspec.json.encode(job))
+        except OSError as error:
+            raise UserError(f"{self.scratch.parent}: cannot write there: {error.strerror}: {mend}") from error
 
     def end(self, number: int) -> None:
         """Kill the worker, with all that it has started, if it lives."""
@@ -136,6 +148,8 @@ class Workers:
 
     def _end_server(self) -> int:
         """End the server with its workers, and return its exit code."""
+        if not self.ready:
+            self.server.kill()  # it would import to the end before it hears, and has no workers yet
         with suppress(BrokenPipeError):
             _open(self.server.stdin).close()
         try:

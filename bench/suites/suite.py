@@ -199,6 +199,9 @@ class _SuiteFile:
         value = self.value
         if not isinstance(value, dict):
             raise UserError(f"{self.path}: a suite is a mapping with the keys {', '.join(KEYS)}")
+        for key in value:
+            if key in Recipe.__struct_fields__:
+                raise self._error((key,), f"{key} is a recipe option: write it into matrix, include or defaults")
         self._known_keys(value, KEYS, (), "key")
         name = self._typed(value.get("name", self.path.stem), Annotated[str, Meta(min_length=1)], ("name",))
         if name == BY_HAND:

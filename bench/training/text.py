@@ -11,6 +11,8 @@ from pathlib import Path
 from lorabench.estimator.errors import UserError
 
 BYTES = 256
+LARGEST_TEXT_BYTES = 2**28
+"""Of a text file, which is tokenised at once; a run trains on some megabytes."""
 NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 """Folders under the standard library's that are not installed everywhere or are not part of it."""
 
@@ -28,30 +30,41 @@ def shipped_documents() -> Iterator[str]:
 
 
 def file_documents(path: Path) -> Iterator[str]:
-    """Yield the documents in ``path``: a .jsonl file's "text" fields, or the whole of any other file.
+    """Yield the documents in ``path``: a .jsonl file's "text" fields, line by line, or the whole of any other file.
 
     Raises:
-        UserError: the file cannot be read or is empty, or a line is no JSON object with a "text" string; with its
-            number.
+        UserError: it is no file, cannot be read, is empty or, as a whole, too large; or a line is no JSON object with
+            a "text" string; with its number.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file: a dataset is a text or .jsonl file, which every recipe reads")
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            if path.suffix == ".jsonl":
+                yield from _texts(path, file)
+                return
+            raw = file.read(LARGEST_TEXT_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot read the dataset: {error.strerror}") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} line {number}: not UTF-8 text ({error.reason}): convert it to UTF-8") from error
+    if len(raw) > LARGEST_TEXT_BYTES:
+        raise UserError(
+            f"{path}: over {LARGEST_TEXT_BYTES // 2**20} MiB of text in one piece: give a part of it, or a .jsonl file,"
+            " which is read line by line"
+        )
+    text = _decoded(path, raw, 1)
     if not text.strip():
         raise UserError(f"{path}: the dataset holds no text")
-    if path.suffix != ".jsonl":
-        yield text
-        return
+    yield text
+
+
+def _texts(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
     wanted = 'each line of a .jsonl file is a JSON object with a "text" field'
-    for number, line in enumerate(text.splitlines(), 1):
+    empty = True
+    for number, raw in enumerate(lines, 1):
+        line = _decoded(path, raw, number)
         if not line.strip():
             continue
+        empty = False
         try:
             document = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -59,6 +72,16 @@ def file_documents(path: Path) -> Iterator[str]:
         if not isinstance(document, dict) or not isinstance(document.get("text"), str):
             raise UserError(f'{path} line {number}: no "text" string in it: {wanted}')
         yield document["text"]
+    if empty:
+        raise UserError(f"{path}: the dataset holds no text")
+
+
+def _decoded(path: Path, raw: bytes, first_line: int) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = first_line + raw.count(b"\n", 0, error.start)
+        raise UserError(f"{path} line {number}: not UTF-8 text ({error.reason}): convert it to UTF-8") from error
 
 
 def byte_tokenizer(vocab_size: int) -> Callable[[str], list[int]]:

@@ -10,14 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from lorabench.bench.running.jobs import Answer, Job, Settings
+from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.running.workers import SERVER as REAL_SERVER
-from lorabench.bench.running.workers import Workers
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import make_recipe
@@ -208,6 +209,25 @@ def test_a_server_that_cannot_start_is_refused_with_its_last_words(tmp_path: Pat
         pytest.raises(UserError, match=r"^no worker can be started: exit code 1: ImportError: libcudart is not there$"),
     ):
         workers.start(job(), {})
+
+
+def test_scratch_space_that_is_full_is_said_before_a_worker_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: Workers
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**23))
+    with pytest.raises(UserError, match=rf"^{tmp_path.parent}: no space for what workers answer: set TMPDIR"):
+        workers.start(job(), {})
+    monkeypatch.undo()
+    (tmp_path / "2.job").mkdir()
+    with pytest.raises(UserError, match=r"cannot write there: Is a directory: set TMPDIR"):
+        workers.start(job(), {})
+
+
+def test_a_server_that_still_imports_is_not_waited_for(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with Workers(tmp_path, command=["sleep", "600"]):
+        pass
+    assert time.monotonic() - began < END_SECONDS / 2
 
 
 FRESH = """

@@ -237,6 +237,7 @@ def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("a: [", 1, "not YAML"),
         ("name: x\n\tmatrix: 1", 2, "not YAML"),
         ("name: x\nmatrx: 1", 2, "unknown key 'matrx': did you mean matrix?"),
+        ("matrix: {model: M}\nrank: 3", 2, "rank is a recipe option: write it into matrix, include or defaults"),
         ("name: x\nname: y", 2, "name is given twice"),
         ("name: [x]", 1, "name must be text that is not empty, got ['x']"),
         ("name: by hand\nmatrix: {model: M}", 1, "stands for single recipes"),

@@ -71,8 +71,9 @@ def test_held_out_text_is_never_trained_on(tmp_path: Path) -> None:
 
 
 def test_each_line_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 1}\n\n{"text": "two\\nlines"}\n')
-    assert list(file_documents(tmp_path / "a.jsonl")) == ["one", "two\nlines"]
+    # A line separator of Unicode ends no line of JSON.
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "one\u2028", "id": 1}\r\n\n{"text": "two\\nlines"}')
+    assert list(file_documents(tmp_path / "a.jsonl")) == ["one\u2028", "two\nlines"]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,8 @@ def test_each_line_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
         ("a.jsonl", b"[" * 100_000, "a.jsonl line 1: not JSON"),
         ("a.txt", b"fine\nfine\n\xff\xfe\n", "a.txt line 3: not UTF-8"),
         ("a.txt", b" \n", "a.txt: the dataset holds no text"),
-        ("a.jsonl", b"", "a.jsonl: the dataset holds no text"),
+        ("a.jsonl", b"\n \n", "a.jsonl: the dataset holds no text"),
+        ("a.jsonl", b'{"text": "one"}\n\xff\n', "a.jsonl line 2: not UTF-8"),
     ],
 )
 def test_a_bad_dataset_is_refused_with_its_line(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
@@ -96,8 +98,15 @@ def test_a_bad_dataset_is_refused_with_its_line(tmp_path: Path, name: str, conte
 
 
 def test_datasets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.txt", tmp_path):
-        with pytest.raises(UserError, match="cannot read the dataset"):
+    with (tmp_path / "large.txt").open("wb") as file:
+        file.truncate(2**28 + 1)
+    for path, complaint in (
+        (tmp_path / "missing.txt", "cannot read the dataset: No such file"),
+        (tmp_path, "not a file"),
+        (Path("/dev/zero"), "not a file"),
+        (tmp_path / "large.txt", "over 256 MiB of text in one piece: give a part of it, or a .jsonl file"),
+    ):
+        with pytest.raises(UserError, match=complaint):
             list(file_documents(path))
 
 
