@@ -5,13 +5,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported, here or in a process that a test starts: tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # A loaded machine is no failure. In CI the same change gets the same examples; people's own runs look for new ones.
-settings.register_profile("lorabench", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile(
+    "lorabench", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("lorabench")
 
 

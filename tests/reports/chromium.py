@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,19 @@ FLAGS = (
 
 DRAWN = "return [...document.querySelectorAll('.chart')].every((it) => !it.clientWidth || it.querySelector('svg'))"
 """Every chart that is not hidden."""
+PATIENCE_SECONDS = 20
+WAIT = """
+const [seconds, done] = arguments;
+const holds = () => {
+  CONDITION;
+};
+const until = performance.now() + 1000 * seconds;
+const look = () => {
+  if (holds()) done(true);
+  else if (performance.now() > until) done(false);
+  else setTimeout(look, 10);
+};
+look();"""
 
 
 @contextmanager
@@ -39,7 +51,9 @@ def open_browser(folder: Path) -> Iterator[webdriver.Chrome]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    browser.set_script_timeout(120)
     try:
+        browser.set_script_timeout(2 * PATIENCE_SECONDS)
         yield browser
     finally:
         browser.quit()
@@ -58,9 +72,10 @@ class Browser:
             },
         )
         self.folder = folder
+        self.looked_at: str | None = None
 
     def show(self, name: str, *, width: int = 1200, scheme: str = "light", draw: bool = True) -> None:
-        """Load a page, as high as it takes for all its charts to be drawn."""
+        """Load a page and wait until it can be used; if `draw`, as high as it takes for all its charts to be drawn."""
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         self.resize(width, 900)
@@ -68,12 +83,21 @@ class Browser:
             self.logged(log)
         self.driver.get("about:blank")
         self.driver.get((self.folder / f"{name}.html").as_uri())
+        self.wait("return document.documentElement.dataset.ready")
         if draw:
-            self.resize(width, self.run("return document.documentElement.scrollHeight"))
+            self.resize(width, self.run("return document.documentElement.scrollHeight"), pixels=0.25)
             self.wait(DRAWN)
+        self.looked_at = None
 
-    def resize(self, width: int, height: int) -> None:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    def look(self, name: str) -> None:
+        """Show a page as `show` does, for tests that leave it as it is: they share it."""
+        if self.looked_at != name:
+            self.show(name)
+            self.looked_at = name
+
+    def resize(self, width: int, height: int, pixels: float = 1) -> None:
+        """Make the window of this size, with so many pixels of the device for each of the page's: few are quick."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": pixels, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def run(self, script: str, *arguments: Any) -> Any:
@@ -85,9 +109,9 @@ class Browser:
         return entries
 
     def wait(self, condition: str) -> None:
-        deadline = time.monotonic() + 20
-        while not self.run(condition):
-            assert time.monotonic() < deadline, condition
+        """Wait until the body of a function, evaluated in the page, returns something true."""
+        script = WAIT.replace("CONDITION", condition)
+        assert self.driver.execute_async_script(script, PATIENCE_SECONDS), condition
 
     def find(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)

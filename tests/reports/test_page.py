@@ -7,6 +7,7 @@ import csv
 import json
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -108,10 +109,12 @@ PAGES: dict[str, list[Run]] = {
 
 
 def page_of(runs: list[Run], *, whole: bool) -> str:
-    """Return the page of ``runs``, if not ``whole`` without the sections of estimates, which take seconds to make."""
+    """Return the page of ``runs``, if not ``whole`` without estimates and derivations, which take seconds to make."""
     if whole:
         return render_report(runs)
-    sections = [(section, data) for section in SECTIONS if (data := section.data(Subject(runs))) is not None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("lorabench.reports.sections.records"), "DERIVED", 0)
+        sections = [(section, data) for section in SECTIONS if (data := section.data(Subject(runs))) is not None]
     return render_page(runs[0].record.suite, "Tested", sections)
 
 
@@ -144,7 +147,8 @@ def test_using_the_page_breaks_no_policy(browser: Browser) -> None:
             assert browser.texts("#tip caption"), "nothing was said beside the pointer"
     browser.run("for (const it of document.querySelectorAll('summary, .legend button, .sort')) it.click()")
     browser.run(
-        "for (const choice of document.querySelectorAll('select')) for (const option of choice.options) {"
+        "for (const choice of document.querySelectorAll('select'))"
+        " for (const option of [choice.options[choice.options.length - 1], choice.options[0]]) {"
         " choice.value = option.value; choice.dispatchEvent(new Event('change', { bubbles: true })); }"
     )
     assert browser.complaints() == []
@@ -192,7 +196,7 @@ def test_what_records_hold_stays_text(browser: Browser) -> None:
     browser.wait("return document.querySelectorAll('#memory .data td').length")
     for run in range(len(PAGES["hostile"])):
         open_record(browser, run)
-        browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+        close_record(browser)
     assert browser.run("return window.ran") is None
     assert browser.run("return document.querySelectorAll('img, main i, main script:not([type])').length") == 0
     assert HOSTILE in browser.texts("h3")
@@ -207,6 +211,11 @@ def test_what_records_hold_stays_text(browser: Browser) -> None:
 def open_record(browser: Browser, run: int) -> None:
     browser.find("#records .open")[run].send_keys(Keys.ENTER)
     browser.wait("return document.querySelector('dialog').open")
+
+
+def close_record(browser: Browser) -> None:
+    browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    browser.wait("return !document.querySelector('dialog').open")
 
 
 def peaks(run: Run) -> tuple[int | None, int | None]:
@@ -224,7 +233,7 @@ def table_of_runs(browser: Browser) -> list[dict[str, str]]:
 
 
 def test_the_table_of_runs_holds_the_records_numbers(browser: Browser) -> None:
-    browser.show("suite", draw=False)
+    browser.look("suite")
     rows = table_of_runs(browser)
     assert len(rows) == len(PAGES["suite"])
     for run, row in zip(PAGES["suite"], rows, strict=True):
@@ -247,13 +256,109 @@ def test_the_table_of_runs_holds_the_records_numbers(browser: Browser) -> None:
         assert row["mfu"] == ("43.2%" if measurement.mfu else "–")
 
 
+def test_a_component_can_be_hidden_and_shown(browser: Browser) -> None:
+    browser.look("suite")
+    count = "return document.querySelectorAll('#memory .chart path[fill=\"var(--optimizer_states)\"]').length"
+    [button] = browser.find("#memory .legend button[data-key=optimizer_states]")
+    before = browser.run(count)
+    assert before
+    button.send_keys(Keys.SPACE)
+    assert (browser.run(count), button.get_attribute("aria-pressed")) == (0, "false")
+    button.send_keys(Keys.SPACE)
+    assert (browser.run(count), button.get_attribute("aria-pressed")) == (before, "true")
+
+
+def test_a_method_can_be_hidden_and_shown(browser: Browser) -> None:
+    browser.look("suite")
+    count = "return document.querySelectorAll('#accuracy .chart path[fill=\"var(--qlora)\"]').length"
+    [button] = browser.find("#accuracy .legend button[data-key=qlora]")
+    before = browser.run(count)
+    assert before
+    button.send_keys(Keys.SPACE)
+    browser.wait(f"return ({count.removeprefix('return ')}) === 0")
+    button.send_keys(Keys.SPACE)
+    browser.wait(f"return ({count.removeprefix('return ')}) === {before}")
+
+
+def test_headlines_lead_to_their_sections(browser: Browser) -> None:
+    browser.look("suite")
+    targets = browser.run(
+        "return [...document.querySelectorAll('.headlines a, .warning a, nav a')].map((it) => it.hash)"
+    )
+    assert {"#accuracy", "#memory", "#speed", "#failures"} <= set(targets)
+    assert all(browser.run("return document.querySelector(arguments[0]) !== null", target) for target in targets)
+
+
+def test_unstable_runs_are_named_where_it_matters(browser: Browser) -> None:
+    browser.look("suite")
+    assert any("1 run of 9" in text for text in browser.texts("#summary .warning"))
+    assert any(text.endswith("unstable") for text in browser.texts("#speed .chart text"))
+
+
+def test_charts_have_their_data_as_tables(browser: Browser) -> None:
+    browser.look("suite")
+    for details in browser.find("details.data > summary"):
+        browser.run("arguments[0].click()", details)
+    browser.wait("return [...document.querySelectorAll('details.data table')].every((table) => table.tBodies.length)")
+    first = PAGES["suite"][0].record
+    assert first.prediction is not None
+    assert first.measurement is not None
+    columns = browser.texts("#memory .data thead th")[:10]
+    answers = browser.table("#memory .data table")[:2]
+    for (name, *cells), memory in zip(answers, (first.prediction.memory, first.measurement.memory), strict=True):
+        assert name.startswith("full")
+        shown = dict(zip(columns[1:], cells, strict=False))
+        for component, count in memory.components.items():
+            assert shown.get(component.replace("_", " "), "0.0 MiB") == quantities.format_bytes(count)
+    trained = [
+        run.record.measurement for run in PAGES["suite"] if run.model == "demo/llama-2m" and run.record.measurement
+    ]
+    losses = browser.table("#learning .data table")
+    for step, (number, *cells) in enumerate(losses):
+        assert number == str(step + 1)
+        for cell, measurement in zip(cells, trained, strict=True):
+            every = measurement.losses
+            loss = every[step] if step < len(every) else ""
+            assert cell == (loss if loss == "" else "not finite" if loss is None else f"{loss:.4f}")
+
+
+def test_bars_are_as_long_as_what_they_show(browser: Browser) -> None:
+    browser.look("suite")
+    wide = browser.run(
+        "return [...document.querySelectorAll('#speed .chart')[0].querySelectorAll('path[fill^=\"var(--\"]')]"
+        ".filter((path) => /full|lora/.test(path.getAttribute('fill'))).map((path) => path.getBBox().width)"
+    )
+    runs = [run for run in PAGES["suite"] if run.model == "demo/llama-2m" and run.tokens_per_second]
+    scale = wide[0] / (runs[0].tokens_per_second or 0)
+    assert wide == pytest.approx([scale * (run.tokens_per_second or 0) for run in runs], rel=1e-2)
+
+
+def test_a_row_opens_the_whole_record(browser: Browser) -> None:
+    suite = {run.record.outcome: run for run in PAGES["suite"]}.values()
+    for name, runs in (("suite", suite), ("hostile", PAGES["hostile"][:2])):
+        browser.show(name, draw=False)
+        for run in runs:
+            open_record(browser, run.index)
+            [shown] = browser.texts("dialog[open] pre")
+            assert json.loads(shown) == json.loads(msgspec.json.encode(run.record))
+            facts = dict(
+                browser.run(
+                    "return [...document.querySelectorAll('dialog .environment tbody tr')]"
+                    ".map((row) => [row.cells[0].textContent, row.cells[1].textContent])"
+                )
+            )
+            assert facts["device"] == run.record.device.name
+            assert run.record.environment.packages.items() <= facts.items()
+            close_record(browser)
+
+
 def downloaded(browser: Browser, button: str, name: str) -> str:
     """Return what a button of the table gives to save."""
     folder = browser.folder / f"saved-{time.monotonic_ns()}"
     behaviour = {"behavior": "allow", "downloadPath": str(folder)}
     browser.driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
     browser.run("arguments[0].click()", browser.find(f"#records button.{button}")[0])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (folder / name).is_file():
         assert time.monotonic() < deadline, "nothing was saved"
         time.sleep(0.02)
@@ -364,109 +469,11 @@ def test_smoothing_draws_a_curve_over_each_raw_one(browser: Browser) -> None:
     assert browser.table("#tip table")[0][2] == quantities.format_loss(smooth / weight)
 
 
-def test_points_tell_their_run_and_numbers(browser: Browser) -> None:
-    browser.show("single")
-    run = PAGES["single"][0]
-    [chart] = browser.find("#accuracy .chart[data-chart=scatter]")
-    [point] = browser.run(
-        "return [...document.querySelectorAll('#accuracy .chart[data-chart=scatter] path[fill=\"var(--lora)\"]')]"
-        ".map((it) => it.getBoundingClientRect()).map((it) => [it.x + it.width / 2, it.y + it.height / 2])"
-    )
-    box = chart.rect
-    where = ActionChains(browser.driver).move_to_element_with_offset(
-        chart, int(point[0] - box["x"] - box["width"] / 2), int(point[1] - box["y"] - box["height"] / 2)
-    )
-    where.perform()
-    assert browser.texts("#tip caption") == [run.name]
-    shown = dict(browser.table("#tip table"))
-    assert shown == {
-        "measured peak": quantities.format_bytes(run.measured_peak_bytes),
-        "estimated peak": quantities.format_bytes(run.estimated_peak_bytes),
-    }
-
-
-def test_a_method_can_be_hidden_and_shown(browser: Browser) -> None:
-    browser.show("suite")
-    count = "return document.querySelectorAll('#accuracy .chart path[fill=\"var(--qlora)\"]').length"
-    [button] = browser.find("#accuracy .legend button[data-key=qlora]")
-    before = browser.run(count)
-    assert before
-    button.send_keys(Keys.SPACE)
-    browser.wait(f"return ({count.removeprefix('return ')}) === 0")
-    button.send_keys(Keys.SPACE)
-    browser.wait(f"return ({count.removeprefix('return ')}) === {before}")
-
-
-def test_headlines_lead_to_their_sections(browser: Browser) -> None:
-    browser.show("suite", draw=False)
-    targets = browser.run(
-        "return [...document.querySelectorAll('.headlines a, .warning a, nav a')].map((it) => it.hash)"
-    )
-    assert {"#accuracy", "#memory", "#speed", "#failures"} <= set(targets)
-    assert all(browser.run("return document.querySelector(arguments[0]) !== null", target) for target in targets)
-
-
-def test_unstable_runs_are_named_where_it_matters(browser: Browser) -> None:
-    browser.show("suite")
-    assert any("1 run of 9" in text for text in browser.texts("#summary .warning"))
-    assert any(text.endswith("unstable") for text in browser.texts("#speed .chart text"))
-
-
 def test_folders_stand_side_by_side(browser: Browser) -> None:
     browser.show("folders")
     rows = [row for row in browser.table("#comparison table.changes") if row[1] == "peak memory"]
     assert {(*row[2:5], row[6]) for row in rows} == {("100.0 MiB", "90.0 MiB", "−10%", "improvement")}
     assert len(rows) == 2
-
-
-def test_charts_have_their_data_as_tables(browser: Browser) -> None:
-    browser.show("suite")
-    for details in browser.find("details.data > summary"):
-        browser.run("arguments[0].click()", details)
-    browser.wait("return [...document.querySelectorAll('details.data table')].every((table) => table.tBodies.length)")
-    first = PAGES["suite"][0].record
-    assert first.prediction is not None
-    assert first.measurement is not None
-    columns = browser.texts("#memory .data thead th")[:10]
-    answers = browser.table("#memory .data table")[:2]
-    for (name, *cells), memory in zip(answers, (first.prediction.memory, first.measurement.memory), strict=True):
-        assert name.startswith("full")
-        shown = dict(zip(columns[1:], cells, strict=False))
-        for component, count in memory.components.items():
-            assert shown.get(component.replace("_", " "), "0.0 MiB") == quantities.format_bytes(count)
-    trained = [
-        run.record.measurement for run in PAGES["suite"] if run.model == "demo/llama-2m" and run.record.measurement
-    ]
-    losses = browser.table("#learning .data table")
-    for step, (number, *cells) in enumerate(losses):
-        assert number == str(step + 1)
-        for cell, measurement in zip(cells, trained, strict=True):
-            every = measurement.losses
-            loss = every[step] if step < len(every) else ""
-            assert cell == (loss if loss == "" else "not finite" if loss is None else f"{loss:.4f}")
-
-
-def test_bars_are_as_long_as_what_they_show(browser: Browser) -> None:
-    browser.show("suite")
-    wide = browser.run(
-        "return [...document.querySelectorAll('#speed .chart')[0].querySelectorAll('path[fill^=\"var(--\"]')]"
-        ".filter((path) => /full|lora/.test(path.getAttribute('fill'))).map((path) => path.getBBox().width)"
-    )
-    runs = [run for run in PAGES["suite"] if run.model == "demo/llama-2m" and run.tokens_per_second]
-    scale = wide[0] / (runs[0].tokens_per_second or 0)
-    assert wide == pytest.approx([scale * (run.tokens_per_second or 0) for run in runs], rel=1e-2)
-
-
-def test_a_component_can_be_hidden_and_shown(browser: Browser) -> None:
-    browser.show("suite")
-    count = "return document.querySelectorAll('#memory .chart path[fill=\"var(--optimizer_states)\"]').length"
-    [button] = browser.find("#memory .legend button[data-key=optimizer_states]")
-    before = browser.run(count)
-    assert before
-    button.send_keys(Keys.SPACE)
-    assert (browser.run(count), button.get_attribute("aria-pressed")) == (0, "false")
-    button.send_keys(Keys.SPACE)
-    assert (browser.run(count), button.get_attribute("aria-pressed")) == (before, "true")
 
 
 def test_a_column_sorts_both_ways_with_missing_figures_last(browser: Browser) -> None:
@@ -487,25 +494,6 @@ def test_settings_sort_as_numbers(browser: Browser) -> None:
     browser.find('#records th[data-key="rank"] .sort')[0].send_keys(Keys.ENTER)
     ranks = [row["rank"] for row in table_of_runs(browser)]
     assert ranks == ["8"] * 4 + ["32", "64", "64", "128", "256", "300", "–", "–"]
-
-
-def test_a_row_opens_the_whole_record(browser: Browser) -> None:
-    for name in ("suite", "hostile"):
-        browser.show(name, draw=False)
-        for run in PAGES[name]:
-            open_record(browser, run.index)
-            [shown] = browser.texts("dialog[open] pre")
-            assert json.loads(shown) == json.loads(msgspec.json.encode(run.record))
-            facts = dict(
-                browser.run(
-                    "return [...document.querySelectorAll('dialog .environment tbody tr')]"
-                    ".map((row) => [row.cells[0].textContent, row.cells[1].textContent])"
-                )
-            )
-            assert facts["device"] == run.record.device.name
-            assert run.record.environment.packages.items() <= facts.items()
-            browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
-            assert browser.find("dialog[open]") == []
 
 
 def test_a_record_opens_with_the_derivation_of_its_estimate(browser: Browser) -> None:
@@ -532,6 +520,27 @@ def test_paper_holds_whole_charts_in_light_colours(browser: Browser) -> None:
     assert browser.complaints() == []
 
 
+def test_points_tell_their_run_and_numbers(browser: Browser) -> None:
+    browser.look("single")
+    run = PAGES["single"][0]
+    [chart] = browser.find("#accuracy .chart[data-chart=scatter]")
+    [point] = browser.run(
+        "return [...document.querySelectorAll('#accuracy .chart[data-chart=scatter] path[fill=\"var(--lora)\"]')]"
+        ".map((it) => it.getBoundingClientRect()).map((it) => [it.x + it.width / 2, it.y + it.height / 2])"
+    )
+    box = chart.rect
+    where = ActionChains(browser.driver).move_to_element_with_offset(
+        chart, int(point[0] - box["x"] - box["width"] / 2), int(point[1] - box["y"] - box["height"] / 2)
+    )
+    where.perform()
+    assert browser.texts("#tip caption") == [run.name]
+    shown = dict(browser.table("#tip table"))
+    assert shown == {
+        "measured peak": quantities.format_bytes(run.measured_peak_bytes),
+        "estimated peak": quantities.format_bytes(run.estimated_peak_bytes),
+    }
+
+
 @pytest.mark.parametrize(
     ("script", "write"),
     [
@@ -541,7 +550,7 @@ def test_paper_holds_whole_charts_in_light_colours(browser: Browser) -> None:
     ],
 )
 def test_charts_write_quantities_as_tables_do(browser: Browser, script: str, write: Any) -> None:
-    browser.show("single", draw=False)
+    browser.look("single")
     values = [
         0,
         0.0123,

@@ -8,14 +8,14 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.estimator.architectures import MODEL_TYPES, read_config
 from lorabench.estimator.errors import UserError
 from tests.built_models import TOKEN_IDS, build, built_shapes, count_by_part, listed_shapes
 
-quick = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=12)
 
 LLAMA = {
     "model_type": "llama",
@@ -288,7 +288,7 @@ rotary_values = st.dictionaries(st.sampled_from(rotary_keys), json_values | rota
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_config_is_refused_with_a_user_error_or_transformers_builds_it_too(
     model_type: str, data: st.DataObject
