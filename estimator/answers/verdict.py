@@ -158,7 +158,9 @@ class _Search:
     def _in_order_of_harm(self) -> list[Callable[[_Setup], _Setup | None]]:
         return [
             self._expandable_segments,
+            self._fused_loss,
             self._gradient_checkpointing,
+            self._no_preparation,
             self._smaller_optimizer_states,
             self._accumulation,
             self._half_precision,
@@ -172,8 +174,14 @@ class _Search:
     def _expandable_segments(self, setup: _Setup) -> _Setup | None:
         return setup._replace(expandable_segments=True)
 
+    def _fused_loss(self, setup: _Setup) -> _Setup | None:
+        return None if setup.recipe.loss == "liger" else _with(setup, loss="liger")
+
     def _gradient_checkpointing(self, setup: _Setup) -> _Setup | None:
         return None if setup.recipe.gradient_checkpointing else _with(setup, gradient_checkpointing=True)
+
+    def _no_preparation(self, setup: _Setup) -> _Setup | None:
+        return _with(setup, prepare_kbit=False) if setup.recipe.prepare_kbit else None
 
     def _smaller_optimizer_states(self, setup: _Setup) -> _Setup | None:
         optim = SMALLER_STATES.get(setup.recipe.optim)

@@ -201,7 +201,7 @@ def _verdict(estimate: Estimate) -> list[str]:
         settings = " ".join(f"{name}={_said(value)}" for name, value in change.settings.items())
         lines.append(f"fits with {settings}: {in_gib(change.device_total_bytes)}")
     if not estimate.fits and not estimate.changes:
-        lines.append("no two changes of checkpointing, optimizer, batch, precision, method or length make it fit")
+        lines.append("no two changes of loss, checkpointing, optimizer, batch, precision, method or length make it fit")
     return lines
 
 
@@ -210,6 +210,10 @@ def _speed(estimate: Estimate) -> list[str]:
     if estimate.throughput is None:
         return []
     answer, *others = speed_lines(estimate.throughput)
+    if estimate.emulated_dtype:
+        others.append(
+            f"{estimate.gpu} has no {estimate.emulated_dtype}: PyTorch emulates it, slowly; float16 is faster"
+        )
     return [f"{estimate.gpu}{'' if estimate.fits else ', if it fitted'}: {answer}", *others]
 
 

@@ -152,6 +152,35 @@ def test_a_batch_is_accumulated_to_the_same_size() -> None:
     assert accumulated == {"batch_size": 1, "gradient_accumulation": 16}
 
 
+def test_a_fused_loss_is_named_where_liger_has_one_and_spares_the_logits() -> None:
+    options = {"batch_size": 16, "seq_len": 1024}
+    device = gpu(44 * GIB)
+    assert {"loss": "liger"} in settings_of(device, "llama-3.1-8b", **options)
+    assert not any("loss" in settings for settings in settings_of(device, "llama-3.1-8b", **options, loss="liger"))
+    assert not any("loss" in settings for settings in settings_of(gpu(8 * GIB), "pythia-1b", batch_size=32))
+    before = held_against(device, "llama-3.1-8b", **options).memory.device_total_range_bytes
+    (fused,) = [
+        change
+        for change in held_against(device, "llama-3.1-8b", **options).changes
+        if change.settings == {"loss": "liger"}
+    ]
+    assert before is not None
+    # Logits, their gradient and log-softmax, float32 each, of 16,384 tokens; a layer's backward peaks in their stead.
+    assert before[1] - fused.device_total_bytes > 8 * 16_384 * 128_256
+
+
+def test_a_prepared_qlora_is_told_to_leave_the_preparation_out() -> None:
+    """Llama-3.1-70B: its embedding and head are 2.1 billion weights, which preparation raises to float32."""
+    options = {"method": "qlora", "seq_len": 512, "loss": "liger"}
+    prepared = held_against(gpu(48 * GIB), "llama-3.1-70b", **options)
+    (change,) = [change for change in prepared.changes if change.settings == {"prepare_kbit": False}]
+    assert prepared.memory.device_total_range_bytes is not None
+    assert prepared.memory.device_total_range_bytes[1] - change.device_total_bytes > 2 * 2 * 128_256 * 8192
+    for others in ({"prepare_kbit": False}, {"method": "lora"}):
+        named = settings_of(gpu(40 * GIB), "llama-3.1-70b", **{**options, **others})
+        assert not any("prepare_kbit" in settings for settings in named)
+
+
 def test_a_gpu_that_bitsandbytes_does_not_run_on_is_not_told_to_use_it() -> None:
     for options in ({"method": "full"}, {"method": "lora", "seq_len": 512}):
         size = 40 if options["method"] == "full" else 12
