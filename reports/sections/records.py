@@ -17,7 +17,7 @@ from lorabench.reports.sections.failures import OUTCOMES
 IN_A_BLOCK = 64
 """Records that are packed, and unpacked, together: one is never read alone for long, and all of them need not be."""
 DERIVED = 200
-"""Runs whose derivations a page holds: of more, the page would take minutes to make."""
+"""The most runs whose derivations a page holds: of more, it would take minutes to make."""
 
 Kind = Literal["text", "bytes", "share", "fraction", "number", "seconds", "loss", "count"]
 
@@ -59,6 +59,7 @@ def records(runs: Sequence[Run]) -> dict[str, Any]:
         "table": pack(table),
         "blocks": [pack(entries[first : first + IN_A_BLOCK]) for first in range(0, len(entries), IN_A_BLOCK)],
         "in_a_block": IN_A_BLOCK,
+        "derived": derive is not None,
         "count": len(runs),
         "several_models": len({run.model for run in runs}) > 1,
         "methods": list(dict.fromkeys(run.method for run in runs)),

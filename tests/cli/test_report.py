@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from lorabench.bench.records.record import write_record
 from lorabench.cli import main
-from tests.sample_records import sample_record
+from tests.sample_records import MODEL_CONFIG, sample_record
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -122,7 +123,7 @@ def test_estimates_alone_make_a_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert out.startswith(f"wrote {page} (")
     assert out.endswith(": estimates of meta-llama/Llama-3.1-8B\n")
     text = page.read_text()
-    assert text.count("<section id=") == text.count('<section id="fits"') + 2
+    assert re.findall(r'<section id="(\w+)"', text) == ["summary", "fits", "what_if", "claims"]
     assert '<option value="24GB">24GB (24.00 GiB)</option>' in text
 
 
@@ -133,6 +134,29 @@ def test_a_model_can_be_asked_about_beside_results(results: Path, capsys: pytest
     assert out.endswith(": 2 runs, 1 failed; estimates of Qwen/Qwen2.5-0.5B\n")
     assert '<option value="demo/llama-2m">' in page.read_text()
     assert '<option value="Qwen/Qwen2.5-0.5B" selected>' in page.read_text()
+
+
+def test_traced_recipes_stand_beside_what_was_estimated_and_measured(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(results, sample_record(rank=4, model_config={**MODEL_CONFIG, "model_type": "nosuch"}))
+    page = results.parent / "page.html"
+    code, out, err = report(capsys, results, "--trace", "-o", page)
+    assert (code, out.count("\n")) == (0, 1)
+    assert err.startswith("not traced: llama-2m lora r4")
+    assert err.count("\n") == 1
+    assert "estimated, traced, measured" in page.read_text()
+
+
+def test_traces_are_refused_where_they_cannot_be(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--trace is of recipes that ran" in report(capsys, "--model", "qwen2.5-0.5b", "--trace")[2]
+    monkeypatch.setitem(sys.modules, "peft", None)
+    code, _, err = report(capsys, results, "--trace", "-o", results.parent / "page.html")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--trace needs peft" in err
+    assert not (results.parent / "page.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -405,6 +405,13 @@ def test_many_runs_are_shown_a_page_at_a_time(browser: Browser) -> None:
     assert [row["recipe"] for row in table_of_runs(browser)] == [run.name for run in PAGES["many"][50:100]]
 
 
+def test_a_page_of_many_runs_says_where_their_derivations_are(browser: Browser) -> None:
+    browser.show("many", draw=False)
+    assert "leaves to lorabench estimate --explain" in browser.texts("#records > p")[0]
+    open_record(browser, 0)
+    assert "lorabench estimate --explain prints it" in browser.texts("dialog .derived")[0]
+
+
 def test_columns_can_be_hidden_and_added(browser: Browser) -> None:
     browser.show("suite", draw=False)
     for key in ("outcome", "peak_phase"):
