@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from lorabench.bench.check.estimate import compare_with_estimate
+from lorabench.bench.check.findings import Finding
+from lorabench.bench.check.thresholds import Thresholds
+from lorabench.bench.records.record import RunRecord, read_records
+from tests.bench.check.records import record
+from tests.sample_records import MODEL_CONFIG
+
+MEASURED = read_records(Path(__file__).parents[3] / "docs/examples/check/measured")
+"""Real runs on a CPU, in which all is as estimated."""
+
+
+def findings_of(*results: RunRecord, tolerance: float = 0.03) -> dict[str, Finding]:
+    [recipe] = compare_with_estimate(results, Thresholds(estimate=tolerance)).recipes
+    return {one.metric: one for one in recipe.findings}
+
+
+def with_phase(one: RunRecord, phase: str, factor: float) -> RunRecord:
+    assert one.measurement is not None
+    memory = one.measurement.memory
+    peaks = memory.phase_peaks_bytes | {phase: round(factor * memory.phase_peaks_bytes[phase])}
+    return replace(one, measurement=replace(one.measurement, memory=replace(memory, phase_peaks_bytes=peaks)))
+
+
+@pytest.mark.parametrize("one", MEASURED, ids=lambda one: one.recipe.method)
+@pytest.mark.parametrize("phase", ["loaded", "adapted", "forward", "backward", "optimizer"])
+def test_every_phase_is_held_to_the_estimate(one: RunRecord, phase: str) -> None:
+    assert {found.verdict for found in findings_of(one).values()} == {"same"}
+    for factor in (0.95, 1.05):
+        found = findings_of(with_phase(one, phase, factor))
+        assert {metric for metric, finding in found.items() if finding.verdict != "same"} == {"phase_peaks_bytes"}
+        assert found["phase_peaks_bytes"].verdict == "regression"
+        assert found["phase_peaks_bytes"].reason == f"in {phase}, which departs most"
+        assert found["phase_peaks_bytes"].change == pytest.approx(factor - 1, abs=0.001)
+    assert findings_of(with_phase(one, phase, 1.02))["phase_peaks_bytes"].verdict == "same"
+
+
+LLAMA = MODEL_CONFIG | {"model_type": "llama"}
+LARGE = {"vocab_size": 32000, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+"""A Llama of 70 billion parameters takes more than the sample's GPU of 24 GB has."""
+
+
+@pytest.mark.parametrize(
+    ("config", "outcome", "out_of", "estimated", "verdict"),
+    [
+        (LLAMA, "oom", "device", "fits", "regression"),
+        (LLAMA, "oom", "host", "fits", "insufficient"),
+        (LLAMA, "error", None, "fits", "insufficient"),
+        (LLAMA | LARGE, "oom", "device", "does not fit", "same"),
+        (LLAMA | LARGE, "ok", None, "does not fit", "regression"),
+    ],
+)
+def test_what_fits_is_held_to_the_estimate(
+    config: dict[str, Any], outcome: Any, out_of: Any, estimated: str, verdict: str
+) -> None:
+    one = replace(record(model_config=config, device_kind="cuda", outcome=outcome), out_of=out_of)
+    found = findings_of(one)["outcome"]
+    assert (found.before, found.after, found.verdict) == (estimated, outcome, verdict)
+
+
+def test_what_cannot_be_estimated_is_insufficient() -> None:
+    """Learned positions end before the sequence does."""
+    config = MODEL_CONFIG | {"model_type": "gpt2", "n_positions": 128, "n_embd": 128, "n_layer": 4, "n_head": 4}
+    found = findings_of(record(model_config=config, target_modules="attention"))["outcome"]
+    assert found.verdict == "insufficient"
+    assert "learned positions for 128 tokens" in (found.reason or "")
