@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from lorabench.bench.machine.host_memory import available_bytes
 
 Status = Literal["ok", "limited", "missing", "unknown"]
 
+CHECKOUT = Path(lorabench.__file__).resolve().parents[2] / "pyproject.toml"
 KNOWN_VERSIONS = Path(__file__).parent / "known_versions.json"
 PROBE_SECONDS = 120
 """A driver that hangs must not hang the doctor; importing the libraries from a cold disk takes tens of seconds."""
@@ -149,12 +151,13 @@ def admitted_versions() -> dict[str, str]:
     """Return the packages that training needs → the versions that lorabench admits, as in ``>=5.17,<6``."""
     from packaging.requirements import Requirement
 
-    requirements = [Requirement(line) for line in importlib.metadata.requires("lorabench") or ()]
-    return {
-        requirement.name: str(requirement.specifier)
-        for requirement in requirements
-        if requirement.marker and requirement.marker.evaluate({"extra": "bench"})
-    }
+    try:
+        lines = importlib.metadata.requires("lorabench") or []
+        wanted = [each for each in map(Requirement, lines) if each.marker and each.marker.evaluate({"extra": "bench"})]
+    except importlib.metadata.PackageNotFoundError:  # it runs from a checkout that is not installed
+        project = tomllib.loads(CHECKOUT.read_text(encoding="utf-8"))["project"] if CHECKOUT.is_file() else {}
+        wanted = [Requirement(line) for line in project.get("optional-dependencies", {}).get("bench", ())]
+    return {requirement.name: str(requirement.specifier) for requirement in wanted}
 
 
 def check_package(name: str, version: str | None, import_error: str | None) -> Check:
@@ -259,8 +262,9 @@ def _processor_flags() -> set[str]:
 def check_quantization(probe: Probe, device: Literal["cuda", "cpu"], installed: bool) -> Check:
     """Tell whether bitsandbytes really quantised a tensor on the device."""
     if device not in probe.quantization_errors:
-        found = "bitsandbytes could not be tried" if installed else "no bitsandbytes"
-        return Check(name="quantisation", status="missing", found=f"{found}, which qlora needs", mend=INSTALL)
+        found = f"bitsandbytes could not be tried on {_said(device)}" if installed else "no bitsandbytes"
+        mend = None if installed else INSTALL
+        return Check(name="quantisation", status="missing", found=f"{found}, which qlora needs", mend=mend)
     error = probe.quantization_errors[device]
     if error is None:
         return Check(name="quantisation", status="ok", found=f"a tensor went to NF4 and back on {_said(device)}")

@@ -57,7 +57,7 @@ def _measured_details(measured: Measurement) -> list[str]:
         "in host memory": measured.rss_peak_bytes,
     }
     lines = [
-        f"step {in_time(measured.median_step_seconds)}, 95 % interval {low} to {high}, interquartile range {spread}",
+        f"step {in_time(measured.median_step_seconds)}, 95% interval {low} to {high}, interquartile range {spread}",
         _listed("tokens/s:", [f"{rate:,.0f} {of}" for of, rate in rates.items() if rate is not None]),
         _listed("", [f"{name} {share:.1%}" for name, share in used.items() if share is not None]),
         _listed("peaks:", [f"{in_gib(peak)} {where}" for where, peak in bytes_.items() if peak is not None]),

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import namedtuple
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def check(name: str, choice: Any = "auto", folder: Path = Path()) -> Check:
     return next(check for check in diagnose(choice, folder).checks if check.name == name)
+
+
+def test_a_checkout_that_is_not_installed_knows_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.requires", not_installed)
+    needed = doctor.admitted_versions.__wrapped__()
+    assert (needed["torch"], needed["transformers"]) == (">=2.11", "<6,>=5.17")
+    assert "jinja2" not in needed
+    monkeypatch.setattr(doctor, "CHECKOUT", Path("/nowhere/pyproject.toml"))
+    assert doctor.admitted_versions.__wrapped__() == {}
 
 
 def test_a_machine_with_all_libraries_can_train_by_every_method(machine: dict[str, Any]) -> None:
