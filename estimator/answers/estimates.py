@@ -8,6 +8,7 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lorabench.estimator.answers.support import emulated, refuse_lacking
 from lorabench.estimator.architectures import MODEL_TYPES
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
@@ -46,6 +47,8 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is held for the whole training (gradients: from backward on), as products of elements and bytes."""
     memory: Breakdown
     """At the peak of a steady training step."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about the recipe, though it runs."""
     gpu: str | None = None
     gpu_memory_bytes: int | None = None
     verdict: Answer | None = None
@@ -58,7 +61,7 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     largest_batch_size: int | None = None
     """That fits at the recipe's length; None where not even 1 does, and by trace."""
     longest_seq_len: int | None = None
-    """That fits at the recipe's batch size, among multiples of 128 up to the model's ``max_position_embeddings``; None
+    """That fits at the recipe's batch size: the model's ``max_position_embeddings``, or else a multiple of 128; None
     where none does, and by trace."""
     max_position_embeddings: int | None = None
     """The longest sequence that the model has positions for."""
@@ -67,6 +70,8 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     trace."""
     throughput: Throughput | None = None
     """How fast it trains, if it fits; None where the GPU's rates are not known."""
+    emulated_dtype: str = ""
+    """What the GPU has no units for and PyTorch computes in float32; "" of none."""
 
 
 def estimate_recipe(
@@ -82,10 +87,12 @@ def estimate_recipe(
     form is traced, which takes some seconds: ``on_progress`` is told what is being done.
 
     Raises:
-        UserError: the model lacks the recipe's target modules, or cannot take sequences as long as the recipe's; it has
-            no closed form, and cannot be traced or not here.
+        UserError: the model lacks the recipe's target modules, or cannot take sequences as long as the recipe's; the
+            device lacks what the recipe runs on; the model has no closed form, and cannot be traced or not here.
     """
     refuse_impossible(spec, recipe)
+    if device is not None:
+        refuse_lacking(recipe, device)
     if not has_closed_form(spec):
         return _estimate_by_trace(spec, recipe, device, on_progress)
     memory = estimate_memory(spec, recipe, architecture=None if device is None else device.architecture)
@@ -95,6 +102,7 @@ def estimate_recipe(
         parameters=count_parameters(spec, recipe),
         states=states(spec, recipe, "cuda").terms,
         memory=memory,
+        warnings=recipe_warnings(spec, recipe),
     )
     if device is None:
         return estimate
@@ -113,6 +121,7 @@ def estimate_recipe(
         max_position_embeddings=spec.max_position_embeddings,
         changes=verdict.changes,
         throughput=estimate_throughput(spec, recipe, device, calibration),
+        emulated_dtype=emulated(recipe, device),
     )
 
 
@@ -134,6 +143,7 @@ def _estimate_by_trace(
         parameters=traced.parameters,
         states=traced_terms(spec, traced),
         memory=traced.memory,
+        warnings=traced.warnings,
     )
     if device is None:
         return estimate
@@ -146,6 +156,17 @@ def _estimate_by_trace(
         fits=answer == "fits",
         margin_bytes=margin,
         max_position_embeddings=spec.max_position_embeddings or None,
+    )
+
+
+def recipe_warnings(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
+    """Return what is odd about ``recipe`` on ``spec``, though it runs."""
+    longest = spec.max_position_embeddings
+    if not 0 < longest < recipe.seq_len:
+        return ()
+    return (
+        f"seq_len {recipe.seq_len} is longer than the {longest} positions that {spec.name} was made for: it runs, but "
+        "may not learn well there",
     )
 
 

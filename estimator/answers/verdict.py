@@ -19,7 +19,7 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Optim, Recipe, make_recipe
 
 LENGTH_STEP = 128
-"""Lengths are sought among the multiples of this."""
+"""Lengths below the model's are sought among the multiples of this."""
 LARGEST_BATCH = 2**31 - 1
 """As in `Recipe`."""
 MOST_CHANGES = 3
@@ -115,12 +115,15 @@ class _Search:
         return _largest(fits, LARGEST_BATCH)
 
     def longest_seq_len(self, setup: _Setup) -> int | None:
-        """Return the longest sequence that fits, a multiple of `LENGTH_STEP` that the model has positions for."""
+        """Return the longest sequence that fits: the model's, or else a multiple of `LENGTH_STEP`."""
+        longest = self.spec.max_position_embeddings
 
-        def fits(steps: int) -> bool:
-            return self.fits(setup._replace(recipe=replace(setup.recipe, seq_len=steps * LENGTH_STEP)))
+        def fits(length: int) -> bool:
+            return self.fits(setup._replace(recipe=replace(setup.recipe, seq_len=length)))
 
-        steps = _largest(fits, self.spec.max_position_embeddings // LENGTH_STEP)
+        if fits(longest):
+            return longest
+        steps = _largest(lambda steps: fits(steps * LENGTH_STEP), longest // LENGTH_STEP)
         return None if steps is None else steps * LENGTH_STEP
 
     def changes(self, setup: _Setup) -> Iterator[Change]:

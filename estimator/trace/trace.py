@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.answers.estimates import refuse_impossible
+from lorabench.estimator.answers.estimates import recipe_warnings, refuse_impossible
 from lorabench.estimator.architectures import MODEL_TYPES
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown, Kernels, ParameterCounts
@@ -87,6 +87,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     """The largest at the peak first."""
     timeline: tuple[TimelinePoint, ...]
     """Of the last step: where each phase begins, its peak, and evenly spaced moments between."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about the recipe, though it runs."""
 
 
 def trace(
@@ -121,9 +123,12 @@ def trace(
             raise
         # Whatever the architecture's own code, or peft's for it, makes of the recipe or of tensors without contents.
         reason = " ".join(str(error).split())
+        attention = any(linear.part == "attention" for layer in spec.layers for linear in layer.linears)
+        adapts_more = attention and recipe.target_modules not in (None, "attention")
+        instead = "try --target-modules attention" if adapts_more else "change the recipe"
         raise UserError(
             f"{spec.name}: the step of a {spec.model_type} cannot be traced with this recipe "
-            f"({type(error).__name__}: {reason}): change the recipe, or measure it with lorabench run"
+            f"({type(error).__name__}: {reason}): {instead}, or measure it with lorabench run"
         ) from error
     on_progress("reading the ledger")
     memory = ledger.breakdown()
@@ -147,6 +152,7 @@ def trace(
         peak=PeakMoment(phase=memory.phase, module=born.module, operator=born.operator),
         tensors=tuple(_alive(ledger, origins, event)),
         timeline=tuple(_thinned(ledger, event)),
+        warnings=recipe_warnings(spec, recipe),
     )
 
 

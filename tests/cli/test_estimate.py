@@ -151,6 +151,15 @@ def test_bad_input_is_one_line_that_says_how_to_mend_it(estimate: Any, arguments
     assert said in err
 
 
+@pytest.mark.parametrize("format_", ["table", "markdown", "json", "csv"])
+def test_a_sequence_longer_than_the_model_s_is_warned_of(estimate: Any, format_: str) -> None:
+    said = "seq_len 2049 is longer than the 2048 positions that EleutherAI/pythia-160m was made for"
+    code, out, err = estimate("pythia-160m", "--seq-len", "2049", "--format", format_)
+    assert (code, err) == (0, "")
+    assert said in " ".join(out.split())
+    assert "positions" not in estimate("pythia-160m", "--seq-len", "2048", "--format", format_)[1]
+
+
 @pytest.fixture
 def olmo2(tmp_path: Path) -> str:
     """Return the path of a config.json whose architecture has no closed form."""
@@ -167,8 +176,9 @@ def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: A
     assert "24GB (24.00 GiB): fits" in out
     assert "largest batch, longest sequence, speed: not sought, for each try takes a trace" in out
     assert max(map(len, out.splitlines())) <= max(80, len(olmo2) + 10)
-    said = json.loads(estimate(olmo2, "--seq-len", "64", "--gpu", "24GB", "--format", "json")[1])
+    said = json.loads(estimate(olmo2, "--seq-len", "4096", "--gpu", "24GB", "--format", "json")[1])
     assert (said["source"], said["fits"]) == ("trace", True)
+    assert "longer than the 2048 positions" in said["warnings"][0]
     assert "largest_batch_size" not in said
     (row,) = csv.DictReader(io.StringIO(estimate(olmo2, "--seq-len", "64", "--format", "csv")[1]))
     assert row["source"] == "trace"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,7 @@ def as_text(estimate: Estimate) -> str:
     return "\n\n".join(
         [
             describe_recipe(estimate.recipe),
+            *warning_lines(estimate.warnings),
             _parameters(estimate),
             *_source(estimate),
             as_table(_state_columns(estimate)),
@@ -136,6 +138,11 @@ def describe_recipe(recipe: Recipe) -> str:
             line = " "
         line += part
     return "\n".join([*lines, line])
+
+
+def warning_lines(warnings: tuple[str, ...]) -> list[str]:
+    """Return each warning as a paragraph for a terminal."""
+    return [textwrap.fill(f"warning: {warning}", WIDTH, break_on_hyphens=False) for warning in warnings]
 
 
 def _parameters(estimate: Estimate) -> str:
@@ -188,7 +195,8 @@ def _verdict(estimate: Estimate) -> list[str]:
         return []
     margin = f"{in_gib(abs(estimate.margin_bytes))} {'to spare' if estimate.fits else 'too much'} at worst"
     if estimate.source == "trace":
-        unsought = "largest batch, longest sequence, speed: not sought, for each try takes a trace"
+        mend = "" if estimate.fits else "what would make it fit, "
+        unsought = f"largest batch, longest sequence, {mend}speed: not sought, for each try takes a trace"
         return [f"{estimate.gpu} ({in_gib(estimate.gpu_memory_bytes)}): {estimate.verdict}, {margin}", unsought]
     recipe = estimate.recipe
     batch, length, limit = estimate.largest_batch_size, estimate.longest_seq_len, estimate.max_position_embeddings
@@ -219,7 +227,6 @@ def _speed(estimate: Estimate) -> list[str]:
 
 def _wrapped(verdict: list[str]) -> list[str]:
     """Return an answer and what bears on it as one paragraph for a terminal of 80 columns; none of none."""
-    import textwrap
     from itertools import chain, repeat
 
     said = [
@@ -237,6 +244,7 @@ def _as_markdown(estimate: Estimate) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in estimate.recipe.describe().items() if name != "model")
     parts = [
         f"**{estimate.recipe.model}**: {settings}",
+        *(f"**Warning**: {warning}" for warning in estimate.warnings),
         _parameters(estimate).replace("\n", " "),
         *_source(estimate),
         as_markdown(_state_columns(estimate)),
@@ -274,6 +282,7 @@ def _as_csv(estimate: Estimate) -> str:
             {
                 **estimate.recipe.describe(),
                 "source": estimate.source,
+                "warnings": "; ".join(estimate.warnings),
                 "total_parameters": estimate.parameters.total,
                 "trainable_parameters": estimate.parameters.trainable,
                 "quantized_parameters": estimate.parameters.quantized,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabench.cli.estimate import describe_recipe, peak_columns
+from lorabench.cli.estimate import describe_recipe, peak_columns, warning_lines
 from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
@@ -83,6 +83,7 @@ def _as_text(traced: Trace) -> str:
     return "\n\n".join(
         [
             describe_recipe(traced.recipe),
+            *warning_lines(traced.warnings),
             _parameters(traced),
             as_table(peak_columns(traced.memory)),
             textwrap.fill(_moment(traced), WIDTH, break_long_words=False),
@@ -158,6 +159,7 @@ def _as_markdown(traced: Trace) -> str:
     return "\n\n".join(
         [
             f"**{traced.recipe.model}**: {settings}",
+            *(f"**Warning**: {warning}" for warning in traced.warnings),
             _parameters(traced).replace("\n", " "),
             as_markdown(peak_columns(traced.memory)),
             _moment(traced),
@@ -181,6 +183,7 @@ def _as_csv(traced: Trace) -> str:
             {
                 **traced.recipe.describe(),
                 "kernels": traced.kernels,
+                "warnings": "; ".join(traced.warnings),
                 "total_parameters": traced.parameters.total,
                 "trainable_parameters": traced.parameters.trainable,
                 "quantized_parameters": traced.parameters.quantized,
