@@ -32,6 +32,8 @@ PACKAGES = (
     "accelerate",
     "numpy",
     "triton",
+    "nvidia-cublas",
+    "nvidia-cudnn-cu13",
     "flash-attn",
     "liger-kernel",
 )
