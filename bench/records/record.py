@@ -218,8 +218,12 @@ def read_records(folder: Path) -> list[RunRecord]:
     Raises:
         UserError: no such folder, no record in it, or a record that `read_record` refuses.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: name the folder that `lorabench run -o` wrote")
+    try:
+        fault = None if folder.is_dir() else "not a folder" if folder.exists() else "no such folder"
+    except OSError as error:
+        fault = error.strerror
+    if fault:
+        raise UserError(f"{folder}: {fault}: name the folder that `lorabench run -o` wrote")
     paths = sorted(folder.glob(f"*{SUFFIX}"))
     if not paths:
         raise UserError(f"{folder}: holds no run records (*{SUFFIX}): name the folder that `lorabench run -o` wrote")

@@ -69,10 +69,12 @@ def test_open_shows_the_page_in_the_browser(
     results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))  # type: ignore[func-returns-value]
     page = results.parent / "a page.html"
-    assert report(capsys, results, "-o", page, "--open")[0] == 0
+    assert report(capsys, results, "-o", page, "--open")[::2] == (0, "")
     assert opened == [page.as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    assert report(capsys, results, "-o", page, "--open")[::2] == (0, "no browser was found to show it in\n")
 
 
 @pytest.mark.parametrize(
@@ -96,9 +98,10 @@ def test_an_output_that_cannot_be_written_is_refused(
     assert list((tmp_path / "taken").iterdir()) == [tmp_path / "taken" / "file"]
 
 
-@pytest.mark.parametrize("folder", ["missing", "empty"])
+@pytest.mark.parametrize("folder", ["missing", "empty", "file", "x" * 5000])
 def test_a_folder_without_records_is_refused(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
     code, _, err = report(capsys, tmp_path / folder, "-o", tmp_path / "page.html")
     assert code == 2
     assert err.count("\n") == 1

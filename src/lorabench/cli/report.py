@@ -66,7 +66,8 @@ def command(
     if open_page:
         import webbrowser
 
-        webbrowser.open(output.resolve().as_uri())
+        if not webbrowser.open(output.resolve().as_uri()):
+            click.echo("no browser was found to show it in", err=True)
 
 
 def _traced(runs: Sequence[Run]) -> list[Run]:
