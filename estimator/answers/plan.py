@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.answers.estimates import Change, estimate_recipe, refuse_impossible
+from lorabench.estimator.answers.support import emulated, lacking
 from lorabench.estimator.answers.verdict import hold_against, states_fit
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device, device_names, find_device
 from lorabench.estimator.errors import UserError
@@ -173,7 +174,7 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
     refuse_impossible(spec, recipe)
     found = []
     for device in map(find_device, device_names()):
-        if _lacks(recipe, device):
+        if lacking(recipe, device) or emulated(recipe, device):
             continue
         held = _hold(spec, recipe, device)
         if held is not None:
@@ -184,19 +185,6 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
         EnoughGpu(gpu=device.name, title=device.title, gpu_memory_bytes=memory, margin_bytes=margin, throughput=speed)
         for memory, _, device, margin, speed in found
     ]
-
-
-def _lacks(recipe: Recipe, device: Device) -> str:
-    """Return what ``device`` lacks of what ``recipe`` is made of, or ""; where that is not known, it has it."""
-    if recipe.attn_implementation == "flash_attention_2" and device.supports_flash_attention is False:
-        return "no flash attention 2 (attn_implementation)"
-    if recipe.method == "qlora" and device.supports_bitsandbytes is False:
-        return "no bitsandbytes (method qlora)"
-    if recipe.optim.endswith(("8bit", "32bit")) and device.supports_bitsandbytes is False:
-        return f"no bitsandbytes (optim {recipe.optim})"
-    if "bfloat16" in (recipe.dtype, recipe.compute_dtype) and device.supports_bfloat16 is False:
-        return "no units for bfloat16 (dtype, mixed_precision)"
-    return ""
 
 
 def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[Recipe]:
@@ -214,7 +202,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
     if half == "bfloat16":  # float16 has not the range to train weights in
         precisions["full"].append({"dtype": "bfloat16", "mixed_precision": "no"})
     refusal: UserError | None = None
-    lacking: list[str] = []
+    lacks: list[str] = []
     found: set[Recipe] = set()
     for method in [fixed["method"]] if "method" in fixed else METHODS:
         for precision, attention, loss, optim, checkpointing in product(
@@ -242,15 +230,15 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
                 continue
             if recipe in found:
                 continue
-            lack = _lacks(recipe, device)
+            lack = lacking(recipe, device) or emulated(recipe, device)
             if lack:
-                lacking.append(lack)
+                lacks.append(lack)
                 continue
             found.add(recipe)
             yield recipe
     if not found:
-        if lacking:
-            raise UserError(f"{device.name} cannot run what was asked for, it has {lacking[0]}: leave that open")
+        if lacks:
+            raise UserError(f"{device.name} has no {lacks[0]}, which was asked for: leave that open")
         assert refusal is not None
         raise refusal
 

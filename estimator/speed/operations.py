@@ -25,7 +25,7 @@ from lorabench.estimator.closed_form.autograd import (
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.sizes import WITH_RANK, Ledger
 from lorabench.estimator.closed_form.step import step_moments
-from lorabench.estimator.closed_form.work import Work
+from lorabench.estimator.closed_form.work import Dequantisation, Work
 from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
@@ -33,6 +33,9 @@ from lorabench.estimator.recipes.recipe import Recipe
 MOST_LISTS = 256
 """Lists of operations kept: one takes some 30 kB."""
 
+NESTED_LAUNCHES = 2
+"""By bitsandbytes on a GPU for the constants of a 4-bit weight where they are quantised too: they are written out, and
+their offset is added. So small are they that sending that off is all that it costs."""
 HostPhase = Literal["forward", "backward", "optimizer"]
 """What the processor sends operations off in; recomputation is forward."""
 Kernel = Literal["arithmetic", "activation", "tanh", "rows", "random"]
@@ -86,7 +89,8 @@ def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "
 
 @lru_cache(MOST_LISTS)
 def _operations(setup: Setup) -> MicroBatch:
-    tape = _CountingTape()
+    nested = bool(setup.recipe.double_quant) and setup.kernels == "cuda"
+    tape = _CountingTape(nested_launches=NESTED_LAUNCHES if nested else 0)
     step_moments(setup.spec, setup.recipe, setup.kernels, tape)
     return MicroBatch(tuple(tape.counts.items()), tape.launches)
 
@@ -94,8 +98,9 @@ def _operations(setup: Setup) -> MicroBatch:
 class _CountingTape(Tape):
     """A tape that counts what runs. A tensor that is made outside of any operation is counted with the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, nested_launches: int = 0) -> None:
         super().__init__(Ledger())
+        self._nested_launches = nested_launches
         self.counts: Counter[Operation] = Counter()
         self.launches: dict[HostPhase, int] = {"forward": 0, "backward": 0}
         self._phase: HostPhase = "forward"
@@ -208,7 +213,8 @@ class _CountingTape(Tape):
     def _count(self, operation: Operation) -> None:
         times = self._times or self.repeat
         self.counts[operation] += times
-        self.launches[self._phase] += times
+        nested = self._nested_launches if isinstance(operation.work, Dequantisation) else 0
+        self.launches[self._phase] += times * (1 + nested)
 
 
 def _kernels(backward: Backward) -> tuple[Kernel, Kernel]:

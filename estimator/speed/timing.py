@@ -8,6 +8,7 @@ from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.sizes import BS, CHUNK
 from lorabench.estimator.closed_form.work import Attention, ChunkedLoss, Dequantisation, Product
 from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.elementwise import larger
@@ -120,9 +121,9 @@ def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, A
 def dequantisation_bytes(elements: int, dtype: str) -> float:
     """Return the bytes that pass when a 4-bit weight is written out in ``dtype``.
 
-    Half a byte each, a constant for 64 of them (counted as its four bytes), and the result.
+    Half a byte each, a constant for each block (counted as its four bytes, quantised or not), and the result.
     """
-    return elements * (1 / 2 + 4 / 64 + ITEMSIZES[dtype])
+    return elements * (1 / 2 + 4 / BLOCK + ITEMSIZES[dtype])
 
 
 def _attention_bytes(work: Attention, filled: Filled) -> Any:

@@ -99,8 +99,8 @@ def test_all_gpus_names_those_that_are_enough(lorabench: Any) -> None:
         (["--gpu", "l4", "--min-batch-tokens", "-5"], "is no number of tokens"),
         (["--gpu", "l4", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
         (["--gpu", "l4", "--target-modules", "nothing"], "nothing"),
-        (["--gpu", "t4", "--attn-implementation", "flash_attention_2"], "it has no flash attention 2 (attn_impl"),
-        (["--gpu", "t4", "--dtype", "bfloat16"], "t4 cannot run what was asked for, it has no units for bfloat16"),
+        (["--gpu", "t4", "--attn-implementation", "flash_attention_2"], "t4 has no flash attention 2 (attn_impl"),
+        (["--gpu", "t4", "--dtype", "bfloat16"], "t4 has no bfloat16, which was asked for"),
     ],
 )
 def test_wrong_use_is_refused_in_one_line(lorabench: Any, arguments: list[str], said: str) -> None:

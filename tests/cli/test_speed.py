@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,13 @@ def test_of_a_size_alone_no_speed_is_known(estimate: Any) -> None:
     assert "tokens/s" not in estimate("--gpu", "24GB")[1]
 
 
+def test_a_gpu_without_bfloat16_is_said_to_emulate_it(estimate: Any) -> None:
+    said = "t4 has no bfloat16: PyTorch emulates it"
+    assert said in estimate("--gpu", "t4")[1]
+    assert said not in estimate("--gpu", "t4", "--dtype", "float16", "--mixed-precision", "fp16")[1]
+    assert json.loads(estimate("--gpu", "v100-sxm-16gb", "--format", "json")[1])["emulated_dtype"] == "bfloat16"
+
+
 def test_people_read_speed_below_the_verdict_in_80_columns(estimate: Any) -> None:
     _, out, _ = estimate("--method", "qlora", "--gpu", "rtx-4090", "--tokens", "1.5B", "--price-per-hour", "0.4")
     paragraph = out.split("\n\n")[-1]
@@ -106,6 +115,7 @@ def test_people_read_speed_below_the_verdict_in_80_columns(estimate: Any) -> Non
         (["--tokens", "9999999B", "--gpu", "l4"], "must be from 1 to 1,000,000,000,000,000"),
         (["--calibration", "none.json", "--gpu", "l4"], "make one with `lorabench calibrate`"),
         (["--calibration", "none.json"], "--calibration needs a GPU"),
+        (["--gpu", "t4", "--attn-implementation", "flash_attention_2"], "use sdpa or eager, or another GPU"),
     ],
 )
 def test_questions_that_nothing_answers_are_refused(estimate: Any, arguments: list[str], said: str) -> None:
@@ -121,3 +131,12 @@ def test_questions_that_nothing_answers_are_refused(estimate: Any, arguments: li
 )
 def test_times_are_said_in_the_unit_that_suits_them(seconds: float, said: str) -> None:
     assert in_time(seconds) == said
+
+
+def test_csv_has_what_tokens_take_and_cost(estimate: Any) -> None:
+    code, out, _ = estimate("--gpu", "l4", "--tokens", "50M", "--price-per-hour", "2", "--format", "csv")
+    assert code == 0
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert row["tokens"] == "50000000"
+    assert float(row["training_seconds"]) == pytest.approx(50e6 / float(row["tokens_per_second"]))
+    assert float(row["cost"]) == pytest.approx(float(row["training_seconds"]) / 3600 * 2)

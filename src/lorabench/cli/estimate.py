@@ -277,6 +277,7 @@ def _explained(estimate: Estimate, explanation: Explanation, format_: str) -> st
 def _as_csv(estimate: Estimate) -> str:
     """Return one row: the recipe, the counts, each component in bytes."""
     memory, speed = estimate.memory, estimate.throughput
+    training = speed and speed.training
     return as_csv(
         [
             {
@@ -300,6 +301,10 @@ def _as_csv(estimate: Estimate) -> str:
                 "tokens_per_second_most": speed and speed.tokens_per_second_range[1],
                 "step_seconds": speed and speed.step_seconds,
                 "mfu": speed and speed.mfu,
+                "emulated_dtype": estimate.emulated_dtype,
+                "tokens": training and training.tokens,
+                "training_seconds": training and training.seconds,
+                "cost": training and training.cost,
             }
         ]
     )
