@@ -27,7 +27,7 @@ def read_allowance(text: str, comparison: Comparison) -> Allowance:
         UserError: no reason, or no recipe or metric of the comparison has that name.
     """
     names = {name for recipe in comparison.recipes for name in _names_of(recipe)} | set(METRICS)
-    known = [name for name in names if text.startswith(f"{name}=")]
+    known = [name for name in names if text == name or text.startswith(f"{name}=")]
     if not known:
         name = text.rpartition("=")[0] or text
         raise UserError(
@@ -37,7 +37,7 @@ def read_allowance(text: str, comparison: Comparison) -> Allowance:
     name = max(known, key=len)
     reason = printable(text[len(name) + 1 :])
     if not reason:
-        raise UserError(f"--allow {text!r}: give a reason after {name}=")
+        raise UserError(f"--allow {text!r}: give a reason: {name}=REASON")
     return Allowance(name, reason)
 
 

@@ -42,7 +42,7 @@ from lorabench.bench.measuring.measurements import Measurement
 LEAST_TIMED_STEPS = 5
 """Fewer on either side say nothing about speed."""
 NO_REPEATS = "one run a side does not tell what runs differ by: run with --repeats 3"
-ONE_RUN = "one run does not tell a change from an unsteady recipe: repeat it (--repeats 3)"
+ONE_RUN = "one run cannot tell a change from unsteadiness: run with --repeats 3"
 
 Pair = tuple[Sequence[Measurement], Sequence[Measurement]]
 """The ok runs of a recipe, before and after."""
@@ -156,7 +156,7 @@ def _judge(times: _Times, tolerance: float, spread: Spread, p_value: float) -> F
         reason = f"the scatter hides changes of {100 * tolerance:.3g}%: repeat more, or on a quieter machine"
     elif p_value > SIGNIFICANCE:
         verdict = "suspicious"
-        reason = f"within the scatter of steps and runs (p = {p_value:.2g}): repeat more, or on a quieter machine"
+        reason = f"within the scatter of steps and runs (p = {p_value:.2g}): repeat more"
     elif min(times.runs) == 1:
         verdict = "suspicious"
         reason = ONE_RUN

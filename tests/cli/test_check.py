@@ -265,7 +265,7 @@ def test_a_known_case_covers_one_metric_or_all(
     ("allowance", "said"),
     [
         ("step_secnds=x", "did you mean step_seconds?"),
-        ("step_seconds", "write NAME=REASON"),
+        ("step_seconds", "give a reason: step_seconds=REASON"),
         ("step_seconds=", "give a reason"),
     ],
 )

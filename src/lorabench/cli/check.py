@@ -101,8 +101,8 @@ def command(
     """Compare RESULTS_DIR with a baseline, recipe by recipe, or with the estimate.
 
     Memory, step time and final loss of every recipe that both folders hold, worst first. Step times count as changed
-    only where they differ beyond chance too. A tolerance is a share such as 3%, or off to leave the metric out; one
-    given here wins over the suite's. A recipe that is in one folder only is listed.
+    only where they differ beyond chance too, which takes repeated runs. A tolerance is a share such as 3%, or off to
+    leave the metric out; one given here wins over the suite's. A recipe that is in one folder only is listed.
     """
     given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     _refuse_contradictions(baseline, against_estimate, given)
