@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorabench.estimator.devices.device import Device
+from lorabench.estimator.devices.device import Device, device_names, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -22,6 +22,16 @@ def emulated(recipe: Recipe, device: Device) -> str:
     """Return the dtype that ``device`` has no units for, so that PyTorch computes it in float32; "" of none."""
     computes = "bfloat16" in (recipe.dtype, recipe.compute_dtype)
     return "bfloat16" if computes and device.supports_bfloat16 is False else ""
+
+
+def lacking_gpus(recipe: Recipe) -> dict[str, list[str]]:
+    """Return what GPUs of the catalogue lack of what ``recipe`` is made of, each with their names."""
+    lacks: dict[str, list[str]] = {}
+    for device in map(find_device, device_names()):
+        lack = lacking(recipe, device) or emulated(recipe, device)
+        if lack:
+            lacks.setdefault(lack, []).append(device.name)
+    return lacks
 
 
 def refuse_lacking(recipe: Recipe, device: Device) -> None:

@@ -85,6 +85,10 @@ def test_all_gpus_names_those_that_are_enough(lorabench: Any) -> None:
     names = [one["gpu"] for one in said["gpus"]]
     assert "l4" in names
     assert "rtx-3060" not in names  # 12 GiB
+    assert "t4" not in names
+    assert "t4" in said["lacking"]["bfloat16"]
+    code, out, _ = lorabench("plan", LLAMA, "--all-gpus")
+    assert "Left out, for they have no bfloat16: rtx-2080-ti, t4, v100-sxm-16gb" in out
     code, out, _ = lorabench("plan", "meta-llama/Llama-3.1-405B", "--method", "full", "--all-gpus")
     assert code == 1
     assert "fits on no single GPU" in out

@@ -102,14 +102,17 @@ def command(
 def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
     from lorabench.cli.estimate import describe_recipe
     from lorabench.estimator.answers.plan import enough_gpus
+    from lorabench.estimator.answers.support import lacking_gpus
 
-    found = enough_gpus(spec, recipe)
+    found, lacks = enough_gpus(spec, recipe), lacking_gpus(recipe)
     if format_ == "json":
-        click.echo(_as_json({"recipe": recipe, "gpus": found}))
+        click.echo(_as_json({"recipe": recipe, "gpus": found, "lacking": lacks}))
     else:
         said = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
         click.echo(f"{describe_recipe(recipe)}\n")
         click.echo(f"fits on, the smallest first:\n\n{said}" if found else "fits on no single GPU of the catalogue")
+        for lack, names in lacks.items():
+            click.echo("\n" + _filled(f"Left out, for they have no {lack}: {', '.join(names)}", format_ == "markdown"))
     return 0 if found else 1
 
 
