@@ -119,10 +119,12 @@ def _recomputing() -> Iterator[None]:
 def _enable_checkpointing(model: Any) -> None:
     settings = {"use_reentrant": False, "context_fn": _checkpoint_contexts}
     # transformers 5.23 renamed the method; 5.17 has only the older name.
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(settings)
-    else:
-        model.gradient_checkpointing_enable(settings)
+    newer = hasattr(model, "activation_checkpointing_enable")
+    enable = model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable
+    try:
+        enable(settings)
+    except ValueError as error:
+        raise UserError(f"gradient_checkpointing: {error} Use --no-gradient-checkpointing") from error
 
 
 def _checkpoint_contexts() -> tuple[Any, Any]:
@@ -181,11 +183,22 @@ def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceKind) -> Any:
             f"{spec.name}: transformers cannot build it with attn_implementation {recipe.attn_implementation} "
             f"({str(error).partition('. ')[0]}): use another, such as eager"
         ) from error
+    _onto_meta(model)
     if recipe.method == "qlora":
         _materialize_quantized(model, recipe, device)
     elif device != "meta":
         _materialize(model, device)
     return model
+
+
+def _onto_meta(model: nn.Module) -> None:
+    """Put parameters onto meta that were made in spite of it, such as by torch.normal."""
+    from torch import nn
+
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_meta:
+                setattr(module, name, nn.Parameter(parameter.detach().to("meta")))
 
 
 def _materialize(
@@ -248,9 +261,13 @@ def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> No
     originals = dict(model.named_modules())
     quantizer.preprocess_model(model=model, device_map={"": device})
     shells = {name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
-    names = {id(originals[name]): name for name in shells}
-    for name in shells:
-        model.set_submodule(name, originals[name])
+    names: dict[int, str] = {}
+    for name, shell in shells.items():
+        # transformers takes some stacked experts apart to quantise them: those layers are new.
+        linear = originals.get(name) or _linear_like(shell, recipe)
+        names[id(linear)] = name
+        model.set_submodule(name, linear)
+        del linear
     del originals  # whoever holds a layer's module holds its weights
 
     def quantize(module: nn.Module) -> None:
@@ -268,6 +285,16 @@ def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> No
     assert not names
     quantizer.postprocess_model(model)
     model.hf_quantizer = quantizer
+
+
+def _linear_like(shell: Any, recipe: Recipe) -> nn.Linear:
+    """Return a layer of the shapes of bitsandbytes' layer ``shell``, on meta."""
+    import torch
+    from torch import nn
+
+    dtype = getattr(torch, str(recipe.dtype))
+    bias = shell.bias is not None
+    return nn.Linear(shell.in_features, shell.out_features, bias=bias, device="meta", dtype=dtype)
 
 
 def _quantized(shell: Any, linear: Any) -> Any:

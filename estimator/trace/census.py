@@ -59,10 +59,14 @@ def read_census(config: dict[str, Any], name: str) -> ModelSpec:
         choices = did_you_mean(model_type, BUILDABLE)
         raise UserError(f"{name}: transformers has no causal language model of model_type {model_type!r}: {choices}")
     shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
-    without_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     try:
         with quiet_libraries(), torch.device("meta"):
-            built = AutoConfig.for_model(**shapes, **without_tokens)
+            try:
+                built = AutoConfig.for_model(**shapes, **tokens)
+            except Exception:  # some architectures insist on them
+                tokens = {key: config[key] for key in tokens if key in config}
+                built = AutoConfig.for_model(**shapes, **tokens)
             model = AutoModelForCausalLM.from_config(built)
     except Exception as error:  # whatever the architecture's own code makes of a config that it cannot take
         reason = str(error).strip().partition("\n")[0]
@@ -73,12 +77,12 @@ def read_census(config: dict[str, Any], name: str) -> ModelSpec:
     causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     if getattr(built, "is_encoder_decoder", False) or (causal and not any(causal)):
         raise UserError(f"{name}: this {model_type} sees what comes after, so it is no causal language model")
-    return _spec(model, built.get_text_config(), {**shapes, **without_tokens}, name)
+    return _spec(model, built.get_text_config(), {**shapes, **tokens}, name)
 
 
 def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpec:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    path, layers = _layers(model, getattr(sizes, "num_hidden_layers", 0), name)
+    path, layers = _layers(model, _size(sizes, "num_hidden_layers"), name)
     if embedding is None or head is None:
         raise UserError(f"{name}: a {config['model_type']} has no embedding and output projection of one vocabulary")
     tied = head.weight is embedding.weight
@@ -93,20 +97,20 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
         if parameter is embedding.weight
     ]
     tables = [*tokens, *(weight for weight in apart if weight.part == "embedding" and weight not in tokens)]
-    heads = getattr(sizes, "num_attention_heads", None) or 0
-    hidden: int = getattr(sizes, "hidden_size", None) or embedding.weight.shape[1]
+    heads = _size(sizes, "num_attention_heads")
+    hidden: int = _size(sizes, "hidden_size") or embedding.weight.shape[1]
     return ModelSpec(
         name=name,
         model_type=config["model_type"],
         config=config,
         hidden_size=hidden,
-        intermediate_size=getattr(sizes, "intermediate_size", None) or 0,
+        intermediate_size=_size(sizes, "intermediate_size"),
         num_hidden_layers=len(layers),
         num_attention_heads=heads,
-        num_key_value_heads=getattr(sizes, "num_key_value_heads", None) or heads,
-        head_dim=getattr(sizes, "head_dim", None) or (hidden // heads if heads else 0),
+        num_key_value_heads=_size(sizes, "num_key_value_heads") or heads,
+        head_dim=_size(sizes, "head_dim") or (hidden // heads if heads else 0),
         vocab_size=head.weight.shape[0],
-        max_position_embeddings=getattr(sizes, "max_position_embeddings", None) or 0,
+        max_position_embeddings=_size(sizes, "max_position_embeddings"),
         tie_word_embeddings=tied,
         embeddings=tuple(tables),
         layers=tuple(_alike(layers)),
@@ -114,6 +118,15 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
         head=_linear(next(key for key, module in model.named_modules() if module is head), head, "head"),
         layers_path=path,
     )
+
+
+def _size(config: Any, name: str) -> int:
+    """Return a size by transformers' name of it; 0 where the architecture has none, or not one for all layers."""
+    try:
+        size = getattr(config, name, None)
+    except RuntimeError:  # transformers' for sizes that differ from layer to layer
+        return 0
+    return size if isinstance(size, int) else 0
 
 
 def _layers(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList]:

@@ -8,7 +8,7 @@ decision that needs a value fails. The pieces:
 - results that kernels give in other dtypes than meta does (`meta_results`);
 - dropout in one kernel, with a mask of one byte an element (CUDA only);
 - softmax from float16 into float32 without a copy (CUDA only; torch does not do it for bfloat16);
-- transformers' questions whether a batch packs several sequences: it does not;
+- transformers' questions whether a batch packs several sequences, or pads them: it does not;
 - optimizers that take their fused or foreach implementation only on devices they know;
 - paged optimizer states, which lie in unified memory and so outside the caching allocator;
 - what kernels allocate within one operator (`scratch`).
@@ -75,6 +75,7 @@ def running_on_meta(model: nn.Module, kernels: Kernels, results: MetaResults | N
         stack.enter_context(building_on_meta())
         stack.enter_context(replaced(masking_utils, "find_packed_sequence_indices", _no_packed_sequences))
         stack.enter_context(replaced(flash, "_is_packed_sequence", lambda position_ids, batch_size: False))
+        stack.enter_context(replaced(masking_utils, "fast_all", _no_padding))
         stack.enter_context(_optimizers_on_meta(kernels))
         autocast = stack.enter_context(autocast_on_meta(model, kernels))
         stack.enter_context(_operators_on_meta(kernels, autocast))
@@ -156,6 +157,12 @@ def _no_packed_sequences(position_ids: torch.Tensor) -> None:
 
     steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
     (steps != 1).cumsum(-1)
+
+
+def _no_padding(mask: torch.Tensor) -> bool:
+    """Do what transformers does to find masked tokens, and find none."""
+    mask.sum() == mask.numel()  # noqa: B015 - it allocates
+    return True
 
 
 # Optimizers

@@ -121,15 +121,7 @@ def trace(
     except Exception as error:
         if spec.model_type in MODEL_TYPES:
             raise
-        # Whatever the architecture's own code, or peft's for it, makes of the recipe or of tensors without contents.
-        reason = " ".join(str(error).split())
-        attention = any(linear.part == "attention" for layer in spec.layers for linear in layer.linears)
-        adapts_more = attention and recipe.target_modules not in (None, "attention")
-        instead = "try --target-modules attention" if adapts_more else "change the recipe"
-        raise UserError(
-            f"{spec.name}: the step of a {spec.model_type} cannot be traced with this recipe "
-            f"({type(error).__name__}: {reason}): {instead}, or measure it with lorabench run"
-        ) from error
+        raise _untraceable(spec, recipe, error) from error
     on_progress("reading the ledger")
     memory = ledger.breakdown()
     max_memory_allocated = None
@@ -153,6 +145,22 @@ def trace(
         tensors=tuple(_alive(ledger, origins, event)),
         timeline=tuple(_thinned(ledger, event)),
         warnings=recipe_warnings(spec, recipe),
+    )
+
+
+def _untraceable(spec: ModelSpec, recipe: Recipe, error: Exception) -> UserError:
+    """Return what to say of whatever the architecture's own code, or peft's for it, made of the recipe."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if "meta tensor" in reason:
+        return UserError(
+            f"{spec.name}: the step of a {spec.model_type} goes by the values of tensors, and a trace has none "
+            f"({reason}): measure it with lorabench run"
+        )
+    attention = any(linear.part == "attention" for layer in spec.layers for linear in layer.linears)
+    adapts_more = attention and recipe.target_modules not in (None, "attention")
+    return UserError(
+        f"{spec.name}: the step of a {spec.model_type} cannot be traced with this recipe ({reason}): "
+        f"{'try --target-modules attention' if adapts_more else 'change the recipe'}, or measure it with lorabench run"
     )
 
 

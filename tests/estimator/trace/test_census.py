@@ -24,6 +24,8 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 512,
 }
+GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
+JETMOE = {"model_type": "jetmoe", **GROUPED}
 OTHERS: dict[str, dict[str, Any]] = {
     "olmo2": {**SIZES, "num_key_value_heads": 2},
     "starcoder2": {**SIZES, "num_key_value_heads": 2},
@@ -102,6 +104,30 @@ def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_t
     assert low <= memory.peak_reserved_bytes <= high
 
 
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"model_type": "biogpt", **SIZES}, {"method": "lora"}),  # masks padding even where there is none
+        ({"model_type": "diffllama", **GROUPED}, {"method": "full"}),  # draws parameters that no device is given
+        ({"model_type": "gemma4_text", **GROUPED}, {"method": "lora"}),  # heads differ from layer to layer
+        ({"model_type": "modernbert-decoder", **SIZES, "pad_token_id": 0}, {"method": "lora"}),  # insists on padding
+        (
+            {"model_type": "llama4_text", **GROUPED, "intermediate_size_mlp": 96, "num_local_experts": 4},
+            {"method": "qlora", "target_modules": "attention"},  # experts are taken apart to be quantised
+        ),
+    ],
+    ids=lambda value: value.get("model_type") or value["method"],
+)
+def test_an_odd_architecture_is_traced_too(config: dict[str, Any], options: dict[str, Any]) -> None:
+    spec = read_config(config, "small")
+    recipe = make_recipe(spec.name, seq_len=64, optim="adamw_torch", **options)
+    estimate = estimate_recipe(spec, recipe)
+    trained = estimate.parameters.trainable
+    assert trained == spec.parameters if recipe.method == "full" else 0 < trained < spec.parameters
+    assert {term.component: term.bytes for term in estimate.states}["optimizer_states"] == 8 * trained
+    assert estimate.parameters.quantized >= (spec.parameters // 2 if recipe.method == "qlora" else 0)
+
+
 def test_families_with_a_closed_form_are_never_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     spec = read_config(small_config("llama"), "small/llama")
@@ -142,6 +168,8 @@ def test_learned_positions_end_where_their_table_does() -> None:
         (other_config("mamba"), {"attn_implementation": "sdpa"}, "attn_implementation sdpa"),
         (other_config("mamba"), {"attn_implementation": "eager"}, "cannot be traced with this recipe"),
         (other_config("olmo2"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),
+        (JETMOE, {"method": "full"}, "does not support activation checkpointing.*--no-gradient-checkpointing"),
+        (JETMOE, {"method": "full", "gradient_checkpointing": False}, "goes by the values of tensors.*lorabench run"),
     ],
 )
 def test_what_cannot_be_traced_is_refused_in_one_line(config: Any, options: Any, said: str) -> None:
