@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from lorabench.estimator.answers.estimates import Change, estimate_recipe, refuse_impossible
 from lorabench.estimator.answers.support import emulated, lacking
 from lorabench.estimator.answers.verdict import hold_against, states_fit
-from lorabench.estimator.devices.device import DRIVER_BYTES, Device, device_names, find_device
+from lorabench.estimator.devices.device import Device, device_names, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.fused_loss import FUSED_LOSS_MODEL_TYPES
@@ -275,7 +275,7 @@ def _micro_batches(recipe: Recipe, sized: bool, min_batch_tokens: int) -> Iterat
 
 def _hold(spec: ModelSpec, recipe: Recipe, device: Device) -> _Fitting | None:
     """Return what the recipe takes and leaves, or None where it does not fit."""
-    if not states_fit(spec, recipe, device.memory_bytes - DRIVER_BYTES):
+    if not states_fit(spec, recipe, device.usable_bytes):
         return None
     memory = estimate_memory(spec, recipe, architecture=device.architecture)
     answer, margin = hold_against(memory, device.memory_bytes)

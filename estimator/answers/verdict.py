@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
 def judge(spec: ModelSpec, recipe: Recipe, memory: Breakdown, device: Device) -> Verdict:
     """Return whether ``recipe``, which takes ``memory``, fits ``device``."""
     answer, margin = hold_against(memory, device.memory_bytes)
-    search = _Search(spec, device, device.memory_bytes - DRIVER_BYTES)
+    search = _Search(spec, device, device.usable_bytes)
     setup = _Setup(recipe)
     return Verdict(
         answer=answer,

@@ -53,6 +53,11 @@ class Device(Struct, frozen=True, kw_only=True):
     sources: dict[str, str] = {}
     """rates, units (multiprocessors and cache), memory → where the figures come from."""
 
+    @property
+    def usable_bytes(self) -> int:
+        """What a process can use of its memory."""
+        return self.memory_bytes - DRIVER_BYTES
+
 
 class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One GPU of the catalogue file, in the units of datasheets."""

@@ -114,7 +114,7 @@ def _verdict(memory: Breakdown, device: Device) -> Section:
     """Return how the recipe is held against ``device``; what else is said of it is sought with the same formulas."""
     assert memory.device_total_range_bytes is not None
     answer, margin = hold_against(memory, device.memory_bytes)
-    most, usable = memory.device_total_range_bytes[1], device.memory_bytes - DRIVER_BYTES
+    most, usable = memory.device_total_range_bytes[1], device.usable_bytes
     lines = (
         Line(
             "what a process can use",

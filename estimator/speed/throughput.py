@@ -7,7 +7,7 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.devices.device import DRIVER_BYTES, Device
+from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.states import states
@@ -149,7 +149,7 @@ def paged_out_bytes(spec: ModelSpec, recipe: Recipe, device: Device) -> int:
 
 def without_room(paged_bytes: Any, taken_bytes: Any, device: Device) -> Any:
     """Return how many of ``paged_bytes`` ``device`` has no room for beside ``taken_bytes``: numbers or arrays."""
-    room = larger(0, device.memory_bytes - DRIVER_BYTES - taken_bytes)
+    room = larger(0, device.usable_bytes - taken_bytes)
     return larger(0, paged_bytes - room)
 
 

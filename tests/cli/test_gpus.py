@@ -23,6 +23,7 @@ def test_the_table_lists_every_gpu_whole_within_80_columns() -> None:
     assert [line.split()[0] for line in lines[1:]] == device_names()
     assert max(map(len, output().splitlines())) <= 80
     assert "t4 15.0 320 8.1 – – 65.0 7.5 70" in [" ".join(line.split()) for line in lines]
+    assert "a process can use all but 0.75 GiB" in caption
     assert "without sparsity" in caption
 
 
@@ -32,6 +33,7 @@ def test_json_has_what_the_catalogue_has() -> None:
     for gpu in gpus:
         device = find_device(gpu["name"])
         assert gpu["memory_bytes"] == device.memory_bytes
+        assert gpu["memory_bytes"] - gpu["usable_bytes"] == 768 * 2**20
         assert gpu["peak_flops_per_second"] == device.peak_flops_per_second
         assert gpu["sources"].keys() == {"rates", "units", "memory"}
 

@@ -6,7 +6,8 @@ import click
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
-from lorabench.estimator.devices.device import Device
+from lorabench.estimator.devices.device import DRIVER_BYTES, Device
+from lorabench.estimator.quantities import in_gib
 
 EXAMPLES = """\
 \b
@@ -22,9 +23,9 @@ DTYPES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16", "float16": "fp1
 def command(format_: str) -> None:
     """List the GPUs that --gpu knows by name.
 
-    Memory is all that the driver reports. Peaks are dense matrix products with float32 accumulation, never with
-    sparsity; JSON and CSV say where each figure comes from. A GPU that is not listed can be given by its memory,
-    such as 24GB.
+    Memory is all that the driver reports; JSON and CSV say what a process can use of it too. Peaks are dense matrix
+    products with float32 accumulation, never with sparsity; JSON and CSV say where each figure comes from. A GPU that
+    is not listed can be given by its memory, such as 24GB.
     """
     from lorabench.estimator.devices.device import device_names, find_device
 
@@ -32,14 +33,17 @@ def command(format_: str) -> None:
     if format_ == "json":
         import msgspec
 
-        click.echo(as_json([msgspec.to_builtins(device) for device in devices]))
+        click.echo(
+            as_json([{**msgspec.to_builtins(device), "usable_bytes": device.usable_bytes} for device in devices])
+        )
     elif format_ == "csv":
         click.echo(as_csv([_flat(device) for device in devices]))
     elif format_ == "markdown":
         click.echo(as_markdown(_columns(devices)))
     else:
         click.echo(as_table(_columns(devices)))
-        click.echo("\nfp32 to fp16: dense TFLOP/s with float32 accumulation, without sparsity")
+        click.echo(f"\nGiB: as the driver reports; a process can use all but {in_gib(DRIVER_BYTES)} of it")
+        click.echo("fp32 to fp16: dense TFLOP/s with float32 accumulation, without sparsity")
 
 
 def _flat(device: Device) -> dict[str, object]:
@@ -47,6 +51,7 @@ def _flat(device: Device) -> dict[str, object]:
         "name": device.name,
         "title": device.title,
         "memory_bytes": device.memory_bytes,
+        "usable_bytes": device.usable_bytes,
         "bandwidth_bytes_per_second": device.bandwidth_bytes_per_second,
         **{f"{dtype}_flops_per_second": device.peak_flops_per_second.get(dtype) for dtype in DTYPES},
         "architecture": device.architecture,

@@ -163,8 +163,12 @@ def _short_gib(bytes_: int) -> str:
 
 
 def _buys(choices: tuple[Choice, ...]) -> list[str]:
-    """Return what each choice has that none before it has: memory, or another method."""
-    said = ["fastest" if choices and choices[0].throughput is not None else "least work"]
+    """Return what each choice has that none before it has: memory, or another method.
+
+    The first is as fast as any, to within `plan.ALIKE`.
+    """
+    rates = [choice.throughput.tokens_per_second for choice in choices if choice.throughput is not None]
+    said = ["least work" if not rates else "fastest" if rates[0] == max(rates) else "as fast"]
     for index, choice in enumerate(choices[1:], start=1):
         before = choices[:index]
         saved = min(one.device_total_bytes for one in before) - choice.device_total_bytes
