@@ -46,7 +46,7 @@ def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds |
     return Comparison(
         against="estimate",
         verdict=overall(recipes),
-        device=", ".join(sorted({runs.device.name for runs in after.values()})),
+        device=", ".join(sorted({printable(runs.device.name) for runs in after.values()})),
         environment_changes=(),
         thresholds=thresholds,
         run_to_run=None,
@@ -77,7 +77,9 @@ def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
     try:
         parameters, memory = _estimate_of(runs)
     except UserError as error:
-        return [Finding(metric="outcome", before=None, after=outcome, verdict="insufficient", reason=str(error))]
+        return [
+            Finding(metric="outcome", before=None, after=outcome, verdict="insufficient", reason=printable(str(error)))
+        ]
     findings = _judge_outcome(runs, memory, outcome)
     measurements = runs.measurements
     if not measurements:

@@ -124,7 +124,7 @@ def _facts(records: Iterable[RunRecord]) -> dict[str, set[str]]:
     for said in environments:
         plain = {
             "lorabench": said.lorabench,
-            "its commit": said.commit,
+            "lorabench's commit": said.commit,
             "Python": said.python,
             "system": said.operating_system,
             "CUDA": said.cuda,

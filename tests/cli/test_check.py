@@ -23,7 +23,7 @@ from lorabench.cli import main
 from lorabench.cli.check_formats import as_github, as_junit, as_markdown, as_text, json_schema
 from lorabench.cli.parameters import Share
 from lorabench.estimator.errors import UserError
-from tests.bench.check.records import record, repeats, times
+from tests.bench.check.records import record, repeats, steady, times
 from tests.sample_records import LOSSES
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +99,17 @@ def test_nothing_in_common_concludes_nothing(baseline: str, tmp_path: Path, caps
     assert code == 3
     assert out.count("Only in the baseline: ") == 2
     assert "no recipe is in both" in out
+
+
+def test_it_is_said_where_all_recipes_are_slower() -> None:
+    before = [one for rank in (4, 8) for one in steady(rank=rank)]
+    one, both = (
+        [*steady(1.1, rank=4), *steady(1.001, rank=8)],
+        [one for rank in (4, 8) for one in steady(1.1, rank=rank)],
+    )
+    told = "All recipes are slower: the change, or the machine as a whole: run the baseline again to tell"
+    assert told in as_text(compare(both, before)).splitlines()
+    assert told not in as_text(compare(one, before))
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,12 @@ def test_a_side_that_contradicts_itself_is_refused(baseline: list[RunRecord], sa
 def test_what_changed_in_the_environment_is_told() -> None:
     new = record()
     packages = {**new.environment.packages, "torch": "9.9.9", "triton": "4.0"}
-    new = replace(new, environment=replace(new.environment, packages=packages, python="3.12.1"))
+    environment = replace(new.environment, packages=packages, python="3.12.1", commit="12ab", power_limit_watts=300.0)
+    new = replace(new, environment=environment)
     assert compare([new], [record()]).environment_changes == (
+        "lorabench's commit none → 12ab",
         "Python 3.11.7 → 3.12.1",
+        "power limit none → 300 W",
         "torch 2.13.0 → 9.9.9",
         "triton none → 4.0",
     )

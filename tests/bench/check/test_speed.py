@@ -155,6 +155,14 @@ def test_repeats_of_one_side_are_enough_to_pass_but_not_to_alarm(change: float, 
         assert (finding.p_value <= 0.005) == (verdict == "suspicious")
 
 
+def test_repeats_that_agree_by_chance_are_held_to_what_other_recipes_differ_by() -> None:
+    before, after = runs(1.0, 1.001, 0.999), runs(1.05, 1.051, 1.049)
+    assert speed(before, after).verdict == "regression"
+    others = runs(1.0, 1.1, 0.9, rank=4)
+    findings = speeds_of(compare([*after, *runs(1.01, 1.11, 0.91, rank=4)], [*before, *others]))
+    assert {one.verdict for one in findings} == {"suspicious", "insufficient"}
+
+
 def test_what_runs_differ_by_is_told_as_a_share() -> None:
     """Logarithms of -0.01, 0 and 0.01 about their mean, on each side: a deviation of 0.01."""
     side = runs(*(math.exp(one) for one in (-0.01, 0.0, 0.01)))
