@@ -163,6 +163,16 @@ def test_repeats_that_agree_by_chance_are_held_to_what_other_recipes_differ_by()
     assert {one.verdict for one in findings} == {"suspicious", "insufficient"}
 
 
+def test_a_recipe_less_steady_than_the_others_is_held_to_itself() -> None:
+    before, after = runs(1.00, 1.06, 1.12), runs(1.12, 1.19, 1.25)
+    for rank in range(1, 10):
+        before += runs(1.0, 1.001, 0.999, rank=rank)
+        after += runs(1.001, 1.0, 1.002, rank=rank)
+    verdicts = [one.verdict for one in speeds_of(compare(after, before))]
+    assert verdicts.count("suspicious") == 1
+    assert "regression" not in verdicts
+
+
 def test_what_runs_differ_by_is_told_as_a_share() -> None:
     """Logarithms of -0.01, 0 and 0.01 about their mean, on each side: a deviation of 0.01."""
     side = runs(*(math.exp(one) for one in (-0.01, 0.0, 0.01)))
