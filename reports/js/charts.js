@@ -108,8 +108,6 @@ export function chartIn(element) {
   return CHARTS.get(element);
 }
 
-export const drawnCharts = () => [...CHARTS.values()].filter((chart) => chart.drawn);
-
 class Chart {
   constructor(element) {
     this.element = element;
@@ -168,7 +166,7 @@ class Chart {
 
   // Paper is narrower than most windows, and what does not fit is cut off: draw for its width and let it scale.
   enterPrint() {
-    this.draw(PRINT_WIDTH);
+    this.draw(this.element.closest(".side-by-side") ? PRINT_WIDTH / 2 : PRINT_WIDTH);
     const svg = this.element.querySelector("svg");
     svg?.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`);
   }

@@ -14,7 +14,7 @@ export const PLANNING = element && (await unpack(element));
 export const MARKS = { fits: "✓", tight: "~", "does not fit": "✗" };
 
 export const modelNamed = (name) => PLANNING.models.find((model) => model.name === name);
-export const gpuNamed = (name) => PLANNING.gpus.find((gpu) => gpu.name === name);
+const gpuNamed = (name) => PLANNING.gpus.find((gpu) => gpu.name === name);
 
 const rankPlace = (rank) => (rank ? PLANNING.ranks.indexOf(rank) : 0);
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);

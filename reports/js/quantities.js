@@ -1,6 +1,6 @@
 // How the page's scripts write quantities; reports/quantities.py says the same for the templates.
 
-export const MIB = 2 ** 20;
+const MIB = 2 ** 20;
 export const GIB = 2 ** 30;
 
 // Bytes often lie halfway between two figures; Python rounds those to the even one.

@@ -120,9 +120,12 @@ def estimated(subject: Subject) -> list[Headline]:
     """
     if not subject.models or (subject.runs and not subject.devices):
         return []
-    recipes = _usual_recipes(subject.models[0])
+    spec, device = subject.models[0], subject.gpus[0]
+    recipes = _usual_recipes(spec)
+    if not recipes:
+        return []
     find = [_longest] if subject.runs else [_longest, _estimated_ratio, _speeds]
-    return [found for one in find if (found := one(subject.models[0], recipes, subject.gpus[0]))]
+    return [found for one in find if (found := one(spec, recipes, device))]
 
 
 def _usual_recipes(spec: ModelSpec) -> list[Recipe]:

@@ -10,7 +10,7 @@ from lorabench.reports.quantities import format_bytes, format_share
 from lorabench.reports.runs import Run
 from lorabench.reports.sections.figures import Figure, figures
 
-RUNS_IN_A_FIGURE = 12
+RUNS_IN_A_FIGURE = 10
 ANSWERS = ("estimated", "traced", "measured")
 
 
