@@ -99,7 +99,7 @@ def _tokenizer(spec: ModelSpec, settings: Settings) -> Callable[[str], list[int]
     try:
         tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"weights {weights}: no tokenizer beside them ({error})") from error
+        raise UserError(f"weights {weights}: their tokenizer cannot be loaded ({error})") from error
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return lambda document: [*tokenizer(document, verbose=False)["input_ids"], *end]
 
