@@ -85,7 +85,7 @@ def test_a_line_that_is_too_long_goes_on_below_without_parting_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "long.yaml").write_text(LONG)
-    assert run(str(tmp_path / "long.yaml"), "-o", "out") == 0
+    assert run(str(tmp_path / "long.yaml"), "-o", str(tmp_path / "out")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
     assert [line[:5] for line in lines[:-1]] == ["[1/3]", "    o", "[2/3]", "    e", "[3/3]", "    o"]
