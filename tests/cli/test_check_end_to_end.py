@@ -40,6 +40,16 @@ def check(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> 
     }
 
 
+ROOT = Path(__file__).parents[2]
+MEASURED = [ROOT / "docs" / "examples" / "check" / "measured", *sorted((ROOT / "bench" / "reference").glob("*/"))]
+"""Committed records of real training: on a CPU, and on each GPU that the reference suite ran on."""
+
+
+@pytest.mark.parametrize("folder", MEASURED, ids=lambda folder: folder.name)
+def test_what_was_measured_is_what_is_estimated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(capsys, folder, "--against-estimate", "--tolerance", "3%")[0] == 0
+
+
 def test_the_smoke_suite_trained_now_takes_what_is_estimated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
