@@ -115,7 +115,8 @@ class Chart {
     this.data = JSON.parse(element.querySelector("script").textContent);
     this.hidden = new Set();
     this.width = 0;
-    element.style.height = `${this.kind.height(this.data, element.clientWidth)}px`;
+    const width = element.clientWidth;
+    if (width) element.style.height = `${this.kind.height(this.data, width)}px`;
     element.addEventListener("pointermove", (event) => this.point(event));
     element.addEventListener("pointerleave", () => tip.replaceChildren());
   }

@@ -28,11 +28,11 @@ await Promise.all(ELEMENTS.filter(isShown).map((element) => chartIn(element).rea
 let printing = false;
 const near = new IntersectionObserver(
   async (entries) => {
-    for (const { isIntersecting, target } of entries) {
+    for (const { target } of entries.filter(({ isIntersecting }) => isIntersecting)) {
       const chart = chartIn(target);
-      if (!isIntersecting || chart.drawn) continue;
       await chart.ready();
       if (!chart.drawn) chart.draw();
+      resized.observe(target);
     }
   },
   { rootMargin: "600px" },
@@ -43,10 +43,7 @@ const resized = new ResizeObserver((entries) => {
     if (chart.drawn && target.clientWidth !== chart.width && !printing) chart.draw();
   }
 });
-for (const element of ELEMENTS) {
-  near.observe(element);
-  resized.observe(element);
-}
+for (const element of ELEMENTS) near.observe(element);
 addEventListener("beforeprint", () => {
   printing = true;
   for (const element of ELEMENTS) if (isShown(element)) chartIn(element).enterPrint();
