@@ -36,7 +36,7 @@ RECIPES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(sizes=st.lists(st.tuples(*[st.integers(1, most) for most in (64, 9000, 600)]), min_size=1, max_size=4))
 @pytest.mark.parametrize("calibration", [None, UNEVEN], ids=["datasheet", "calibrated"])
 @pytest.mark.parametrize(("model", "options"), RECIPES, ids=lambda value: str(value))
