@@ -119,6 +119,11 @@ def trace(
     except (UserError, ImportError):
         raise
     except Exception as error:
+        if "overflowed" in str(error):
+            raise UserError(
+                f"batch_size {recipe.batch_size} and seq_len {recipe.seq_len}: a tensor of the step has more than 2⁶³ "
+                "bytes, which torch cannot count: lower one of them"
+            ) from error
         if spec.model_type in MODEL_TYPES:
             raise
         raise _untraceable(spec, recipe, error) from error

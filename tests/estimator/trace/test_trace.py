@@ -197,6 +197,7 @@ def test_tracing_leaves_torch_as_it_was() -> None:
         ("cpu", {"attn_implementation": "flash_attention_2"}, "runs on CUDA only"),
         ("cpu", {"optim": "paged_adamw_8bit"}, "pages states between GPU and host"),
         ("cuda", {"target_modules": "c_attn"}, "c_attn"),
+        ("cuda", {"seq_len": 2**31 - 1}, "more than 2⁶³ bytes.*lower one of them"),
     ],
 )
 def test_what_cannot_be_traced_is_refused(kernels: Any, options: dict[str, Any], said: str) -> None:
