@@ -42,6 +42,18 @@ def test_a_grid_has_the_peak_of_every_batch_and_length() -> None:
         lorabench.estimate_grid("gpt2", 1, [64, 2048])
 
 
+def test_a_grid_has_the_speed_of_every_batch_and_length() -> None:
+    grid = lorabench.estimate_throughput_grid("gpt2", [[1], [4]], [64, 128, 256], method="qlora", gpu="h100-sxm")
+    one = lorabench.estimate("gpt2", method="qlora", batch_size=4, seq_len=128, gpu="h100-sxm").throughput
+    assert one is not None
+    assert grid.tokens_per_second.shape == (2, 3)
+    assert grid.tokens_per_second[1, 1] == pytest.approx(one.tokens_per_second)
+    assert grid.step_seconds_range[1][1, 1] == pytest.approx(one.step_seconds_range[1])
+    for gpu, said in [("24GB", "says its memory only"), ("h100-sxm", "learned positions for 1024 tokens")]:
+        with pytest.raises(lorabench.UserError, match=said):
+            lorabench.estimate_throughput_grid("gpt2", 1, [64, 2048], gpu=gpu)
+
+
 def test_wrong_options_are_a_user_error() -> None:
     with pytest.raises(lorabench.UserError, match="did you mean rank"):
         lorabench.estimate("gpt2", rnk=8)  # type: ignore[call-arg]

@@ -23,9 +23,19 @@ if TYPE_CHECKING:
     from lorabench.estimator.devices.device import Device
     from lorabench.estimator.models.spec import ModelSpec
     from lorabench.estimator.recipes.recipe import Recipe, RecipeOptions
+    from lorabench.estimator.speed.grid import ThroughputGrid
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "estimate", "estimate_grid", "find_device", "find_model", "make_recipe", "read_records"]
+__all__ = [
+    "UserError",
+    "estimate",
+    "estimate_grid",
+    "estimate_throughput_grid",
+    "find_device",
+    "find_model",
+    "make_recipe",
+    "read_records",
+]
 
 
 def estimate(model: str | ModelSpec, *, gpu: str | Device | None = None, **options: Unpack[RecipeOptions]) -> Estimate:
@@ -85,6 +95,42 @@ def estimate_grid(
     if peaks.size:
         refuse_impossible(spec, replace(recipe, seq_len=int(np.max(seq_lens))))
     return peaks
+
+
+def estimate_throughput_grid(
+    model: str | ModelSpec,
+    batch_sizes: ArrayLike,
+    seq_lens: ArrayLike,
+    ranks: ArrayLike | None = None,
+    *,
+    gpu: str | Device,
+    **options: Unpack[RecipeOptions],
+) -> ThroughputGrid:
+    """Return seconds a step and tokens a second, each with its range, for every batch size, length and rank.
+
+    Arguments are as of `estimate_grid`; the rates are those of the datasheet of ``gpu``. Whether a recipe fits is
+    another question.
+
+    Raises:
+        UserError: as `estimate_grid`; a GPU of which only the memory is known, or that lacks what the recipe runs on.
+    """
+    import numpy as np
+    from msgspec.structs import replace
+
+    from lorabench.estimator.answers.estimates import refuse_impossible
+    from lorabench.estimator.answers.support import refuse_lacking
+    from lorabench.estimator.speed import grid
+
+    spec = find_model(model) if isinstance(model, str) else model
+    device = find_device(gpu) if isinstance(gpu, str) else gpu
+    recipe = make_recipe(spec.name, **options)
+    refuse_lacking(recipe, device)
+    found = grid.estimate_throughput_grid(spec, recipe, device, batch_sizes, seq_lens, ranks)
+    if found is None:
+        raise UserError(f"{device.name} says its memory only, and no speed: name the GPU (lorabench gpus lists them)")
+    if found.step_seconds.size:
+        refuse_impossible(spec, replace(recipe, seq_len=int(np.max(seq_lens))))
+    return found
 
 
 def make_recipe(model: str, **options: Unpack[RecipeOptions]) -> Recipe:
