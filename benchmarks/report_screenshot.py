@@ -35,7 +35,7 @@ def main() -> None:
             SECTIONS,
         )
         height = browser.run("return Math.ceil(document.querySelector('main').getBoundingClientRect().bottom)")
-        browser.resize(WIDTH, height)
+        browser.resize(WIDTH, browser.run("return document.documentElement.scrollHeight"))
         clip = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 1}
         shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "clip": clip})
         arguments.picture.write_bytes(base64.b64decode(shot["data"]))

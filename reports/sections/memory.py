@@ -9,6 +9,7 @@ from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES
 from lorabench.reports.quantities import format_bytes, format_share
 from lorabench.reports.runs import Run
 from lorabench.reports.sections.figures import Figure, figures
+from lorabench.reports.sections.held import held
 
 RUNS_IN_A_FIGURE = 10
 ANSWERS = ("estimated", "traced", "measured")
@@ -30,6 +31,7 @@ def memory(runs: Sequence[Run]) -> dict[str, Any] | None:
         "figures": [
             _figure(figure, components, answers) for figure in figures(shown, _lengths, at_most=RUNS_IN_A_FIGURE)
         ],
+        "held": held(shown),
         "closely": _closely(shown, answers),
     }
 

@@ -149,6 +149,23 @@ def test_only_components_with_bytes_are_shown_the_unknown_ones_last() -> None:
     assert [item["key"] for item in shown["legend"]] == ["weights", "logits", "zeta"]
 
 
+def test_what_each_method_holds_adds_up_per_parameter() -> None:
+    records = [sample_record(method=method, rank=rank) for method, rank in (("full", None), ("lora", 8), ("lora", 9))]
+    shown = memory(runs_of(*records))
+    assert shown is not None
+    full, lora = shown["held"]
+    parameters = records[0].prediction.parameters if records[0].prediction else None
+    adapted = records[1].prediction.parameters if records[1].prediction else None
+    assert parameters is not None
+    assert adapted is not None
+    counters = 1e-3  # the optimizer counts its steps, for each tensor
+    assert full.per_parameter == pytest.approx(16, rel=counters)
+    assert full.bytes == pytest.approx(16 * parameters.total, rel=counters)
+    assert lora.bytes == pytest.approx(2 * parameters.total + 16 * adapted.adapter, rel=counters)
+    assert lora.run.record.recipe.rank == 8
+    assert lora.terms[0] == f"2 B × {parameters.total:,} (weights, bfloat16)"
+
+
 def test_curves_of_one_method_differ_in_their_strokes() -> None:
     shown = learning(
         runs_of(*[sample_record(method=method, rank=r) for method in ("lora", "qlora") for r in (1, 2, 3)])
