@@ -84,7 +84,7 @@ def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
     measurements = runs.measurements
     if not measurements:
         return findings
-    findings += [_judge_parameters(parameters, one.parameters) for one in measurements[:1]]
+    findings.append(_judge_parameters(parameters, measurements[0].parameters))
     if tolerance is None:
         return findings
     held: list[tuple[Metric, int | None, tuple[int, int] | None, list[int | None]]] = [
@@ -136,7 +136,7 @@ def _judge_outcome(runs: Runs, memory: Breakdown, outcome: str) -> list[Finding]
     failed = [record for record in runs.records if record.outcome != "ok"]
     if not failed and answer is None:
         return []
-    verdict: Verdict = "same"
+    verdict: Verdict
     reason = next((printable(record.message) for record in failed if record.message), None)
     if not failed:
         verdict = "regression" if answer == "does not fit" else "same"

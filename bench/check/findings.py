@@ -130,6 +130,13 @@ class Comparison(Struct, frozen=True, kw_only=True):
         return sum(finding.allowed is not None for recipe in self.recipes for finding in recipe.findings)
 
 
+def departure(before: float, after: float, tolerance: float) -> Verdict | None:
+    """Return what a change beyond ``tolerance`` is, chance aside, where less is better; None within it."""
+    if after - before > tolerance * before:
+        return "regression"
+    return "improvement" if before - after > tolerance * after else None
+
+
 def weight(finding: Finding) -> tuple[int, float]:
     """Return what to sort findings by: the greater, the worse. What is the same or let pass weighs alike."""
     verdict: Verdict = "same" if finding.allowed is not None else finding.verdict

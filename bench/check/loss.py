@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lorabench.bench.check.findings import Finding, Verdict
+from lorabench.bench.check.findings import Finding, Verdict, departure
 from lorabench.bench.check.matching import Runs, Work
 from lorabench.bench.check.statistics import (
     SIGNIFICANCE,
@@ -31,6 +31,8 @@ def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds
     A recipe's spread is its own, since learning rate and method decide how much a seed matters. A metric whose
     threshold is off is left out.
     """
+    if thresholds.loss is None and thresholds.loss_over_seeds is None:
+        return {}
     findings: dict[Work, Finding] = {}
     repeated: dict[Work, tuple[list[float], list[float]]] = {}
     for work, pair in pairs.items():
@@ -38,13 +40,11 @@ def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds
         old, new = ([final_loss(one.losses) for one in side.measurements] for side in pair)
         finite = [loss for loss in old if loss is not None], [loss for loss in new if loss is not None]
         if differs is not None:
-            if thresholds.loss is not None or thresholds.loss_over_seeds is not None:
-                findings[work] = Finding(
-                    metric="final_loss", before=_mean(old), after=_mean(new), verdict="insufficient", reason=differs
-                )
+            findings[work] = Finding(
+                metric="final_loss", before=_mean(old), after=_mean(new), verdict="insufficient", reason=differs
+            )
         elif len(finite[0]) < len(old) or len(finite[1]) < len(new) or min(*finite[0], *finite[1]) <= 0:
-            if thresholds.loss is not None or thresholds.loss_over_seeds is not None:
-                findings[work] = _judge_not_finite(old, new)
+            findings[work] = _judge_not_finite(old, new)
         elif len(old) > 1 or len(new) > 1:
             repeated[work] = finite
         elif thresholds.loss is not None:
@@ -96,41 +96,27 @@ def _judge_not_finite(old: Sequence[float | None], new: Sequence[float | None]) 
 
 
 def _judge_single(old: float, new: float, tolerance: float) -> Finding:
-    verdict: Verdict = "same"
-    if new - old > tolerance * old:
-        verdict = "regression"
-    elif old - new > tolerance * new:
-        verdict = "improvement"
+    verdict = departure(old, new, tolerance) or "same"
     return Finding(metric="final_loss", before=old, after=new, change=(new - old) / old, verdict=verdict)
 
 
 def _judge_repeated(losses: Mapping[Work, tuple[list[float], list[float]]], tolerance: float) -> dict[Work, Finding]:
+    counts = {work: (len(old), len(new)) for work, (old, new) in losses.items()}
     shifts = {work: mean_log(new) - mean_log(old) for work, (old, new) in losses.items()}
-    spreads = {work: pooled_spread(sides) for work, sides in losses.items()}
-
-    def corrected(sign: int) -> dict[Work, float]:
-        p_values = []
-        for work, (old, new) in losses.items():
-            spread = spreads[work]
-            assert spread is not None
-            p_values.append(p_mean_greater(sign * shifts[work], (len(old), len(new)), spread))
-        return dict(zip(losses, holm(p_values), strict=True))
-
-    worse, better = corrected(1), corrected(-1)
+    spreads = {work: spread for work, sides in losses.items() if (spread := pooled_spread(sides)) is not None}
+    worse = holm([p_mean_greater(shifts[work], counts[work], spreads[work]) for work in losses])
+    better = holm([p_mean_greater(-shifts[work], counts[work], spreads[work]) for work in losses])
     findings = {}
-    for work, (old_losses, new_losses) in losses.items():
+    for (work, (old_losses, new_losses)), *p_values in zip(losses.items(), worse, better, strict=True):
         old, new = math.exp(mean_log(old_losses)), math.exp(mean_log(new_losses))
-        spread = spreads[work]
-        assert spread is not None
-        interval = mean_interval(shifts[work], (len(old_losses), len(new_losses)), spread)
-        rises, falls = new - old > tolerance * old, old - new > tolerance * new
-        p_value = worse[work] if shifts[work] >= 0 else better[work]
-        verdict: Verdict = "same"
+        interval = mean_interval(shifts[work], counts[work], spreads[work])
+        p_value = p_values[0] if shifts[work] >= 0 else p_values[1]
+        verdict = departure(old, new, tolerance) or "same"
         reason = None
-        if (rises or falls) and p_value <= SIGNIFICANCE:
-            verdict = "regression" if rises else "improvement"
-        elif rises or falls:
-            reason = f"within the spread of the seeds, {100 * math.expm1(spread.deviation):.2g}% (p = {p_value:.2g})"
+        if verdict != "same" and p_value > SIGNIFICANCE:
+            verdict = "same"
+            seeds_differ = 100 * math.expm1(spreads[work].deviation)
+            reason = f"within the spread of the seeds, {seeds_differ:.2g}% (p = {p_value:.2g})"
         findings[work] = Finding(
             metric="final_loss",
             before=old,

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from lorabench.bench.check.findings import Finding, Verdict
+from lorabench.bench.check.findings import Finding, Verdict, departure
 from lorabench.bench.check.matching import Work
 from lorabench.bench.check.printable import printable
 from lorabench.bench.check.statistics import (
@@ -103,7 +103,7 @@ def judge_speeds(pairs: Mapping[Work, Pair], tolerance: float) -> tuple[dict[Wor
     pooled = pooled_spread([side for seen in tested.values() for side in seen.medians])
     if pooled is None:
         for work, seen in tested.items():
-            verdict: Verdict = "insufficient" if _departs(seen, tolerance) is None else "suspicious"
+            verdict: Verdict = "insufficient" if departure(*seen.typical, tolerance) is None else "suspicious"
             findings[work] = _finding(seen, verdict, reason=NO_REPEATS)
         return findings, None
     spreads = {work: _spread(seen, pooled) for work, seen in tested.items()}
@@ -136,18 +136,10 @@ def _p_slower(times: _Times, spread: Spread) -> float:
     return max(p_greater(new, old), p_mean_greater(times.shift, times.runs, spread))
 
 
-def _departs(times: _Times, tolerance: float) -> Verdict | None:
-    """Return what a change beyond the threshold would be, were it sure; None within it."""
-    old, new = times.typical
-    if new - old > tolerance * old:
-        return "regression"
-    return "improvement" if old - new > tolerance * new else None
-
-
 def _judge(times: _Times, tolerance: float, spread: Spread, p_value: float) -> Finding:
     ends = [*shift_interval(*times.steps), *mean_interval(times.shift, times.runs, spread)]
     interval = min(ends), max(ends)
-    verdict = _departs(times, tolerance)
+    verdict = departure(*times.typical, tolerance)
     reason = None
     if verdict is None and (interval[1] - interval[0]) / 2 <= math.log1p(tolerance):
         verdict = "same"

@@ -32,7 +32,6 @@ MARKS: dict[Verdict, str] = {
     "suspicious": "⚠️",
     "insufficient": "❔",
     "improvement": "✅",
-    "same": "",
 }
 LEVELS: dict[Verdict, str] = {
     "regression": "error",
