@@ -31,7 +31,7 @@ def main() -> None:
         browser.run(
             "for (const section of document.querySelectorAll('section'))"
             " section.hidden = !arguments[0].includes(section.id);"
-            "document.querySelector('.closely').hidden = true; document.querySelector('footer').hidden = true",
+            "for (const part of document.querySelectorAll('.held, .closely, footer')) part.hidden = true",
             SECTIONS,
         )
         height = browser.run("return Math.ceil(document.querySelector('main').getBoundingClientRect().bottom)")
