@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.small_models import FAMILIES, small_config
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 PARTS = 24
-RECIPES_A_PART = 22
+RECIPES_A_PART = 21
 
 
 def sample_model(draw: random.Random) -> ModelSpec:
@@ -69,6 +70,7 @@ def sample_options(draw: random.Random, spec: ModelSpec) -> dict[str, Any]:
     return options
 
 
+@cache
 def sample(part: int) -> list[tuple[ModelSpec, Recipe]]:
     """Return recipes that the real libraries can run, drawn anew where they cannot."""
     draw = random.Random(part)
