@@ -45,7 +45,9 @@ def building_on_meta() -> Iterator[None]:
     from transformers import modeling_utils
 
     prepare_arguments = flash._lazy_define_process_function(flash_attention_2)
-    functions = (flash_attention_2, None, None, None, None), (prepare_arguments, dict)
+    # transformers 5.17 has one function to prepare arguments, 5.23 has another for key-value caches.
+    one = not hasattr(flash, "_process_with_kvcache_kwargs_fn")
+    functions = (flash_attention_2, None, None, None, None), prepare_arguments if one else (prepare_arguments, dict)
 
     def import_flash_attention(*_: Any, **__: Any) -> Any:
         return functions

@@ -343,8 +343,3 @@ def test_the_legacy_loss_is_the_standard_loss() -> None:
         model, recipe = build("llama", method="lora", mixed_precision="no", lora_dropout=0.0, loss=loss)
         losses[loss] = model(**batches(recipe)[0]).loss.item()
     assert losses["legacy"] == pytest.approx(losses["standard"], rel=1e-6)
-
-
-def test_a_missing_attention_is_refused_with_another() -> None:
-    with pytest.raises(UserError, match=r"attn_implementation sdpa .* use another, such as eager"):
-        build("gemma2", "meta")

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,7 +18,7 @@ from lorabench.estimator.memory.breakdown import PHASES, Breakdown
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.parameters import count_parameters
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
-from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.trace.build import OLDEST_PEFT_FOR_EXPERTS, build_model
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.scratch import cuda_scratch
@@ -85,11 +87,18 @@ def test_so_do_other_options(options: dict[str, Any]) -> None:
     assert trace(spec, recipe, kernels="cpu").memory == really_run(spec, recipe)
 
 
+def adapters_of(family: str) -> dict[str, Any]:
+    """Experts' adapters have no dropout; older versions of peft have no adapters for them under all-linear."""
+    if family not in MIXTURES:
+        return {}
+    older = Version(peft.__version__) < Version(OLDEST_PEFT_FOR_EXPERTS)
+    return {"lora_dropout": 0.0, "target_modules": "attention" if older else "all-linear"}
+
+
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama", "gpt2"}))
 def test_so_does_every_family(family: str) -> None:
     spec = small_model(family, num_hidden_layers=1)
-    dropout = 0.0 if family in MIXTURES else 0.05  # experts' adapters have none
-    recipe = make_recipe(spec.name, batch_size=2, seq_len=32, attn_implementation="eager", lora_dropout=dropout)
+    recipe = make_recipe(spec.name, batch_size=2, seq_len=32, attn_implementation="eager", **adapters_of(family))
     assert trace(spec, recipe, kernels="cpu").memory == really_run(spec, recipe)
 
 
@@ -103,8 +112,7 @@ def test_so_does_every_family(family: str) -> None:
 )
 def test_every_family_traces_with_cudas_kernels(family: str, attn_implementation: str) -> None:
     spec = small_model(family, num_hidden_layers=1)
-    dropout = 0.0 if family in MIXTURES else 0.05
-    recipe = make_recipe(spec.name, seq_len=128, attn_implementation=attn_implementation, lora_dropout=dropout)
+    recipe = make_recipe(spec.name, seq_len=128, attn_implementation=attn_implementation, **adapters_of(family))
     traced = trace(spec, recipe)
     assert traced.memory.peak_allocated_bytes > traced.memory.phase_peaks_bytes["adapted"] > 0
     assert traced.parameters == count_parameters(spec, recipe)
@@ -204,6 +212,15 @@ def test_what_cannot_be_traced_is_refused(kernels: Any, options: dict[str, Any],
     spec = small_model("llama")
     with pytest.raises(UserError, match=said):
         trace(spec, make_recipe(spec.name, **options), kernels=kernels)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_peft_that_cannot_adapt_experts_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small_model(family, num_hidden_layers=1)
+    monkeypatch.setattr(peft, "__version__", "0.19.1")
+    with pytest.raises(UserError, match=r"peft 0\.19\.1 cannot adapt the fused experts.*peft>=0\.20.*attention"):
+        trace(spec, make_recipe(spec.name, seq_len=32, lora_dropout=0.0))
+    trace(spec, make_recipe(spec.name, seq_len=32, target_modules="attention"))
 
 
 # CUDA's semantics, piece by piece.
