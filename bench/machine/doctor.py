@@ -21,8 +21,16 @@ from msgspec import Struct
 
 import lorabench
 from lorabench.bench.machine.doctor_probe import Gpu, Probe
-from lorabench.bench.machine.environment import NEEDED, DeviceChoice, operating_system, processor_name
+from lorabench.bench.machine.environment import (
+    NEEDED,
+    DeviceChoice,
+    installed_version,
+    operating_system,
+    processor_name,
+)
 from lorabench.bench.machine.host_memory import available_bytes
+from lorabench.bench.records.record import DeviceKind
+from lorabench.bench.running.failures import first_line, name_end
 
 Status = Literal["ok", "limited", "missing", "unknown"]
 
@@ -33,7 +41,6 @@ PROBE_SECONDS = 120
 INSTALL = "pip install 'lorabench[bench]'"
 LEAST_FREE_BYTES = 64 * 2**20
 """Records take some ten kilobytes a recipe; less free space than this is a full disk."""
-PYPI_NAMES = {"flash_attn": "flash-attn", "liger_kernel": "liger-kernel"}
 
 
 class Check(Struct, frozen=True, kw_only=True):
@@ -59,7 +66,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
     packages: dict[str, str]
     """Package → installed version."""
     checks: tuple[Check, ...]
-    device: Literal["cuda", "cpu"]
+    device: DeviceKind
     """What recipes would train on."""
     can_train: tuple[str, ...]
     """The methods that train here."""
@@ -85,15 +92,14 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
     needed = list(dict.fromkeys((*NEEDED, *admitted_versions())))
     installed = {name: version for name in needed if (version := installed_version(name)) is not None}
     gpus = () if choice == "cpu" else probe.gpus
-    device: Literal["cuda", "cpu"] = "cuda" if gpus or choice == "cuda" else "cpu"
+    device: DeviceKind = "cuda" if gpus or choice == "cuda" else "cpu"
     checks = [
         *(check_package(name, installed.get(name), probe.import_errors.get(name)) for name in needed),
         check_together(installed, known_sets()),
         *([] if choice == "cpu" else check_gpus(probe, needed=choice == "cuda")),
         check_bfloat16(gpus),
         check_quantization(probe, device, "bitsandbytes" in installed),
-        check_flash_attention(probe, bool(gpus)),
-        check_liger(probe, bool(gpus)),
+        *check_kernels(probe, bool(gpus)),
         check_host_memory(),
         *check_disks(folder),
     ]
@@ -130,20 +136,11 @@ def run_probe() -> Probe | str:
         return f"importing them and asking CUDA was not done after {PROBE_SECONDS} s"
     if ran.returncode == 0:
         return msgspec.json.decode(ran.stdout.splitlines()[-1], type=Probe)
-    last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-    end = f"signal {-ran.returncode}" if ran.returncode < 0 else f"exit code {ran.returncode}"
-    return f"importing them ended with {end}: {last[:200]}"
+    last = first_line(ran.stderr.strip().rpartition("\n")[2])
+    return f"importing them failed: {name_end(ran.returncode)}: {last}"
 
 
 # Packages.
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, None where it is not there."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @cache
@@ -259,7 +256,7 @@ def _processor_flags() -> set[str]:
     return set(next(named, "").split())
 
 
-def check_quantization(probe: Probe, device: Literal["cuda", "cpu"], installed: bool) -> Check:
+def check_quantization(probe: Probe, device: DeviceKind, installed: bool) -> Check:
     """Tell whether bitsandbytes really quantised a tensor on the device."""
     if device not in probe.quantization_errors:
         found = f"bitsandbytes could not be tried on {_said(device)}" if installed else "no bitsandbytes"
@@ -276,31 +273,30 @@ def _said(device: str) -> str:
     return "the GPU" if device == "cuda" else "the CPU"
 
 
-def check_flash_attention(probe: Probe, gpu: bool) -> Check:
-    """Tell whether attn_implementation flash_attention_2 runs; sdpa, the default, needs nothing."""
-    without = "--attn-implementation sdpa, the default, does without"
+def check_kernels(probe: Probe, gpu: bool) -> list[Check]:
+    """Tell whether attn_implementation flash_attention_2 and ``--loss liger`` run; the defaults need neither."""
+    return [
+        _check_kernel(
+            "flash attention",
+            "flash-attn",
+            probe.flash_attention_error,
+            gpu,
+            default="--attn-implementation sdpa",
+            install="flash-attn --no-build-isolation",
+        ),
+        _check_kernel(
+            "liger", "liger-kernel", probe.liger_error, gpu, default="--loss standard", install="liger-kernel"
+        ),
+    ]
+
+
+def _check_kernel(name: str, package: str, error: str | None, gpu: bool, *, default: str, install: str) -> Check:
+    without = f"{default}, the default, does without"
     if not gpu:
-        return Check(name="flash attention", status="limited", found=f"needs a GPU; {without}")
-    if importlib.util.find_spec("flash_attn") is None:
-        mend = "pip install flash-attn --no-build-isolation"
-        return Check(name="flash attention", status="limited", found=f"not installed; {without}", mend=mend)
-    return _tried("flash attention", "flash_attn", probe.flash_attention_error, without)
-
-
-def check_liger(probe: Probe, gpu: bool) -> Check:
-    """Tell whether ``--loss liger`` runs; standard, the default, needs nothing."""
-    without = "--loss standard, the default, does without"
-    if importlib.util.find_spec("liger_kernel") is None:
-        found = f"not installed; {without}" if gpu else f"needs a GPU; {without}"
-        mend = "pip install liger-kernel" if gpu else None
-        return Check(name="liger", status="limited", found=found, mend=mend)
-    if not gpu:
-        return Check(name="liger", status="limited", found=f"needs a GPU; {without}")
-    return _tried("liger", "liger_kernel", probe.liger_error, without)
-
-
-def _tried(name: str, module: str, error: str | None, without: str) -> Check:
-    package = PYPI_NAMES[module]
+        return Check(name=name, status="limited", found=f"needs a GPU; {without}")
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        found = f"not installed; {without}"
+        return Check(name=name, status="limited", found=found, mend=f"pip install {install}")
     version = installed_version(package) or "of unknown version"
     if error is None:
         return Check(name=name, status="ok", found=version)
@@ -323,18 +319,16 @@ def check_disks(folder: Path) -> list[Check]:
     """Tell the space where results go, and where the hub's weights would be kept."""
     cache_folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     checks = []
-    for name, path, needed in (
-        ("disk, results", folder, True),
-        ("disk, scratch", Path(tempfile.gettempdir()), True),
-        ("disk, hub cache", cache_folder, False),
-    ):
+    places: tuple[tuple[str, Path, Status, str], ...] = (
+        ("disk, results", folder, "missing", "run it where results may be written, and name a folder with -o"),
+        ("disk, scratch", Path(tempfile.gettempdir()), "missing", "set TMPDIR to a folder with space"),
+        ("disk, hub cache", cache_folder, "limited", "set HF_HOME to a folder"),
+    )
+    for name, path, bad, mend in places:
         there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         free = shutil.disk_usage(there).free
         writable = os.access(there, os.W_OK)
         found = f"{free / 2**30:.1f} GiB free" if writable else "cannot be written"
-        bad: Status = "missing" if needed else "limited"
-        mends = {"disk, results": "run it where results may be written, and name a folder with -o"}
-        mends |= {"disk, scratch": "set TMPDIR to a folder with space", "disk, hub cache": "set HF_HOME to a folder"}
         fine = writable and free >= LEAST_FREE_BYTES
-        checks.append(Check(name=name, status="ok" if fine else bad, found=found, mend=None if fine else mends[name]))
+        checks.append(Check(name=name, status="ok" if fine else bad, found=found, mend=None if fine else mend))
     return checks

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 import lorabench
 from lorabench.bench.measuring.meters.driver import Gpu
-from lorabench.bench.records.record import DeviceFacts, Environment
+from lorabench.bench.records.record import DeviceFacts, DeviceKind, Environment
 from lorabench.estimator.errors import UserError
 
 PACKAGES = (
@@ -90,7 +90,7 @@ def main() -> None:
         built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         print(f"no CUDA device (torch {torch.__version__} is built {built_for}): use --device cpu", file=sys.stderr)
         sys.exit(2)
-    kind: Literal["cuda", "cpu"] = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+    kind: DeviceKind = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
     device = _device_facts(kind)
     count = torch.cuda.device_count() if kind == "cuda" else 1
     alike = tuple(index for index in range(count) if _device_facts(kind, index) == device)
@@ -98,7 +98,7 @@ def main() -> None:
     print(msgspec.json.encode(surroundings).decode())
 
 
-def _device_facts(kind: Literal["cuda", "cpu"], index: int = 0) -> DeviceFacts:
+def _device_facts(kind: DeviceKind, index: int = 0) -> DeviceFacts:
     if kind == "cuda":
         import torch
 
@@ -120,21 +120,15 @@ def processor_name() -> str:
     return platform.machine() or "unknown processor"
 
 
-def _environment(kind: Literal["cuda", "cpu"]) -> Environment:
+def _environment(kind: DeviceKind) -> Environment:
     import torch
 
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     gpu = Gpu.open(str(torch.cuda.get_device_properties(0).uuid)) if kind == "cuda" else None
     return Environment(
         lorabench=lorabench.__version__,
         python=platform.python_version(),
         operating_system=operating_system(),
-        packages=versions,
+        packages={name: version for name in PACKAGES if (version := installed_version(name)) is not None},
         cpu_threads=torch.get_num_threads(),
         cuda=torch.version.cuda if kind == "cuda" else None,
         driver=driver_version() if kind == "cuda" else None,
@@ -144,6 +138,14 @@ def _environment(kind: Literal["cuda", "cpu"]) -> Environment:
         highest_sm_clock_mhz=None if gpu is None else gpu.highest_sm_clock_mhz(),
         highest_memory_clock_mhz=None if gpu is None else gpu.highest_memory_clock_mhz(),
     )
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None where it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def operating_system() -> str:

@@ -23,6 +23,7 @@ SUFFIX = ".record.json"
 SNAPSHOT_SUFFIX = ".memory-snapshot.json"
 """Of the file beside a record in which CUDA's allocator tells what it did over one step, where that was asked for."""
 
+DeviceKind = Literal["cuda", "cpu"]
 Outcome = Literal["ok", "oom", "error", "timeout", "skipped"]
 Engine = Literal["lorabench", "trainer"]
 """Whose loop trains: lorabench's own, or `transformers.Trainer`."""
@@ -36,7 +37,7 @@ Key = tuple[str, Engine, int]
 class DeviceFacts(Struct, frozen=True, kw_only=True):
     """The device that a recipe ran on."""
 
-    kind: Literal["cuda", "cpu"]
+    kind: DeviceKind
     name: str
     """As the driver or the kernel names it, such as ``NVIDIA H200``."""
     memory_bytes: int

@@ -6,12 +6,9 @@ import os
 import signal
 import sysconfig
 from pathlib import Path
-from typing import Literal
 
-from lorabench.bench.records.record import Memory
+from lorabench.bench.records.record import DeviceKind, Memory
 from lorabench.bench.running.jobs import Answer
-
-DeviceKind = Literal["cuda", "cpu"]
 
 OF_THE_DEVICE = (
     "cuda out of memory",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from msgspec import Struct
 
 from lorabench.bench.measuring.measurements import Measurement
-from lorabench.bench.records.record import Engine, Memory, Outcome
+from lorabench.bench.records.record import DeviceKind, Engine, Memory, Outcome
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -15,7 +13,7 @@ from lorabench.estimator.recipes.recipe import Recipe
 class Settings(Struct, frozen=True, kw_only=True):
     """How a suite is run: what is the same for all of its recipes."""
 
-    device: Literal["cuda", "cpu"]
+    device: DeviceKind
     steps: int
     """Timed steps, at least."""
     warmup_steps: int

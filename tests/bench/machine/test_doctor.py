@@ -185,10 +185,10 @@ def test_a_full_disk_is_missing(machine: dict[str, Any], monkeypatch: pytest.Mon
 
 
 def test_libraries_that_take_the_process_down_are_missing(machine: dict[str, Any]) -> None:
-    machine["probe"] = "importing them ended with signal 11: no message"
+    machine["probe"] = "importing them failed: killed by SIGSEGV: no message"
     told = diagnose()
     assert (told.ready, told.can_train) == (False, ())
-    assert told.checks[0].found == "importing them ended with signal 11: no message"
+    assert told.checks[0].found == "importing them failed: killed by SIGSEGV: no message"
 
 
 def test_a_probe_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_probe_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     dies.write_text("#!/bin/sh\necho broken library >&2\nkill -SEGV $$\n")
     dies.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(dies))
-    assert run_probe() == "importing them ended with signal 11: broken library"
+    assert run_probe() == "importing them failed: killed by SIGSEGV: broken library"
 
 
 def test_the_probe_really_quantises_here() -> None:
