@@ -107,8 +107,8 @@ def test_it_is_said_where_all_recipes_are_slower() -> None:
         [*steady(1.1, rank=4), *steady(1.001, rank=8)],
         [one for rank in (4, 8) for one in steady(1.1, rank=rank)],
     )
-    told = "All recipes are slower: the change, or the machine as a whole: run the baseline again to tell"
-    assert told in as_text(compare(both, before)).splitlines()
+    told = "All recipes are slower: the change, or the machine as a whole"
+    assert told in as_text(compare(both, before))
     assert told not in as_text(compare(one, before))
 
 
@@ -206,7 +206,7 @@ def test_tolerances_are_options(baseline: str, all_worse: str, capsys: pytest.Ca
         assert check(capsys, all_worse, "--baseline", baseline, *WIDE[:unset], *WIDE[unset + 2 :])[0] == 1
     code, out, _ = check(capsys, all_worse, "--baseline", baseline, *WIDE)
     assert code == 0
-    assert "Thresholds: memory 4%, reserved 10%, nvml off, speed 11%, loss 7%, loss over seeds 7%" in out
+    assert "Thresholds: memory 4%, reserved 10%, nvml off, speed 11%, loss 7%, loss over\n  seeds 7%\n" in out
 
 
 def test_tolerances_are_in_the_suite_too_and_options_win(
@@ -530,12 +530,12 @@ def test_foreign_names_and_messages_stay_inside_every_format(model: str, message
         assert all(line.isprintable() for line in text.split("\n"))
 
 
-def test_rows_keep_to_80_columns_whatever_the_names(baseline: str) -> None:
+def test_lines_keep_to_80_columns_whatever_the_names(baseline: str) -> None:
     one = record(model="m" * 300, device_kind="cuda", nvml=20 * 2**30, peak_allocated_bytes=19 * 2**30)
     slower = msgspec.structs.replace(one, started_at="2026-03-15T00:00:00Z")
     text = as_text(compare([slower], [one]))
     assert [len(line) for line in text.splitlines() if "m" * 300 in line] == [len(slower.recipe.label())]
-    assert max(len(line) for line in text.splitlines()[:-4] if "m" * 300 not in line) <= 80
+    assert max(len(line) for line in text.splitlines() if "m" * 300 not in line) <= 80
 
 
 @pytest.mark.parametrize(

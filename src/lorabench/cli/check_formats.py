@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +20,7 @@ from lorabench.bench.check.findings import (
     Unmatched,
     Verdict,
 )
+from lorabench.cli.listing import WIDTH
 from lorabench.estimator.quantities import in_gib
 
 COLORS: dict[Verdict, str] = {
@@ -86,8 +88,9 @@ def as_text(comparison: Comparison, *, color: bool = False) -> str:
         for finding in recipe.findings:
             verdict, *others = aligned(rows[id(finding)])
             lines.append(f"  {styled(verdict, finding)}  {'  '.join(others)}".rstrip())
-            lines += [f"      {line}" for line in _remarks(finding)]
-    lines += ["", *_notes(comparison)] if rows else _notes(comparison)
+            lines += [line for remark in _remarks(finding) for line in _folded(remark, indent="      ")]
+    lines += [""] if rows else []
+    lines += [line for note in _notes(comparison) for line in _folded(note)]
     last = conclusion(comparison)
     return "\n".join([*lines, click.style(last, bold=True) if color else last])
 
@@ -176,6 +179,17 @@ def conclusion(comparison: Comparison) -> str:
     if comparison.verdict == "insufficient" and not any(comparison.counts[one] for one in ("improvement", "same")):
         return f"Nothing could be concluded: {told}"
     return f"Not all could be concluded: {told}" if EXIT_CODES[comparison.verdict] == 3 else told
+
+
+def _folded(line: str, *, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        line,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, Finding]]:
