@@ -33,6 +33,5 @@ def device_rates(facts: DeviceFacts) -> DeviceRates:
     Raises:
         UserError: its calibration is a file that is none.
     """
-    found = find_calibration(facts.name)
     device = facts.catalogued or Device(name=facts.name, title=facts.name, memory_bytes=facts.memory_bytes)
-    return DeviceRates(device, found[0] if found else None)
+    return DeviceRates(device, find_calibration(facts.name))

@@ -114,8 +114,8 @@ def read_calibration(path: Path) -> Calibration:
         raise UserError(f"calibration {path}: {error}: make a new one with `lorabench calibrate -o {path}`") from error
 
 
-def find_calibration(device_name: str) -> tuple[Calibration, Path] | None:
-    """Return the calibration of the device of that name (a catalogue's or a driver's), and where it was found.
+def find_calibration(device_name: str) -> Calibration | None:
+    """Return the calibration of the device of that name (a catalogue's or a driver's), None where there is none.
 
     Raises:
         UserError: a file that bears the name is no calibration.
@@ -123,7 +123,7 @@ def find_calibration(device_name: str) -> tuple[Calibration, Path] | None:
     for folder in (user_folder(), SHIPPED):
         path = folder / file_name(device_name)
         if path.is_file():
-            return read_calibration(path), path
+            return read_calibration(path)
     return None
 
 
