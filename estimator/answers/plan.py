@@ -144,7 +144,7 @@ def make_plan(
         model=spec.name,
         gpu=device.name,
         gpu_memory_bytes=device.memory_bytes,
-        seq_len=next(iter(leanest.values())).seq_len,
+        seq_len=fixed["seq_len"],
         tried=tried,
         choices=tuple(
             Choice(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec.structs import replace
 
-from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_markdown, as_table
+from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_json, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
@@ -255,12 +255,6 @@ def _as_markdown(estimate: Estimate) -> str:
     return "\n\n".join(parts)
 
 
-def _as_json(estimate: Estimate) -> str:
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(estimate), indent=2).decode()
-
-
 def _explained(estimate: Estimate, explanation: Explanation, format_: str) -> str:
     """Return the estimate with its derivation."""
     import msgspec
@@ -310,4 +304,4 @@ def _as_csv(estimate: Estimate) -> str:
     )
 
 
-_FORMATTERS = {"table": as_text, "json": _as_json, "markdown": _as_markdown, "csv": _as_csv}
+_FORMATTERS = {"table": as_text, "json": as_json, "markdown": _as_markdown, "csv": _as_csv}

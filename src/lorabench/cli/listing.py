@@ -53,8 +53,8 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def as_json(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a JSON list of objects."""
+def as_json(answer: object) -> str:
+    """Return indented JSON of a struct, or of lists and objects of them."""
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(rows), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabench.cli.listing import WIDTH, Column, as_markdown, as_table
+from lorabench.cli.listing import WIDTH, Column, as_json, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
-from lorabench.cli.speed import Count, calibration_for
+from lorabench.cli.speed import Count, calibration_for, calibration_option
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from lorabench.estimator.answers.plan import Choice, EnoughGpu, MethodLimits, Plan
     from lorabench.estimator.models.spec import ModelSpec
@@ -43,12 +43,7 @@ SHORT_OPTIMIZERS = {"adamw_torch_fused": "AdamW", "paged_adamw_8bit": "8-bit"}
 @click.option("--gpu", help="A GPU by name, its memory such as 24GB, or local.")
 @click.option("--all-gpus", is_flag=True, help="Say which GPUs run the recipe instead, the smallest first.")
 @click.option("--min-batch-tokens", type=Count(), help="Tokens of a step, by accumulation, such as 64k. [one pass]")
-@click.option(
-    "--calibration",
-    "calibration_file",
-    type=click.Path(path_type=Path),
-    help="Rates that `lorabench calibrate` measured. [those found under the GPU's name]",
-)
+@calibration_option
 @click.option("--format", "format_", type=OneOf(["table", "json", "markdown"]), default="table", show_default=True)
 def command(
     model: str,
@@ -77,7 +72,7 @@ def command(
             f"plan searches by the closed form, and model_type {spec.model_type} has none: "
             "use `lorabench estimate` for one recipe"
         )
-    fixed = {"seq_len": default_seq_len(spec)} | {name: value for name, value in options.items() if value is not None}
+    fixed = {name: value for name, value in options.items() if value is not None}
     if all_gpus:
         for given, name in (
             (gpu, "--gpu"),
@@ -86,14 +81,14 @@ def command(
         ):
             if given is not None:
                 raise UserError(f"--all-gpus asks for one recipe on every GPU, and {name} has no meaning there")
-        return _all_gpus(spec, recipe_from(spec.name, fixed), format_)
+        return _all_gpus(spec, recipe_from(spec.name, {"seq_len": default_seq_len(spec)} | fixed), format_)
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
     device = find_device(gpu)
     calibration = calibration_for(device, calibration_file)
     plan = make_plan(spec, device, fixed, min_batch_tokens or 1, calibration)
     if format_ == "json":
-        click.echo(_as_json(plan))
+        click.echo(as_json(plan))
     else:
         click.echo(_plan_text(spec, plan, as_markdown if format_ == "markdown" else None))
     return 0 if plan.choices else 1
@@ -106,7 +101,7 @@ def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
 
     found, lacks = enough_gpus(spec, recipe), lacking_gpus(recipe)
     if format_ == "json":
-        click.echo(_as_json({"recipe": recipe, "gpus": found, "lacking": lacks}))
+        click.echo(as_json({"recipe": recipe, "gpus": found, "lacking": lacks}))
     else:
         said = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
         click.echo(f"{describe_recipe(recipe)}\n")
@@ -114,12 +109,6 @@ def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
         for lack, names in lacks.items():
             click.echo("\n" + _filled(f"Left out, for they have no {lack}: {', '.join(names)}", format_ == "markdown"))
     return 0 if found else 1
-
-
-def _as_json(answer: object) -> str:
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
 
 
 def _plan_text(spec: ModelSpec, plan: Plan, markdown: Callable[[list[Column]], str] | None) -> str:

@@ -45,15 +45,16 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
         return int(number)
 
 
+calibration_option = click.option(
+    "--calibration",
+    "calibration_file",
+    type=click.Path(path_type=Path),
+    help="Rates that `lorabench calibrate` measured. [those found under the GPU's name]",
+)
 OPTIONS: list[Callable[[F], F]] = [
     click.option("--tokens", type=Count(), help="Say how long so many tokens take, such as 50M."),
     click.option("--price-per-hour", type=float, help="And what they cost, the GPU at this price."),
-    click.option(
-        "--calibration",
-        "calibration_file",
-        type=click.Path(path_type=Path),
-        help="Rates that `lorabench calibrate` measured. [those found under the GPU's name]",
-    ),
+    calibration_option,
 ]
 
 
@@ -93,8 +94,7 @@ def calibration_for(device: Device, file: Path | None) -> Calibration | None:
     from lorabench.estimator.speed.calibrations import file_name, find_calibration, read_calibration
 
     if file is None:
-        found = find_calibration(device.name)
-        return found and found[0]
+        return find_calibration(device.name)
     calibration = read_calibration(file)
     if device.bandwidth_bytes_per_second is not None and file_name(calibration.device) != file_name(device.name):
         raise UserError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.estimate import describe_recipe, peak_columns, warning_lines
-from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_markdown, as_table
+from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_json, as_markdown, as_table
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.tracing import import_training_libraries, progress
@@ -169,12 +169,6 @@ def _as_markdown(traced: Trace) -> str:
     )
 
 
-def _as_json(traced: Trace) -> str:
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(traced), indent=2).decode()
-
-
 def _as_csv(traced: Trace) -> str:
     """Return one row: the recipe, the counts, each component in bytes, the peak's moment."""
     memory = traced.memory
@@ -199,4 +193,4 @@ def _as_csv(traced: Trace) -> str:
     )
 
 
-_FORMATTERS = {"table": _as_text, "json": _as_json, "markdown": _as_markdown, "csv": _as_csv}
+_FORMATTERS = {"table": _as_text, "json": as_json, "markdown": _as_markdown, "csv": _as_csv}
