@@ -9,6 +9,7 @@ from lorabench.estimator.closed_form.sizes import monomial_values
 from lorabench.estimator.closed_form.work import Attention, Extent
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.speed.elementwise import larger
 
 
 class Filled(NamedTuple):
@@ -52,7 +53,7 @@ def fill(spec: ModelSpec, recipe: Recipe, batch_size: Any, seq_len: Any, rank: A
     seen = causal
     if window and any(windowed):
         # A token past the window sees ``window`` tokens: those beyond it are what all later tokens do not see.
-        beyond = _positive(seq_len - window)
+        beyond = larger(0, seq_len - window)
         share = sum(windowed) / len(windowed)
         seen = causal - share * beyond * (beyond + 1) / 2
     return Filled(
@@ -68,7 +69,3 @@ def fill(spec: ModelSpec, recipe: Recipe, batch_size: Any, seq_len: Any, rank: A
 def fill_recipe(spec: ModelSpec, recipe: Recipe) -> Filled:
     """Return the extents for the recipe's own batch size, length and rank."""
     return fill(spec, recipe, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
-
-
-def _positive(number: Any) -> Any:
-    return number * (number > 0)

@@ -56,13 +56,14 @@ def optimizer_step(spec: ModelSpec, recipe: Recipe) -> OptimizerStep:
     lists = -(-tensors // TENSORS_IN_A_KERNEL)
     scaled = recipe.mixed_precision == "fp16"
     before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES) * weights
-    bytes_, kernels = _own(recipe.optim, trained, tensors, weights)
+    bytes_, kernels = _update(recipe.optim, trained, weights, lists)
     calls = tensors * (BITSANDBYTES_CALLS if recipe.optim.endswith(BITSANDBYTES) else max(1, kernels // tensors))
     return OptimizerStep(before + bytes_, kernels + lists * (scaled + 2), tensors, calls)
 
 
-def _own(optim: Optim, trained: list[TrainedTensors], tensors: int, weights: int) -> tuple[float, int]:
-    lists = -(-tensors // TENSORS_IN_A_KERNEL)
+def _update(optim: Optim, trained: list[TrainedTensors], weights: int, lists: int) -> tuple[float, int]:
+    """Return the bytes that the update passes over, and its kernels; ``weights`` are bytes too."""
+    tensors = sum(alike.many for alike in trained)
     if optim == "adamw_torch_fused":
         return FUSED_ACCESSES * weights, lists
     if optim == "adamw_torch":

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.quantities import MIB
+from lorabench.estimator.recipes.recipe import ITEMSIZE
 from lorabench.estimator.speed.elementwise import ceil, floor, larger, smaller
 from lorabench.estimator.speed.operations import HostPhase, Kernel
 
 Bound = Literal["slow", "typical", "fast"]
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 TILE = 128
 """Rows and columns of the result that one multiprocessor works out at a time, in the kernels that are used for large
 products (cuBLAS and CUTLASS have 128 × 128 and 256 × 128)."""
