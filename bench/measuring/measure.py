@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lorabench.bench.measuring.measurements import Measurement
@@ -74,8 +75,7 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
         record_step(lambda: step(batches.of_step(0)), Path(snapshot_path))
 
     tokens, read = batches.tokens_per_step(), meter.readings
-    middle = sorted(step_seconds)[len(step_seconds) // 2]
-    used = utilisation(spec, recipe, meter.device_name, middle)
+    used = utilisation(spec, recipe, meter.device_name, median(step_seconds))
     return Measurement(
         parameters=count_built(model, spec),
         memory=memory,
@@ -92,7 +92,7 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
         unstable=(*complaints_about(step_seconds), *read.disturbances),
         sm_clock_mhz=read.sm_clock_mhz,
         tokens_per_step=tokens.all,
-        unpadded_tokens_per_step=tokens.unpadded,
+        unpadded_tokens_per_step=tokens.all,
         loss_tokens_per_step=tokens.in_loss,
         mfu=used.mfu,
         hfu=used.hfu,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def is_warm(seconds: Sequence[float]) -> bool:
 def steps_missing(seconds: Sequence[float], least_seconds: float) -> int:
     """Return how many more steps like ``seconds`` it takes until they add up to ``least_seconds``."""
     missing = least_seconds - sum(seconds)
-    return math.ceil(missing / sorted(seconds)[len(seconds) // 2]) if missing > 0 else 0
+    return math.ceil(missing / median(seconds)) if missing > 0 else 0
 
 
 def complaints_about(seconds: Sequence[float]) -> list[str]:
@@ -70,8 +71,7 @@ def complaints_about(seconds: Sequence[float]) -> list[str]:
     if len(seconds) < 2:
         return ["one step was timed, which says nothing of the spread"]
     low, high = median_interval(seconds)
-    middle = sorted(seconds)[len(seconds) // 2]
-    share = (high - low) / middle
+    share = (high - low) / median(seconds)
     if share <= WIDE:
         return []
     return [f"the {CONFIDENCE:.0%} interval of the median step spans {share:.0%} of it over {len(seconds)} steps"]

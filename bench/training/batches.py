@@ -30,7 +30,7 @@ class TokenCounts(Struct, frozen=True):
     """Tokens of one step."""
 
     all: int
-    unpadded: int
+    """None of them padding, since rows are packed."""
     in_loss: int
     """Those that the loss has a term for: the first of a row is predicted by nothing."""
 
@@ -104,7 +104,5 @@ def _tokenizer(spec: ModelSpec, settings: Settings) -> Callable[[str], list[int]
     return lambda document: [*tokenizer(document, verbose=False)["input_ids"], *end]
 
 
-def _count(batch: Batch) -> tuple[int, int, int]:
-    ids, mask = batch["input_ids"], batch.get("attention_mask")
-    unpadded = ids.numel() if mask is None else int(mask.sum())
-    return ids.numel(), unpadded, int((batch["labels"][:, 1:] != IGNORED).sum())
+def _count(batch: Batch) -> tuple[int, int]:
+    return batch["input_ids"].numel(), int((batch["labels"][:, 1:] != IGNORED).sum())

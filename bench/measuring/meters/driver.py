@@ -49,10 +49,6 @@ class Gpu:
                 return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"{prefix}{uuid}"))
         return None
 
-    def close(self) -> None:
-        """Let the library go."""
-        self._ask(self._nvml.nvmlShutdown)
-
     def _ask(self, question: Callable[..., Fact], *arguments: Any) -> Fact | None:
         try:
             return question(*arguments)

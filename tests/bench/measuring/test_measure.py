@@ -14,6 +14,7 @@ import torch
 from lorabench.bench.measuring import measure as measuring
 from lorabench.bench.measuring.measure import measure
 from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.measuring.utilisation import Utilisation
 from lorabench.bench.running.jobs import Settings
 from lorabench.bench.training.batches import make_batches
 from lorabench.bench.training.losses import complaint_about_adapters
@@ -179,6 +180,15 @@ def test_a_cpu_says_nothing_of_gpus() -> None:
     _, told = measured("full")
     assert (told.mfu, told.hfu, told.energy_joules, told.nvml_device_peak_bytes) == (None, None, None, None)
     assert told.memory.peak_reserved_bytes is None
+
+
+def test_utilisation_is_that_of_the_median_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an even number of steps that is the mean of the middle two, as for the tokens per second."""
+    times = iter([[], [0.2, 0.1, 0.4, 0.8], []])
+    monkeypatch.setattr(measuring, "timed_steps", lambda train_step, meter, count: next(times))
+    monkeypatch.setattr(measuring, "utilisation", lambda spec, one, device, seconds: Utilisation(mfu=seconds))
+    told = measure(SPEC, recipe(seq_len=16), settings(warmup_steps=0))
+    assert told.mfu == told.median_step_seconds == pytest.approx(0.3)
 
 
 def save_with_tokenizer(folder: Path) -> ModelSpec:
