@@ -8,11 +8,13 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 from lorabench.estimator.closed_form import autograd, operators
 from lorabench.estimator.closed_form.autograd import Node, Tape, Tensor
-from lorabench.estimator.closed_form.sizes import MONOMIALS, ONE, WIDTH, Block, Ledger, Moment
+from lorabench.estimator.closed_form.forms import Setup, held_throughout
+from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, MONOMIALS, ONE, WIDTH, Block, Ledger, Moment
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.memory.breakdown import COMPONENTS, Kernels
 from lorabench.estimator.models.spec import ModelSpec
@@ -49,6 +51,9 @@ class Item(NamedTuple):
     """Of all of them, for each unit of the monomial."""
 
 
+MOST_STEPS = 8
+"""Steps kept, for recipes that differ in what they hold alone: one takes some megabytes."""
+
 Alive = dict[tuple[int, Origin], int]
 """(slot of the ledger, origin) → bytes."""
 
@@ -75,12 +80,46 @@ class ItemisedStep(NamedTuple):
 def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels, architecture: str | None = None) -> ItemisedStep:
     """Return the step of ``recipe`` with the origin of all that is alive.
 
+    Recipes of one `Setup` share what runs, and differ in what they hold from outside.
+
     Raises:
         UserError: a combination that has no closed form.
     """
+    setup = Setup(spec, recipe, kernels)
+    step = _setups_step(setup)
+    own = held_throughout(setup, setup.recipe.optim, setup.recipe.rank, None)
+    held = held_throughout(setup, recipe.optim, recipe.rank, architecture)
+    more = {
+        phase: {
+            index * WIDTH + ONE: change
+            for name, index in COMPONENT_INDEX.items()
+            if (change := bytes_.get(name, 0) - own[phase].get(name, 0))
+        }
+        for phase, bytes_ in held.items()
+    }
+    changes = [more[moment.phase] for moment in step.moments]
+    return step._replace(
+        moments=[_holding(moment, change) for moment, change in zip(step.moments, changes, strict=True)],
+        alive=[
+            alive | {(slot, HELD): alive.get((slot, HELD), 0) + bytes_ for slot, bytes_ in change.items()}
+            for alive, change in zip(step.alive, changes, strict=True)
+        ],
+    )
+
+
+@lru_cache(MOST_STEPS)
+def _setups_step(setup: Setup) -> ItemisedStep:
     ledger = _ItemisedLedger()
-    moments = step_moments(spec, recipe, kernels, _ItemisedTape(ledger), architecture)
+    moments = step_moments(setup.spec, setup.recipe, setup.kernels, _ItemisedTape(ledger), None)
     return ItemisedStep(moments, ledger.alive, ledger.latest, ledger.one_layer)
+
+
+def _holding(moment: Moment, change: dict[int, int]) -> Moment:
+    live, total = list(moment.live), list(moment.total)
+    for slot, bytes_ in change.items():
+        live[slot] += bytes_
+        total[slot % WIDTH] += bytes_
+    return Moment(moment.phase, tuple(live), tuple(total))
 
 
 def _items(alive: Alive) -> list[Item]:

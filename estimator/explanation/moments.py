@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from operator import mul
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -96,10 +97,10 @@ class Moments:
         wanted = self.memory.phase_peaks_bytes[phase]
         decisive = phase == self.memory.phase
         for index, moment in enumerate(self.step.moments):
-            if moment.phase == phase:
-                held = moment.component_bytes(self.values)
-                if sum(held.values()) == wanted and (not decisive or held == self.memory.components):
-                    return index
+            if moment.phase != phase or sum(map(mul, moment.total, self.values)) != wanted:
+                continue
+            if not decisive or moment.component_bytes(self.values) == self.memory.components:
+                return index
         raise AssertionError(f"no moment of the step has the peak of {phase}")
 
     def _lines(self, items: Iterable[Item]) -> list[Line]:
