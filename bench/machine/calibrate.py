@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from lorabench.bench.machine.environment import installed_version
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.recipes.parameters import trained_tensors
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
@@ -46,6 +48,7 @@ LEAST_SECONDS, MOST_REPEATS, LEAST_REPEATS = 0.03, 300, 5
 """A measurement is repeated for so long, or so often."""
 HOST_STEPS = 30
 """Steps of the smallest model, of which the first third is warm-up."""
+SOFTWARE = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def calibrate(kind: Kernels, device_name: str, dtypes: Sequence[str], say: Callable[[str], None]) -> Calibration:
@@ -73,7 +76,7 @@ def calibrate(kind: Kernels, device_name: str, dtypes: Sequence[str], say: Calla
         device=device_name,
         kind=kind,
         threads=torch.get_num_threads() if kind == "cpu" else None,
-        software=_software(),
+        software={name: version for name in SOFTWARE if (version := installed_version(name)) is not None},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         products=products,
         passes=passes,
@@ -172,7 +175,7 @@ class _Bench:
             return None
         bytes_, seconds = [], []
         for elements in DEQUANTISED_ELEMENTS[self.kind]:
-            weight = self.random(elements // 64, 64, dtype=dtype)
+            weight = self.random(elements // BLOCK, BLOCK, dtype=dtype)
             quantized, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
             bytes_.append(round(dequantisation_bytes(elements, name)))
             seconds.append(self.seconds(lambda q=quantized, s=state: dequantize_4bit(q, s)))  # type: ignore[misc]
@@ -264,15 +267,3 @@ SMALLEST_MODEL = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 64,
 }
-
-
-def _software() -> dict[str, str]:
-    import importlib.metadata
-
-    versions = {}
-    for package in ("torch", "transformers", "peft", "bitsandbytes"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -17,7 +17,7 @@ from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.extents import fill
 from lorabench.estimator.speed.operations import micro_batch_operations
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
-from lorabench.estimator.speed.throughput import step_times, without_room
+from lorabench.estimator.speed.throughput import has_rates, kernels_of, step_times, without_room
 from lorabench.estimator.speed.timing import Step
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def estimate_throughput_grid(
     import numpy as np
 
     shape, parts = grid_parts(spec, recipe, batch_sizes, seq_lens, ranks)
-    if calibration is None and device.bandwidth_bytes_per_second is None:
+    if not has_rates(device, calibration):
         return None
     taken = None
     if recipe.optim.startswith("paged"):
@@ -62,7 +62,7 @@ def estimate_throughput_grid(
         taken = device_total(peaks)
     likely, least, most, tokens = np.empty((4, *shape))
     for part in parts:
-        step, paged_bytes = _step(spec, part, "cuda" if calibration is None else calibration.kind)
+        step, paged_bytes = _step(spec, part, kernels_of(calibration))
         if taken is not None:
             paged_bytes = without_room(paged_bytes, taken.flat[part.places], device)
         time, (low, high) = step_times(step, device, calibration, paged_bytes)

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
@@ -83,9 +84,9 @@ def estimate_throughput(
     Raises:
         UserError: a combination that has no closed form, or that was not calibrated.
     """
-    if calibration is None and device.bandwidth_bytes_per_second is None:
+    if not has_rates(device, calibration):
         return None
-    step = size_step(spec, recipe, "cuda" if calibration is None else calibration.kind)
+    step = size_step(spec, recipe, kernels_of(calibration))
     typical, seconds = step_times(step, device, calibration, paged_out_bytes(spec, recipe, device))
     flops = step_flops(spec, recipe)
     tokens = recipe.tokens * recipe.gradient_accumulation
@@ -117,10 +118,20 @@ def likely_step_time(
     spec: ModelSpec, recipe: Recipe, device: Device, calibration: Calibration | None = None
 ) -> StepTime | None:
     """Return the likely time of a step, which `estimate_throughput` is about; None where no rates are known."""
-    if calibration is None and device.bandwidth_bytes_per_second is None:
+    if not has_rates(device, calibration):
         return None
-    step = size_step(spec, recipe, "cuda" if calibration is None else calibration.kind)
+    step = size_step(spec, recipe, kernels_of(calibration))
     return step_time(step, likely_rates(device, calibration), paged_out_bytes(spec, recipe, device))
+
+
+def has_rates(device: Device, calibration: Calibration | None) -> bool:
+    """Return whether it is known how fast ``device`` works."""
+    return calibration is not None or device.bandwidth_bytes_per_second is not None
+
+
+def kernels_of(calibration: Calibration | None) -> Kernels:
+    """Return which kernels steps run on: those of the device that was calibrated, or else a GPU's."""
+    return "cuda" if calibration is None else calibration.kind
 
 
 def likely_rates(device: Device, calibration: Calibration | None) -> Rates:

@@ -95,11 +95,11 @@ def as_text(calibration: Calibration) -> str:
     forward, backward, optimizer = (f"{seconds / MICRO:.3g}" for seconds in host)
     rows.append(("sending off an operation", f"{forward} µs forward, {backward} µs backward"))
     rows.append(("the optimizer's step", f"{optimizer} µs a tensor"))
-    many = calibration.threads
-    threads = "" if many is None else f", {many} thread{'s' if many > 1 else ''}"
+    threads = calibration.threads
+    on_threads = "" if threads is None else f", {threads} thread{'s' if threads > 1 else ''}"
     return as_table(
         [
-            Column(f"{calibration.device}{threads}", [what for what, _ in rows], right=False),
+            Column(f"{calibration.device}{on_threads}", [what for what, _ in rows], right=False),
             Column("", [said for _, said in rows], right=False),
         ]
     )
@@ -110,8 +110,5 @@ def _flops(rate: float) -> str:
 
 
 def _largest(bytes_: tuple[int, ...], seconds: tuple[float, ...]) -> str:
-    return f"{bytes_[-1] / seconds[-1] / GIGA:.3g} GB/s, {max(map(_rate, bytes_, seconds)) / GIGA:.3g} in caches"
-
-
-def _rate(bytes_: int, seconds: float) -> float:
-    return bytes_ / seconds
+    rates = [size / second / GIGA for size, second in zip(bytes_, seconds, strict=True)]
+    return f"{rates[-1]:.3g} GB/s, {max(rates):.3g} in caches"
