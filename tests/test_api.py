@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import lorabench
+from lorabench.estimator.speed.calibrations import file_name, user_folder
+from tests.estimator.speed.test_calibrations import made_up
 from tests.small_models import small_config
 
 
@@ -52,6 +55,18 @@ def test_a_grid_has_the_speed_of_every_batch_and_length() -> None:
     for gpu, said in [("24GB", "says its memory only"), ("h100-sxm", "learned positions for 1024 tokens")]:
         with pytest.raises(lorabench.UserError, match=said):
             lorabench.estimate_throughput_grid("gpt2", 1, [64, 2048], gpu=gpu)
+
+
+def test_a_gpu_that_was_calibrated_is_as_fast_as_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.platform", "linux")
+    user_folder().mkdir(parents=True)
+    (user_folder() / file_name("rtx-4090")).write_bytes(msgspec.json.encode(made_up()))
+    one = lorabench.estimate("llama-3.1-8b", seq_len=512, gpu="rtx-4090").throughput
+    assert one is not None
+    assert one.rates == "calibrated"
+    grid = lorabench.estimate_throughput_grid("llama-3.1-8b", 1, [256, 512], gpu="rtx-4090")
+    assert grid.tokens_per_second[1] == pytest.approx(one.tokens_per_second)
 
 
 def test_wrong_options_are_a_user_error() -> None:

@@ -43,17 +43,20 @@ def estimate(model: str | ModelSpec, *, gpu: str | Device | None = None, **optio
 
     Args:
         model: a catalogue name, a config.json or the folder that holds one, a hub id; or a spec from `find_model`.
-        gpu: a GPU's name or its memory (``24GB``) to hold the answer against; or a device from `find_device`.
+        gpu: a GPU's name or its memory (``24GB``) to hold the answer against; or a device from `find_device`. Its speed
+            is as `lorabench calibrate` measured it, if it did, or else by its datasheet.
         options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``.
 
     Raises:
         UserError: an unknown model, GPU or option, or options that contradict each other.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
+    from lorabench.estimator.speed.calibrations import find_calibration
 
     spec = find_model(model) if isinstance(model, str) else model
     device = find_device(gpu) if isinstance(gpu, str) else gpu
-    return estimate_recipe(spec, make_recipe(spec.name, **options), device)
+    calibration = None if device is None else find_calibration(device.name)
+    return estimate_recipe(spec, make_recipe(spec.name, **options), device, calibration)
 
 
 def estimate_grid(
@@ -108,8 +111,8 @@ def estimate_throughput_grid(
 ) -> ThroughputGrid:
     """Return seconds a step and tokens a second, each with its range, for every batch size, length and rank.
 
-    Arguments are as of `estimate_grid`; the rates are those of the datasheet of ``gpu``. Whether a recipe fits is
-    another question.
+    Arguments are as of `estimate_grid`, and the rates of ``gpu`` as of `estimate`. Whether a recipe fits is another
+    question.
 
     Raises:
         UserError: as `estimate_grid`; a GPU of which only the memory is known, or that lacks what the recipe runs on.
@@ -120,12 +123,14 @@ def estimate_throughput_grid(
     from lorabench.estimator.answers.estimates import refuse_impossible
     from lorabench.estimator.answers.support import refuse_lacking
     from lorabench.estimator.speed import grid
+    from lorabench.estimator.speed.calibrations import find_calibration
 
     spec = find_model(model) if isinstance(model, str) else model
     device = find_device(gpu) if isinstance(gpu, str) else gpu
     recipe = make_recipe(spec.name, **options)
     refuse_lacking(recipe, device)
-    found = grid.estimate_throughput_grid(spec, recipe, device, batch_sizes, seq_lens, ranks)
+    calibration = find_calibration(device.name)
+    found = grid.estimate_throughput_grid(spec, recipe, device, batch_sizes, seq_lens, ranks, calibration)
     if found is None:
         raise UserError(f"{device.name} says its memory only, and no speed: name the GPU (lorabench gpus lists them)")
     if found.step_seconds.size:
