@@ -208,28 +208,20 @@ class _SuiteFile:
             raise self._error(("name",), f"{BY_HAND!r} stands for single recipes: name the suite otherwise")
         description = self._typed(value.get("description", ""), str, ("description",))
         amounts = {key: self._typed(value[key], kind, (key,)) for key, kind in AMOUNTS.items() if key in value}
-        self.defaults = self._options(value.get("defaults", {}), ("defaults",))
+        return Suite(
+            name=name,
+            description=description,
+            recipes=self._recipes(),
+            thresholds=self._thresholds(value.get("check", {})),
+            **amounts,
+        )
+
+    def _recipes(self) -> tuple[Planned, ...]:
+        """Return those of the matrix that are not excluded, and those that are included, each once."""
+        self.defaults = self._options(self.value.get("defaults", {}), ("defaults",))
         self.conditional = [self._conditional(entry, path) for path, entry in self._entries("defaults_when")]
         planned: dict[str, Planned] = {}
-        excluded = [self._condition(entry, path) for path, entry in self._entries("exclude")]
-        useful = [False] * len(excluded)
-        for axes in self._matrix():
-            options = {**self._defaults_of(axes), **axes}
-            options = _meaningful(options, options.get("method"))
-            dropped = [self._holds(condition, options) for condition in excluded]
-            useful = [before or now for before, now in zip(useful, dropped, strict=True)]
-            if not any(dropped):
-                item = self._plan(options, ("matrix",))
-                planned.setdefault(item.digest, item)
-        if not all(useful):
-            raise self._error(
-                ("exclude", useful.index(False)), "exclude matches no recipe of the matrix: remove or mend it"
-            )
-        for path, entry in self._entries("include"):
-            options = self._options(entry, path)
-            defaults = self._defaults_of(options)
-            method = {**defaults, **options}.get("method")
-            item = self._plan({**_meaningful(defaults, method), **options}, path)
+        for item in itertools.chain(self._of_matrix(), self._included()):
             planned.setdefault(item.digest, item)
         if not planned:
             if "exclude" in self.value:
@@ -240,15 +232,29 @@ class _SuiteFile:
                 raise self._error(
                     ("defaults_when", index), "this condition holds for no recipe of the suite: remove or mend it"
                 )
-        recipes = tuple(planned.values())
-        thresholds = self._thresholds(value.get("check", {}))
-        return Suite(
-            name=name,
-            description=description,
-            recipes=recipes,
-            thresholds=thresholds,
-            **amounts,
-        )
+        return tuple(planned.values())
+
+    def _of_matrix(self) -> Iterator[Planned]:
+        excluded = [self._condition(entry, path) for path, entry in self._entries("exclude")]
+        useful = [False] * len(excluded)
+        for axes in self._matrix():
+            options = {**self._defaults_of(axes), **axes}
+            options = _meaningful(options, options.get("method"))
+            dropped = [self._holds(condition, options) for condition in excluded]
+            useful = [before or now for before, now in zip(useful, dropped, strict=True)]
+            if not any(dropped):
+                yield self._plan(options, ("matrix",))
+        if not all(useful):
+            raise self._error(
+                ("exclude", useful.index(False)), "exclude matches no recipe of the matrix: remove or mend it"
+            )
+
+    def _included(self) -> Iterator[Planned]:
+        for path, entry in self._entries("include"):
+            options = self._options(entry, path)
+            defaults = self._defaults_of(options)
+            method = {**defaults, **options}.get("method")
+            yield self._plan({**_meaningful(defaults, method), **options}, path)
 
     def _thresholds(self, value: Any) -> Thresholds:
         if not isinstance(value, dict):
