@@ -67,7 +67,7 @@ def test_quiet_prints_the_last_line_only_and_verbose_every_setting(
     said = capsys.readouterr().out
     assert said.startswith("on Example CPU @ 2.50GHz\n")
     assert "attn_implementation=sdpa" in said
-    assert "seed 0, 5 steps after 1" in said
+    assert "seed 0, 5 timed steps after 1 of warm-up" in said
     assert "    first\n    CUDA error: out of memory\n" in said
     assert max(len(line) for line in said.splitlines() if line.startswith("    ")) <= 80
 
@@ -187,7 +187,7 @@ def test_a_dry_run_lists_recipes_with_memory_time_and_verdict(
     assert re.fullmatch(r"training takes about [\d.]+ (s|min) in all, besides what loading takes", lines[10])
     assert max(map(len, lines)) <= 80
     assert run(str(suite), "--dry-run", "--gpu", "24GB") == 0
-    assert "how long training takes is not known of this device" in capsys.readouterr().out
+    assert "how long training takes is not known (lorabench calibrate" in capsys.readouterr().out
 
 
 def test_a_dry_run_without_a_gpu_is_of_this_machine_and_says_what_has_no_estimate(

@@ -57,7 +57,7 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
     if any(seconds is not None for seconds in times):
         lines.append(f"training takes about {in_time(total)} in all, besides what loading takes")
     else:
-        lines.append("how long training takes is not known of this device")
+        lines.append("how long training takes is not known (lorabench calibrate measures a device)")
     lines += dict.fromkeys(f"{UNKNOWN}: {row.reason}" for row in rows if row.reason)
     return "\n".join(lines)
 

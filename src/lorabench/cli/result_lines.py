@@ -36,7 +36,7 @@ def details(record: RunRecord) -> list[str]:
     """Return the recipe's every setting, and what was measured besides the figures of `result_line`."""
     said = [f"{setting}={value}" for setting, value in record.recipe.describe().items()]
     lines = [
-        f"{record.file_name}: seed {record.seed}, {record.steps} steps after {record.warmup_steps}",
+        f"{record.file_name}: seed {record.seed}, {record.steps} timed steps after {record.warmup_steps} of warm-up",
         " ".join(said),
     ]
     return lines + _measured_details(record.measurement) if record.measurement is not None else lines
