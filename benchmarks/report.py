@@ -4,7 +4,8 @@
     python -m benchmarks.report --runs 300
 
 Records are made up (tests/sample_records.py). "Ready" is from the start of loading until all controls work and the
-records of what is shown first are unpacked, as Chromium counts it; the best of three loads.
+records of what is shown first are unpacked, as Chromium counts it; the best of three loads. "Sorted" and "filtered" are
+from the choice until the table of all runs is painted again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ from tests.reports.chromium import open_browser
 from tests.sample_records import MODEL_CONFIG, sample_record
 
 STEPS = 50
+SORT = "document.querySelector('#records th[data-key=tokens_per_second] .sort').click()"
+FILTER = (
+    "const field = document.querySelector('#records input.filter');"
+    " field.value = 'qlora r12'; field.dispatchEvent(new Event('input'))"
+)
 PATIENCE_SECONDS = 60
 
 
@@ -56,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
     numbers = parser.parse_args().runs
-    print(f"{'runs':>7} {'made in':>9} {'size':>9} {'ready in':>9}")
+    print(f"{'runs':>7} {'made in':>9} {'size':>9} {'ready in':>9} {'sorted in':>10} {'filtered in':>11}")
     with tempfile.TemporaryDirectory() as folder, open_browser(Path(folder)) as driver:
         for number in numbers:
             runs = arrange({"results": many_records(number)})
@@ -66,7 +72,11 @@ def main() -> None:
             path = Path(folder) / f"{number}.html"
             path.write_text(page, encoding="utf-8")
             ready = min(_ready_seconds(driver, path) for _ in range(3))
-            print(f"{number:7,} {seconds:7.1f} s {len(page.encode()) / 1e6:6.1f} MB {ready:7.2f} s")
+            times = [_seconds_until_painted(driver, action) for action in (SORT, FILTER)]
+            print(
+                f"{number:7,} {seconds:7.1f} s {len(page.encode()) / 1e6:6.1f} MB {ready:7.2f} s"
+                f" {times[0]:8.2f} s {times[1]:9.2f} s"
+            )
 
 
 def _ready_seconds(driver: webdriver.Chrome, path: Path) -> float:
@@ -78,6 +88,12 @@ def _ready_seconds(driver: webdriver.Chrome, path: Path) -> float:
             return float(ready) / 1000
         time.sleep(0.02)
     return math.inf
+
+
+def _seconds_until_painted(driver: webdriver.Chrome, action: str) -> float:
+    painted = "requestAnimationFrame(() => setTimeout(() => arguments[0](performance.now() - started)))"
+    milliseconds = driver.execute_async_script(f"const started = performance.now(); {action}; {painted}")
+    return float(milliseconds) / 1000
 
 
 if __name__ == "__main__":

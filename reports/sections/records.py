@@ -17,7 +17,7 @@ from lorabench.reports.sections.failures import OUTCOMES
 IN_A_BLOCK = 64
 """Records that are packed, and unpacked, together: one is never read alone for long, and all of them need not be."""
 DERIVED = 200
-"""The most runs whose derivations a page holds: of more, it would take minutes to make."""
+"""The most runs whose derivations a page holds: each takes some twentieth of a second and several kB."""
 
 Kind = Literal["text", "bytes", "share", "fraction", "number", "seconds", "loss", "count"]
 
