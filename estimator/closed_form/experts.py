@@ -84,8 +84,8 @@ def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     weighted = _weight(m, output, sorted_scores, chosen)
     weighted = _gather(m, weighted, width * chosen)
     total = _sum_of_experts(m, weighted, width)
-    del by_expert, output, selected, counted
     total = op.cast(total, hidden.dtype)
+    del by_expert, output, selected, counted
     del gate_up_weight, down_weight, gate_up_stack, down_stack  # only now is what was replaced put back
     return total
 
@@ -228,14 +228,12 @@ def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
 
 
 def _sum_of_experts(m: Modules, weighted: Tensor, width: int) -> Tensor:
-    """Return the sum over each token's experts; CUDA's autocast sums in float32."""
-    op = m.op
-    x = op.cast(weighted, "float32") if op.autocast is not None and op.kernels == "cuda" else weighted
-    tape, columns = op.tape, x.columns
-    cast = x is not weighted
+    """Return the sum over each token's experts; CUDA's autocast sums in float32, in the kernel that reads 16 bits."""
+    op, tape = m.op, m.op.tape
+    columns, dtype = weighted.columns, weighted.dtype
+    summed = "float32" if op.autocast is not None and op.kernels == "cuda" else dtype
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # The gradient of a sum is an expanded view: a cast makes a tensor of it, and without one a copy is made.
-        return (g.view(columns) if cast else tape.new(BS, columns, g.dtype),)
+        return (tape.new(BS, columns, dtype),)  # the gradient of a sum is an expanded view, of which a tensor is made
 
-    return tape.record((x,), backward, (), lambda: tape.new(BS, width, x.dtype))
+    return tape.record((weighted,), backward, (), lambda: tape.new(BS, width, summed))
