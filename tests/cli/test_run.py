@@ -73,6 +73,7 @@ def test_quiet_prints_the_last_line_only_and_verbose_every_setting(
 
 
 LONG = """
+description: Three recipes whose labels take more columns than a terminal has left, and this line, which does too.
 defaults: {seq_len: 128}
 include:
   - {model: lorabench/demo-llama, optim: adamw_bnb_8bit, mixed_precision: no, target_modules: attention}

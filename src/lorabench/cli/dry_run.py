@@ -45,7 +45,7 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
     total = sum(seconds for seconds in times if seconds is not None) * suite.repeats
     counted = Counter(row.verdict for row in rows)
     lines = [
-        *([suite.description, ""] if suite.description else []),
+        *([_filled(suite.description), ""] if suite.description else []),
         as_table(_folded(_columns(rows, times, device))),
         "",
         f"{len(rows)} recipe{'s' if len(rows) > 1 else ''}"
@@ -58,8 +58,12 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
         lines.append(f"training takes about {in_time(total)} in all, besides what loading takes")
     else:
         lines.append("how long training takes is not known (lorabench calibrate measures a device)")
-    lines += dict.fromkeys(f"{UNKNOWN}: {row.reason}" for row in rows if row.reason)
+    lines += dict.fromkeys(_filled(f"{UNKNOWN}: {row.reason}") for row in rows if row.reason)
     return "\n".join(lines)
+
+
+def _filled(sentence: str) -> str:
+    return textwrap.fill(sentence, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates) -> Row:
