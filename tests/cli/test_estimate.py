@@ -3,12 +3,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorabench.cli import main
 from lorabench.estimator.memory.breakdown import COMPONENTS
 from tests.small_models import small_config
 
@@ -16,15 +16,9 @@ LLAMA = "meta-llama/Llama-3.1-8B"
 
 
 @pytest.fixture
-def estimate(capsys: pytest.CaptureFixture[str]) -> Any:
+def estimate(lorabench: Any) -> Any:
     """Run ``lorabench estimate`` and return its exit code, output and errors."""
-
-    def run(*arguments: str) -> tuple[object, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main(["estimate", *arguments])
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
+    return partial(lorabench, "estimate")
 
 
 def test_json_has_the_keys_that_scripts_rely_on(estimate: Any) -> None:

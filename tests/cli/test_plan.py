@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorabench.cli import main
 from lorabench.cli.plan import estimate_command
 from lorabench.estimator.recipes.recipe import make_recipe
 
 LLAMA = "meta-llama/Llama-3.1-8B"
-
-
-@pytest.fixture
-def lorabench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Run ``lorabench`` as a user without calibrations; return its exit code, output and errors."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-
-    def run(*arguments: str) -> tuple[object, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([*arguments])
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_people_read_a_plan_in_80_columns(lorabench: Any) -> None:
@@ -64,6 +49,13 @@ def test_nothing_that_fits_is_exit_code_1_with_what_would(lorabench: Any) -> Non
     assert (code, err) == (1, "")
     assert "Nothing fits" in out
     assert "fits with method=qlora" in out
+
+
+def test_where_a_method_fits_the_others_are_not_said_to_need_another_length(lorabench: Any) -> None:
+    code, out, _ = lorabench("plan", "meta-llama/Llama-3.1-70B", "--gpu", "rtx-a6000")
+    assert code == 0
+    assert out.count("does not fit") == 2
+    assert "seq_len" not in out
 
 
 def test_a_model_with_fewer_positions_than_the_default_length_is_planned_at_all_it_has(lorabench: Any) -> None:

@@ -5,28 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 
-from lorabench.cli import main
 from lorabench.cli.speed import in_time
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 
 
 @pytest.fixture
-def estimate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Run ``lorabench estimate LLAMA`` as a user without calibrations; return its exit code, output and errors."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-
-    def run(*arguments: str) -> tuple[object, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main(["estimate", LLAMA, *arguments])
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
+def estimate(lorabench: Any) -> Any:
+    """Run ``lorabench estimate LLAMA``; return its exit code, output and errors."""
+    return partial(lorabench, "estimate", LLAMA)
 
 
 def answer(estimate: Any, *arguments: str) -> dict[str, Any]:

@@ -203,16 +203,19 @@ def _method_columns(methods: tuple[MethodLimits, ...]) -> list[Column]:
 
 
 def _changes(methods: tuple[MethodLimits, ...]) -> list[str]:
+    """Return what would make each method fit that does not; another that does has its own line in the table."""
+    fitting = {one.method for one in methods if one.fits}
     lines = []
     for one in methods:
-        if one.fits:
-            continue
         ways = [
             " ".join(
                 f"{name}={_yes(value) if isinstance(value, bool) else value}" for name, value in change.settings.items()
             )
             for change in one.changes
+            if change.settings.get("method") not in fitting
         ]
+        if one.fits or (fitting and not ways):
+            continue
         lines.append(
             f"{one.method} is {in_gib(-one.margin_bytes)} too large at worst; "
             + (f"fits with {', or with '.join(ways)}" if ways else "no two changes make it fit")
