@@ -6,6 +6,12 @@
 Records are made up (tests/sample_records.py). "Ready" is from the start of loading until all controls work and the
 records of what is shown first are unpacked, as Chromium counts it; the best of three loads. "Sorted" and "filtered" are
 from the choice until the table of all runs is painted again.
+
+On two cores that other work kept busy (1.0 and 11.3 s of processor time went into making them):
+
+       runs   made in      size  ready in  sorted in filtered in
+      1,000     5.6 s    3.1 MB    1.01 s     0.09 s      0.11 s
+     10,000    41.4 s   24.7 MB    3.90 s     0.08 s      0.22 s
 """
 
 from __future__ import annotations
