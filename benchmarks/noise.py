@@ -2,7 +2,7 @@
 
 Recorded by running `noise.yaml` again and again, and collected by this file:
 
-    for i in 0 1 2 3 4 5 6 7 8 9; do lorabench run benchmarks/noise.yaml -o noise/$i --repeats 4; done
+    for i in 0 1 2; do lorabench run benchmarks/noise.yaml -o noise/$i --repeats 4; done
     python -m benchmarks.noise noise -o benchmarks/noise_cpu.csv
 """
 

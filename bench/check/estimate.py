@@ -87,31 +87,41 @@ def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
     findings.append(_judge_parameters(parameters, measurements[0].parameters))
     if tolerance is None:
         return findings
+    return [
+        *findings,
+        *_judge_peaks(memory, measurements, tolerance),
+        *_judge_phases(memory, measurements, tolerance),
+    ]
+
+
+def _judge_peaks(estimated: Breakdown, measurements: Sequence[Measurement], tolerance: float) -> list[Finding]:
+    """Hold each peak that was measured to the estimate, or to its range where it has one."""
     held: list[tuple[Metric, int | None, tuple[int, int] | None, list[int | None]]] = [
         (
             "peak_allocated_bytes",
-            memory.peak_allocated_bytes,
+            estimated.peak_allocated_bytes,
             None,
             [one.memory.peak_allocated_bytes for one in measurements],
         ),
         (
             "peak_reserved_bytes",
-            memory.peak_reserved_bytes,
-            memory.peak_reserved_range_bytes,
+            estimated.peak_reserved_bytes,
+            estimated.peak_reserved_range_bytes,
             [one.memory.peak_reserved_bytes for one in measurements],
         ),
         (
             "nvml_process_peak_bytes",
-            memory.device_total_bytes,
-            memory.device_total_range_bytes,
+            estimated.device_total_bytes,
+            estimated.device_total_range_bytes,
             [one.nvml_process_peak_bytes for one in measurements],
         ),
     ]
+    findings = []
     for metric, point, ends, seen in held:
         counted = [bytes_ for bytes_ in seen if bytes_ is not None]
         if counted and point is not None:
             findings.append(_judge_bytes(metric, point, ends or (point, point), median_low(counted), tolerance))
-    return [*findings, *_judge_phases(memory, measurements, tolerance)]
+    return findings
 
 
 def _judge_phases(estimated: Breakdown, measurements: Sequence[Measurement], tolerance: float) -> list[Finding]:

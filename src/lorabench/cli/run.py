@@ -19,6 +19,7 @@ from lorabench.estimator.errors import UserError
 if TYPE_CHECKING:
     from lorabench.bench.machine.environment import DeviceChoice
     from lorabench.bench.records.record import DeviceFacts
+    from lorabench.bench.running.runner import Finished
     from lorabench.bench.suites.suite import Suite
 
 EXAMPLES = """\
@@ -154,11 +155,13 @@ def command(
             )
     except KeyboardInterrupt:
         done = f" of {progress.total}" if progress.total else ""
-        click.echo(
-            f"interrupted after {progress.done}{done} recipes; go on with: {_resuming(arguments)}",
-            err=True,
-        )
+        click.echo(f"interrupted after {progress.done}{done} recipes; go on with: {_resuming(arguments)}", err=True)
         return INTERRUPTED
+    return _conclude(finished, output, arguments)
+
+
+def _conclude(finished: Finished, output: Path, arguments: list[str]) -> int:
+    """Say what became of the suite, and return the exit code."""
     outcomes = [record.outcome for record in finished.records]
     counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
     click.echo(f"{len(outcomes)} recipe{'s' if len(outcomes) != 1 else ''}: {counted}. Records are in {output}")
