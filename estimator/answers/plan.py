@@ -173,18 +173,22 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
     """
     refuse_impossible(spec, recipe)
     found = []
-    for device in map(find_device, device_names()):
+    devices = map(find_device, device_names())
+    for device in sorted(devices, key=lambda device: (device.memory_bytes, device.tdp_watts or 0)):
         if lacking(recipe, device) or emulated(recipe, device):
             continue
         held = _hold(spec, recipe, device)
         if held is not None:
-            speed = estimate_throughput(spec, recipe, device)
-            found.append((device.memory_bytes, device.tdp_watts or 0, device, held.margin_bytes, speed))
-    found.sort(key=lambda one: one[:2])
-    return [
-        EnoughGpu(gpu=device.name, title=device.title, gpu_memory_bytes=memory, margin_bytes=margin, throughput=speed)
-        for memory, _, device, margin, speed in found
-    ]
+            found.append(
+                EnoughGpu(
+                    gpu=device.name,
+                    title=device.title,
+                    gpu_memory_bytes=device.memory_bytes,
+                    margin_bytes=held.margin_bytes,
+                    throughput=estimate_throughput(spec, recipe, device),
+                )
+            )
+    return found
 
 
 def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[Recipe]:

@@ -108,6 +108,7 @@ class _CountingTape(Tape):
         """How many layers the node stands for whose backward runs; 0 in forward."""
         self._made: list[Tensor] = []
         self._told = False
+        self._over_logits = False
 
     # Telling
 
@@ -131,8 +132,6 @@ class _CountingTape(Tape):
             self._made.append(Tensor(None, tensor.rows, tensor.columns, tensor.dtype, ranked=tensor.ranked))
             self._over_logits |= tensor.block is not None and tensor.block.component == "logits"
         return tensor
-
-    _over_logits = False
 
     # Running
 

@@ -95,7 +95,7 @@ def test_what_is_fixed_stays_and_a_step_has_its_tokens() -> None:
     assert {choice.recipe.batch_size for choice in sized.choices} == {3}
 
 
-def test_where_nothing_fits_the_nearest_change_that_would_is_named() -> None:
+def test_seventy_billion_parameters_train_on_80_gib_in_4_bits_only_and_on_24_not_at_all() -> None:
     plan = make_plan(find_model("meta-llama/Llama-3.1-70B"), find_device("rtx-4090"), {"method": "qlora"})
     assert plan.choices == ()
     (limits,) = plan.methods
