@@ -215,10 +215,11 @@ def test_a_dry_run_needs_no_torch() -> None:
     assert "14 recipes" in done.stdout
 
 
-def test_the_help_names_every_shipped_suite() -> None:
+def test_the_help_fits_a_terminal_and_names_every_shipped_suite() -> None:
     from lorabench.cli.run import command
 
     said = click.testing.CliRunner().invoke(command, ["--help"]).output
+    assert max(map(len, said.splitlines())) <= 80
     assert f"shipped: {', '.join(sorted(shipped_suites()))}." in " ".join(said.split())
 
 

@@ -32,13 +32,26 @@ OPTIONS: list[Callable[[F], F]] = [
     click.option(
         "--prepare-kbit/--no-prepare-kbit", default=None, help="Raise what is not quantised to float32. [yes]"
     ),
-    click.option("--optim", type=_choice("optim"), help="Optimizer, by transformers' name. [adamw_torch_fused]"),
+    click.option(
+        "--optim",
+        type=_choice("optim"),
+        metavar="NAME",
+        help=f"Optimizer, by transformers' name: {', '.join(CHOICES['optim'])}. [adamw_torch_fused]",
+    ),
     click.option("--batch-size", type=int, help="Sequences in one pass. [1]"),
     click.option("--seq-len", type=int, help="Tokens in a sequence. [2048]"),
     click.option("--gradient-accumulation", type=int, help="Passes before each optimizer step. [1]"),
-    click.option("--gradient-checkpointing/--no-gradient-checkpointing", default=None, help="[yes]"),
-    click.option("--attn-implementation", type=_choice("attn_implementation"), help="[sdpa]"),
-    click.option("--loss", type=_choice("loss"), help="standard: transformers 5. [standard]"),
+    click.option(
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        default=None,
+        help="Recompute activations in the backward pass. [yes]",
+    ),
+    click.option("--attn-implementation", type=_choice("attn_implementation"), help="Attention's kernels. [sdpa]"),
+    click.option(
+        "--loss",
+        type=_choice("loss"),
+        help="standard: transformers 5's; legacy: that of versions to 4.48; liger: a fused kernel. [standard]",
+    ),
 ]
 
 
