@@ -278,7 +278,7 @@ def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> No
     def quantize(module: nn.Module) -> None:
         # GPT-2's blocks draw the weights of their output projections anew, once those are there.
         ready = [module] if not isinstance(module, Conv1D) else []
-        if isinstance(module, GradientCheckpointingLayer):
+        if isinstance(module, GradientCheckpointingLayer) or module is model:
             ready = list(module.modules())
         while ready:
             linear = ready.pop()  # so that it is freed before the next

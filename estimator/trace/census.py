@@ -130,12 +130,17 @@ def _size(config: Any, name: str) -> int:
 
 
 def _layers(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList]:
-    """Return the list of decoder layers and its path: of the lists as long as the config says, the outermost."""
+    """Return the list of decoder layers and its path: of the lists as long as the config says, the outermost.
+
+    Some architectures count each of their layers several times.
+    """
     from torch import nn
 
-    for path, module in sorted(model.named_modules(), key=lambda pair: pair[0].count(".")):
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return path, module
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists.sort(key=lambda pair: pair[0].count("."))
+    equal = [pair for pair in lists if len(pair[1]) == count]
+    for path, module in equal or [pair for pair in lists if len(pair[1]) > 1 and count % len(pair[1]) == 0]:
+        return path, module
     raise UserError(f"{name}: the model that transformers builds has no list of {count} layers")
 
 

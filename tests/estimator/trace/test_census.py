@@ -112,6 +112,14 @@ def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_t
         ({"model_type": "gemma4_text", **GROUPED}, {"method": "lora"}),  # heads differ from layer to layer
         ({"model_type": "modernbert-decoder", **SIZES, "pad_token_id": 0}, {"method": "lora"}),  # insists on padding
         (
+            {"model_type": "openai-gpt", "vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4},
+            {
+                "method": "qlora",
+                "attn_implementation": "eager",
+                "gradient_checkpointing": False,
+            },  # its blocks are no checkpointed layers
+        ),
+        (
             {"model_type": "llama4_text", **GROUPED, "intermediate_size_mlp": 96, "num_local_experts": 4},
             {"method": "qlora", "target_modules": "attention"},  # experts are taken apart to be quantised
         ),
