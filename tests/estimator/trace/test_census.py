@@ -113,11 +113,8 @@ def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_t
         ({"model_type": "modernbert-decoder", **SIZES, "pad_token_id": 0}, {"method": "lora"}),  # insists on padding
         (
             {"model_type": "openai-gpt", "vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4},
-            {
-                "method": "qlora",
-                "attn_implementation": "eager",
-                "gradient_checkpointing": False,
-            },  # its blocks are no checkpointed layers
+            # Its blocks are no layers that can be checkpointed.
+            {"method": "qlora", "attn_implementation": "eager", "gradient_checkpointing": False},
         ),
         (
             {"model_type": "llama4_text", **GROUPED, "intermediate_size_mlp": 96, "num_local_experts": 4},
