@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.answers.estimates import Change, estimate_recipe, refuse_impossible
+from lorabench.estimator.answers.estimates import Change, estimate_recipe, recipe_warnings, refuse_impossible
 from lorabench.estimator.answers.support import emulated, lacking
 from lorabench.estimator.answers.verdict import hold_against, states_fit
 from lorabench.estimator.devices.device import Device, device_names, find_device
@@ -82,6 +82,8 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The fastest first (without known rates: that which takes least arithmetic); each after it takes less memory than
     all before, or is the fastest of its method. Empty where nothing fits."""
     methods: tuple[MethodLimits, ...]
+    warnings: tuple[str, ...] = ()
+    """What is odd about all of these, though they run."""
 
 
 class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -156,6 +158,7 @@ def make_plan(
             for one in named
         ),
         methods=tuple(_limits(spec, device, recipe) for recipe in leanest.values()),
+        warnings=recipe_warnings(spec, next(iter(leanest.values()))),
     )
 
 

@@ -86,6 +86,15 @@ def test_all_gpus_names_those_that_are_enough(lorabench: Any) -> None:
     assert "fits on no single GPU" in out
 
 
+@pytest.mark.parametrize("target", [["--gpu", "h100-sxm"], ["--all-gpus"]])
+def test_a_length_beyond_the_model_is_warned_of(lorabench: Any, target: list[str]) -> None:
+    long = ("plan", LLAMA, "--method", "qlora", "--seq-len", "140000", *target)
+    said = "seq_len 140000 is longer than the 131072 positions"
+    assert f"\nwarning: {said}" in lorabench(*long)[1]
+    assert f"\n**Warning**: {said}" in lorabench(*long, "--format", "markdown")[1]
+    assert said in json.loads(lorabench(*long, "--format", "json")[1])["warnings"][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

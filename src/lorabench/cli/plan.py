@@ -96,15 +96,17 @@ def command(
 
 def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
     from lorabench.cli.estimate import describe_recipe
+    from lorabench.estimator.answers.estimates import recipe_warnings
     from lorabench.estimator.answers.plan import enough_gpus
     from lorabench.estimator.answers.support import lacking_gpus
 
-    found, lacks = enough_gpus(spec, recipe), lacking_gpus(recipe)
+    found, lacks, warnings = enough_gpus(spec, recipe), lacking_gpus(recipe), recipe_warnings(spec, recipe)
     if format_ == "json":
-        click.echo(as_json({"recipe": recipe, "gpus": found, "lacking": lacks}))
+        click.echo(as_json({"recipe": recipe, "gpus": found, "lacking": lacks, "warnings": warnings}))
     else:
         said = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
-        click.echo(f"{describe_recipe(recipe)}\n")
+        for paragraph in (describe_recipe(recipe), *_warning_lines(warnings, format_ == "markdown")):
+            click.echo(f"{paragraph}\n")
         click.echo(f"fits on, the smallest first:\n\n{said}" if found else "fits on no single GPU of the catalogue")
         for lack, names in lacks.items():
             click.echo("\n" + _filled(f"Left out, for they have no {lack}: {', '.join(names)}", format_ == "markdown"))
@@ -117,6 +119,7 @@ def _plan_text(spec: ModelSpec, plan: Plan, markdown: Callable[[list[Column]], s
     if spec.learned_positions and plan.seq_len == spec.max_position_embeddings:
         head += ", as many positions as it has"
     parts = [f"**{head}**" if markdown else head]
+    parts += _warning_lines(plan.warnings, bool(markdown))
     if plan.choices:
         parts.append(table(_choice_columns(plan.choices)))
         best = plan.choices[0].recipe
@@ -126,6 +129,12 @@ def _plan_text(spec: ModelSpec, plan: Plan, markdown: Callable[[list[Column]], s
     parts.append(table(_method_columns(plan.methods)))
     parts += [_filled(line, bool(markdown)) for line in _changes(plan.methods)]
     return "\n\n".join(parts)
+
+
+def _warning_lines(warnings: tuple[str, ...], markdown: bool) -> list[str]:
+    from lorabench.cli.estimate import warning_lines
+
+    return [f"**Warning**: {warning}" for warning in warnings] if markdown else warning_lines(warnings)
 
 
 def _filled(line: str, markdown: bool) -> str:
