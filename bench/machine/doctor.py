@@ -31,6 +31,7 @@ from lorabench.bench.machine.environment import (
 from lorabench.bench.machine.host_memory import available_bytes
 from lorabench.bench.records.record import DeviceKind
 from lorabench.bench.running.failures import first_line, name_end
+from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
 
 Status = Literal["ok", "limited", "missing", "unknown"]
 
@@ -285,19 +286,33 @@ def check_kernels(probe: Probe, gpu: bool) -> list[Check]:
             install="flash-attn --no-build-isolation",
         ),
         _check_kernel(
-            "liger", "liger-kernel", probe.liger_error, gpu, default="--loss standard", install="liger-kernel"
+            "liger",
+            "liger-kernel",
+            probe.liger_error,
+            gpu,
+            default="--loss standard",
+            install=f"'liger-kernel>={OLDEST_LIGER}'",
+            oldest=OLDEST_LIGER,
         ),
     ]
 
 
-def _check_kernel(name: str, package: str, error: str | None, gpu: bool, *, default: str, install: str) -> Check:
+def _check_kernel(
+    name: str, package: str, error: str | None, gpu: bool, *, default: str, install: str, oldest: str = "0"
+) -> Check:
+    from packaging.version import Version
+
     without = f"{default}, the default, does without"
     if not gpu:
         return Check(name=name, status="limited", found=f"needs a GPU; {without}")
+    mend = f"pip install {install}"
     if importlib.util.find_spec(package.replace("-", "_")) is None:
-        found = f"not installed; {without}"
-        return Check(name=name, status="limited", found=found, mend=f"pip install {install}")
-    version = installed_version(package) or "of unknown version"
+        return Check(name=name, status="limited", found=f"not installed; {without}", mend=mend)
+    version = installed_version(package)
+    if version is not None and Version(version) < Version(oldest):
+        found = f"{version}, but lorabench needs {oldest} or newer; {without}"
+        return Check(name=name, status="limited", found=found, mend=mend)
+    version = version or "of unknown version"
     if error is None:
         return Check(name=name, status="ok", found=version)
     mend = f"pip install --force-reinstall {package}"

@@ -165,16 +165,24 @@ def test_a_gpu_without_bfloat16_is_told_what_to_use(machine: dict[str, Any]) -> 
 def test_kernels_are_tried_where_they_are_installed(machine: dict[str, Any]) -> None:
     machine["probe"] = ON_A100
     assert check("flash attention").mend == "pip install flash-attn --no-build-isolation"
-    assert check("liger").mend == "pip install liger-kernel"
+    assert check("liger").mend == "pip install 'liger-kernel>=0.8.3'"
     machine["modules"] = {"flash_attn", "liger_kernel"}
-    machine["installed"] |= {"flash-attn": "2.8.3", "liger-kernel": "0.6.4"}
+    machine["installed"] |= {"flash-attn": "2.8.3", "liger-kernel": "0.8.5"}
     assert (check("flash attention").status, check("flash attention").found) == ("ok", "2.8.3")
-    assert (check("liger").status, check("liger").found) == ("ok", "0.6.4")
+    assert (check("liger").status, check("liger").found) == ("ok", "0.8.5")
     machine["probe"] = msgspec.structs.replace(ON_A100, flash_attention_error="ImportError: undefined symbol")
     told = check("flash attention")
     assert told.status == "limited"
     assert "2.8.3 does not run: ImportError: undefined symbol" in told.found
     assert diagnose().ready
+
+
+def test_a_liger_that_run_would_refuse_is_not_called_ok(machine: dict[str, Any]) -> None:
+    machine |= {"probe": ON_A100, "modules": {"liger_kernel"}}
+    machine["installed"]["liger-kernel"] = "0.8.2"
+    told = check("liger")
+    assert (told.status, told.mend) == ("limited", "pip install 'liger-kernel>=0.8.3'")
+    assert told.found.startswith("0.8.2, but lorabench needs 0.8.3 or newer")
 
 
 def test_a_full_disk_is_missing(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
