@@ -3,6 +3,9 @@
 transformers, peft, bitsandbytes and torch do what they do in training, on tensors without contents, while a ledger
 follows every storage. What meta tensors do not do by themselves is told them (`cuda_semantics`). No GPU is needed, no
 number is computed, and no formula is involved.
+
+Llama-3.1-8B with QLoRA takes 9 s of one core, 5 of them to import the libraries, and 414 MiB (lorabench trace, November
+2026, two cores of an AMD EPYC).
 """
 
 from __future__ import annotations
