@@ -87,7 +87,6 @@ BEHAVIOURS: dict[str, Callable[[], object]] = {
     "fill the memory": lambda: bytearray(2**50),
     "fill the memory of a group": _fill_the_memory_of_a_group,
     "raise": lambda: _raise(ValueError("broke\nin two lines")),
-    "take 1.5 seconds": lambda: time.sleep(1.5),
     "meet": _meet,
     "wait for the word": _wait_for_the_word,
 }

@@ -226,13 +226,13 @@ def test_the_help_fits_a_terminal_and_names_every_shipped_suite() -> None:
 # On a terminal.
 
 
-def test_on_a_terminal_it_draws_what_runs_and_leaves_the_lines(tmp_path: Path) -> None:
+def test_on_a_terminal_it_draws_what_runs_and_leaves_the_lines(tmp_path: Path, bell: Path) -> None:
     ours, theirs = pty.openpty()
     running = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.pretend_training", "run", "smoke", "-o", str(tmp_path / "out")],
         stdout=theirs,
         stderr=subprocess.STDOUT,
-        env={**os.environ, HOW: '{"full": "take 1.5 seconds"}', "TERM": "xterm", "COLUMNS": "100"},
+        env={**os.environ, HOW: '{"full": "wait for the word"}', "TERM": "xterm", "COLUMNS": "100"},
     )
     os.close(theirs)
     drawn = b""
@@ -244,9 +244,10 @@ def test_on_a_terminal_it_draws_what_runs_and_leaves_the_lines(tmp_path: Path) -
         if not read:
             break
         drawn += read
+        if re.search(r"  [1-9]\d* s  demo-llama full 1×128 ckpt".encode(), drawn):
+            (bell / "go").touch()
     assert running.wait(120) == 0
     text = drawn.decode()
-    assert re.search(r"  [1-9] s  demo-llama full 1×128 ckpt", text)
     assert "0 of 3 done" in text
     assert re.search(r"1 of 3 done, about \d+ s left", text)
     kept = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
