@@ -238,7 +238,8 @@ def test_keys_that_decide_neither_shapes_nor_steps_make_no_difference() -> None:
         ({"head_dim": 7}, "head_dim 7 is odd"),
         (
             {"hidden_act": "silly"},
-            "hidden_act must be one of gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu, swish, got 'silly'",
+            "hidden_act must be one of gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu, swish, got"
+            " 'silly'",
         ),
         ({"attention_dropout": 1.5}, "attention_dropout must be a number of at least 0 and below 1, got 1.5"),
         ({"rope_scaling": {"type": "mrope"}}, "rope_type 'mrope' is not supported"),
