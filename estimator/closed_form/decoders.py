@@ -28,19 +28,7 @@ def rotary_tables(tape: Tape, op: Operators, columns: int, dtype: str) -> Rotary
 
 
 def llama(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
-    """One layer of Llama, Mistral, Qwen2, Qwen3."""
-    residual = hidden
-    hidden = m.rms_norm("input_layernorm", hidden)
-    hidden, _ = grouped_attention(m, hidden, rotary)
-    hidden = m.op.add(residual, hidden)
-    residual = hidden
-    hidden = m.rms_norm("post_attention_layernorm", hidden)
-    hidden = m.gated_mlp(hidden)
-    return m.op.add(residual, hidden)
-
-
-def mixture(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
-    """One layer of Mixtral and of Qwen3-MoE, whose feed-forward may be a mixture of experts."""
+    """One layer of Llama, Mistral, Qwen2, Qwen3; of Mixtral and Qwen3-MoE, which may be a mixture of experts."""
     residual = hidden
     hidden = m.rms_norm("input_layernorm", hidden)
     hidden, _ = grouped_attention(m, hidden, rotary)
@@ -206,10 +194,10 @@ LAYERS: dict[str, Layer] = {
     "granite": granite,
     "llama": llama,
     "mistral": llama,
-    "mixtral": mixture,
+    "mixtral": llama,
     "phi3": phi3,
     "qwen2": llama,
     "qwen3": llama,
-    "qwen3_moe": mixture,
+    "qwen3_moe": llama,
 }
 """model_type → the forward pass of one layer."""
