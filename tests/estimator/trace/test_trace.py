@@ -304,20 +304,25 @@ def test_cudas_dropout_keeps_a_mask_of_one_byte_an_element() -> None:
     assert [(tensor.dtype, tensor.shape) for tensor in saved] == [(torch.bool, (8, 8))]
 
 
+def dtypes(low: torch.Tensor, high: torch.Tensor) -> dict[str, torch.dtype]:
+    """Return what operations make of a bfloat16 and a float32 matrix."""
+    return {
+        "linear": functional.linear(high, high).dtype,
+        "matmul": (high @ high).dtype,
+        "einsum": torch.einsum("ij,jk->ik", high, high).dtype,
+        "layer_norm": functional.layer_norm(low, (4,)).dtype,
+        "softmax": functional.softmax(low, -1).dtype,
+        "pow": low.pow(2).dtype,
+        "sum": low.sum(-1).dtype,
+        "silu": functional.silu(low).dtype,
+        "add": (low + low).dtype,
+    }
+
+
 def autocast_dtypes(kernels: Any) -> dict[str, torch.dtype]:
     low, high = meta(4, 4), meta(4, 4, dtype=FLOAT32)
     with running_on_meta(torch.nn.Identity(), kernels), torch.autocast("meta", BFLOAT16):
-        return {
-            "linear": functional.linear(high, high).dtype,
-            "matmul": (high @ high).dtype,
-            "einsum": torch.einsum("ij,jk->ik", high, high).dtype,
-            "layer_norm": functional.layer_norm(low, (4,)).dtype,
-            "softmax": functional.softmax(low, -1).dtype,
-            "pow": low.pow(2).dtype,
-            "sum": low.sum(-1).dtype,
-            "silu": functional.silu(low).dtype,
-            "add": (low + low).dtype,
-        }
+        return dtypes(low, high)
 
 
 def test_autocast_casts_what_it_casts_on_cuda() -> None:
@@ -327,19 +332,8 @@ def test_autocast_casts_what_it_casts_on_cuda() -> None:
 
 
 def test_autocast_casts_what_it_casts_on_the_cpu() -> None:
-    low, high = torch.ones(4, 4, dtype=BFLOAT16), torch.ones(4, 4)
     with torch.autocast("cpu", BFLOAT16):
-        real = {
-            "linear": functional.linear(high, high).dtype,
-            "matmul": (high @ high).dtype,
-            "einsum": torch.einsum("ij,jk->ik", high, high).dtype,
-            "layer_norm": functional.layer_norm(low, (4,)).dtype,
-            "softmax": functional.softmax(low, -1).dtype,
-            "pow": low.pow(2).dtype,
-            "sum": low.sum(-1).dtype,
-            "silu": functional.silu(low).dtype,
-            "add": (low + low).dtype,
-        }
+        real = dtypes(torch.ones(4, 4, dtype=BFLOAT16), torch.ones(4, 4))
     assert autocast_dtypes("cpu") == real
 
 
