@@ -34,7 +34,7 @@ def test_larger_work_takes_longer_and_runs_faster() -> None:
     assert 8**3 / smallest < 256**3 / largest
     for kernel, times in calibration.passes.items():
         assert times.seconds[0] < times.seconds[1], kernel
-    assert calibration.passes["random"].seconds[1] > 3 * calibration.passes["arithmetic"].seconds[1]
+    assert calibration.passes["random"].seconds[1] > calibration.passes["arithmetic"].seconds[1]
     assert calibration.dequantisation is not None
     assert calibration.dequantisation.seconds[0] < calibration.dequantisation.seconds[1]
     for seconds in (calibration.forward_seconds, calibration.backward_seconds, calibration.optimizer_seconds):
