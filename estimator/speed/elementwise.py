@@ -7,62 +7,29 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def larger(first: Any, second: Any) -> Any:
-    """Return the larger of two numbers, element by element of arrays."""
-    if _are_numbers(first, second):
-        return max(first, second)
-    import numpy as np
+def _elementwise(of_numbers: Callable[..., Any], of_arrays: str) -> Callable[..., Any]:
+    """Return a function that is ``of_numbers``, and numpy's function ``of_arrays`` where any value is an array."""
 
-    return np.maximum(first, second)
+    def apply(*values: Any) -> Any:
+        if _are_numbers(*values):
+            return of_numbers(*values)
+        import numpy as np
 
+        return getattr(np, of_arrays)(*values)
 
-def smaller(first: Any, second: Any) -> Any:
-    """Return the smaller of two numbers, element by element of arrays."""
-    if _are_numbers(first, second):
-        return min(first, second)
-    import numpy as np
-
-    return np.minimum(first, second)
+    return apply
 
 
-def ceil(number: Any) -> Any:
-    """Return the least whole number that is not below."""
-    if _are_numbers(number):
-        return math.ceil(number)
-    import numpy as np
-
-    return np.ceil(number)
-
-
-def floor(number: Any) -> Any:
-    """Return the largest whole number that is not above."""
-    if _are_numbers(number):
-        return math.floor(number)
-    import numpy as np
-
-    return np.floor(number)
-
-
-def log(number: Any) -> Any:
-    """Return the natural logarithm."""
-    if _are_numbers(number):
-        return math.log(number)
-    import numpy as np
-
-    return np.log(number)
-
-
-def exp(number: Any) -> Any:
-    """Return the exponential."""
-    if _are_numbers(number):
-        return math.exp(number)
-    import numpy as np
-
-    return np.exp(number)
+larger = _elementwise(max, "maximum")
+smaller = _elementwise(min, "minimum")
+ceil = _elementwise(math.ceil, "ceil")
+floor = _elementwise(math.floor, "floor")
+log = _elementwise(math.log, "log")
+exp = _elementwise(math.exp, "exp")
 
 
 def count_up_to(number: Any, rising: Sequence[float]) -> Any:
