@@ -18,7 +18,7 @@ import warnings
 from typing import NamedTuple
 
 from lorabench.estimator.answers.estimates import estimate_recipe
-from lorabench.estimator.devices.device import device_names, find_device
+from lorabench.estimator.devices.device import all_devices
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.reserved import working_bytes
 from lorabench.estimator.models.catalogue import find_model, model_names
@@ -32,7 +32,7 @@ SMALLEST_MODEL = 300_000_000
 
 def draw_recipe(draw: random.Random) -> tuple[ModelSpec, Recipe]:
     """Return a model of the catalogue and a recipe for it that some GPU could hold."""
-    largest = max(find_device(name).memory_bytes for name in device_names())
+    largest = max(device.memory_bytes for device in all_devices())
     while True:
         spec = find_model(draw.choice(model_names()))
         try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from lorabench.estimator.architectures import MODEL_TYPES, read_config
-from lorabench.estimator.devices.device import Device, device_names, find_device
+from lorabench.estimator.devices.device import Device, all_devices, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.reports.runs import Run
@@ -33,7 +33,7 @@ class Subject(NamedTuple):
     def gpus(self) -> list[Device]:
         """All GPUs that people may ask about: `devices`, then the others of the catalogue."""
         first = self.devices or [find_device(USUAL_GPU)]
-        return [*{device.name: device for device in (*first, *map(find_device, device_names()))}.values()]
+        return [*{device.name: device for device in (*first, *all_devices())}.values()]
 
 
 def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> Subject:

@@ -17,9 +17,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.answers.estimates import Change, estimate_recipe, recipe_warnings, refuse_impossible
-from lorabench.estimator.answers.support import emulated, lacking
+from lorabench.estimator.answers.support import unsupported
 from lorabench.estimator.answers.verdict import hold_against, states_fit
-from lorabench.estimator.devices.device import Device, device_names, find_device
+from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.fused_loss import FUSED_LOSS_MODEL_TYPES
@@ -176,9 +176,8 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
     """
     refuse_impossible(spec, recipe)
     found = []
-    devices = map(find_device, device_names())
-    for device in sorted(devices, key=lambda device: (device.memory_bytes, device.tdp_watts or 0)):
-        if lacking(recipe, device) or emulated(recipe, device):
+    for device in sorted(all_devices(), key=lambda device: (device.memory_bytes, device.tdp_watts or 0)):
+        if unsupported(recipe, device):
             continue
         held = _hold(spec, recipe, device)
         if held is not None:
@@ -237,7 +236,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
                 continue
             if recipe in found:
                 continue
-            lack = lacking(recipe, device) or emulated(recipe, device)
+            lack = unsupported(recipe, device)
             if lack:
                 lacks.append(lack)
                 continue

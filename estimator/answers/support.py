@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from lorabench.estimator.devices.device import Device, device_names, find_device
+from typing import NamedTuple
+
+from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import Recipe
 
 
-def lacking(recipe: Recipe, device: Device) -> str:
-    """Return what ``recipe`` cannot run without and ``device`` lacks, or ""; where that is not known, it has it."""
+class _Lack(NamedTuple):
+    what: str
+    instead: str
+    """What to use in its stead."""
+
+
+def _lack(recipe: Recipe, device: Device) -> _Lack | None:
+    """Return what ``recipe`` cannot run without and ``device`` lacks; where that is not known, it has it."""
     if recipe.attn_implementation == "flash_attention_2" and device.supports_flash_attention is False:
-        return "flash attention 2 (attn_implementation)"
+        return _Lack("flash attention 2 (attn_implementation)", "sdpa or eager")
     if recipe.method == "qlora" and device.supports_bitsandbytes is False:
-        return "bitsandbytes (method qlora)"
+        return _Lack("bitsandbytes (method qlora)", "another")
     if recipe.optim.endswith(("8bit", "32bit")) and device.supports_bitsandbytes is False:
-        return f"bitsandbytes (optim {recipe.optim})"
-    return ""
+        return _Lack(f"bitsandbytes (optim {recipe.optim})", "another")
+    return None
 
 
 def emulated(recipe: Recipe, device: Device) -> str:
@@ -24,11 +32,17 @@ def emulated(recipe: Recipe, device: Device) -> str:
     return "bfloat16" if computes and device.supports_bfloat16 is False else ""
 
 
+def unsupported(recipe: Recipe, device: Device) -> str:
+    """Return what ``device`` lacks or emulates of what ``recipe`` is made of, or ""."""
+    lack = _lack(recipe, device)
+    return lack.what if lack else emulated(recipe, device)
+
+
 def lacking_gpus(recipe: Recipe) -> dict[str, list[str]]:
     """Return what GPUs of the catalogue lack of what ``recipe`` is made of, each with their names."""
     lacks: dict[str, list[str]] = {}
-    for device in map(find_device, device_names()):
-        lack = lacking(recipe, device) or emulated(recipe, device)
+    for device in all_devices():
+        lack = unsupported(recipe, device)
         if lack:
             lacks.setdefault(lack, []).append(device.name)
     return lacks
@@ -40,7 +54,8 @@ def refuse_lacking(recipe: Recipe, device: Device) -> None:
     Raises:
         UserError: it lacks flash attention, or bitsandbytes.
     """
-    lack = lacking(recipe, device)
+    lack = _lack(recipe, device)
     if lack:
-        instead = "sdpa or eager" if "attention" in lack else "another"
-        raise UserError(f"{device.name} has no {lack}: use {instead}, or another GPU (lorabench gpus lists them)")
+        raise UserError(
+            f"{device.name} has no {lack.what}: use {lack.instead}, or another GPU (lorabench gpus lists them)"
+        )

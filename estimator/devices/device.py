@@ -114,6 +114,11 @@ def device_names() -> list[str]:
     return [entry.name for entry in _catalogue()]
 
 
+def all_devices() -> list[Device]:
+    """Return the GPUs of the catalogue, in its order."""
+    return [entry.device() for entry in _catalogue()]
+
+
 def find_device(text: str) -> Device:
     """Return the GPU that ``text`` names, or one of which only the memory is known.
 

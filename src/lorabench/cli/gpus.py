@@ -27,9 +27,9 @@ def command(format_: str) -> None:
     products with float32 accumulation, never with sparsity; JSON and CSV say where each figure comes from. A GPU that
     is not listed can be given by its memory, such as 24GB.
     """
-    from lorabench.estimator.devices.device import device_names, find_device
+    from lorabench.estimator.devices.device import all_devices
 
-    devices = [find_device(name) for name in device_names()]
+    devices = all_devices()
     if format_ == "json":
         import msgspec
 
