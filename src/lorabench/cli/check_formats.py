@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +19,7 @@ from lorabench.bench.check.findings import (
     Unmatched,
     Verdict,
 )
-from lorabench.cli.listing import WIDTH
+from lorabench.cli.listing import folded
 from lorabench.estimator.quantities import in_gib
 
 COLORS: dict[Verdict, str] = {
@@ -88,9 +87,11 @@ def as_text(comparison: Comparison, *, color: bool = False) -> str:
         for finding in recipe.findings:
             verdict, *others = aligned(rows[id(finding)])
             lines.append(f"  {styled(verdict, finding)}  {'  '.join(others)}".rstrip())
-            lines += [line for remark in _remarks(finding) for line in _folded(remark, indent="      ")]
+            lines += [
+                line for remark in _remarks(finding) for line in folded(remark, indent="      ", hanging="        ")
+            ]
     lines += [""] if rows else []
-    lines += [line for note in _notes(comparison) for line in _folded(note)]
+    lines += [line for note in _notes(comparison) for line in folded(note, hanging="  ")]
     last = conclusion(comparison)
     return "\n".join([*lines, click.style(last, bold=True) if color else last])
 
@@ -179,17 +180,6 @@ def conclusion(comparison: Comparison) -> str:
     if comparison.verdict == "insufficient" and not any(comparison.counts[one] for one in ("improvement", "same")):
         return f"Nothing could be concluded: {told}"
     return f"Not all could be concluded: {told}" if EXIT_CODES[comparison.verdict] == 3 else told
-
-
-def _folded(line: str, *, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        line,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, Finding]]:

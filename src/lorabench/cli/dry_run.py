@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from lorabench.bench.records.record import DeviceFacts
 from lorabench.bench.running.fit import predict_fit
 from lorabench.bench.running.jobs import Settings
 from lorabench.bench.suites.suite import Planned, Suite
-from lorabench.cli.listing import WIDTH, Column, as_table
+from lorabench.cli.listing import WIDTH, Column, as_table, folded
 from lorabench.cli.speed import in_time
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -45,8 +44,8 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
     total = sum(seconds for seconds in times if seconds is not None) * suite.repeats
     counted = Counter(row.verdict for row in rows)
     lines = [
-        *([_filled(suite.description), ""] if suite.description else []),
-        as_table(_folded(_columns(rows, times, device))),
+        *([*folded(suite.description), ""] if suite.description else []),
+        as_table(_with_folded_first(_columns(rows, times, device))),
         "",
         f"{len(rows)} recipe{'s' if len(rows) > 1 else ''}"
         + (f", {suite.repeats} times each" if suite.repeats > 1 else "")
@@ -58,12 +57,8 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
         lines.append(f"training takes about {in_time(total)} in all, besides what loading takes")
     else:
         lines.append("how long training takes is not known (lorabench calibrate measures a device)")
-    lines += dict.fromkeys(_filled(f"{UNKNOWN}: {row.reason}") for row in rows if row.reason)
+    lines += dict.fromkeys("\n".join(folded(f"{UNKNOWN}: {row.reason}")) for row in rows if row.reason)
     return "\n".join(lines)
-
-
-def _filled(sentence: str) -> str:
-    return textwrap.fill(sentence, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates) -> Row:
@@ -96,19 +91,18 @@ def _columns(rows: Sequence[Row], times: Sequence[float | None], device: DeviceF
     return [*columns, Column("verdict", [row.verdict for row in rows], right=False)]
 
 
-def _folded(columns: Sequence[Column]) -> list[Column]:
+def _with_folded_first(columns: Sequence[Column]) -> list[Column]:
     """Return ``columns`` with what is too long of the first, for lines of `WIDTH`, on lines below."""
     first, *others = columns
     room = WIDTH - sum(1 + max(map(len, (column.title, *column.cells))) for column in others)
-    folded = [
-        textwrap.wrap(cell, room, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        for cell in first.cells
-    ]
+    cells_lines = [folded(cell, room, hanging="    ") for cell in first.cells]
 
     def spread(cells: Sequence[str]) -> list[str]:
-        return [cell for given, lines in zip(cells, folded, strict=True) for cell in (given, *[""] * (len(lines) - 1))]
+        return [
+            cell for given, lines in zip(cells, cells_lines, strict=True) for cell in (given, *[""] * (len(lines) - 1))
+        ]
 
     return [
-        first._replace(cells=[line for lines in folded for line in lines]),
+        first._replace(cells=[line for lines in cells_lines for line in lines]),
         *(column._replace(cells=spread(column.cells)) for column in others),
     ]

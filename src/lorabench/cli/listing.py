@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,13 @@ class Column(NamedTuple):
     """One for each row; empty where there is nothing to say."""
     right: bool = True
     """Whether it holds numbers, which line up on the right."""
+
+
+def folded(text: str, width: int = WIDTH, *, indent: str = "", hanging: str = "") -> list[str]:
+    """Return ``text`` in lines of ``width``, ``hanging`` before all but the first; names and paths stay whole."""
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def as_table(columns: Sequence[Column]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +12,7 @@ import click
 
 from lorabench.bench.running.runner import Progress, Watcher
 from lorabench.bench.running.tasks import Lane, Task
-from lorabench.cli.listing import WIDTH
+from lorabench.cli.listing import WIDTH, folded
 from lorabench.cli.result_lines import GLUED, details, result_line
 from lorabench.cli.speed import in_time
 
@@ -77,14 +76,7 @@ class Lines(Watcher):
         return f"[{number:>{len(str(self.total))}}/{self.total}]"
 
     def _say_wrapped(self, text: str, indent: str) -> None:
-        for line in textwrap.wrap(
-            text,
-            self.columns,
-            initial_indent=indent,
-            subsequent_indent=indent + INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        ):
+        for line in folded(text, self.columns, indent=indent, hanging=indent + INDENT):
             self.say(line.replace(GLUED, " "))
 
     def __enter__(self) -> Self:
