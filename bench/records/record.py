@@ -56,7 +56,8 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     @property
     def architecture(self) -> str | None:
         """Of `catalogued`, whose kernels' workspaces depend on it; None where that is None."""
-        return None if self.catalogued is None else self.catalogued.architecture
+        device = self.catalogued
+        return None if device is None else device.architecture
 
 
 class Environment(Struct, frozen=True, kw_only=True):
