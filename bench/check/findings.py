@@ -45,7 +45,7 @@ METRICS: dict[Metric, str] = {
     "peak_reserved_bytes": "reserved",
     "nvml_process_peak_bytes": "nvidia-smi",
     "step_seconds": "step time",
-    "final_loss": "final loss",
+    "final_loss": "loss, last ¼",
 }
 """Each metric as people read it."""
 
@@ -57,7 +57,8 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     metric: Metric
     before: float | str | None
-    """Bytes, seconds, mean loss or a count; None is a loss that is not finite. For outcome, its name."""
+    """Bytes, seconds, mean loss of the last quarter of the steps, or a count; None is a loss that is not finite. For
+    outcome, its name."""
     after: float | str | None
     change: float | None = None
     """(after − before) / before; None where that has no meaning."""

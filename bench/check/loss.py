@@ -18,7 +18,7 @@ from lorabench.bench.check.statistics import (
 from lorabench.bench.check.thresholds import Thresholds
 
 
-def final_loss(losses: Sequence[float | None]) -> float | None:
+def mean_of_last_quarter(losses: Sequence[float | None]) -> float | None:
     """Return the mean of the last quarter of ``losses`` (one at least), or None where one there is not finite."""
     last = losses[-max(1, len(losses) // 4) :]
     finite = [loss for loss in last if loss is not None and math.isfinite(loss)]
@@ -26,7 +26,7 @@ def final_loss(losses: Sequence[float | None]) -> float | None:
 
 
 def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds) -> dict[Work, Finding]:
-    """Judge the final losses of all recipes: those with repeated runs by a t-test, as one family; others by share.
+    """Judge the late losses of all recipes: those with repeated runs by a t-test, as one family; others by share.
 
     A recipe's spread is its own, since learning rate and method decide how much a seed matters. A metric whose
     threshold is off is left out.
@@ -37,7 +37,7 @@ def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds
     repeated: dict[Work, tuple[list[float], list[float]]] = {}
     for work, pair in pairs.items():
         differs = _incomparable(*pair)
-        old, new = ([final_loss(one.losses) for one in side.measurements] for side in pair)
+        old, new = ([mean_of_last_quarter(one.losses) for one in side.measurements] for side in pair)
         finite = [loss for loss in old if loss is not None], [loss for loss in new if loss is not None]
         if differs is not None:
             findings[work] = Finding(

@@ -79,7 +79,7 @@ def test_a_regression_fails_and_comes_first(baseline: str, worse: str, capsys: p
         "llama-2m lora r8 1×256 ckpt (2 and 1 runs)",
         "regression peak memory 32.0 MiB 48.0 MiB +50.00%",
         "same step time 408.5 ms 408.5 ms +0.00% -1.0% to +1.0%",
-        "same final loss 5.1667 5.1667 +0.00% +0.0% to +0.0%",
+        "same loss, last ¼ 5.1667 5.1667 +0.00% +0.0% to +0.0%",
     ]
     assert "Only in the results: llama-2m qlora r16 1×256 ckpt\n" in out
     assert max(map(len, out.splitlines())) <= 120
@@ -220,7 +220,7 @@ def test_tolerances_are_in_the_suite_too_and_options_win(
     with_suite = ["--baseline", baseline, "--suite", str(suite)]
     code, out, _ = check(capsys, all_worse, *with_suite)
     assert code == 0
-    assert "final loss" not in out
+    assert "loss, last" not in out
     assert check(capsys, all_worse, *with_suite, "--speed-tolerance", "3%")[0] == 1
 
 

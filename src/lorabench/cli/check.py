@@ -43,7 +43,7 @@ TOLERANCES = {
     "reserved": ("--reserved-tolerance", "Rise of the reserved peak that passes."),
     "nvml": ("--nvml-tolerance", "Rise of the peak in nvidia-smi that passes."),
     "speed": ("--speed-tolerance", "Rise of the step time that passes."),
-    "loss": ("--loss-tolerance", "Rise of the final loss that passes."),
+    "loss": ("--loss-tolerance", "Rise of the mean loss of the last quarter of the steps that passes."),
     "loss_over_seeds": ("--loss-over-seeds-tolerance", "The same, where repeated runs tell the spread of seeds."),
     "estimate": ("--tolerance", "Departure from the estimate that passes."),
 }
@@ -100,7 +100,7 @@ def command(
 ) -> int:
     """Compare RESULTS_DIR with a baseline, recipe by recipe, or with the estimate.
 
-    Memory, step time and final loss of every recipe that both folders hold, worst first. Step times count as changed
+    Memory, step time and late losses of every recipe that both folders hold, worst first. Step times count as changed
     only where they differ beyond chance too, which takes repeated runs. A tolerance is a share such as 3%, or off to
     leave the metric out; one given here wins over the suite's. A recipe that is in one folder only is listed.
     """

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.findings import Finding
-from lorabench.bench.check.loss import final_loss
+from lorabench.bench.check.loss import mean_of_last_quarter
 from lorabench.bench.records.record import RunRecord
 from tests.bench.check.records import record
 from tests.sample_records import LOSSES
@@ -48,8 +48,8 @@ def test_single_runs_are_judged_by_the_last_quarter_of_their_steps(
     ("losses", "expected"),
     [((3.0,), 3.0), ((9.0, 9.0, 9.0, 1.0), 1.0), ((9.0,) * 6 + (2.0, 4.0), 3.0), ((1.0, None), None), ((), None)],
 )
-def test_final_loss_is_the_mean_of_the_last_quarter(losses: Losses, expected: float | None) -> None:
-    assert final_loss(losses) == expected
+def test_the_loss_is_the_mean_of_the_last_quarter(losses: Losses, expected: float | None) -> None:
+    assert mean_of_last_quarter(losses) == expected
 
 
 @pytest.mark.parametrize(
