@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabench.cli.listing import WIDTH
+from lorabench.cli.listing import as_json, folded
 from lorabench.cli.parameters import OneOf
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ def command(device: Any, format_: str) -> int:
 
     diagnosis = diagnose(device)
     if format_ == "json":
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2).decode())
+        click.echo(as_json(diagnosis))
     else:
         click.echo("\n".join(as_lines(diagnosis)))
     return 0 if diagnosis.ready else 1
@@ -49,12 +46,12 @@ def command(device: Any, format_: str) -> int:
 def as_lines(diagnosis: Diagnosis) -> list[str]:
     """Return the diagnosis as lines for a terminal, the commands that mend it last and uncut."""
     head = f"lorabench {diagnosis.lorabench}, Python {diagnosis.python}, {diagnosis.operating_system}"
-    lines = [*textwrap.wrap(head, WIDTH), ""]
+    lines = [*folded(head), ""]
     name_width = max(len(check.name) for check in diagnosis.checks)
     status_width = max(len(check.status) for check in diagnosis.checks)
     for check in diagnosis.checks:
         start = f"{check.name:<{name_width}}  {check.status:<{status_width}}  "
-        lines += textwrap.wrap(check.found, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+        lines += folded(check.found, indent=start, hanging=" " * len(start))
     lines.append("")
     where = "a GPU" if diagnosis.device == "cuda" else "the CPU"
     if diagnosis.can_train:

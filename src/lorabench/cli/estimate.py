@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec.structs import replace
 
-from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_json, as_markdown, as_table
+from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
@@ -142,7 +141,7 @@ def describe_recipe(recipe: Recipe) -> str:
 
 def warning_lines(warnings: tuple[str, ...]) -> list[str]:
     """Return each warning as a paragraph for a terminal."""
-    return [textwrap.fill(f"warning: {warning}", WIDTH, break_on_hyphens=False) for warning in warnings]
+    return ["\n".join(folded(f"warning: {warning}")) for warning in warnings]
 
 
 def _parameters(estimate: Estimate) -> str:
@@ -227,13 +226,13 @@ def _speed(estimate: Estimate) -> list[str]:
 
 def _wrapped(verdict: list[str]) -> list[str]:
     """Return an answer and what bears on it as one paragraph for a terminal of 80 columns; none of none."""
-    from itertools import chain, repeat
-
-    said = [
-        textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent="    ", break_on_hyphens=False)
-        for line, indent in zip(verdict, chain([""], repeat("  ")), strict=False)
-    ]
-    return ["\n".join(said)] if said else []
+    if not verdict:
+        return []
+    answer, *others = verdict
+    lines = folded(answer, hanging="    ")
+    for other in others:
+        lines += folded(other, indent="  ", hanging="    ")
+    return ["\n".join(lines)]
 
 
 def _said(value: object) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from textwrap import indent, wrap
 from typing import TYPE_CHECKING
 
-from lorabench.cli.listing import Column, as_markdown
+from lorabench.cli.listing import WIDTH, Column, as_markdown, folded
 from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
     from lorabench.estimator.explanation import Explanation, Line, Section
 
-WIDTH = 79
+INDENT = "  "
+ROOM = WIDTH - len(INDENT)
 
 
 def explanation_as_text(explanation: Explanation) -> str:
@@ -34,20 +34,20 @@ def explanation_as_markdown(explanation: Explanation) -> str:
 
 def _section_as_text(section: Section) -> str:
     lines = [text for line in section.lines for text in _line_as_text(line)]
-    return _block(_title(section), [*wrap(section.remark, WIDTH - 2), *lines])
+    return _block(_title(section), [*folded(section.remark, ROOM), *lines])
 
 
 def _line_as_text(line: Line) -> list[str]:
     product = f"{line.formula} = {line.values} = {line.bytes:,} B = {in_gib(line.bytes)}"
-    return [*wrap(line.what, WIDTH - 2), *_continued(product), *_continued(f"[{line.source}]")]
+    return [*folded(line.what, ROOM), *_continued(product), *_continued(f"[{line.source}]")]
 
 
 def _continued(text: str) -> list[str]:
-    return wrap(text, WIDTH - 2, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+    return folded(text, ROOM, indent="  ", hanging="    ")
 
 
 def _block(title: str, lines: list[str]) -> str:
-    return "\n".join([title, *(indent(line, "  ") for line in lines)])
+    return "\n".join([title, *(INDENT + line for line in lines)])
 
 
 def _section_as_markdown(section: Section) -> str:

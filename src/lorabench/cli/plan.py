@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabench.cli.listing import WIDTH, Column, as_json, as_markdown, as_table
+from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.speed import Count, calibration_for, calibration_option
@@ -138,7 +137,7 @@ def _warning_lines(warnings: tuple[str, ...], markdown: bool) -> list[str]:
 
 
 def _filled(line: str, markdown: bool) -> str:
-    return line if markdown else textwrap.fill(line, WIDTH, break_on_hyphens=False, subsequent_indent="  ")
+    return line if markdown else "\n".join(folded(line, hanging="  "))
 
 
 def _choice_columns(choices: tuple[Choice, ...]) -> list[Column]:
