@@ -109,6 +109,9 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     """Timed steps that were asked for; None where the record does not say (schema 1)."""
     warmup_steps: int | None = None
     weights: Literal["random", "pretrained"] = "random"
+    weights_digest: str | None = None
+    """First 12 hex digits of the SHA-256 of those of the folder's ``*.safetensors``, by name; None for random weights,
+    those of the hub, and where the record does not say."""
     dataset: str | None = None
     """Name of the text file, without its folder; None for the text that Python ships."""
     dataset_digest: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections import deque
@@ -20,13 +19,12 @@ from lorabench.bench.records.record import SNAPSHOT_SUFFIX, DeviceFacts, Key, Pr
 from lorabench.bench.records.results import Results, open_results
 from lorabench.bench.running.fit import reason_to_skip
 from lorabench.bench.running.jobs import Answer, Job, Settings
+from lorabench.bench.running.sources import check_sources, digest_sources
 from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.suites.suite import Planned, Suite
-from lorabench.bench.training.text import file_documents
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.estimate import estimate_memory
-from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.parameters import count_parameters
 
 TIMEOUT_SECONDS = 3600.0
@@ -114,13 +112,17 @@ def run_suite(
         _refuse_other_devices(results, surroundings)
         settings = replace(settings, device=surroundings.device.kind)
         check_device(settings)
-        tasks = list(tasks_of(suite, settings, _digest_of(settings.dataset)))
+        tasks = list(tasks_of(suite, settings, digest_sources(settings)))
         lanes = lanes_of(surroundings)
-        watcher.prepared(tasks, lanes, results.notices)
         run = _Run(suite.name, surroundings, results, workers, watcher)
-        waiting = tasks
+        kept: list[Task] = []
+        waiting: list[Task] = []
+        for task in tasks:
+            (kept if resume and run.differences(task) == [] else waiting).append(task)
+        watcher.prepared(tasks, lanes, [*results.notices, *run.replaced(waiting)])
+        for task in kept:
+            run.keep(task)
         if resume:
-            waiting = [task for task in tasks if not run.keep(task)]
             waiting.sort(key=lambda task: task.key in results.records)
         run.run(
             waiting,
@@ -158,15 +160,31 @@ class _Run:
         self.longest = 0.0
         """Seconds of the task that took longest so far."""
 
-    def keep(self, task: Task) -> bool:
-        """Take the record that is there for what this task would find, and tell of it; or return False."""
+    def differences(self, task: Task) -> list[str] | None:
+        """Return in what the record that is there is not as ``task`` asks; None where none is `CONCLUSIVE`."""
         record = self.results.records.get(task.key)
-        if record is None or record.outcome not in CONCLUSIVE or not task.made(record):
-            return False
-        if task.settings.memory_snapshot and record.outcome == "ok" and not self._snapshot_path(task).exists():
-            return False
-        self._tell(task, record, resumed=True)
-        return True
+        if record is None or record.outcome not in CONCLUSIVE:
+            return None
+        lacks = task.settings.memory_snapshot and record.outcome == "ok" and not self._snapshot_path(task).exists()
+        return task.differences(record) + ["memory_snapshot"] * lacks
+
+    def keep(self, task: Task) -> None:
+        """Take the record that is there for this task's, and tell of it."""
+        self._tell(task, self.results.records[task.key], resumed=True)
+
+    def replaced(self, tasks: Iterable[Task]) -> list[str]:
+        """Return, a line each, which records ``tasks`` will replace, and how they are kept."""
+        found = [one for one in map(self.differences, tasks) if one is not None]
+        settings = sorted({name.replace("_", " ") for one in found for name in one})
+        counts = {
+            "--resume keeps them": found.count([]),
+            f"they differ in {', '.join(settings)}; another folder with -o keeps them": len(found) - found.count([]),
+        }
+        return [
+            f"{self.results.folder}: records replaced as their recipes run again: {count} ({how})"
+            for how, count in counts.items()
+            if count
+        ]
 
     def _snapshot_path(self, task: Task) -> Path:
         return self.results.folder.absolute() / (file_stem(task.key) + SNAPSHOT_SUFFIX)
@@ -277,26 +295,6 @@ def predict(planned: Planned, device: DeviceFacts) -> Prediction | None:
     return Prediction(parameters=count_parameters(spec, recipe), memory=memory, speed=speed)
 
 
-def check_sources(suite: Suite, settings: Settings) -> None:
-    """Refuse weights and datasets that cannot be used, before anything is trained.
-
-    Raises:
-        UserError: the dataset is bad, or the weights' folder holds none or those of another model.
-    """
-    if settings.dataset is not None:
-        for _ in file_documents(Path(settings.dataset)):
-            pass
-    weights = settings.weights
-    if weights is None or weights == "hub":
-        return
-    if not any(Path(weights).glob("*.safetensors")):
-        raise UserError(f"weights {weights}: no folder with *.safetensors: name one, or hub, or random")
-    config = find_model(str(Path(weights).resolve())).config
-    for planned in suite.recipes:
-        if planned.spec.config != config:
-            raise UserError(f"weights {weights}: they are of another model than {planned.spec.name}: run that folder")
-
-
 def check_device(settings: Settings) -> None:
     """Refuse what cannot be measured on the device.
 
@@ -328,13 +326,6 @@ def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:
                 f"{results.folder}: holds records of {record.device.name} ({record.device.kind}), and this is "
                 f"{here.name} ({here.kind}): name another folder with -o"
             )
-
-
-def _digest_of(dataset: str | None) -> str | None:
-    if dataset is None:
-        return None
-    with Path(dataset).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _modules_of(suite: Suite) -> list[str]:

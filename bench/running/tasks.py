@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from lorabench.bench.machine.environment import Surroundings
 from lorabench.bench.records.record import DeviceFacts, Key, RunRecord
 from lorabench.bench.running.jobs import Settings
+from lorabench.bench.running.sources import SourceDigests
 from lorabench.bench.suites.suite import Planned, Suite
 
 
@@ -24,7 +25,7 @@ class Task(Struct, frozen=True, kw_only=True):
     """Unlike that of any other task."""
     settings: Settings
     repeat: int
-    dataset_digest: str | None
+    digests: SourceDigests
 
     @property
     def key(self) -> Key:
@@ -41,16 +42,17 @@ class Task(Struct, frozen=True, kw_only=True):
             "steps": self.settings.steps,
             "warmup_steps": self.settings.warmup_steps,
             "weights": "random" if self.settings.weights is None else "pretrained",
+            "weights_digest": self.digests.weights,
             "dataset": None if self.settings.dataset is None else Path(self.settings.dataset).name,
-            "dataset_digest": self.dataset_digest,
+            "dataset_digest": self.digests.dataset,
         }
 
-    def made(self, record: RunRecord) -> bool:
-        """Tell whether ``record``, which has the key of this task, is of a run like it, with all that it wants."""
+    def differences(self, record: RunRecord) -> list[str]:
+        """Return in what ``record``, which has the key of this task, is not as this task asks."""
         measured = record.measurement
-        if self.settings.timeline and measured is not None and measured.timeline is None:
-            return False
-        return all(getattr(record, name) == value for name, value in self.facts.items())
+        lacks = self.settings.timeline and measured is not None and measured.timeline is None
+        differing = [name for name, value in self.facts.items() if getattr(record, name) != value]
+        return differing + ["timeline"] * lacks
 
 
 class Lane(Struct, frozen=True):
@@ -61,7 +63,7 @@ class Lane(Struct, frozen=True):
     """Variables that make it the only GPU that a worker sees."""
 
 
-def tasks_of(suite: Suite, settings: Settings, dataset_digest: str | None) -> Iterator[Task]:
+def tasks_of(suite: Suite, settings: Settings, digests: SourceDigests) -> Iterator[Task]:
     """Yield every recipe of ``suite``, and that again for each repeat, each repeat with a seed of its own."""
     labels = suite.labels()
     for repeat in range(suite.repeats):
@@ -71,7 +73,7 @@ def tasks_of(suite: Suite, settings: Settings, dataset_digest: str | None) -> It
                 label=labels[planned.digest] + (f" #{repeat + 1}" if suite.repeats > 1 else ""),
                 settings=replace(settings, seed=settings.seed + repeat),
                 repeat=repeat,
-                dataset_digest=dataset_digest,
+                digests=digests,
             )
 
 

@@ -129,7 +129,7 @@ def command(
         memory_snapshot=memory_snapshot,
     )
     if dry_run:
-        from lorabench.bench.running.runner import check_sources
+        from lorabench.bench.running.sources import check_sources
         from lorabench.cli.dry_run import dry_run as listed
 
         check_sources(suite, settings)

@@ -17,6 +17,7 @@ from lorabench.bench.records.record import DeviceFacts, read_records, write_reco
 from lorabench.bench.running import fit, runner
 from lorabench.bench.running.jobs import Settings
 from lorabench.bench.running.runner import Finished, Progress, Watcher, predict, run_suite
+from lorabench.bench.running.sources import SourceDigests
 from lorabench.bench.running.tasks import Lane, lanes_of, tasks_of
 from lorabench.bench.suites.suite import Suite, load_suite, single_recipe
 from lorabench.estimator.architectures import read_config
@@ -184,12 +185,12 @@ def test_resuming_runs_first_what_never_ran(tmp_path: Path, pretending: pytest.M
     ],
 )
 def test_a_record_that_was_asked_for_otherwise_is_not_taken(change: dict[str, Any]) -> None:
-    [task] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, dataset="a.txt"), "digest")
+    [task] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, dataset="a.txt"), SourceDigests())
     record = sample_record()
     record = msgspec.structs.replace(record, digest=task.planned.digest, recipe=task.planned.recipe, **task.facts)
-    assert task.made(record)
-    [other] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, **{"dataset": "a.txt", **change}), "digest")
-    assert not other.made(record)
+    assert task.differences(record) == []
+    [other] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, **{"dataset": "a.txt", **change}), SourceDigests())
+    assert other.differences(record) == list(change)
 
 
 def test_a_record_of_a_text_that_has_changed_is_not_taken(tmp_path: Path) -> None:
@@ -199,6 +200,39 @@ def test_a_record_of_a_text_that_has_changed_is_not_taken(tmp_path: Path) -> Non
         (tmp_path / "text.txt").write_text(text)
         resumed += [one.resumed for one in run(tmp_path / "out", PICK, settings=settings, resume=True)[1]]
     assert resumed == [False, True, False]
+
+
+def test_records_of_other_weights_are_not_taken_whatever_their_folder(tmp_path: Path) -> None:
+    resumed = []
+    for folder, shards in (("a", b"12"), ("copy of a", b"12"), ("b", b"13"), ("c", b"31")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_bytes(msgspec.json.encode(LLAMA))
+        for number, byte in enumerate(shards):
+            (tmp_path / folder / f"model-{number}.safetensors").write_bytes(bytes([byte]))
+        settings = msgspec.structs.replace(SETTINGS, weights=str(tmp_path / folder))
+        finished, seen = run(tmp_path / "out", PICK, settings=settings, resume=True)
+        resumed += [one.resumed for one in seen]
+    assert resumed == [False, True, False, False]
+    write_record(tmp_path / "out", msgspec.structs.replace(finished.records[0], weights_digest=None))
+    assert [one.resumed for one in run(tmp_path / "out", PICK, settings=settings, resume=True)[1]] == [False]
+
+
+def test_what_will_be_replaced_is_said_before(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    def notices(**options: Any) -> list[str]:
+        listener = Listener()
+        run(tmp_path / "out", listener=listener, **options)
+        return listener.notices
+
+    replaced = f"{tmp_path}/out: records replaced as their recipes run again"
+    behave(pretending, full="raise")
+    assert notices() == []
+    behave(pretending)
+    assert notices() == [f"{replaced}: 2 (--resume keeps them)"]
+    assert notices(resume=True) == []
+    otherwise = msgspec.structs.replace(SETTINGS, seed=1, warmup_steps=2)
+    assert notices(resume=True, settings=otherwise) == [
+        f"{replaced}: 3 (they differ in seed, warmup steps; another folder with -o keeps them)"
+    ]
 
 
 def test_a_changed_recipe_is_not_taken_for_the_old_one(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The weights and the text that recipes are given to train on: whether they can be used, and what tells them apart."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from msgspec import Struct
+
+from lorabench.bench.running.jobs import Settings
+from lorabench.bench.suites.suite import Suite
+from lorabench.bench.training.text import file_documents
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.catalogue import find_model
+
+DIGITS = 12
+"""Of a digest."""
+
+
+class SourceDigests(Struct, frozen=True, kw_only=True):
+    """What tells one text and one folder of weights from another, wherever they are."""
+
+    dataset: str | None = None
+    weights: str | None = None
+
+
+def check_sources(suite: Suite, settings: Settings) -> None:
+    """Refuse weights and datasets that cannot be used, before anything is trained.
+
+    Raises:
+        UserError: the dataset is bad, or the weights' folder holds none or those of another model.
+    """
+    if settings.dataset is not None:
+        for _ in file_documents(Path(settings.dataset)):
+            pass
+    weights = settings.weights
+    if weights is None or weights == "hub":
+        return
+    if not _weight_files(weights):
+        raise UserError(f"weights {weights}: no folder with *.safetensors: name one, or hub, or random")
+    config = find_model(str(Path(weights).resolve())).config
+    for planned in suite.recipes:
+        if planned.spec.config != config:
+            raise UserError(f"weights {weights}: they are of another model than {planned.spec.name}: run that folder")
+
+
+def digest_sources(settings: Settings) -> SourceDigests:
+    """Return the digests of the files that `check_sources` has let pass; none of random weights and the hub's.
+
+    All of a folder's weights are read, files side by side: some GB a second from memory, where workers then find them.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    dataset, weights = settings.dataset, settings.weights
+    try:
+        return SourceDigests(
+            dataset=None if dataset is None else _sha256(Path(dataset)).hex()[:DIGITS],
+            weights=None if weights is None or weights == "hub" else _digest_of_weights(_weight_files(weights)),
+        )
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot read it: {error.strerror}") from error
+
+
+def _weight_files(folder: str) -> list[Path]:
+    return sorted(Path(folder).glob("*.safetensors"))
+
+
+def _digest_of_weights(files: list[Path]) -> str:
+    with ThreadPoolExecutor() as threads:
+        return hashlib.sha256(b"".join(threads.map(_sha256, files))).hexdigest()[:DIGITS]
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
