@@ -21,11 +21,9 @@ def test_estimate_answers_in_one_call() -> None:
     assert answer.recipe == lorabench.make_recipe("meta-llama/Llama-3.1-8B", method="qlora", rank=16)
     assert answer.parameters.trainable == 41_943_040
     assert answer.fits is True
-    assert answer.margin_bytes is not None
-    assert answer.gpu_memory_bytes is not None
+    assert answer.gpu_usable_bytes == 24 * 2**30 - 768 * 2**20
     assert answer.memory.device_total_range_bytes is not None
-    driver = answer.gpu_memory_bytes - answer.memory.device_total_range_bytes[1] - answer.margin_bytes
-    assert 0 <= driver < 2**30
+    assert answer.margin_bytes == answer.gpu_usable_bytes - answer.memory.device_total_range_bytes[1]
 
 
 def test_estimate_takes_a_model_and_a_gpu_that_were_found_before(tmp_path: Path) -> None:

@@ -51,13 +51,15 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is odd about the recipe, though it runs."""
     gpu: str | None = None
     gpu_memory_bytes: int | None = None
+    gpu_usable_bytes: int | None = None
+    """What a process can use of it: all but what the driver keeps."""
     verdict: Answer | None = None
     """fits: the upper end of the device total is within what the GPU lets a process use; tight: only the point
     estimate is within its memory; does not fit: not even that. None without a GPU, as all that follows."""
     fits: bool | None = None
     """Whether the verdict is that it fits."""
     margin_bytes: int | None = None
-    """What the upper end leaves of what a process can use; negative where that is too little."""
+    """What the upper end leaves of the usable bytes; negative where those are too few."""
     largest_batch_size: int | None = None
     """That fits at the recipe's length; None where not even 1 does, and by trace."""
     longest_seq_len: int | None = None
@@ -113,6 +115,7 @@ def estimate_recipe(
         estimate,
         gpu=device.name,
         gpu_memory_bytes=device.memory_bytes,
+        gpu_usable_bytes=device.usable_bytes,
         verdict=verdict.answer,
         fits=verdict.answer == "fits",
         margin_bytes=verdict.margin_bytes,
@@ -152,6 +155,7 @@ def _estimate_by_trace(
         estimate,
         gpu=device.name,
         gpu_memory_bytes=device.memory_bytes,
+        gpu_usable_bytes=device.usable_bytes,
         verdict=answer,
         fits=answer == "fits",
         margin_bytes=margin,

@@ -75,6 +75,7 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str
     gpu: str
     gpu_memory_bytes: int
+    gpu_usable_bytes: int
     seq_len: int
     tried: int
     """Recipes that were held against the GPU."""
@@ -92,6 +93,7 @@ class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gpu: str
     title: str
     gpu_memory_bytes: int
+    gpu_usable_bytes: int
     margin_bytes: int
     throughput: Throughput | None = None
 
@@ -146,6 +148,7 @@ def make_plan(
         model=spec.name,
         gpu=device.name,
         gpu_memory_bytes=device.memory_bytes,
+        gpu_usable_bytes=device.usable_bytes,
         seq_len=fixed["seq_len"],
         tried=tried,
         choices=tuple(
@@ -186,6 +189,7 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
                     gpu=device.name,
                     title=device.title,
                     gpu_memory_bytes=device.memory_bytes,
+                    gpu_usable_bytes=device.usable_bytes,
                     margin_bytes=held.margin_bytes,
                     throughput=estimate_throughput(spec, recipe, device),
                 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def test_require_fit_exits_1_where_it_does_not_fit(estimate: Any, size: str, fit
     code, out, err = estimate(LLAMA, "--method", "full", "--gpu", size, "--require-fit", "--format", "json")
     assert (code, json.loads(out)["fits"], err) == (0 if fits else 1, fits, "")
     assert estimate(LLAMA, "--method", "full", "--gpu", size)[0] == 0
+
+
+@pytest.mark.parametrize(("method", "said"), [("qlora", "fits"), ("full", "does not fit")])
+def test_what_is_to_spare_is_the_usable_memory_less_the_most_that_is_taken(
+    estimate: Any, method: str, said: str
+) -> None:
+    out = estimate(LLAMA, "--method", method, "--gpu", "rtx-4090")[1]
+    most = re.search(r"^device total .* to ([\d.]+) GiB", out, re.MULTILINE)
+    verdict = re.search(rf"\(([\d.]+) of 23.99 GiB usable\): {said}, ([\d.]+) GiB", out)
+    assert most is not None
+    assert verdict is not None
+    assert float(verdict[2]) == pytest.approx(abs(float(verdict[1]) - float(most[1])), abs=0.0101)
 
 
 def test_csv_is_one_row_with_the_recipe_and_bytes(estimate: Any) -> None:
@@ -167,7 +180,7 @@ def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: A
     code, out, err = estimate(olmo2, "--seq-len", "64", "--gpu", "24GB", "--require-fit")
     assert (code, err) == (0, "")
     assert "The step was traced, for this architecture has no closed form here." in out
-    assert "24GB (24.00 GiB): fits" in out
+    assert "24GB (23.25 of 24.00 GiB usable): fits" in out
     assert "largest batch, longest sequence, speed: not sought, for each try takes a trace" in out
     assert max(map(len, out.splitlines())) <= max(80, len(olmo2) + 10)
     said = json.loads(estimate(olmo2, "--seq-len", "4096", "--gpu", "24GB", "--format", "json")[1])

@@ -21,6 +21,7 @@ def test_people_read_a_plan_in_80_columns(lorabench: Any) -> None:
     assert "fastest" in out
     assert "16 bits" in out
     assert "longest sequence" in out
+    assert f"{LLAMA} on l40s (44.24 of 44.99 GiB usable) at length 2048\n" in out
 
 
 def test_the_command_that_a_plan_prints_estimates_its_first_choice(lorabench: Any) -> None:
@@ -61,7 +62,7 @@ def test_where_a_method_fits_the_others_are_not_said_to_need_another_length(lora
 def test_a_model_with_fewer_positions_than_the_default_length_is_planned_at_all_it_has(lorabench: Any) -> None:
     code, out, _ = lorabench("plan", "gpt2", "--gpu", "t4")
     assert code == 0
-    assert "sequences of 1024, as many positions as it has" in out
+    assert "at length 1024, as many positions as it has" in " ".join(out.split())
     assert "--seq-len 1024" in out
     code, out, _ = lorabench("plan", "gpt2", "--all-gpus")
     assert code == 0
@@ -76,6 +77,8 @@ def test_all_gpus_names_those_that_are_enough(lorabench: Any) -> None:
     assert said["recipe"]["method"] == "qlora"
     names = [one["gpu"] for one in said["gpus"]]
     assert "l4" in names
+    for one in said["gpus"]:
+        assert one["gpu_memory_bytes"] - one["gpu_usable_bytes"] == 768 * 2**20
     assert "rtx-3060" not in names  # 12 GiB
     assert "t4" not in names
     assert "t4" in said["lacking"]["bfloat16"]

@@ -15,7 +15,7 @@ from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, spe
 from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import COMPONENTS
-from lorabench.estimator.quantities import in_gib
+from lorabench.estimator.quantities import GIB, in_gib
 
 if TYPE_CHECKING:
     from lorabench.estimator.answers.estimates import Estimate
@@ -139,6 +139,11 @@ def describe_recipe(recipe: Recipe) -> str:
     return "\n".join([*lines, line])
 
 
+def usable_of(memory_bytes: int, usable_bytes: int) -> str:
+    """Return a GPU's memory with what margins count from: 23.24 of 23.99 GiB usable."""
+    return f"{usable_bytes / GIB:,.2f} of {in_gib(memory_bytes)} usable"
+
+
 def warning_lines(warnings: tuple[str, ...]) -> list[str]:
     """Return each warning as a paragraph for a terminal."""
     return ["\n".join(folded(f"warning: {warning}")) for warning in warnings]
@@ -190,17 +195,19 @@ def _up_to(bytes_: tuple[int, int] | None) -> str:
 
 def _verdict(estimate: Estimate) -> list[str]:
     """Return the verdict, then what bears on it, a line each; nothing without a GPU."""
-    if estimate.gpu_memory_bytes is None or estimate.margin_bytes is None:
+    memory, usable, margin = estimate.gpu_memory_bytes, estimate.gpu_usable_bytes, estimate.margin_bytes
+    if memory is None or usable is None or margin is None:
         return []
-    margin = f"{in_gib(abs(estimate.margin_bytes))} {'to spare' if estimate.fits else 'too much'} at worst"
+    left = f"{in_gib(abs(margin))} {'to spare' if estimate.fits else 'too much'} at worst"
+    answer = f"{estimate.gpu} ({usable_of(memory, usable)}): {estimate.verdict}, {left}"
     if estimate.source == "trace":
         mend = "" if estimate.fits else "what would make it fit, "
         unsought = f"largest batch, longest sequence, {mend}speed: not sought, for each try takes a trace"
-        return [f"{estimate.gpu} ({in_gib(estimate.gpu_memory_bytes)}): {estimate.verdict}, {margin}", unsought]
+        return [answer, unsought]
     recipe = estimate.recipe
     batch, length, limit = estimate.largest_batch_size, estimate.longest_seq_len, estimate.max_position_embeddings
     lines = [
-        f"{estimate.gpu} ({in_gib(estimate.gpu_memory_bytes)}): {estimate.verdict}, {margin}",
+        answer,
         f"largest batch that fits at length {recipe.seq_len}: {batch or 'none'}",
         f"longest sequence that fits at batch {recipe.batch_size}: {length or 'none'} (the model takes {limit})",
     ]
@@ -287,8 +294,10 @@ def _as_csv(estimate: Estimate) -> str:
                 "device_total_bytes": memory.device_total_bytes,
                 "gpu": estimate.gpu,
                 "gpu_memory_bytes": estimate.gpu_memory_bytes,
+                "gpu_usable_bytes": estimate.gpu_usable_bytes,
                 "verdict": estimate.verdict,
                 "fits": estimate.fits,
+                "margin_bytes": estimate.margin_bytes,
                 "tokens_per_second": speed and speed.tokens_per_second,
                 "tokens_per_second_least": speed and speed.tokens_per_second_range[0],
                 "tokens_per_second_most": speed and speed.tokens_per_second_range[1],

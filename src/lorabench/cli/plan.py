@@ -113,11 +113,14 @@ def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
 
 
 def _plan_text(spec: ModelSpec, plan: Plan, markdown: Callable[[list[Column]], str] | None) -> str:
+    from lorabench.cli.estimate import usable_of
+
     table = markdown or as_table
-    head = f"{plan.model} on {plan.gpu} ({in_gib(plan.gpu_memory_bytes)}), sequences of {plan.seq_len}"
+    memory = usable_of(plan.gpu_memory_bytes, plan.gpu_usable_bytes)
+    head = f"{plan.model} on {plan.gpu} ({memory}) at length {plan.seq_len}"
     if spec.learned_positions and plan.seq_len == spec.max_position_embeddings:
         head += ", as many positions as it has"
-    parts = [f"**{head}**" if markdown else head]
+    parts = [f"**{head}**" if markdown else _filled(head, False)]
     parts += _warning_lines(plan.warnings, bool(markdown))
     if plan.choices:
         parts.append(table(_choice_columns(plan.choices)))
@@ -235,6 +238,7 @@ def _gpu_columns(found: list[EnoughGpu]) -> list[Column]:
     return [
         Column("gpu", [one.gpu for one in found], right=False),
         Column("memory", [in_gib(one.gpu_memory_bytes) for one in found]),
+        Column("usable", [in_gib(one.gpu_usable_bytes) for one in found]),
         Column("spare", [in_gib(one.margin_bytes) for one in found]),
         Column("tokens/s", [_speed(one.throughput) for one in found]),
     ]

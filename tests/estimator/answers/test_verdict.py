@@ -214,6 +214,6 @@ def test_require_fit_wants_more_than_tight(capsys: pytest.CaptureFixture[str]) -
             main([*arguments, format_])
         out = capsys.readouterr().out
         assert stopped.value.code == 0
-        assert "16GB (16.00 GiB): tight, " in out
+        assert "16GB (15.25 of 16.00 GiB usable): tight, " in out
         assert "fits with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" in out
         assert "(the model takes 131072)" in out
