@@ -228,7 +228,8 @@ def _speed(estimate: Estimate) -> list[str]:
         others.append(
             f"{estimate.gpu} has no {estimate.emulated_dtype}: PyTorch emulates it, slowly; float16 is faster"
         )
-    return [f"{estimate.gpu}{'' if estimate.fits else ', if it fitted'}: {answer}", *others]
+    condition = ", if it fitted" if estimate.verdict == "does not fit" else ""
+    return [f"{estimate.gpu}{condition}: {answer}", *others]
 
 
 def _wrapped(verdict: list[str]) -> list[str]:
