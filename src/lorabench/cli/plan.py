@@ -173,7 +173,7 @@ def _buys(choices: tuple[Choice, ...]) -> list[str]:
         before = choices[:index]
         saved = min(one.device_total_bytes for one in before) - choice.device_total_bytes
         if saved > 0:
-            said.append(f"−{_short_gib(saved)}")
+            said.append(f"-{_short_gib(saved)}")
         elif choice.recipe.method not in {one.recipe.method for one in before}:
             said.append({"full": "full", "lora": "16 bits", "qlora": "4 bits"}[choice.recipe.method])
         else:
