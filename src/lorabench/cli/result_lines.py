@@ -64,6 +64,7 @@ def _measured_details(measured: Measurement) -> list[str]:
     ]
     if measured.joules_per_thousand_tokens is not None:
         lines.append(f"energy: {measured.joules_per_thousand_tokens:,.1f} J per 1,000 tokens")
+    lines.append(f"loss {_from_to(measured.losses[0], measured.losses[-1])} from the first step to the last")
     if measured.held_out_loss_before is not None:
         lines.append(f"held-out loss {_from_to(measured.held_out_loss_before, measured.held_out_loss_after)}")
     return [line for line in lines if line] + [f"unstable: {reason}" for reason in measured.unstable]
