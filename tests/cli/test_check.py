@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lorabench.bench.check import adoption
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.records.record import RunRecord, read_records, write_record
-from lorabench.bench.suites.suite import load_suite
+from lorabench.bench.suites.suite_file import load_suite
 from lorabench.cli import main
 from lorabench.cli.check_formats import as_github, as_junit, as_markdown, as_text, json_schema
 from lorabench.cli.parameters import Share

@@ -14,7 +14,7 @@ import yaml
 
 from lorabench.bench.check.findings import METRICS
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.suites.suite import load_suite
+from lorabench.bench.suites.suite_file import load_suite
 from lorabench.cli import COMMANDS, lorabench, main
 
 ROOT = Path(__file__).parents[2]

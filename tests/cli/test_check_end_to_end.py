@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from lorabench.bench.measuring import measure as measuring
 from lorabench.bench.records.record import read_records, write_record
 from lorabench.bench.running.jobs import Settings
-from lorabench.bench.suites.suite import load_suite
+from lorabench.bench.suites.suite_file import load_suite
 from lorabench.cli import main
 from lorabench.estimator.architectures import read_config
 from tests.sample_records import MODEL_CONFIG, sample_record

@@ -17,7 +17,7 @@ import pytest
 
 from lorabench.bench.machine.environment import Surroundings
 from lorabench.bench.records.record import DeviceFacts, read_records
-from lorabench.bench.suites.suite import shipped_suites
+from lorabench.bench.suites.suite_file import shipped_suites
 from lorabench.cli import main
 from lorabench.cli.progress import seconds_left
 from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here

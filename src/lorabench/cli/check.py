@@ -141,7 +141,7 @@ def _refuse_contradictions(baseline: Path | None, against_estimate: bool, given:
 def _thresholds_of(suite: str | None) -> Thresholds:
     if suite is None:
         return Thresholds()
-    from lorabench.bench.suites.suite import load_suite
+    from lorabench.bench.suites.suite_file import load_suite
 
     return load_suite(suite).thresholds
 

@@ -173,7 +173,8 @@ def _conclude(finished: Finished, output: Path, arguments: list[str]) -> int:
 
 def _suite(target: str, options: dict[str, Any]) -> Suite:
     """Return the suite that ``target`` names, or one of a single recipe where it names a model."""
-    from lorabench.bench.suites.suite import load_suite, shipped_suites, single_recipe
+    from lorabench.bench.suites.suite import single_recipe
+    from lorabench.bench.suites.suite_file import load_suite, shipped_suites
     from lorabench.estimator.models.catalogue import find_model
 
     if target in shipped_suites() or target.endswith((".yaml", ".yml")):

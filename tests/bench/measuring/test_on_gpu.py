@@ -18,7 +18,7 @@ from lorabench.bench.records.record import RunRecord
 from lorabench.bench.running.jobs import Answer, Job, Settings
 from lorabench.bench.running.runner import run_suite
 from lorabench.bench.running.workers import Workers
-from lorabench.bench.suites.suite import load_suite
+from lorabench.bench.suites.suite_file import load_suite
 from lorabench.estimator.recipes.recipe import make_recipe
 from tests.bench.running.test_workers import SPEC
 

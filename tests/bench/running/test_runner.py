@@ -19,7 +19,8 @@ from lorabench.bench.running.jobs import Settings
 from lorabench.bench.running.runner import Finished, Progress, Watcher, predict, run_suite
 from lorabench.bench.running.sources import SourceDigests
 from lorabench.bench.running.tasks import Lane, lanes_of, tasks_of
-from lorabench.bench.suites.suite import Suite, load_suite, single_recipe
+from lorabench.bench.suites.suite import Suite, single_recipe
+from lorabench.bench.suites.suite_file import load_suite
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import make_recipe

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from lorabench.bench.records.record import RunRecord, read_records, write_record
-from lorabench.bench.suites.suite import Planned, load_suite
+from lorabench.bench.suites.suite import Planned
+from lorabench.bench.suites.suite_file import load_suite
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.architectures import read_config
 from lorabench.estimator.devices.device import Device, find_device

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from lorabench.bench.suites.suite import BY_HAND, load_suite, shipped_suites, single_recipe
+from lorabench.bench.suites.suite import BY_HAND, single_recipe
+from lorabench.bench.suites.suite_file import load_suite, shipped_suites
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import CHOICES, make_recipe

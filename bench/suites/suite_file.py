@@ -1,0 +1,326 @@
+"""A suite as a YAML file, whose matrix expands to recipes.
+
+.. code-block:: yaml
+
+    name: rank-sweep
+    steps: 30
+    repeats: 2
+    defaults: {seq_len: 1024, batch_size: 4}
+    defaults_when:
+      - when: {method: full, model: HuggingFaceTB/SmolLM2-360M}
+        use: {batch_size: 2, optim: adamw_8bit}
+    matrix:
+      model: [HuggingFaceTB/SmolLM2-135M, HuggingFaceTB/SmolLM2-360M]
+      method: [full, lora, qlora]
+      rank: [8, 64]
+    exclude:
+      - {method: qlora, rank: [32, 64]}
+    include:
+      - {model: HuggingFaceTB/SmolLM2-135M, method: lora, rank: 256}
+    check: {speed: 5%, nvml: off}
+
+Every combination of the matrix is a recipe; an option that has no meaning for a combination's method (a rank with
+full) is left out of it, and recipes that come out equal are run once. What the matrix or an include says wins over
+`defaults_when`, of which later entries win over earlier ones, and that over `defaults`. A condition, in `when` and in
+`exclude`, names a value, or a list of which any will do. `check` says how much worse the results may get
+(`check.thresholds`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
+from lorabench.bench.suites.plain_yaml import Trail, read_plain_yaml
+from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Planned, Suite, check_trainable
+from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe, has_meaning, make_recipe
+from lorabench.estimator.typed_values import convert
+
+SHIPPED = Path(__file__).parent
+MOST_RECIPES = 10_000
+LARGEST_FILE_BYTES = 2**20
+
+
+def shipped_suites() -> dict[str, Path]:
+    """Return the suites that come with lorabench, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """Return the suite in a YAML file, or the shipped one of that name; all of it is checked before it is returned.
+
+    Raises:
+        UserError: no such file, not YAML, a tag, an unknown or repeated key, a value of the wrong type, a model or
+            module that is not there, options that contradict each other, or no recipe left; with file and line.
+    """
+    path = shipped_suites().get(name_or_path, Path(name_or_path))
+    return _SuiteFile(path).suite()
+
+
+KEYS = (
+    "name",
+    "description",
+    "steps",
+    "warmup_steps",
+    "repeats",
+    "defaults",
+    "defaults_when",
+    "matrix",
+    "include",
+    "exclude",
+    "check",
+)
+OPTION_TYPES = {field.name: field.type for field in msgspec.structs.fields(Recipe)}
+Condition = dict[str, list[Any]]
+"""Recipe option → the values of which it must have one."""
+
+
+class _Conditional(Struct):
+    """Defaults for those recipes for which a condition holds."""
+
+    when: Condition
+    use: dict[str, Any]
+    applied: bool = False
+
+
+class _SuiteFile:
+    """A suite's YAML file; every complaint says its line."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                raw = file.read(LARGEST_FILE_BYTES + 1)
+            text = raw.decode()
+        except FileNotFoundError as error:
+            near = did_you_mean(path.stem, shipped_suites())
+            raise UserError(f"{path}: no such suite: name a YAML file or a shipped suite ({near})") from error
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the suite: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text, so it is no suite") from error
+        if len(raw) > LARGEST_FILE_BYTES:
+            raise UserError(f"{path}: too large for a suite")
+        self.path = path
+        self.specs: dict[str, ModelSpec] = {}
+        """By the name that the suite has."""
+        self.value, self.lines = read_plain_yaml(text, str(path))
+
+    def suite(self) -> Suite:
+        """Check every value and expand the matrix."""
+        value = self.value
+        if not isinstance(value, dict):
+            raise UserError(f"{self.path}: a suite is a mapping with the keys {', '.join(KEYS)}")
+        for key in value:
+            if key in Recipe.__struct_fields__:
+                raise self._error((key,), f"{key} is a recipe option: write it into matrix, include or defaults")
+        self._known_keys(value, KEYS, (), "key")
+        name = self._typed(value.get("name", self.path.stem), Annotated[str, Meta(min_length=1)], ("name",))
+        if name == BY_HAND:
+            raise self._error(("name",), f"{BY_HAND!r} stands for single recipes: name the suite otherwise")
+        description = self._typed(value.get("description", ""), str, ("description",))
+        amounts = {key: self._typed(value[key], kind, (key,)) for key, kind in AMOUNTS.items() if key in value}
+        return Suite(
+            name=name,
+            description=description,
+            recipes=self._recipes(),
+            thresholds=self._thresholds(value.get("check", {})),
+            **amounts,
+        )
+
+    def _recipes(self) -> tuple[Planned, ...]:
+        """Return those of the matrix that are not excluded, and those that are included, each once."""
+        self.defaults = self._options(self.value.get("defaults", {}), ("defaults",))
+        self.conditional = [self._conditional(entry, path) for path, entry in self._entries("defaults_when")]
+        planned: dict[str, Planned] = {}
+        for item in itertools.chain(self._of_matrix(), self._included()):
+            planned.setdefault(item.digest, item)
+        if not planned:
+            if "exclude" in self.value:
+                raise self._error(("exclude",), "exclude leaves no recipe of the matrix: exclude less, or include some")
+            raise UserError(f"{self.path}: no recipe in it: give it a matrix or an include")
+        for index, conditional in enumerate(self.conditional):
+            if not conditional.applied:
+                raise self._error(
+                    ("defaults_when", index), "this condition holds for no recipe of the suite: remove or mend it"
+                )
+        return tuple(planned.values())
+
+    def _of_matrix(self) -> Iterator[Planned]:
+        excluded = [self._condition(entry, path) for path, entry in self._entries("exclude")]
+        useful = [False] * len(excluded)
+        for axes in self._matrix():
+            options = {**self._defaults_of(axes), **axes}
+            options = _meaningful(options, options.get("method"))
+            dropped = [self._holds(condition, options) for condition in excluded]
+            useful = [before or now for before, now in zip(useful, dropped, strict=True)]
+            if not any(dropped):
+                yield self._plan(options, ("matrix",))
+        if not all(useful):
+            raise self._error(
+                ("exclude", useful.index(False)), "exclude matches no recipe of the matrix: remove or mend it"
+            )
+
+    def _included(self) -> Iterator[Planned]:
+        for path, entry in self._entries("include"):
+            options = self._options(entry, path)
+            defaults = self._defaults_of(options)
+            method = {**defaults, **options}.get("method")
+            yield self._plan({**_meaningful(defaults, method), **options}, path)
+
+    def _thresholds(self, value: Any) -> Thresholds:
+        if not isinstance(value, dict):
+            raise self._error(("check",), "check must be a mapping of thresholds, such as speed: 5%")
+        self._known_keys(value, Thresholds.__struct_fields__, ("check",), "threshold")
+        shares = {}
+        for name, share in value.items():
+            try:
+                shares[name] = read_share(share)
+            except UserError as error:
+                raise self._error(("check", name), f"{name}: {error}") from error
+        return with_shares(Thresholds(), shares)
+
+    def _matrix(self) -> Iterator[dict[str, Any]]:
+        """Yield the options of every combination."""
+        matrix = self.value.get("matrix", {})
+        if not matrix:
+            return
+        axes = self._options(matrix, ("matrix",), lists=True)
+        count = math.prod(map(len, axes.values()))
+        if count > MOST_RECIPES:
+            raise self._error(("matrix",), f"it expands to {count:,} recipes: at most {MOST_RECIPES:,} are run")
+        for combination in itertools.product(*axes.values()):
+            yield dict(zip(axes, combination, strict=True))
+
+    def _defaults_of(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the suite's defaults for a recipe with ``options``, which need not have a meaning for its method."""
+        defaults = dict(self.defaults)
+        for conditional in self.conditional:
+            if self._holds(conditional.when, {**defaults, **options}):
+                defaults |= conditional.use
+                conditional.applied = True
+        return defaults
+
+    def _conditional(self, entry: Any, path: Trail) -> _Conditional:
+        if not isinstance(entry, dict):
+            raise self._error(path, f"{_dotted(path)} must be a mapping with when and use")
+        self._known_keys(entry, ("when", "use"), path, "key")
+        for key in ("when", "use"):
+            if not entry.get(key):
+                raise self._error(path, f"{_dotted(path)} has no {key}: it says when to use which defaults")
+        when = self._condition(entry["when"], (*path, "when"))
+        return _Conditional(when, self._options(entry["use"], (*path, "use")))
+
+    def _condition(self, value: Any, path: Trail) -> Condition:
+        """Return a condition with its values written as recipes have them."""
+        condition: Condition = self._options(value, path, lists=True)
+        if "model" in condition:
+            condition["model"] = [self._spec(name, (*path, "model")).name for name in condition["model"]]
+        for field in NAMES_OF_MODULES & condition.keys():
+            condition[field] = [_canonical(field, names) for names in condition[field]]
+        return condition
+
+    def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
+        """Tell whether a recipe with ``options``, which may be an impossible one, meets the condition."""
+        options = _meaningful(options, options.get("method"))
+        said = msgspec.structs.asdict(make_recipe("any", method=options.get("method"), rank=options.get("rank")))
+        said |= options
+        if "model" in options:
+            said["model"] = self._spec(options["model"], ("matrix", "model")).name
+        for field in NAMES_OF_MODULES:
+            if said[field] is not None:
+                said[field] = _canonical(field, said[field])
+        return all(said[field] in values for field, values in condition.items())
+
+    def _plan(self, options: dict[str, Any], path: Trail) -> Planned:
+        if "model" not in options:
+            raise self._error(path, "names no model: give model here or in defaults")
+        spec = self._spec(options["model"], (*path, "model"))
+        try:
+            recipe = make_recipe(spec.name, **{key: value for key, value in options.items() if key != "model"})
+            check_trainable(spec, recipe)
+        except UserError as error:
+            raise self._error(path, str(error)) from error
+        return Planned(recipe, spec)
+
+    def _spec(self, name: str, path: Trail) -> ModelSpec:
+        if name not in self.specs:
+            try:
+                self.specs[name] = find_model(name)
+            except UserError as error:
+                raise self._error(path, str(error)) from error
+        return self.specs[name]
+
+    def _entries(self, key: str) -> list[tuple[Trail, Any]]:
+        entries = self.value.get(key, [])
+        if not isinstance(entries, list):
+            raise self._error((key,), f"{key} must be a list of mappings")
+        return [((key, index), entry) for index, entry in enumerate(entries)]
+
+    def _options(self, value: Any, path: Trail, *, lists: bool = False) -> dict[str, Any]:
+        """Return recipe options with checked types; each a list where ``lists``."""
+        if not isinstance(value, dict):
+            raise self._error(path, f"{_dotted(path)} must be a mapping of recipe options")
+        self._known_keys(value, Recipe.__struct_fields__, path, "recipe option")
+        options: dict[str, Any] = {}
+        for field, given in value.items():
+            at = (*path, field)
+            if lists and isinstance(given, list):
+                if not given:
+                    raise self._error(at, f"{_dotted(at)} is an empty list: give it a value or remove it")
+                options[field] = [self._option(item, field, (*at, index)) for index, item in enumerate(given)]
+            else:
+                option = self._option(given, field, at)
+                options[field] = [option] if lists else option
+        return options
+
+    def _option(self, value: Any, field: str, path: Trail) -> Any:
+        choices = CHOICES.get(field)
+        if choices is not None and value not in choices:
+            raise self._error(path, f"unknown {field} {value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}")
+        if value is None:
+            raise self._error(path, f"{_dotted(path)} has no value: give it one or remove it")
+        return self._typed(value, OPTION_TYPES[field], path)
+
+    def _typed(self, value: Any, kind: Any, path: Trail) -> Any:
+        try:
+            return convert(value, kind, _dotted(path))
+        except UserError as error:
+            raise self._error(path, str(error)) from error
+
+    def _known_keys(self, value: dict[str, Any], known: tuple[str, ...], path: Trail, what: str) -> None:
+        for key in value:
+            if key not in known:
+                raise self._error((*path, key), f"unknown {what} {key!r}: {did_you_mean(key, known)}")
+
+    def _error(self, path: Trail, message: str) -> UserError:
+        while path and path not in self.lines:
+            path = path[:-1]
+        return UserError(f"{self.path} line {self.lines.get(path, 1)}: {message}")
+
+
+NAMES_OF_MODULES = {"target_modules", "modules_to_save"}
+
+
+def _canonical(field: str, names: str) -> Any:
+    """Return the names of modules as a recipe writes them."""
+    return getattr(make_recipe("any", **{field: names}), field)
+
+
+def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:
+    """Return ``options`` without those that have no meaning for ``method``."""
+    method = make_recipe("any", method=method).method
+    return {key: value for key, value in options.items() if has_meaning(key, method)}
+
+
+def _dotted(path: Trail) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
