@@ -10,11 +10,16 @@ import msgspec
 from msgspec import Struct
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.quantities import GIB, in_gib
 
 CATALOGUE = Path(__file__).parent / "gpus.json"
 GENERIC_WORDS = {"nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "graphics", "generation", "gpu", "edition"}
 """Words of the drivers' names that tell no GPU from another."""
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)", re.IGNORECASE)
+SIZE = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*(?:g|gb|gib)", re.IGNORECASE)
+MISSPELT_SIZE = re.compile(
+    r"[-+]?(?:[\d.,_]|e[-+]?\d)*(?:nan|inf)?\s*(?:[kmgtp]?i?bs?|[kmgtp]|[a-z]*bytes?)?", re.IGNORECASE
+)
+"""A number, a unit or both, as no GPU is called."""
 LOCAL = "local"
 """Stands for the machine's own GPU."""
 DRIVER_BYTES = 768 * 2**20
@@ -142,6 +147,10 @@ def find_device(text: str) -> Device:
         entry for entry in _catalogue() if compact in (_compact(entry.name), _compact(entry.name).removeprefix("rtx"))
     ]
     fitting = exact or [entry for entry in _catalogue() if words and set(words) <= entry.words()]
+    if not fitting and MISSPELT_SIZE.fullmatch(text.strip()):
+        raise UserError(
+            f"no GPU {text!r} in the catalogue (lorabench gpus lists all), and no size: write GiB, such as 24GB or 1.5GiB"
+        )
     if not fitting:
         raise UserError(
             f"no GPU {text!r} in the catalogue: {did_you_mean('-'.join(words), device_names())} "
@@ -153,10 +162,13 @@ def find_device(text: str) -> Device:
 
 
 def _of_size(text: str, gib: float) -> Device:
-    if not 0 < gib <= LARGEST_SIZE_GIB:
-        raise UserError(f"GPU memory {text}: must be above 0 and at most {LARGEST_SIZE_GIB} GiB")
+    if not DRIVER_BYTES < gib * GIB <= LARGEST_SIZE_GIB * GIB:
+        raise UserError(
+            f"GPU memory {text}: must be above {in_gib(DRIVER_BYTES)}, which the driver keeps, and at most "
+            f"{LARGEST_SIZE_GIB:,} GiB"
+        )
     return Device(
-        name=text, title=f"a GPU with {gib:g} GiB", memory_bytes=int(gib * 2**30), sources={"memory": "as given"}
+        name=text, title=f"a GPU with {gib:g} GiB", memory_bytes=int(gib * GIB), sources={"memory": "as given"}
     )
 
 

@@ -85,18 +85,28 @@ def test_a_size_is_a_gpu_of_which_only_the_memory_is_known(text: str, gib: float
         ("a100-80gb", "say a100-pcie-80gb or a100-sxm-80gb"),
         ("h100", "say h100-pcie or h100-sxm or h100-nvl"),
         ("rtx-4091", "did you mean rtx-4090?"),
-        ("24", "a size such as 24GB will do"),
-        ("", "a size such as 24GB will do"),
         ("nvidia", "a size such as 24GB will do"),
-        ("0GB", "must be above 0"),
-        ("99999999GB", "at most 100000 GiB"),
-        ("-5GB", "no GPU '-5GB'"),
+        ("gtx-1080", "a size such as 24GB will do"),
     ],
 )
 def test_what_names_no_gpu_or_several_is_refused_with_the_nearest(text: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         find_device(text)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["24", "", "5060", "-5", "24 GBs", "GB", "1e3GB", "nan", "inf GB", "24TB", "24,5GB", "24 gigabytes"]
+)
+def test_what_is_no_size_and_no_name_is_refused_with_how_to_write_a_size(text: str) -> None:
+    with pytest.raises(UserError, match=r"and no size: write GiB, such as 24GB or 1\.5GiB$"):
+        find_device(text)
+
+
+@pytest.mark.parametrize("text", ["0GB", "-24GB", "-5 gib", "0.75GB", "100001GB", "99999999999999999999GB"])
+def test_a_size_that_no_gpu_has_is_refused_with_the_range(text: str) -> None:
+    with pytest.raises(UserError, match=r"above 0\.75 GiB, which the driver keeps, and at most 100,000 GiB"):
+        find_device(text)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[0-9.]{1,40}\s?[gG][iI]?[bB]?", fullmatch=True))
