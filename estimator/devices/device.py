@@ -15,6 +15,8 @@ from lorabench.estimator.quantities import GIB, in_gib
 CATALOGUE = Path(__file__).parent / "gpus.json"
 GENERIC_WORDS = {"nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "graphics", "generation", "gpu", "edition"}
 """Words of the drivers' names that tell no GPU from another."""
+DISTINCTIVE_WORDS = {"ti", "super", "ada", "pro"}
+"""Words without which the name is another GPU's: an RTX 4070 is no RTX 4070 Ti SUPER, an RTX 4000 no RTX 4000 Ada."""
 SIZE = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*(?:g|gb|gib)", re.IGNORECASE)
 MISSPELT_SIZE = re.compile(
     r"[-+]?(?:[\d.,_]|e[-+]?\d)*(?:nan|inf)?\s*(?:[kmgtp]?i?bs?|[kmgtp]|[a-z]*bytes?)?", re.IGNORECASE
@@ -146,15 +148,18 @@ def find_device(text: str) -> Device:
     exact = [
         entry for entry in _catalogue() if compact in (_compact(entry.name), _compact(entry.name).removeprefix("rtx"))
     ]
-    fitting = exact or [entry for entry in _catalogue() if words and set(words) <= entry.words()]
-    if not fitting and MISSPELT_SIZE.fullmatch(text.strip()):
-        raise UserError(
-            f"no GPU {text!r} in the catalogue (lorabench gpus lists all), and no size: write GiB, such as 24GB or 1.5GiB"
-        )
+    near = [entry for entry in _catalogue() if words and set(words) <= entry.words()]
+    fitting = exact or [entry for entry in near if not (entry.words() & DISTINCTIVE_WORDS) - set(words)]
     if not fitting:
+        if not near and MISSPELT_SIZE.fullmatch(text.strip()):
+            raise UserError(
+                f"no GPU {text!r} in the catalogue (lorabench gpus lists all), and no size: write GiB, such as 24GB or "
+                "1.5GiB"
+            )
+        names = [entry.name for entry in near]
+        meant = f"did you mean {' or '.join(names)}?" if near else did_you_mean("-".join(words), device_names())
         raise UserError(
-            f"no GPU {text!r} in the catalogue: {did_you_mean('-'.join(words), device_names())} "
-            "(lorabench gpus lists all; a size such as 24GB will do)"
+            f"no GPU {text!r} in the catalogue: {meant} (lorabench gpus lists all; a size such as 24GB will do)"
         )
     if len(fitting) > 1:
         raise UserError(f"{text!r} is several GPUs: say {' or '.join(entry.name for entry in fitting)}")

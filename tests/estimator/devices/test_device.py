@@ -63,6 +63,24 @@ def test_the_names_that_drivers_write_are_known(text: str, name: str) -> None:
     assert find_device(text).name == name
 
 
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("NVIDIA GeForce RTX 4070", "rtx-4070-ti-super"),
+        ("4070 ti", "rtx-4070-ti-super"),
+        ("rtx 4060", "rtx-4060-ti-16gb"),
+        ("5070", "rtx-5070-ti"),
+        ("2080", "rtx-2080-ti"),
+        ("rtx 4000", "rtx-4000-ada"),
+        ("NVIDIA RTX 5000", "rtx-5000-ada"),
+        ("rtx 6000", "rtx-6000-ada or rtx-pro-6000-blackwell"),
+    ],
+)
+def test_a_gpu_is_not_taken_for_its_namesake_of_another_chip(text: str, other: str) -> None:
+    with pytest.raises(UserError, match=rf"no GPU .* did you mean {other}\?"):
+        find_device(text)
+
+
 def test_every_gpu_is_found_by_its_name_and_its_title() -> None:
     assert len(device_names()) == len(set(device_names())) >= 35
     for name in device_names():
