@@ -67,6 +67,10 @@ class Fractions(NamedTuple):
     """Of memory bandwidth, from the cache: more than 1."""
     dequantisation: float
     """Of memory bandwidth, by bitsandbytes' kernels."""
+    unknown_cache_bytes: int
+    """Of a GPU whose cache is not known."""
+    emulated_bfloat16: float
+    """Of the float32 rate, by bfloat16 products on a GPU without units for them: they are widened first."""
     paging: float
     """Bytes a second of unified memory that moves between host and device: a part of what PCIe 3 to 5 takes."""
     host_seconds: float
@@ -86,16 +90,13 @@ shapes, the mean is usual and the highest most; a sixth less than usual is least
 UNMEASURED_PRODUCT_FRACTIONS = (0.50, 0.70, 0.95)
 ATTENTION_FRACTIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "8.0": ((0.45, 0.58, 0.68), (0.35, 0.48, 0.60)),
-    "9.0": ((0.25, 0.30, 0.48), (0.20, 0.26, 0.40)),
+    "9.0": ((0.25, 0.60, 0.69), (0.20, 0.52, 0.60)),
+    "10.0": ((0.14, 0.50, 0.80), (0.11, 0.42, 0.70)),
 }
 """The same for fused attention, forward and backward."""
 UNMEASURED_ATTENTION_FRACTIONS = ((0.30, 0.50, 0.80), (0.25, 0.42, 0.70))
-PAGING = (5e9, 12e9, 25e9)
+PAGING = (5e9, 12e9, 50e9)
 BOUNDS: dict[Bound, int] = {"slow": 0, "typical": 1, "fast": 2}
-UNKNOWN_CACHE_BYTES: dict[Bound, int] = {"slow": 0, "typical": 0, "fast": 128 * MIB}
-"""Of a GPU whose cache is not known: none, or as much as the largest of the catalogue's NVIDIA GPUs has."""
-EMULATED_BFLOAT16 = 0.5
-"""Of the float32 rate, by bfloat16 products on a GPU without units for them: they are widened first."""
 
 
 def datasheet_fractions(device: Device, bound: Bound) -> Fractions:
@@ -107,10 +108,12 @@ def datasheet_fractions(device: Device, bound: Bound) -> Fractions:
         product=PRODUCT_FRACTIONS.get(architecture, UNMEASURED_PRODUCT_FRACTIONS)[index],
         attention=forward[index],
         attention_backward=backward[index],
-        masked_attention=(0.15, 0.30, 0.45)[index],
+        masked_attention=(0.15, 0.30, 0.60)[index],
         bandwidth=(0.65, 0.82, 0.92)[index],
         cache=(2.0, 3.0, 5.0)[index],
-        dequantisation=(0.40, 0.60, 0.85)[index],
+        dequantisation=(0.30, 0.60, 0.92)[index],
+        unknown_cache_bytes=(0, 0, 128 * MIB)[index],
+        emulated_bfloat16=(0.4, 0.5, 1.0)[index],
         paging=PAGING[index],
         host_seconds=(15e-6, 8e-6, 4e-6)[index],
         kernel_seconds=(4e-6, 2.5e-6, 1.5e-6)[index],
@@ -129,7 +132,8 @@ class DatasheetRates:
         self.peaks = device.peak_flops_per_second
         self.multiprocessors = device.multiprocessors
         self.fractions = datasheet_fractions(device, bound)
-        self.cache_bytes = UNKNOWN_CACHE_BYTES[bound] if device.cache_bytes is None else device.cache_bytes
+        unknown = self.fractions.unknown_cache_bytes
+        self.cache_bytes = unknown if device.cache_bytes is None else device.cache_bytes
         self.bandwidth = device.bandwidth_bytes_per_second * self.fractions.bandwidth
 
     def host_seconds(self, phase: HostPhase) -> float:
@@ -174,7 +178,7 @@ class DatasheetRates:
 
     def peak(self, dtype: str) -> float:
         """Return the floating-point operations a second of dense products in ``dtype``."""
-        return self.peaks[dtype] if dtype in self.peaks else EMULATED_BFLOAT16 * self.peaks["float32"]
+        return self.peaks.get(dtype) or self.fractions.emulated_bfloat16 * self.peaks["float32"]
 
     def _filled(self, m: Any, n: Any, k: Any, batch: Any) -> Any:
         """Return which part of the multiprocessors' time goes into elements of the result that are wanted.

@@ -40,6 +40,7 @@ from tests.estimator.test_ground_truth import (
 )
 
 RECAST = [row for row in rows("a100_80gb_mistral_7b.csv") if row["prepare_kbit"] == "recast"]
+PAGE = (Path(__file__).parents[3] / "docs" / "speed.md").read_text(encoding="utf-8")
 STEPS = 5000
 """Of each run on the L40S."""
 
@@ -123,8 +124,7 @@ def test_ranks_and_methods_rank_on_an_l40s_as_they_were_measured_to() -> None:
 
 def documented(first_column: str) -> list[list[str]]:
     """Return the rows of the page's table whose first column has that title."""
-    page = (Path(__file__).parents[3] / "docs" / "speed.md").read_text(encoding="utf-8")
-    table = page.partition(f"| {first_column} |")[2].partition("\n\n")[0]
+    table = PAGE.partition(f"| {first_column} |")[2].partition("\n\n")[0]
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
 
 

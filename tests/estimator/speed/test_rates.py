@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from msgspec.structs import replace
 
-from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.devices.device import all_devices, find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
-from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
+from lorabench.estimator.speed.rates import BOUNDS, Fractions, datasheet_fractions
+from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, LEAST_POWER, Throughput, estimate_throughput
+from tests.estimator.speed.test_ground_truth import PAGE, documented
+
+FRACTIONS = {
+    "of peak, products": ["product"],
+    "of peak, attention forward, backward": ["attention", "attention_backward"],
+    "of peak, attention with a mask": ["masked_attention"],
+    "of bandwidth, passes": ["bandwidth"],
+    "of bandwidth, from the cache": ["cache"],
+    "of bandwidth, dequantisation": ["dequantisation"],
+    "cache, where its size has no source": ["unknown_cache_bytes"],
+    "of float32's peak, bfloat16 without units for it": ["emulated_bfloat16"],
+    "paging": ["paging"],
+    "processor, an operation": ["host_seconds"],
+    "shortest kernel": ["kernel_seconds"],
+}
+"""What the page calls each of `Fractions`."""
+UNITS = {"": 1.0, " µs": 1e-6, " GB/s": 1e9, " MiB": 2.0**20}
+
+
+def test_the_page_tells_every_fraction_of_every_gpu() -> None:
+    assert {name for names in FRACTIONS.values() for name in names} == set(Fractions._fields)
+    rows: dict[str, dict[str, list[str]]] = {}
+    for cells in documented("fraction"):
+        what, _, gpus = cells[0].partition(": ")
+        rows.setdefault(what, {}).update(dict.fromkeys(gpus.split(", "), cells[1:4]))
+    assert rows.keys() == FRACTIONS.keys()
+    families = {device.name.partition("-")[0].upper() for device in all_devices()}
+    assert {gpu for row in rows.values() for gpu in row} <= families | {"any other", ""}
+    for device in all_devices():
+        for what, row in rows.items():
+            told = row.get(device.name.partition("-")[0].upper()) or row.get("any other") or row[""]
+            for bound, cell in zip(BOUNDS, told, strict=True):
+                number, unit = re.fullmatch(r"([\d., ]*\d)(.*)", cell).groups()  # type: ignore[union-attr]
+                used = [getattr(datasheet_fractions(device, bound), name) for name in FRACTIONS[what]]
+                assert used == pytest.approx([UNITS[unit] * float(one) for one in number.split(", ")]), device.name
+
+
+def test_the_page_tells_what_else_is_assumed() -> None:
+    assert f"from {100 * LEAST_POWER:.0f} % of its power" in PAGE
+    assert f"Of a calibrated device the range is {100 * CALIBRATED_ERROR:.0f} % either way" in PAGE
 
 
 def test_a_cache_that_is_not_known_widens_the_range_and_is_not_counted_on() -> None:
