@@ -17,7 +17,7 @@ from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.fused_loss import FUSED_LOSS_MODEL_TYPES
 from lorabench.estimator.memory.states import Term, states
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.parameters import adapted_experts, count_parameters
+from lorabench.estimator.recipes.parameters import adapted_experts, adapted_linears, count_parameters
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
@@ -165,13 +165,29 @@ def _estimate_by_trace(
 
 def recipe_warnings(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
     """Return what is odd about ``recipe`` on ``spec``, though it runs."""
+    warnings = []
     longest = spec.max_position_embeddings
-    if not 0 < longest < recipe.seq_len:
-        return ()
-    return (
-        f"seq_len {recipe.seq_len} is longer than the {longest} positions that {spec.name} was made for: it runs, but "
-        "may not learn well there",
-    )
+    if 0 < longest < recipe.seq_len:
+        warnings.append(
+            f"seq_len {recipe.seq_len} is longer than the {longest} positions that {spec.name} was made for: it runs, "
+            "but may not learn well there"
+        )
+    full_ranks = _full_ranks(spec, recipe)
+    reached = {name: full for name, full in full_ranks.items() if full <= (recipe.rank or 0)}
+    if reached:
+        which = "any matrix that it adapts" if reached == full_ranks else ", ".join(reached)
+        warnings.append(
+            f"rank {recipe.rank} is not low for {which}, whose full rank is {max(reached.values())} at most: such an "
+            "adapter has more parameters than the matrix itself"
+        )
+    return tuple(warnings)
+
+
+def _full_ranks(spec: ModelSpec, recipe: Recipe) -> dict[str, int]:
+    """Return the full rank of each linear layer that gets an adapter; none where they are not known without a trace."""
+    if not has_closed_form(spec):
+        return {}
+    return {linear.name: min(linear.in_features, linear.out_features) for linear, _ in adapted_linears(spec, recipe)}
 
 
 def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:

@@ -167,6 +167,20 @@ def test_a_sequence_longer_than_the_model_s_is_warned_of(estimate: Any, format_:
     assert "positions" not in estimate("pythia-160m", "--seq-len", "2048", "--format", format_)[1]
 
 
+def test_a_rank_that_is_not_low_is_warned_of(estimate: Any) -> None:
+    """Llama-3.1-8B's keys and values are 4096 × 1024, and no side of the others is below 4096."""
+
+    def said(rank: int, *others: str) -> str:
+        return " ".join(estimate(LLAMA, "--rank", str(rank), *others)[1].split())
+
+    assert "warning" not in said(1023)
+    assert "rank 1024 is not low for self_attn.k_proj, self_attn.v_proj, whose full rank is 1024 at most" in said(1024)
+    assert "warning" not in said(1024, "--target-modules", "mlp")
+    assert "rank 4096 is not low for any matrix that it adapts, whose full rank is 4096 at most" in said(4096)
+    adapter, matrix = 1024 * (4096 + 1024), 4096 * 1024
+    assert adapter > matrix
+
+
 @pytest.fixture
 def olmo2(tmp_path: Path) -> str:
     """Return the path of a config.json whose architecture has no closed form."""
