@@ -81,6 +81,7 @@ def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str
                 "name": device.name,
                 "title": device.title,
                 "memoryBytes": device.memory_bytes,
+                "usableBytes": device.usable_bytes,
                 "architecture": architectures.index(device.architecture),
                 "rates": rates(device),
             }

@@ -62,7 +62,7 @@ export function estimateOf(chosen) {
   const found = sized(chosen);
   if (!found) return null;
   const { recipe, values, many, filled, place } = found;
-  const { memoryBytes, architecture } = gpuNamed(chosen.gpu);
+  const { memoryBytes, usableBytes, architecture } = gpuNamed(chosen.gpu);
   const { workspaces, reserved } = PLANNING.architectures[architecture];
   const peak = peakOf(recipe.forms[many][filled], recipe.held[place], workspaces, values);
   const components = Object.fromEntries(PLANNING.components.map((name, at) => [name, peak.components[at]]));
@@ -78,6 +78,7 @@ export function estimateOf(chosen) {
     reservedBytes: [low, high],
     totalBytes: [totalLow, totalHigh],
     memoryBytes,
+    usableBytes,
     verdict: decided(PLANNING.verdict.answer, judged),
     marginBytes: judged[PLANNING.verdict.margin],
     trainable: recipe.trainable[place],

@@ -86,6 +86,7 @@ register("fits", {
       rows: [
         ["peak allocated", formatBytes(estimate.peakBytes)],
         ["of the GPU, at worst", formatBytes(estimate.totalBytes[1])],
+        ["usable of the GPU", formatBytes(estimate.usableBytes)],
         [estimate.marginBytes < 0 ? "too much" : "to spare", formatBytes(Math.abs(estimate.marginBytes))],
       ],
     };

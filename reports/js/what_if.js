@@ -77,11 +77,12 @@ function say(name, text) {
   section.querySelector(name).textContent = text;
 }
 
-function range([least, most]) {
-  const [from, to] = [formatBytes(least), formatBytes(most)];
+// Two sizes with a word between them, and the unit once where it is the same.
+function both([first, second], word) {
+  const [from, to] = [formatBytes(first), formatBytes(second)];
   if (from === to) return from;
   const [number, unit] = from.split(" ");
-  return `${to.endsWith(unit) ? number : from} to ${to}`;
+  return `${to.endsWith(unit) ? number : from} ${word} ${to}`;
 }
 
 function sayChosen(chosen, estimate) {
@@ -93,15 +94,15 @@ function sayChosen(chosen, estimate) {
   verdict.dataset.verdict = estimate.verdict;
   say(".peak", formatBytes(estimate.peakBytes));
   say(".phase", `In ${estimate.phase}.`);
-  say(".total", range(estimate.totalBytes));
+  say(".total", both(estimate.totalBytes, "to"));
   const left = `${formatBytes(Math.abs(estimate.marginBytes))} ${estimate.marginBytes < 0 ? "too much" : "to spare"} at worst`;
-  say(".margin", `Of ${formatBytes(estimate.memoryBytes)}: ${left}.`);
+  say(".margin", `${both([estimate.usableBytes, estimate.memoryBytes], "of")} usable: ${left}.`);
   const speed = speedOf(chosen);
   say(".answer .speed", speed ? `${formatNumber(speed.likely)} tokens/s` : "not known");
   say(
     ".rates",
     speed
-      ? `${formatNumber(speed.least)} to ${formatNumber(speed.most)}, at datasheet rates, if it fits.`
+      ? `${formatNumber(speed.least)} to ${formatNumber(speed.most)}, at datasheet rates${estimate.verdict === "does not fit" ? ", if it fitted" : ""}.`
       : `Nothing is known of ${gpu} but its memory.`,
   );
   say(".trainable", estimate.trainable.toLocaleString("en-US"));

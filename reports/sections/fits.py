@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lorabench.estimator.devices.device import DRIVER_BYTES
 from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
 from lorabench.reports.packing import pack
 from lorabench.reports.planning import RANKS, methods, planning
@@ -27,5 +28,6 @@ def fits(subject: Subject) -> dict[str, Any] | None:
         "ranks": RANKS,
         "rank": usual.rank,
         "gpus": subject.gpus,
+        "driver_bytes": DRIVER_BYTES,
         "charts": [{"method": method, "batchSizes": BATCH_SIZES, "lengths": LENGTHS} for method in shown],
     }

@@ -174,9 +174,8 @@ def test_the_headlines_are_the_estimates(browser: webdriver.Chrome) -> None:
     estimate = estimated("llama", "rtx-4090", "qlora", 16, batch_size=3, seq_len=1000)
     assert estimate.margin_bytes is not None
     assert text(browser, "#what_if .peak") == format_bytes(estimate.memory.peak_allocated_bytes)
-    assert (
-        text(browser, "#what_if .margin") == f"Of 23.99 GiB: {format_bytes(estimate.margin_bytes)} to spare at worst."
-    )
+    spare = format_bytes(estimate.margin_bytes)
+    assert text(browser, "#what_if .margin") == f"23.24 of 23.99 GiB usable: {spare} to spare at worst."
     assert text(browser, "#what_if .trainable") == f"{estimate.parameters.trainable:,}"
     settings = estimate.recipe.describe()
     for name, value in re.findall(r"(\w+) ([^,]+)", text(browser, "#what_if .settings")):
@@ -195,7 +194,11 @@ def test_speed_is_the_estimate_for_any_sizes_on_any_gpu(browser: webdriver.Chrom
         assert speed is not None
         assert text(browser, "#what_if .speed") == f"{format_number(speed.tokens_per_second)} tokens/s"
         least, most = map(format_number, speed.tokens_per_second_range)
-        assert text(browser, "#what_if .rates") == f"{least} to {most}, at datasheet rates, if it fits."
+        fits = estimated(model, gpu, method, rank, **options).verdict != "does not fit"
+        assert (
+            text(browser, "#what_if .rates")
+            == f"{least} to {most}, at datasheet rates{'' if fits else ', if it fitted'}."
+        )
 
 
 def test_speed_is_left_open_where_only_the_memory_is_known(browser: webdriver.Chrome) -> None:
