@@ -90,6 +90,22 @@ def test_the_table_names_the_whole_recipe_within_80_columns(estimate: Any, model
     assert f"{method}\n" in out
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--modules-to-save", "embed_tokens,lm_head"),
+        ("--method", "qlora", "--modules-to-save", "embed_tokens,lm_head", "--optim", "paged_adamw_32bit"),
+        ("--rank", "99999", "--batch-size", "99999"),
+    ],
+)
+def test_what_is_too_long_of_a_row_goes_on_below(estimate: Any, options: tuple[str, ...]) -> None:
+    code, out, _ = estimate("Llama-3.1-405B", *options, "--gpu", "80GB")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    table = out.partition("held throughout")[2].partition("\n\n")[0]
+    assert " ".join(table.split()).count("float32") >= 2
+
+
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_a_config_file_or_its_folder_is_a_model(estimate: Any, tmp_path: Path, as_folder: bool) -> None:
     config = tmp_path / "config.json"

@@ -12,7 +12,7 @@ from lorabench.bench.records.record import DeviceFacts
 from lorabench.bench.running.fit import predict_fit
 from lorabench.bench.running.jobs import Settings
 from lorabench.bench.suites.suite import Planned, Suite
-from lorabench.cli.listing import WIDTH, Column, as_table, folded
+from lorabench.cli.listing import Column, as_table, folded
 from lorabench.cli.speed import in_time
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -45,7 +45,7 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
     counted = Counter(row.verdict for row in rows)
     lines = [
         *([*folded(suite.description), ""] if suite.description else []),
-        as_table(_with_folded_first(_columns(rows, times, device))),
+        as_table(_columns(rows, times, device)),
         "",
         f"{len(rows)} recipe{'s' if len(rows) > 1 else ''}"
         + (f", {suite.repeats} times each" if suite.repeats > 1 else "")
@@ -80,7 +80,7 @@ def _training_seconds(row: Row, settings: Settings) -> float | None:
 
 def _columns(rows: Sequence[Row], times: Sequence[float | None], device: DeviceFacts) -> list[Column]:
     columns = [
-        Column("recipe", [row.label for row in rows], right=False),
+        Column("recipe", [row.label for row in rows], right=False, folds=True),
         Column("allocated", [in_gib(row.memory.peak_allocated_bytes) if row.memory else "" for row in rows]),
     ]
     if device.kind == "cuda":
@@ -89,20 +89,3 @@ def _columns(rows: Sequence[Row], times: Sequence[float | None], device: DeviceF
     if any(seconds is not None for seconds in times):
         columns.append(Column("training", [in_time(seconds) if seconds is not None else "" for seconds in times]))
     return [*columns, Column("verdict", [row.verdict for row in rows], right=False)]
-
-
-def _with_folded_first(columns: Sequence[Column]) -> list[Column]:
-    """Return ``columns`` with what is too long of the first, for lines of `WIDTH`, on lines below."""
-    first, *others = columns
-    room = WIDTH - sum(1 + max(map(len, (column.title, *column.cells))) for column in others)
-    cells_lines = [folded(cell, room, hanging="    ") for cell in first.cells]
-
-    def spread(cells: Sequence[str]) -> list[str]:
-        return [
-            cell for given, lines in zip(cells, cells_lines, strict=True) for cell in (given, *[""] * (len(lines) - 1))
-        ]
-
-    return [
-        first._replace(cells=[line for lines in cells_lines for line in lines]),
-        *(column._replace(cells=spread(column.cells)) for column in others),
-    ]

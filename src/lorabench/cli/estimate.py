@@ -164,7 +164,7 @@ def _source(estimate: Estimate) -> list[str]:
 def _state_columns(estimate: Estimate) -> list[Column]:
     terms = estimate.states
     return [
-        Column("held throughout", [term.what for term in terms], right=False),
+        Column("held throughout", [term.what for term in terms], right=False, folds=True),
         Column("elements", [f"{term.elements:,}" for term in terms]),
         Column("B each", [f"{term.bytes_per_element:.6g}" for term in terms]),
         Column("bytes", [f"{term.bytes:,}" for term in terms]),
@@ -185,7 +185,7 @@ def peak_columns(memory: Breakdown) -> list[Column]:
     return [
         Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
         Column("", [in_gib(bytes_) for _, bytes_, _ in rows]),
-        Column("", [what for _, _, what in rows], right=False),
+        Column("", [what for _, _, what in rows], right=False, folds=True),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 FORMATS = ("table", "json", "markdown", "csv")
@@ -20,6 +21,8 @@ class Column(NamedTuple):
     """One for each row; empty where there is nothing to say."""
     right: bool = True
     """Whether it holds numbers, which line up on the right."""
+    folds: bool = False
+    """Whether its cells go on below where lines would be too long for a terminal; of a table, one column may."""
 
 
 def folded(text: str, width: int = WIDTH, *, indent: str = "", hanging: str = "") -> list[str]:
@@ -31,12 +34,26 @@ def folded(text: str, width: int = WIDTH, *, indent: str = "", hanging: str = ""
 
 def as_table(columns: Sequence[Column]) -> str:
     """Return lines with the columns side by side, none cut, whatever the width of the terminal."""
+    cells = _lines_of_cells(columns)
+    lines = [line for row in zip(*cells, strict=True) for line in zip_longest(*row, fillvalue="")]
     padded = []
-    for column in columns:
-        width = max(map(len, (column.title, *column.cells)))
+    for column, texts in zip(columns, zip(*lines, strict=True), strict=True):
+        width = max(map(len, texts))
         pad = str.rjust if column.right else str.ljust
-        padded.append([pad(cell, width) for cell in (column.title, *column.cells)])
+        padded.append([pad(text, width) for text in texts])
     return "\n".join(" ".join(line).rstrip() for line in zip(*padded, strict=True))
+
+
+def _lines_of_cells(columns: Sequence[Column]) -> list[list[list[str]]]:
+    """Return the lines of each cell of each column, from its title down."""
+    widths = [max(map(len, (column.title, *column.cells))) for column in columns]
+    excess = max(0, sum(widths) + len(widths) - 1 - WIDTH)
+    cells = []
+    for column, width in zip(columns, widths, strict=True):
+        room = max(1, width - excess) if column.folds else width
+        whole = (column.title, *column.cells)
+        cells.append([[cell] if len(cell) <= room else folded(cell, room, hanging="    ") for cell in whole])
+    return cells
 
 
 def as_markdown(columns: Sequence[Column]) -> str:
