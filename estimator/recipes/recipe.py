@@ -177,8 +177,8 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
                 said[field] = (
                     {True: "yes", False: "no"}[value]
                     if isinstance(value, bool)
-                    else f"{value:g}"
-                    if (isinstance(value, float))
+                    else str(value).removesuffix(".0")
+                    if isinstance(value, float)
                     else str(value)
                 )
         return said

@@ -57,6 +57,16 @@ def test_a_recipe_survives_json_and_yaml(recipe: Recipe) -> None:
 
 
 @given(recipes)
+@example(make_recipe("any", lora_alpha=1_234_567.5, lora_dropout=0.012345678))
+def test_what_people_read_of_a_recipe_is_all_of_it(recipe: Recipe) -> None:
+    said = {
+        setting: value == "yes" if isinstance(getattr(recipe, setting), bool) else value
+        for setting, value in recipe.describe().items()
+    }
+    assert msgspec.convert(said, Recipe, strict=False) == recipe
+
+
+@given(recipes)
 def test_saying_the_defaults_changes_nothing(recipe: Recipe) -> None:
     said = {name: value for name, value in msgspec.structs.asdict(recipe).items() if value is not None}
     assert make_recipe(**said) == recipe
