@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.speed.flops import step_flops
+from lorabench.estimator.speed.throughput import estimate_throughput
 from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep
@@ -76,7 +78,7 @@ def test_only_the_experts_that_a_token_is_sent_to_count(family: str) -> None:
     assert step_flops(two, recipe).model - step_flops(one, recipe).model == expert
 
 
-MISTRAL = "mistralai/Mistral-7B-v0.1"
+LLAMA, MISTRAL = "meta-llama/Llama-3.1-8B", "mistralai/Mistral-7B-v0.1"
 LENGTH = 4096
 
 
@@ -107,6 +109,35 @@ def test_lora_needs_no_gradients_of_weights_but_its_own() -> None:
     # Of the first layer, the inputs of q, k and v need no gradient.
     spared = 2 * 4096 * (4096 + 1024 + 1024 + 3 * rank)
     assert needed == pytest.approx(2 * linear + 3 * attention + 3 * adapters - spared, rel=1e-6)
+
+
+def test_llama_3_1_8b_with_lora_and_checkpointing_does_what_is_on_paper() -> None:
+    """Per token: 2 operations a weight forward, 2 for its input's gradient, 2 more where it trains; recomputed: 2."""
+    layer = 4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 14336
+    head = 4096 * 128256
+    rank, length = 16, 2048
+    adapters = rank * ((4096 + 4096) * 2 + (4096 + 1024) * 2 + (4096 + 14336) * 3)
+    attention = 2 * 4096 * (length + 1) / 2  # of one product: queries by keys, or what they weigh by values
+    forward = 32 * (2 * (layer + adapters) + 2 * attention) + 2 * head
+    backward = 32 * (2 * layer + 4 * adapters + 4 * attention) + 2 * head
+    # Of the first layer, the inputs of q, k and v need no gradient.
+    spared = 2 * (4096 * (4096 + 1024 + 1024) + 3 * rank * 4096)
+    # Recomputed is a layer but for its last product, down_proj's lora_B; and backward works the scores out once more.
+    again = 32 * (2 * (layer + adapters - rank * 4096) + 2 * attention + attention)
+    flops = step_flops(find_model(LLAMA), make_recipe(LLAMA, method="lora", rank=rank, seq_len=length))
+    assert flops.model == pytest.approx((forward + backward - spared) * length, rel=1e-9)
+    assert flops.hardware == pytest.approx((forward + backward + again) * length, rel=1e-9)
+
+
+def test_mfu_is_palm_s_but_for_what_tokens_do_not_see() -> None:
+    """PaLM, appendix B: tokens per second · (6 · N + 12 · L · H · Q · T) / peak, over all pairs of T tokens."""
+    gpu, spec = find_device("a100-sxm-80gb"), find_model(MISTRAL)
+    speed = estimate_throughput(spec, options("full"), gpu)
+    assert speed is not None
+    multiplied = 7_241_732_096 - 32000 * 4096 - 65 * 4096  # all but the embedding, which is looked up, and norms
+    attention = 12 * 32 * 32 * 128 * LENGTH
+    seen = (LENGTH + 1) / 2 / LENGTH
+    assert speed.mfu == pytest.approx(speed.tokens_per_second * (6 * multiplied + seen * attention) / 312e12, rel=1e-9)
 
 
 def test_checkpointing_changes_what_is_done_but_not_what_is_needed() -> None:

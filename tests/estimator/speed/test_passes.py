@@ -1,0 +1,66 @@
+"""The bytes that a step passes over, against torch's own operations of a real step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.speed.extents import fill_recipe
+from lorabench.estimator.speed.operations import micro_batch_operations
+from lorabench.estimator.trace.build import build_model
+from tests.small_models import small_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+NO_PASSES = ("mm", "bmm", "addmm", "_scaled_dot_product", "empty", "new_empty", "zeros", "_unsafe_view")
+"""Products and attention, which have bytes of their own; and what only makes tensors, or other views of them."""
+
+
+class PassCounter(TorchDispatchMode):
+    """Counts the bytes that elementwise operations read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        aliases = [one.alias_info for one in func._schema.returns if one.alias_info is not None]
+        is_view = any(not alias.is_write for alias in aliases)
+        if not is_view and not func._schema.name.removeprefix("aten::").startswith(NO_PASSES):
+            tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, torch.Tensor)]
+            self.bytes += sum(one.numel() * one.element_size() for one in tensors)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"method": "full", "gradient_checkpointing": False, "dtype": "bfloat16", "mixed_precision": "no"}),
+        ("llama", {"method": "full", "gradient_checkpointing": False}),
+        ("llama", {"method": "full", "gradient_checkpointing": True}),
+        ("llama", {"method": "lora", "gradient_checkpointing": False, "lora_dropout": 0.0}),
+        ("llama", {"method": "lora", "gradient_checkpointing": True, "lora_dropout": 0.0}),
+        ("phi3", {"method": "lora", "gradient_checkpointing": True, "lora_dropout": 0.0}),
+        ("granite", {"method": "full", "gradient_checkpointing": True}),
+    ],
+)
+def test_a_step_passes_over_the_bytes_that_torch_s_operations_do(family: str, settings: dict[str, Any]) -> None:
+    """Without dropout, which is one kernel on a GPU and several operations on a CPU."""
+    spec = small_model(family)
+    recipe = make_recipe(spec.name, batch_size=2, seq_len=128, **settings)
+    model = build_model(spec, recipe, "cpu", seed=0).train()
+    tokens = torch.randint(0, spec.vocab_size, (recipe.batch_size, recipe.seq_len))
+    with PassCounter() as counter:
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+    filled = fill_recipe(spec, recipe)
+    operations = micro_batch_operations(spec, recipe, "cpu").operations
+    counted = sum(times * filled.sum(operation.passed) for operation, times in operations)
+    assert counted == pytest.approx(counter.bytes, rel=0.07)
