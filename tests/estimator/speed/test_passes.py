@@ -21,11 +21,11 @@ NO_PASSES = ("mm", "bmm", "addmm", "_scaled_dot_product", "empty", "new_empty", 
 """Products and attention, which have bytes of their own; and what only makes tensors, or other views of them."""
 
 
-class PassCounter(TorchDispatchMode):
+class PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that elementwise operations read and write."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
