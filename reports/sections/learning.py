@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ from lorabench.reports.runs import Run, by_model
 from lorabench.reports.sections.figures import Figure, figures
 from lorabench.reports.sections.points import by_method, pareto_front
 
-RUNS_IN_A_FIGURE = 8
 DASHES = ("", "8 3", "2 3", "12 3 2 3", "5 5", "1 5", "12 6", "8 3 2 3 2 3")
-"""Stroke patterns that tell apart the curves of one method, which share its colour."""
+"""Stroke patterns that tell apart the curves of a figure, whose colours are their methods'."""
+RUNS_IN_A_FIGURE = len(DASHES)
 
 
 def learning(runs: Sequence[Run]) -> dict[str, Any] | None:
@@ -40,12 +39,10 @@ def _finite(run: Run) -> list[float]:
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
-    curves = []
-    used: dict[str, int] = defaultdict(int)
-    for run in figure.runs:
-        dash = DASHES[used[run.method] % len(DASHES)]
-        used[run.method] += 1
-        curves.append({"run": run.index, "name": run.name, "method": run.method, "dash": dash})
+    curves = [
+        {"run": run.index, "name": run.name, "method": run.method, "dash": dash}
+        for run, dash in zip(figure.runs, DASHES, strict=False)
+    ]
     return {
         "model": figure.model,
         "part": figure.part,
