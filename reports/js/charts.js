@@ -19,13 +19,15 @@ export const AXIS = {
   nameTextStyle: { color: "var(--muted)", fontSize: 12 },
   splitLine: { lineStyle: { color: "var(--line)" } },
 };
+// The name of a vertical axis, above it.
+export const NAMED_ABOVE = { nameLocation: "end", nameGap: 12, nameTextStyle: { ...AXIS.nameTextStyle, align: "left" } };
 
 // What a chart can show along an axis: how it is written, and the unit that its scale counts in.
 export const QUANTITIES = {
   bytes: { write: formatBytes, unit: (longest) => byteScale(longest) },
   rate: { write: (rate) => `${formatNumber(rate)} tokens/s`, unit: () => ({ name: "tokens/s", size: 1 }) },
   seconds: { write: formatSeconds, unit: (longest) => (longest >= 1 ? { name: "s", size: 1 } : { name: "ms", size: 0.001 }) },
-  loss: { write: formatLoss, unit: () => ({ name: "", size: 1 }) },
+  loss: { write: formatLoss, unit: () => ({ name: "nats", size: 1 }) },
   share: { write: formatShare, unit: () => ({ name: "", size: 1 }) },
 };
 

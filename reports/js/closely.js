@@ -21,14 +21,14 @@ register("phases", {
 
   runs: ({ run }) => [run],
 
-  option(data) {
+  option(data, { width }) {
     const all = breakdownsOf(data.run);
     const peaks = data.answers.flatMap((answer) => data.phases.map((phase) => phasePeak(all[answer], phase) ?? 0));
     const scale = byteScale(Math.max(...peaks));
     return {
       ...CHART,
       grid: plot,
-      xAxis: { ...AXIS, type: "category", data: data.phases },
+      xAxis: { ...AXIS, type: "category", data: data.phases, axisLabel: { ...AXIS.axisLabel, interval: 0, rotate: width >= 480 ? 0 : 35 } },
       yAxis: axisOfBytes(scale),
       series: data.answers.map((answer) => ({
         type: "bar",
@@ -76,7 +76,7 @@ register("timeline", {
 
   runs: ({ run }) => [run],
 
-  option({ run }) {
+  option({ run }, { width }) {
     const timeline = timelineOf(run);
     if (!timeline) return CHART;
     const scale = byteScale(Math.max(...timeline.points.map(([, bytes]) => bytes)));
@@ -88,7 +88,7 @@ register("timeline", {
         type: "value",
         min: "dataMin",
         max: "dataMax",
-        name: `${timeline.moment} since the step began`,
+        name: width >= 480 ? `${timeline.moment} since the step began` : timeline.moment,
         nameLocation: "middle",
         nameGap: 26,
         splitLine: { show: false },
@@ -100,7 +100,7 @@ register("timeline", {
           type: "line",
           step: "end",
           symbol: "none",
-          sampling: "max",
+          sampling: "minmax",
           data: timeline.points.map(([moment, bytes]) => [moment, bytes / scale.size]),
           lineStyle: { color: "var(--measured)", width: 1.5 },
           areaStyle: { color: "var(--measured)", opacity: 0.15 },

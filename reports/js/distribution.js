@@ -1,6 +1,6 @@
 // How many runs lie in each of some ranges: bars in the methods' colours, one upon the other.
 
-import { AXIS, CHART, methodColour, register } from "./charts.js";
+import { AXIS, CHART, methodColour, NAMED_ABOVE, register } from "./charts.js";
 
 const LABEL_WIDTH = 110;
 
@@ -14,7 +14,7 @@ register("distribution", {
     const slanted = width < LABEL_WIDTH * data.ranges.length;
     return {
       ...CHART,
-      grid: { left: 4, right: 8, top: 12, bottom: 30, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
+      grid: { left: 4, right: 8, top: 30, bottom: 30, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
       xAxis: {
         ...AXIS,
         type: "category",
@@ -24,7 +24,7 @@ register("distribution", {
         nameGap: slanted ? 58 : 26,
         axisLabel: { ...AXIS.axisLabel, interval: 0, rotate: slanted ? 35 : 0 },
       },
-      yAxis: { ...AXIS, type: "value", minInterval: 1, splitNumber: 4 },
+      yAxis: { ...AXIS, type: "value", ...NAMED_ABOVE, name: "runs", minInterval: 1, splitNumber: 4 },
       series: Object.entries(data.counts)
         .filter(([method]) => !hidden.has(method))
         .map(([method, counts]) => ({

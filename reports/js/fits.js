@@ -106,11 +106,11 @@ register("fits", {
 
 // The longest sequence of one that fits, in words.
 function caption(data) {
-  const { model, gpu, rank } = data.chosen;
+  const { model, gpu, rank, checkpointing } = data.chosen;
   const lengths = lengthsOf(data);
   if (!cell(data, lengths[0], 1)) return `${model} cannot be trained with ${data.method}.`;
   const fitting = lengths.filter((length) => cell(data, length, 1).verdict === "fits");
-  const recipe = data.method === "full" ? data.method : `${data.method} r${rank}`;
+  const recipe = `${data.method}${data.method === "full" ? "" : ` r${rank}`}, checkpointing ${checkpointing}`;
   if (!fitting.length) return `${model}, ${recipe}: nothing here fits ${gpu}.`;
   const longest = fitting.at(-1);
   const most = data.batchSizes.filter((size) => cell(data, longest, size).verdict === "fits").at(-1);

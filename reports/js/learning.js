@@ -1,6 +1,6 @@
 // Loss by step: one curve for each run, in its method's colour and with a stroke of its own; smoothed if asked.
 
-import { AXIS, CHART, chartIn, methodColour, register } from "./charts.js";
+import { AXIS, CHART, chartIn, methodColour, NAMED_ABOVE, register } from "./charts.js";
 import { formatLoss } from "./quantities.js";
 import { entryOf } from "./store.js";
 
@@ -48,7 +48,7 @@ register("learning", {
     const smooth = data.smoothing ? shown.map((one) => curve(smoothed(lossesOf(one.run), data.smoothing), one, false)) : [];
     return {
       ...CHART,
-      grid: { left: 4, right: 16, top: 12, bottom: 26, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
+      grid: { left: 4, right: 16, top: 30, bottom: 26, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
       xAxis: {
         ...AXIS,
         type: "value",
@@ -72,7 +72,9 @@ register("learning", {
       },
       yAxis: {
         ...AXIS,
+        ...NAMED_ABOVE,
         type: "value",
+        name: "loss, nats",
         scale: true,
         splitLine: { ...AXIS.splitLine, showMinLine: false, showMaxLine: false },
         min: data.lowest - margin,

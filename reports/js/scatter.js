@@ -1,6 +1,6 @@
 // Runs as points between two quantities, coloured by method, with a diagonal and its bands or with a front.
 
-import { AXIS, CHART, methodColour, onAxis, QUANTITIES, register } from "./charts.js";
+import { AXIS, CHART, methodColour, NAMED_ABOVE, onAxis, QUANTITIES, register } from "./charts.js";
 import { fullName } from "./store.js";
 
 const REACH = 30;
@@ -85,7 +85,7 @@ register("scatter", {
       ...CHART,
       grid: { left: 4, right: 16, top: 30, bottom: 30, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
       xAxis: { ...axis(data.x, x, width), nameLocation: "middle", nameGap: 26 },
-      yAxis: { ...axis(data.y, y, width), nameLocation: "end", nameGap: 12, nameTextStyle: { ...AXIS.nameTextStyle, align: "left" } },
+      yAxis: { ...axis(data.y, y, width), ...NAMED_ABOVE },
       series: [
         ...guides.map((guide) => ({ ...guide, clip: true, z: 1 })),
         ...shownMethods(data, hidden).map((method) => ({

@@ -10,7 +10,7 @@ register("speed", {
   height: (data) => 48 * data.rows.length + AXIS_HEIGHT,
 
   option(data, { width }) {
-    const names = data.rows.map((row) => row.name);
+    const names = data.rows.map((row) => (row.unstable.length ? `${row.name}, unstable` : row.name));
     const wordy = width >= 560;
     return {
       ...base(names, { right: wordy ? 190 : 64 }),
@@ -82,14 +82,14 @@ function barEnd(api, row, wordy) {
     shape: { x1, y1, x2, y2 },
     style: { stroke: "var(--text)", lineWidth: 1.5 },
   });
-  const more = [...(row.mfu === null ? [] : [`MFU ${utilisation(row.mfu)}`]), ...(row.unstable.length ? ["unstable"] : [])];
   const figure = formatNumber(row.tokensPerSecond);
+  const used = row.mfu === null ? "" : `, MFU ${utilisation(row.mfu)}`;
   const text = {
     type: "text",
     x: Math.max(end, high) + 6,
     y,
     style: {
-      text: wordy ? [`${figure} tokens/s`, ...more].join(", ") : figure,
+      text: wordy ? `${figure} tokens/s${used}` : figure,
       fill: "var(--text)",
       fontSize: 12,
       fontFamily: FONT,

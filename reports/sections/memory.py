@@ -24,6 +24,7 @@ def memory(runs: Sequence[Run]) -> dict[str, Any] | None:
     answers = [answer for answer in ANSWERS if any(answer in run.breakdowns for run in shown)]
     return {
         "answers": answers,
+        "phases": PHASES,
         "legend": [
             {"key": name, "label": name.replace("_", " "), "description": COMPONENTS.get(name, "")}
             for name in components

@@ -21,6 +21,8 @@ class Cost(NamedTuple):
 
     choice: str
     pairs: int
+    unstable: int
+    """Of the pairs, those with a run whose step times are not to be trusted."""
     memory: float
     memory_range: tuple[float, float]
     speed: float
@@ -59,7 +61,8 @@ def _cost(choice: str, pairs: Sequence[tuple[Run, Run]]) -> Cost:
     memory = [(new.measured_peak_bytes or 0) / (old.measured_peak_bytes or 1) - 1 for old, new in pairs]
     rates = [(new.tokens_per_second or 0) / (old.tokens_per_second or 1) - 1 for old, new in pairs]
     ends = [(min(shares), max(shares)) for shares in (memory, rates)]
-    return Cost(choice, len(pairs), median(memory), ends[0], median(rates), ends[1])
+    unstable = sum(bool(old.unstable or new.unstable) for old, new in pairs)
+    return Cost(choice, len(pairs), unstable, median(memory), ends[0], median(rates), ends[1])
 
 
 def _by_work(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -471,6 +471,15 @@ def test_one_run_is_shown_closely(browser: Browser) -> None:
         assert measured_peak == quantities.format_bytes(other.record.measurement.memory.phase_peaks_bytes[phase])
 
 
+def test_a_narrow_timeline_reaches_as_high_and_low_as_a_wide_one(browser: Browser) -> None:
+    line = ".closely .timeline path[fill='none'][stroke='var(--measured)']"
+    heights = []
+    for width in (1200, 320):
+        browser.show("suite", width=width)
+        heights.append(browser.run("return document.querySelector(arguments[0]).getBBox().height", line))
+    assert heights[1] == pytest.approx(heights[0], rel=0.02)
+
+
 def test_smoothing_draws_a_curve_over_each_raw_one(browser: Browser) -> None:
     browser.show("suite")
     count = "return document.querySelectorAll('#learning .chart[data-chart=learning] path[fill=none]').length"
