@@ -14,14 +14,20 @@ Trail = tuple[str | int, ...]
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """As in YAML 1.2, true and false are the only booleans (``mixed_precision: no`` is a word), and dates are words."""
+    """Only what looks like a number is one, and only ``true`` and ``false`` are booleans; all else is a word.
+
+    PyYAML, which follows YAML 1.1, reads ``no`` as false, 010 as 8, 1:30 as 90, and 1e-4 as a word.
+    """
 
 
-_PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("int", "float", "null")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false"), list("tf"))
+_PlainLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", "~|null|", ["~", "n", ""]),
+    ("bool", "true|false", ["t", "f"]),
+    ("int", "[-+]?(0|[1-9][0-9]{0,17})", [*"-+0123456789"]),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+):
+    _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
 
 
 def read_plain_yaml(text: str, source: str) -> tuple[Any, dict[Trail, int]]:
@@ -58,7 +64,7 @@ class _Reader:
             return None
         self.lines.setdefault(trail, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
+            return self.scalars.construct_object(node)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*trail, index)) for index, item in enumerate(node.value)]
         values: dict[str, Any] = {}
@@ -71,13 +77,6 @@ class _Reader:
             self.lines[(*trail, key)] = key_node.start_mark.line + 1
             values[key] = self.build(value_node, (*trail, key))
         return values
-
-    def _scalar(self, node: Any) -> Any:
-        try:
-            return self.scalars.construct_object(node)
-        except ValueError as error:
-            # Such as 0x without digits, which YAML 1.1 takes for a number.
-            raise _error(self.source, node, f"{node.value!r} is no number: quote it") from error
 
 
 def _error(source: str, node: Any, message: str) -> UserError:

@@ -143,6 +143,11 @@ include:
     ]
 
 
+def test_small_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    suite = load(tmp_path, f"matrix: {{model: {LLAMA}, lora_dropout: [5e-2, 0.25, .5, 0, 1.E-1]}}")
+    assert [planned.recipe.lora_dropout for planned in suite.recipes] == [0.05, 0.25, 0.5, 0.0, 0.1]
+
+
 def test_no_means_no_where_it_is_a_choice(tmp_path: Path) -> None:
     suite = load(
         tmp_path, f"matrix: {{model: {LLAMA}, mixed_precision: [no, bf16], double_quant: true, method: qlora}}"
@@ -245,6 +250,8 @@ def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("steps: 0", 1, "steps must be a whole number from 1 to 100000, got 0"),
         ("steps: many", 1, "steps must be a whole number from 1 to 100000, got 'many'"),
         ("steps: 1.5", 1, "got 1.5"),
+        ("steps: 1e1", 1, "got 10.0"),
+        *((f"steps: {odd}", 1, f"got '{odd}'") for odd in ("010", "1:30", "1_0", "0x10", "0o7", ".e1", "1e", "1" * 19)),
         ("steps: 1000000000000000000000000000", 1, "steps must be"),
         ("warmup_steps: -1", 1, "warmup_steps must be a whole number from 0 to 100000, got -1"),
         ("matrix: 3", 1, "matrix must be a mapping"),
