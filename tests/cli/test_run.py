@@ -300,7 +300,10 @@ def test_the_rest_takes_what_those_before_took(
         (["smoke", "--dry-run", "--repeats", "9999"], "--repeats must be a whole number from 1 to 1000, got 9999"),
         ([LLAMA, "-r", "-1", "-o", "out"], "rank must be a whole number from 1 to 2147483647, got -1"),
         ([LLAMA, "--timeout", "0", "-o", "out"], "--timeout"),
-        ([LLAMA, "--time-limit", "0", "-o", "out"], "--time-limit"),
+        *(
+            ([LLAMA, "--time-limit", minutes, "-o", "out"], "--time-limit must be above 0 and at most 1000000 minutes")
+            for minutes in ("0", "-1", "inf", "nan")
+        ),
         ([LLAMA, "--seed", "-1", "-o", "out"], "--seed"),
         ([LLAMA, "--dataset", "missing.txt", "-o", "out"], "missing.txt: cannot read the dataset"),
         ([LLAMA, "--weights", "missing", "-o", "out"], "weights missing: no folder with *.safetensors"),

@@ -41,6 +41,7 @@ OF_TRAINING = {
     *("quiet", "verbose"),
 }
 """Options that say nothing of what recipes take."""
+MOST_MINUTES = 10**6
 INTERRUPTED = 130
 UNFINISHED = 1
 NOTHING_MEASURED = 3
@@ -55,9 +56,7 @@ NOTHING_MEASURED = 3
 @click.option("--gpu", help="Of --dry-run: the GPU to hold them against, or its memory. [this machine]")
 @click.option("--skip-unfit", is_flag=True, help="Do not try what is predicted not to fit.")
 @click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds a recipe.")
-@click.option(
-    "--time-limit", type=click.FloatRange(0, 10**6, min_open=True), help="Minutes in all; --resume does the rest."
-)
+@click.option("--time-limit", type=float, help="Minutes in all; --resume does the rest.")
 @click.option("--repeats", type=int, help="Runs of each recipe, each of another seed. [1]")
 @click.option("--steps", type=int, help="Timed steps. [the suite's, or 20]")
 @click.option("--warmup-steps", type=int, help="Steps before the timed ones. [the suite's, or 3]")
@@ -112,6 +111,8 @@ def command(
         raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
     elif output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
+    if time_limit is not None and not 0 < time_limit <= MOST_MINUTES:  # which holds for no NaN
+        raise UserError(f"--time-limit must be above 0 and at most {MOST_MINUTES} minutes, got {time_limit:g}")
     from lorabench.bench.running.jobs import Settings
     from lorabench.bench.suites.suite import with_amounts
 
