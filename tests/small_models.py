@@ -30,6 +30,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """What each family's config has besides its sizes."""
 
+TINY: dict[str, Any] = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+"""Sizes of models that train many times over in a test."""
+
 MIXTURES = ("mixtral", "qwen3_moe")
 """Families whose experts are stacked in one parameter each."""
 

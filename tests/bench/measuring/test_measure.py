@@ -24,18 +24,11 @@ from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.trace.build import build_model
+from tests.small_models import TINY, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "tie_word_embeddings": False,
-}
+LLAMA = small_config("llama", **TINY)
 SPEC = read_config(LLAMA, "test/llama")
 WORDS = ("[UNK]", "</s>", "the", "a", "of", "to", "and", "in")
 METHODS = ("full", "lora", "qlora")
@@ -217,7 +210,7 @@ def test_real_weights_train_on_their_own_tokens_in_4_bits(tmp_path: Path) -> Non
     one = recipe(method="qlora", quant_type="fp4", double_quant=False, seq_len=16)
     asked = settings(steps=1, warmup_steps=0, weights=str(tmp_path))
     told = measure(spec, one, asked)
-    assert told.parameters.quantized == 2 * (4 * 64 * 64 + 3 * 64 * 96)
+    assert told.parameters.quantized == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)
     batch = next(make_batches(spec, one, asked, 1).of_step(0))
     assert set(batch["input_ids"].flatten().tolist()) <= set(range(len(WORDS)))
     quantization = BitsAndBytesConfig(

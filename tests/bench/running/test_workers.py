@@ -23,15 +23,9 @@ from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import make_recipe
 from tests.bench.pretend_training import HOW, ROOT, SERVER
+from tests.small_models import TINY, small_config
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
+LLAMA = small_config("llama", **TINY)
 SPEC = read_config(LLAMA, "test/llama")
 
 

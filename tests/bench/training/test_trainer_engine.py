@@ -21,10 +21,10 @@ from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep
-from tests.small_models import small_model
+from tests.small_models import TINY, small_model
 
 STEPS = 4
-SPEC = small_model("llama", hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=300)
+SPEC = small_model("llama", **TINY)
 
 
 def recipe_of(**options: Any) -> Recipe:

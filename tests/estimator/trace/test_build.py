@@ -17,25 +17,16 @@ from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep
 from lorabench.estimator.trace.storages import StorageLedger, model_bytes
+from tests.small_models import TINY, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama", "vocab_size": 300, "num_key_value_heads": 2, **SIZES},
+    "llama": small_config("llama", **TINY),
     "gpt2": {"model_type": "gpt2", "vocab_size": 300, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 32},
-    "gemma2": {"model_type": "gemma2", "vocab_size": 300, "num_key_value_heads": 2, "head_dim": 16, **SIZES},
-    "gpt_neox": {"model_type": "gpt_neox", "vocab_size": 300, **SIZES},
-    "qwen3_moe": {
-        "model_type": "qwen3_moe",
-        "vocab_size": 300,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
-        **SIZES,
-    },
+    "gemma2": small_config("gemma2", head_dim=16, **TINY),
+    "gpt_neox": small_config("gpt_neox", **TINY),
+    "qwen3_moe": small_config("qwen3_moe", head_dim=16, moe_intermediate_size=32, **TINY),
 }
 LLAMA_LINEARS = {  # in, out
     "self_attn.q_proj": (64, 64),

@@ -15,6 +15,7 @@ from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.step import TrainingStep
 from lorabench.estimator.trace.storages import StorageLedger
+from tests.small_models import TINY, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -111,15 +112,7 @@ def test_two_layers_hold_what_arithmetic_says() -> None:
     assert sum(told.components.values()) == told.peak_allocated_bytes
 
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+LLAMA = small_config("llama", **{**TINY, "num_hidden_layers": 3})
 LINEARS = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96
 """Weights of one layer's linear modules."""
 OTHERS = 2 * 300 * 64 + (2 * 3 + 1) * 64
