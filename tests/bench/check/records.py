@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from lorabench.bench.records.record import RunRecord
+from lorabench.bench.records.record import RunRecord, write_record
 from tests.sample_records import STEP_SECONDS, sample_record
 
 
@@ -53,3 +54,10 @@ def steady(factor: float = 1.0, **changes: Any) -> list[RunRecord]:
         record(repeat=repeat, step_seconds=times(factor * share), **changes)
         for repeat, share in enumerate((1.0, 1.001, 1 / 1.001))
     ]
+
+
+def folder(path: Path, *records: RunRecord) -> str:
+    """Write ``records`` into the folder at ``path``, and return its name."""
+    for one in records:
+        write_record(path, one)
+    return str(path)

@@ -17,7 +17,7 @@ from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.cli import COMMANDS, lorabench, main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/check.md").read_text(encoding="utf-8")
 EXAMPLES = ROOT / "docs/examples/check"
 BLOCKS: list[str] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

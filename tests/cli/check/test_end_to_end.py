@@ -40,7 +40,7 @@ def check(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> 
     }
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MEASURED = [ROOT / "docs" / "examples" / "check" / "measured", *sorted((ROOT / "bench" / "reference").glob("*/"))]
 """Committed records of real training: on a CPU, and on each GPU that the reference suite ran on."""
 
