@@ -94,13 +94,13 @@ register("fits", {
 
   table(data) {
     const rows = lengthsOf(data).map((length) => [
-      `length ${length}`,
+      String(length),
       ...data.batchSizes.map((size) => {
         const estimate = cell(data, length, size);
         return estimate ? `${formatBytes(estimate.totalBytes[1])}, ${estimate.verdict}` : "–";
       }),
     ]);
-    return { columns: ["", ...data.batchSizes.map((size) => `batch ${size}`)], rows };
+    return { columns: ["Length", ...data.batchSizes.map((size) => `batch ${size}`)], rows };
   },
 });
 

@@ -19,7 +19,7 @@ function environmentTable({ device, environment }) {
   const { packages, ...facts } = environment;
   const known = Object.entries(facts).map(([name, value]) => [name.replaceAll("_", " "), value]);
   const rows = [["device", device.name], ["memory", formatBytes(device.memory_bytes)], ...known, ...Object.entries(packages)];
-  return asTable({ columns: ["", "version or value"], rows: rows.filter(([, value]) => isFact(value)).map(([name, value]) => [name, String(value)]) });
+  return asTable({ columns: ["Fact", "version or value"], rows: rows.filter(([, value]) => isFact(value)).map(([name, value]) => [name, String(value)]) });
 }
 
 // Its terms as sentences: what, formula = numbers = bytes, and the source.
