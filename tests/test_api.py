@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,6 +33,17 @@ def test_estimate_takes_a_model_and_a_gpu_that_were_found_before(tmp_path: Path)
     device = lorabench.find_device("rtx-4090")
     assert lorabench.estimate(spec, gpu=device) == lorabench.estimate(spec, gpu="rtx-4090")
     assert lorabench.estimate(spec).fits is None
+
+
+def test_a_path_is_a_model_even_where_a_name_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2").mkdir()
+    Path("gpt2", "config.json").write_text(json.dumps(small_config("qwen2")))
+    assert lorabench.find_model(Path("gpt2")).model_type == "qwen2"
+    assert lorabench.estimate(Path("gpt2", "config.json"), seq_len=64).memory == (
+        lorabench.estimate("gpt2/config.json", seq_len=64).memory
+    )
+    assert lorabench.find_model("gpt2").model_type == "gpt2"
 
 
 def test_a_grid_has_the_peak_of_every_batch_and_length() -> None:
@@ -67,11 +79,26 @@ def test_a_gpu_that_was_calibrated_is_as_fast_as_was_measured(monkeypatch: pytes
     assert grid.tokens_per_second[1] == pytest.approx(one.tokens_per_second)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model": None}, "a model is a name or a path, and None is neither"),
+        ({"gpu": 24}, "a size such as 24GB, in quotes, and 24 is neither"),
+        ({"target_modules": ["c_attn", "c_fc"]}, "write 'c_attn,c_fc'"),
+    ],
+)
+def test_what_is_of_another_kind_is_a_user_error(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(lorabench.UserError, match=said):
+        lorabench.estimate(**{"model": "gpt2", "seq_len": 64, **arguments})
+    with pytest.raises(lorabench.UserError, match="in rows of one length"):
+        lorabench.estimate_grid("gpt2", [[1], [2, 3]], 64)
+
+
 def test_wrong_options_are_a_user_error() -> None:
     with pytest.raises(lorabench.UserError, match="did you mean rank"):
         lorabench.estimate("gpt2", rnk=8)  # type: ignore[call-arg]
     with pytest.raises(lorabench.UserError, match="no such folder"):
-        lorabench.read_records(Path("no-such-folder"))
+        lorabench.read_records("no-such-folder")
 
 
 def test_everything_that_is_promised_is_there_and_documented() -> None:

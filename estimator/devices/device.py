@@ -136,6 +136,8 @@ def find_device(text: str) -> Device:
     Raises:
         UserError: no GPU or several have that name, or the size is out of range, or there is none here.
     """
+    if not isinstance(text, str):
+        raise UserError(f"a GPU is a name or a size such as 24GB, in quotes, and {text!r} is neither")
     if text.strip().lower() == LOCAL:
         from lorabench.estimator.devices.local_gpu import local_device
 

@@ -106,7 +106,10 @@ def _parts(
 def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
     import numpy as np
 
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise UserError(f"{name}: must be an array of whole numbers, in rows of one length") from error
     if array.size and array.dtype.kind not in "iu":
         raise UserError(f"{name}: must be whole numbers, and are {array.dtype}")
     if array.size and not (array.min() >= 1 and array.max() <= LARGEST_SETTING):

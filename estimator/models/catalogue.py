@@ -28,8 +28,8 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(names, key=str.lower))
 
 
-def find_model(text: str) -> ModelSpec:
-    """Return the shapes of the model that ``text`` names.
+def find_model(text: str | Path) -> ModelSpec:
+    """Return the shapes of the model that ``text`` names, or whose config.json or its folder a path is.
 
     Looked up in this order: a shipped model by its hub id or the last part of it, in any case; a config.json or the
     folder that holds one; a hub id, of which only the config.json is fetched. What starts with ``.``, ``/`` or ``~``
@@ -38,6 +38,10 @@ def find_model(text: str) -> ModelSpec:
     Raises:
         UserError: nothing has that name, several shipped models do, or its config is none that `read_config` takes.
     """
+    if isinstance(text, Path):
+        return _read_path(text.expanduser(), str(text))
+    if not isinstance(text, str):
+        raise UserError(f"a model is a name or a path, and {text!r} is neither")
     if not text.strip():
         raise UserError(f"a model needs a name: {_nearest('')}")
     if "\0" in text:
@@ -93,7 +97,7 @@ def _read_path(path: Path, text: str) -> ModelSpec:
         raise UserError(f"{text}: no such file: {_nearest(Path(text).stem)}") from error
     except OSError as error:
         raise UserError(f"{text}: cannot read it: {error.strerror}") from error
-    return read_config(config, text)
+    return read_config(config, text.encode(errors="replace").decode())  # a path may have bytes that are no text
 
 
 def _decode(path: Path) -> dict[str, Any]:

@@ -271,6 +271,9 @@ def make_recipe(model: str, **options: Any) -> Recipe:
             raise UserError(f"unknown recipe option {option!r}: {did_you_mean(option, fields)}")
     given = {key: value for key, value in options.items() if value is not None}
     for option, value in given.items():
+        if isinstance(value, (list, tuple)) and option in ("target_modules", "modules_to_save"):
+            names = ",".join(map(str, value))
+            raise UserError(f"{option} must be text, names separated by commas: write {names!r}")
         choices = CHOICES.get(option)
         if choices and value not in choices:
             raise UserError(f"unknown {option} {value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}")

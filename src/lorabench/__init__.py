@@ -38,7 +38,9 @@ __all__ = [
 ]
 
 
-def estimate(model: str | ModelSpec, *, gpu: str | Device | None = None, **options: Unpack[RecipeOptions]) -> Estimate:
+def estimate(
+    model: str | Path | ModelSpec, *, gpu: str | Device | None = None, **options: Unpack[RecipeOptions]
+) -> Estimate:
     """Return what fine-tuning ``model`` takes, worked out in milliseconds and without torch.
 
     Args:
@@ -53,14 +55,14 @@ def estimate(model: str | ModelSpec, *, gpu: str | Device | None = None, **optio
     from lorabench.estimator.answers.estimates import estimate_recipe
     from lorabench.estimator.speed.calibrations import find_calibration
 
-    spec = find_model(model) if isinstance(model, str) else model
-    device = find_device(gpu) if isinstance(gpu, str) else gpu
+    spec = _spec(model)
+    device = None if gpu is None else _device(gpu)
     calibration = None if device is None else find_calibration(device.name)
     return estimate_recipe(spec, make_recipe(spec.name, **options), device, calibration)
 
 
 def estimate_grid(
-    model: str | ModelSpec,
+    model: str | Path | ModelSpec,
     batch_sizes: ArrayLike,
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
@@ -90,8 +92,8 @@ def estimate_grid(
     from lorabench.estimator.answers.estimates import refuse_impossible
     from lorabench.estimator.memory.grid import estimate_memory_grid
 
-    spec = find_model(model) if isinstance(model, str) else model
-    device = find_device(gpu) if isinstance(gpu, str) else gpu
+    spec = _spec(model)
+    device = None if gpu is None else _device(gpu)
     architecture = None if device is None else device.architecture
     recipe = make_recipe(spec.name, **options)
     peaks = estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks, architecture=architecture)
@@ -101,7 +103,7 @@ def estimate_grid(
 
 
 def estimate_throughput_grid(
-    model: str | ModelSpec,
+    model: str | Path | ModelSpec,
     batch_sizes: ArrayLike,
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
@@ -125,8 +127,8 @@ def estimate_throughput_grid(
     from lorabench.estimator.speed import grid
     from lorabench.estimator.speed.calibrations import find_calibration
 
-    spec = find_model(model) if isinstance(model, str) else model
-    device = find_device(gpu) if isinstance(gpu, str) else gpu
+    spec = _spec(model)
+    device = _device(gpu)
     recipe = make_recipe(spec.name, **options)
     refuse_lacking(recipe, device)
     calibration = find_calibration(device.name)
@@ -149,8 +151,20 @@ def make_recipe(model: str, **options: Unpack[RecipeOptions]) -> Recipe:
     return recipe.make_recipe(model, **options)
 
 
-def find_model(model: str) -> ModelSpec:
-    """Return the shapes of a model: a catalogue name, a config.json or its folder, or a hub id.
+def _spec(model: str | Path | ModelSpec) -> ModelSpec:
+    from lorabench.estimator.models.spec import ModelSpec
+
+    return model if isinstance(model, ModelSpec) else find_model(model)
+
+
+def _device(gpu: str | Device) -> Device:
+    from lorabench.estimator.devices.device import Device
+
+    return gpu if isinstance(gpu, Device) else find_device(gpu)
+
+
+def find_model(model: str | Path) -> ModelSpec:
+    """Return the shapes of a model: a catalogue name, a config.json or its folder, or a hub id; a path is a file's.
 
     Raises:
         UserError: no such model, or a config that is no causal language model of a supported family.
@@ -171,12 +185,14 @@ def find_device(gpu: str) -> Device:
     return device.find_device(gpu)
 
 
-def read_records(folder: Path) -> list[RunRecord]:
+def read_records(folder: str | Path) -> list[RunRecord]:
     """Return the run records that `lorabench run` wrote into ``folder``.
 
     Raises:
         UserError: no such folder, no record in it, or one that is broken or was written by another schema.
     """
+    from pathlib import Path
+
     from lorabench.bench.records import record
 
-    return record.read_records(folder)
+    return record.read_records(Path(folder))

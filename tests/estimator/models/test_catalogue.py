@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from math import prod
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.models import catalogue
 from lorabench.estimator.models.catalogue import find_model, model_names
+from lorabench.estimator.recipes.recipe import make_recipe
 from tests.built_models import TOKEN_IDS, built_shapes, count_by_part, listed_shapes
+from tests.small_models import small_config
 
 PUBLISHED = {
     "01-ai/Yi-1.5-9B": 8_829_407_232,
@@ -190,6 +194,14 @@ def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path: Path, content
     assert said in str(refused.value)
     assert str(file) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.json")
+    file.write_text(json.dumps(small_config("llama")))
+    spec = find_model(str(file))
+    assert spec.name == f"{tmp_path}/caf?.json"
+    assert estimate_memory(spec, make_recipe(spec.name, seq_len=64)).peak_allocated_bytes > 0
 
 
 def test_a_path_where_nothing_is_is_refused(tmp_path: Path) -> None:
