@@ -126,3 +126,9 @@ def test_a_full_disk_is_one_line() -> None:
         )
     assert ran.returncode == 2
     assert ran.stderr == "lorabench: cannot write: no space is left on the device: free some, or write elsewhere\n"
+
+
+def test_an_output_that_is_closed_is_no_fault() -> None:
+    closing = f"exec '{sys.executable}' -m lorabench gpus >&-"
+    ran = subprocess.run(["sh", "-c", closing], stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")

@@ -104,7 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         given = sys.argv[1:] if arguments is None else arguments
         code = lorabench.main(given, prog_name="lorabench", standalone_mode=False, obj=given)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell closed it
+            sys.stdout.flush()
     except UserError as error:
         _refuse(str(error))
     except click.UsageError as error:
