@@ -26,10 +26,10 @@ LARGEST_COUNT = 10**15
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
-    """A whole number from 1 on, in thousands, millions or billions where so written: ``300k``, ``50M``, ``1.5B``."""
+    """A whole number from 1 on, in thousands, millions or billions where so written: ``300k``, ``50M``, ``1e9``."""
 
     name = "count"
-    _written = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*)\s*([kmb]?)\s*", re.IGNORECASE)
+    _written = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]{1,2})?)\s*([kmb]?)\s*", re.IGNORECASE)
     _units: ClassVar = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
