@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.answers.estimates import Change, estimate_recipe, recipe_warnings, refuse_impossible
 from lorabench.estimator.answers.support import unsupported
-from lorabench.estimator.answers.verdict import hold_against, states_fit
+from lorabench.estimator.answers.verdict import LARGEST_BATCH, hold_against, states_fit
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.estimate import estimate_memory
@@ -129,7 +129,7 @@ def make_plan(
     A step trains at least ``min_batch_tokens``: micro-batches are accumulated until it does.
 
     Raises:
-        UserError: settings that contradict each other, or that the model cannot have.
+        UserError: settings that contradict each other, or that the model cannot have; more tokens a step than it can.
     """
     tried = 0
     fixed = {"seq_len": default_seq_len(spec)} | fixed
@@ -273,10 +273,19 @@ def _adapter_targets(spec: ModelSpec, fixed: dict[str, Any]) -> dict[str, str]:
 
 
 def _micro_batches(recipe: Recipe, sized: bool, min_batch_tokens: int) -> Iterator[Recipe]:
-    """Yield ``recipe`` with each micro-batch, accumulated to at least ``min_batch_tokens`` a step."""
+    """Yield ``recipe`` with each micro-batch, accumulated to at least ``min_batch_tokens`` a step.
+
+    Raises:
+        UserError: that takes more passes than a recipe can have.
+    """
     size = recipe.batch_size
     while True:
         passes = max(recipe.gradient_accumulation, -(-min_batch_tokens // (size * recipe.seq_len)))
+        if passes > LARGEST_BATCH:
+            raise UserError(
+                f"at least {min_batch_tokens:,} tokens a step take {passes:,} passes of {size * recipe.seq_len:,}, and "
+                f"{LARGEST_BATCH:,} are the most: ask for fewer"
+            )
         yield replace(recipe, batch_size=size, gradient_accumulation=passes)
         size *= 2
         if sized or size > LARGEST_MICRO_BATCH:

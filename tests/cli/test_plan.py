@@ -24,6 +24,13 @@ def test_people_read_a_plan_in_80_columns(lorabench: Any) -> None:
     assert f"{LLAMA} on l40s (44.24 of 44.99 GiB usable) at length 2048\n" in out
 
 
+@pytest.mark.parametrize("options", [("--optim", "paged_adamw_32bit"), ("--min-batch-tokens", "5M")])
+def test_a_plan_of_long_words_has_80_columns_too(lorabench: Any, options: tuple[str, ...]) -> None:
+    code, out, _ = lorabench("plan", LLAMA, "--gpu", "b200", *options)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_the_command_that_a_plan_prints_estimates_its_first_choice(lorabench: Any) -> None:
     _, out, _ = lorabench("plan", LLAMA, "--gpu", "rtx-4080", "--format", "json")
     best = json.loads(out)["choices"][0]
@@ -105,6 +112,7 @@ def test_a_length_beyond_the_model_is_warned_of(lorabench: Any, target: list[str
         (["--all-gpus", "--gpu", "l4"], "--gpu has no meaning there"),
         (["--all-gpus", "--min-batch-tokens", "5k"], "--min-batch-tokens has no meaning there"),
         (["--gpu", "l4", "--min-batch-tokens", "-5"], "is no number of tokens"),
+        (["--gpu", "l4", "--min-batch-tokens", "1e15"], "488,281,250,000 passes of 2,048, and 2,147,483,647 are"),
         (["--gpu", "l4", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
         (["--gpu", "l4", "--target-modules", "nothing"], "nothing"),
         (["--gpu", "t4", "--attn-implementation", "flash_attention_2"], "t4 has no flash attention 2 (attn_impl"),

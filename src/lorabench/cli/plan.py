@@ -34,6 +34,7 @@ Examples:
 Exit codes: 0 something fits; 1 nothing does; 2 wrong use or bad input.
 """
 SHORT_OPTIMIZERS = {"adamw_torch_fused": "AdamW", "paged_adamw_8bit": "8-bit"}
+"""Those that are tried; another was asked for, and is that of every choice."""
 
 
 @click.command("plan", epilog=EXAMPLES)
@@ -144,17 +145,17 @@ def _filled(line: str, markdown: bool) -> str:
 
 
 def _choice_columns(choices: tuple[Choice, ...]) -> list[Column]:
-    optimizers = [SHORT_OPTIMIZERS.get(choice.recipe.optim, choice.recipe.optim) for choice in choices]
+    optimizers = [SHORT_OPTIMIZERS.get(choice.recipe.optim) for choice in choices]
     return [
         Column("method", [_method(choice.recipe) for choice in choices], right=False),
-        Column("optim", optimizers, right=False),
+        *([Column("optim", [name for name in optimizers if name], right=False)] if all(optimizers) else []),
         Column("ckpt", [_yes(choice.recipe.gradient_checkpointing) for choice in choices], right=False),
         Column("loss", [choice.recipe.loss for choice in choices], right=False),
         Column("batch", [_batch(choice.recipe) for choice in choices]),
         Column("takes", [_short_gib(choice.device_total_bytes) for choice in choices]),
         Column("spare", [_short_gib(choice.margin_bytes) for choice in choices]),
         Column("tokens/s", [_speed(choice.throughput) for choice in choices]),
-        Column("buys", _buys(choices), right=False),
+        Column("buys", _buys(choices), right=False, folds=True),
     ]
 
 
