@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 FLAGS = (
@@ -60,9 +61,9 @@ def open_browser(folder: Path) -> Iterator[webdriver.Chrome]:
 
 
 class Browser:
-    """Chromium and the pages ``NAME.html`` of a folder."""
+    """Chromium and the pages that ``make`` makes by name, kept in a folder."""
 
-    def __init__(self, driver: webdriver.Chrome, folder: Path) -> None:
+    def __init__(self, driver: webdriver.Chrome, folder: Path, make: Callable[[str], str]) -> None:
         self.driver = driver
         self.driver.execute_cdp_cmd(
             "Page.addScriptToEvaluateOnNewDocument",
@@ -72,6 +73,7 @@ class Browser:
             },
         )
         self.folder = folder
+        self.make = make
         self.looked_at: str | None = None
 
     def show(self, name: str, *, width: int = 1200, scheme: str = "light", draw: bool = True) -> None:
@@ -81,8 +83,11 @@ class Browser:
         self.resize(width, 900)
         for log in ("browser", "performance"):
             self.logged(log)
+        path = self.folder / f"{name}.html"
+        if not path.exists():
+            path.write_text(self.make(name), encoding="utf-8")
         self.driver.get("about:blank")
-        self.driver.get((self.folder / f"{name}.html").as_uri())
+        self.driver.get(path.as_uri())
         self.wait("return document.documentElement.dataset.ready")
         if draw:
             self.resize(width, self.run("return document.documentElement.scrollHeight"), pixels=0.25)
@@ -130,6 +135,15 @@ class Browser:
             selector,
         )
         return rows
+
+    def open_record(self, run: int) -> None:
+        """Open the record of the row ``run`` of all runs, by keyboard."""
+        self.find("#records .open")[run].send_keys(Keys.ENTER)
+        self.wait("return document.querySelector('dialog').open")
+
+    def close_record(self) -> None:
+        self.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+        self.wait("return !document.querySelector('dialog').open")
 
     def complaints(self) -> list[str]:
         """Return what the console and the content security policy said, and every request but the page's own."""

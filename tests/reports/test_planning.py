@@ -257,9 +257,7 @@ def test_the_map_shows_what_its_table_says(browser: webdriver.Chrome) -> None:
 
 def test_lengths_end_where_the_models_positions_do(browser: webdriver.Chrome) -> None:
     choose(browser, "fits", model=MODELS["learned positions"].name)
-    assert [line[0] for line in tables(browser, "#fits table")[0][1:]] == [
-        str(128 * 2**step) for step in range(4)
-    ]
+    assert [line[0] for line in tables(browser, "#fits table")[0][1:]] == [str(128 * 2**step) for step in range(4)]
 
 
 def test_names_of_models_stay_text_and_the_page_asks_for_nothing(browser: webdriver.Chrome) -> None:

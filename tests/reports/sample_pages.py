@@ -1,0 +1,112 @@
+"""Pages that tests look at: their runs, and how they are made."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import msgspec
+import pytest
+
+from lorabench.bench.records.record import RunRecord
+from lorabench.reports.page import render_page, render_report
+from lorabench.reports.runs import Run, arrange
+from lorabench.reports.sections import SECTIONS
+from lorabench.reports.subject import Subject
+from tests.sample_records import MODEL_CONFIG, sample_record
+
+HOSTILE = "</script><script>window.ran=1</script><img src=x onerror='window.ran=1'><!--\u2028\u202e{a|b}&amp;\"'"
+
+
+MIB = 2**20
+
+
+TIMELINE = tuple((float(event), (event * 37 % 50 + 1) * MIB) for event in range(200))
+
+
+def suite() -> list[RunRecord]:
+    """Two models, three methods, every outcome."""
+    records = [
+        sample_record(model=model, model_config={**MODEL_CONFIG, "name": model}, method=method, rank=rank, batch_size=4)
+        for model in ("demo/llama-2m", "demo/other")
+        for method, rank in (("full", None), ("lora", 8), ("lora", 64), ("qlora", 8))
+    ]
+    return [
+        *records,
+        sample_record(
+            rank=128, outcome="oom", message="Tried to allocate 2 GiB", traceback="File 'step.py'\n  train()"
+        ),
+        sample_record(rank=256, outcome="timeout"),
+        sample_record(rank=300, outcome="skipped"),
+        measured(
+            sample_record(rank=32, losses=[6.0, None, 5.0, 4.0]),
+            timeline=TIMELINE,
+            mfu=0.4321,
+            held_out_loss_before=6.5,
+            held_out_loss_after=4.25,
+            unstable=("clocks changed",),
+        ),
+    ]
+
+
+def measured(record: RunRecord, **changes: Any) -> RunRecord:
+    """Return a record with changes of its measurement."""
+    assert record.measurement is not None
+    return msgspec.structs.replace(record, measurement=msgspec.structs.replace(record.measurement, **changes))
+
+
+def hostile() -> list[RunRecord]:
+    """Markup wherever a record holds text."""
+    record = sample_record(model=HOSTILE, suite=HOSTILE, message=HOSTILE, traceback=HOSTILE, outcome="error")
+    device = msgspec.structs.replace(record.device, name=HOSTILE)
+    environment = msgspec.structs.replace(record.environment, packages={HOSTILE: HOSTILE, "__proto__": "1"})
+    trained = sample_record(model="x" * 400, model_config={**MODEL_CONFIG, "k": HOSTILE})
+    recipe = msgspec.structs.replace(trained.recipe, target_modules=f"q_proj,{HOSTILE}")
+    assert trained.measurement is not None
+    memory = msgspec.structs.replace(
+        trained.measurement.memory, phase=HOSTILE, components={HOSTILE: 9 * MIB, "__proto__": MIB}
+    )
+    return [
+        msgspec.structs.replace(record, device=device, environment=environment, started_at=HOSTILE),
+        measured(msgspec.structs.replace(trained, recipe=recipe), memory=memory, unstable=(HOSTILE,)),
+        sample_record(model="x" * 400),
+        sample_record(model="=1+1", rank=3),
+    ]
+
+
+def many() -> list[RunRecord]:
+    """More recipes of one model than a page derives the estimates of."""
+    return [sample_record(rank=rank, batch_size=size) for rank in range(1, 52) for size in (1, 2, 4, 8)]
+
+
+PAGES: dict[str, list[Run]] = {
+    name: arrange({"results": records})
+    for name, records in {
+        "suite": suite(),
+        "hostile": hostile(),
+        "many": many(),
+        "single": [sample_record()],
+        "failed": [sample_record(outcome="oom"), sample_record(rank=1, outcome="error", traceback="boom")],
+        "unpredicted": [msgspec.structs.replace(sample_record(step_seconds=[0.4], losses=[6.0]), prediction=None)],
+    }.items()
+} | {
+    "folders": arrange(
+        {
+            "old": [sample_record(rank=rank, peak_allocated_bytes=100 * MIB) for rank in (1, 2)],
+            f"new {HOSTILE}": [sample_record(rank=rank, peak_allocated_bytes=90 * MIB) for rank in (1, 2)],
+        }
+    )
+}
+
+
+def page_of(runs: list[Run]) -> str:
+    """Return the page of ``runs`` without estimates and derivations, which take seconds to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("lorabench.reports.sections.records"), "DERIVED", 0)
+        sections = [(section, data) for section in SECTIONS if (data := section.data(Subject(runs))) is not None]
+    return render_page(runs[0].record.suite, "Tested", sections)
+
+
+def make_page(name: str) -> str:
+    """Return a page of `PAGES`, that of the suite whole."""
+    return render_report(PAGES[name]) if name == "suite" else page_of(PAGES[name])
