@@ -104,6 +104,7 @@ class LiveLines(Lines):
     def __enter__(self) -> Self:
         """Begin to draw."""
         self.live.start()
+        self.waiting()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,6 +119,12 @@ class LiveLines(Lines):
     def say(self, line: str) -> None:
         """Print a line that stays, above what is drawn."""
         self.console.print(line, soft_wrap=True)
+
+    def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
+        """Say what was found wrong in the folder, on a line of its own."""
+        self.live.update("", refresh=True)
+        super().prepared(tasks, lanes, notices)
+        self.waiting()
 
     def started(self, task: Task) -> None:
         """Draw that a recipe runs."""
@@ -141,12 +148,8 @@ class LiveLines(Lines):
         lines = [f"  {in_time(math.ceil(now - started)):>7}  {label}" for label, started in self.running.values()]
         left = seconds_left(self.measured_seconds, self.total - self.done, self.lanes)
         rest = f", about {in_time(math.ceil(left))} left" if left else ""
-        return Group(
-            *(
-                Text(line, no_wrap=True, overflow="ellipsis")
-                for line in (*lines, f"{self.done} of {self.total} done{rest}")
-            )
-        )
+        lines.append(f"{self.done} of {self.total} done{rest}" if self.total else "starting")
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 
 def watch(verbosity: int) -> Lines:
