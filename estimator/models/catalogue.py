@@ -39,7 +39,7 @@ def find_model(text: str | Path) -> ModelSpec:
         UserError: nothing has that name, several shipped models do, or its config is none that `read_config` takes.
     """
     if isinstance(text, Path):
-        return _read_path(text.expanduser(), str(text))
+        return _read_path(text, str(text))
     if not isinstance(text, str):
         raise UserError(f"a model is a name or a path, and {text!r} is neither")
     if not text.strip():
@@ -47,7 +47,7 @@ def find_model(text: str | Path) -> ModelSpec:
     if "\0" in text:
         raise UserError("a model's name cannot hold a null character")
     if _is_path(text):
-        return _read_path(Path(text).expanduser(), text)
+        return _read_path(Path(text), text)
     shipped = _shipped_name(text)
     if shipped is not None:
         return read_config(_decode(CONFIGS / f"{shipped}.json"), shipped)
@@ -88,6 +88,7 @@ def _nearest(text: str) -> str:
 
 def _read_path(path: Path, text: str) -> ModelSpec:
     try:
+        path = path.expanduser()
         if path.is_dir():
             if not (path / "config.json").is_file():
                 raise UserError(f"{text}: the folder holds no config.json")
@@ -95,6 +96,8 @@ def _read_path(path: Path, text: str) -> ModelSpec:
         config = _decode(path)
     except FileNotFoundError as error:
         raise UserError(f"{text}: no such file: {_nearest(Path(text).stem)}") from error
+    except RuntimeError as error:  # of expanduser
+        raise UserError(f"{text}: there is no such user, or the home folder is not known") from error
     except OSError as error:
         raise UserError(f"{text}: cannot read it: {error.strerror}") from error
     return read_config(config, text.encode(errors="replace").decode())  # a path may have bytes that are no text

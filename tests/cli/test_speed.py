@@ -109,6 +109,7 @@ def test_people_read_speed_below_the_verdict_in_80_columns(estimate: Any) -> Non
         (["--tokens", "5M", "--gpu", "24GB"], "24GB says its memory only"),
         (["--price-per-hour", "2", "--gpu", "l4"], "add --tokens"),
         (["--tokens", "5.5", "--gpu", "l4"], "write one such as 50M"),
+        (["--tokens", "9" * 400, "--gpu", "l4"], "write one such as 50M"),
         (["--tokens", "0", "--gpu", "l4"], "write one such as 50M"),
         (["--tokens", "5M", "--price-per-hour", "-1", "--gpu", "l4"], "must be from 0 to 1,000,000,000"),
         (["--tokens", "5M", "--price-per-hour", "nan", "--gpu", "l4"], "must be from 0 to"),

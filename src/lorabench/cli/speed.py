@@ -38,7 +38,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
             return value
         match = self._written.fullmatch(str(value))
         number = match and float(match[1].replace("_", "").replace(",", "")) * self._units[match[2].lower()]
-        if not number or number != int(number):
+        if not number or number % 1:  # which infinity, of too many digits, has as well
             self.fail(f"{value!r} is no number of tokens: write one such as 50M, 300k or 1500000", param, ctx)
         if number > LARGEST_COUNT:
             self.fail(f"{value!r}: must be from 1 to {LARGEST_COUNT:,}", param, ctx)

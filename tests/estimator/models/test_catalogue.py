@@ -209,6 +209,8 @@ def test_a_path_where_nothing_is_is_refused(tmp_path: Path) -> None:
         find_model(str(tmp_path))
     with pytest.raises(UserError, match=r"no such file: did you mean gpt2-xl\?"):
         find_model(str(tmp_path / "gpt2-xl.json"))
+    with pytest.raises(UserError, match="there is no such user"):
+        find_model("~no-such-user/config.json")
 
 
 @pytest.mark.parametrize(
