@@ -178,7 +178,7 @@ def read_record(path: Path) -> RunRecord:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot read the record: {error.strerror}") from error
+        raise UserError(f"{path}: cannot read the record: {error.strerror}: make it readable or remove it") from error
     try:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
         content = msgspec.json.decode(raw)

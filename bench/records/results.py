@@ -22,7 +22,7 @@ class Results:
     """The records of one suite in a folder."""
 
     def __init__(self, folder: Path, suite_name: str) -> None:
-        """Read the records that are there.
+        """Read the records that are there, and set aside what is none once all are read.
 
         Raises:
             UserError: a record of another suite or of a newer schema, or one that cannot be read or set aside.
@@ -32,12 +32,12 @@ class Results:
         self.notices: list[str] = []
         """A line for each broken record: which it is, and where it is now."""
         self._paths: dict[Key, Path] = {}
+        broken: list[Path] = []
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             try:
                 record = read_record(path)
             except BrokenRecordError:
-                aside = _set_aside(path)
-                self.notices.append(f"{path}: not a record that can be relied on: it is now {aside.name}")
+                broken.append(path)
                 continue
             if record.suite != suite_name:
                 raise UserError(
@@ -46,6 +46,9 @@ class Results:
                 )
             self.records[record.key] = record
             self._paths[record.key] = path
+        for path in broken:
+            aside = _set_aside(path)
+            self.notices.append(f"{path}: not a record that can be relied on: it is now {aside.name}")
 
     def write(self, record: RunRecord) -> None:
         """Write ``record`` in the place of the one that is there with the same key.

@@ -48,11 +48,15 @@ def test_a_record_of_a_newer_schema_is_never_set_aside(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_record_that_cannot_be_read_is_refused_not_set_aside(tmp_path: Path) -> None:
+def test_where_a_record_cannot_be_read_nothing_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "x.record.json").mkdir()
-    with pytest.raises(UserError, match="cannot read the record"), open_results(tmp_path, "demo"):
+    (tmp_path / "broken.record.json").touch()
+    with (
+        pytest.raises(UserError, match="cannot read the record: Is a directory: make it"),
+        open_results(tmp_path, "demo"),
+    ):
         pass
-    assert [file.name for file in tmp_path.iterdir()] == ["x.record.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken.record.json", "x.record.json"]
 
 
 @pytest.mark.parametrize("folder", ["file", "file/out"])
