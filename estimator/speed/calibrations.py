@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -122,8 +123,9 @@ def find_calibration(device_name: str) -> Calibration | None:
     """
     for folder in (user_folder(), SHIPPED):
         path = folder / file_name(device_name)
-        if path.is_file():
-            return read_calibration(path)
+        with suppress(PermissionError):  # a home folder that is another user's
+            if path.is_file():
+                return read_calibration(path)
     return None
 
 

@@ -148,6 +148,19 @@ def test_a_calibration_is_found_by_any_name_of_its_device(folder: Path) -> None:
     assert find_calibration("Some CPU @ 2.40GHz / 8 cores") is None
 
 
+def test_a_folder_that_may_not_be_entered_holds_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if folder in path.parents:
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    (folder / file_name("rtx-4090")).write_bytes(msgspec.json.encode(made_up()))
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert find_calibration("rtx-4090") is None
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
