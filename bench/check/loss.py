@@ -20,9 +20,7 @@ from lorabench.bench.check.thresholds import Thresholds
 
 def mean_of_last_quarter(losses: Sequence[float | None]) -> float | None:
     """Return the mean of the last quarter of ``losses`` (one at least), or None where one there is not finite."""
-    last = losses[-max(1, len(losses) // 4) :]
-    finite = [loss for loss in last if loss is not None and math.isfinite(loss)]
-    return math.fsum(finite) / len(finite) if finite and len(finite) == len(last) else None
+    return _mean(losses[-max(1, len(losses) // 4) :])
 
 
 def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds) -> dict[Work, Finding]:
@@ -39,11 +37,13 @@ def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds
         differs = _incomparable(*pair)
         old, new = ([mean_of_last_quarter(one.losses) for one in side.measurements] for side in pair)
         finite = [loss for loss in old if loss is not None], [loss for loss in new if loss is not None]
+        if differs is None and any(loss <= 0 for side in finite for loss in side):
+            differs = "a loss of 0 or less is none of training, and has no share to judge"
         if differs is not None:
             findings[work] = Finding(
                 metric="final_loss", before=_mean(old), after=_mean(new), verdict="insufficient", reason=differs
             )
-        elif len(finite[0]) < len(old) or len(finite[1]) < len(new) or min(*finite[0], *finite[1]) <= 0:
+        elif None in old or None in new:
             findings[work] = _judge_not_finite(old, new)
         elif len(old) > 1 or len(new) > 1:
             repeated[work] = finite
@@ -76,8 +76,8 @@ def _incomparable(before: Runs, after: Runs) -> str | None:
 
 
 def _mean(losses: Sequence[float | None]) -> float | None:
-    finite = [loss for loss in losses if loss is not None]
-    return math.fsum(finite) / len(finite) if len(finite) == len(losses) and finite else None
+    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    return math.fsum(loss / len(finite) for loss in finite) if len(finite) == len(losses) and finite else None
 
 
 def _judge_not_finite(old: Sequence[float | None], new: Sequence[float | None]) -> Finding:

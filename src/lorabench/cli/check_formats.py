@@ -177,6 +177,8 @@ def conclusion(comparison: Comparison) -> str:
     if comparison.allowed_count:
         counted.append(f"{comparison.allowed_count} allowed")
     told = f"{', '.join(counted)} in {many}."
+    if comparison.verdict == "insufficient" and not comparison.counts["insufficient"]:
+        return f"Nothing was measured on both sides: {told}"
     if comparison.verdict == "insufficient" and not any(comparison.counts[one] for one in ("improvement", "same")):
         return f"Nothing could be concluded: {told}"
     return f"Not all could be concluded: {told}" if EXIT_CODES[comparison.verdict] == 3 else told
@@ -215,7 +217,9 @@ def _value(metric: Metric, value: float | str | None) -> str:
         return f"{value / 1e6:,.1f} M"
     if metric == "step_seconds":
         return f"{value:.3f} s" if value >= 1 else f"{1000 * value:.1f} ms"
-    return f"{value:.4f}" if metric == "final_loss" else in_gib(round(value))
+    if metric == "final_loss":
+        return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
+    return in_gib(round(value))
 
 
 def _verdict(finding: Finding) -> str:

@@ -46,7 +46,14 @@ def test_single_runs_are_judged_by_the_last_quarter_of_their_steps(
 
 @pytest.mark.parametrize(
     ("losses", "expected"),
-    [((3.0,), 3.0), ((9.0, 9.0, 9.0, 1.0), 1.0), ((9.0,) * 6 + (2.0, 4.0), 3.0), ((1.0, None), None), ((), None)],
+    [
+        ((3.0,), 3.0),
+        ((9.0, 9.0, 9.0, 1.0), 1.0),
+        ((9.0,) * 6 + (2.0, 4.0), 3.0),
+        ((1.0, None), None),
+        ((), None),
+        ((1e308,) * 12, 1e308),
+    ],
 )
 def test_the_loss_is_the_mean_of_the_last_quarter(losses: Losses, expected: float | None) -> None:
     assert mean_of_last_quarter(losses) == expected
@@ -77,6 +84,14 @@ def test_repeated_runs_are_judged_by_the_spread_of_their_seeds(
 def test_a_seed_that_diverges_is_a_regression() -> None:
     after = [*seeds(2.0, 2.01), record(repeat=2, losses=ending(None))]
     assert loss(seeds(2.0, 2.01, 2.02), after).verdict == "regression"
+
+
+@pytest.mark.parametrize(("before", "after"), [(2.0, 0.0), (0.0, 2.0), (2.0, -1.0), (0.0, 0.0)])
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_loss_that_is_none_of_training_is_not_judged(before: float, after: float, runs: int) -> None:
+    finding = loss(seeds(*[before] * runs), seeds(*[after] * runs))
+    assert (finding.before, finding.after, finding.verdict) == (before, after, "insufficient")
+    assert "a loss of 0 or less" in (finding.reason or "")
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,13 @@ def test_foreign_names_and_messages_stay_inside_every_format(model: str, message
 
 
 def test_lines_keep_to_80_columns_whatever_the_names(baseline: str) -> None:
-    one = record(model="m" * 300, device_kind="cuda", nvml=20 * 2**30, peak_allocated_bytes=19 * 2**30)
+    one = record(
+        model="m" * 300,
+        device_kind="cuda",
+        nvml=20 * 2**30,
+        peak_allocated_bytes=19 * 2**30,
+        losses=[1e30] * 12,
+    )
     slower = msgspec.structs.replace(one, started_at="2026-03-15T00:00:00Z")
     text = as_text(compare([slower], [one]))
     assert [len(line) for line in text.splitlines() if "m" * 300 in line] == [len(slower.recipe.label())]

@@ -50,6 +50,13 @@ def test_nothing_in_common_concludes_nothing(baseline: str, tmp_path: Path, chec
     assert "no recipe is in both" in out
 
 
+def test_what_never_ran_concludes_nothing(tmp_path: Path, check: Any) -> None:
+    oom = folder(tmp_path / "oom", record(outcome="oom"))
+    code, out, _ = check(oom, "--baseline", oom)
+    assert code == 3
+    assert out.splitlines()[-1] == "Nothing was measured on both sides: 1 same in 1 recipe."
+
+
 def test_it_is_said_where_all_recipes_are_slower() -> None:
     before = [one for rank in (4, 8) for one in steady(rank=rank)]
     one, both = (
