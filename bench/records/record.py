@@ -81,6 +81,11 @@ class Environment(Struct, frozen=True, kw_only=True):
     """Of the GPU's processors; what they ran at is in the measurement."""
     highest_memory_clock_mhz: int | None = None
 
+    def differences(self, other: Environment) -> list[str]:
+        """Return what is another in ``other``: names of fields, and of packages."""
+        facts = [{**msgspec.structs.asdict(one), **one.packages, "packages": None} for one in (self, other)]
+        return [name for name in facts[0] | facts[1] if facts[0].get(name) != facts[1].get(name)]
+
 
 class Prediction(Struct, frozen=True, kw_only=True):
     """The estimate of the recipe for the device that it ran on, as it stood when it ran."""

@@ -119,7 +119,7 @@ def run_suite(
         waiting: list[Task] = []
         for task in tasks:
             (kept if resume and run.differences(task) == [] else waiting).append(task)
-        watcher.prepared(tasks, lanes, [*results.notices, *run.replaced(waiting)])
+        watcher.prepared(tasks, lanes, [*results.notices, *run.replaced(waiting), *run.from_elsewhere(kept)])
         for task in kept:
             run.keep(task)
         if resume:
@@ -185,6 +185,15 @@ class _Run:
             for how, count in counts.items()
             if count
         ]
+
+    def from_elsewhere(self, tasks: Iterable[Task]) -> list[str]:
+        """Return, in one line, how the environments of the records that are kept for ``tasks`` differ from this one."""
+        here = self.surroundings.environment
+        found = [self.results.records[task.key].environment.differences(here) for task in tasks]
+        facts = sorted({name.replace("_", " ") for one in found for name in one})
+        count = len(found) - found.count([])
+        where = f"{self.results.folder}: records kept that were measured in another environment"
+        return [f"{where}: {count} (they differ in {', '.join(facts)})"] if count else []
 
     def _snapshot_path(self, task: Task) -> Path:
         return self.results.folder.absolute() / (file_stem(task.key) + SNAPSHOT_SUFFIX)

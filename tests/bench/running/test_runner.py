@@ -236,6 +236,24 @@ def test_what_will_be_replaced_is_said_before(tmp_path: Path, pretending: pytest
     ]
 
 
+def test_records_that_are_kept_from_another_environment_are_spoken_of(
+    tmp_path: Path, pretending: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    run(tmp_path / "out")
+    run(tmp_path / "out", listener=listener, resume=True)
+    assert listener.notices == []
+    environment = FACTS.environment
+    packages = {**environment.packages, "torch": "2.99.0", "liger-kernel": "1.0"}
+    elsewhere = msgspec.structs.replace(environment, packages=packages, cpu_threads=environment.cpu_threads + 1)
+    pretend_here(pretending.setattr, Surroundings(device=FACTS.device, environment=elsewhere))
+    run(tmp_path / "out", listener=listener, resume=True)
+    assert listener.notices == [
+        f"{tmp_path}/out: records kept that were measured in another environment: 3 "
+        "(they differ in cpu threads, liger-kernel, torch)"
+    ]
+
+
 def test_a_changed_recipe_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
     for rank in (2, 4):
         suite = single_recipe(SPEC, make_recipe("test/llama", rank=rank))
