@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from lorabench.bench.check.findings import Comparison, Finding, Metric, Verdict, in_order, of_recipe, overall
 from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
+from lorabench.bench.check.memory import counted_peaks
 from lorabench.bench.check.printable import printable
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.measuring.measurements import Measurement
@@ -96,31 +97,16 @@ def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
 
 def _judge_peaks(estimated: Breakdown, measurements: Sequence[Measurement], tolerance: float) -> list[Finding]:
     """Hold each peak that was measured to the estimate, or to its range where it has one."""
-    held: list[tuple[Metric, int | None, tuple[int, int] | None, list[int | None]]] = [
-        (
-            "peak_allocated_bytes",
-            estimated.peak_allocated_bytes,
-            None,
-            [one.memory.peak_allocated_bytes for one in measurements],
-        ),
-        (
-            "peak_reserved_bytes",
-            estimated.peak_reserved_bytes,
-            estimated.peak_reserved_range_bytes,
-            [one.memory.peak_reserved_bytes for one in measurements],
-        ),
-        (
-            "nvml_process_peak_bytes",
-            estimated.device_total_bytes,
-            estimated.device_total_range_bytes,
-            [one.nvml_process_peak_bytes for one in measurements],
-        ),
-    ]
+    held: dict[Metric, tuple[int | None, tuple[int, int] | None]] = {
+        "peak_allocated_bytes": (estimated.peak_allocated_bytes, None),
+        "peak_reserved_bytes": (estimated.peak_reserved_bytes, estimated.peak_reserved_range_bytes),
+        "nvml_process_peak_bytes": (estimated.device_total_bytes, estimated.device_total_range_bytes),
+    }
     findings = []
-    for metric, point, ends, seen in held:
-        counted = [bytes_ for bytes_ in seen if bytes_ is not None]
-        if counted and point is not None:
-            findings.append(_judge_bytes(metric, point, ends or (point, point), median_low(counted), tolerance))
+    for metric, seen in counted_peaks(measurements).items():
+        point, ends = held[metric]
+        if point is not None:
+            findings.append(_judge_bytes(metric, point, ends or (point, point), median_low(seen), tolerance))
     return findings
 
 

@@ -20,32 +20,28 @@ def judge_memory(before: Sequence[Measurement], after: Sequence[Measurement], th
     The runs of a side rarely differ. Where they do, it got worse only if every run after is worse than every run
     before, and is suspicious if the worst of them is.
     """
-    judged: list[tuple[Metric, float | None, int, list[list[int | None]]]] = [
-        (
-            "peak_allocated_bytes",
-            thresholds.memory,
-            0,
-            [[one.memory.peak_allocated_bytes for one in side] for side in (before, after)],
-        ),
-        (
-            "peak_reserved_bytes",
-            thresholds.reserved,
-            SEGMENT_BYTES,
-            [[one.memory.peak_reserved_bytes for one in side] for side in (before, after)],
-        ),
-        (
-            "nvml_process_peak_bytes",
-            thresholds.nvml,
-            SEGMENT_BYTES,
-            [[one.nvml_process_peak_bytes for one in side] for side in (before, after)],
-        ),
+    allowed: dict[Metric, tuple[float | None, int]] = {
+        "peak_allocated_bytes": (thresholds.memory, 0),
+        "peak_reserved_bytes": (thresholds.reserved, SEGMENT_BYTES),
+        "nvml_process_peak_bytes": (thresholds.nvml, SEGMENT_BYTES),
+    }
+    old, new = counted_peaks(before), counted_peaks(after)
+    return [
+        _judge(metric, old[metric], new[metric], tolerance, slack)
+        for metric, (tolerance, slack) in allowed.items()
+        if tolerance is not None and metric in old and metric in new
     ]
-    findings = []
-    for metric, tolerance, slack, sides in judged:
-        old, new = ([bytes_ for bytes_ in side if bytes_ is not None] for side in sides)
-        if tolerance is not None and old and new:
-            findings.append(_judge(metric, old, new, tolerance, slack))
-    return findings
+
+
+def counted_peaks(measurements: Sequence[Measurement]) -> dict[Metric, list[int]]:
+    """Return the peaks of each run that counted them: what of the metrics in bytes any of them has."""
+    peaks: dict[Metric, list[int | None]] = {
+        "peak_allocated_bytes": [one.memory.peak_allocated_bytes for one in measurements],
+        "peak_reserved_bytes": [one.memory.peak_reserved_bytes for one in measurements],
+        "nvml_process_peak_bytes": [one.nvml_process_peak_bytes for one in measurements],
+    }
+    counted = {metric: [bytes_ for bytes_ in seen if bytes_ is not None] for metric, seen in peaks.items()}
+    return {metric: seen for metric, seen in counted.items() if seen}
 
 
 def _judge(metric: Metric, old: list[int], new: list[int], tolerance: float, slack: int) -> Finding:
