@@ -15,10 +15,11 @@ from msgspec.structs import replace
 
 from lorabench.bench.machine.device_rates import device_rates
 from lorabench.bench.machine.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
-from lorabench.bench.records.record import SNAPSHOT_SUFFIX, DeviceFacts, Key, Prediction, RunRecord, file_stem
+from lorabench.bench.records.record import DeviceFacts, Key, Prediction, RunRecord
 from lorabench.bench.records.results import Results, open_results
 from lorabench.bench.running.fit import reason_to_skip
 from lorabench.bench.running.jobs import Answer, Job, Settings
+from lorabench.bench.running.resuming import differences, from_elsewhere, replaced, snapshot_path
 from lorabench.bench.running.sources import check_sources, digest_sources
 from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
@@ -30,8 +31,6 @@ from lorabench.estimator.recipes.parameters import count_parameters
 TIMEOUT_SECONDS = 3600.0
 LONGEST_WAIT_SECONDS = 0.25
 """After which whoever watches hears that time goes by."""
-CONCLUSIVE = ("ok", "oom")
-"""Outcomes that a resumed suite takes as they are; what was an error, a timeout or skipped is tried again."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -91,8 +90,8 @@ def run_suite(
     the device, which is what ``device`` means here, and the seed, to which the number of the repeat is added.
 
     With ``resume``, a task is not run again where its record is there, was asked for in the same way and is
-    `CONCLUSIVE`; tasks without a record come first. When ``time_limit_seconds`` are over, what runs is ended and leaves
-    no record.
+    `resuming.CONCLUSIVE`; tasks without a record come first. When ``time_limit_seconds`` are over, what runs is ended
+    and leaves no record.
 
     Raises:
         UserError: before anything is trained: the packages that train are missing, there is no such device, the
@@ -114,12 +113,13 @@ def run_suite(
         check_device(settings)
         tasks = list(tasks_of(suite, settings, digest_sources(settings)))
         lanes = lanes_of(surroundings)
-        run = _Run(suite.name, surroundings, results, workers, watcher)
         kept: list[Task] = []
         waiting: list[Task] = []
         for task in tasks:
-            (kept if resume and run.differences(task) == [] else waiting).append(task)
-        watcher.prepared(tasks, lanes, [*results.notices, *run.replaced(waiting), *run.from_elsewhere(kept)])
+            (kept if resume and differences(results, task) == [] else waiting).append(task)
+        elsewhere = from_elsewhere(results, kept, surroundings.environment)
+        watcher.prepared(tasks, lanes, [*results.notices, *replaced(results, waiting), *elsewhere])
+        run = _Run(suite.name, surroundings, results, workers, watcher)
         for task in kept:
             run.keep(task)
         if resume:
@@ -160,43 +160,9 @@ class _Run:
         self.longest = 0.0
         """Seconds of the task that took longest so far."""
 
-    def differences(self, task: Task) -> list[str] | None:
-        """Return in what the record that is there is not as ``task`` asks; None where none is `CONCLUSIVE`."""
-        record = self.results.records.get(task.key)
-        if record is None or record.outcome not in CONCLUSIVE:
-            return None
-        lacks = task.settings.memory_snapshot and record.outcome == "ok" and not self._snapshot_path(task).exists()
-        return task.differences(record) + ["memory_snapshot"] * lacks
-
     def keep(self, task: Task) -> None:
         """Take the record that is there for this task's, and tell of it."""
         self._tell(task, self.results.records[task.key], resumed=True)
-
-    def replaced(self, tasks: Iterable[Task]) -> list[str]:
-        """Return, a line each, which records ``tasks`` will replace, and how they are kept."""
-        found = [one for one in map(self.differences, tasks) if one is not None]
-        settings = sorted({name.replace("_", " ") for one in found for name in one})
-        counts = {
-            "--resume keeps them": found.count([]),
-            f"they differ in {', '.join(settings)}; another folder with -o keeps them": len(found) - found.count([]),
-        }
-        return [
-            f"{self.results.folder}: records replaced as their recipes run again: {count} ({how})"
-            for how, count in counts.items()
-            if count
-        ]
-
-    def from_elsewhere(self, tasks: Iterable[Task]) -> list[str]:
-        """Return, in one line, how the environments of the records that are kept for ``tasks`` differ from this one."""
-        here = self.surroundings.environment
-        found = [self.results.records[task.key].environment.differences(here) for task in tasks]
-        facts = sorted({name.replace("_", " ") for one in found for name in one})
-        count = len(found) - found.count([])
-        where = f"{self.results.folder}: records kept that were measured in another environment"
-        return [f"{where}: {count} (they differ in {', '.join(facts)})"] if count else []
-
-    def _snapshot_path(self, task: Task) -> Path:
-        return self.results.folder.absolute() / (file_stem(task.key) + SNAPSHOT_SUFFIX)
 
     def run(
         self,
@@ -242,7 +208,7 @@ class _Run:
             recipe=task.planned.recipe,
             spec=task.planned.spec,
             settings=task.settings,
-            snapshot_path=str(self._snapshot_path(task)) if task.settings.memory_snapshot else None,
+            snapshot_path=str(snapshot_path(self.results.folder, task)) if task.settings.memory_snapshot else None,
         )
         number = self.workers.start(job, lane.environment)
         begun.started = time.monotonic()
