@@ -28,13 +28,16 @@ def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFix
     assert exit_of(arguments) == 0
     out = capsys.readouterr().out
     assert out.startswith("Usage: lorabench ")
+    assert max(map(len, out.splitlines())) <= 80
     assert [name for name in COMMANDS if f"\n  {name} " not in out] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of([name, "--help"]) == 0
-    assert capsys.readouterr().out.startswith(f"Usage: lorabench {name} ")
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: lorabench {name} ")
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_version() -> None:

@@ -67,7 +67,8 @@ def lorabench(context: click.Context) -> None:
     """What fine-tuning a language model costs: estimated, measured, reported, checked.
 
     \b
-    Exit codes: 0 success; 1 the answer is no; 2 wrong use or bad input; 3 nothing could be concluded.
+    Exit codes: 0 success; 1 the answer is no; 2 wrong use or bad input;
+    3 nothing could be concluded.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
