@@ -163,6 +163,12 @@ def by_model(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return groups
 
 
+def methods_of(runs: Iterable[Run]) -> list[str]:
+    """Return the methods of the runs, in their own order."""
+    found = {run.method for run in runs}
+    return [method for method in CHOICES["method"] if method in found]
+
+
 def varying_settings(runs: Sequence[Run]) -> list[str]:
     """Return the names of the recipe settings whose values differ between ``runs``, in the recipe's own order.
 

@@ -120,7 +120,7 @@ export class Controls {
   // What is chosen; null while a number is none that the page can answer for.
   chosen() {
     const fields = Object.values(this.fields);
-    if (!fields.every((field) => field.value && field.checkValidity())) return null;
+    if (!fields.every((field) => field.checkValidity())) return null;
     const number = ({ name }) => ["rank", "batchSize", "seqLen"].includes(name);
     return Object.fromEntries(fields.map((field) => [field.name, number(field) ? Number(field.value) : field.value]));
   }

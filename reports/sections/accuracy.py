@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from lorabench.reports.quantities import format_bytes, format_share, plural
-from lorabench.reports.runs import Run
+from lorabench.reports.runs import Run, methods_of
 from lorabench.reports.sections.points import by_method
 
 BANDS = (0.01, 0.05)
@@ -36,7 +36,7 @@ def accuracy(runs: Sequence[Run]) -> dict[str, Any] | None:
             },
         },
         "distribution": {"model": "", "caption": _distribution_caption(held), "chart": _distribution(held)},
-        "methods": list(dict.fromkeys(run.method for run in held)),
+        "methods": methods_of(held),
         "worst": [(run, why_off(run)) for run in worst if run.peak_error],
         "bands": BANDS,
     }
@@ -79,7 +79,7 @@ def _distribution_caption(held: Sequence[Run]) -> str:
 
 
 def _distribution(held: Sequence[Run]) -> dict[str, Any]:
-    counts = {method: [0] * (len(EDGES) + 1) for method in dict.fromkeys(run.method for run in held)}
+    counts = {method: [0] * (len(EDGES) + 1) for method in methods_of(held)}
     for run in held:
         counts[run.method][bisect_left(EDGES, run.peak_error or 0)] += 1
     filled = [place for place in range(len(EDGES) + 1) if any(held[place] for held in counts.values())]

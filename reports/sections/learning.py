@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorabench.reports.quantities import format_loss, plural
-from lorabench.reports.runs import Run, by_model
+from lorabench.reports.runs import Run, by_model, methods_of
 from lorabench.reports.sections.figures import Figure, figures
 from lorabench.reports.sections.points import by_method, pareto_front
 
@@ -28,7 +28,7 @@ def learning(runs: Sequence[Run]) -> dict[str, Any] | None:
         "figures": [_figure(figure) for figure in figures(trained, _finite, at_most=RUNS_IN_A_FIGURE)],
         "held_out": held_out,
         "several_models": len({run.model for run in held_out}) > 1,
-        "methods": list(dict.fromkeys(run.method for run in trained)),
+        "methods": methods_of(trained),
         "fronts": [front for front in fronts if front is not None],
     }
 

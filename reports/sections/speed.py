@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lorabench.reports.pairs import checkpointing_pairs, method_pairs, rank_pairs
 from lorabench.reports.quantities import format_number, plural
-from lorabench.reports.runs import Run
+from lorabench.reports.runs import Run, methods_of
 from lorabench.reports.sections.figures import Figure, figures
 from lorabench.reports.sections.points import by_method, pareto_front
 
@@ -35,7 +35,7 @@ def speed(runs: Sequence[Run]) -> dict[str, Any] | None:
     if not timed:
         return None
     return {
-        "methods": list(dict.fromkeys(run.method for run in timed)),
+        "methods": methods_of(timed),
         "figures": [_figure(figure) for figure in figures(timed, _lengths, at_most=RUNS_IN_A_FIGURE)],
         "unstable": [run for run in timed if run.unstable],
         "costs": costs(timed),
