@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 HERE = Path(__file__).parent
-STYLES = ("colours", "page", "summary", "charts", "tables", "environments", "planning", "print")
+STYLES = ("colours", "page", "summary", "charts", "tables", "environments", "planning", "print", "scriptless")
 """Of ``css/``, in the order in which they apply."""
 LIBRARY = "vendor/echarts/echarts.min.js"
 FOUNDATION = ("quantities", "store", "tables", "charts", "record")

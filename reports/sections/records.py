@@ -11,7 +11,8 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.explanation import Explanation, explain
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.reports.packing import pack
-from lorabench.reports.runs import Run, varying_settings
+from lorabench.reports.quantities import format_bytes, format_loss, format_number, format_seconds, format_share
+from lorabench.reports.runs import Run, methods_of, varying_settings
 from lorabench.reports.sections.failures import OUTCOMES
 
 IN_A_BLOCK = 64
@@ -19,7 +20,20 @@ IN_A_BLOCK = 64
 DERIVED = 200
 """The most runs whose derivations a page holds: each takes some twentieth of a second and several kB."""
 
+PLAIN = 50
+"""Runs that browsers without scripts show."""
+
 Kind = Literal["text", "bytes", "share", "fraction", "number", "seconds", "loss", "count"]
+WRITE: dict[Kind, Callable[[Any], str]] = {
+    "text": str,
+    "bytes": format_bytes,
+    "share": format_share,
+    "fraction": lambda fraction: f"{format_number(100 * fraction)}%",
+    "number": format_number,
+    "seconds": format_seconds,
+    "loss": format_loss,
+    "count": "{:,}".format,
+}
 
 
 class Column(NamedTuple):
@@ -58,14 +72,25 @@ def records(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "table": pack(table),
         "blocks": [pack(entries[first : first + IN_A_BLOCK]) for first in range(0, len(entries), IN_A_BLOCK)],
+        "plain": _plain([column for column in columns if column.shown], runs[:PLAIN]),
         "in_a_block": IN_A_BLOCK,
         "derived": derive is not None,
         "count": len(runs),
         "several_models": len({run.model for run in runs}) > 1,
-        "methods": list(dict.fromkeys(run.method for run in runs)),
+        "methods": methods_of(runs),
         "models": list(dict.fromkeys(run.model for run in runs)),
         "outcomes": [OUTCOMES[outcome] for outcome in dict.fromkeys(run.record.outcome for run in runs)],
     }
+
+
+def _plain(columns: Sequence[Column], runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the table as text, for browsers that run no scripts."""
+
+    def write(column: Column, run: Run) -> str:
+        value = column.value(run)
+        return "–" if value is None else WRITE[column.kind](value)
+
+    return {"columns": columns, "rows": [[write(column, run) for column in columns] for run in runs]}
 
 
 class _Derivations:

@@ -16,11 +16,7 @@ from lorabench.reports.subject import Subject
 from tests.sample_records import MODEL_CONFIG, sample_record
 
 HOSTILE = "</script><script>window.ran=1</script><img src=x onerror='window.ran=1'><!--\u2028\u202e{a|b}&amp;\"'"
-
-
 MIB = 2**20
-
-
 TIMELINE = tuple((float(event), (event * 37 % 50 + 1) * MIB) for event in range(200))
 
 
@@ -74,6 +70,28 @@ def hostile() -> list[RunRecord]:
     ]
 
 
+def odd() -> list[RunRecord]:
+    """What a run hardly ever measures, and names hardly ever are."""
+    names = ["", "a\nb\tc", "../../etc/passwd", "نموذج لغوي/עברית", "一" * 100 + "e\u0301" * 40 + "🦙" * 40]
+    trained = [
+        sample_record(losses=[]),
+        sample_record(losses=[None] * 12),
+        sample_record(losses=[0.0] * 12),
+        sample_record(losses=[-5.0, 1e300]),
+        sample_record(losses=[5.0], step_seconds=[1e-9]),
+        sample_record(step_seconds=[1e9] * 5),
+    ]
+    first = trained[0].measurement
+    assert first is not None
+    nothing = msgspec.structs.replace(first.memory, components={}, phase_peaks_bytes={}, peak_allocated_bytes=0)
+    return [
+        *trained,
+        measured(sample_record(), memory=nothing, timeline=()),
+        measured(sample_record(), tokens_per_step=0, timeline=((0.0, 0),)),
+        *[sample_record(model=name, model_config={**MODEL_CONFIG, "name": name}) for name in names],
+    ]
+
+
 def many() -> list[RunRecord]:
     """More recipes of one model than a page derives the estimates of."""
     return [sample_record(rank=rank, batch_size=size) for rank in range(1, 52) for size in (1, 2, 4, 8)]
@@ -84,6 +102,7 @@ PAGES: dict[str, list[Run]] = {
     for name, records in {
         "suite": suite(),
         "hostile": hostile(),
+        "odd": odd(),
         "many": many(),
         "single": [sample_record()],
         "failed": [sample_record(outcome="oom"), sample_record(rank=1, outcome="error", traceback="boom")],

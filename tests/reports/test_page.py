@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import pytest
@@ -24,6 +25,10 @@ def test_a_page_draws_its_charts_and_asks_for_nothing(browser: Browser, page: st
     )
     assert all(drawn)
     assert bool(drawn) == any(run.record.prediction or run.record.measurement for run in PAGES[page])
+    assert (
+        re.findall(r"NaN|Infinity|undefined|\[object", browser.run("return document.querySelector('main').innerText"))
+        == []
+    )
     assert browser.complaints() == []
 
 

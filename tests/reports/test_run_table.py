@@ -54,6 +54,18 @@ def test_the_table_of_runs_holds_the_records_numbers(browser: Browser) -> None:
         assert row["mfu"] == ("43.2%" if measurement.mfu else "–")
 
 
+def test_browsers_without_scripts_list_the_runs_all_the_same(browser: Browser) -> None:
+    browser.show("suite", draw=False)
+    expected = [" ".join(row) for row in browser.table("#records > .scroll table")]
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    browser.driver.refresh()
+    listed = [row.text for row in browser.find("#records noscript tbody tr")]
+    empty = [it.is_displayed() for it in browser.find("#what_if, #records > .scroll, .chart")]
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    assert listed == expected
+    assert not any(empty)
+
+
 def test_runs_are_filtered_by_words_and_choices(browser: Browser) -> None:
     browser.show("suite", draw=False)
     Select(browser.find("#records select[data-column=method]")[0]).select_by_visible_text("lora")
