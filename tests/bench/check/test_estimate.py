@@ -10,6 +10,8 @@ from lorabench.bench.check.estimate import compare_with_estimate
 from lorabench.bench.check.findings import Finding
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord, read_records
+from lorabench.estimator.architectures import read_config
+from lorabench.estimator.memory.estimate import estimate_memory
 from tests.bench.check.records import record
 from tests.sample_records import MODEL_CONFIG
 
@@ -42,9 +44,38 @@ def test_every_phase_is_held_to_the_estimate(one: RunRecord, phase: str) -> None
     assert findings_of(with_phase(one, phase, 1.02))["phase_peaks_bytes"].verdict == "same"
 
 
+@pytest.mark.parametrize("counted", ["total", "trainable", "quantized", "adapter"])
+def test_parameters_must_be_equal(counted: str) -> None:
+    [one] = [one for one in MEASURED if one.recipe.method == "qlora"]
+    assert one.measurement is not None
+    parameters = one.measurement.parameters
+    one_more = replace(parameters, **{counted: getattr(parameters, counted) + 1})
+    found = findings_of(replace(one, measurement=replace(one.measurement, parameters=one_more)))["parameters"]
+    assert found.verdict == "regression"
+    assert (found.reason or "").startswith(f"{counted}: {getattr(parameters, counted):,} estimated")
+
+
 LLAMA = MODEL_CONFIG | {"model_type": "llama"}
 LARGE = {"vocab_size": 32000, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
 """A Llama of 70 billion parameters takes more than the sample's GPU of 24 GB has."""
+
+
+@pytest.mark.parametrize(
+    ("metric", "counted", "ends"),
+    [
+        ("peak_reserved_bytes", "reserved", "peak_reserved_range_bytes"),
+        ("nvml_process_peak_bytes", "nvml", "device_total_range_bytes"),
+    ],
+)
+def test_what_the_device_gave_may_be_anywhere_in_the_estimated_range(metric: str, counted: str, ends: str) -> None:
+    one = record(model_config=LLAMA, device_kind="cuda")
+    estimated = estimate_memory(read_config(LLAMA, one.recipe.model), one.recipe)
+    least, most = getattr(estimated, ends)
+    assert least < most
+    for bytes_ in (0.96 * least, 0.98 * least, 1.02 * most, 1.04 * most):
+        changes: dict[str, Any] = {counted: round(bytes_)}
+        found = findings_of(record(model_config=LLAMA, device_kind="cuda", **changes))[metric]
+        assert found.verdict == ("same" if 0.97 * least <= bytes_ <= 1.03 * most else "regression")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lorabench.bench.check.findings import METRICS
+from lorabench.bench.check.statistics import SIGNIFICANCE
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.cli import COMMANDS, lorabench, main
@@ -55,6 +56,7 @@ def test_the_page_tells_every_threshold_with_its_default_and_every_metric() -> N
         name: pytest.approx(getattr(Thresholds(), name)) for name in Thresholds.__struct_fields__
     }
     assert all(f"`{metric}`" in PAGE for metric in METRICS)
+    assert f"must be {100 * SIGNIFICANCE:g} % at most" in PAGE
 
 
 def test_the_suite_of_the_page_has_its_thresholds(tmp_path: Path) -> None:
