@@ -16,6 +16,9 @@ from lorabench.reports.quantities import format_bytes, format_loss, format_secon
 from lorabench.reports.runs import Run
 from lorabench.reports.sections.points import Quantity
 
+BAND = 0.05
+"""How far off the diagonal the charts' dashed lines are."""
+
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any] | None:
     """Return what changed from the first folder to each of the others; None of one folder."""
@@ -105,12 +108,13 @@ def _charts(before: Sequence[Run], after: Sequence[Run]) -> list[dict[str, Any]]
                 {
                     "model": f"{label.capitalize()}, before and after",
                     "part": "",
-                    "caption": f"{higher:,} of {plural(count, 'run')} above the diagonal: {label} went up.",
+                    "caption": f"Above the diagonal {label} went up: {higher:,} of {plural(count, 'run')}. "
+                    f"The dashed lines are {BAND:.0%} off it.",
                     "chart": {
                         "x": {"label": f"{label}, {before[0].folder}", "kind": kind, "zero": True},
                         "y": {"label": f"{label}, {after[0].folder}", "kind": kind, "zero": True},
                         "points": points,
-                        "bands": [0.05],
+                        "bands": [BAND],
                     },
                 }
             )
