@@ -33,7 +33,11 @@ class PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         aliases = [one.alias_info for one in func._schema.returns if one.alias_info is not None]
         is_view = any(not alias.is_write for alias in aliases)
         if not is_view and not func._schema.name.removeprefix("aten::").startswith(NO_PASSES):
-            tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, torch.Tensor)]
+            # What operations on lists write is not returned.
+            arguments = func._schema.arguments
+            written = [one for said, one in zip(arguments, args, strict=False) if said.is_write and result is None]
+            leaves = tree_leaves((args, kwargs, result, written))
+            tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
             self.bytes += sum(one.numel() * one.element_size() for one in tensors)
         return result
 

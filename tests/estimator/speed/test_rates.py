@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from lorabench.estimator.devices.device import all_devices, find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
-from lorabench.estimator.speed.rates import BOUNDS, Fractions, datasheet_fractions
+from lorabench.estimator.speed.rates import BOUNDS, DatasheetRates, Fractions, datasheet_fractions
 from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, LEAST_POWER, Throughput, estimate_throughput
 from tests.estimator.speed.test_ground_truth import PAGE, documented
 
@@ -52,6 +52,13 @@ def test_the_page_tells_every_fraction_of_every_gpu() -> None:
 def test_the_page_tells_what_else_is_assumed() -> None:
     assert f"from {100 * LEAST_POWER:.0f} % of its power" in PAGE
     assert f"Of a calibrated device the range is {100 * CALIBRATED_ERROR:.0f} % either way" in PAGE
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_attention_that_is_given_a_mask_is_slower_for_the_same_work(backward: bool) -> None:
+    rates = DatasheetRates(find_device("rtx-4090"), "typical")
+    plain, masked = (rates.attention(1e12, 1, "bfloat16", backward=backward, masked=masked) for masked in (False, True))
+    assert plain < masked == pytest.approx(1e12 / (165.2e12 * 0.30))
 
 
 def test_a_cache_that_is_not_known_widens_the_range_and_is_not_counted_on() -> None:

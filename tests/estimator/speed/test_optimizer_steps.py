@@ -1,0 +1,50 @@
+"""The bytes of an optimizer's step, against torch's own operations and against paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.speed.optimizer_steps import optimizer_step
+from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.trace.optimizers import make_optimizer
+from tests.estimator.speed.test_passes import PassCounter
+from tests.small_models import small_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CLIPPING = 3
+"""Times that clipping reads or writes an element: for the norm, and to scale."""
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor"])
+def test_a_step_passes_over_the_bytes_that_torch_s_operations_do(optim: Any) -> None:
+    spec = small_model("llama")
+    recipe = make_recipe(spec.name, method="full", optim=optim)
+    model = build_model(spec, recipe, "cpu", seed=0)
+    optimizer: Any = make_optimizer(model, recipe)
+    if optim == "adamw_torch":
+        optimizer.param_groups[0]["foreach"] = True  # as it is on a GPU
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    with PassCounter() as counter:
+        optimizer.step()
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert optimizer_step(spec, recipe).bytes - CLIPPING * weights == pytest.approx(counter.bytes, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("optim", "moments"), [("adamw_torch_fused", 2), ("adamw_8bit", 2), ("lion_8bit", 1), ("paged_lion_32bit", 1)]
+)
+def test_fused_steps_read_gradients_and_read_and_write_the_rest_once(optim: Any, moments: int) -> None:
+    """Of Llama-3.1-8B in float32; bitsandbytes keeps the states of embeddings in 32 bits."""
+    recipe = make_recipe("meta-llama/Llama-3.1-8B", method="full", optim=optim)
+    weights, embedding = 8_030_261_248, 128_256 * 4096
+    state_bytes = (weights - embedding) + 4 * embedding if optim.endswith("8bit") else 4 * weights
+    step = optimizer_step(find_model(recipe.model), recipe)
+    assert step.bytes == (CLIPPING + 1 + 2) * 4 * weights + 2 * moments * state_bytes
