@@ -11,3 +11,10 @@ def in_gib(bytes_: int) -> str:
     if abs(bytes_) < GIB / 10:
         return f"{bytes_ / MIB:.1f} MiB"
     return f"{bytes_ / GIB:,.2f} GiB"
+
+
+def range_in_gib(low: int, high: int) -> str:
+    """Return a range of bytes in the unit that `in_gib` gives its upper end: 12.99 to 16.31 GiB."""
+    if abs(high) < GIB / 10:
+        return f"{low / MIB:.1f} to {in_gib(high)}"
+    return f"{low / GIB:,.2f} to {in_gib(high)}"

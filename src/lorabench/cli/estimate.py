@@ -15,12 +15,12 @@ from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, spe
 from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import COMPONENTS
-from lorabench.estimator.quantities import GIB, in_gib
+from lorabench.estimator.quantities import GIB, in_gib, range_in_gib
 
 if TYPE_CHECKING:
     from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.explanation import Explanation
-    from lorabench.estimator.memory.breakdown import Breakdown
+    from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
     from lorabench.estimator.models.spec import ModelSpec
     from lorabench.estimator.recipes.recipe import Recipe
 
@@ -114,7 +114,7 @@ def as_text(estimate: Estimate) -> str:
         [
             describe_recipe(estimate.recipe),
             *warning_lines(estimate.warnings),
-            _parameters(estimate),
+            parameter_counts(estimate.parameters),
             *_source(estimate),
             as_table(_state_columns(estimate)),
             as_table(peak_columns(estimate.memory)),
@@ -149,8 +149,8 @@ def warning_lines(warnings: tuple[str, ...]) -> list[str]:
     return ["\n".join(folded(f"warning: {warning}")) for warning in warnings]
 
 
-def _parameters(estimate: Estimate) -> str:
-    counts = estimate.parameters
+def parameter_counts(counts: ParameterCounts) -> str:
+    """Return how many parameters there are, train and are quantised: two lines at most."""
     said = f"{counts.total:,} parameters, {counts.trainable:,} trainable ({counts.trainable / counts.total:.2%})"
     return said if not counts.quantized else f"{said},\n{counts.quantized:,} in 4 bits"
 
@@ -177,10 +177,10 @@ def peak_columns(memory: Breakdown) -> list[Column]:
     rows = [(name, bytes_, COMPONENTS[name]) for name, bytes_ in memory.components.items() if bytes_]
     rows.append(("peak allocated", memory.peak_allocated_bytes, "all of these, as torch counts them"))
     if memory.peak_reserved_bytes is not None:
-        what = _up_to(memory.peak_reserved_range_bytes) + "in the allocator's segments"
+        what = _between(memory.peak_reserved_range_bytes) + "in the allocator's segments"
         rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
-        what = _up_to(memory.device_total_range_bytes) + "with CUDA context (nvidia-smi)"
+        what = _between(memory.device_total_range_bytes) + "with CUDA context (nvidia-smi)"
         rows.append(("device total", memory.device_total_bytes, what))
     return [
         Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
@@ -189,8 +189,8 @@ def peak_columns(memory: Breakdown) -> list[Column]:
     ]
 
 
-def _up_to(bytes_: tuple[int, int] | None) -> str:
-    return "" if bytes_ is None else f"to {in_gib(bytes_[1])}, "
+def _between(bytes_: tuple[int, int] | None) -> str:
+    return "" if bytes_ is None else f"({range_in_gib(*bytes_)}) "
 
 
 def _verdict(estimate: Estimate) -> list[str]:
@@ -252,7 +252,7 @@ def _as_markdown(estimate: Estimate) -> str:
     parts = [
         f"**{estimate.recipe.model}**: {settings}",
         *(f"**Warning**: {warning}" for warning in estimate.warnings),
-        _parameters(estimate).replace("\n", " "),
+        parameter_counts(estimate.parameters).replace("\n", " "),
         *_source(estimate),
         as_markdown(_state_columns(estimate)),
         as_markdown(peak_columns(estimate.memory)),

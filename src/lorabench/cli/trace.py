@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabench.cli.estimate import describe_recipe, peak_columns, warning_lines
-from lorabench.cli.listing import FORMATS, WIDTH, Column, as_csv, as_json, as_markdown, as_table
+from lorabench.cli.estimate import describe_recipe, parameter_counts, peak_columns, warning_lines
+from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.cli.tracing import import_training_libraries, progress
@@ -84,9 +83,9 @@ def _as_text(traced: Trace) -> str:
         [
             describe_recipe(traced.recipe),
             *warning_lines(traced.warnings),
-            _parameters(traced),
+            parameter_counts(traced.parameters),
             as_table(peak_columns(traced.memory)),
-            textwrap.fill(_moment(traced), WIDTH, break_long_words=False),
+            "\n".join(folded(_moment(traced))),
             _tensor_list(traced),
             as_table(_phase_columns(traced)),
         ]
@@ -110,21 +109,12 @@ def _tensor_list(traced: Trace) -> str:
     return "\n".join(
         line
         for head, origin in zip(heads, origins, strict=True)
-        for line in (
-            head,
-            textwrap.fill(origin, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False),
-        )
+        for line in (head, *folded(origin, indent=indent, hanging=indent))
     )
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape)) or "scalar"
-
-
-def _parameters(traced: Trace) -> str:
-    counts = traced.parameters
-    said = f"{counts.total:,} parameters, {counts.trainable:,} trainable ({counts.trainable / counts.total:.2%})"
-    return said if not counts.quantized else f"{said},\n{counts.quantized:,} in 4 bits"
 
 
 def _moment(traced: Trace) -> str:
@@ -160,7 +150,7 @@ def _as_markdown(traced: Trace) -> str:
         [
             f"**{traced.recipe.model}**: {settings}",
             *(f"**Warning**: {warning}" for warning in traced.warnings),
-            _parameters(traced).replace("\n", " "),
+            parameter_counts(traced.parameters).replace("\n", " "),
             as_markdown(peak_columns(traced.memory)),
             _moment(traced),
             as_markdown(_tensor_columns(traced)),
