@@ -32,12 +32,13 @@ const unitOf = ({ kind }, { max }) => QUANTITIES[kind].unit(max);
 function axis(quantity, reach, width) {
   const unit = unitOf(quantity, reach);
   const { label } = quantity;
+  const named = unit.name && !label.includes(unit.name) ? `${label}, ${unit.name}` : label;
   return {
     ...AXIS,
     type: reach.type,
     min: reach.min / unit.size,
     max: reach.max / unit.size,
-    name: unit.name && !label.includes(unit.name) ? `${label}, ${unit.name}` : label,
+    name: reach.type === "log" ? `${named}, log scale` : named,
     nameTruncate: { maxWidth: width * 0.75 },
     splitNumber: width >= 560 ? 5 : 3,
     splitLine: { ...AXIS.splitLine, showMinLine: false, showMaxLine: false },

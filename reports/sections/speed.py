@@ -37,7 +37,7 @@ def speed(runs: Sequence[Run]) -> dict[str, Any] | None:
     return {
         "methods": methods_of(timed),
         "figures": [_figure(figure) for figure in figures(timed, _lengths, at_most=RUNS_IN_A_FIGURE)],
-        "unstable": [run for run in timed if run.unstable],
+        "utilised": any(run.timed.mfu is not None for run in timed if run.timed),
         "costs": costs(timed),
         "fronts": [_front(model, of_model) for model, of_model in _by_work(timed).items() if len(of_model) > 1],
     }
