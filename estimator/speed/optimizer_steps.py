@@ -16,14 +16,15 @@ from lorabench.estimator.recipes.recipe import ITEMSIZE, Optim, Recipe
 
 FUSED_ACCESSES = 7
 """Of weight, gradient and both moments: all are read, all but the gradient written."""
-FOREACH_ACCESSES = 22
+FOREACH_ACCESSES = 21
 """Of AdamW's list kernels, one after the other: decay 2, first moment 3, second moment 2 + 4, square root 2, bias
-correction 2, epsilon 2, step size 2, and the update 3, as reads and writes of an element."""
-FOREACH_KERNELS = 9
-ADAFACTOR_ACCESSES = 22
-"""Reads and writes, in float32, of gradient, update and weight: a gradient's square and its mean over rows and columns,
-the outer product of their roots, the update, its size, its clipping, and the weight."""
-ADAFACTOR_KERNELS = 25
+correction 2, epsilon 2, and the update 4, as reads and writes of an element."""
+FOREACH_KERNELS = 8
+ADAFACTOR_ACCESSES = 21
+"""Reads and writes, in float32: the weight's size 1, the gradient's square and epsilon 4, their means over rows and
+columns 2, the outer product of their roots 1, times the gradient 3, the update's size 1, its clipping 2, its step size 2
+and sign 2, and the weight 3."""
+ADAFACTOR_KERNELS = 24
 TENSORS_IN_A_KERNEL = 36
 """Tensors that one kernel over lists of four takes, by the size of a kernel's arguments (`MultiTensorApply.cuh`)."""
 BITSANDBYTES = ("8bit", "32bit")
