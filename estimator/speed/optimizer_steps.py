@@ -22,8 +22,8 @@ correction 2, epsilon 2, and the update 4, as reads and writes of an element."""
 FOREACH_KERNELS = 8
 ADAFACTOR_ACCESSES = 21
 """Reads and writes, in float32: the weight's size 1, the gradient's square and epsilon 4, their means over rows and
-columns 2, the outer product of their roots 1, times the gradient 3, the update's size 1, its clipping 2, its step size 2
-and sign 2, and the weight 3."""
+columns 2, the outer product of their roots 1, times the gradient 3, the update's size 1, its clipping 2, its step size
+2 and sign 2, and the weight 3."""
 ADAFACTOR_KERNELS = 24
 TENSORS_IN_A_KERNEL = 36
 """Tensors that one kernel over lists of four takes, by the size of a kernel's arguments (`MultiTensorApply.cuh`)."""
