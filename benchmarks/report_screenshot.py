@@ -25,8 +25,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="the PNG to write")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, open_browser(Path(place)) as driver:
-        browser = Browser(driver, Path(place))
-        (browser.folder / "report.html").write_text(render_report(read_runs([arguments.results])), encoding="utf-8")
+        browser = Browser(driver, Path(place), lambda _: render_report(read_runs([arguments.results])))
         browser.show("report", width=WIDTH)
         browser.run(
             "for (const section of document.querySelectorAll('section'))"
