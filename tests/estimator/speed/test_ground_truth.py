@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from lorabench.estimator.closed_form.autograd import Checkpoint, Tensor
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.step import step_moments
-from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
@@ -41,6 +41,7 @@ from tests.estimator.test_ground_truth import (
 
 RECAST = [row for row in rows("a100_80gb_mistral_7b.csv") if row["prepare_kbit"] == "recast"]
 PAGE = (Path(__file__).parents[3] / "docs" / "speed.md").read_text(encoding="utf-8")
+L40S_GPU = find_device("l40s")
 STEPS = 5000
 """Of each run on the L40S."""
 
@@ -96,11 +97,11 @@ def test_methods_rank_on_an_a100_as_they_were_measured_to() -> None:
         assert rates["lora"] < rates["qlora"]
 
 
-def on_the_l40s(experiment: str) -> Throughput:
+def on_the_l40s(experiment: str, device: Device = L40S_GPU) -> Throughput:
     """Return the speed of a run's mean batch: as many tokens as its memory says that it had, padding included."""
     recipe = llama_recipe(L40S[experiment])
     length = round(batch_tokens(PLAIN_LORA[0]) / recipe.batch_size)
-    speed = estimate_throughput(find_model(LLAMA), replace(recipe, seq_len=length), find_device("l40s"))
+    speed = estimate_throughput(find_model(LLAMA), replace(recipe, seq_len=length), device)
     assert speed is not None
     return speed
 
@@ -168,6 +169,15 @@ def test_the_page_says_what_was_measured_and_estimated_on_the_l40s() -> None:
             ]
         )
     assert documented("run") == expected
+
+
+def test_the_page_says_how_slow_the_l40s_would_be_without_its_cache() -> None:
+    no_cache = replace(L40S_GPU, cache_bytes=0)
+    errors = [
+        on_the_l40s(experiment, no_cache).step_seconds * STEPS / float(L40S[experiment]["train_seconds_steps"]) - 1
+        for experiment in [*PLAIN_LORA, FULL]
+    ]
+    assert f"these would be {100 * min(errors):.0f} to {100 * max(errors):.0f} % too slow" in PAGE
 
 
 # The demo on a CPU
