@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from lorabench.bench.records.record import RunRecord
+from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.models.catalogue import find_model
 from lorabench.reports.page import render_page, render_report
 from lorabench.reports.runs import Run, arrange
 from lorabench.reports.sections import SECTIONS
@@ -17,6 +19,13 @@ from tests.sample_records import MODEL_CONFIG, sample_record
 
 HOSTILE = "</script><script>window.ran=1</script><img src=x onerror='window.ran=1'><!--\u2028\u202e{a|b}&amp;\"'"
 MIB = 2**20
+MODELS = {
+    "llama": find_model("meta-llama/Llama-3.1-8B"),
+    "windowed": find_model("mistralai/Mistral-7B-v0.1"),
+    "eager only": find_model("google/gemma-2-2b"),
+    "learned positions": msgspec.structs.replace(find_model("openai-community/gpt2"), name=HOSTILE),
+}
+"""Those of the page ``planning``, where nothing ran."""
 TIMELINE = tuple((float(event), (event * 37 % 50 + 1) * MIB) for event in range(200))
 
 
@@ -127,5 +136,7 @@ def page_of(runs: list[Run]) -> str:
 
 
 def make_page(name: str) -> str:
-    """Return a page of `PAGES`, that of the suite whole."""
+    """Return a page of `PAGES`, that of the suite whole; or ``planning``."""
+    if name == "planning":
+        return render_report([], [*MODELS.values()], [*map(find_device, ("rtx-4090", "24GB"))])
     return render_report(PAGES[name]) if name == "suite" else page_of(PAGES[name])

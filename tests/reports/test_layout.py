@@ -17,6 +17,9 @@ from tests.reports.chromium import Browser
         ("suite", 3840, "dark"),
         ("hostile", 360, "light"),
         ("folders", 360, "light"),
+        ("planning", 360, "light"),
+        ("planning", 800, "dark"),
+        ("planning", 2400, "light"),
     ],
 )
 def test_nothing_is_wider_than_the_window(browser: Browser, page: str, width: int, scheme: str) -> None:

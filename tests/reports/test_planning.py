@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
-from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
-import msgspec
 import pytest
-from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
@@ -22,24 +17,12 @@ from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.estimate import estimate_memory
-from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.speed.throughput import estimate_throughput
-from lorabench.reports.page import render_report
 from lorabench.reports.quantities import format_bytes, format_number
-from tests.reports.chromium import open_browser
+from tests.reports.chromium import Browser
+from tests.reports.sample_pages import HOSTILE, MODELS
 
-HOSTILE = "</script><script>window.ran=1</script><img src=x onerror='window.ran=1'>\u202e{a|b}&amp;\"'"
-MODELS = {
-    "llama": find_model("meta-llama/Llama-3.1-8B"),
-    "windowed": find_model("mistralai/Mistral-7B-v0.1"),
-    "eager only": find_model("google/gemma-2-2b"),
-    "learned positions": msgspec.structs.replace(find_model("openai-community/gpt2"), name=HOSTILE),
-}
-WATCH = (
-    "window.violations = []; addEventListener('securitypolicyviolation',"
-    " (event) => violations.push(`${event.effectiveDirective} ${event.blockedURI}`))"
-)
 CHOOSE = """
 const section = document.getElementById(arguments[0]);
 for (const [name, value] of Object.entries(arguments[1])) {
@@ -51,45 +34,26 @@ TABLES = """return [...document.querySelectorAll(arguments[0])].map((table) =>
 [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent)))"""
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    folder = tmp_path_factory.mktemp("planning")
-    with open_browser(folder) as driver:
-        page = render_report([], [*MODELS.values()], [*map(find_device, ("rtx-4090", "24GB"))])
-        (folder / "page.html").write_text(page, encoding="utf-8")
-        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
-        yield driver
-
-
 @pytest.fixture
-def browser(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> webdriver.Chrome:
+def page(browser: Browser) -> Browser:
     """The page as it opens, with its tables shown."""
-    for log in ("browser", "performance"):
-        driver.get_log(log)  # type: ignore[no-untyped-call]
-    metrics = {"width": 1200, "height": 2200, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    driver.get((tmp_path_factory.getbasetemp() / "planning0" / "page.html").as_uri())
-    driver.execute_async_script(
-        "const done = arguments[0];"
-        "const wait = () => (document.documentElement.dataset.ready ? done() : setTimeout(wait, 20)); wait()"
-    )
-    for summary in driver.find_elements(By.CSS_SELECTOR, "details.data > summary"):
-        driver.execute_script("arguments[0].click()", summary)
-    driver.execute_async_script("setTimeout(arguments[0], 50)")
-    return driver
+    browser.show("planning")
+    browser.run("for (const summary of document.querySelectorAll('.data > summary')) summary.click()")
+    browser.wait("return [...document.querySelectorAll('.data table')].every((table) => table.rows.length)")
+    return browser
 
 
-def choose(browser: webdriver.Chrome, section: str, **chosen: Any) -> None:
-    browser.execute_script(CHOOSE, section, chosen)
+def choose(page: Browser, section: str, **chosen: Any) -> None:
+    page.run(CHOOSE, section, chosen)
 
 
-def tables(browser: webdriver.Chrome, selector: str) -> list[list[list[str]]]:
-    found: list[list[list[str]]] = browser.execute_script(TABLES, selector)
+def tables(page: Browser, selector: str) -> list[list[list[str]]]:
+    found: list[list[list[str]]] = page.run(TABLES, selector)
     return found
 
 
-def text(browser: webdriver.Chrome, selector: str) -> str:
-    return browser.find_element(By.CSS_SELECTOR, selector).get_attribute("textContent") or ""
+def text(page: Browser, selector: str) -> str:
+    return page.texts(selector)[0]
 
 
 def recipe_of(model: str, method: str, rank: int, **options: Any) -> Recipe:
@@ -123,12 +87,12 @@ def sampled(count: int) -> list[tuple[str, str, int, int, int, bool]]:
     return found
 
 
-def test_what_if_says_what_estimate_says_to_the_byte(browser: webdriver.Chrome) -> None:
+def test_what_if_says_what_estimate_says_to_the_byte(page: Browser) -> None:
     for model, gpu, rank, batch_size, seq_len, checkpointing in sampled(16):
         asked = {"batch_size": batch_size, "seq_len": seq_len, "gradient_checkpointing": checkpointing}
-        choose(browser, "what_if", model=MODELS[model].name, gpu=gpu, rank=rank, batchSize=batch_size, seqLen=seq_len)
-        choose(browser, "what_if", checkpointing="yes" if checkpointing else "no")
-        [[[_, *methods], *lines]] = tables(browser, "#what_if table")
+        choose(page, "what_if", model=MODELS[model].name, gpu=gpu, rank=rank, batchSize=batch_size, seqLen=seq_len)
+        choose(page, "what_if", checkpointing="yes" if checkpointing else "no")
+        [[[_, *methods], *lines]] = tables(page, "#what_if table")
         assert methods == ["full", "lora", "qlora"]
         shown = {name: dict(zip(methods, cells, strict=True)) for name, *cells in lines}
         for method in methods:
@@ -147,10 +111,10 @@ def test_what_if_says_what_estimate_says_to_the_byte(browser: webdriver.Chrome) 
             assert {name: cells[method] for name, cells in shown.items()} == expected, (model, gpu, method, asked)
 
 
-def test_each_control_changes_the_answer(browser: webdriver.Chrome) -> None:
+def test_each_control_changes_the_answer(page: Browser) -> None:
     def answer() -> list[str]:
-        values = [text(browser, f"#what_if .{name}") for name in ("verdict", "peak", "total", "speed", "trainable")]
-        return [*values, text(browser, "#what_if .settings"), text(browser, "#what_if figcaption")]
+        values = [text(page, f"#what_if .{name}") for name in ("verdict", "peak", "total", "speed", "trainable")]
+        return [*values, text(page, "#what_if .settings"), text(page, "#what_if figcaption")]
 
     seen = [answer()]
     for name, value in {
@@ -162,67 +126,66 @@ def test_each_control_changes_the_answer(browser: webdriver.Chrome) -> None:
         "gpu": "h100-sxm",
         "model": MODELS["windowed"].name,
     }.items():
-        choose(browser, "what_if", **{name: value})
+        choose(page, "what_if", **{name: value})
         seen.append(answer())
         assert seen[-1] != seen[-2], name
     verdicts = [verdict.rpartition(": ")[2] for verdict, *_ in seen]
     assert verdicts[:3] == ["✓ fits", "~ tight", "✗ does not fit"]
 
 
-def test_the_headlines_are_the_estimates(browser: webdriver.Chrome) -> None:
-    choose(browser, "what_if", method="qlora", batchSize=3, seqLen=1000)
+def test_the_headlines_are_the_estimates(page: Browser) -> None:
+    choose(page, "what_if", method="qlora", batchSize=3, seqLen=1000)
     estimate = estimated("llama", "rtx-4090", "qlora", 16, batch_size=3, seq_len=1000)
     assert estimate.margin_bytes is not None
-    assert text(browser, "#what_if .peak") == format_bytes(estimate.memory.peak_allocated_bytes)
+    assert text(page, "#what_if .peak") == format_bytes(estimate.memory.peak_allocated_bytes)
     spare = format_bytes(estimate.margin_bytes)
-    assert text(browser, "#what_if .margin") == f"23.24 of 23.99 GiB usable: {spare} to spare at worst."
-    assert text(browser, "#what_if .trainable") == f"{estimate.parameters.trainable:,}"
+    assert text(page, "#what_if .margin") == f"23.24 of 23.99 GiB usable: {spare} to spare at worst."
+    assert text(page, "#what_if .trainable") == f"{estimate.parameters.trainable:,}"
     settings = estimate.recipe.describe()
-    for name, value in re.findall(r"(\w+) ([^,]+)", text(browser, "#what_if .settings")):
+    for name, value in re.findall(r"(\w+) ([^,]+)", text(page, "#what_if .settings")):
         assert settings.pop(name) == value
     assert set(settings) == {"model", "method", "rank", "batch_size", "seq_len", "gradient_checkpointing"}
 
 
-def test_speed_is_the_estimate_for_any_sizes_on_any_gpu(browser: webdriver.Chrome) -> None:
+def test_speed_is_the_estimate_for_any_sizes_on_any_gpu(page: Browser) -> None:
     for (model, gpu, rank, batch_size, seq_len, checkpointing), method in zip(
         sampled(9), cycle(("full", "lora", "qlora")), strict=False
     ):
-        choose(browser, "what_if", model=MODELS[model].name, gpu=gpu, method=method, rank=rank)
-        choose(browser, "what_if", batchSize=batch_size, seqLen=seq_len, checkpointing=("no", "yes")[checkpointing])
+        choose(page, "what_if", model=MODELS[model].name, gpu=gpu, method=method, rank=rank)
+        choose(page, "what_if", batchSize=batch_size, seqLen=seq_len, checkpointing=("no", "yes")[checkpointing])
         options = {"batch_size": batch_size, "seq_len": seq_len, "gradient_checkpointing": checkpointing}
         speed = estimate_throughput(MODELS[model], recipe_of(model, method, rank, **options), find_device(gpu))
         assert speed is not None
-        assert text(browser, "#what_if .speed") == f"{format_number(speed.tokens_per_second)} tokens/s"
+        assert text(page, "#what_if .speed") == f"{format_number(speed.tokens_per_second)} tokens/s"
         least, most = map(format_number, speed.tokens_per_second_range)
         fits = estimated(model, gpu, method, rank, **options).verdict != "does not fit"
         assert (
-            text(browser, "#what_if .rates")
-            == f"{least} to {most}, at datasheet rates{'' if fits else ', if it fitted'}."
+            text(page, "#what_if .rates") == f"{least} to {most}, at datasheet rates{'' if fits else ', if it fitted'}."
         )
 
 
-def test_speed_is_left_open_where_only_the_memory_is_known(browser: webdriver.Chrome) -> None:
-    choose(browser, "what_if", gpu="24GB")
-    assert text(browser, "#what_if .speed") == "not known"
-    assert text(browser, "#what_if .rates") == "Nothing is known of 24GB but its memory."
+def test_speed_is_left_open_where_only_the_memory_is_known(page: Browser) -> None:
+    choose(page, "what_if", gpu="24GB")
+    assert text(page, "#what_if .speed") == "not known"
+    assert text(page, "#what_if .rates") == "Nothing is known of 24GB but its memory."
 
 
 @pytest.mark.parametrize(
     "chosen", [{"batchSize": ""}, {"batchSize": 0}, {"batchSize": 1.5}, {"seqLen": 131073}, {"seqLen": 127}]
 )
-def test_numbers_that_no_recipe_has_get_no_answer(browser: webdriver.Chrome, chosen: dict[str, Any]) -> None:
-    choose(browser, "what_if", **chosen)
-    assert text(browser, "#what_if .verdict").startswith(
+def test_numbers_that_no_recipe_has_get_no_answer(page: Browser, chosen: dict[str, Any]) -> None:
+    choose(page, "what_if", **chosen)
+    assert text(page, "#what_if .verdict").startswith(
         "Batch sizes are whole numbers up to 256, lengths from 128 to 131072"
     )
-    assert not browser.find_element(By.CSS_SELECTOR, "#what_if .peak").is_displayed()
-    choose(browser, "what_if", batchSize=1, seqLen=128)
-    assert browser.find_element(By.CSS_SELECTOR, "#what_if .peak").is_displayed()
+    assert not page.find("#what_if .peak")[0].is_displayed()
+    choose(page, "what_if", batchSize=1, seqLen=128)
+    assert page.find("#what_if .peak")[0].is_displayed()
 
 
-def test_what_fits_says_what_estimate_says(browser: webdriver.Chrome) -> None:
-    choose(browser, "fits", gpu="a100-sxm-40gb", rank=64, checkpointing="no", model=MODELS["windowed"].name)
-    maps = dict(zip(["full", "lora", "qlora"], tables(browser, "#fits table"), strict=True))
+def test_what_fits_says_what_estimate_says(page: Browser) -> None:
+    choose(page, "fits", gpu="a100-sxm-40gb", rank=64, checkpointing="no", model=MODELS["windowed"].name)
+    maps = dict(zip(["full", "lora", "qlora"], tables(page, "#fits table"), strict=True))
     draw = random.Random(3)
     verdicts = set()
     for method, [[_, *sizes], *lines] in maps.items():
@@ -237,70 +200,44 @@ def test_what_fits_says_what_estimate_says(browser: webdriver.Chrome) -> None:
     assert verdicts == {"fits", "tight", "does not fit"}
 
 
-def test_the_map_shows_what_its_table_says(browser: webdriver.Chrome) -> None:
+def test_the_map_shows_what_its_table_says(page: Browser) -> None:
     for gpu in ("rtx-4090", "h100-sxm"):
-        choose(browser, "fits", gpu=gpu)
+        choose(page, "fits", gpu=gpu)
         for number, (colour, verdict) in enumerate(
             (("fits", "fits"), ("tight", "tight"), ("too-much", "does not fit")) * 3
         ):
             at = number // 3
-            drawn = browser.execute_script(
+            drawn = page.run(
                 "return document.querySelectorAll('#fits .chart')[arguments[0]]"
                 ".querySelectorAll(`path[fill='var(--${arguments[1]})']`).length",
                 at,
                 colour,
             )
-            said = [cell for line in tables(browser, "#fits table")[at][1:] for cell in line[1:]]
+            said = [cell for line in tables(page, "#fits table")[at][1:] for cell in line[1:]]
             assert drawn == sum(cell.endswith(f", {verdict}") for cell in said)
-        assert gpu in text(browser, "#fits figcaption")
+        assert gpu in text(page, "#fits figcaption")
 
 
-def test_lengths_end_where_the_models_positions_do(browser: webdriver.Chrome) -> None:
-    choose(browser, "fits", model=MODELS["learned positions"].name)
-    assert [line[0] for line in tables(browser, "#fits table")[0][1:]] == [str(128 * 2**step) for step in range(4)]
+def test_lengths_end_where_the_models_positions_do(page: Browser) -> None:
+    choose(page, "fits", model=MODELS["learned positions"].name)
+    assert [line[0] for line in tables(page, "#fits table")[0][1:]] == [str(128 * 2**step) for step in range(4)]
 
 
-def test_names_of_models_stay_text_and_the_page_asks_for_nothing(browser: webdriver.Chrome) -> None:
+def test_names_of_models_stay_text_and_the_page_asks_for_nothing(page: Browser) -> None:
     for section in ("fits", "what_if"):
-        choose(browser, section, model=HOSTILE)
-    assert text(browser, "#what_if .verdict").startswith(HOSTILE)
-    assert browser.execute_script("return [window.ran, violations, document.querySelectorAll('img').length]") == [
-        None,
-        [],
-        0,
-    ]
-    logs: Any = browser.get_log("browser")  # type: ignore[no-untyped-call]
-    assert [entry["message"] for entry in logs] == []
-    events: Any = browser.get_log("performance")  # type: ignore[no-untyped-call]
-    sent = [json.loads(event["message"])["message"] for event in events]
-    urls = {event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"}
-    assert urls <= {browser.current_url, "data:,"}
+        choose(page, section, model=HOSTILE)
+    assert text(page, "#what_if .verdict").startswith(HOSTILE)
+    assert page.run("return [window.ran, document.querySelectorAll('img').length]") == [None, 0]
+    assert page.complaints() == []
 
 
-def test_the_controls_work_by_keyboard(browser: webdriver.Chrome) -> None:
+def test_the_controls_work_by_keyboard(page: Browser) -> None:
     def field(name: str) -> Any:
-        return browser.find_element(By.CSS_SELECTOR, f"#what_if [name={name}]")
+        return page.find(f"#what_if [name={name}]")[0]
 
     field("method").send_keys("q")
     field("batchSize").send_keys(Keys.ARROW_UP)
     field("seqLen").send_keys(Keys.CONTROL, "a")
     field("seqLen").send_keys("512")
     assert Select(field("method")).first_selected_option.text == "qlora"
-    assert ", qlora r16, 2×512, " in text(browser, "#what_if .verdict")
-
-
-@pytest.mark.parametrize("width", [360, 800, 2400])
-def test_nothing_is_wider_than_the_window(browser: webdriver.Chrome, width: int) -> None:
-    metrics = {"width": width, "height": 4000, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.execute_async_script(
-        "const done = arguments[0]; const charts = [...document.querySelectorAll('.chart')];"
-        "const drawn = (chart) => Number(chart.querySelector('svg').getAttribute('width')) === chart.clientWidth;"
-        "const wait = () => (charts.every(drawn) ? done() : setTimeout(wait, 20)); wait()"
-    )
-    root = "document.documentElement"
-    assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
-    assert browser.execute_script(
-        "return [...document.querySelectorAll('.chart')].every((chart) => [...chart.querySelectorAll('text')].every("
-        "(text) => text.getBoundingClientRect().right <= chart.getBoundingClientRect().right + 1))"
-    )
+    assert ", qlora r16, 2×512, " in text(page, "#what_if .verdict")
