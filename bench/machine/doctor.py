@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -332,18 +333,20 @@ def check_host_memory() -> Check:
 
 def check_disks(folder: Path) -> list[Check]:
     """Tell the space where results go, and where the hub's weights would be kept."""
-    cache_folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     checks = []
-    places: tuple[tuple[str, Path, Status, str], ...] = (
-        ("disk, results", folder, "missing", "run it where results may be written, and name a folder with -o"),
-        ("disk, scratch", Path(tempfile.gettempdir()), "missing", "set TMPDIR to a folder with space"),
-        ("disk, hub cache", cache_folder, "limited", "set HF_HOME to a folder"),
+    places: tuple[tuple[str, Callable[[], Path | str], Status, str], ...] = (
+        ("disk, results", lambda: folder, "missing", "run it where results may be written, and name a folder with -o"),
+        ("disk, scratch", tempfile.gettempdir, "missing", "set TMPDIR to a folder with space"),
+        ("disk, hub cache", lambda: cache, "limited", "set HF_HOME to a folder"),
     )
-    for name, path, bad, mend in places:
-        there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-        free = shutil.disk_usage(there).free
-        writable = os.access(there, os.W_OK)
-        found = f"{free / 2**30:.1f} GiB free" if writable else "cannot be written"
-        fine = writable and free >= LEAST_FREE_BYTES
+    for name, find, bad, mend in places:
+        free = None
+        with suppress(OSError, RuntimeError):  # of a working folder that was deleted, no scratch folder, no known home
+            path = Path(find()).expanduser().absolute()
+            there = next(parent for parent in (path, *path.parents) if parent.exists())
+            free = shutil.disk_usage(there).free if os.access(there, os.W_OK) else None
+        found = "cannot be written" if free is None else f"{free / 2**30:.1f} GiB free"
+        fine = free is not None and free >= LEAST_FREE_BYTES
         checks.append(Check(name=name, status="ok" if fine else bad, found=found, mend=None if fine else mend))
     return checks

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sysconfig
-from pathlib import Path
 
 from lorabench.bench.records.record import DeviceKind, Memory
 from lorabench.bench.running.jobs import Answer
@@ -96,7 +95,8 @@ def without_own_folders(text: str) -> str:
     """Return ``text`` without the paths that tell where Python is installed and who the user is: records are shared."""
     for name in ("purelib", "platlib", "stdlib"):
         text = text.replace(sysconfig.get_path(name) + os.sep, "")
-    return text.replace(str(Path.home()) + os.sep, "~" + os.sep)
+    home = os.path.expanduser("~")  # noqa: PTH111  # Path.home() fails where none is known
+    return text.replace(home + os.sep, "~" + os.sep)
 
 
 def first_line(text: str) -> str:

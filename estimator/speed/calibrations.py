@@ -121,7 +121,10 @@ def find_calibration(device_name: str) -> Calibration | None:
     Raises:
         UserError: a file that bears the name is no calibration.
     """
-    for folder in (user_folder(), SHIPPED):
+    folders = [SHIPPED]
+    with suppress(UserError):  # no home folder is known
+        folders.insert(0, user_folder())
+    for folder in folders:
         path = folder / file_name(device_name)
         with suppress(PermissionError):  # a home folder that is another user's
             if path.is_file():
@@ -139,11 +142,20 @@ def file_name(device_name: str) -> str:
 
 
 def user_folder() -> Path:
-    """Return where the user's own calibrations are kept, by the custom of the operating system."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    """Return where the user's own calibrations are kept, by the custom of the operating system.
+
+    Raises:
+        UserError: no home folder is known.
+    """
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Application Support"
+        else:
+            base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    except RuntimeError as error:
+        raise UserError(
+            "no home folder is known to keep the calibration in: set HOME, or name a file with -o"
+        ) from error
     return base / "lorabench" / "calibrations"

@@ -192,6 +192,39 @@ def test_a_full_disk_is_missing(machine: dict[str, Any], monkeypatch: pytest.Mon
     assert check("disk, hub cache").status == "limited"
 
 
+def test_folders_that_nobody_can_name_cannot_be_written(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_home: None
+) -> None:
+    def no_scratch() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    for variable in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", no_scratch)
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    found = {name: check(f"disk, {name}") for name in ("results", "scratch", "hub cache")}
+    assert {name: one.status for name, one in found.items()} == {
+        "results": "missing",
+        "scratch": "missing",
+        "hub cache": "limited",
+    }
+    assert all(one.found == "cannot be written" and one.mend for one in found.values())
+
+
+def test_the_hub_s_cache_is_where_the_hub_looks_for_it(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 0, 2**40 if path == tmp_path / "here" else 0))
+    (tmp_path / "here").mkdir()
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    assert check("disk, hub cache").status == "ok"
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert check("disk, hub cache").status == "limited"
+
+
 def test_libraries_that_take_the_process_down_are_missing(machine: dict[str, Any]) -> None:
     machine["probe"] = "importing them failed: killed by SIGSEGV: no message"
     told = diagnose()

@@ -67,6 +67,10 @@ def test_messages_name_no_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) ->
     assert died.message == "the worker ended without an answer: exit code 1: ~/weights: too short"
 
 
+def test_messages_are_as_they_are_where_no_home_folder_is_known(no_home: None) -> None:
+    assert answer_of(OSError("/home/somebody/weights"), "cpu", "").message == "OSError: /home/somebody/weights"
+
+
 @pytest.mark.parametrize(
     ("losses", "complaint"),
     [

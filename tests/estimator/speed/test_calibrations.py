@@ -161,6 +161,15 @@ def test_a_folder_that_may_not_be_entered_holds_none(folder: Path, monkeypatch: 
     assert find_calibration("rtx-4090") is None
 
 
+def test_no_calibration_is_the_user_s_where_no_home_folder_is_known(
+    monkeypatch: pytest.MonkeyPatch, no_home: None
+) -> None:
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert find_calibration("rtx-4090") is None
+    with pytest.raises(UserError, match=r"no home folder is known .*: set HOME, or name a file with -o"):
+        user_folder()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
