@@ -55,6 +55,8 @@ def test_version() -> None:
         (["check"], "Missing argument 'RESULTS_DIR' (lorabench check --help lists the options)"),
         (["check", "a", "b", "--baseline", "c"], "unexpected extra argument"),
         (["estimate", "gpt2", "--method", "qlroa"], "'qlroa': did you mean qlora?"),
+        (["run", "smoke", "-o", ""], "'-o' / '--output': the path is empty: write one"),
+        (["report", "--model", "gpt2", "-o", ""], "'-o' / '--output': the path is empty: write one"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

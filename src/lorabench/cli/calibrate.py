@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.listing import Column, as_table
-from lorabench.cli.parameters import OneOf
+from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 
 
 @click.command("calibrate", epilog=EXAMPLES)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File for it. [where estimates look for it]")
+@click.option("-o", "--output", type=NamedPath(), help="File for it. [where estimates look for it]")
 @click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
 @click.option(
     "--dtype", "dtypes", type=OneOf(DTYPES), multiple=True, help="Of products. [GPU: bfloat16, float32; CPU: float32]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,6 +20,19 @@ class OneOf(click.Choice[str]):
         except click.BadParameter:
             choices = [str(choice) for choice in self.choices]
             self.fail(f"{value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}", param, ctx)
+
+
+class NamedPath(click.Path):
+    """A path; empty text, as a variable that is not set leaves, is refused and no name of the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return ``value`` as a path."""
+        if not str(value):
+            self.fail("the path is empty: write one", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on

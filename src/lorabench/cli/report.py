@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorabench.cli.parameters import NamedPath
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ Examples:
 
 
 @click.command(name="report", epilog=EXAMPLES)
-@click.argument("folders", metavar="[RESULTS_DIR]…", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", metavar="[RESULTS_DIR]…", nargs=-1, type=NamedPath())
 @click.option("--model", "models", multiple=True, help="A model to estimate on the page; several times for more.")
 @click.option("--gpu", "gpus", multiple=True, help="A GPU to ask about first; several times for more.")
 @click.option("--trace", "with_traces", is_flag=True, help="Trace each recipe that ran: seconds each, needs torch.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+@click.option("-o", "--output", type=NamedPath(), default=Path("report.html"), show_default=True)
 @click.option("--open", "open_page", is_flag=True, help="Show the page in the browser.")
 def command(
     folders: tuple[Path, ...],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from lorabench.cli.parameters import OneOf
+from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.estimator.errors import UserError
 
@@ -50,7 +50,7 @@ NOTHING_MEASURED = 3
 @click.command("run", epilog=EXAMPLES)
 @click.argument("target", metavar="SUITE|MODEL")
 @recipe_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the run records.")
+@click.option("-o", "--output", type=NamedPath(), help="Folder for the run records.")
 @click.option("--resume", is_flag=True, help="Keep the records that are there and ok or out of memory.")
 @click.option("--dry-run", is_flag=True, help="List the recipes, with estimates; run nothing.")
 @click.option("--gpu", help="Of --dry-run: the GPU to hold them against, or its memory. [this machine]")
@@ -65,7 +65,7 @@ NOTHING_MEASURED = 3
     "--engine", type=OneOf(["lorabench", "trainer"]), default="lorabench", help="Whose loop: trainer is transformers'."
 )
 @click.option("--weights", default="random", help="random, hub, or a FOLDER with *.safetensors. [random]")
-@click.option("--dataset", type=click.Path(path_type=Path), help="Text or .jsonl file. [text that Python ships]")
+@click.option("--dataset", type=NamedPath(), help="Text or .jsonl file. [text that Python ships]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1001), default=0, help="Of random weights and dropout. [0]")
 @click.option("--timeline", is_flag=True, help="Record live bytes over one step.")
 @click.option("--memory-snapshot", is_flag=True, help="Write CUDA's allocator history of one step, as JSON.")

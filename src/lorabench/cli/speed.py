@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
+from lorabench.cli.parameters import NamedPath
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
 calibration_option = click.option(
     "--calibration",
     "calibration_file",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Rates that `lorabench calibrate` measured. [those found under the GPU's name]",
 )
 OPTIONS: list[Callable[[F], F]] = [
