@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -30,7 +31,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
     """A whole number from 1 on, in thousands, millions or billions where so written: ``300k``, ``50M``, ``1e9``."""
 
     name = "count"
-    _written = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]{1,2})?)\s*([kmb]?)\s*", re.IGNORECASE)
+    _written = re.compile(r"\s*([0-9][0-9_,]{0,30}\.?[0-9]{0,30}(?:e[0-9]{1,2})?)\s*([kmb]?)\s*", re.IGNORECASE)
     _units: ClassVar = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -38,8 +39,8 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
         if isinstance(value, int):
             return value
         match = self._written.fullmatch(str(value))
-        number = match and float(match[1].replace("_", "").replace(",", "")) * self._units[match[2].lower()]
-        if not number or number % 1:  # which infinity, of too many digits, has as well
+        number = match and Fraction(match[1].replace("_", "").replace(",", "")) * self._units[match[2].lower()]
+        if not number or number % 1:
             self.fail(f"{value!r} is no number of tokens: write one such as 50M, 300k or 1500000", param, ctx)
         if number > LARGEST_COUNT:
             self.fail(f"{value!r}: must be from 1 to {LARGEST_COUNT:,}", param, ctx)
