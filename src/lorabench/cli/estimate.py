@@ -128,15 +128,8 @@ def describe_recipe(recipe: Recipe) -> str:
     """Return the whole recipe, on lines that fit a terminal of 80 columns."""
     settings = recipe.describe()
     model, method = settings.pop("model"), settings.pop("method")
-    lines = [f"{model}: {method}"]
-    line = " "
-    for name, value in settings.items():
-        part = f" {name}={value}"
-        if len(line) + len(part) > 79:
-            lines.append(line)
-            line = " "
-        line += part
-    return "\n".join([*lines, line])
+    said = " ".join(f"{name}={value}" for name, value in settings.items())
+    return "\n".join([f"{model}: {method}", *folded(said, indent="  ", hanging="  ")])
 
 
 def usable_of(memory_bytes: int, usable_bytes: int) -> str:
@@ -269,8 +262,7 @@ def _explained(estimate: Estimate, explanation: Explanation, format_: str) -> st
     from lorabench.cli.explanation import explanation_as_markdown, explanation_as_text
 
     if format_ == "json":
-        both = {**msgspec.to_builtins(estimate), "explanation": explanation}
-        return msgspec.json.format(msgspec.json.encode(both), indent=2).decode()
+        return as_json({**msgspec.to_builtins(estimate), "explanation": explanation})
     as_prose = explanation_as_markdown if format_ == "markdown" else explanation_as_text
     return f"{_FORMATTERS[format_](estimate)}\n\n{as_prose(explanation)}"
 
