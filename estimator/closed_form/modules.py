@@ -221,13 +221,13 @@ class Modules:
             q, k, v = (op.cast(t, self.compute_dtype) for t in (q, k, v))
         if implementation == "flash_attention_2":
             q, k, v = (op.cast(t, self._flash_dtype(t.dtype)) for t in (q, k, v))
-            output = op.flash_attention(q, k, v, heads, kv_heads)
+            output = op.flash_attention(q, k, v, heads, kv_heads, "flash_attention_2")
         elif op.kernels == "cpu":
             if dropout:
                 return self._math(q, k, v, dropout, joined)
-            output = op.flash_attention(q, k, v, heads, kv_heads)
+            output = op.flash_attention(q, k, v, heads, kv_heads, "sdpa")
         elif self.mask is None and q.dtype != "float32":
-            output = op.flash_attention(q, k, v, heads, kv_heads)
+            output = op.flash_attention(q, k, v, heads, kv_heads, "sdpa")
         elif kv_heads == heads:
             return op.efficient_attention(q, k, v, heads, self.mask)  # by token, however the queries lie
         else:

@@ -21,7 +21,15 @@ from lorabench.estimator.closed_form.sizes import (
     WITH_RANK,
     S,
 )
-from lorabench.estimator.closed_form.work import SEQUENCES, Attention, ChunkedLoss, Dequantisation, Group, Product
+from lorabench.estimator.closed_form.work import (
+    SEQUENCES,
+    Attention,
+    AttentionKernel,
+    ChunkedLoss,
+    Dequantisation,
+    Group,
+    Product,
+)
 from lorabench.estimator.memory.breakdown import Kernels
 
 
@@ -368,7 +376,9 @@ class Operators:
         saved = (*((a,) if b.requires_grad else ()), *((b,) if a.requires_grad else ()))
         return tape.record((a, b), backward, saved, forward)
 
-    def flash_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int) -> Tensor:
+    def flash_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, kernel: AttentionKernel
+    ) -> Tensor:
         """Return flash attention: it saves q, k, v, its output and each row's float32 log-sum-exp.
 
         Backward works through a float32 accumulator for q's gradient and, where heads share keys and values, through
@@ -378,7 +388,7 @@ class Operators:
         q_columns, kv_columns = q.columns, k.columns
         head_dim = q_columns // heads
         cuda = self.kernels == "cuda"
-        work = Attention(heads, kv_heads, head_dim, dtype, skips_masked=True, backward=False)
+        work = Attention(heads, kv_heads, head_dim, dtype, kernel, backward=False)
         lse = tape.new(BS, heads, "float32")
 
         def forward() -> Tensor:
@@ -409,7 +419,7 @@ class Operators:
         head_dim = columns // heads
         width = 64 if head_dim <= 64 or head_dim > 128 else 128
         padded = -(-head_dim // width) * width
-        work = Attention(heads, heads, head_dim, dtype, skips_masked=mask is None, backward=False)
+        work = Attention(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
         lse = tape.new(BS, heads, "float32")
         added = () if mask is None else (tape.new(BSS, 1, dtype),)
 

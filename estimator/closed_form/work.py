@@ -29,6 +29,10 @@ class Product(NamedTuple):
     batch: Extent = (1, ONE)
 
 
+AttentionKernel = Literal["sdpa", "flash_attention_2", "masked"]
+"""Torch's own choice of one that is given no mask, that of the package flash_attn, and torch's that is given a mask."""
+
+
 class Attention(NamedTuple):
     """Attention of whole sequences in one kernel that never writes the scores out.
 
@@ -40,9 +44,13 @@ class Attention(NamedTuple):
     kv_heads: int
     head_dim: int
     dtype: str
-    skips_masked: bool
-    """Whether the kernel passes over what the mask hides, rather than computing and discarding it."""
+    kernel: AttentionKernel
     backward: bool
+
+    @property
+    def skips_masked(self) -> bool:
+        """Whether the kernel passes over what the mask hides, rather than computing and discarding it."""
+        return self.kernel != "masked"
 
 
 class Dequantisation(NamedTuple):

@@ -6,6 +6,7 @@ from itertools import product as combinations
 from math import prod
 from typing import Any
 
+from lorabench.estimator.closed_form.work import AttentionKernel
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.speed.calibrations import Calibration, PassTimes, ProductTimes
 from lorabench.estimator.speed.elementwise import at, count_up_to, exp, larger, log, smaller
@@ -46,12 +47,15 @@ class CalibratedRates:
             raise self._not_measured(dtype)
         return batch * m * n * k / self._products[dtype].rate(m, n, k)
 
-    def attention(self, flops: Any, bytes_: Any, dtype: str, *, backward: bool, masked: bool) -> Any:
-        """Return the seconds of attention in one kernel, or of passing over its bytes where that takes longer."""
+    def attention(self, flops: Any, bytes_: Any, dtype: str, kernel: AttentionKernel, *, backward: bool) -> Any:
+        """Return the seconds of attention in one kernel, or of passing over its bytes where that takes longer.
+
+        ``flash_attention_2`` is taken to be as fast as torch's own.
+        """
         measured = self.calibration.attention.get(dtype)
         if measured is None:
             raise self._not_measured(dtype)
-        if masked:
+        if kernel == "masked":
             rate = measured.masked_backward if backward else measured.masked_forward
         else:
             rate = measured.backward if backward else measured.forward

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, Protocol
 
+from lorabench.estimator.closed_form.work import AttentionKernel
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.quantities import MIB
 from lorabench.estimator.recipes.recipe import ITEMSIZE
@@ -38,8 +39,8 @@ class Rates(Protocol):
     def product(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
         """Return the seconds of ``batch`` products of (m × k) and (k × n) matrices."""
 
-    def attention(self, flops: Any, bytes_: Any, dtype: str, *, backward: bool, masked: bool) -> Any:
-        """Return the seconds of attention in one kernel; ``masked``: one that is given a mask."""
+    def attention(self, flops: Any, bytes_: Any, dtype: str, kernel: AttentionKernel, *, backward: bool) -> Any:
+        """Return the seconds of attention in one kernel."""
 
     def passing(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
         """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes, together."""
@@ -57,8 +58,11 @@ class Fractions(NamedTuple):
     product: float
     """Of the peak rate, by large matrix products that fill the device."""
     attention: float
-    """Of the peak rate, by fused attention forward."""
+    """Of the peak rate, by the kernel that torch takes for attention without a mask, forward."""
     attention_backward: float
+    flash_attention_2: float
+    """Of the peak rate, by FlashAttention-2, forward."""
+    flash_attention_2_backward: float
     masked_attention: float
     """Of the peak rate, by attention that is given a mask, either way."""
     bandwidth: float
@@ -93,7 +97,12 @@ ATTENTION_FRACTIONS: dict[str, tuple[tuple[float, float, float], tuple[float, fl
     "9.0": ((0.25, 0.60, 0.69), (0.20, 0.52, 0.60)),
     "10.0": ((0.14, 0.50, 0.80), (0.11, 0.42, 0.70)),
 }
-"""The same for fused attention, forward and backward."""
+"""The same for attention, forward and backward, by the kernel that torch takes."""
+FLASH_ATTENTION_2_FRACTIONS = {
+    "9.0": ((0.25, 0.30, 0.40), (0.20, 0.26, 0.34)),
+    "10.0": ((0.14, 0.16, 0.17), (0.11, 0.13, 0.15)),
+}
+"""The same by FlashAttention-2, on architectures for which torch prefers another."""
 UNMEASURED_ATTENTION_FRACTIONS = ((0.30, 0.50, 0.80), (0.25, 0.42, 0.70))
 PAGING = (5e9, 12e9, 50e9)
 BOUNDS: dict[Bound, int] = {"slow": 0, "typical": 1, "fast": 2}
@@ -103,11 +112,14 @@ def datasheet_fractions(device: Device, bound: Bound) -> Fractions:
     """Return what software gets of ``device``, at least, usually or at most."""
     index = BOUNDS[bound]
     architecture = device.architecture or ""
-    forward, backward = ATTENTION_FRACTIONS.get(architecture, UNMEASURED_ATTENTION_FRACTIONS)
+    attention = ATTENTION_FRACTIONS.get(architecture, UNMEASURED_ATTENTION_FRACTIONS)
+    flash = FLASH_ATTENTION_2_FRACTIONS.get(architecture, attention)
     return Fractions(
         product=PRODUCT_FRACTIONS.get(architecture, UNMEASURED_PRODUCT_FRACTIONS)[index],
-        attention=forward[index],
-        attention_backward=backward[index],
+        attention=attention[0][index],
+        attention_backward=attention[1][index],
+        flash_attention_2=flash[0][index],
+        flash_attention_2_backward=flash[1][index],
         masked_attention=(0.15, 0.30, 0.60)[index],
         bandwidth=(0.65, 0.82, 0.92)[index],
         cache=(2.0, 3.0, 5.0)[index],
@@ -147,12 +159,15 @@ class DatasheetRates:
         roofline = larger(batch * 2 * m * n * k / rate, bytes_ / self.bandwidth)
         return larger(roofline, self.fractions.kernel_seconds)
 
-    def attention(self, flops: Any, bytes_: Any, dtype: str, *, backward: bool, masked: bool) -> Any:
+    def attention(self, flops: Any, bytes_: Any, dtype: str, kernel: AttentionKernel, *, backward: bool) -> Any:
         """Return the seconds of attention in one kernel."""
         fractions = self.fractions
-        share = fractions.attention_backward if backward else fractions.attention
-        if masked:
-            share = fractions.masked_attention
+        forward, in_backward = {
+            "sdpa": (fractions.attention, fractions.attention_backward),
+            "flash_attention_2": (fractions.flash_attention_2, fractions.flash_attention_2_backward),
+            "masked": (fractions.masked_attention, fractions.masked_attention),
+        }[kernel]
+        share = in_backward if backward else forward
         roofline = larger(flops / (self.peak(dtype) * share), bytes_ / self.bandwidth)
         return larger(roofline, fractions.kernel_seconds)
 

@@ -106,9 +106,8 @@ def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, A
         return work.group, rates.product(m, n, k, batch, work.dtype)
     if isinstance(work, Attention):
         flops = work_flops(work, filled)
-        masked = not work.skips_masked
         bytes_ = _attention_bytes(work, filled)
-        return "attention", rates.attention(flops, bytes_, work.dtype, backward=work.backward, masked=masked)
+        return "attention", rates.attention(flops, bytes_, work.dtype, work.kernel, backward=work.backward)
     if isinstance(work, Dequantisation):
         return "dequantisation", rates.dequantisation(dequantisation_bytes(work.elements, work.dtype))
     if isinstance(work, ChunkedLoss):

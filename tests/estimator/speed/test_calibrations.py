@@ -84,9 +84,9 @@ def test_passes_take_the_time_of_the_smallest_and_the_rate_of_the_largest() -> N
 
 def test_attention_is_as_measured_with_a_mask_and_without_but_no_faster_than_its_bytes() -> None:
     rates = CalibratedRates(made_up())
-    assert rates.attention(1e12, 1, "bfloat16", backward=False, masked=False) == pytest.approx(1e12 / 50e12)
-    assert rates.attention(1e12, 1, "bfloat16", backward=True, masked=True) == pytest.approx(1.0)
-    assert rates.attention(1, 10**9, "bfloat16", backward=False, masked=False) == pytest.approx(1e-3)
+    assert rates.attention(1e12, 1, "bfloat16", "sdpa", backward=False) == pytest.approx(1e12 / 50e12)
+    assert rates.attention(1e12, 1, "bfloat16", "masked", backward=True) == pytest.approx(1.0)
+    assert rates.attention(1, 10**9, "bfloat16", "sdpa", backward=False) == pytest.approx(1e-3)
 
 
 def test_a_processor_s_own_work_is_not_counted_twice() -> None:

@@ -17,6 +17,7 @@ from tests.estimator.speed.test_ground_truth import PAGE, documented
 FRACTIONS = {
     "of peak, products": ["product"],
     "of peak, attention forward, backward": ["attention", "attention_backward"],
+    "of peak, flash_attention_2 forward, backward": ["flash_attention_2", "flash_attention_2_backward"],
     "of peak, attention with a mask": ["masked_attention"],
     "of bandwidth, passes": ["bandwidth"],
     "of bandwidth, from the cache": ["cache"],
@@ -38,6 +39,8 @@ def test_the_page_tells_every_fraction_of_every_gpu() -> None:
         what, _, gpus = cells[0].partition(": ")
         rows.setdefault(what, {}).update(dict.fromkeys(gpus.split(", "), cells[1:4]))
     assert rows.keys() == FRACTIONS.keys()
+    torchs, flash = rows["of peak, attention forward, backward"], "of peak, flash_attention_2 forward, backward"
+    rows[flash] = torchs | rows[flash]
     families = {device.name.partition("-")[0].upper() for device in all_devices()}
     assert {gpu for row in rows.values() for gpu in row} <= families | {"any other", ""}
     for device in all_devices():
@@ -57,7 +60,7 @@ def test_the_page_tells_what_else_is_assumed() -> None:
 @pytest.mark.parametrize("backward", [False, True])
 def test_attention_that_is_given_a_mask_is_slower_for_the_same_work(backward: bool) -> None:
     rates = DatasheetRates(find_device("rtx-4090"), "typical")
-    plain, masked = (rates.attention(1e12, 1, "bfloat16", backward=backward, masked=masked) for masked in (False, True))
+    plain, masked = (rates.attention(1e12, 1, "bfloat16", kernel, backward=backward) for kernel in ("sdpa", "masked"))
     assert plain < masked == pytest.approx(1e12 / (165.2e12 * 0.30))
 
 
