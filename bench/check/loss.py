@@ -18,6 +18,15 @@ from lorabench.bench.check.statistics import (
 from lorabench.bench.check.thresholds import Thresholds
 
 
+_TRAINED_ON = {
+    "weights": "unknown",
+    "weights_digest": "unknown",
+    "dataset": "built-in text",
+    "dataset_digest": "built-in text",
+}
+"""Fields of a record that must be alike → what to call none."""
+
+
 def mean_of_last_quarter(losses: Sequence[float | None]) -> float | None:
     """Return the mean of the last quarter of ``losses`` (one at least), or None where one there is not finite."""
     return _mean(losses[-max(1, len(losses) // 4) :])
@@ -60,9 +69,9 @@ def _incomparable(before: Runs, after: Runs) -> str | None:
     if steps[0] != steps[1] or len(steps[0]) != 1 or steps[0] == [0]:
         told = [" or ".join(map(str, one)) for one in steps]
         return f"trained {told[0]} steps before and {told[1]} after: train as many"
-    for what in ("weights", "dataset", "dataset_digest"):
+    for what, unnamed in _TRAINED_ON.items():
         old, new = (
-            " or ".join(sorted({str(getattr(record, what) or "built-in text") for record in side.records}))
+            " or ".join(sorted({str(getattr(record, what) or unnamed) for record in side.records}))
             for side in (before, after)
         )
         if old != new:

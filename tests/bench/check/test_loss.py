@@ -111,6 +111,10 @@ def test_a_loss_that_is_none_of_training_is_not_judged(before: float, after: flo
             replace(record(), weights="pretrained"),
             "weights random before and pretrained after: train on the same",
         ),
+        (
+            replace(record(), weights_digest="34cd"),
+            "weights digest unknown before and 34cd after: train on the same",
+        ),
     ],
 )
 def test_losses_of_different_training_do_not_compare(after: RunRecord, reason: str) -> None:
