@@ -17,7 +17,6 @@ from lorabench.bench.check.statistics import (
 )
 from lorabench.bench.check.thresholds import Thresholds
 
-
 _TRAINED_ON = {
     "weights": "unknown",
     "weights_digest": "unknown",
