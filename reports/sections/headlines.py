@@ -98,7 +98,7 @@ def _fastest(runs: Sequence[Run]) -> Headline | None:
 
 
 def _learnt(runs: Sequence[Run]) -> Headline | None:
-    """The lowest held-out loss of the model and text with most runs: losses of several are not to be compared."""
+    """The lowest held-out loss of the weights and text with most runs: losses of several are not to be compared."""
     learnt = [run for run in runs if run.timed and run.timed.held_out_loss_after is not None]
     if not learnt:
         return None
@@ -109,8 +109,8 @@ def _learnt(runs: Sequence[Run]) -> Headline | None:
     return Headline("learnt", "Lowest held-out loss", f"{best.learnt_loss:.3f}", note, "learning")
 
 
-def _learning(run: Run) -> tuple[str, str | None]:
-    return run.model, run.record.dataset_digest
+def _learning(run: Run) -> tuple[str, str | None, str | None]:
+    return run.model, run.record.weights_digest, run.record.dataset_digest
 
 
 def estimated(subject: Subject) -> list[Headline]:
