@@ -6,9 +6,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown, Bytes, ParameterCounts
 
 Seconds = Annotated[float, Meta(gt=0)]
+Tokens = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0)]
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
@@ -20,17 +22,17 @@ class Measurement(Struct, frozen=True, kw_only=True):
     memory: Breakdown
     """Of the steady steps. Components as counted on live tensor storages in an untimed step; on CUDA the peaks are
     the allocator's own."""
-    active_peak_bytes: int | None = None
+    active_peak_bytes: Bytes | None = None
     """Most bytes in blocks that were in use or waited for a stream, as CUDA's allocator counts them."""
-    loading_peak_bytes: int | None = None
+    loading_peak_bytes: Bytes | None = None
     """Most bytes allocated while the model was built, before the first step."""
-    evaluation_peak_bytes: int | None = None
+    evaluation_peak_bytes: Bytes | None = None
     """Most bytes allocated while the held-out loss was worked out."""
-    nvml_process_peak_bytes: int | None = None
+    nvml_process_peak_bytes: Bytes | None = None
     """Most bytes of the device that the driver counted as this process's, context included."""
-    nvml_device_peak_bytes: int | None = None
+    nvml_device_peak_bytes: Bytes | None = None
     """Most bytes of the device that the driver counted as taken, by whomever."""
-    rss_peak_bytes: int | None = None
+    rss_peak_bytes: Bytes | None = None
     """Most bytes of host memory that the process had in RAM."""
     timeline: tuple[tuple[float, int], ...] | None = None
     """(seconds since the step began, live bytes) over one step, where it was asked for. On a CPU, which has no
@@ -46,13 +48,13 @@ class Measurement(Struct, frozen=True, kw_only=True):
     sm_clock_mhz: tuple[int, int] | None = None
     """Lowest and highest clock of the GPU's processors seen while steps were timed."""
 
-    tokens_per_step: int
-    unpadded_tokens_per_step: int | None = None
-    loss_tokens_per_step: int | None = None
+    tokens_per_step: Annotated[int, Meta(gt=0)]
+    unpadded_tokens_per_step: Tokens | None = None
+    loss_tokens_per_step: Tokens | None = None
     """Those that the loss has a term for."""
-    mfu: float | None = None
+    mfu: Share | None = None
     """Share of the device's peak rate that the model's own arithmetic makes up (model FLOPs utilisation)."""
-    hfu: float | None = None
+    hfu: Share | None = None
     """The same with what checkpointing computes twice (hardware FLOPs utilisation)."""
     energy_joules: float | None = None
     """What the device took over the timed steps."""

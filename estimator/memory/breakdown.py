@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 Kernels = Literal["cuda", "cpu"]
 """Whose kernels run: they differ in what attention, dropout and autocast hold, so in memory too."""
@@ -33,20 +33,23 @@ PHASES: dict[str, str] = {
 """Phases of a training, in order; the first two are what is held before its first step."""
 
 
+Bytes = Annotated[int, Meta(ge=0)]
+
+
 class Breakdown(Struct, frozen=True, kw_only=True):
     """Bytes by component at the moment of the peak, and the peak of each phase, of a steady training step."""
 
-    components: dict[str, int]
+    components: dict[str, Bytes]
     """Name (of `COMPONENTS`) → bytes at the peak; they add up to ``peak_allocated_bytes``."""
     phase: str
     """The phase (of `PHASES`) in which the peak falls."""
-    peak_allocated_bytes: int
+    peak_allocated_bytes: Bytes
     """Most bytes that tensors take at once, as the device's allocator counts them."""
-    phase_peaks_bytes: dict[str, int]
+    phase_peaks_bytes: dict[str, Bytes]
     """Phase → most bytes allocated in it; of ``loaded`` and ``adapted``, what stays when that is done."""
-    peak_reserved_bytes: int | None = None
+    peak_reserved_bytes: Bytes | None = None
     """Most bytes that the caching allocator takes from the device; None where there is no such allocator (CPU)."""
-    device_total_bytes: int | None = None
+    device_total_bytes: Bytes | None = None
     """Reserved bytes with the CUDA context: what nvidia-smi shows for the process. None on CPU."""
     peak_reserved_range_bytes: tuple[int, int] | None = None
     """Of an estimate, the least and the most that ``peak_reserved_bytes`` may turn out to be, by how the allocator's

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import msgspec
@@ -49,6 +50,20 @@ def test_a_record_that_was_changed_is_refused(tmp_path: Path, changes: dict[str,
     with pytest.raises(UserError, match=complaint) as refused:
         read_record(path)
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [("memory.peak_allocated_bytes", -1), ("tokens_per_step", 0), ("mfu", -0.3), ("step_seconds", [0.0])],
+)
+def test_a_record_of_what_nobody_can_measure_is_refused(tmp_path: Path, where: str, value: object) -> None:
+    path = write_record(tmp_path, sample_record())
+    measurement = msgspec.json.decode(path.read_bytes())["measurement"]
+    *folders, name = where.split(".")
+    functools.reduce(dict.__getitem__, folders, measurement)[name] = value
+    spoil(path, measurement=measurement)
+    with pytest.raises(UserError, match=f"broken run record.*{name}"):
+        read_record(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff", b'{"a": 1}', b"[" * 100_000])
