@@ -36,6 +36,7 @@ def start(tmp_path: Path, bell: Path) -> Iterator[Start]:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, HOW: json.dumps({hang: "hang"})},
+            preexec_fn=_heed_interrupts,
         )
         started.append(running)
         return running
@@ -44,6 +45,11 @@ def start(tmp_path: Path, bell: Path) -> Iterator[Start]:
     for running in started:
         running.kill()
         running.communicate()
+
+
+def _heed_interrupts() -> None:
+    """Undo what a shell does to what it runs in the background: that ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def resume(out: Path, options: tuple[str, ...] = ("--resume",)) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
@@ -48,7 +49,7 @@ def test_what_is_traced_without_them_is_what_is_traced_with_them(said: Any) -> N
     assert torch.distributed.is_available()
     spec = small_model("mixtral")
     memory = trace(spec, make_recipe(spec.name, method="qlora", lora_dropout=0.0, seq_len=64)).memory
-    assert said["memory"] == msgspec.to_builtins(memory)
+    assert msgspec.convert(said["memory"], Breakdown) == memory
 
 
 def test_the_compiler_is_there_once_it_is_asked_for(said: Any) -> None:
