@@ -81,10 +81,29 @@ class Environment(Struct, frozen=True, kw_only=True):
     """Of the GPU's processors; what they ran at is in the measurement."""
     highest_memory_clock_mhz: int | None = None
 
+    def facts(self) -> dict[str, str | None]:
+        """Return all of it as people read it: the name of a fact or package → what it is, None where not known."""
+        return {
+            "lorabench": self.lorabench,
+            "lorabench's commit": self.commit,
+            "Python": self.python,
+            "operating system": self.operating_system,
+            "CUDA": self.cuda,
+            "driver": self.driver,
+            "allocator": self.allocator,
+            "CPU threads": str(self.cpu_threads),
+            "power limit": None if self.power_limit_watts is None else f"{self.power_limit_watts:g} W",
+            "highest SM clock": None if self.highest_sm_clock_mhz is None else f"{self.highest_sm_clock_mhz} MHz",
+            "highest memory clock": (
+                None if self.highest_memory_clock_mhz is None else f"{self.highest_memory_clock_mhz} MHz"
+            ),
+            **dict(sorted(self.packages.items())),
+        }
+
     def differences(self, other: Environment) -> list[str]:
-        """Return what is another in ``other``: names of fields, and of packages."""
-        facts = [{**msgspec.structs.asdict(one), **one.packages, "packages": None} for one in (self, other)]
-        return [name for name in facts[0] | facts[1] if facts[0].get(name) != facts[1].get(name)]
+        """Return the names of those of the `facts` that are others in ``other``."""
+        here, there = self.facts(), other.facts()
+        return [name for name in here | there if here.get(name) != there.get(name)]
 
 
 class Prediction(Struct, frozen=True, kw_only=True):

@@ -250,7 +250,7 @@ def test_records_that_are_kept_from_another_environment_are_spoken_of(
     run(tmp_path / "out", listener=listener, resume=True)
     assert listener.notices == [
         f"{tmp_path}/out: records kept that were measured in another environment: 3 "
-        "(they differ in cpu threads, liger-kernel, torch)"
+        "(they differ in CPU threads, liger-kernel, torch)"
     ]
 
 
