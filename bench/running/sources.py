@@ -37,7 +37,7 @@ def check_sources(suite: Suite, settings: Settings) -> None:
     weights = settings.weights
     if weights is None or weights == "hub":
         return
-    if not _weight_files(weights):
+    if not (weights and _weight_files(weights)):
         raise UserError(f"weights {weights}: no folder with *.safetensors: name one, or hub, or random")
     config = find_model(str(Path(weights).resolve())).config
     for planned in suite.recipes:

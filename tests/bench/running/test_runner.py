@@ -17,7 +17,7 @@ from lorabench.bench.records.record import DeviceFacts, read_records, write_reco
 from lorabench.bench.running import fit, runner
 from lorabench.bench.running.jobs import Settings
 from lorabench.bench.running.runner import Finished, Progress, Watcher, predict, run_suite
-from lorabench.bench.running.sources import SourceDigests
+from lorabench.bench.running.sources import SourceDigests, check_sources
 from lorabench.bench.running.tasks import Lane, lanes_of, tasks_of
 from lorabench.bench.suites.suite import Suite, single_recipe
 from lorabench.bench.suites.suite_file import load_suite
@@ -216,6 +216,17 @@ def test_records_of_other_weights_are_not_taken_whatever_their_folder(tmp_path: 
     assert resumed == [False, True, False, False]
     write_record(tmp_path / "out", msgspec.structs.replace(finished.records[0], weights_digest=None))
     assert [one.resumed for one in run(tmp_path / "out", PICK, settings=settings, resume=True)[1]] == [False]
+
+
+def test_weights_without_a_name_are_not_those_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(LLAMA))
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    check_sources(PICK, msgspec.structs.replace(SETTINGS, weights="."))
+    with pytest.raises(UserError, match="no folder with"):
+        check_sources(PICK, msgspec.structs.replace(SETTINGS, weights=""))
 
 
 def test_what_will_be_replaced_is_said_before(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
