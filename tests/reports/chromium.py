@@ -19,8 +19,6 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-
-
 DRAWN = "return [...document.querySelectorAll('.chart')].every((it) => !it.clientWidth || it.querySelector('svg'))"
 """Every chart that is not hidden."""
 PATIENCE_SECONDS = 20
@@ -52,7 +50,6 @@ def open_browser(folder: Path) -> Iterator[webdriver.Chrome]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    browser.set_script_timeout(120)
     try:
         browser.set_script_timeout(2 * PATIENCE_SECONDS)
         yield browser

@@ -13,28 +13,17 @@ from tests.reports.sample_pages import PAGES, TIMELINE
 from tests.sample_records import LOSSES
 
 
-def test_a_component_can_be_hidden_and_shown(browser: Browser) -> None:
+@pytest.mark.parametrize(("section", "key"), [("memory", "optimizer_states"), ("accuracy", "qlora")])
+def test_what_a_legend_names_can_be_hidden_and_shown(browser: Browser, section: str, key: str) -> None:
     browser.look("suite")
-    count = "return document.querySelectorAll('#memory .chart path[fill=\"var(--optimizer_states)\"]').length"
-    [button] = browser.find("#memory .legend button[data-key=optimizer_states]")
-    before = browser.run(count)
+    count = f"document.querySelectorAll('#{section} .chart path[fill=\"var(--{key})\"]').length"
+    [button] = browser.find(f"#{section} .legend button[data-key={key}]")
+    before = browser.run(f"return {count}")
     assert before
-    button.send_keys(Keys.SPACE)
-    assert (browser.run(count), button.get_attribute("aria-pressed")) == (0, "false")
-    button.send_keys(Keys.SPACE)
-    assert (browser.run(count), button.get_attribute("aria-pressed")) == (before, "true")
-
-
-def test_a_method_can_be_hidden_and_shown(browser: Browser) -> None:
-    browser.look("suite")
-    count = "return document.querySelectorAll('#accuracy .chart path[fill=\"var(--qlora)\"]').length"
-    [button] = browser.find("#accuracy .legend button[data-key=qlora]")
-    before = browser.run(count)
-    assert before
-    button.send_keys(Keys.SPACE)
-    browser.wait(f"return ({count.removeprefix('return ')}) === 0")
-    button.send_keys(Keys.SPACE)
-    browser.wait(f"return ({count.removeprefix('return ')}) === {before}")
+    for shown, pressed in ((0, "false"), (before, "true")):
+        button.send_keys(Keys.SPACE)
+        browser.wait(f"return {count} === {shown}")
+        assert button.get_attribute("aria-pressed") == pressed
 
 
 def test_unstable_runs_are_named_where_it_matters(browser: Browser) -> None:
