@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -36,6 +35,8 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return ``value`` as a number: 50,000,000 for ``50M``."""
+        from fractions import Fraction
+
         if isinstance(value, int):
             return value
         match = self._written.fullmatch(str(value))
