@@ -165,7 +165,8 @@ def _conclude(finished: Finished, output: Path, arguments: list[str]) -> int:
     """Say what became of the suite, and return the exit code."""
     outcomes = [record.outcome for record in finished.records]
     counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
-    click.echo(f"{len(outcomes)} recipe{'s' if len(outcomes) != 1 else ''}: {counted}. Records are in {output}")
+    if outcomes:
+        click.echo(f"{len(outcomes)} recipe{'s' if len(outcomes) > 1 else ''}: {counted}. Records are in {output}")
     if finished.left:
         click.echo(f"no time for {finished.left} more; go on with: {_resuming(arguments)}", err=True)
         return UNFINISHED
