@@ -19,7 +19,7 @@ from lorabench.bench.check.findings import EXIT_CODES, Comparison
 from lorabench.bench.check.thresholds import Thresholds, with_shares
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.cli.check_formats import FORMATS, as_markdown, as_text
-from lorabench.cli.parameters import OneOf, Share
+from lorabench.cli.parameters import NamedPath, OneOf, Share
 from lorabench.estimator.errors import UserError
 
 EXAMPLES = """\
@@ -59,10 +59,8 @@ def tolerance_options(command: Callable[..., int]) -> Callable[..., int]:
 
 
 @click.command("check", epilog=EXAMPLES)
-@click.argument("results", metavar="RESULTS_DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--baseline", metavar="BASELINE_DIR", type=click.Path(path_type=Path), help="Results to hold them against."
-)
+@click.argument("results", metavar="RESULTS_DIR", type=NamedPath())
+@click.option("--baseline", metavar="BASELINE_DIR", type=NamedPath(), help="Results to hold them against.")
 @click.option("--against-estimate", is_flag=True, help="Hold them against the estimate, worked out now.")
 @click.option("--suite", metavar="SUITE.yaml", help="Take the thresholds from the check section of this suite.")
 @tolerance_options
