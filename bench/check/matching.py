@@ -119,20 +119,8 @@ def _either(values: set[str] | None) -> str:
 
 def _facts(records: Iterable[RunRecord]) -> dict[str, set[str]]:
     """Return what the records' environments say: the name of a fact → its values."""
-    environments = [record.environment for record in records]
     facts: dict[str, set[str]] = {}
-    for said in environments:
-        plain = {
-            "lorabench": said.lorabench,
-            "lorabench's commit": said.commit,
-            "Python": said.python,
-            "system": said.operating_system,
-            "CUDA": said.cuda,
-            "driver": said.driver,
-            "allocator": said.allocator,
-            "CPU threads": str(said.cpu_threads),
-            "power limit": None if said.power_limit_watts is None else f"{said.power_limit_watts:g} W",
-        }
-        for name, value in {**plain, **said.packages}.items():
+    for record in records:
+        for name, value in record.environment.facts().items():
             facts.setdefault(name, set()).update([value] if value else [])
     return facts

@@ -30,17 +30,6 @@ def differing_facts(runs: Sequence[Run]) -> list[str]:
 
 
 def _facts(record: RunRecord) -> dict[str, str]:
-    device, environment = record.device, record.environment
-    facts = {
-        "device": device.name,
-        "memory": format_bytes(device.memory_bytes),
-        "CUDA": environment.cuda,
-        "driver": environment.driver,
-        "allocator": environment.allocator,
-        "CPU threads": str(environment.cpu_threads),
-        "operating system": environment.operating_system,
-        "Python": environment.python,
-        "lorabench": environment.lorabench,
-        **dict(sorted(environment.packages.items())),
-    }
+    device = record.device
+    facts = {"device": device.name, "memory": format_bytes(device.memory_bytes), **record.environment.facts()}
     return {name: fact for name, fact in facts.items() if fact is not None}
