@@ -17,16 +17,17 @@ from tests.small_models import small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-NO_PASSES = ("mm", "bmm", "addmm", "_scaled_dot_product", "empty", "new_empty", "zeros", "_unsafe_view")
-"""Products and attention, which have bytes of their own; and what only makes tensors, or other views of them."""
+NO_PASSES = ("mm", "bmm", "addmm", "_scaled_dot", "empty", "new_empty", "zeros", "_unsafe_view", "_local_scalar")
+"""Products and attention, which have bytes of their own; and what only makes tensors, views of them, or numbers."""
 
 
 class PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes that elementwise operations read and write."""
+    """Counts elementwise operations, and the bytes that they read and write."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
+        self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -38,6 +39,7 @@ class PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             written = [one for said, one in zip(arguments, args, strict=False) if said.is_write and result is None]
             leaves = tree_leaves((args, kwargs, result, written))
             tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
+            self.operations += bool(tensors)
             self.bytes += sum(one.numel() * one.element_size() for one in tensors)
         return result
 
