@@ -34,7 +34,7 @@ def judge_memory(before: Sequence[Measurement], after: Sequence[Measurement], th
 
 
 def counted_peaks(measurements: Sequence[Measurement]) -> dict[Metric, list[int]]:
-    """Return the peaks of each run that counted them: what of the metrics in bytes any of them has."""
+    """Return the peaks that runs counted, by metric; a metric that none of them counted is left out."""
     peaks: dict[Metric, list[int | None]] = {
         "peak_allocated_bytes": [one.memory.peak_allocated_bytes for one in measurements],
         "peak_reserved_bytes": [one.memory.peak_reserved_bytes for one in measurements],
