@@ -282,5 +282,5 @@ def test_the_readme_shows_what_plan_finds() -> None:
         ran = CliRunner().invoke(lorabench, ["plan", model, "--gpu", gpu, "--format", "json"])
         best = json.loads(ran.stdout)["choices"][0]
         assert (best["recipe"]["method"], best["recipe"]["batch_size"]) == (method.lower(), int(batch))
-        assert f"{best['device_total_bytes'] / 2**30:.1f} GiB" == takes
+        assert f"{best['device_total_most_bytes'] / 2**30:.1f} GiB" == takes
         assert float(f"{best['throughput']['tokens_per_second']:.2g}") == float(speed.replace(",", ""))

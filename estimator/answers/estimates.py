@@ -31,7 +31,7 @@ class Change(Struct, frozen=True, kw_only=True):
 
     settings: dict[str, Any]
     """What to set, by the recipe's name of it (or the environment variable's), and to what."""
-    device_total_bytes: int
+    device_total_most_bytes: int
     """The upper end of the device total with them."""
 
 

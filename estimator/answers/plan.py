@@ -45,7 +45,7 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One recipe that fits."""
 
     recipe: Recipe
-    device_total_bytes: int
+    device_total_most_bytes: int
     """The upper end of what it takes, which the verdict goes by."""
     margin_bytes: int
     """What that leaves of what a process can use."""
@@ -100,7 +100,7 @@ class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class _Fitting(NamedTuple):
     recipe: Recipe
-    device_total_bytes: int
+    device_total_most_bytes: int
     margin_bytes: int
 
 
@@ -154,7 +154,7 @@ def make_plan(
         choices=tuple(
             Choice(
                 recipe=one.recipe,
-                device_total_bytes=one.device_total_bytes,
+                device_total_most_bytes=one.device_total_most_bytes,
                 margin_bytes=one.margin_bytes,
                 throughput=estimate_throughput(spec, one.recipe, device, calibration),
             )
@@ -312,17 +312,17 @@ def _named(spec: ModelSpec, device: Device, calibration: Calibration | None, fit
 
     def order(one: _Fitting) -> tuple[int, int, int]:
         """Return the rank of a recipe: by speed, and of what is as fast the plainest first, then what takes least."""
-        return round(log(seconds_a_token(one)) / ALIKE), _oddities(one.recipe), one.device_total_bytes
+        return round(log(seconds_a_token(one)) / ALIKE), _oddities(one.recipe), one.device_total_most_bytes
 
     ordered = sorted(fitting, key=order)
     named: list[_Fitting] = []
     methods: set[str] = set()
     least = float("inf")
     for one in ordered:
-        if one.device_total_bytes < (1 - LEAST_SAVING) * least or one.recipe.method not in methods:
+        if one.device_total_most_bytes < (1 - LEAST_SAVING) * least or one.recipe.method not in methods:
             named.append(one)
             methods.add(one.recipe.method)
-            least = min(least, one.device_total_bytes)
+            least = min(least, one.device_total_most_bytes)
     fastest = {one.recipe.method: one for one in reversed(named)}.values()
     others = [one for one in named if one not in fastest]
     kept = [*fastest, *others[: MOST_CHOICES - len(fastest)]]

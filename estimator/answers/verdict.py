@@ -156,7 +156,7 @@ class _Search:
                 return None
         except UserError:
             return None
-        return Change(settings=_differences(setup, changed), device_total_bytes=total)
+        return Change(settings=_differences(setup, changed), device_total_most_bytes=total)
 
     def _in_order_of_harm(self) -> list[Callable[[_Setup], _Setup | None]]:
         return [

@@ -206,7 +206,7 @@ def _verdict(estimate: Estimate) -> list[str]:
     ]
     for change in estimate.changes:
         settings = " ".join(f"{name}={_said(value)}" for name, value in change.settings.items())
-        lines.append(f"fits with {settings}: {in_gib(change.device_total_bytes)}")
+        lines.append(f"fits with {settings}: takes {in_gib(change.device_total_most_bytes)} at most")
     if not estimate.fits and not estimate.changes:
         lines.append("no two changes of loss, checkpointing, optimizer, batch, precision, method or length make it fit")
     return lines

@@ -152,7 +152,7 @@ def _choice_columns(choices: tuple[Choice, ...]) -> list[Column]:
         Column("ckpt", [_yes(choice.recipe.gradient_checkpointing) for choice in choices], right=False),
         Column("loss", [choice.recipe.loss for choice in choices], right=False),
         Column("batch", [_batch(choice.recipe) for choice in choices]),
-        Column("takes", [_short_gib(choice.device_total_bytes) for choice in choices]),
+        Column("takes ≤", [_short_gib(choice.device_total_most_bytes) for choice in choices]),
         Column("spare", [_short_gib(choice.margin_bytes) for choice in choices]),
         Column("tokens/s", [_speed(choice.throughput) for choice in choices]),
         Column("buys", _buys(choices), right=False, folds=True),
@@ -172,7 +172,7 @@ def _buys(choices: tuple[Choice, ...]) -> list[str]:
     said = ["least work" if not rates else "fastest" if rates[0] == max(rates) else "as fast"]
     for index, choice in enumerate(choices[1:], start=1):
         before = choices[:index]
-        saved = min(one.device_total_bytes for one in before) - choice.device_total_bytes
+        saved = min(one.device_total_most_bytes for one in before) - choice.device_total_most_bytes
         if saved > 0:
             said.append(f"-{_short_gib(saved)}")
         elif choice.recipe.method not in {one.recipe.method for one in before}:

@@ -16,6 +16,7 @@ from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from tests.small_models import small_model
 
@@ -118,16 +119,16 @@ def test_every_change_named_makes_it_fit(model: str, size: str, options: dict[st
     assert not estimate.fits
     assert 1 <= len(estimate.changes) <= 3
     for change in estimate.changes:
-        assert change.device_total_bytes <= device.memory_bytes - DRIVER_BYTES
+        assert change.device_total_most_bytes <= device.memory_bytes - DRIVER_BYTES
         settings = {name: value for name, value in change.settings.items() if name not in EXPANDABLE}
         changed = held_against(device, model, **{**options, **settings})
         assert changed.memory.device_total_range_bytes is not None
         if change.settings == settings:
             assert changed.fits
-            assert changed.memory.device_total_range_bytes[1] == change.device_total_bytes
+            assert changed.memory.device_total_range_bytes[1] == change.device_total_most_bytes
         else:
             assert change.settings == {**settings, **EXPANDABLE}
-            assert changed.memory.device_total_range_bytes[1] > change.device_total_bytes
+            assert changed.memory.device_total_range_bytes[1] > change.device_total_most_bytes
 
 
 def settings_of(device: Device, model: str, **options: Any) -> list[dict[str, Any]]:
@@ -166,7 +167,7 @@ def test_a_fused_loss_is_named_where_liger_has_one_and_spares_the_logits() -> No
     ]
     assert before is not None
     # Logits, their gradient and log-softmax, float32 each, of 16,384 tokens; a layer's backward peaks in their stead.
-    assert before[1] - fused.device_total_bytes > 8 * 16_384 * 128_256
+    assert before[1] - fused.device_total_most_bytes > 8 * 16_384 * 128_256
 
 
 def test_a_prepared_qlora_is_told_to_leave_the_preparation_out() -> None:
@@ -175,7 +176,7 @@ def test_a_prepared_qlora_is_told_to_leave_the_preparation_out() -> None:
     prepared = held_against(gpu(48 * GIB), "llama-3.1-70b", **options)
     (change,) = [change for change in prepared.changes if change.settings == {"prepare_kbit": False}]
     assert prepared.memory.device_total_range_bytes is not None
-    assert prepared.memory.device_total_range_bytes[1] - change.device_total_bytes > 2 * 2 * 128_256 * 8192
+    assert prepared.memory.device_total_range_bytes[1] - change.device_total_most_bytes > 2 * 2 * 128_256 * 8192
     for others in ({"prepare_kbit": False}, {"method": "lora"}):
         named = settings_of(gpu(40 * GIB), "llama-3.1-70b", **{**options, **others})
         assert not any("prepare_kbit" in settings for settings in named)
@@ -199,7 +200,7 @@ def test_a_change_leaves_every_other_setting_alone() -> None:
     quantized: Recipe = make_recipe(**{**asdict(recipe), "method": "qlora"})
     memory = estimate_memory(spec, quantized)
     assert memory.device_total_range_bytes is not None
-    assert changes["qlora"].device_total_bytes == memory.device_total_range_bytes[1]
+    assert changes["qlora"].device_total_most_bytes == memory.device_total_range_bytes[1]
 
 
 def test_require_fit_wants_more_than_tight(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,5 +216,6 @@ def test_require_fit_wants_more_than_tight(capsys: pytest.CaptureFixture[str]) -
         out = capsys.readouterr().out
         assert stopped.value.code == 0
         assert "16GB (15.25 of 16.00 GiB usable): tight, " in out
-        assert "fits with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" in out
+        takes = f"takes {in_gib(said['changes'][0]['device_total_most_bytes'])} at most"
+        assert f"fits with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: {takes}" in " ".join(out.split())
         assert "(the model takes 131072)" in out
