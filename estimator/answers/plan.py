@@ -25,7 +25,7 @@ from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.fused_loss import FUSED_LOSS_MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.parameters import stacked_experts
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
@@ -132,7 +132,7 @@ def make_plan(
         UserError: settings that contradict each other, or that the model cannot have; more tokens a step than it can.
     """
     tried = 0
-    fixed = {"seq_len": default_seq_len(spec)} | fixed
+    fixed = {"seq_len": _default_seq_len(spec)} | fixed
     fitting: list[_Fitting] = []
     leanest: dict[str, Recipe] = {}
     for recipe in _open_recipes(spec, device, fixed):
@@ -165,10 +165,32 @@ def make_plan(
     )
 
 
-def default_seq_len(spec: ModelSpec) -> int:
+def _default_seq_len(spec: ModelSpec) -> int:
     """Return the length of a plan that is asked for without one: the default, or as many positions as are learned."""
     length = make_recipe(spec.name).seq_len
     return min(length, spec.max_position_embeddings or length) if spec.learned_positions else length
+
+
+def default_recipe(spec: ModelSpec, fixed: dict[str, Any]) -> Recipe:
+    """Return the recipe that has the ``fixed`` settings, and else the defaults or what ``spec`` can have instead.
+
+    Raises:
+        UserError: settings that contradict each other, or that the model cannot have.
+    """
+    settings: dict[str, Any] = {"seq_len": _default_seq_len(spec)}
+    if fixed.get("method") != "full":
+        settings |= _adapter_targets(spec, fixed)
+    refusal: UserError | None = None
+    for attention in CHOICES["attn_implementation"]:
+        try:
+            recipe = make_recipe(spec.name, **{**settings, "attn_implementation": attention, **fixed})
+            refuse_impossible(spec, recipe)
+        except UserError as error:
+            refusal = error
+        else:
+            return recipe
+    assert refusal is not None
+    raise refusal
 
 
 def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:

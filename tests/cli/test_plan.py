@@ -96,6 +96,21 @@ def test_all_gpus_names_those_that_are_enough(lorabench: Any) -> None:
     assert "fits on no single GPU" in out
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "setting"),
+    [
+        ("google/gemma-2-9b", [], "attn_implementation=flash_attention_2"),  # sdpa cannot cap attention scores
+        ("google/gemma-2-2b", ["--mixed-precision", "no", "--dtype", "float32"], "attn_implementation=eager"),
+        ("mistralai/Mixtral-8x7B-v0.1", ["--method", "lora"], "target_modules=attention"),  # dropout beside experts
+        ("mistralai/Mixtral-8x7B-v0.1", ["--lora-dropout", "0"], "target_modules=all-linear"),
+    ],
+)
+def test_all_gpus_hold_what_the_model_can_have(lorabench: Any, model: str, options: list[str], setting: str) -> None:
+    code, out, err = lorabench("plan", model, *options, "--all-gpus")
+    assert (code, err) == (0, "")
+    assert setting in out.split()
+
+
 @pytest.mark.parametrize("target", [["--gpu", "h100-sxm"], ["--all-gpus"]])
 def test_a_length_beyond_the_model_is_warned_of(lorabench: Any, target: list[str]) -> None:
     long = ("plan", LLAMA, "--method", "qlora", "--seq-len", "140000", *target)
@@ -115,6 +130,7 @@ def test_a_length_beyond_the_model_is_warned_of(lorabench: Any, target: list[str
         (["--gpu", "l4", "--min-batch-tokens", "1e15"], "488,281,250,000 passes of 2,048, and 2,147,483,647 are"),
         (["--gpu", "l4", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
         (["--gpu", "l4", "--target-modules", "nothing"], "nothing"),
+        (["--all-gpus", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
         (["--gpu", "t4", "--attn-implementation", "flash_attention_2"], "t4 has no flash attention 2 (attn_impl"),
         (["--gpu", "t4", "--dtype", "bfloat16"], "t4 has no bfloat16, which was asked for"),
     ],

@@ -8,7 +8,7 @@ import click
 
 from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import OneOf
-from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.speed import Count, calibration_for, calibration_option
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
@@ -62,7 +62,7 @@ def command(
     and with --all-gpus for everything.
     """
     from lorabench.estimator.answers.estimates import has_closed_form
-    from lorabench.estimator.answers.plan import default_seq_len, make_plan
+    from lorabench.estimator.answers.plan import default_recipe, make_plan
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.models.catalogue import find_model
 
@@ -81,7 +81,7 @@ def command(
         ):
             if given is not None:
                 raise UserError(f"--all-gpus asks for one recipe on every GPU, and {name} has no meaning there")
-        return _all_gpus(spec, recipe_from(spec.name, {"seq_len": default_seq_len(spec)} | fixed), format_)
+        return _all_gpus(spec, default_recipe(spec, fixed), format_)
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
     device = find_device(gpu)
