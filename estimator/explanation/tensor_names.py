@@ -216,7 +216,7 @@ def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
         return "normed rows"
     if operation == "layer_norm" and columns == STATISTICS:
         return "mean and deviation of each row"
-    if not operation and item.component == "buffers":
+    if place == "attention mask" or (not operation and item.component == "buffers"):
         return dtype
     return _WHAT.get(operation, "indices" if dtype in ("int64", "int32") else "rows, chosen and in order")
 
