@@ -17,7 +17,7 @@ from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.fused_loss import FUSED_LOSS_MODEL_TYPES
 from lorabench.estimator.memory.states import Term, states
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.parameters import adapted_experts, adapted_linears, count_parameters
+from lorabench.estimator.recipes.parameters import adapted_experts, adapted_linears, count_parameters, stacked_experts
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
@@ -172,6 +172,13 @@ def recipe_warnings(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
             f"seq_len {recipe.seq_len} is longer than the {longest} positions that {spec.name} was made for: it runs, "
             "but may not learn well there"
         )
+    if recipe.method == "qlora":
+        experts = sum(group.count * weight.parameters for group in spec.layers for weight in stacked_experts(group))
+        if experts:
+            warnings.append(
+                f"qlora leaves {experts:,} of {spec.parameters:,} base weights in {recipe.unquantized_dtype}: "
+                "transformers 5 keeps experts and routers as parameters, and bitsandbytes quantises linear layers only"
+            )
     full_ranks = _full_ranks(spec, recipe)
     reached = {name: full for name, full in full_ranks.items() if full <= (recipe.rank or 0)}
     if reached:

@@ -84,7 +84,7 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     all before, or is the fastest of its method. Empty where nothing fits."""
     methods: tuple[MethodLimits, ...]
     warnings: tuple[str, ...] = ()
-    """What is odd about all of these, though they run."""
+    """What is odd about some of these, though they run."""
 
 
 class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -161,7 +161,7 @@ def make_plan(
             for one in named
         ),
         methods=tuple(_limits(spec, device, recipe) for recipe in leanest.values()),
-        warnings=recipe_warnings(spec, next(iter(leanest.values()))),
+        warnings=tuple(dict.fromkeys(said for one in leanest.values() for said in recipe_warnings(spec, one))),
     )
 
 

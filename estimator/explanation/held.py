@@ -101,7 +101,7 @@ class Held:
         for tensor in tensors:
             elements += tensor.parameters
             if isinstance(tensor, Weight):
-                shapes["·".join(map(self.widths.name, tensor.shape))] += 1
+                shapes["·".join(self._letters(tensor))] += 1
             else:
                 shapes[f"{self.widths.name(tensor.in_features)}·{self.widths.name(tensor.out_features)}"] += 1
                 shapes[self.widths.name(tensor.out_features)] += tensor.bias
@@ -117,6 +117,15 @@ class Held:
             count * elements * itemsize,
             source,
         )
+
+    def _letters(self, weight: Weight) -> list[str]:
+        """Return each axis of ``weight`` in letters."""
+        letters = [self.widths.name(size) for size in weight.shape]
+        if weight.part == "feed_forward":  # a router or a stack of experts
+            letters[0] = "E"
+            if weight.name.endswith("gate_up_proj"):
+                letters[1] = f"2·{self.widths.name(weight.shape[1] // 2)}"
+        return letters
 
     def _dtype_and_source(self) -> tuple[str, str]:
         dtype = self.recipe.unquantized_dtype
@@ -185,29 +194,35 @@ class Held:
         """Yield the adapters, by what they are on."""
         if self.recipe.method == "full":
             return
-        rank, itemsize = self.recipe.rank or 0, ITEMSIZE[self.recipe.trained_dtype]
-        adapted = [
-            (li.name, li.in_features, li.out_features, count) for li, count in adapted_linears(self.spec, self.recipe)
-        ]
+        name, rank = self.widths.name, {"r": self.recipe.rank or 0}
+        for linear, count in adapted_linears(self.spec, self.recipe):
+            ends = f"({name(linear.in_features)} + {name(linear.out_features)})"
+            yield self._adapters(linear.name, count, rank, ends, linear.in_features + linear.out_features)
         for weight, count in adapted_experts(self.spec, self.recipe):
-            *_, out_features, in_features = weight.shape
-            beside = adapters_of_expert(weight)
-            adapted.append((weight.name, beside * in_features, beside * out_features, count))
-        for name, in_features, out_features, count in adapted:
-            ends = f"({self.widths.name(in_features)} + {self.widths.name(out_features)})"
-            yield Line(
-                name,
-                f"{self._layers(count)} · r · {ends} · {itemsize} B",
-                f"{count:,} · {rank:,} · {in_features + out_features:,} · {itemsize}",
-                count * rank * (in_features + out_features) * itemsize,
-                f"peft: A (r, in) and B (out, r), {self.recipe.trained_dtype}",
-            )
+            *stack, rows, columns = self._letters(weight)
+            ranks = {"2": 2} if adapters_of_expert(weight) == 2 * weight.shape[0] else {}
+            ranks |= dict.fromkeys(stack, weight.shape[0]) | rank
+            yield self._adapters(weight.name, count, ranks, f"({columns} + {rows})", sum(weight.shape[-2:]))
         for module in resolve_modules_to_save(self.spec, self.recipe):
             tensors = [Weight(name, shape, "other") for name, shape in module.tensors]
             dtype = self.recipe.unquantized_dtype
             yield self._parameters(
                 f"copy of {module.path}", 1, tensors, (dtype, f"peft: modules_to_save, copied as they are, {dtype}")
             )
+
+    def _adapters(self, what: str, count: int, ranks: dict[str, int], ends: str, width: int) -> Line:
+        """Return the line of the adapters on what ``count`` layers have; their ranks are the product of ``ranks``."""
+        itemsize = ITEMSIZE[self.recipe.trained_dtype]
+        source = f"peft: A (r, in) and B (out, r), {self.recipe.trained_dtype}"
+        if "E" in ranks:
+            source += " for each expert" + (", of twice the rank where gate and up are fused" if "2" in ranks else "")
+        return Line(
+            what,
+            " · ".join([self._layers(count), *ranks, ends, f"{itemsize} B"]),
+            " · ".join(f"{factor:,}" for factor in (count, *ranks.values(), width, itemsize)),
+            count * prod(ranks.values()) * width * itemsize,
+            source,
+        )
 
     def all_gradients(self) -> Line:
         """Return the line of the gradients of all that trains."""

@@ -197,6 +197,24 @@ def test_a_rank_that_is_not_low_is_warned_of(estimate: Any) -> None:
     assert adapter > matrix
 
 
+@pytest.mark.parametrize(
+    ("model", "layers", "experts", "sizes"),
+    [("Mixtral-8x7B-v0.1", 32, 8, (4096, 14336)), ("Qwen3-30B-A3B", 48, 128, (2048, 768))],
+)
+def test_experts_that_stay_unquantised_are_warned_of(
+    estimate: Any, model: str, layers: int, experts: int, sizes: tuple[int, int]
+) -> None:
+    hidden, inner = sizes
+    left = layers * experts * (3 * hidden * inner + hidden)
+    options = ("--lora-dropout", "0", "--method")
+    for preparation, dtype in (("--prepare-kbit", "float32"), ("--no-prepare-kbit", "bfloat16")):
+        out = " ".join(estimate(model, *options, "qlora", preparation)[1].split())
+        assert f"warning: qlora leaves {left:,} of " in out
+        assert f" base weights in {dtype}: transformers 5 keeps experts" in out
+    assert "warning" not in estimate(model, *options, "lora")[1]
+    assert "warning" not in estimate(LLAMA, *options, "qlora")[1]
+
+
 @pytest.fixture
 def olmo2(tmp_path: Path) -> str:
     """Return the path of a config.json whose architecture has no closed form."""

@@ -85,6 +85,15 @@ def test_experts_are_said_not_to_be_quantised(prepare: bool, itemsize: int) -> N
     assert "quantises linear layers, and stacked experts are none" in line.source
 
 
+def test_adapters_of_experts_are_said_in_letters_with_the_rank_that_peft_doubles() -> None:
+    """Mixtral-8x22B has as many tokens, 32768, as rows in a fused gate and up."""
+    case: tuple[str, dict[str, Any]] = ("mistralai/Mixtral-8x22B-Instruct-v0.1", {"lora_dropout": 0.0, "rank": 8})
+    said = {line.what: (line.formula, line.values) for line in section(explain(*recipe_of(case)), "Adapters").lines}
+    assert said["mlp.gate.weight"] == ("L · r · (h + E) · 4 B", "56 · 8 · 6,152 · 4")
+    assert said["mlp.experts.gate_up_proj"] == ("L · 2 · E · r · (h + 2·f) · 4 B", "56 · 2 · 8 · 8 · 38,912 · 4")
+    assert said["mlp.experts.down_proj"] == ("L · E · r · (f + h) · 4 B", "56 · 8 · 8 · 22,528 · 4")
+
+
 @pytest.mark.parametrize("case", RECIPES, ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}")
 def test_every_line_is_the_product_that_it_states(case: tuple[str, dict[str, Any]]) -> None:
     for part in explain(*recipe_of(case)).sections:

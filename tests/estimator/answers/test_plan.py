@@ -135,6 +135,7 @@ def test_mixtures_have_adapters_beside_their_experts() -> None:
     plan = make_plan(find_model("mistralai/Mixtral-8x7B-v0.1"), find_device("h200"), {})
     assert {choice.recipe.target_modules for choice in plan.choices if choice.recipe.method != "full"} == {"attention"}
     assert {limits.method for limits in plan.methods if limits.fits} >= {"lora"}
+    assert [warning.partition(" ")[0] for warning in plan.warnings] == ["qlora"]
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
