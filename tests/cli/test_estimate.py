@@ -228,6 +228,7 @@ def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: A
     code, out, err = estimate(olmo2, "--seq-len", "64", "--gpu", "24GB", "--require-fit")
     assert (code, err) == (0, "")
     assert "The step was traced, for this architecture has no closed form here." in out
+    assert "in the allocator's segments" in out  # replayed, where the closed form's point has no gaps
     assert "24GB (23.25 of 24.00 GiB usable): fits" in out
     assert "largest batch, longest sequence, speed: not sought, for each try takes a trace" in out
     assert max(map(len, out.splitlines())) <= max(80, len(olmo2) + 10)

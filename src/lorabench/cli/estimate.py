@@ -117,7 +117,7 @@ def as_text(estimate: Estimate) -> str:
             parameter_counts(estimate.parameters),
             *_source(estimate),
             as_table(_state_columns(estimate)),
-            as_table(peak_columns(estimate.memory)),
+            as_table(peak_columns(estimate.memory, estimate.source == "trace")),
             *_wrapped(_verdict(estimate)),
             *_wrapped(_speed(estimate)),
         ]
@@ -165,12 +165,13 @@ def _state_columns(estimate: Estimate) -> list[Column]:
     ]
 
 
-def peak_columns(memory: Breakdown) -> list[Column]:
-    """Return the breakdown at the peak, with what the allocator and the device add."""
+def peak_columns(memory: Breakdown, replayed: bool = True) -> list[Column]:
+    """Return the breakdown at the peak, with what the allocator, if it was ``replayed``, and the device add."""
     rows = [(name, bytes_, COMPONENTS[name]) for name, bytes_ in memory.components.items() if bytes_]
     rows.append(("peak allocated", memory.peak_allocated_bytes, "all of these, as torch counts them"))
     if memory.peak_reserved_bytes is not None:
-        what = _between(memory.peak_reserved_range_bytes) + "in the allocator's segments"
+        what = _between(memory.peak_reserved_range_bytes)
+        what += "in the allocator's segments" if replayed else "if segments have no gaps"
         rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
         what = _between(memory.device_total_range_bytes) + "with CUDA context (nvidia-smi)"
@@ -204,6 +205,8 @@ def _verdict(estimate: Estimate) -> list[str]:
         f"largest batch that fits at length {recipe.seq_len}: {batch or 'none'}",
         f"longest sequence that fits at batch {recipe.batch_size}: {length or 'none'} (the model takes {limit})",
     ]
+    if estimate.verdict == "tight":
+        lines.append("lorabench trace, with the same options, replays the allocator for this very recipe")
     for change in estimate.changes:
         settings = " ".join(f"{name}={_said(value)}" for name, value in change.settings.items())
         lines.append(f"fits with {settings}: takes {in_gib(change.device_total_most_bytes)} at most")
@@ -248,7 +251,7 @@ def _as_markdown(estimate: Estimate) -> str:
         parameter_counts(estimate.parameters).replace("\n", " "),
         *_source(estimate),
         as_markdown(_state_columns(estimate)),
-        as_markdown(peak_columns(estimate.memory)),
+        as_markdown(peak_columns(estimate.memory, estimate.source == "trace")),
     ]
     for answer, *others in filter(None, (_verdict(estimate), _speed(estimate))):
         parts += [answer, "\n".join(f"- {line}" for line in others)]
