@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -109,6 +111,25 @@ def test_all_gpus_hold_what_the_model_can_have(lorabench: Any, model: str, optio
     code, out, err = lorabench("plan", model, *options, "--all-gpus")
     assert (code, err) == (0, "")
     assert setting in out.split()
+
+
+def test_the_help_says_searched_of_what_a_plan_searches(lorabench: Any) -> None:
+    of_plan, of_estimate = (" ".join(lorabench(command, "--help")[1].split()) for command in ("plan", "estimate"))
+    for option, help_, default in (
+        ("--method [full|lora|qlora]", "What trains: every weight, or adapters.", "lora"),
+        ("--batch-size INTEGER", "Sequences in one pass.", "1"),
+    ):
+        assert f"{option} {help_} [searched]" in of_plan
+        assert f"{option} {help_} [{default}]" in of_estimate
+    assert "Rank of the adapters. [16]" in of_plan
+
+
+def test_a_rate_has_two_figures_and_so_have_its_ends(lorabench: Any) -> None:
+    table = lorabench("plan", LLAMA, "--gpu", "rtx-4090")[1]
+    rates = re.findall(r"(\S+)k \((\S+)–(\S+)\)", table)
+    assert rates
+    for number in chain.from_iterable(rates):
+        assert len(number.replace(".", "").lstrip("0")) == 2
 
 
 @pytest.mark.parametrize("target", [["--gpu", "h100-sxm"], ["--all-gpus"]])

@@ -33,6 +33,12 @@ Examples:
 \b
 Exit codes: 0 something fits; 1 nothing does; 2 wrong use or bad input.
 """
+SEARCHED = {
+    **dict.fromkeys(("method", "dtype", "mixed_precision", "optim", "batch_size"), "searched"),
+    **dict.fromkeys(("gradient_checkpointing", "attn_implementation", "loss"), "searched"),
+    "prepare_kbit": "no",
+}
+"""Option → what stands in its help in place of the default, which only --all-gpus goes by."""
 SHORT_OPTIMIZERS = {"adamw_torch_fused": "AdamW", "paged_adamw_8bit": "8-bit"}
 """Those that are tried; another was asked for, and is that of every choice."""
 
@@ -56,10 +62,13 @@ def command(
 ) -> int:
     """Say what to run on a GPU: what fits of all that is left open, the fastest first.
 
-    Options fix what they name; method, precision, optimizer (AdamW or its paged 8-bit kind), checkpointing, attention,
-    loss and micro-batch are tried where they are not given. Of 4-bit models, embedding, head and norms stay in 16
-    bits, which is both leaner and faster than peft's preparation. The defaults in brackets hold for what is not tried,
-    and with --all-gpus for everything.
+    Options fix what they name; what is searched is tried where it is not given, optimizers as AdamW and its paged 8-bit
+    kind. Of 4-bit models, embedding, head and norms stay in 16 bits, which is both leaner and faster than peft's
+    preparation. With --all-gpus nothing is searched: one recipe, with the defaults of `lorabench estimate`, is held
+    against every GPU.
+
+    "takes ≤" is the most that a choice may take; "buys" is what it has that none above it has: so much less memory, or
+    another method. "At its leanest" is a method with those of the searched settings that take least memory.
     """
     from lorabench.estimator.answers.estimates import has_closed_form
     from lorabench.estimator.answers.plan import default_recipe, make_plan
@@ -92,6 +101,11 @@ def command(
     else:
         click.echo(_plan_text(spec, plan, as_markdown if format_ == "markdown" else None))
     return 0 if plan.choices else 1
+
+
+for option in command.params:
+    if option.name in SEARCHED and isinstance(option, click.Option) and option.help:
+        option.help = f"{option.help.rpartition(' [')[0]} [{SEARCHED[option.name]}]"
 
 
 def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
@@ -194,14 +208,19 @@ def _batch(recipe: Recipe) -> str:
 
 
 def _speed(speed: Throughput | None) -> str:
-    """Return a rate and its range, with as many figures as an estimate deserves: 3.3k (2.4–4.3)."""
+    """Return a rate and its range, with as many figures as an estimate deserves: 3.3k (2.4–4.0)."""
     if speed is None:
         return "?"
     unit, sign = (1000, "k") if speed.tokens_per_second >= 1000 else (1, "")
     likely, least, most = (
-        f"{float(f'{rate:.2g}') / unit:g}" for rate in (speed.tokens_per_second, *speed.tokens_per_second_range)
+        _two_figures(rate / unit) for rate in (speed.tokens_per_second, *speed.tokens_per_second_range)
     )
     return f"{likely}{sign} ({least}–{most})"
+
+
+def _two_figures(number: float) -> str:
+    rounded = float(f"{number:.2g}")
+    return f"{rounded:.{0 if rounded >= 10 else 1 if rounded >= 1 else 2}f}"
 
 
 def _method_columns(methods: tuple[MethodLimits, ...]) -> list[Column]:
