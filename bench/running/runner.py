@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from lorabench.bench.machine.device_rates import device_rates
 from lorabench.bench.machine.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
-from lorabench.bench.records.record import DeviceFacts, Key, Prediction, RunRecord
+from lorabench.bench.records.record import DeviceFacts, DeviceKind, Key, Prediction, RunRecord
 from lorabench.bench.records.results import Results, open_results
 from lorabench.bench.running.fit import reason_to_skip
 from lorabench.bench.running.jobs import Answer, Job, Settings
@@ -27,6 +27,7 @@ from lorabench.bench.suites.suite import Planned, Suite
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.recipes.parameters import count_parameters
+from lorabench.estimator.trace.build import refuse_missing_kernels
 
 TIMEOUT_SECONDS = 3600.0
 LONGEST_WAIT_SECONDS = 0.25
@@ -95,8 +96,9 @@ def run_suite(
 
     Raises:
         UserError: before anything is trained: the packages that train are missing, there is no such device, the
-            dataset or the weights are bad, or the folder cannot be written or holds records of another suite or
-            device. Or later: a record cannot be written; those of the tasks before are there.
+            dataset or the weights are bad, the only recipe has no kernels there, or the folder cannot be written or
+            holds records of another suite or device. Or later: a record cannot be written; those of the tasks before
+            are there.
     """
     begun = time.monotonic()
     require_bench_extra()
@@ -111,6 +113,7 @@ def run_suite(
         _refuse_other_devices(results, surroundings)
         settings = replace(settings, device=surroundings.device.kind)
         check_device(settings)
+        unable = _without_kernels(suite, settings.device)
         tasks = list(tasks_of(suite, settings, digest_sources(settings)))
         lanes = lanes_of(surroundings)
         kept: list[Task] = []
@@ -118,7 +121,7 @@ def run_suite(
         for task in tasks:
             (kept if resume and differences(results, task) == [] else waiting).append(task)
         elsewhere = from_elsewhere(results, kept, surroundings.environment)
-        watcher.prepared(tasks, lanes, [*results.notices, *replaced(results, waiting), *elsewhere])
+        watcher.prepared(tasks, lanes, [*results.notices, *replaced(results, waiting), *elsewhere, *unable])
         run = _Run(suite.name, surroundings, results, workers, watcher)
         for task in kept:
             run.keep(task)
@@ -281,6 +284,24 @@ def check_device(settings: Settings) -> None:
             "--memory-snapshot is of CUDA's allocator, and recipes run on the CPU here: use --timeline, "
             "which counts live tensors"
         )
+
+
+def _without_kernels(suite: Suite, device: DeviceKind) -> list[str]:
+    """Return, for each reason why recipes of ``suite`` cannot run on ``device``, which those are and the reason.
+
+    Raises:
+        UserError: the only recipe cannot.
+    """
+    labels = suite.labels()
+    unable: dict[str, list[str]] = defaultdict(list)
+    for planned in suite.recipes:
+        try:
+            refuse_missing_kernels(planned.recipe, device)
+        except UserError as error:
+            if len(suite.recipes) == 1:
+                raise
+            unable[str(error)].append(labels[planned.digest])
+    return [f"cannot run here: {', '.join(names)}: {reason}" for reason, names in unable.items()]
 
 
 @contextmanager

@@ -204,6 +204,28 @@ def test_a_dry_run_without_a_gpu_is_of_this_machine_and_says_what_has_no_estimat
     assert "on Example CPU @ 2.50GHz (8.00 GiB): 3 fits" in lines
 
 
+def test_what_the_device_has_no_kernels_for_is_said_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Surroundings(device=FACTS.device, environment=FACTS.environment)
+    monkeypatch.setattr("lorabench.bench.machine.environment.probe_surroundings", lambda device: here)
+    reason = "loss liger runs on CUDA only, and this is cpu: use loss standard"
+    suite = tmp_path / "losses.yaml"
+    suite.write_text("matrix: {model: [lorabench/demo-llama], loss: [standard, liger]}")
+    assert run(str(suite), "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith(verdict) for line, verdict in zip(lines[1:3], ("fits", "cannot run"), strict=True)] == [
+        True
+    ] * 2
+    assert lines[-1] == f"cannot run: {reason}"
+    assert run(str(suite), "--dry-run", "--gpu", "24GB") == 0
+    assert "cannot run" not in capsys.readouterr().out
+    assert run(str(suite), "-o", str(tmp_path / "out"), "-q") == 0
+    assert (
+        capsys.readouterr().err == f"lorabench: cannot run here: demo-llama lora r16 1×2048 ckpt loss=liger: {reason}\n"
+    )
+
+
 def test_a_dry_run_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from lorabench.cli import main; main()"
     done = subprocess.run(
@@ -282,6 +304,7 @@ def test_the_rest_takes_what_those_before_took(
         (["smoke", "--dry-run", "--gpu", "rtx-4090", "--device", "cpu"], "--gpu and --device contradict each other"),
         (["smoke", "--dry-run", "--weights", "missing"], "weights missing: no folder with *.safetensors"),
         (["smoke", "--dry-run", "--dataset", "missing.txt"], "missing.txt: cannot read the dataset"),
+        ([LLAMA, "--loss", "liger", "-o", "out"], "loss liger runs on CUDA only, and this is cpu: use loss standard"),
         (["smoke", "-o", "out", "--memory-snapshot"], "--memory-snapshot is of CUDA's allocator"),
         *(
             (["smoke", "--dry-run", *option], f"{option[0]} is for training, and --dry-run trains nothing")

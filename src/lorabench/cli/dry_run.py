@@ -19,6 +19,7 @@ from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.speed.throughput import Throughput
+from lorabench.estimator.trace.build import refuse_missing_kernels
 
 UNKNOWN = "unknown"
 
@@ -30,16 +31,16 @@ class Row(Struct, frozen=True, kw_only=True):
     memory: Breakdown | None = None
     speed: Throughput | None = None
     verdict: str = UNKNOWN
-    """fits, tight or does not fit."""
+    """fits, tight, does not fit, or cannot run."""
     reason: str | None = None
-    """Why there is no estimate."""
+    """Why there is no estimate, or why it cannot run."""
 
 
-def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
-    """Return the list of the suite's recipes on ``device``, for people."""
+def dry_run(suite: Suite, settings: Settings, device: DeviceFacts, *, here: bool) -> str:
+    """Return the list of the suite's recipes on ``device``, which is this machine's if ``here``, for people."""
     labels = suite.labels()
     rates = device_rates(device)
-    rows = [_row(labels[planned.digest], planned, device, rates) for planned in suite.recipes]
+    rows = [_row(labels[planned.digest], planned, device, rates, here) for planned in suite.recipes]
     times = [_training_seconds(row, settings) for row in rows]
     total = sum(seconds for seconds in times if seconds is not None) * suite.repeats
     counted = Counter(row.verdict for row in rows)
@@ -57,12 +58,17 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts) -> str:
         lines.append(f"training takes about {in_time(total)} in all, besides what loading takes")
     else:
         lines.append("how long training takes is not known (lorabench calibrate measures a device)")
-    lines += dict.fromkeys("\n".join(folded(f"{UNKNOWN}: {row.reason}")) for row in rows if row.reason)
+    lines += dict.fromkeys("\n".join(folded(f"{row.verdict}: {row.reason}")) for row in rows if row.reason)
     return "\n".join(lines)
 
 
-def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates) -> Row:
+def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates, here: bool) -> Row:
     spec, recipe = planned.spec, planned.recipe
+    if here:
+        try:
+            refuse_missing_kernels(recipe, facts.kind)
+        except UserError as error:
+            return Row(label=label, verdict="cannot run", reason=str(error))
     try:
         memory = estimate_memory(spec, recipe, facts.kind, rates.device.architecture)
     except UserError as error:

@@ -58,7 +58,7 @@ NOTHING_MEASURED = 3
 @click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds a recipe.")
 @click.option("--time-limit", type=float, help="Minutes in all; --resume does the rest.")
 @click.option("--repeats", type=int, help="Runs of each recipe, each of another seed. [1]")
-@click.option("--steps", type=int, help="Timed steps. [the suite's, or 20]")
+@click.option("--steps", type=int, help="Timed steps, at least. [the suite's, or 20]")
 @click.option("--warmup-steps", type=int, help="Steps before the timed ones. [the suite's, or 3]")
 @click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
 @click.option(
@@ -134,7 +134,7 @@ def command(
         from lorabench.cli.dry_run import dry_run as listed
 
         check_sources(suite, settings)
-        click.echo(listed(suite, settings, _device(gpu, device)))
+        click.echo(listed(suite, settings, _device(gpu, device), here=gpu is None))
         return 0
     assert output is not None
     from lorabench.bench.running.runner import run_suite
