@@ -43,6 +43,7 @@ from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Planned, Suite, check
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.other_names import name_here, value_meant
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, has_meaning, make_recipe
 from lorabench.estimator.typed_values import convert
 
@@ -286,7 +287,7 @@ class _SuiteFile:
     def _option(self, value: Any, field: str, path: Trail) -> Any:
         choices = CHOICES.get(field)
         if choices is not None and value not in choices:
-            raise self._error(path, f"unknown {field} {value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}")
+            raise self._error(path, f"unknown {field} {value!r}: {value_meant(field, str(value), choices)}")
         if value is None:
             raise self._error(path, f"{_dotted(path)} has no value: give it one or remove it")
         return self._typed(value, OPTION_TYPES[field], path)
@@ -300,7 +301,8 @@ class _SuiteFile:
     def _known_keys(self, value: dict[str, Any], known: tuple[str, ...], path: Trail, what: str) -> None:
         for key in value:
             if key not in known:
-                raise self._error((*path, key), f"unknown {what} {key!r}: {did_you_mean(key, known)}")
+                near = name_here(key, known, "{}: {}".format) or did_you_mean(key, known)
+                raise self._error((*path, key), f"unknown {what} {key!r}: {near}")
 
     def _error(self, path: Trail, message: str) -> UserError:
         while path and path not in self.lines:

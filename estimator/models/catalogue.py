@@ -95,7 +95,8 @@ def _read_path(path: Path, text: str) -> ModelSpec:
             path = path / "config.json"
         config = _decode(path)
     except FileNotFoundError as error:
-        raise UserError(f"{text}: no such file: {_nearest(Path(text).stem)}") from error
+        model = path.parent.name if path.name == "config.json" else path.stem
+        raise UserError(f"{text}: no such file: name a config.json or a model: {_nearest(model)}") from error
     except RuntimeError as error:  # of expanduser
         raise UserError(f"{text}: there is no such user, or the home folder is not known") from error
     except OSError as error:

@@ -38,7 +38,7 @@ def resolve_modules_to_save(spec: ModelSpec, recipe: Recipe) -> tuple[SavedModul
     """
     if recipe.modules_to_save is None:
         return ()
-    modules = {_last(module.path): module for module in _embeddings_and_head(spec)}
+    modules = {_last(module.path): module for module in embeddings_and_head(spec)}
     wanted = recipe.modules_to_save.split(",")
     for name in wanted:
         if name not in modules:
@@ -49,7 +49,8 @@ def resolve_modules_to_save(spec: ModelSpec, recipe: Recipe) -> tuple[SavedModul
     return tuple(module for name, module in modules.items() if name in wanted)
 
 
-def _embeddings_and_head(spec: ModelSpec) -> list[SavedModule]:
+def embeddings_and_head(spec: ModelSpec) -> list[SavedModule]:
+    """Return the modules of ``spec`` that a recipe may save, in the order of the model."""
     tables = [
         SavedModule(table.name.removesuffix(".weight"), (("weight", table.shape),), embedding=True)
         for table in spec.embeddings

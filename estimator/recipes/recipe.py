@@ -1,8 +1,9 @@
 """The recipe: everything that decides the memory and the speed of one fine-tuning step.
 
 One frozen object serves all three answers: what `estimate` computes from is what `trace` and `run` build and train.
-Settings that Hugging Face names keep its names. A setting that has no meaning for a method is None there, and naming
-one is refused, so that two recipes are equal exactly when they train the same thing.
+Most settings have the names that Hugging Face has; `other_names` says which have another. A setting that has no meaning
+for a method is None there, and naming one is refused, so that two recipes are equal exactly when they train the same
+thing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.recipes.other_names import name_here, value_meant
 from lorabench.estimator.typed_values import convert
 
 Method = Literal["full", "lora", "qlora"]
@@ -82,7 +84,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     prepare_kbit: bool | None = None
     """Whether peft's prepare_model_for_kbit_training raises what is not quantised to float32 (qlora; default yes)."""
     optim: Optim = "adamw_torch_fused"
-    """An `OptimizerNames` value of transformers."""
+    """One of some values of transformers' `OptimizerNames`."""
     batch_size: Positive = 1
     """Sequences in one forward and backward pass."""
     seq_len: Positive = 2048
@@ -268,7 +270,8 @@ def make_recipe(model: str, **options: Any) -> Recipe:
     fields = Recipe.__struct_fields__
     for option in options:
         if option not in fields:
-            raise UserError(f"unknown recipe option {option!r}: {did_you_mean(option, fields)}")
+            near = name_here(option, fields) or did_you_mean(option, fields)
+            raise UserError(f"unknown recipe option {option!r}: {near}")
     given = {key: value for key, value in options.items() if value is not None}
     for option, value in given.items():
         if isinstance(value, (list, tuple)) and option in ("target_modules", "modules_to_save"):
@@ -276,7 +279,7 @@ def make_recipe(model: str, **options: Any) -> Recipe:
             raise UserError(f"{option} must be text, names separated by commas: write {names!r}")
         choices = CHOICES.get(option)
         if choices and value not in choices:
-            raise UserError(f"unknown {option} {value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}")
+            raise UserError(f"unknown {option} {value!r}: {value_meant(option, str(value), choices)}")
     return convert({"model": model, **given}, Recipe)
 
 

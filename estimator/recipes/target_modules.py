@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
 from lorabench.estimator.recipes.recipe import Recipe
 
 
@@ -35,6 +36,11 @@ def resolve_target_modules(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
     wanted = targets.split(",")
     for name in wanted:
         if not any(_ends_with(linear.name, name) for linear in linears):
+            if any(_ends_with(module.path, name) for module in embeddings_and_head(spec)):
+                raise UserError(
+                    f"target_modules: {name} of {spec.name} gets no adapter, but trains whole with "
+                    f"--modules-to-save {name.rsplit('.', 1)[-1]}"
+                )
             last_components = {linear.name.rsplit(".", 1)[-1] for linear in linears}
             raise UserError(
                 f"target_modules: {spec.name} has no linear layer {name!r}: {did_you_mean(name, last_components)}"

@@ -13,7 +13,7 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_8bit", "lion_8bit", "sg
     ("word", "said"),
     [
         ("adamw", "did you mean adamw_torch_fused or adamw_torch or adamw_8bit?"),
-        ("AdamW_torch", "did you mean adamw_torch_fused?"),
+        ("AdamW-torch", "did you mean adamw_torch_fused or adamw_torch?"),
         ("adam_8bit", "did you mean adamw_8bit?"),
         ("rmsprop", "choose from adamw_8bit, adamw_torch, adamw_torch_fused, lion_8bit, sgd"),
         ("", "choose from adamw_8bit, adamw_torch, adamw_torch_fused, lion_8bit, sgd"),

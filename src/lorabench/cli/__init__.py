@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(str(error))
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "lorabench"
-        _refuse(f"{_sentence(error)} ({command} --help lists the options)")
+        _refuse(f"{_of_other_tools(error) or _sentence(error)} ({command} --help lists the options)")
     except click.ClickException as error:
         _refuse(_sentence(error))
     except (click.Abort, KeyboardInterrupt):
@@ -123,6 +123,16 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout = io.StringIO()  # what is left in the buffer cannot be written at exit either
         _refuse("cannot write: no space is left on the device: free some, or write elsewhere")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_other_tools(error: click.UsageError) -> str | None:
+    """Return the sentence that refuses an option that only other tools have; None for any other error."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return None
+    from lorabench.cli.recipe_options import option_here
+
+    instead = option_here(error.option_name, error.ctx.command)
+    return instead and f"no option {error.option_name}: {instead}"
 
 
 def _sentence(error: click.ClickException) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.recipes.other_names import value_meant
 
 
 class OneOf(click.Choice[str]):
@@ -19,7 +20,7 @@ class OneOf(click.Choice[str]):
             return super().convert(value, param, ctx)
         except click.BadParameter:
             choices = [str(choice) for choice in self.choices]
-            self.fail(f"{value!r}: {did_you_mean(str(value), choices, say_all_up_to=12)}", param, ctx)
+            self.fail(f"{value!r}: {value_meant(param.name if param else '', str(value), choices)}", param, ctx)
 
 
 class NamedPath(click.Path):

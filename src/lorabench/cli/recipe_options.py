@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from lorabench.cli.parameters import OneOf
+from lorabench.estimator.recipes.other_names import name_here
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,3 +70,17 @@ def recipe_from(model: str, options: dict[str, Any]) -> Recipe:
         UserError: options that are out of range or contradict each other.
     """
     return make_recipe(model, **options)
+
+
+def option_here(name: str, command: click.Command) -> str | None:
+    """Return what to write instead of another tool's option ``name``; None where that is not known.
+
+    Commands without recipe options have no such hints.
+    """
+    if not any(option.name == "method" for option in command.params):
+        return None
+    return name_here(name.strip("-").replace("-", "_"), Recipe.__struct_fields__, _written)
+
+
+def _written(option: str, value: str) -> str:
+    return "MODEL, without an option" if option == "model" else f"--{option.replace('_', '-')} {value}"

@@ -125,7 +125,12 @@ def test_module_names_are_put_in_order() -> None:
     ("options", "complaint"),
     [
         ({"rnk": 8}, "unknown recipe option 'rnk': did you mean rank?"),
+        ({"lora_r": 8}, "unknown recipe option 'lora_r': write rank"),
+        ({"load_in_4bit": True}, "unknown recipe option 'load_in_4bit': write method=qlora"),
+        ({"learning_rate": 1e-4}, "the learning rate is fixed"),
         ({"method": "qlroa"}, "unknown method 'qlroa': did you mean qlora?"),
+        ({"method": "dora"}, "unknown method 'dora': adapters are plain LoRA"),
+        ({"optim": "adamw_torch_4bit"}, "choose from adamw_torch_fused, adamw_torch, adamw_bnb_8bit, "),
         ({"optim": "adamw"}, "unknown optim 'adamw'"),
         ({"dtype": "int8"}, "choose from bfloat16, float16, float32"),
         ({"rank": -1}, "rank must be a whole number from 1 to 2147483647, got -1"),

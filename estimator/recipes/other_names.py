@@ -1,0 +1,92 @@
+"""Names by which other tools know a recipe's options, and what to write here: a hint for what is typed by habit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from lorabench.estimator.errors import did_you_mean
+
+INSTEAD = {
+    "model": "model",  # for the command line, where it is no option
+    "model_name_or_path": "model",
+    "model_name": "model",
+    "base_model": "model",
+    "finetuning_type": "method",
+    "load_in_4bit": "method=qlora",
+    "use_qlora": "method=qlora",
+    "use_peft": "method=lora",
+    "r": "rank",
+    "lora_r": "rank",
+    "lora_rank": "rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "lora_target": "target_modules",
+    "lora_target_modules": "target_modules",
+    "torch_dtype": "dtype",
+    "bf16": "mixed_precision=bf16",
+    "fp16": "mixed_precision=fp16",
+    "bnb_4bit_compute_dtype": "mixed_precision",
+    "bnb_4bit_quant_type": "quant_type",
+    "bnb_4bit_use_double_quant": "double_quant",
+    "use_double_quant": "double_quant",
+    "optimizer": "optim",
+    "bs": "batch_size",
+    "micro_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "length": "seq_len",
+    "max_length": "seq_len",
+    "max_seq_len": "seq_len",
+    "max_seq_length": "seq_len",
+    "cutoff_len": "seq_len",
+    "sequence_len": "seq_len",
+    "block_size": "seq_len",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "use_gradient_checkpointing": "gradient_checkpointing",
+    "attn": "attn_implementation",
+    "flash_attn": "attn_implementation=flash_attention_2",
+    "use_flash_attention_2": "attn_implementation=flash_attention_2",
+    "use_liger": "loss=liger",
+    "use_liger_kernel": "loss=liger",
+}
+"""A name of another tool → the option of the same meaning, with its value where the name has that too."""
+
+_RATE = "the learning rate is fixed: it changes neither memory nor speed"
+_ONE_GPU = "a recipe is for one GPU"
+_ADAPTERS = "adapters are plain LoRA"
+NOT_HERE = {
+    "lr": _RATE,
+    "learning_rate": _RATE,
+    "num_gpus": _ONE_GPU,
+    "nproc_per_node": _ONE_GPU,
+    "fsdp": _ONE_GPU,
+    "deepspeed": _ONE_GPU,
+    "packing": "text is always packed",
+    "dora": _ADAPTERS,
+    "use_dora": _ADAPTERS,
+    "rslora": _ADAPTERS,
+    "use_rslora": _ADAPTERS,
+    "load_in_8bit": "weights are quantised to 4 bits only, by method qlora",
+}
+"""A name of another tool → why nothing here has its meaning."""
+
+
+def name_here(name: str, options: Iterable[str], write: Callable[[str, str], str] = "{}={}".format) -> str | None:
+    """Return a clause that says what to write instead of another tool's ``name``, or why there is nothing.
+
+    ``write`` puts an option and its value, empty where there is none, together. None for a name that is not known, or
+    whose option is none of ``options``.
+    """
+    option, _, value = INSTEAD.get(name, "").partition("=")
+    if option in options:
+        return f"write {write(option, value).rstrip('=: ')}"
+    return NOT_HERE.get(name)
+
+
+def value_meant(option: str, value: str, choices: Iterable[str]) -> str:
+    """Return a clause that says which of its ``choices`` to give ``option`` instead of ``value``."""
+    if option == "method" and value in NOT_HERE:
+        return NOT_HERE[value]
+    if option == "optim":  # of which transformers has more, alike in name only
+        return f"choose from {', '.join(choices)}"
+    return did_you_mean(value, choices, say_all_up_to=12)
