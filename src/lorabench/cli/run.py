@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
-from lorabench.estimator.errors import UserError
+from lorabench.estimator.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from lorabench.bench.machine.environment import DeviceChoice
@@ -188,8 +188,8 @@ def _suite(target: str, options: dict[str, Any]) -> Suite:
     try:
         spec = find_model(target)
     except UserError as error:
-        suites = f"shipped suites are {', '.join(shipped_suites())}, and others are files named *.yaml or *.yml"
-        raise UserError(f"{error}; {suites}") from error
+        near = did_you_mean(target, shipped_suites())
+        raise UserError(f"no suite {target!r}: {near} (others are files named *.yaml or *.yml); {error}") from error
     return single_recipe(spec, recipe_from(spec.name, options))
 
 
