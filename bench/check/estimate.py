@@ -120,7 +120,7 @@ def _judge_phases(estimated: Breakdown, measurements: Sequence[Measurement], tol
     if not findings:
         return []
     phase, finding = max(findings.items(), key=lambda item: abs(item[1].change or 0.0))
-    return [replace(finding, reason=f"in {phase}, which departs most")]
+    return [replace(finding, phase=phase, reason="the phase that departs most")]
 
 
 def _judge_outcome(runs: Runs, memory: Breakdown, outcome: str) -> list[Finding]:

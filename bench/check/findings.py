@@ -41,7 +41,7 @@ METRICS: dict[Metric, str] = {
     "outcome": "outcome",
     "parameters": "parameters",
     "peak_allocated_bytes": "peak memory",
-    "phase_peaks_bytes": "phase peaks",
+    "phase_peaks_bytes": "peak",
     "peak_reserved_bytes": "reserved",
     "nvml_process_peak_bytes": "nvidia-smi",
     "step_seconds": "step time",
@@ -56,6 +56,8 @@ class Finding(Struct, frozen=True, kw_only=True):
     """One metric of one recipe, before (baseline or estimate) and after (results)."""
 
     metric: Metric
+    phase: str | None = None
+    """Of phase_peaks_bytes: whose peak it is."""
     before: float | str | None
     """Bytes, seconds, mean loss of the last quarter of the steps, or a count; None is a loss that is not finite. For
     outcome, its name."""
@@ -71,6 +73,11 @@ class Finding(Struct, frozen=True, kw_only=True):
     """Why, where the numbers do not say it, in one line."""
     allowed: str | None = None
     """Why it is let pass, where it is (``--allow``)."""
+
+    @property
+    def name(self) -> str:
+        """The metric, and of which phase, as people read it."""
+        return METRICS[self.metric] if self.phase is None else f"{METRICS[self.metric]}, {self.phase}"
 
 
 class RecipeComparison(Struct, frozen=True, kw_only=True):

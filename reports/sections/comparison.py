@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from lorabench.bench.check.baseline import compare
-from lorabench.bench.check.findings import METRICS, VERDICTS, Comparison, Finding
+from lorabench.bench.check.findings import VERDICTS, Comparison, Finding
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.errors import UserError
@@ -40,7 +40,7 @@ def _pair(before: Sequence[Run], after: Sequence[Run]) -> dict[str, Any]:
     rows = [
         {
             "name": recipe.label,
-            "metric": METRICS[finding.metric],
+            "metric": finding.name,
             "verdict": finding.verdict,
             "before": _written(finding, finding.before),
             "after": _written(finding, finding.after),

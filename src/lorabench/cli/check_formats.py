@@ -11,7 +11,6 @@ import msgspec
 
 from lorabench.bench.check.findings import (
     EXIT_CODES,
-    METRICS,
     Comparison,
     Finding,
     Metric,
@@ -109,9 +108,7 @@ def as_markdown(comparison: Comparison) -> str:
             lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
         lines.append("")
     remarks = [
-        f"{label}: {METRICS[finding.metric]}: {remark}"
-        for label, finding in _rows(comparison)
-        for remark in _remarks(finding)
+        f"{label}: {finding.name}: {remark}" for label, finding in _rows(comparison) for remark in _remarks(finding)
     ]
     return "\n".join(lines + [f"- {_markdown(line)}" for line in remarks + _notes(comparison)])
 
@@ -149,7 +146,7 @@ def as_github(comparison: Comparison) -> str:
     for label, finding in _rows(comparison):
         level = "notice" if finding.allowed is not None else LEVELS.get(finding.verdict)
         if level is not None:
-            title = _property(f"{_verdict(finding)} of {METRICS[finding.metric]}")
+            title = _property(f"{_verdict(finding)} of {finding.name}")
             lines.append(f"::{level} title={title}::{_data(f'{label}: {_sentence(finding)}')}")
     for side, unmatched in _sides(comparison):
         lines += [f"::warning title={_property(f'only in {side}')}::{_data(one.label)}" for one in unmatched]
@@ -200,7 +197,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
     interval = "" if finding.interval is None else " to ".join(f"{end:+.1%}" for end in finding.interval)
     return (
         "allowed" if finding.allowed is not None else finding.verdict,
-        METRICS[finding.metric],
+        finding.name,
         _value(finding.metric, finding.before),
         _value(finding.metric, finding.after),
         change,

@@ -39,7 +39,7 @@ def test_every_phase_is_held_to_the_estimate(one: RunRecord, phase: str) -> None
         found = findings_of(with_phase(one, phase, factor))
         assert {metric for metric, finding in found.items() if finding.verdict != "same"} == {"phase_peaks_bytes"}
         assert found["phase_peaks_bytes"].verdict == "regression"
-        assert found["phase_peaks_bytes"].reason == f"in {phase}, which departs most"
+        assert found["phase_peaks_bytes"].name == f"peak, {phase}"
         assert found["phase_peaks_bytes"].change == pytest.approx(factor - 1, abs=0.001)
     assert findings_of(with_phase(one, phase, 1.02))["phase_peaks_bytes"].verdict == "same"
 

@@ -29,6 +29,7 @@ def test_json_has_every_figure_and_keeps_to_its_schema(baseline: str, worse: str
     assert (full["recipe"]["method"], full["runs"]) == ("full", [2, 1])
     assert lora["findings"][0] == {
         "metric": "peak_allocated_bytes",
+        "phase": None,
         "before": 33554432,
         "after": 50331648,
         "change": 0.5,
