@@ -79,6 +79,8 @@ class Answered(NamedTuple):
     measured: float | None
     runs: int
     """On how many runs, or pairs of them, it was measured."""
+    unstable: bool = False
+    """Whether it would be measured, but on runs alone whose step times are not to be trusted."""
 
     @property
     def verdict(self) -> Verdict:
@@ -100,7 +102,7 @@ class Answered(NamedTuple):
         return {
             "claimed": claimed,
             "estimated": _write(self.estimated, figure.unit),
-            "measured": _write(self.measured, figure.unit),
+            "measured": "unstable runs only" if self.unstable else _write(self.measured, figure.unit),
         }
 
 
@@ -123,8 +125,10 @@ def read_claims() -> tuple[Claim, ...]:
 
 def _answer(figure: Figure, runs: Sequence[Run]) -> Answered:
     if figure.runs is not None:
-        values = [*OF_RUNS[figure.runs](runs)]
-        return Answered(figure, None, median(values) if values else None, len(values))
+        ask = OF_RUNS[figure.runs]
+        values = [*ask([run for run in runs if not run.unstable] if figure.runs in TIMED else runs)]
+        unstable = not values and any(True for _ in ask(runs))
+        return Answered(figure, None, median(values) if values else None, len(values), unstable)
     values = [*_measured(figure, runs)]
     return Answered(figure, _estimated(figure), median(values) if values else None, len(values))
 
@@ -257,6 +261,8 @@ OF_RUNS: dict[str, Callable[[Sequence[Run]], Iterator[float]]] = {
     "first loss": _first_losses,
 }
 """Question → what each pair of runs that differ in this alone answers; the median is shown."""
+TIMED = {"qlora slower", "rank slower"}
+"""Those that rest on step times: unstable runs do not answer them."""
 
 
 def _write(value: float | None, unit: Unit) -> str:

@@ -94,6 +94,8 @@ def _fastest(runs: Sequence[Run]) -> Headline | None:
     fastest = max(timed, key=lambda run: run.tokens_per_second or 0)
     used = fastest.timed.mfu if fastest.timed else None
     note = f"{fastest.full_name}, at the median step" + (f"; MFU {100 * used:.1f}%." if used is not None else ".")
+    if fastest.unstable:
+        note += " Its step times are not to be trusted."
     return Headline("fastest", "Fastest", f"{format_number(fastest.tokens_per_second)} tokens/s", note, "speed")
 
 

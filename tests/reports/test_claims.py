@@ -84,6 +84,22 @@ def test_runs_tell_how_much_slower_qlora_trains(slower: float, verdict: str) -> 
     assert (answer.verdict, answer.runs) == (verdict, 1)
 
 
+def unstable(record: RunRecord) -> RunRecord:
+    assert record.measurement is not None
+    return replace(record, measurement=replace(record.measurement, unstable=("made up",)))
+
+
+def test_unstable_runs_do_not_answer_for_speed() -> None:
+    lora, qlora = sample_record(), sample_record(method="qlora", step_seconds=[9 * second for second in STEP_SECONDS])
+    steady = [replace(record, repeat=1) for record in (lora, sample_record(method="qlora"))]
+    answer = one(answered(lora, unstable(qlora)), "10 to 15 %", "pairs of runs")
+    assert (answer.verdict, answer.measured, answer.shown["measured"]) == ("unknown", None, "unstable runs only")
+    answer = one(answered(lora, unstable(qlora), *steady), "10 to 15 %", "pairs of runs")
+    assert (answer.measured, answer.runs) == (0, 1)
+    losses = [unstable(with_held_out_loss(record, 5)) for record in (lora, qlora)]
+    assert one(answered(*losses), "QLoRA comes within", "held-out loss").verdict == "agrees"
+
+
 def with_held_out_loss(record: RunRecord, loss: float) -> RunRecord:
     assert record.measurement is not None
     return replace(record, measurement=replace(record.measurement, held_out_loss_before=7.0, held_out_loss_after=loss))

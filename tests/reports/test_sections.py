@@ -73,6 +73,16 @@ def test_the_fastest_run_is_named() -> None:
     shown = headlines(sample_record(rank=8, step_seconds=[0.5] * 3), sample_record(rank=9, step_seconds=[0.25] * 3))
     assert shown["fastest"].value == "1,024 tokens/s"
     assert "lora r9" in shown["fastest"].note
+    assert "trusted" not in shown["fastest"].note
+
+
+def test_the_fastest_run_is_marked_where_its_step_times_are_not_to_be_trusted() -> None:
+    record = sample_record()
+    assert record.measurement is not None
+    record = msgspec.structs.replace(
+        record, measurement=msgspec.structs.replace(record.measurement, unstable=("made up",))
+    )
+    assert headlines(record)["fastest"].note.endswith("Its step times are not to be trusted.")
 
 
 def test_the_lowest_held_out_loss_is_among_runs_that_can_be_compared() -> None:
