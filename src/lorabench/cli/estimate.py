@@ -170,11 +170,11 @@ def peak_columns(memory: Breakdown, replayed: bool = True) -> list[Column]:
     rows = [(name, bytes_, COMPONENTS[name]) for name, bytes_ in memory.components.items() if bytes_]
     rows.append(("peak allocated", memory.peak_allocated_bytes, "all of these, as torch counts them"))
     if memory.peak_reserved_bytes is not None:
-        what = _between(memory.peak_reserved_range_bytes)
-        what += "in the allocator's segments" if replayed else "if segments have no gaps"
+        point = "in the allocator's segments" if replayed else "without gaps"
+        what = _with_range(point, memory.peak_reserved_range_bytes, "in segments")
         rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
-        what = _between(memory.device_total_range_bytes) + "with CUDA context (nvidia-smi)"
+        what = _with_range("with CUDA context", memory.device_total_range_bytes, "in nvidia-smi")
         rows.append(("device total", memory.device_total_bytes, what))
     return [
         Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
@@ -183,8 +183,8 @@ def peak_columns(memory: Breakdown, replayed: bool = True) -> list[Column]:
     ]
 
 
-def _between(bytes_: tuple[int, int] | None) -> str:
-    return "" if bytes_ is None else f"({range_in_gib(*bytes_)}) "
+def _with_range(point: str, range_: tuple[int, int] | None, where: str) -> str:
+    return point if range_ is None else f"{point}; {range_in_gib(*range_)} {where}"
 
 
 def _verdict(estimate: Estimate) -> list[str]:
