@@ -4,8 +4,8 @@ transformers, peft, bitsandbytes and torch do what they do in training, on tenso
 follows every storage. What meta tensors do not do by themselves is told them (`cuda_semantics`). No GPU is needed, no
 number is computed, and no formula is involved.
 
-Llama-3.1-8B with QLoRA takes 9 s of one core, 5 of them to import the libraries, and 414 MiB (lorabench trace, November
-2026, two cores of an AMD EPYC).
+Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the libraries, and 371 MiB
+(`benchmarks/trace.py`, 22 November 2026, a shared virtual machine of two cores of an AMD EPYC).
 """
 
 from __future__ import annotations
