@@ -174,7 +174,7 @@ def peak_columns(memory: Breakdown, replayed: bool = True) -> list[Column]:
         what = _with_range(point, memory.peak_reserved_range_bytes, "in segments")
         rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
-        what = _with_range("with CUDA context", memory.device_total_range_bytes, "in nvidia-smi")
+        what = _with_range("with context", memory.device_total_range_bytes, "in nvidia-smi")
         rows.append(("device total", memory.device_total_bytes, what))
     return [
         Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
