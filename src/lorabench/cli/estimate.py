@@ -37,7 +37,7 @@ Examples:
 
 @click.command("estimate", epilog=EXAMPLES)
 @click.argument("model")
-@recipe_options
+@recipe_options()
 @click.option("--gpu", help="A GPU by name, its memory such as 24GB, or local, to hold the answer against.")
 @speed_options
 @click.option("--require-fit", is_flag=True, help="Exit with code 1 where the recipe does not fit the GPU.")

@@ -45,7 +45,7 @@ SHORT_OPTIMIZERS = {"adamw_torch_fused": "AdamW", "paged_adamw_8bit": "8-bit"}
 
 @click.command("plan", epilog=EXAMPLES)
 @click.argument("model")
-@recipe_options
+@recipe_options(SEARCHED)
 @click.option("--gpu", help="A GPU by name, its memory such as 24GB, or local.")
 @click.option("--all-gpus", is_flag=True, help="Say which GPUs run the recipe instead, the smallest first.")
 @click.option("--min-batch-tokens", type=Count(), help="Tokens of a step, by accumulation, such as 64k. [one pass]")
@@ -101,11 +101,6 @@ def command(
     else:
         click.echo(_plan_text(spec, plan, as_markdown if format_ == "markdown" else None))
     return 0 if plan.choices else 1
-
-
-for option in command.params:
-    if option.name in SEARCHED and isinstance(option, click.Option) and option.help:
-        option.help = f"{option.help.rpartition(' [')[0]} [{SEARCHED[option.name]}]"
 
 
 def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -18,49 +18,75 @@ def _choice(field: str) -> OneOf:
     return OneOf(CHOICES[field])
 
 
-OPTIONS: list[Callable[[F], F]] = [
-    click.option("--method", type=_choice("method"), help="What trains: every weight, or adapters. [lora]"),
-    click.option("-r", "--rank", type=int, help="Rank of the adapters. [16]"),
-    click.option("--lora-alpha", type=float, help="Adapters are scaled by alpha / r. [2r]"),
-    click.option("--lora-dropout", type=float, help="Dropout before each adapter. [0.05]"),
-    click.option("--target-modules", help="all-linear, attention, mlp, or NAME,NAME… [all-linear]"),
-    click.option("--modules-to-save", help="Embeddings or head that train whole besides: NAME,NAME…"),
-    click.option("--adapter-dtype", type=_choice("adapter_dtype"), help="Dtype of the adapters. [float32]"),
-    click.option("--dtype", type=_choice("dtype"), help="Dtype of the base weights. [full: float32, else bfloat16]"),
-    click.option("--mixed-precision", type=_choice("mixed_precision"), help="Autocast in forward. [bf16]"),
-    click.option("--quant-type", type=_choice("quant_type"), help="4-bit data type. [nf4]"),
-    click.option("--double-quant/--no-double-quant", default=None, help="Quantise the constants too. [yes]"),
-    click.option(
-        "--prepare-kbit/--no-prepare-kbit", default=None, help="Raise what is not quantised to float32. [yes]"
+def _option(
+    *names: str,
+    help: str,  # noqa: A002 - click's name
+    shown: str = "",
+    **settings: Any,
+) -> Callable[[Mapping[str, str]], Callable[[F], F]]:
+    """Return what makes an option whose help ends with the default that is ``shown``, or with what is shown instead."""
+    field = names[-1].partition("/")[0].strip("-").replace("-", "_")
+
+    def make(instead: Mapping[str, str]) -> Callable[[F], F]:
+        default = instead.get(field, shown)
+        return click.option(*names, help=f"{help} [{default}]" if default else help, **settings)
+
+    return make
+
+
+OPTIONS = [
+    _option("--method", type=_choice("method"), help="What trains: every weight, or adapters.", shown="lora"),
+    _option("-r", "--rank", type=int, help="Rank of the adapters.", shown="16"),
+    _option("--lora-alpha", type=float, help="Adapters are scaled by alpha / r.", shown="2r"),
+    _option("--lora-dropout", type=float, help="Dropout before each adapter.", shown="0.05"),
+    _option("--target-modules", help="all-linear, attention, mlp, or NAME,NAME…", shown="all-linear"),
+    _option("--modules-to-save", help="Embeddings or head that train whole besides: NAME,NAME…"),
+    _option("--adapter-dtype", type=_choice("adapter_dtype"), help="Dtype of the adapters.", shown="float32"),
+    _option("--dtype", type=_choice("dtype"), help="Dtype of the base weights.", shown="full: float32, else bfloat16"),
+    _option("--mixed-precision", type=_choice("mixed_precision"), help="Autocast in forward.", shown="bf16"),
+    _option("--quant-type", type=_choice("quant_type"), help="4-bit data type.", shown="nf4"),
+    _option("--double-quant/--no-double-quant", default=None, help="Quantise the constants too.", shown="yes"),
+    _option(
+        "--prepare-kbit/--no-prepare-kbit", default=None, help="Raise what is not quantised to float32.", shown="yes"
     ),
-    click.option(
+    _option(
         "--optim",
         type=_choice("optim"),
         metavar="NAME",
-        help=f"Optimizer, by transformers' name: {', '.join(CHOICES['optim'])}. [adamw_torch_fused]",
+        help=f"Optimizer, by transformers' name: {', '.join(CHOICES['optim'])}.",
+        shown="adamw_torch_fused",
     ),
-    click.option("--batch-size", type=int, help="Sequences in one pass. [1]"),
-    click.option("--seq-len", type=int, help="Tokens in a sequence. [2048]"),
-    click.option("--gradient-accumulation", type=int, help="Passes before each optimizer step. [1]"),
-    click.option(
+    _option("--batch-size", type=int, help="Sequences in one pass.", shown="1"),
+    _option("--seq-len", type=int, help="Tokens in a sequence.", shown="2048"),
+    _option("--gradient-accumulation", type=int, help="Passes before each optimizer step.", shown="1"),
+    _option(
         "--gradient-checkpointing/--no-gradient-checkpointing",
         default=None,
-        help="Recompute activations in the backward pass. [yes]",
+        help="Recompute activations in the backward pass.",
+        shown="yes",
     ),
-    click.option("--attn-implementation", type=_choice("attn_implementation"), help="Attention's kernels. [sdpa]"),
-    click.option(
+    _option("--attn-implementation", type=_choice("attn_implementation"), help="Attention's kernels.", shown="sdpa"),
+    _option(
         "--loss",
         type=_choice("loss"),
-        help="standard: transformers 5's; legacy: that of versions to 4.48; liger: a fused kernel. [standard]",
+        help="standard: transformers 5's; legacy: that of versions to 4.48; liger: a fused kernel.",
+        shown="standard",
     ),
 ]
 
 
-def recipe_options(command: F) -> F:
-    """Add the recipe options to ``command``, which gets them as keyword arguments, None where not given."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+def recipe_options(shown: Mapping[str, str] | None = None) -> Callable[[F], F]:
+    """Return what adds the recipe options to a command, which gets them as keyword arguments, None where not given.
+
+    ``shown``: field → what its help shows in place of the default.
+    """
+
+    def add(command: F) -> F:
+        for option in reversed(OPTIONS):
+            command = option(shown or {})(command)
+        return command
+
+    return add
 
 
 def recipe_from(model: str, options: dict[str, Any]) -> Recipe:

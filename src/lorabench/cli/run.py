@@ -49,7 +49,7 @@ NOTHING_MEASURED = 3
 
 @click.command("run", epilog=EXAMPLES)
 @click.argument("target", metavar="SUITE|MODEL")
-@recipe_options
+@recipe_options()
 @click.option("-o", "--output", type=NamedPath(), help="Folder for the run records.")
 @click.option("--resume", is_flag=True, help="Keep the records that are there and ok or out of memory.")
 @click.option("--dry-run", is_flag=True, help="List the recipes, with estimates; run nothing.")

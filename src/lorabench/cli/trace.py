@@ -30,7 +30,7 @@ SHOWN_TENSORS = 10
 
 @click.command("trace", epilog=EXAMPLES)
 @click.argument("model")
-@recipe_options
+@recipe_options()
 @click.option(
     "--kernels",
     type=OneOf(("cuda", "cpu")),
