@@ -46,6 +46,11 @@ def working_bytes(components: Mapping[str, int]) -> int:
     return sum(bytes_ for name, bytes_ in components.items() if name not in HELD_THROUGHOUT)
 
 
+def with_context(low: Any, high: Any) -> tuple[Any, Any]:
+    """Return the range of the device total for reserved bytes, or arrays of them, between ``low`` and ``high``."""
+    return low + SMALLEST_CUDA_CONTEXT_BYTES, high + CUDA_CONTEXT_BYTES
+
+
 def reserve(
     components: Mapping[str, int], *, architecture: str | None = None, expandable_segments: bool = False
 ) -> Reserved:
@@ -65,7 +70,7 @@ def reserve(
         reserved=reserved,
         reserved_range=(low, high),
         device_total=device_total(allocated),
-        device_total_range=(low + SMALLEST_CUDA_CONTEXT_BYTES, high + CUDA_CONTEXT_BYTES),
+        device_total_range=with_context(low, high),
     )
 
 

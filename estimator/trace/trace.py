@@ -22,7 +22,7 @@ from lorabench.estimator.answers.estimates import recipe_warnings, refuse_imposs
 from lorabench.estimator.architectures import MODEL_TYPES
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown, Kernels, ParameterCounts
-from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, SMALLEST_CUDA_CONTEXT_BYTES
+from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
@@ -139,10 +139,7 @@ def trace(
             memory,
             peak_reserved_bytes=peaks.reserved,
             device_total_bytes=peaks.reserved + CUDA_CONTEXT_BYTES,
-            device_total_range_bytes=(
-                peaks.reserved + SMALLEST_CUDA_CONTEXT_BYTES,
-                peaks.reserved + CUDA_CONTEXT_BYTES,
-            ),
+            device_total_range_bytes=with_context(peaks.reserved, peaks.reserved),
         )
         max_memory_allocated = peaks.allocated
     event = ledger.peak_event()
