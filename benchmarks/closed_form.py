@@ -15,8 +15,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # one core; read when numpy is importe
 import numpy as np
 
 from lorabench.estimator.closed_form.forms import compile_form, held_throughout
-from lorabench.estimator.memory.estimate import estimate_memory
-from lorabench.estimator.memory.grid import estimate_memory_grid
+from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe

@@ -23,16 +23,16 @@ from lorabench.bench.measuring.measure import timed_steps
 from lorabench.bench.measuring.meters.cpu import CpuMeter
 from lorabench.bench.measuring.meters.cuda import CudaMeter
 from lorabench.bench.measuring.meters.meter import Meter
-from lorabench.bench.measuring.step_times import median_interval
-from lorabench.bench.running.jobs import Settings
+from lorabench.bench.records.run_settings import Settings
+from lorabench.bench.records.step_times import median_interval
 from lorabench.bench.suites.suite import Planned
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.bench.training.batches import Batches, make_batches
 from lorabench.bench.training.steps import Training
 from lorabench.estimator.recipes.recipe import make_recipe
-from lorabench.estimator.trace.build import build_model
-from lorabench.estimator.trace.optimizers import make_optimizer
-from lorabench.estimator.trace.step import MAX_GRAD_NORM, TrainingStep
+from lorabench.estimator.training.model import build_model
+from lorabench.estimator.training.optimizer import make_optimizer
+from lorabench.estimator.training.step import MAX_GRAD_NORM, TrainingStep
 
 DEVICE: Any = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 10

@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 from lorabench.bench.check.matching import Work
 from lorabench.bench.check.speed import Pair
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import read_records
-from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.recipes.parameters import ParameterCounts
 
 RECORDED = Path(__file__).parent / "noise_cpu.csv"
 RECIPES = 8

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from lorabench.bench.running.jobs import Job, Settings
+from lorabench.bench.records.run_settings import Settings
+from lorabench.bench.running.jobs import Job
 from lorabench.bench.running.server import PRELOAD
 from lorabench.bench.running.workers import Workers
 from lorabench.estimator.models.catalogue import find_model

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lorabench import __version__
 from lorabench.bench.records.whole_files import write_whole
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.version import __version__
 from lorabench.reports import quantities
 from lorabench.reports.runs import Run
 from lorabench.reports.sections import SECTIONS, Section

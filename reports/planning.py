@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from lorabench.estimator.answers.estimates import refuse_impossible
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, held_throughout
 from lorabench.estimator.closed_form.sizes import CHUNK, WIDTH, monomial_values
@@ -23,6 +22,7 @@ from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.parameters import count_parameters
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from lorabench.reports.expressions import Program, Symbol

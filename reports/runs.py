@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.recipe import CHOICES

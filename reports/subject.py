@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from lorabench.estimator.architectures import MODEL_TYPES, read_config
 from lorabench.estimator.devices.device import Device, all_devices, find_device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.reports.runs import Run
 

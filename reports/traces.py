@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorabench.bench.records.record import RunRecord
-from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.read_config import read_config
 from lorabench.reports.runs import Run
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import DeviceFacts, Environment, Outcome, Prediction, RunRecord
-from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES, Breakdown, ParameterCounts
+from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES, Breakdown
+from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe, make_recipe
 
 MODEL_CONFIG: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.architectures import read_config
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 
 GROUPED = {"num_key_value_heads": 2}

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from lorabench.cli import lorabench
 from lorabench.cli.estimate import command
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.explanation.moments import Moments
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.catalogue import find_model

@@ -16,16 +16,16 @@ from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
 from lorabench.bench.check.memory import counted_peaks
 from lorabench.bench.check.printable import printable
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord
-from lorabench.estimator.answers.estimates import has_closed_form, refuse_impossible
 from lorabench.estimator.answers.traced_estimates import trace_for_estimate
 from lorabench.estimator.answers.verdict import hold_against
-from lorabench.estimator.architectures import read_config
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
-from lorabench.estimator.memory.estimate import estimate_memory
-from lorabench.estimator.recipes.parameters import count_parameters
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.recipes.feasibility import has_closed_form, refuse_impossible
+from lorabench.estimator.recipes.parameters import ParameterCounts, count_parameters
 
 
 def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds | None = None) -> Comparison:

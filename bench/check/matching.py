@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lorabench.bench.check.printable import printable
-from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.records.labels import distinct_labels
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import DeviceFacts, Engine, Outcome, RunRecord
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import Recipe

@@ -7,7 +7,7 @@ from statistics import median_low
 
 from lorabench.bench.check.findings import Finding, Metric, Verdict
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 
 SEGMENT_BYTES = 20 * 2**20
 """The caching allocator takes this much from the device at a time for small tensors (kLargeBuffer in torch's

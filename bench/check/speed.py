@@ -37,7 +37,7 @@ from lorabench.bench.check.statistics import (
     pooled_spread,
     shift_interval,
 )
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 
 LEAST_TIMED_STEPS = 5
 """Fewer on either side say nothing about speed."""

@@ -14,9 +14,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lorabench.bench.machine.environment import installed_version
-from lorabench.estimator.architectures import read_config
 from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.quantization import BLOCK
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.parameters import trained_tensors
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
@@ -222,9 +222,9 @@ def _host_seconds(kind: Kernels) -> tuple[float, float, float]:
     """
     import torch
 
-    from lorabench.estimator.trace.build import build_model
-    from lorabench.estimator.trace.optimizers import make_optimizer
-    from lorabench.estimator.trace.step import TrainingStep
+    from lorabench.estimator.training.model import build_model
+    from lorabench.estimator.training.optimizer import make_optimizer
+    from lorabench.estimator.training.step import TrainingStep
 
     spec = read_config(SMALLEST_MODEL, "lorabench/smallest")
     recipe = make_recipe(

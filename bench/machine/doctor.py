@@ -20,7 +20,6 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-import lorabench
 from lorabench.bench.machine.doctor_probe import Gpu, Probe
 from lorabench.bench.machine.environment import (
     NEEDED,
@@ -31,12 +30,13 @@ from lorabench.bench.machine.environment import (
 )
 from lorabench.bench.machine.host_memory import available_bytes
 from lorabench.bench.records.record import DeviceKind
-from lorabench.bench.running.failures import first_line, name_end
+from lorabench.bench.records.text import first_line, name_end
 from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
+from lorabench.estimator.version import __version__
 
 Status = Literal["ok", "limited", "missing", "unknown"]
 
-CHECKOUT = Path(lorabench.__file__).resolve().parents[2] / "pyproject.toml"
+CHECKOUT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 KNOWN_VERSIONS = Path(__file__).parent / "known_versions.json"
 PROBE_SECONDS = 120
 """A driver that hangs must not hang the doctor; importing the libraries from a cold disk takes tens of seconds."""
@@ -110,7 +110,7 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
     missing = {check.name for check in checks if check.status == "missing"}
     without = missing - {"bitsandbytes", "quantisation"}
     return Diagnosis(
-        lorabench=lorabench.__version__,
+        lorabench=__version__,
         python=platform.python_version(),
         operating_system=operating_system(),
         driver=probe.driver,

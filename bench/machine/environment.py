@@ -19,10 +19,10 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-import lorabench
 from lorabench.bench.measuring.meters.driver import Gpu
 from lorabench.bench.records.record import DeviceFacts, DeviceKind, Environment
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.version import __version__
 
 PACKAGES = (
     "torch",
@@ -125,7 +125,7 @@ def _environment(kind: DeviceKind) -> Environment:
 
     gpu = Gpu.open(str(torch.cuda.get_device_properties(0).uuid)) if kind == "cuda" else None
     return Environment(
-        lorabench=lorabench.__version__,
+        lorabench=__version__,
         python=platform.python_version(),
         operating_system=operating_system(),
         packages={name: version for name in PACKAGES if (version := installed_version(name)) is not None},
@@ -180,12 +180,12 @@ def commit() -> str | None:
     """
     if installed := _installed_commit():
         return installed
-    package = Path(lorabench.__file__).resolve().parent
-    head = _git(package, "rev-parse", "HEAD")
+    here = Path(__file__).resolve()
+    head = _git(here.parent, "rev-parse", "HEAD")
     # Of a checkout that lorabench itself is part of, not of one that it happens to be installed in.
-    if head is None or _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+    if head is None or _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
-    return head + ("+" if _git(package, "status", "--porcelain", "--untracked-files=no") else "")
+    return head + ("+" if _git(here.parent, "status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _installed_commit() -> str | None:

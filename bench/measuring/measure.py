@@ -9,23 +9,23 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.measuring.meters.allocator_history import record_step
 from lorabench.bench.measuring.meters.cpu import CpuMeter
 from lorabench.bench.measuring.meters.cuda import CudaMeter
 from lorabench.bench.measuring.meters.meter import Meter
-from lorabench.bench.measuring.step_times import complaints_about, is_warm, steps_missing
 from lorabench.bench.measuring.utilisation import utilisation
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import Engine
-from lorabench.bench.running.jobs import Settings
+from lorabench.bench.records.run_settings import Settings
+from lorabench.bench.records.step_times import complaints_about, is_warm, steps_missing
 from lorabench.bench.training.batches import Batches, make_batches
-from lorabench.bench.training.built_parameters import count_built
 from lorabench.bench.training.steps import Training, mean_loss
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.trace.build import build_model
-from lorabench.estimator.trace.optimizers import make_optimizer
-from lorabench.estimator.trace.step import TrainingStep
+from lorabench.estimator.training.model import build_model
+from lorabench.estimator.training.optimizer import make_optimizer
+from lorabench.estimator.training.parameters import count_built
+from lorabench.estimator.training.step import TrainingStep
 
 if TYPE_CHECKING:
     from torch import nn

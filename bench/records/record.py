@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.whole_files import write_whole
 from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe, digest_of
 from lorabench.estimator.speed.throughput import Throughput
 from lorabench.estimator.typed_values import convert

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sysconfig
 
 from lorabench.bench.records.record import DeviceKind, Memory
+from lorabench.bench.records.text import first_line, name_end, without_own_folders
 from lorabench.bench.running.jobs import Answer
 
 OF_THE_DEVICE = (
@@ -79,27 +78,3 @@ def answer_of_the_dead(exit_code: int, said: str, device: DeviceKind, kernel_kil
         message=reason,
         traceback="\n".join(last) or None,
     )
-
-
-def name_end(exit_code: int) -> str:
-    """Return how a process ended, in words; negative codes are signals."""
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:  # a real-time signal
-        return f"killed by signal {-exit_code}"
-
-
-def without_own_folders(text: str) -> str:
-    """Return ``text`` without the paths that tell where Python is installed and who the user is: records are shared."""
-    for name in ("purelib", "platlib", "stdlib"):
-        text = text.replace(sysconfig.get_path(name) + os.sep, "")
-    home = os.path.expanduser("~")  # noqa: PTH111  # Path.home() fails where none is known
-    return text.replace(home + os.sep, "~" + os.sep)
-
-
-def first_line(text: str) -> str:
-    """Return the first line of an error's text, no longer than a terminal takes."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:300] if lines else "no message"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorabench.bench.machine.host_memory import available_bytes
 from lorabench.bench.records.record import DeviceFacts
-from lorabench.estimator.answers.estimates import Answer
+from lorabench.estimator.answers.verdict import Answer
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.quantities import MIB
 

@@ -17,17 +17,18 @@ from lorabench.bench.machine.device_rates import device_rates
 from lorabench.bench.machine.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
 from lorabench.bench.records.record import DeviceFacts, DeviceKind, Key, Prediction, RunRecord
 from lorabench.bench.records.results import Results, open_results
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.fit import reason_to_skip
-from lorabench.bench.running.jobs import Answer, Job, Settings
+from lorabench.bench.running.jobs import Answer, Job
 from lorabench.bench.running.resuming import differences, from_elsewhere, replaced, snapshot_path
 from lorabench.bench.running.sources import check_sources, digest_sources
 from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.suites.suite import Planned, Suite
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.recipes.parameters import count_parameters
-from lorabench.estimator.trace.build import refuse_missing_kernels
+from lorabench.estimator.training.model import refuse_missing_kernels
 
 TIMEOUT_SECONDS = 3600.0
 LONGEST_WAIT_SECONDS = 0.25

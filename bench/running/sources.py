@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from lorabench.bench.running.jobs import Settings
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.suites.suite import Suite
 from lorabench.bench.training.text import file_documents
 from lorabench.estimator.errors import UserError

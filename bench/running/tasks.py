@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from lorabench.bench.machine.environment import Surroundings
 from lorabench.bench.records.record import DeviceFacts, Key, RunRecord
-from lorabench.bench.running.jobs import Settings
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.sources import SourceDigests
 from lorabench.bench.suites.suite import Planned, Suite
 

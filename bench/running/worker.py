@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from lorabench.bench.measuring.measure import measure
-from lorabench.bench.running.failures import answer_of, without_own_folders
+from lorabench.bench.records.text import without_own_folders
+from lorabench.bench.running.failures import answer_of
 from lorabench.bench.running.jobs import Answer, Job
 from lorabench.bench.training.losses import complaint_about, complaint_about_adapters
 from lorabench.estimator.errors import UserError

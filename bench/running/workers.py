@@ -18,7 +18,8 @@ from typing import IO, Self
 import msgspec
 
 from lorabench.bench.machine.host_memory import kernel_kills
-from lorabench.bench.running.failures import answer_of_the_dead, first_line, name_end
+from lorabench.bench.records.text import first_line, name_end
+from lorabench.bench.running.failures import answer_of_the_dead
 from lorabench.bench.running.jobs import Answer, Job
 from lorabench.bench.running.server_protocol import READ_BYTES, End, Ended, Notice, Ready, Request, Start
 from lorabench.estimator.errors import UserError

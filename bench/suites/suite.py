@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.training.text import byte_tokenizer
-from lorabench.estimator.answers.estimates import refuse_impossible
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules

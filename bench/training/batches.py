@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from lorabench.bench.running.jobs import Settings
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.training.text import byte_tokenizer, held_out_and_training
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
@@ -18,7 +18,7 @@ from lorabench.estimator.recipes.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
-    from lorabench.estimator.trace.step import Batch
+    from lorabench.estimator.training.step import Batch
 
 HELD_OUT_TOKENS = 2048
 """At least so many tokens are held out, in whole batches: enough for a mean, at the cost of few steps."""

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lorabench.bench.training.batches import Batches
-from lorabench.estimator.trace.step import TrainingStep
+from lorabench.estimator.training.step import TrainingStep
 
 if TYPE_CHECKING:
     import torch
 
-    from lorabench.estimator.trace.step import Batch
+    from lorabench.estimator.training.step import Batch
 
 
 class Training:

@@ -16,8 +16,8 @@ from lorabench.bench.training.batches import IGNORED, Batches
 from lorabench.bench.training.steps import Training
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.trace.optimizers import LEARNING_RATE, forget_overrides
-from lorabench.estimator.trace.step import MAX_GRAD_NORM
+from lorabench.estimator.training.optimizer import LEARNING_RATE, forget_overrides
+from lorabench.estimator.training.step import MAX_GRAD_NORM
 
 if TYPE_CHECKING:
     import torch

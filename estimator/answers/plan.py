@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.answers.estimates import Change, estimate_recipe, recipe_warnings, refuse_impossible
+from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.answers.support import unsupported
-from lorabench.estimator.answers.verdict import LARGEST_BATCH, hold_against, states_fit
+from lorabench.estimator.answers.verdict import LARGEST_BATCH, Change, hold_against, states_fit
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.estimate import estimate_memory
-from lorabench.estimator.memory.fused_loss import FUSED_LOSS_MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.feasibility import FUSED_LOSS_MODEL_TYPES, recipe_warnings, refuse_impossible
 from lorabench.estimator.recipes.parameters import stacked_experts
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from lorabench.estimator.speed.calibrations import Calibration

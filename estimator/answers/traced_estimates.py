@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from lorabench.estimator.architectures import no_closed_form
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown, Kernels, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown, Kernels
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.states import Term, trained_terms
+from lorabench.estimator.models.read_config import no_closed_form
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def trace_for_estimate(
         UserError: what cannot be traced, or a package that the trace takes is not installed.
     """
     try:
-        from lorabench.estimator.trace.quiet import quiet_libraries
+        from lorabench.estimator.quiet import quiet_libraries
         from lorabench.estimator.trace.trace import trace
 
         with quiet_libraries():

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import combinations, islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from lorabench.estimator.answers.estimates import Answer, Change, refuse_impossible
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, HELD_THROUGHOUT, reserve
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import Optim, Recipe, make_recipe
 
 LENGTH_STEP = 128
@@ -35,6 +36,18 @@ SMALLER_STATES: dict[Optim, Optim] = {
     "paged_lion_32bit": "paged_lion_8bit",
 }
 """Optimizer → the one of the same kind that holds least on the device."""
+
+
+Answer = Literal["fits", "tight", "does not fit"]
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One or two changes with which a recipe fits."""
+
+    settings: dict[str, Any]
+    """What to set, by the recipe's name of it (or the environment variable's), and to what."""
+    device_total_most_bytes: int
+    """The upper end of the device total with them."""
 
 
 class Verdict(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lorabench.estimator.architectures import no_closed_form
 from lorabench.estimator.closed_form.autograd import Autocast, Leaf, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
 from lorabench.estimator.closed_form.masks import Masks, alike_layers
@@ -22,6 +21,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.states import loaded_weights, states
 from lorabench.estimator.memory.workspaces import workspaces
+from lorabench.estimator.models.read_config import no_closed_form
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import Recipe

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.explanation.held import Held
 from lorabench.estimator.explanation.lines import Explanation, Line, Section
 from lorabench.estimator.explanation.moments import Moments
 from lorabench.estimator.explanation.symbols import symbols
 from lorabench.estimator.memory.breakdown import Breakdown, Kernels
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.reserved import (
     CUDA_CONTEXT_BYTES,
     SEGMENT_BYTES,

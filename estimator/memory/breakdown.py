@@ -56,17 +56,3 @@ class Breakdown(Struct, frozen=True, kw_only=True):
     segments fragment and what cuBLAS works in (`reserved`)."""
     device_total_range_bytes: tuple[int, int] | None = None
     """Of an estimate, the same of ``device_total_bytes``, by the context besides."""
-
-
-class ParameterCounts(Struct, frozen=True, kw_only=True):
-    """Elements of the model's tensors under one recipe."""
-
-    total: int
-    """All of them, the adapters' included."""
-    trainable: int
-    quantized: int
-    """Weights stored in 4 bits."""
-    adapter: int
-    """What peft adds: adapters, and copies of the modules to save."""
-    by_part: dict[str, int]
-    """The base model's, by part."""

@@ -15,32 +15,6 @@ from typing import Any
 OLDEST_LIGER = "0.8.3"
 """The first liger-kernel that holds what is counted here."""
 
-FUSED_LOSS_MODEL_TYPES = frozenset(
-    {
-        "deepseek_v3",
-        "exaone4",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "glm4",
-        "gpt_oss",
-        "llama",
-        "ministral",
-        "mistral",
-        "mixtral",
-        "nemotron",
-        "olmo2",
-        "olmo3",
-        "phi3",
-        "qwen2",
-        "qwen3",
-        "qwen3_moe",
-        "qwen3_next",
-        "smollm3",
-    }
-)
-"""Causal language models whose loss Liger replaces; of any other it leaves the logits as they are."""
-
 
 def logits_per_hidden(vocab_size: int, hidden_size: int) -> int:
     """Return how many times wider a row of logits is than a row of hidden states, rounded up."""

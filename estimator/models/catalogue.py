@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-from lorabench.estimator.memory.breakdown import ParameterCounts
+from msgspec import Struct
+
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 from lorabench.estimator.recipes.modules_to_save import SavedModule, resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import ITEMSIZE, Dtype, Recipe
@@ -47,6 +48,20 @@ def adapters_of_expert(weight: Weight) -> int:
     """
     fused = 2 if weight.name.endswith("gate_up_proj") else 1
     return fused * prod(weight.shape[:-2])
+
+
+class ParameterCounts(Struct, frozen=True, kw_only=True):
+    """Elements of the model's tensors under one recipe."""
+
+    total: int
+    """All of them, the adapters' included."""
+    trainable: int
+    quantized: int
+    """Weights stored in 4 bits."""
+    adapter: int
+    """What peft adds: adapters, and copies of the modules to save."""
+    by_part: dict[str, int]
+    """The base model's, by part."""
 
 
 class TrainedTensors(NamedTuple):

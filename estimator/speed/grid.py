@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
+from lorabench.estimator.closed_form.memory_grid import GridPart, estimate_memory_grid, grid_parts
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Kernels
-from lorabench.estimator.memory.grid import GridPart, estimate_memory_grid, grid_parts
 from lorabench.estimator.memory.reserved import device_total
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec

@@ -7,10 +7,10 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Kernels
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.memory.breakdown import Kernels
-from lorabench.estimator.trace.patches import replaced
+from lorabench.estimator.training.patches import replaced
 
 if TYPE_CHECKING:
     import torch

@@ -27,7 +27,7 @@ from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.trace.attention import cpu_attention, cuda_attention, flash_attention_2
 from lorabench.estimator.trace.autocast import MetaAutocast, autocast_on_meta
 from lorabench.estimator.trace.meta_results import MetaResults, results_on_meta
-from lorabench.estimator.trace.patches import replaced
+from lorabench.estimator.training.patches import replaced
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES, Breakdown
-from lorabench.estimator.trace.build import Recomputation
 from lorabench.estimator.trace.scratch import Scratch
+from lorabench.estimator.training.model import Recomputation
 
 if TYPE_CHECKING:
     import torch

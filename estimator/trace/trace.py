@@ -10,7 +10,6 @@ Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -18,21 +17,20 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.answers.estimates import recipe_warnings, refuse_impossible
-from lorabench.estimator.architectures import MODEL_TYPES
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown, Kernels, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown, Kernels
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
+from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impossible
+from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lorabench.estimator.trace.origins import Origins
-    from lorabench.estimator.trace.step import Batch
     from lorabench.estimator.trace.storages import StorageLedger
+    from lorabench.estimator.training.step import Batch
 
 TOP_TENSORS = 20
 """Kinds of tensors alive at the peak that a trace lists."""
@@ -179,7 +177,7 @@ def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> Non
     Raises:
         UserError: why, and what to use instead.
     """
-    from lorabench.estimator.trace.build import refuse_missing_kernels
+    from lorabench.estimator.training.model import refuse_missing_kernels
 
     refuse_impossible(spec, recipe)
     if kernels == "cpu":
@@ -195,14 +193,15 @@ def run_on_meta(
     architecture: str | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
     """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
-    from lorabench.estimator.trace.build import build_model
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta
     from lorabench.estimator.trace.meta_results import MetaResults
-    from lorabench.estimator.trace.optimizers import make_optimizer
     from lorabench.estimator.trace.origins import Origins
     from lorabench.estimator.trace.scratch import cpu_scratch, cuda_scratch
-    from lorabench.estimator.trace.step import TrainingStep
     from lorabench.estimator.trace.storages import StorageLedger, model_bytes
+    from lorabench.estimator.training.model import build_model
+    from lorabench.estimator.training.optimizer import make_optimizer
+    from lorabench.estimator.training.parameters import count_built
+    from lorabench.estimator.training.step import TrainingStep
 
     on_progress("building the model")
     # On a CPU run the host's own tensors, such as step counters, are the device's.
@@ -210,7 +209,7 @@ def run_on_meta(
     loaded: list[int] = []
     with building_on_meta():
         model = build_model(spec, recipe, "meta", on_loaded=lambda base: loaded.append(model_bytes(base, *devices)))
-    parameters = count_traced(model, spec)
+    parameters = count_built(model, spec)
     origins = Origins(model)
     results = MetaResults(kernels)
     scratch = cuda_scratch() if kernels == "cuda" else cpu_scratch()
@@ -255,20 +254,6 @@ def _batches(recipe: Recipe, ledger: StorageLedger) -> Iterator[Batch]:
         batch = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name in ("input_ids", "labels")}
         ledger.adopt("buffers", *batch.values())
         yield batch
-
-
-def count_traced(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
-    """Return the element counts of a model as it was built: tied weights once, quantised ones unpacked."""
-    total = trainable = quantized = adapter = 0
-    for name, parameter in model.named_parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = parameter.numel() if state is None else math.prod(state.shape)
-        total += count
-        trainable += count if parameter.requires_grad else 0
-        quantized += 0 if state is None else count
-        adapter += count if ".lora_" in name or ".modules_to_save." in name else 0
-    by_part = {str(part): count for part, count in spec.parameters_by_part.items()}
-    return ParameterCounts(total=total, trainable=trainable, quantized=quantized, adapter=adapter, by_part=by_part)
 
 
 def _alive(ledger: StorageLedger, origins: Origins, event: int) -> list[AliveTensors]:

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.quantization import quantized_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model

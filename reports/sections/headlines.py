@@ -8,9 +8,9 @@ from statistics import median
 from typing import NamedTuple
 
 from lorabench.estimator.answers.verdict import hold_against, judge
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.speed.throughput import estimate_throughput

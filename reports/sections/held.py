@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lorabench.estimator.architectures import MODEL_TYPES, read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.states import states
+from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.reports.runs import Run
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lorabench.bench.records.record import RunRecord
-from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.explanation import Explanation, explain
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.reports.packing import pack
 from lorabench.reports.quantities import format_bytes, format_loss, format_number, format_seconds, format_share

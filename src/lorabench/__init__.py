@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from lorabench.estimator.recipes.recipe import Recipe, RecipeOptions
     from lorabench.estimator.speed.grid import ThroughputGrid
 
-__version__ = "0.1.0"
+
 __all__ = [
     "UserError",
     "estimate",
@@ -89,8 +90,8 @@ def estimate_grid(
     import numpy as np
     from msgspec.structs import replace
 
-    from lorabench.estimator.answers.estimates import refuse_impossible
-    from lorabench.estimator.memory.grid import estimate_memory_grid
+    from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
+    from lorabench.estimator.recipes.feasibility import refuse_impossible
 
     spec = _spec(model)
     device = None if gpu is None else _device(gpu)
@@ -122,8 +123,8 @@ def estimate_throughput_grid(
     import numpy as np
     from msgspec.structs import replace
 
-    from lorabench.estimator.answers.estimates import refuse_impossible
     from lorabench.estimator.answers.support import refuse_lacking
+    from lorabench.estimator.recipes.feasibility import refuse_impossible
     from lorabench.estimator.speed import grid
     from lorabench.estimator.speed.calibrations import find_calibration
 

@@ -6,12 +6,12 @@ import pytest
 
 from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.closed_form.itemised import itemised_step
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import WIDTH
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.explanation import Explanation, Section, explain
 from lorabench.estimator.explanation.symbols import Widths
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe

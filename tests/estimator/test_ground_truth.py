@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.catalogue import find_model

@@ -14,9 +14,9 @@ from selenium.webdriver.support.select import Select
 
 from lorabench.estimator.answers.estimates import Estimate, estimate_recipe
 from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.speed.throughput import estimate_throughput
 from lorabench.reports.quantities import format_bytes, format_number

@@ -9,8 +9,8 @@ import pytest
 
 from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.reports.runs import Run, arrange

@@ -10,8 +10,8 @@ from typing import Any
 
 from lorabench.bench.measuring.meters.counted_step import thinned
 from lorabench.bench.measuring.meters.meter import Timeline
+from lorabench.bench.records.text import without_own_folders
 from lorabench.bench.records.whole_files import write_whole
-from lorabench.bench.running.failures import without_own_folders
 from lorabench.estimator.errors import UserError
 
 MOST_EVENTS = 1_000_000

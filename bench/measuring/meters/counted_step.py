@@ -12,7 +12,7 @@ from lorabench.estimator.trace.storages import StorageLedger
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorabench.estimator.trace.step import Batch, TrainingStep
+    from lorabench.estimator.training.step import Batch, TrainingStep
 
 TIMELINE_POINTS = 2000
 """Most points of a timeline."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lorabench.estimator.trace.step import Batch, TrainingStep
+    from lorabench.estimator.training.step import Batch, TrainingStep
 
 
 class CpuMeter:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lorabench.estimator.trace.step import Batch, TrainingStep
+    from lorabench.estimator.training.step import Batch, TrainingStep
 
 Timeline = tuple[tuple[float, int], ...]
 """(seconds since the step began, or the number of the allocation or free; live bytes after it)."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from lorabench import __version__
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.version import __version__
 
 COMMANDS = {
     "estimate": "Estimate what a recipe takes, in milliseconds, without torch.",

@@ -44,8 +44,8 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     from lorabench.bench.machine.calibrate import calibrate
     from lorabench.bench.machine.environment import probe_surroundings
     from lorabench.bench.records.whole_files import write_whole
+    from lorabench.estimator.quiet import quiet_libraries
     from lorabench.estimator.speed.calibrations import file_name, user_folder
-    from lorabench.estimator.trace.quiet import quiet_libraries
 
     facts = probe_surroundings(device).device
     chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.kind == "cpu" else default_dtypes(facts.name))

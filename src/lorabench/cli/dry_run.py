@@ -9,17 +9,17 @@ from msgspec import Struct
 
 from lorabench.bench.machine.device_rates import DeviceRates, device_rates
 from lorabench.bench.records.record import DeviceFacts
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.fit import predict_fit
-from lorabench.bench.running.jobs import Settings
 from lorabench.bench.suites.suite import Planned, Suite
 from lorabench.cli.listing import Column, as_table, folded
 from lorabench.cli.speed import in_time
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.speed.throughput import Throughput
-from lorabench.estimator.trace.build import refuse_missing_kernels
+from lorabench.estimator.training.model import refuse_missing_kernels
 
 UNKNOWN = "unknown"
 

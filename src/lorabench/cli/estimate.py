@@ -20,8 +20,9 @@ from lorabench.estimator.quantities import GIB, in_gib, range_in_gib
 if TYPE_CHECKING:
     from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.explanation import Explanation
-    from lorabench.estimator.memory.breakdown import Breakdown, ParameterCounts
+    from lorabench.estimator.memory.breakdown import Breakdown
     from lorabench.estimator.models.spec import ModelSpec
+    from lorabench.estimator.recipes.parameters import ParameterCounts
     from lorabench.estimator.recipes.recipe import Recipe
 
 EXAMPLES = """\
@@ -59,9 +60,10 @@ def command(
     MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. Architectures that
     have no closed form are traced instead, which takes torch and some seconds. In brackets stand the defaults.
     """
-    from lorabench.estimator.answers.estimates import estimate_recipe, has_closed_form
+    from lorabench.estimator.answers.estimates import estimate_recipe
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.models.catalogue import find_model
+    from lorabench.estimator.recipes.feasibility import has_closed_form
     from lorabench.estimator.speed.throughput import plan_training
 
     if require_fit and gpu is None:

@@ -70,10 +70,10 @@ def command(
     "takes ≤" is the most that a choice may take; "buys" is what it has that none above it has: so much less memory, or
     another method. "At its leanest" is a method with those of the searched settings that take least memory.
     """
-    from lorabench.estimator.answers.estimates import has_closed_form
     from lorabench.estimator.answers.plan import default_recipe, make_plan
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.models.catalogue import find_model
+    from lorabench.estimator.recipes.feasibility import has_closed_form
 
     spec = find_model(model)
     if not has_closed_form(spec):
@@ -105,9 +105,9 @@ def command(
 
 def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
     from lorabench.cli.estimate import describe_recipe
-    from lorabench.estimator.answers.estimates import recipe_warnings
     from lorabench.estimator.answers.plan import enough_gpus
     from lorabench.estimator.answers.support import lacking_gpus
+    from lorabench.estimator.recipes.feasibility import recipe_warnings
 
     found, lacks, warnings = enough_gpus(spec, recipe), lacking_gpus(recipe), recipe_warnings(spec, recipe)
     if format_ == "json":

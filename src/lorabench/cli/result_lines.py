@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord
 from lorabench.bench.running.runner import Progress
 from lorabench.cli.speed import in_time

@@ -113,7 +113,7 @@ def command(
         raise click.UsageError("Missing option '-o' / '--output'.")
     if time_limit is not None and not 0 < time_limit <= MOST_MINUTES:  # which holds for no NaN
         raise UserError(f"--time-limit must be above 0 and at most {MOST_MINUTES} minutes, got {time_limit:g}")
-    from lorabench.bench.running.jobs import Settings
+    from lorabench.bench.records.run_settings import Settings
     from lorabench.bench.suites.suite import with_amounts
 
     amounts = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}

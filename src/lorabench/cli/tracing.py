@@ -22,7 +22,7 @@ def import_training_libraries(what: str) -> None:
     Raises:
         UserError: a package of the ``bench`` extra is not installed.
     """
-    from lorabench.estimator.trace.libraries import import_libraries
+    from lorabench.estimator.training.libraries import import_libraries
 
     try:
         import_libraries()

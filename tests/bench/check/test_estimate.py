@@ -10,8 +10,8 @@ from lorabench.bench.check.estimate import compare_with_estimate
 from lorabench.bench.check.findings import Finding
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord, read_records
-from lorabench.estimator.architectures import read_config
-from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.models.read_config import read_config
 from tests.bench.check.records import record
 from tests.sample_records import MODEL_CONFIG
 

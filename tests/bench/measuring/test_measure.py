@@ -13,17 +13,17 @@ import torch
 
 from lorabench.bench.measuring import measure as measuring
 from lorabench.bench.measuring.measure import measure
-from lorabench.bench.measuring.measurements import Measurement
 from lorabench.bench.measuring.utilisation import Utilisation
-from lorabench.bench.running.jobs import Settings
+from lorabench.bench.records.measurement import Measurement
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.training.batches import make_batches
 from lorabench.bench.training.losses import complaint_about_adapters
-from lorabench.estimator.architectures import read_config
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.memory.breakdown import PHASES
-from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
-from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.training.model import build_model
 from tests.small_models import TINY, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")

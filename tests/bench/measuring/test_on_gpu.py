@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from lorabench.bench.machine.doctor import diagnose
-from lorabench.bench.measuring.measurements import Measurement
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord
-from lorabench.bench.running.jobs import Answer, Job, Settings
+from lorabench.bench.records.run_settings import Settings
+from lorabench.bench.running.jobs import Answer, Job
 from lorabench.bench.running.runner import run_suite
 from lorabench.bench.running.workers import Workers
 from lorabench.bench.suites.suite_file import load_suite

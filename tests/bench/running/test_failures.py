@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lorabench.bench.machine.host_memory import available_bytes, kernel_kills
-from lorabench.bench.running.failures import answer_of, answer_of_the_dead, which_memory, without_own_folders
+from lorabench.bench.records.text import without_own_folders
+from lorabench.bench.running.failures import answer_of, answer_of_the_dead, which_memory
 from lorabench.bench.training.losses import complaint_about
 
 

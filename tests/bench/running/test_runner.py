@@ -14,15 +14,15 @@ import pytest
 
 from lorabench.bench.machine.environment import Surroundings
 from lorabench.bench.records.record import DeviceFacts, read_records, write_record
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running import fit, runner
-from lorabench.bench.running.jobs import Settings
 from lorabench.bench.running.runner import Finished, Progress, Watcher, predict, run_suite
 from lorabench.bench.running.sources import SourceDigests, check_sources
 from lorabench.bench.running.tasks import Lane, lanes_of, tasks_of
 from lorabench.bench.suites.suite import Suite, single_recipe
 from lorabench.bench.suites.suite_file import load_suite
-from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import make_recipe
 from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here
 from tests.bench.running.test_workers import LLAMA

@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from lorabench.bench.running.jobs import Answer, Job, Settings
+from lorabench.bench.records.run_settings import Settings
+from lorabench.bench.running.jobs import Answer, Job
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.running.workers import SERVER as REAL_SERVER
-from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import make_recipe
 from tests.bench.pretend_training import HOW, ROOT, SERVER
 from tests.small_models import TINY, small_config

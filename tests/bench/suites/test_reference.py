@@ -15,11 +15,11 @@ from lorabench.bench.records.record import RunRecord, read_records, write_record
 from lorabench.bench.suites.suite import Planned
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.estimator.answers.verdict import hold_against
-from lorabench.estimator.architectures import read_config
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.speed.throughput import estimate_throughput
 from tests.sample_records import sample_record
 

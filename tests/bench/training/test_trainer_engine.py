@@ -12,15 +12,15 @@ import torch
 from msgspec.structs import replace
 
 from lorabench.bench.measuring.measure import measure
-from lorabench.bench.running.jobs import Settings
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.training.batches import Batches
 from lorabench.bench.training.steps import Training
 from lorabench.bench.training.trainer_engine import trainer_steps
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
-from lorabench.estimator.trace.build import build_model
-from lorabench.estimator.trace.optimizers import make_optimizer
-from lorabench.estimator.trace.step import TrainingStep
+from lorabench.estimator.training.model import build_model
+from lorabench.estimator.training.optimizer import make_optimizer
+from lorabench.estimator.training.step import TrainingStep
 from tests.small_models import TINY, small_model
 
 STEPS = 4

@@ -16,10 +16,10 @@ from msgspec.structs import replace
 
 from lorabench.bench.measuring import measure as measuring
 from lorabench.bench.records.record import read_records, write_record
-from lorabench.bench.running.jobs import Settings
+from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.cli import main
-from lorabench.estimator.architectures import read_config
+from lorabench.estimator.models.read_config import read_config
 from tests.sample_records import MODEL_CONFIG, sample_record
 
 torch.set_num_threads(1)

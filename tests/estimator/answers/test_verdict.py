@@ -11,9 +11,9 @@ from msgspec.structs import asdict
 
 from lorabench.cli import main
 from lorabench.estimator.answers.estimates import Estimate, estimate_recipe
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device, find_device
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.quantities import in_gib

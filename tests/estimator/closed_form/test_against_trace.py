@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lorabench.estimator.answers.estimates import refuse_impossible
-from lorabench.estimator.architectures import read_config
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
-from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import FAMILIES, small_config

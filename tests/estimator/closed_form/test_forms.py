@@ -10,12 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form import forms
+from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
 from lorabench.estimator.closed_form.sizes import monomial_values
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Kernels
-from lorabench.estimator.memory.estimate import estimate_memory
-from lorabench.estimator.memory.grid import estimate_memory_grid
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from tests.small_models import FAMILIES, small_model

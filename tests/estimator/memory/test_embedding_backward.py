@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model

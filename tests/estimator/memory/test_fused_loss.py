@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.fused_loss import chunk_rows
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
-from lorabench.estimator.trace import fused_loss
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
-from lorabench.estimator.trace.losses import set_loss
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.trace.trace import trace
+from lorabench.estimator.training import fused_loss_on_meta as fused_loss
+from lorabench.estimator.training.losses import set_loss
 from tests.small_models import small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

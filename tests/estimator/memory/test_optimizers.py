@@ -15,7 +15,7 @@ from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
 from lorabench.estimator.recipes.parameters import TrainedTensors
 from lorabench.estimator.recipes.recipe import Dtype, Optim, make_recipe
-from lorabench.estimator.trace.optimizers import make_optimizer
+from lorabench.estimator.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lorabench.estimator.memory.quantization import QuantizedBytes, quantized_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.recipes.recipe import make_recipe
-from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.training.model import build_model
 from tests.small_models import FAMILIES, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,9 +9,9 @@ import pytest
 
 from lorabench.cli import main
 from lorabench.estimator.answers.estimates import estimate_recipe
+from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
 from lorabench.estimator.devices.device import find_device
-from lorabench.estimator.memory.estimate import estimate_memory
-from lorabench.estimator.memory.grid import estimate_memory_grid
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.recipes.recipe import make_recipe

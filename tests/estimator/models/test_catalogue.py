@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.models import catalogue
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.recipes.recipe import make_recipe

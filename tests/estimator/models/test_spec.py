@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabench.estimator.architectures import MODEL_TYPES, read_config
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from tests.built_models import TOKEN_IDS, build, built_shapes, count_by_part, listed_shapes
 
 quick = settings(max_examples=12)

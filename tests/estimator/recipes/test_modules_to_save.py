@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from lorabench.bench.training.built_parameters import count_built
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
-from lorabench.estimator.trace.build import build_model
 from lorabench.estimator.trace.trace import trace
-from tests.estimator.memory.test_estimate import measure
+from lorabench.estimator.training.model import build_model
+from lorabench.estimator.training.parameters import count_built
+from tests.estimator.closed_form.test_memory import measure
 from tests.small_models import small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,7 +11,7 @@ import pytest
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
 from lorabench.estimator.recipes.recipe import make_recipe
-from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.training.model import build_model
 from tests.small_models import FAMILIES, MIXTURES, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

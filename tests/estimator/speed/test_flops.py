@@ -14,9 +14,9 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.speed.throughput import estimate_throughput
-from lorabench.estimator.trace.build import build_model
-from lorabench.estimator.trace.optimizers import make_optimizer
-from lorabench.estimator.trace.step import TrainingStep
+from lorabench.estimator.training.model import build_model
+from lorabench.estimator.training.optimizer import make_optimizer
+from lorabench.estimator.training.step import TrainingStep
 from tests.small_models import FAMILIES, MIXTURES, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

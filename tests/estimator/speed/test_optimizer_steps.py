@@ -10,8 +10,8 @@ import torch
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
-from lorabench.estimator.trace.build import build_model
-from lorabench.estimator.trace.optimizers import make_optimizer
+from lorabench.estimator.training.model import build_model
+from lorabench.estimator.training.optimizer import make_optimizer
 from tests.estimator.speed.test_passes import PassCounter
 from tests.small_models import small_model
 

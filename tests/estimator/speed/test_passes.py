@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.extents import fill_recipe
 from lorabench.estimator.speed.operations import micro_batch_operations
-from lorabench.estimator.trace.build import build_model
+from lorabench.estimator.training.model import build_model
 from tests.small_models import small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

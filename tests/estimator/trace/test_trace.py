@@ -18,13 +18,13 @@ from lorabench.estimator.memory.breakdown import PHASES, Breakdown
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.parameters import count_parameters
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
-from lorabench.estimator.trace.build import OLDEST_PEFT_FOR_EXPERTS, build_model
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
-from lorabench.estimator.trace.optimizers import make_optimizer
 from lorabench.estimator.trace.scratch import cuda_scratch
-from lorabench.estimator.trace.step import Batch, TrainingStep
 from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 from lorabench.estimator.trace.trace import TIMELINE_POINTS, trace
+from lorabench.estimator.training.model import OLDEST_PEFT_FOR_EXPERTS, build_model
+from lorabench.estimator.training.optimizer import make_optimizer
+from lorabench.estimator.training.step import Batch, TrainingStep
 from tests.small_models import FAMILIES, MIXTURES, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabench.bench.measuring.step_times import (
+from lorabench.bench.records.step_times import (
     complaints_about,
     interquartile_range,
     is_warm,

@@ -23,7 +23,7 @@ def import_libraries() -> None:
     Raises:
         ImportError: one of them is not installed.
     """
-    from lorabench.estimator.trace.patches import replaced
+    from lorabench.estimator.training.patches import replaced
 
     warnings.simplefilter("ignore")
     # What is imported stays, and so does the model: to look through them for garbage again and again takes a second.

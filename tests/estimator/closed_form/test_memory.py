@@ -9,16 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
-from lorabench.estimator.memory.estimate import estimate_memory
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
-from lorabench.estimator.trace.build import build_model
-from lorabench.estimator.trace.optimizers import make_optimizer
-from lorabench.estimator.trace.step import TrainingStep
 from lorabench.estimator.trace.storages import StorageLedger
+from lorabench.estimator.training.model import build_model
+from lorabench.estimator.training.optimizer import make_optimizer
+from lorabench.estimator.training.step import TrainingStep
 from tests.small_models import FAMILIES, MIXTURES, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

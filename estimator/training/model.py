@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorabench.estimator.architectures import MODEL_TYPES
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.parameters import adapted_experts
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules
-from lorabench.estimator.trace.losses import set_loss
+from lorabench.estimator.training.losses import set_loss
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from lorabench.estimator.architectures.fields import Positive, Size
+from lorabench.estimator.models.families.fields import Positive, Size
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lorabench.estimator.architectures.decoder import DecoderConfig
-from lorabench.estimator.architectures.fields import Size
+from lorabench.estimator.models.families.decoder import DecoderConfig
+from lorabench.estimator.models.families.fields import Size
 
 
 class Config(DecoderConfig, kw_only=True):

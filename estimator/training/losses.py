@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
 from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.trace.fused_loss import set_fused_loss
+from lorabench.estimator.training.fused_loss_on_meta import set_fused_loss
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from lorabench.estimator.memory.breakdown import Breakdown, Bytes, ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown, Bytes
+from lorabench.estimator.recipes.parameters import ParameterCounts
 
 Seconds = Annotated[float, Meta(gt=0)]
 Tokens = Annotated[int, Meta(ge=0)]
@@ -98,14 +99,14 @@ class Measurement(Struct, frozen=True, kw_only=True):
     @property
     def step_seconds_interval(self) -> tuple[float, float]:
         """The 95 % interval of the median timed step, by bootstrap."""
-        from lorabench.bench.measuring.step_times import median_interval
+        from lorabench.bench.records.step_times import median_interval
 
         return median_interval(self.step_seconds)
 
     @property
     def step_seconds_interquartile_range(self) -> float:
         """The span of the middle half of the timed steps."""
-        from lorabench.bench.measuring.step_times import interquartile_range
+        from lorabench.bench.records.step_times import interquartile_range
 
         return interquartile_range(self.step_seconds)
 

@@ -1,4 +1,4 @@
-"""The parameters of a model as it was built."""
+"""Count the parameters of a model as it was built."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from lorabench.estimator.memory.breakdown import ParameterCounts
+from lorabench.estimator.models.introspect import part_of
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.parameters import ParameterCounts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,10 @@ def count_built(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
             plain = (
                 name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
             )
-            by_part[parts[_without_index(plain, spec)]] += count
+            plain = _without_index(plain, spec)
+            # Quantisation takes some stacked experts apart into linear layers, which the spec does not list.
+            part = parts.get(plain) or part_of(plain)
+            by_part[part] = by_part.get(part, 0) + count
     total = sum(by_part.values()) + adapter
     return ParameterCounts(total=total, trainable=trainable, quantized=quantized, adapter=adapter, by_part=by_part)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Part, Weight
-from lorabench.estimator.trace.quiet import quiet_libraries
+from lorabench.estimator.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,7 @@ PARTS: dict[Part, str] = {
 """Part → what the paths of its modules have, in any case; the first that fits counts, and what fits none is other."""
 
 
-def read_census(config: dict[str, Any], name: str) -> ModelSpec:
+def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     """Return the shapes of the model that transformers builds from ``config``, the contents of a config.json.
 
     The spec's own ``config`` has the keys given, but for those that decide neither shapes nor the training step.
@@ -87,7 +87,7 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
         raise UserError(f"{name}: a {config['model_type']} has no embedding and output projection of one vocabulary")
     tied = head.weight is embedding.weight
     apart = [
-        Weight(parameter_name, tuple(parameter.shape), _part(parameter_name))
+        Weight(parameter_name, tuple(parameter.shape), part_of(parameter_name))
         for parameter_name, parameter in model.named_parameters()
         if not parameter_name.startswith(f"{path}.") and not any(parameter is own for own in head.parameters())
     ]
@@ -152,13 +152,13 @@ def _alike(layers: nn.ModuleList) -> Iterator[Layers]:
 
 
 def _linears(layer: nn.Module) -> tuple[Linear, ...]:
-    return tuple(_linear(path, module, _part(path)) for path, module in layer.named_modules() if _is_linear(module))
+    return tuple(_linear(path, module, part_of(path)) for path, module in layer.named_modules() if _is_linear(module))
 
 
 def _weights(layer: nn.Module) -> tuple[Weight, ...]:
     owned = {id(parameter) for module in layer.modules() if _is_linear(module) for parameter in module.parameters()}
     return tuple(
-        Weight(path, tuple(parameter.shape), _part(path))
+        Weight(path, tuple(parameter.shape), part_of(path))
         for path, parameter in layer.named_parameters()
         if id(parameter) not in owned
     )
@@ -179,5 +179,6 @@ def _linear(path: str, module: Any, part: Part) -> Linear:
     return Linear(path, in_features, out_features, part, bias=module.bias is not None, conv1d=conv1d)
 
 
-def _part(path: str) -> Part:
+def part_of(path: str) -> Part:
+    """Return the part of the model that a parameter belongs to, by its path within a layer or the model."""
     return next((part for part, pattern in PARTS.items() if re.search(pattern, path, re.IGNORECASE)), "other")

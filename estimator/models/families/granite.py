@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lorabench.estimator.architectures import llama
+from lorabench.estimator.models.families import llama
 
 
 class Config(llama.Config, kw_only=True):

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from lorabench.estimator.architectures import read_config
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
-from lorabench.estimator.trace.build import build_model
-from lorabench.estimator.trace.optimizers import make_optimizer
-from lorabench.estimator.trace.step import TrainingStep
 from lorabench.estimator.trace.storages import StorageLedger, model_bytes
+from lorabench.estimator.training.model import build_model
+from lorabench.estimator.training.optimizer import make_optimizer
+from lorabench.estimator.training.step import TrainingStep
 from tests.small_models import TINY, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")

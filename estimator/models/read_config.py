@@ -1,4 +1,4 @@
-"""Model families: each file lists the parameters that transformers 5 makes for one ``model_type``."""
+"""Read a config.json: by the file of its model family, or by building the model on meta if there is no such file."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
         return _read_by_building(config, name)
     renamed = OTHER_NAMES.get(model_type, {})
     keys = {renamed.get(key, key) if renamed.get(key) not in config else key: value for key, value in config.items()}
-    family = importlib.import_module(f"lorabench.estimator.architectures.{model_type}")
+    family = importlib.import_module(f"lorabench.estimator.models.families.{model_type}")
     try:
         spec: ModelSpec = convert(keys, family.Config).spec(name)
     except UserError as error:
@@ -80,11 +80,11 @@ def no_closed_form(model_type: str) -> str:
 
 
 def _read_by_building(config: dict[str, Any], name: str) -> ModelSpec:
-    from lorabench.estimator.trace.census import read_census
+    from lorabench.estimator.models.introspect import introspect
 
     model_type = config["model_type"]
     try:
-        return read_census(config, name)
+        return introspect(config, name)
     except ImportError as error:
         raise UserError(
             f"{name}: {no_closed_form(model_type)}, and to trace it takes {error.name}, which is not installed: "

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from lorabench.estimator.answers.estimates import estimate_recipe, has_closed_form, refuse_impossible
-from lorabench.estimator.architectures import read_config
+from lorabench.estimator.answers.estimates import estimate_recipe
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.estimate import estimate_memory
+from lorabench.estimator.models.introspect import introspect
+from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.recipes.feasibility import has_closed_form, refuse_impossible
 from lorabench.estimator.recipes.recipe import make_recipe
-from lorabench.estimator.trace.census import read_census
 from tests.built_models import listed_shapes
 from tests.small_models import FAMILIES, small_config
 
@@ -43,7 +44,7 @@ def other_config(model_type: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_census_of_a_family_lists_what_its_own_file_lists(family: str) -> None:
     config = read_config(small_config(family), family).config
-    known, counted = read_config(config, family), read_census(config, family)
+    known, counted = read_config(config, family), introspect(config, family)
     assert listed_shapes(counted) == listed_shapes(known)
     assert counted.parameters_by_part == known.parameters_by_part
     for attribute in ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim"):

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import Struct
 
-from lorabench.estimator.architectures.decoder import NOT_TOKENS, norms
-from lorabench.estimator.architectures.fields import Activation, Dropout, Fraction, LayerCount, Positive, Size
+from lorabench.estimator.models.families.decoder import NOT_TOKENS, norms
+from lorabench.estimator.models.families.fields import Activation, Dropout, Fraction, LayerCount, Positive, Size
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 

@@ -15,7 +15,7 @@ from tests.small_models import small_model
 
 PROGRAM = """
 import json, sys
-from lorabench.estimator.trace.libraries import import_libraries
+from lorabench.estimator.training.libraries import import_libraries
 
 import_libraries()
 from lorabench.estimator.recipes.recipe import make_recipe

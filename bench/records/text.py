@@ -1,0 +1,31 @@
+"""Texts of errors and of dead processes, as records keep them and terminals show them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sysconfig
+
+
+def name_end(exit_code: int) -> str:
+    """Return how a process ended, in words; negative codes are signals."""
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-exit_code}"
+
+
+def without_own_folders(text: str) -> str:
+    """Return ``text`` without the paths that tell where Python is installed and who the user is: records are shared."""
+    for name in ("purelib", "platlib", "stdlib"):
+        text = text.replace(sysconfig.get_path(name) + os.sep, "")
+    home = os.path.expanduser("~")  # noqa: PTH111  # Path.home() fails where none is known
+    return text.replace(home + os.sep, "~" + os.sep)
+
+
+def first_line(text: str) -> str:
+    """Return the first line of an error's text, no longer than a terminal takes."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no message"
