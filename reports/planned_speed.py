@@ -12,7 +12,7 @@ from lorabench.estimator.speed.extents import fill
 from lorabench.estimator.speed.operations import micro_batch_operations
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
 from lorabench.estimator.speed.rates import Bound, DatasheetRates, Fractions
-from lorabench.estimator.speed.timing import Step, step_time
+from lorabench.estimator.speed.timing import StepWork, step_time
 from lorabench.reports.expressions import Program
 from lorabench.reports.expressions import Step as ProgramStep
 
@@ -34,7 +34,7 @@ class SpeedProgram:
         """Return the place of the tokens per second of all recipes for which the same runs as for ``recipe``."""
         sizes: list[Any] = [*map(self._program.variable, ("batch_size", "seq_len", "rank"))]
         passed: Any = self._program.variable(OPTIMIZER_BYTES)
-        step = Step(
+        step = StepWork(
             micro_batch_operations(self.spec, recipe),
             fill(self.spec, recipe, *sizes),
             optimizer_step(self.spec, recipe)._replace(bytes=passed),

@@ -72,7 +72,7 @@ def page_recipe(
 
 def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str, Any]:
     """Return the estimates of ``models`` on each of ``devices``, as data."""
-    architectures = list(dict.fromkeys(device.architecture for device in devices))
+    architectures = list(dict.fromkeys(device.compute_capability for device in devices))
     return {
         "components": list(COMPONENTS),
         "ranks": RANKS,
@@ -82,14 +82,14 @@ def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str
                 "title": device.title,
                 "memoryBytes": device.memory_bytes,
                 "usableBytes": device.usable_bytes,
-                "architecture": architectures.index(device.architecture),
+                "architecture": architectures.index(device.compute_capability),
                 "rates": rates(device),
             }
             for device in devices
         ],
         "architectures": [
-            {"workspaces": workspaces(architecture).bytes, "reserved": _reserved(architecture)}
-            for architecture in architectures
+            {"workspaces": workspaces(compute_capability).bytes, "reserved": _reserved(compute_capability)}
+            for compute_capability in architectures
         ],
         "verdict": _verdict(),
         "models": [_model(msgspec.json.encode(spec)) for spec in models],
@@ -190,10 +190,10 @@ def _needed(program: Program, value: Any) -> int | None:
     return program.place_of(value)
 
 
-def _reserved(architecture: str | None) -> dict[str, Any]:
+def _reserved(compute_capability: str | None) -> dict[str, Any]:
     program = Program()
     components: dict[str, Any] = {name: program.variable(name) for name in COMPONENTS}
-    taken = reserve(components, architecture=architecture)
+    taken = reserve(components, compute_capability=compute_capability)
     answers = {
         name: program.place_of(value)
         for name, value in {

@@ -46,6 +46,8 @@ def _trace(record: RunRecord) -> Trace | str:
 
     try:
         spec = read_config(record.model_config, record.recipe.model)
-        return trace(spec, record.recipe, kernels=record.device.kind, architecture=record.device.architecture)
+        return trace(
+            spec, record.recipe, kernels=record.device.kind, compute_capability=record.device.compute_capability
+        )
     except UserError as error:
         return str(error)

@@ -151,7 +151,7 @@ def measurements(name: str) -> Iterator[Row]:
 
 
 A100 = list(measurements("a100_80gb_mistral_7b.csv"))
-A100_ARCHITECTURE = find_device("a100-sxm-80gb").architecture
+A100_ARCHITECTURE = find_device("a100-sxm-80gb").compute_capability
 COMMAND_OF_THE_PAGE = re.search(r"^    (lorabench estimate .*)$", (DOCS / "ground_truth.md").read_text(), re.MULTILINE)
 
 
@@ -192,7 +192,7 @@ def test_the_page_says_what_was_measured_and_estimated_on_the_a100() -> None:
         named = {"method": row["method"], "batch": row["batch_size"]}
         assert peak == named | compared(
             int(row["peak_allocated_bytes"]),
-            estimate_memory(spec, recipe, architecture=A100_ARCHITECTURE).peak_allocated_bytes,
+            estimate_memory(spec, recipe, compute_capability=A100_ARCHITECTURE).peak_allocated_bytes,
         )
         assert held_row == named | compared(int(row["steady_allocated_bytes"]), held_between_steps(spec, recipe))
 
@@ -226,7 +226,7 @@ def test_the_recast_rows_are_what_the_page_takes_them_for() -> None:
     for row, said, unprepared in zip(recast, rows("ground_truth.md", "batch"), left_alone, strict=True):
         recipe = mistral_recipe(row)
         spec = find_model(recipe.model)
-        prepared = estimate_memory(spec, recipe, architecture=A100_ARCHITECTURE).peak_allocated_bytes
+        prepared = estimate_memory(spec, recipe, compute_capability=A100_ARCHITECTURE).peak_allocated_bytes
         table = spec.vocab_size * spec.hidden_size
         taken = {
             "embedding and head": 2 * table * 2,

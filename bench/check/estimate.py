@@ -11,7 +11,7 @@ from statistics import median_low
 
 from msgspec.structs import replace
 
-from lorabench.bench.check.findings import Comparison, Finding, Metric, Verdict, in_order, of_recipe, overall
+from lorabench.bench.check.findings import Comparison, Finding, Judgement, Metric, in_order, of_recipe, overall
 from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
 from lorabench.bench.check.memory import counted_peaks
 from lorabench.bench.check.printable import printable
@@ -68,9 +68,9 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     spec = read_config(runs.records[0].model_config, recipe.model)
     refuse_impossible(spec, recipe)
     if not has_closed_form(spec):
-        traced = trace_for_estimate(spec, recipe, device.architecture, kernels=device.kind)
+        traced = trace_for_estimate(spec, recipe, device.compute_capability, kernels=device.kind)
         return traced.parameters, traced.memory
-    return count_parameters(spec, recipe), estimate_memory(spec, recipe, device.kind, device.architecture)
+    return count_parameters(spec, recipe), estimate_memory(spec, recipe, device.kind, device.compute_capability)
 
 
 def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
@@ -132,7 +132,7 @@ def _judge_outcome(runs: Runs, memory: Breakdown, outcome: str) -> list[Finding]
     failed = [record for record in runs.records if record.outcome != "ok"]
     if not failed and answer is None:
         return []
-    verdict: Verdict
+    verdict: Judgement
     reason = next((printable(record.message) for record in failed if record.message), None)
     if not failed:
         verdict = "regression" if answer == "does not fit" else "same"

@@ -15,7 +15,7 @@ from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import Engine
 from lorabench.estimator.recipes.recipe import Recipe
 
-Verdict = Literal["regression", "suspicious", "insufficient", "improvement", "same"]
+Judgement = Literal["regression", "suspicious", "insufficient", "improvement", "same"]
 Metric = Literal[
     "outcome",
     "parameters",
@@ -26,7 +26,7 @@ Metric = Literal[
     "step_seconds",
     "final_loss",
 ]
-VERDICTS: dict[Verdict, str] = {
+VERDICTS: dict[Judgement, str] = {
     "regression": "worse, beyond the threshold and beyond chance",
     "suspicious": "beyond the threshold, but chance could do that: measure more",
     "insufficient": "too little or too unsteady to say anything",
@@ -35,7 +35,7 @@ VERDICTS: dict[Verdict, str] = {
 }
 """Worst first."""
 
-EXIT_CODES: dict[Verdict, int] = {"regression": 1, "suspicious": 3, "insufficient": 3, "improvement": 0, "same": 0}
+EXIT_CODES: dict[Judgement, int] = {"regression": 1, "suspicious": 3, "insufficient": 3, "improvement": 0, "same": 0}
 """0: nothing got worse; 1: something did; 3: that could not be concluded."""
 METRICS: dict[Metric, str] = {
     "outcome": "outcome",
@@ -49,7 +49,7 @@ METRICS: dict[Metric, str] = {
 }
 """Each metric as people read it."""
 
-_SEVERITY: dict[Verdict, int] = {verdict: -place for place, verdict in enumerate(VERDICTS)}
+_SEVERITY: dict[Judgement, int] = {verdict: -place for place, verdict in enumerate(VERDICTS)}
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -68,7 +68,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     """Of ``change``: the 95 % confidence interval; against an estimate, what the estimate allows."""
     p_value: float | None = None
     """Chance of a difference like this, in its direction, in any recipe of the suite, were there none."""
-    verdict: Verdict
+    verdict: Judgement
     reason: str | None = None
     """Why, where the numbers do not say it, in one line."""
     allowed: str | None = None
@@ -90,7 +90,7 @@ class RecipeComparison(Struct, frozen=True, kw_only=True):
     recipe: Recipe
     runs: tuple[int, int]
     """Records before and after; of an estimate there is none."""
-    verdict: Verdict
+    verdict: Judgement
     """The worst of the findings' that are not let pass."""
     findings: tuple[Finding, ...]
     """Worst first."""
@@ -108,7 +108,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     """Results held against a baseline or against the estimate."""
 
     against: Literal["baseline", "estimate"]
-    verdict: Verdict
+    verdict: Judgement
     """The worst that is not let pass; insufficient where no recipe was measured on both sides."""
     device: str | None
     """What the results ran on, and the baseline where it is another; None where no recipe is on both sides."""
@@ -125,7 +125,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     """Known cases that did not come up."""
 
     @property
-    def counts(self) -> dict[Verdict, int]:
+    def counts(self) -> dict[Judgement, int]:
         """Findings that are not let pass, by verdict, worst first."""
         counted = Counter(
             finding.verdict for recipe in self.recipes for finding in recipe.findings if finding.allowed is None
@@ -138,7 +138,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
         return sum(finding.allowed is not None for recipe in self.recipes for finding in recipe.findings)
 
 
-def departure(before: float, after: float, tolerance: float) -> Verdict | None:
+def departure(before: float, after: float, tolerance: float) -> Judgement | None:
     """Return what a change beyond ``tolerance`` is, chance aside, where less is better; None within it."""
     if after - before > tolerance * before:
         return "regression"
@@ -147,19 +147,19 @@ def departure(before: float, after: float, tolerance: float) -> Verdict | None:
 
 def weight(finding: Finding) -> tuple[int, float]:
     """Return what to sort findings by: the greater, the worse. What is the same or let pass weighs alike."""
-    verdict: Verdict = "same" if finding.allowed is not None else finding.verdict
+    verdict: Judgement = "same" if finding.allowed is not None else finding.verdict
     if verdict == "same":
         return _SEVERITY["same"], 0.0
     return _SEVERITY[verdict], math.inf if finding.change is None else abs(finding.change)
 
 
-def worst(findings: Sequence[Finding]) -> Verdict:
+def worst(findings: Sequence[Finding]) -> Judgement:
     """Return the worst verdict of those that are not let pass."""
     verdicts = [finding.verdict for finding in findings if finding.allowed is None]
     return max(verdicts, key=_SEVERITY.__getitem__, default="same")
 
 
-def overall(recipes: Iterable[RecipeComparison]) -> Verdict:
+def overall(recipes: Iterable[RecipeComparison]) -> Judgement:
     """Return the worst verdict that is not let pass; insufficient where nothing was measured on both sides."""
     findings = [finding for recipe in recipes for finding in recipe.findings]
     verdict = worst(findings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lorabench.bench.check.findings import Finding, Verdict, departure
+from lorabench.bench.check.findings import Finding, Judgement, departure
 from lorabench.bench.check.matching import Runs, Work
 from lorabench.bench.check.statistics import (
     SIGNIFICANCE,
@@ -90,7 +90,7 @@ def _mean(losses: Sequence[float | None]) -> float | None:
 
 def _judge_not_finite(old: Sequence[float | None], new: Sequence[float | None]) -> Finding:
     diverged = [None in side for side in (old, new)]
-    verdict: Verdict = "same"
+    verdict: Judgement = "same"
     if diverged[0] != diverged[1]:
         verdict = "regression" if diverged[1] else "improvement"
     when = "before and after" if diverged[0] == diverged[1] else "after" if diverged[1] else "before"

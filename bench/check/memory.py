@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median_low
 
-from lorabench.bench.check.findings import Finding, Metric, Verdict
+from lorabench.bench.check.findings import Finding, Judgement, Metric
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.measurement import Measurement
 
@@ -48,7 +48,7 @@ def _judge(metric: Metric, old: list[int], new: list[int], tolerance: float, sla
     def above(these: int, those: int) -> bool:
         return these - those > max(tolerance * those, slack)
 
-    verdict: Verdict = "same"
+    verdict: Judgement = "same"
     reason = None
     if above(min(new), max(old)):
         verdict = "regression"

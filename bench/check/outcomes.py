@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lorabench.bench.check.findings import Finding, Verdict
+from lorabench.bench.check.findings import Finding, Judgement
 from lorabench.bench.check.matching import Runs
 from lorabench.bench.check.printable import printable
 
@@ -19,7 +19,7 @@ def judge_outcome(before: Runs, after: Runs) -> Finding:
     nobody tried.
     """
     old, new = before.outcomes, after.outcomes
-    verdict: Verdict = "insufficient"
+    verdict: Judgement = "insufficient"
     if old == new and len(new) == 1 and new <= SETTLED:
         verdict = "same"
     elif old == {"ok"} and new != {"ok"}:

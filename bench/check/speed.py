@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from lorabench.bench.check.findings import Finding, Verdict, departure
+from lorabench.bench.check.findings import Finding, Judgement, departure
 from lorabench.bench.check.matching import Work
 from lorabench.bench.check.printable import printable
 from lorabench.bench.check.statistics import (
@@ -103,7 +103,7 @@ def judge_speeds(pairs: Mapping[Work, Pair], tolerance: float) -> tuple[dict[Wor
     pooled = pooled_spread([side for seen in tested.values() for side in seen.medians])
     if pooled is None:
         for work, seen in tested.items():
-            verdict: Verdict = "insufficient" if departure(*seen.typical, tolerance) is None else "suspicious"
+            verdict: Judgement = "insufficient" if departure(*seen.typical, tolerance) is None else "suspicious"
             findings[work] = _finding(seen, verdict, reason=NO_REPEATS)
         return findings, None
     spreads = {work: _spread(seen, pooled) for work, seen in tested.items()}
@@ -157,7 +157,7 @@ def _judge(times: _Times, tolerance: float, spread: Spread, p_value: float) -> F
 
 def _finding(
     times: _Times,
-    verdict: Verdict,
+    verdict: Judgement,
     *,
     interval: tuple[float, float] | None = None,
     p_value: float | None = None,

@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lorabench.bench.machine.environment import installed_version
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.parameters import trained_tensors
@@ -27,22 +27,22 @@ from lorabench.estimator.speed.timing import dequantisation_bytes
 if TYPE_CHECKING:
     import torch
 
-PRODUCT_EXTENTS: dict[Kernels, tuple[int, ...]] = {
+PRODUCT_EXTENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": (16, 128, 1024, 4096, 16384),
     "cpu": (8, 32, 128, 512, 2048),
 }
 """Rows and columns of the matrices: from ranks and short batches to long ones and wide layers."""
-PASS_ELEMENTS: dict[Kernels, tuple[int, ...]] = {
+PASS_ELEMENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": tuple(2**power for power in range(12, 29, 2)),
     "cpu": tuple(2**power for power in range(8, 25, 2)),
 }
 PASS_COLUMNS = 256
 """Of what is normed or softmaxed row by row."""
-DEQUANTISED_ELEMENTS: dict[Kernels, tuple[int, ...]] = {
+DEQUANTISED_ELEMENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": tuple(2**power for power in range(16, 29, 2)),
     "cpu": tuple(2**power for power in range(12, 23, 2)),
 }
-ATTENTION_SHAPES: dict[Kernels, tuple[int, int, int, int]] = {"cuda": (4, 16, 2048, 128), "cpu": (2, 4, 256, 64)}
+ATTENTION_SHAPES: dict[Backend, tuple[int, int, int, int]] = {"cuda": (4, 16, 2048, 128), "cpu": (2, 4, 256, 64)}
 """Sequences, heads, tokens, columns of a head."""
 LEAST_SECONDS, MOST_REPEATS, LEAST_REPEATS = 0.03, 300, 5
 """A measurement is repeated for so long, or so often."""
@@ -51,7 +51,7 @@ HOST_STEPS = 30
 SOFTWARE = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def calibrate(kind: Kernels, device_name: str, dtypes: Sequence[str], say: Callable[[str], None]) -> Calibration:
+def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Callable[[str], None]) -> Calibration:
     """Return the rates of this machine's GPU or CPU, named ``device_name``, for products in ``dtypes``.
 
     ``say`` is told what is measured next. It takes about a minute, and up to 4 GiB of memory on a GPU.
@@ -89,7 +89,7 @@ def calibrate(kind: Kernels, device_name: str, dtypes: Sequence[str], say: Calla
 
 
 class _Bench:
-    def __init__(self, kind: Kernels) -> None:
+    def __init__(self, kind: Backend) -> None:
         self.kind = kind
 
     def seconds(self, function: Callable[[], Any]) -> float:
@@ -215,7 +215,7 @@ def _gpu_seconds(function: Callable[[], Any]) -> float:
     return median(together(count) for _ in range(LEAST_REPEATS))
 
 
-def _host_seconds(kind: Kernels) -> tuple[float, float, float]:
+def _host_seconds(kind: Backend) -> tuple[float, float, float]:
     """Return what an operation of forward and backward, and a tensor of the optimizer's step, take of the processor.
 
     They are those of a model with so few elements that nothing else takes time.

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from lorabench.bench.machine.doctor_probe import Gpu, Probe
+from lorabench.bench.machine.doctor_probe import Probe, ProbedGpu
 from lorabench.bench.machine.environment import (
     NEEDED,
     DeviceChoice,
@@ -29,8 +29,8 @@ from lorabench.bench.machine.environment import (
     processor_name,
 )
 from lorabench.bench.machine.host_memory import available_bytes
-from lorabench.bench.records.record import DeviceKind
 from lorabench.bench.records.text import first_line, name_end
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
 from lorabench.estimator.version import __version__
 
@@ -64,11 +64,11 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
     operating_system: str
     driver: str | None
     torch_cuda: str | None
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[ProbedGpu, ...]
     packages: dict[str, str]
     """Package → installed version."""
     checks: tuple[Check, ...]
-    device: DeviceKind
+    device: Backend
     """What recipes would train on."""
     can_train: tuple[str, ...]
     """The methods that train here."""
@@ -94,7 +94,7 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
     needed = list(dict.fromkeys((*NEEDED, *admitted_versions())))
     installed = {name: version for name in needed if (version := installed_version(name)) is not None}
     gpus = () if choice == "cpu" else probe.gpus
-    device: DeviceKind = "cuda" if gpus or choice == "cuda" else "cpu"
+    device: Backend = "cuda" if gpus or choice == "cuda" else "cpu"
     checks = [
         *(check_package(name, installed.get(name), probe.import_errors.get(name)) for name in needed),
         check_together(installed, known_sets()),
@@ -230,7 +230,7 @@ def check_gpus(probe: Probe, *, needed: bool) -> list[Check]:
     return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but {reason}", mend=mend)]
 
 
-def check_bfloat16(gpus: tuple[Gpu, ...]) -> Check:
+def check_bfloat16(gpus: tuple[ProbedGpu, ...]) -> Check:
     """Tell whether the device computes in bfloat16, the default of recipes."""
     if gpus:
         without = sorted({gpu.name for gpu in gpus if not gpu.bfloat16})
@@ -258,7 +258,7 @@ def _processor_flags() -> set[str]:
     return set(next(named, "").split())
 
 
-def check_quantization(probe: Probe, device: DeviceKind, installed: bool) -> Check:
+def check_quantization(probe: Probe, device: Backend, installed: bool) -> Check:
     """Tell whether bitsandbytes really quantised a tensor on the device."""
     if device not in probe.quantization_errors:
         found = f"bitsandbytes could not be tried on {_said(device)}" if installed else "no bitsandbytes"

@@ -22,7 +22,7 @@ LARGEST_NF4_ERROR = 0.16
 rounding errs by half of that at most."""
 
 
-class Gpu(Struct, frozen=True, kw_only=True):
+class ProbedGpu(Struct, frozen=True, kw_only=True):
     """One CUDA device."""
 
     name: str
@@ -44,7 +44,7 @@ class Probe(Struct, frozen=True, kw_only=True):
     cuda_error: str | None = None
     """What CUDA said when it was asked for its devices, where it has none."""
     driver: str | None = None
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[ProbedGpu, ...] = ()
     quantization_errors: dict[str, str | None] = {}
     """Device that bitsandbytes was tried on (cpu, cuda) → what went wrong there, None where it quantises."""
     flash_attention_error: str | None = None
@@ -121,12 +121,12 @@ def driver_of_kernel_module(line: str) -> str | None:
     return next((word for word in words if word[0].isdigit()), None)
 
 
-def _gpu(index: int) -> Gpu:
+def _gpu(index: int) -> ProbedGpu:
     import torch
 
     properties = torch.cuda.get_device_properties(index)
     free, _ = torch.cuda.mem_get_info(index)
-    return Gpu(
+    return ProbedGpu(
         name=properties.name,
         memory_bytes=properties.total_memory,
         free_bytes=free,

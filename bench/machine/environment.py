@@ -19,8 +19,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from lorabench.bench.measuring.meters.driver import Gpu
-from lorabench.bench.records.record import DeviceFacts, DeviceKind, Environment
+from lorabench.bench.measuring.meters.driver import NvmlGpu
+from lorabench.bench.records.record import DeviceFacts, Environment
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.version import __version__
 
@@ -90,7 +91,7 @@ def main() -> None:
         built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         print(f"no CUDA device (torch {torch.__version__} is built {built_for}): use --device cpu", file=sys.stderr)
         sys.exit(2)
-    kind: DeviceKind = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+    kind: Backend = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
     device = _device_facts(kind)
     count = torch.cuda.device_count() if kind == "cuda" else 1
     alike = tuple(index for index in range(count) if _device_facts(kind, index) == device)
@@ -98,7 +99,7 @@ def main() -> None:
     print(msgspec.json.encode(surroundings).decode())
 
 
-def _device_facts(kind: DeviceKind, index: int = 0) -> DeviceFacts:
+def _device_facts(kind: Backend, index: int = 0) -> DeviceFacts:
     if kind == "cuda":
         import torch
 
@@ -120,10 +121,10 @@ def processor_name() -> str:
     return platform.machine() or "unknown processor"
 
 
-def _environment(kind: DeviceKind) -> Environment:
+def _environment(kind: Backend) -> Environment:
     import torch
 
-    gpu = Gpu.open(str(torch.cuda.get_device_properties(0).uuid)) if kind == "cuda" else None
+    gpu = NvmlGpu.open(str(torch.cuda.get_device_properties(0).uuid)) if kind == "cuda" else None
     return Environment(
         lorabench=__version__,
         python=platform.python_version(),

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.whole_files import write_whole
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -24,7 +25,6 @@ SUFFIX = ".record.json"
 SNAPSHOT_SUFFIX = ".memory-snapshot.json"
 """Of the file beside a record in which CUDA's allocator tells what it did over one step, where that was asked for."""
 
-DeviceKind = Literal["cuda", "cpu"]
 Outcome = Literal["ok", "oom", "error", "timeout", "skipped"]
 Engine = Literal["lorabench", "trainer"]
 """Whose loop trains: lorabench's own, or `transformers.Trainer`."""
@@ -38,7 +38,7 @@ Key = tuple[str, Engine, int]
 class DeviceFacts(Struct, frozen=True, kw_only=True):
     """The device that a recipe ran on."""
 
-    kind: DeviceKind
+    kind: Backend
     name: str
     """As the driver or the kernel names it, such as ``NVIDIA H200``."""
     memory_bytes: int
@@ -55,10 +55,10 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
             return None
 
     @property
-    def architecture(self) -> str | None:
+    def compute_capability(self) -> str | None:
         """Of `catalogued`, whose kernels' workspaces depend on it; None where that is None."""
         device = self.catalogued
-        return None if device is None else device.architecture
+        return None if device is None else device.compute_capability
 
 
 class Environment(Struct, frozen=True, kw_only=True):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from lorabench.bench.records.record import DeviceKind, Engine
+from lorabench.bench.records.record import Engine
+from lorabench.estimator.devices.backend import Backend
 
 
 class Settings(Struct, frozen=True, kw_only=True):
     """How a suite is run: what is the same for all of its recipes."""
 
-    device: DeviceKind
+    device: Backend
     steps: int
     """Timed steps, at least."""
     warmup_steps: int

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 
-from lorabench.bench.records.record import DeviceKind, Memory
+from lorabench.bench.records.record import Memory
 from lorabench.bench.records.text import first_line, name_end, without_own_folders
-from lorabench.bench.running.jobs import Answer
+from lorabench.bench.running.jobs import JobResult
+from lorabench.estimator.devices.backend import Backend
 
 OF_THE_DEVICE = (
     "cuda out of memory",
@@ -24,16 +25,16 @@ LINES_KEPT = 40
 """Of what a worker said before it died."""
 
 
-def answer_of(error: Exception, device: DeviceKind, traceback: str) -> Answer:
+def answer_of(error: Exception, device: Backend, traceback: str) -> JobResult:
     """Return the answer that an exception makes, which was raised while a recipe was measured."""
     message = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
     memory = which_memory(error, device)
     if memory is not None:
-        return Answer(outcome="oom", out_of=memory, message=message)
-    return Answer(outcome="error", message=message, traceback=without_own_folders(traceback))
+        return JobResult(outcome="oom", out_of=memory, message=message)
+    return JobResult(outcome="error", message=message, traceback=without_own_folders(traceback))
 
 
-def which_memory(error: BaseException, device: DeviceKind) -> Memory | None:
+def which_memory(error: BaseException, device: Backend) -> Memory | None:
     """Return which memory ran out, as ``error`` says; None where it says no such thing."""
     import torch
 
@@ -44,7 +45,7 @@ def which_memory(error: BaseException, device: DeviceKind) -> Memory | None:
     return memory_in_text(str(error), device)
 
 
-def memory_in_text(text: str, device: DeviceKind) -> Memory | None:
+def memory_in_text(text: str, device: Backend) -> Memory | None:
     """Return which memory ran out, as an error's text says; None where it says no such thing."""
     lowered = text.lower()
     if any(phrase in lowered for phrase in OF_THE_DEVICE):
@@ -56,7 +57,7 @@ def memory_in_text(text: str, device: DeviceKind) -> Memory | None:
     return None
 
 
-def answer_of_the_dead(exit_code: int, said: str, device: DeviceKind, kernel_kills: int | None) -> Answer:
+def answer_of_the_dead(exit_code: int, said: str, device: Backend, kernel_kills: int | None) -> JobResult:
     """Return the answer of a worker that ended without one.
 
     ``exit_code`` is negative for a signal; ``kernel_kills`` counts the processes that the kernel has killed for want of
@@ -65,14 +66,14 @@ def answer_of_the_dead(exit_code: int, said: str, device: DeviceKind, kernel_kil
     if exit_code == -signal.SIGKILL and kernel_kills != 0:
         certain = "killed by the kernel, which had run out of memory"
         likely = "killed by SIGKILL, as the kernel does when memory runs out (here it does not say whether it did)"
-        return Answer(outcome="oom", out_of="killed", message=likely if kernel_kills is None else certain)
+        return JobResult(outcome="oom", out_of="killed", message=likely if kernel_kills is None else certain)
     end = name_end(exit_code)
     if exit_code == -signal.SIGKILL:
         end += ", and not for want of memory"
     last = [line for line in without_own_folders(said).splitlines() if line.strip()][-LINES_KEPT:]
     reason = f"the worker ended without an answer: {end}" + (f": {first_line(last[-1])}" if last else "")
     memory = memory_in_text(said, device)
-    return Answer(
+    return JobResult(
         outcome="error" if memory is None else "oom",
         out_of=memory,
         message=reason,

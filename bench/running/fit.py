@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from lorabench.bench.machine.host_memory import available_bytes
 from lorabench.bench.records.record import DeviceFacts
-from lorabench.estimator.answers.verdict import Answer
+from lorabench.estimator.answers.verdict import Fit
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.quantities import MIB
 
 
-def predict_fit(memory: Breakdown, device: DeviceFacts) -> Answer:
+def predict_fit(memory: Breakdown, device: DeviceFacts) -> Fit:
     """Return the verdict on a recipe that is estimated to take ``memory``, an estimate for that kind of device.
 
     Of a GPU as `lorabench estimate --gpu` gives it; of a CPU by what the host can hand out now.

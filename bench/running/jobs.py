@@ -21,7 +21,7 @@ class Job(Struct, frozen=True, kw_only=True):
     """Where the memory snapshot goes, where one is asked for."""
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class JobResult(Struct, frozen=True, kw_only=True):
     """How it went."""
 
     outcome: Outcome

@@ -15,17 +15,18 @@ from msgspec.structs import replace
 
 from lorabench.bench.machine.device_rates import device_rates
 from lorabench.bench.machine.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
-from lorabench.bench.records.record import DeviceFacts, DeviceKind, Key, Prediction, RunRecord
+from lorabench.bench.records.record import DeviceFacts, Key, Prediction, RunRecord
 from lorabench.bench.records.results import Results, open_results
 from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.fit import reason_to_skip
-from lorabench.bench.running.jobs import Answer, Job
+from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.resuming import differences, from_elsewhere, replaced, snapshot_path
 from lorabench.bench.running.sources import check_sources, digest_sources
 from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.suites.suite import Planned, Suite
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.parameters import count_parameters
 from lorabench.estimator.training.model import refuse_missing_kernels
@@ -196,7 +197,7 @@ class _Run:
                     self._finish(running.pop(number), answer, timeout_seconds)
             for number, late in self._late(running, timeout_seconds):
                 free.append(late.lane)
-                self._finish(running.pop(number), Answer(outcome="timeout"), timeout_seconds)
+                self._finish(running.pop(number), JobResult(outcome="timeout"), timeout_seconds)
             self.watcher.waiting()
 
     def _begin(self, task: Task, lane: Lane, running: dict[int, _Running], skip_unfit: bool) -> bool:
@@ -206,7 +207,7 @@ class _Run:
         if skip_unfit and begun.prediction is not None:
             reason = reason_to_skip(begun.prediction.memory, lane.device)
             if reason is not None:
-                self._record(begun, Answer(outcome="skipped", message=reason))
+                self._record(begun, JobResult(outcome="skipped", message=reason))
                 return False
         job = Job(
             recipe=task.planned.recipe,
@@ -229,12 +230,12 @@ class _Run:
                 one.ended = now
         return [(number, one) for number, one in running.items() if one.ended and now - one.ended >= END_SECONDS]
 
-    def _finish(self, one: _Running, answer: Answer, timeout_seconds: float) -> None:
+    def _finish(self, one: _Running, answer: JobResult, timeout_seconds: float) -> None:
         if one.ended is not None:
-            answer = Answer(outcome="timeout", message=f"not done after {timeout_seconds:g} s (--timeout)")
+            answer = JobResult(outcome="timeout", message=f"not done after {timeout_seconds:g} s (--timeout)")
         self._record(one, answer)
 
-    def _record(self, one: _Running, answer: Answer) -> None:
+    def _record(self, one: _Running, answer: JobResult) -> None:
         seconds = time.monotonic() - one.started
         self.longest = max(self.longest, seconds)
         planned = one.task.planned
@@ -267,7 +268,7 @@ def predict(planned: Planned, device: DeviceFacts) -> Prediction | None:
     spec, recipe = planned.spec, planned.recipe
     rates = device_rates(device)
     try:
-        memory = estimate_memory(spec, recipe, device.kind, rates.device.architecture)
+        memory = estimate_memory(spec, recipe, device.kind, rates.device.compute_capability)
     except UserError:
         return None
     speed = rates.throughput(spec, recipe)
@@ -287,7 +288,7 @@ def check_device(settings: Settings) -> None:
         )
 
 
-def _without_kernels(suite: Suite, device: DeviceKind) -> list[str]:
+def _without_kernels(suite: Suite, device: Backend) -> list[str]:
     """Return, for each reason why recipes of ``suite`` cannot run on ``device``, which those are and the reason.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One recipe in a process of its own: reads a `Job`, does it, and writes an `Answer`.
+"""One recipe in a process of its own: reads a `Job`, does it, and writes an `JobResult`.
 
 It is forked from the `server`, or started as ``python -m lorabench.bench.running.worker JOB ANSWER`` where CUDA does
 not survive a fork.
@@ -15,7 +15,7 @@ import msgspec
 from lorabench.bench.measuring.measure import measure
 from lorabench.bench.records.text import without_own_folders
 from lorabench.bench.running.failures import answer_of
-from lorabench.bench.running.jobs import Answer, Job
+from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.training.losses import complaint_about, complaint_about_adapters
 from lorabench.estimator.errors import UserError
 
@@ -26,12 +26,12 @@ def main(job_path: str, answer_path: str) -> None:
     Path(answer_path).write_bytes(msgspec.json.encode(answer_job(job)))
 
 
-def answer_job(job: Job) -> Answer:
+def answer_job(job: Job) -> JobResult:
     """Return how measuring the job's recipe went; whatever it raises is part of the answer."""
     try:
         measurement = measure(job.spec, job.recipe, job.settings, job.snapshot_path)
     except UserError as error:
-        return Answer(outcome="error", message=without_own_folders(str(error)))
+        return JobResult(outcome="error", message=without_own_folders(str(error)))
     except Exception as error:
         return answer_of(error, job.settings.device, traceback.format_exc())
     complaints = (
@@ -39,7 +39,7 @@ def answer_job(job: Job) -> Answer:
         complaint_about_adapters(measurement.base_loss, measurement.adapted_loss),
     )
     message = "; ".join(complaint for complaint in complaints if complaint) or None
-    return Answer(outcome="ok", message=message, measurement=measurement)
+    return JobResult(outcome="ok", message=message, measurement=measurement)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import msgspec
 from lorabench.bench.machine.host_memory import kernel_kills
 from lorabench.bench.records.text import first_line, name_end
 from lorabench.bench.running.failures import answer_of_the_dead
-from lorabench.bench.running.jobs import Answer, Job
+from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.server_protocol import READ_BYTES, End, Ended, Notice, Ready, Request, Start
 from lorabench.estimator.errors import UserError
 
@@ -90,7 +90,7 @@ class Workers:
         """Kill the worker, with all that it has started, if it lives."""
         self._ask(End(number=number))
 
-    def wait(self, seconds: float) -> dict[int, Answer]:
+    def wait(self, seconds: float) -> dict[int, JobResult]:
         """Return the answers of the workers that have ended, by number, waiting for one so long at most."""
         until = time.monotonic() + seconds
         while True:
@@ -162,21 +162,21 @@ class Workers:
         _open(self.server.stdout).close()
         return self.server.returncode if self.server.returncode is not None else -signal.SIGKILL
 
-    def _server_died(self) -> dict[int, Answer]:
+    def _server_died(self) -> dict[int, JobResult]:
         """Return the answers of the workers that died with the server; the next start() starts another."""
         message = f"the process that workers are forked from ended: {name_end(self._end_server())}"
-        answers = {number: Answer(outcome="error", message=message) for number in self.jobs}
+        answers = {number: JobResult(outcome="error", message=message) for number in self.jobs}
         self.jobs.clear()
         return answers
 
     # What workers leave.
 
-    def _answer(self, number: int, exit_code: int) -> Answer:
+    def _answer(self, number: int, exit_code: int) -> JobResult:
         job, kills_before = self.jobs.pop(number)
         try:
             if exit_code == 0:
                 with suppress(OSError, msgspec.DecodeError):
-                    return msgspec.json.decode(self._path(number, "answer").read_bytes(), type=Answer)
+                    return msgspec.json.decode(self._path(number, "answer").read_bytes(), type=JobResult)
             kills = kernel_kills()
             risen = None if kills is None or kills_before is None else kills - kills_before
             return answer_of_the_dead(exit_code, self._said(number), job.settings.device, risen)

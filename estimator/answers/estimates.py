@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.answers.support import emulated, refuse_lacking
-from lorabench.estimator.answers.verdict import Answer, Change, hold_against, judge
+from lorabench.estimator.answers.verdict import Change, Fit, hold_against, judge
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -42,7 +42,7 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gpu_memory_bytes: int | None = None
     gpu_usable_bytes: int | None = None
     """What a process can use of it: all but what the driver keeps."""
-    verdict: Answer | None = None
+    verdict: Fit | None = None
     """fits: the upper end of the device total is within what the GPU lets a process use; tight: only the point
     estimate is within its memory; does not fit: not even that. None without a GPU, as all that follows."""
     fits: bool | None = None
@@ -86,7 +86,7 @@ def estimate_recipe(
         refuse_lacking(recipe, device)
     if not has_closed_form(spec):
         return _estimate_by_trace(spec, recipe, device, on_progress)
-    memory = estimate_memory(spec, recipe, architecture=None if device is None else device.architecture)
+    memory = estimate_memory(spec, recipe, compute_capability=None if device is None else device.compute_capability)
     estimate = Estimate(
         source="closed form",
         recipe=recipe,
@@ -120,7 +120,7 @@ def _estimate_by_trace(
 ) -> Estimate:
     from lorabench.estimator.answers.traced_estimates import trace_for_estimate, traced_terms
 
-    traced = trace_for_estimate(spec, recipe, None if device is None else device.architecture, on_progress)
+    traced = trace_for_estimate(spec, recipe, None if device is None else device.compute_capability, on_progress)
     estimate = Estimate(
         source="trace",
         recipe=recipe,

@@ -318,7 +318,7 @@ def _hold(spec: ModelSpec, recipe: Recipe, device: Device) -> _Fitting | None:
     """Return what the recipe takes and leaves, or None where it does not fit."""
     if not states_fit(spec, recipe, device.usable_bytes):
         return None
-    memory = estimate_memory(spec, recipe, architecture=device.architecture)
+    memory = estimate_memory(spec, recipe, compute_capability=device.compute_capability)
     answer, margin = hold_against(memory, device.memory_bytes)
     assert memory.device_total_range_bytes is not None
     return _Fitting(recipe, memory.device_total_range_bytes[1], margin) if answer == "fits" else None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown, Kernels
+from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.states import Term, trained_terms
 from lorabench.estimator.models.read_config import no_closed_form
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 def trace_for_estimate(
     spec: ModelSpec,
     recipe: Recipe,
-    architecture: str | None,
+    compute_capability: str | None,
     on_progress: Callable[[str], None] = lambda what: None,
-    kernels: Kernels = "cuda",
+    kernels: Backend = "cuda",
 ) -> Trace:
     """Return the trace of ``recipe``; on CUDA its reserved bytes and device total have ranges as an estimate's.
 
@@ -40,21 +41,23 @@ def trace_for_estimate(
         from lorabench.estimator.trace.trace import trace
 
         with quiet_libraries():
-            traced = trace(spec, recipe, kernels=kernels, architecture=architecture, on_progress=on_progress)
+            traced = trace(
+                spec, recipe, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress
+            )
     except ImportError as error:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}, and to trace it takes {error.name}, which is not "
             "installed: pip install 'lorabench[bench]'"
         ) from error
-    return traced if kernels == "cpu" else replace(traced, memory=_with_ranges(traced.memory, architecture))
+    return traced if kernels == "cpu" else replace(traced, memory=_with_ranges(traced.memory, compute_capability))
 
 
-def _with_ranges(memory: Breakdown, architecture: str | None) -> Breakdown:
+def _with_ranges(memory: Breakdown, compute_capability: str | None) -> Breakdown:
     """Return ``memory`` with the ranges of an estimate, widened to what the replay of the allocator gave."""
     reserved, device_total = memory.peak_reserved_bytes, memory.device_total_bytes
     assert reserved is not None
     assert device_total is not None
-    taken = reserve(memory.components, architecture=architecture)
+    taken = reserve(memory.components, compute_capability=compute_capability)
     return replace(
         memory,
         peak_reserved_range_bytes=_including(taken.reserved_range, reserved),

@@ -38,7 +38,7 @@ SMALLER_STATES: dict[Optim, Optim] = {
 """Optimizer → the one of the same kind that holds least on the device."""
 
 
-Answer = Literal["fits", "tight", "does not fit"]
+Fit = Literal["fits", "tight", "does not fit"]
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class Change(Struct, frozen=True, kw_only=True):
 class Verdict(NamedTuple):
     """A recipe held against a GPU: the fields of `Estimate` of the same names."""
 
-    answer: Answer
+    answer: Fit
     margin_bytes: int
     largest_batch_size: int | None
     longest_seq_len: int | None
@@ -74,7 +74,7 @@ def judge(spec: ModelSpec, recipe: Recipe, memory: Breakdown, device: Device) ->
     )
 
 
-def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Answer, int]:
+def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
     """Return whether an estimate for CUDA fits a GPU of so many bytes, and by how many at worst."""
     assert memory.device_total_bytes is not None
     assert memory.device_total_range_bytes is not None
@@ -114,9 +114,11 @@ class _Search:
 
     def device_total(self, setup: _Setup) -> int:
         """Return the upper end of the device total."""
-        architecture = self.device.architecture
-        components = estimate_memory(self.spec, setup.recipe, architecture=architecture).components
-        taken = reserve(components, architecture=architecture, expandable_segments=setup.expandable_segments)
+        compute_capability = self.device.compute_capability
+        components = estimate_memory(self.spec, setup.recipe, compute_capability=compute_capability).components
+        taken = reserve(
+            components, compute_capability=compute_capability, expandable_segments=setup.expandable_segments
+        )
         return taken.device_total_range[1]
 
     def largest_batch_size(self, setup: _Setup) -> int | None:

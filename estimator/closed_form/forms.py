@@ -18,7 +18,8 @@ from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, ONE, WIDTH, Moment
 from lorabench.estimator.closed_form.step import step_moments
-from lorabench.estimator.memory.breakdown import COMPONENTS, Kernels
+from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.memory.states import loaded_weights, states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.spec import ModelSpec
@@ -39,7 +40,7 @@ class Setup:
 
     __slots__ = ("_hash", "_key", "kernels", "recipe", "spec")
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
+    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Backend) -> None:
         self.spec = spec
         self.kernels = kernels
         adapted = recipe.rank is not None
@@ -99,17 +100,17 @@ def compile_form(setup: Setup) -> tuple[PhaseForm, ...]:
 
 @lru_cache(MOST_RANKS)
 def held_throughout(
-    setup: Setup, optim: Optim, rank: int | None, architecture: str | None
+    setup: Setup, optim: Optim, rank: int | None, compute_capability: str | None
 ) -> dict[str, dict[str, int]]:
     """Return phase → component → bytes of what is held for the whole training, and of the optimizer's temporaries.
 
-    cuBLAS' workspaces are those of ``architecture``.
+    cuBLAS' workspaces are those of ``compute_capability``.
     """
-    return _held_by_phase(setup.spec, replace(setup.recipe, optim=optim, rank=rank), setup.kernels, architecture)
+    return _held_by_phase(setup.spec, replace(setup.recipe, optim=optim, rank=rank), setup.kernels, compute_capability)
 
 
 def _held_by_phase(
-    spec: ModelSpec, recipe: Recipe, kernels: Kernels, architecture: str | None
+    spec: ModelSpec, recipe: Recipe, kernels: Backend, compute_capability: str | None
 ) -> dict[str, dict[str, int]]:
     held = states(spec, recipe, kernels)
     loaded = dict.fromkeys(COMPONENTS, 0)
@@ -118,7 +119,7 @@ def _held_by_phase(
     adapted = {name: held.component_bytes(name) for name in COMPONENTS if name not in ("gradients", "optimizer_states")}
     training = adapted | {"optimizer_states": held.component_bytes("optimizer_states"), "gradients": 0}
     if kernels == "cuda":
-        training["workspaces"] = workspaces(architecture).bytes
+        training["workspaces"] = workspaces(compute_capability).bytes
     if recipe.gradient_accumulation > 1:
         training["gradients"] = held.component_bytes("gradients")
     stepping = training | {"temporaries": held.optimizer.temporaries}

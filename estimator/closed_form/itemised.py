@@ -16,12 +16,13 @@ from lorabench.estimator.closed_form.autograd import Node, Tape, Tensor
 from lorabench.estimator.closed_form.forms import Setup, held_throughout
 from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, MONOMIALS, ONE, WIDTH, Block, Ledger, Moment
 from lorabench.estimator.closed_form.step import step_moments
-from lorabench.estimator.memory.breakdown import COMPONENTS, Kernels
+from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
 
-class Origin(NamedTuple):
+class Maker(NamedTuple):
     """What made a block, and the shape that it was made in."""
 
     caller: str
@@ -36,7 +37,7 @@ class Origin(NamedTuple):
     dtype: str
 
 
-HELD = Origin("", "", "", backward=False, columns=0, dtype="")
+HELD = Maker("", "", "", backward=False, columns=0, dtype="")
 """Of what is held from outside the step: weights, optimizer states, the batch."""
 
 
@@ -46,7 +47,7 @@ class Item(NamedTuple):
     component: str
     monomial: str
     """Name, of `MONOMIALS`."""
-    origin: Origin
+    origin: Maker
     bytes: int
     """Of all of them, for each unit of the monomial."""
 
@@ -54,7 +55,7 @@ class Item(NamedTuple):
 MOST_STEPS = 8
 """Steps kept, for recipes that differ in what they hold alone: one takes some megabytes."""
 
-Alive = dict[tuple[int, Origin], int]
+Alive = dict[tuple[int, Maker], int]
 """(slot of the ledger, origin) → bytes."""
 
 
@@ -63,7 +64,7 @@ class ItemisedStep(NamedTuple):
 
     moments: list[Moment]
     alive: list[Alive]
-    latest: list[Origin]
+    latest: list[Maker]
     """What was made last before each moment."""
     one_layer: Alive
     """What each layer of the largest group of alike ones leaves behind in forward; empty where no two are alike."""
@@ -77,7 +78,9 @@ class ItemisedStep(NamedTuple):
         return _items(self.one_layer)
 
 
-def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels, architecture: str | None = None) -> ItemisedStep:
+def itemised_step(
+    spec: ModelSpec, recipe: Recipe, kernels: Backend, compute_capability: str | None = None
+) -> ItemisedStep:
     """Return the step of ``recipe`` with the origin of all that is alive.
 
     Recipes of one `Setup` share what runs, and differ in what they hold from outside.
@@ -88,7 +91,7 @@ def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels, architectur
     setup = Setup(spec, recipe, kernels)
     step = _setups_step(setup)
     own = held_throughout(setup, setup.recipe.optim, setup.recipe.rank, None)
-    held = held_throughout(setup, recipe.optim, recipe.rank, architecture)
+    held = held_throughout(setup, recipe.optim, recipe.rank, compute_capability)
     more = {
         phase: {
             index * WIDTH + ONE: change
@@ -138,13 +141,13 @@ class _ItemisedLedger(Ledger):
         super().__init__()
         self.making = HELD
         self.alive: list[Alive] = []
-        self.latest: list[Origin] = []
+        self.latest: list[Maker] = []
         self.one_layer: Alive = {}
         self._layers = 0
-        self._blocks: dict[int, tuple[weakref.ref[Block], Origin]] = {}
-        self._held: Counter[tuple[int, Origin]] = Counter()
+        self._blocks: dict[int, tuple[weakref.ref[Block], Maker]] = {}
+        self._held: Counter[tuple[int, Maker]] = Counter()
         """What is no block: held from outside, and the share of copies that are run only once."""
-        self._change: Counter[tuple[int, Origin]] = Counter()
+        self._change: Counter[tuple[int, Maker]] = Counter()
         """From the first copy to the last of the repeat under way."""
 
     def allocate(self, block: Block) -> None:
@@ -172,7 +175,7 @@ class _ItemisedLedger(Ledger):
 
     def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
         self.mark()
-        left = Counter[tuple[int, Origin]]()
+        left = Counter[tuple[int, Maker]]()
         for block in blocks:
             left[block.slot, self._origin(block)] += block.bytes
             self._change[block.slot, self._origin(block)] += (copies - 1) * block.bytes
@@ -207,7 +210,7 @@ class _ItemisedLedger(Ledger):
             self.alive.append(alive)
             self.latest.append(self.latest[index])
 
-    def _origin(self, block: Block) -> Origin:
+    def _origin(self, block: Block) -> Maker:
         return self._blocks[id(block)][1]
 
 
@@ -224,7 +227,7 @@ class _ItemisedTape(Tape):
         self, rows: int, columns: int, dtype: str, component: str = "temporaries", *, ranked: bool = False
     ) -> Tensor:
         (caller, module, operation), backward = self._maker()
-        self._itemised.making = Origin(caller, module, operation, backward, columns, dtype)
+        self._itemised.making = Maker(caller, module, operation, backward, columns, dtype)
         return super().new(rows, columns, dtype, component, ranked=ranked)
 
     def next_sequence(self) -> int:

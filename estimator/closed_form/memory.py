@@ -8,25 +8,26 @@ from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.forms import Setup, compile_form, held_throughout
 from lorabench.estimator.closed_form.sizes import monomial_values
-from lorabench.estimator.memory.breakdown import Breakdown, Kernels
+from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
 
 def estimate_memory(
-    spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", architecture: str | None = None
+    spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", compute_capability: str | None = None
 ) -> Breakdown:
     """Return the breakdown of ``recipe`` on ``spec``, on one device that runs ``kernels``.
 
-    ``architecture`` (of `Device`) decides what cuBLAS works in; see `workspaces` for what None stands for.
+    ``compute_capability`` (of `Device`) decides what cuBLAS works in; see `workspaces` for what None stands for.
 
     Raises:
         UserError: target modules that the model does not have, or a combination that no kernel runs.
     """
     setup = Setup(spec, recipe, kernels)
     forms = compile_form(setup)
-    held = held_throughout(setup, recipe.optim, recipe.rank, architecture)
+    held = held_throughout(setup, recipe.optim, recipe.rank, compute_capability)
     values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
     phase_peaks: dict[str, int] = {}
     peak, at_peak = -1, forms[0].moments[0]
@@ -45,7 +46,7 @@ def estimate_memory(
     )
     if kernels == "cpu":
         return breakdown
-    taken = reserve(components, architecture=architecture)
+    taken = reserve(components, compute_capability=compute_capability)
     return replace(
         breakdown,
         peak_reserved_bytes=taken.reserved,

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, held_throughout
 from lorabench.estimator.closed_form.sizes import monomial_values
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -32,8 +32,8 @@ def estimate_memory_grid(
     batch_sizes: ArrayLike,
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
-    kernels: Kernels = "cuda",
-    architecture: str | None = None,
+    kernels: Backend = "cuda",
+    compute_capability: str | None = None,
 ) -> NDArray[np.int64]:
     """Return ``peak_allocated_bytes`` of ``recipe`` with each batch size, length and rank in place of its own.
 
@@ -50,7 +50,7 @@ def estimate_memory_grid(
     shape, parts = grid_parts(spec, recipe, batch_sizes, seq_lens, ranks)
     peaks = np.empty(shape, np.int64)
     for part in parts:
-        peaks.flat[part.places] = _peaks(Setup(spec, part.alike, kernels), recipe, architecture, part)
+        peaks.flat[part.places] = _peaks(Setup(spec, part.alike, kernels), recipe, compute_capability, part)
     return peaks
 
 
@@ -117,11 +117,11 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _peaks(setup: Setup, recipe: Recipe, architecture: str | None, part: GridPart) -> NDArray[np.int64]:
+def _peaks(setup: Setup, recipe: Recipe, compute_capability: str | None, part: GridPart) -> NDArray[np.int64]:
     import numpy as np
 
     ranks, which = np.unique(part.ranks, return_inverse=True)
-    held = [held_throughout(setup, recipe.optim, int(rank) or None, architecture) for rank in ranks]
+    held = [held_throughout(setup, recipe.optim, int(rank) or None, compute_capability) for rank in ranks]
     values = np.stack(np.broadcast_arrays(*monomial_values(setup.spec, part.batch_sizes, part.seq_lens, part.ranks)))
     peaks = np.zeros(part.places.size)
     for form in compile_form(setup):

@@ -1,7 +1,7 @@
 """torch's operators on sizes: what each allocates, what it saves for backward, and what its backward allocates.
 
 As read in torch 2.13 (derivatives.yaml and the kernels) and bitsandbytes 0.50. Where CUDA and the CPU run different
-kernels, `Kernels` decides.
+kernels, `Backend` decides.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from lorabench.estimator.closed_form.sizes import (
 )
 from lorabench.estimator.closed_form.work import (
     SEQUENCES,
-    Attention,
     AttentionKernel,
+    AttentionWork,
     ChunkedLoss,
     Dequantisation,
     Group,
     Product,
 )
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 
 
 class Operators:
     """The operators, on one tape."""
 
-    def __init__(self, tape: Tape, kernels: Kernels) -> None:
+    def __init__(self, tape: Tape, kernels: Backend) -> None:
         self.tape = tape
         self.kernels = kernels
 
@@ -388,7 +388,7 @@ class Operators:
         q_columns, kv_columns = q.columns, k.columns
         head_dim = q_columns // heads
         cuda = self.kernels == "cuda"
-        work = Attention(heads, kv_heads, head_dim, dtype, kernel, backward=False)
+        work = AttentionWork(heads, kv_heads, head_dim, dtype, kernel, backward=False)
         lse = tape.new(BS, heads, "float32")
 
         def forward() -> Tensor:
@@ -419,7 +419,7 @@ class Operators:
         head_dim = columns // heads
         width = 64 if head_dim <= 64 or head_dim > 128 else 128
         padded = -(-head_dim // width) * width
-        work = Attention(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
+        work = AttentionWork(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
         lse = tape.new(BS, heads, "float32")
         added = () if mask is None else (tape.new(BSS, 1, dtype),)
 

@@ -17,8 +17,8 @@ from lorabench.estimator.closed_form.sizes import (
     Moment,
     S,
 )
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.states import loaded_weights, states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.read_config import no_closed_form
@@ -29,12 +29,12 @@ from lorabench.estimator.recipes.target_modules import resolve_target_modules
 
 
 def step_moments(
-    spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape | None = None, architecture: str | None = None
+    spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape | None = None, compute_capability: str | None = None
 ) -> list[Moment]:
     """Return the moments of a steady step at which memory may peak, in order.
 
     Batch size and length are left open: a moment holds bytes for each monomial of them. A ``tape`` given records the
-    step, for those who want more of it than its moments. ``architecture`` decides what cuBLAS works in.
+    step, for those who want more of it than its moments. ``compute_capability`` decides what cuBLAS works in.
 
     Raises:
         UserError: target modules that the model does not have, or a model that has no closed form.
@@ -44,11 +44,11 @@ def step_moments(
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step without contents"
         )
-    return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run(architecture)
+    return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run(compute_capability)
 
 
 class _Step:
-    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels, tape: Tape) -> None:
+    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape) -> None:
         self.spec = spec
         self.recipe = recipe
         self.kernels = kernels
@@ -58,7 +58,7 @@ class _Step:
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
 
-    def run(self, architecture: str | None) -> list[Moment]:
+    def run(self, compute_capability: str | None) -> list[Moment]:
         ledger, recipe = self.ledger, self.recipe
         held = states(self.spec, recipe, self.kernels)
         loaded = loaded_weights(self.spec, recipe)
@@ -75,7 +75,7 @@ class _Step:
         ledger.mark()
         ledger.hold("optimizer_states", held.component_bytes("optimizer_states"))
         if self.kernels == "cuda":
-            ledger.hold("workspaces", workspaces(architecture).bytes)
+            ledger.hold("workspaces", workspaces(compute_capability).bytes)
         if recipe.gradient_accumulation > 1:
             # Without accumulation the gradients are there only once backward has made them.
             ledger.hold("gradients", held.component_bytes("gradients"))

@@ -33,7 +33,7 @@ AttentionKernel = Literal["sdpa", "flash_attention_2", "masked"]
 """Torch's own choice of one that is given no mask, that of the package flash_attn, and torch's that is given a mask."""
 
 
-class Attention(NamedTuple):
+class AttentionWork(NamedTuple):
     """Attention of whole sequences in one kernel that never writes the scores out.
 
     Scores and their use on the values are two products over each pair of positions; backward needs four, and does
@@ -71,4 +71,4 @@ class ChunkedLoss(NamedTuple):
     """Whether the head's weight has a gradient too."""
 
 
-Work = Product | Attention | ChunkedLoss | Dequantisation
+Work = Product | AttentionWork | ChunkedLoss | Dequantisation

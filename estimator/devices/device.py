@@ -43,7 +43,7 @@ class Device(Struct, frozen=True, kw_only=True):
     peak_flops_per_second: dict[str, float] = {}
     """float32, tf32, bfloat16, float16 → dense peak of matrix products that accumulate in float32; absent where the
     GPU has no units for it. Never with sparsity."""
-    architecture: str | None = None
+    compute_capability: str | None = None
     """CUDA compute capability, such as ``8.9``, or AMD's target, such as ``gfx942``."""
     multiprocessors: int | None = None
     """Streaming multiprocessors, or AMD's compute units, among which a matrix product's tiles are dealt out."""
@@ -76,7 +76,7 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory_mib: int
     bandwidth_gb_per_second: float
     dense_tflops: dict[str, float]
-    architecture: str
+    compute_capability: str
     multiprocessors: int
     cache_mib: float | None = None
     tdp_watts: int
@@ -94,7 +94,7 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             memory_bytes=self.memory_mib * 2**20,
             bandwidth_bytes_per_second=self.bandwidth_gb_per_second * 1e9,
             peak_flops_per_second={dtype: tera * 1e12 for dtype, tera in self.dense_tflops.items()},
-            architecture=self.architecture,
+            compute_capability=self.compute_capability,
             multiprocessors=self.multiprocessors,
             cache_bytes=None if self.cache_mib is None else int(self.cache_mib * 2**20),
             tdp_watts=self.tdp_watts,
@@ -104,8 +104,8 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             sources={"rates": self.rates_source, "units": self.units_source, "memory": self.memory_source},
         )
 
-    def _at_least(self, compute_capability: float) -> bool:
-        return self.architecture.startswith("gfx9") or float(self.architecture) >= compute_capability
+    def _at_least(self, least: float) -> bool:
+        return self.compute_capability.startswith("gfx9") or float(self.compute_capability) >= least
 
     def words(self) -> set[str]:
         return {*self.name.split("-"), f"{self.memory_gb}gb", *self.other_words}

@@ -17,7 +17,7 @@ class Described(NamedTuple):
 
     name: str
     memory_bytes: int
-    architecture: str | None
+    compute_capability: str | None
 
 
 def local_device() -> Device:
@@ -41,7 +41,7 @@ def local_device() -> Device:
             name=described.name,
             title=described.name,
             memory_bytes=described.memory_bytes,
-            architecture=described.architecture,
+            compute_capability=described.compute_capability,
             sources={"memory": "this machine's driver"},
         )
     return replace(
@@ -94,9 +94,9 @@ def _by_torch() -> Described | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    architecture = getattr(properties, "gcnArchName", None) if torch.version.hip else None
+    compute_capability = getattr(properties, "gcnArchName", None) if torch.version.hip else None
     return Described(
         properties.name,
         properties.total_memory,
-        architecture.partition(":")[0] if architecture else f"{properties.major}.{properties.minor}",
+        compute_capability.partition(":")[0] if compute_capability else f"{properties.major}.{properties.minor}",
     )

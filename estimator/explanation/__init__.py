@@ -16,12 +16,13 @@ from collections.abc import Iterator
 
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.explanation.held import Held
-from lorabench.estimator.explanation.lines import Explanation, Line, Section
+from lorabench.estimator.explanation.lines import Derivation, Explanation, Line
 from lorabench.estimator.explanation.moments import Moments
 from lorabench.estimator.explanation.symbols import symbols
-from lorabench.estimator.memory.breakdown import Breakdown, Kernels
+from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import (
     CUDA_CONTEXT_BYTES,
     SEGMENT_BYTES,
@@ -32,10 +33,10 @@ from lorabench.estimator.memory.workspaces import HANDLES, Workspaces, workspace
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
-__all__ = ["Explanation", "Line", "Section", "explain"]
+__all__ = ["Derivation", "Explanation", "Line", "explain"]
 
 
-def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", device: Device | None = None) -> Explanation:
+def explain(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", device: Device | None = None) -> Explanation:
     """Return how the memory of ``recipe`` on ``spec`` comes about, in the order in which a person would reason.
 
     A CUDA ``device`` decides what cuBLAS works in, and the recipe is held against it.
@@ -43,26 +44,26 @@ def explain(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda", device: 
     Raises:
         UserError: what `estimate_memory` refuses.
     """
-    architecture = None if device is None else device.architecture
-    memory = estimate_memory(spec, recipe, kernels, architecture)
+    compute_capability = None if device is None else device.compute_capability
+    memory = estimate_memory(spec, recipe, kernels, compute_capability)
     held = Held(spec, recipe, kernels)
-    moments = Moments(spec, recipe, kernels, memory, architecture)
+    moments = Moments(spec, recipe, kernels, memory, compute_capability)
     sections = [
-        Section("Weights", tuple(held.weights()), "weights"),
-        Section("Quantised weights", tuple(held.quantized_weights()), "quantized_weights"),
-        Section("Adapters", tuple(held.adapters()), "adapters"),
+        Derivation("Weights", tuple(held.weights()), "weights"),
+        Derivation("Quantised weights", tuple(held.quantized_weights()), "quantized_weights"),
+        Derivation("Adapters", tuple(held.adapters()), "adapters"),
         _gradients(held, moments, memory),
-        Section(
+        Derivation(
             "Optimizer states", tuple(_optimizer_states(held, memory)), "optimizer_states", held.optimizer_remark()
         ),
         _one_layer(moments, recipe),
-        Section("Activations at the peak", tuple(moments.at_peak("activations")), "activations"),
-        Section("Logits at the peak", tuple(moments.at_peak("logits")), "logits"),
-        Section("Temporaries at the peak", tuple(moments.at_peak("temporaries")), "temporaries"),
-        Section("Buffers", tuple(moments.at_peak("buffers")), "buffers"),
-        Section("Workspaces", tuple(_workspaces(memory)), "workspaces"),
-        Section("Phases", tuple(moments.phases()), remark=f"The highest decides: {memory.phase}."),
-        Section("Allocator and device", tuple(_device(memory, workspaces(architecture)))),
+        Derivation("Activations at the peak", tuple(moments.at_peak("activations")), "activations"),
+        Derivation("Logits at the peak", tuple(moments.at_peak("logits")), "logits"),
+        Derivation("Temporaries at the peak", tuple(moments.at_peak("temporaries")), "temporaries"),
+        Derivation("Buffers", tuple(moments.at_peak("buffers")), "buffers"),
+        Derivation("Workspaces", tuple(_workspaces(memory)), "workspaces"),
+        Derivation("Phases", tuple(moments.phases()), remark=f"The highest decides: {memory.phase}."),
+        Derivation("Allocator and device", tuple(_device(memory, workspaces(compute_capability)))),
     ]
     if device is not None and kernels == "cuda":
         sections.append(_verdict(memory, device))
@@ -75,30 +76,30 @@ def _optimizer_states(held: Held, memory: Breakdown) -> list[Line]:
     return list(held.optimizer_states()) if memory.components["optimizer_states"] else []
 
 
-def _gradients(held: Held, moments: Moments, memory: Breakdown) -> Section:
+def _gradients(held: Held, moments: Moments, memory: Breakdown) -> Derivation:
     everything = held.all_gradients()
     if memory.components["gradients"] == everything.bytes:
-        return Section("Gradients", (everything,), "gradients")
+        return Derivation("Gradients", (everything,), "gradients")
     there = "some" if memory.components["gradients"] else "none"
     remark = (
         f"At the peak, in {memory.phase}, {there} of them are there: backward makes them, and zero_grad frees them "
         f"after the optimizer's step. At the end of backward they take {everything.formula} = {everything.values} "
         f"= {everything.bytes:,} B."
     )
-    return Section("Gradients", tuple(moments.at_peak("gradients")), "gradients", remark)
+    return Derivation("Gradients", tuple(moments.at_peak("gradients")), "gradients", remark)
 
 
-def _one_layer(moments: Moments, recipe: Recipe) -> Section:
+def _one_layer(moments: Moments, recipe: Recipe) -> Derivation:
     lines = tuple(moments.one_layer())
     if not lines:
-        return Section("What one layer saves for backward", ())
+        return Derivation("What one layer saves for backward", ())
     remark = f"{moments.layer_bytes_per_token():,} B for each token"
     if recipe.gradient_checkpointing:
         remark += (
             ". Gradient checkpointing keeps each layer's input only, and has this of one layer at a time while it is "
             "recomputed in backward"
         )
-    return Section("What one layer saves for backward", lines, remark=f"{remark}.")
+    return Derivation("What one layer saves for backward", lines, remark=f"{remark}.")
 
 
 def _workspaces(memory: Breakdown) -> Iterator[Line]:
@@ -110,7 +111,7 @@ def _workspaces(memory: Breakdown) -> Iterator[Line]:
         yield Line("cuBLAS workspaces", f"{HANDLES} threads · {each} B", f"{HANDLES} · {each}", bytes_, source)
 
 
-def _verdict(memory: Breakdown, device: Device) -> Section:
+def _verdict(memory: Breakdown, device: Device) -> Derivation:
     """Return how the recipe is held against ``device``; what else is said of it is sought with the same formulas."""
     assert memory.device_total_range_bytes is not None
     answer, margin = hold_against(memory, device.memory_bytes)
@@ -134,7 +135,7 @@ def _verdict(memory: Breakdown, device: Device) -> Section:
         f"Verdict: {answer}, for {reason}. The largest batch, the longest sequence and the changes that are named are "
         "those with which the margin is not negative; changes are tried alone, then in pairs, the most harmless first."
     )
-    return Section(f"Against {device.name}", lines, remark=remark)
+    return Derivation(f"Against {device.name}", lines, remark=remark)
 
 
 def _device(memory: Breakdown, workspace: Workspaces) -> list[Line]:

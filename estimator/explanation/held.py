@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
 
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.symbols import Widths
-from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.optimizers import (
     MIN_8BIT_ELEMENTS,
     MIN_PAGED_ELEMENTS,
@@ -37,7 +37,7 @@ PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norm
 class Held:
     """The terms of one recipe."""
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
+    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Backend) -> None:
         self.spec = spec
         self.recipe = recipe
         self.kernels = kernels

@@ -20,7 +20,7 @@ class Line(Struct, frozen=True):
     """Library, and what it does."""
 
 
-class Section(Struct, frozen=True):
+class Derivation(Struct, frozen=True):
     """The lines of one subject."""
 
     title: str
@@ -34,4 +34,4 @@ class Explanation(Struct, frozen=True):
     """The derivation of one estimate."""
 
     symbols: tuple[Symbol, ...]
-    sections: tuple[Section, ...]
+    sections: tuple[Derivation, ...]

@@ -13,10 +13,11 @@ from msgspec.structs import replace
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.itemised import HELD, Item, itemised_step
 from lorabench.estimator.closed_form.sizes import MONOMIALS, monomial_values
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.symbols import Widths
 from lorabench.estimator.explanation.tensor_names import tensor_name
-from lorabench.estimator.memory.breakdown import Breakdown, Kernels
+from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -36,7 +37,12 @@ class Moments:
     """The step of one recipe, and the moment at which ``memory`` peaks."""
 
     def __init__(
-        self, spec: ModelSpec, recipe: Recipe, kernels: Kernels, memory: Breakdown, architecture: str | None = None
+        self,
+        spec: ModelSpec,
+        recipe: Recipe,
+        kernels: Backend,
+        memory: Breakdown,
+        compute_capability: str | None = None,
     ) -> None:
         self.spec = spec
         self.recipe = recipe
@@ -44,7 +50,7 @@ class Moments:
         self.memory = memory
         self.widths = Widths(spec)
         self.values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
-        self.step = itemised_step(spec, recipe, kernels, architecture)
+        self.step = itemised_step(spec, recipe, kernels, compute_capability)
 
     def at_peak(self, component: str) -> list[Line]:
         """Return what is alive of ``component`` at the peak."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
-
-Kernels = Literal["cuda", "cpu"]
-"""Whose kernels run: they differ in what attention, dropout and autocast hold, so in memory too."""
 
 COMPONENTS: dict[str, str] = {
     "weights": "base weights that are not quantised",

@@ -10,7 +10,7 @@ from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.recipes.parameters import TrainedTensors
 from lorabench.estimator.recipes.recipe import ITEMSIZE, Optim
 
@@ -36,7 +36,7 @@ class OptimizerBytes(NamedTuple):
     are not among the caching allocator's."""
 
 
-def optimizer_bytes(optim: Optim, tensors: Iterable[TrainedTensors], kernels: Kernels) -> OptimizerBytes:
+def optimizer_bytes(optim: Optim, tensors: Iterable[TrainedTensors], kernels: Backend) -> OptimizerBytes:
     """Return what ``optim`` takes for ``tensors``.
 
     They are in the order in which the optimizer steps through them; what repeats is there twice, the second time with

@@ -52,9 +52,9 @@ def with_context(low: Any, high: Any) -> tuple[Any, Any]:
 
 
 def reserve(
-    components: Mapping[str, int], *, architecture: str | None = None, expandable_segments: bool = False
+    components: Mapping[str, int], *, compute_capability: str | None = None, expandable_segments: bool = False
 ) -> Reserved:
-    """Return what a GPU of ``architecture`` gives the allocator and the process for a breakdown's components.
+    """Return what a GPU of ``compute_capability`` gives the allocator and the process for a breakdown's components.
 
     Low: no fragmentation, the smallest workspaces and CUDA context. High: the worst fragmentation seen, the largest
     workspaces and context. Point: no fragmentation, the workspaces of the components, the largest context. With
@@ -64,7 +64,7 @@ def reserve(
     allocated = sum(components.values())
     tensors = allocated - components.get("workspaces", 0)
     gaps = working_bytes(components) * percent // 100
-    least, _, most = workspaces(architecture)
+    least, _, most = workspaces(compute_capability)
     reserved, low, high = map(_in_segments, (allocated, tensors + least, tensors + gaps + most))
     return Reserved(
         reserved=reserved,

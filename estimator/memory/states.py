@@ -10,7 +10,7 @@ from math import prod
 
 from msgspec import Struct
 
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
 from lorabench.estimator.memory.quantization import quantized_bytes
 from lorabench.estimator.models.spec import ModelSpec
@@ -46,7 +46,7 @@ class States(Struct, frozen=True):
         return sum(term.bytes for term in self.terms if term.component == component)
 
 
-def states(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> States:
+def states(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> States:
     """Return what ``recipe`` holds for the whole training of ``spec``."""
     tensors = list(trained_tensors(spec, recipe))
     trained = sum(prod(alike.shape) * alike.many for alike in tensors)

@@ -38,21 +38,21 @@ class Workspaces(NamedTuple):
     most: int
 
 
-def workspaces(architecture: str | None) -> Workspaces:
-    """Return what the workspaces take on a GPU of ``architecture``, which is as `Device.architecture`.
+def workspaces(compute_capability: str | None) -> Workspaces:
+    """Return what the workspaces take on a GPU of ``compute_capability``, which is as `Device.architecture`.
 
     Where that is None (no GPU given, or only a size), an NVIDIA GPU before Hopper is assumed, and the most is Hopper's.
     """
-    return Workspaces(*(HANDLES * bytes_ for bytes_ in _each(architecture)))
+    return Workspaces(*(HANDLES * bytes_ for bytes_ in _each(compute_capability)))
 
 
-def _each(architecture: str | None) -> tuple[int, int, int]:
-    if architecture is None:
+def _each(compute_capability: str | None) -> tuple[int, int, int]:
+    if compute_capability is None:
         return BEFORE_HOPPER, BEFORE_HOPPER, SINCE_HOPPER + CUBLASLT
-    if architecture.startswith("gfx"):
-        rocblas = ROCBLAS_CDNA3 if architecture.startswith(("gfx94", "gfx95")) else ROCBLAS
+    if compute_capability.startswith("gfx"):
+        rocblas = ROCBLAS_CDNA3 if compute_capability.startswith(("gfx94", "gfx95")) else ROCBLAS
         return min(rocblas, HIPBLASLT), rocblas, rocblas + HIPBLASLT
-    generation = int(architecture.partition(".")[0])
+    generation = int(compute_capability.partition(".")[0])
     if generation < 9:
         return BEFORE_HOPPER, BEFORE_HOPPER, BEFORE_HOPPER + CUBLASLT
     least = SINCE_HOPPER if generation == 9 else BEFORE_HOPPER

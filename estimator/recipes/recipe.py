@@ -24,7 +24,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 AdapterDtype = Literal["float32", "bfloat16", "float16"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 QuantType = Literal["nf4", "fp4"]
-Attention = Literal["sdpa", "flash_attention_2", "eager"]
+AttnImplementation = Literal["sdpa", "flash_attention_2", "eager"]
 Loss = Literal["standard", "legacy", "liger"]
 Optim = Literal[
     "adamw_torch_fused",
@@ -41,7 +41,7 @@ Optim = Literal[
     "adafactor",
 ]
 
-Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 ITEMSIZE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -60,7 +60,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     model: str
     """The model's name: a catalogue name, or what its config.json was read from."""
     method: Method = "lora"
-    rank: Positive | None = None
+    rank: PositiveInt | None = None
     """Rank r of the adapters (lora, qlora; default 16)."""
     lora_alpha: Annotated[float, Meta(gt=0, le=2**32 - 2)] | None = None
     """Scale numerator: adapters are scaled by alpha / r (default 2r, so twice the largest rank is the largest). It
@@ -85,14 +85,14 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     """Whether peft's prepare_model_for_kbit_training raises what is not quantised to float32 (qlora; default yes)."""
     optim: Optim = "adamw_torch_fused"
     """One of some values of transformers' `OptimizerNames`."""
-    batch_size: Positive = 1
+    batch_size: PositiveInt = 1
     """Sequences in one forward and backward pass."""
-    seq_len: Positive = 2048
+    seq_len: PositiveInt = 2048
     """Tokens in each sequence; the text is packed, so none is padding."""
-    gradient_accumulation: Positive = 1
+    gradient_accumulation: PositiveInt = 1
     """Forward and backward passes before each optimizer step."""
     gradient_checkpointing: bool = True
-    attn_implementation: Attention = "sdpa"
+    attn_implementation: AttnImplementation = "sdpa"
     loss: Loss = "standard"
     """standard: transformers 5; legacy: the logit-shifting loss of transformers up to about 4.48; liger: fused linear
     cross-entropy."""
@@ -256,7 +256,7 @@ class RecipeOptions(TypedDict, total=False):
     seq_len: int
     gradient_accumulation: int
     gradient_checkpointing: bool
-    attn_implementation: Attention
+    attn_implementation: AttnImplementation
     loss: Loss
 
 
@@ -290,7 +290,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mixed_precision": get_args(MixedPrecision),
     "quant_type": get_args(QuantType),
     "optim": get_args(Optim),
-    "attn_implementation": get_args(Attention),
+    "attn_implementation": get_args(AttnImplementation),
     "loss": get_args(Loss),
 }
 """Valid values of each option that takes one of a few."""

@@ -15,9 +15,9 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.speed.operations import Kernel
 from lorabench.estimator.typed_values import convert
 
@@ -72,7 +72,7 @@ class Calibration(Struct, frozen=True, kw_only=True):
     schema_version: Literal[1] = 1
     device: str
     """As the driver names it; of a CPU, as the operating system does."""
-    kind: Kernels
+    kind: Backend
     threads: int | None = None
     """That PyTorch used (CPU)."""
     software: dict[str, str]

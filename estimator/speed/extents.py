@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lorabench.estimator.closed_form.masks import layers_with_window
 from lorabench.estimator.closed_form.sizes import monomial_values
-from lorabench.estimator.closed_form.work import Attention, Extent
+from lorabench.estimator.closed_form.work import AttentionWork, Extent
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.elementwise import larger
@@ -34,7 +34,7 @@ class Filled(NamedTuple):
         """Return the total of monomials, each so many times."""
         return sum(size * self.values[monomial] for monomial, size in sizes)
 
-    def kernel_pairs(self, attention: Attention) -> Any:
+    def kernel_pairs(self, attention: AttentionWork) -> Any:
         """Return the pairs of positions that the kernel works on, in one sequence."""
         if not attention.skips_masked:
             return self.seq_len * self.seq_len

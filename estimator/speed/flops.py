@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.sizes import BS
-from lorabench.estimator.closed_form.work import Attention, ChunkedLoss, Dequantisation, Product, Work
+from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Product, Work
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.extents import Filled, fill_recipe
@@ -53,7 +53,7 @@ def work_flops(work: Work | None, filled: Filled) -> Any:
     """Return the floating-point operations of the products that ``work`` does."""
     if isinstance(work, Product):
         return 2 * filled(work.batch) * filled(work.m) * filled(work.n) * filled(work.k)
-    if isinstance(work, Attention):
+    if isinstance(work, AttentionWork):
         products = BACKWARD_PRODUCTS_DONE if work.backward else FORWARD_PRODUCTS
         return products * _flops_of_pairs(work, filled) * filled.kernel_pairs(work)
     if isinstance(work, ChunkedLoss):
@@ -65,7 +65,7 @@ def work_flops(work: Work | None, filled: Filled) -> Any:
 
 def _needed(operation: Operation, filled: Filled) -> Any:
     work = operation.work
-    if isinstance(work, Attention):
+    if isinstance(work, AttentionWork):
         products = BACKWARD_PRODUCTS if work.backward else FORWARD_PRODUCTS
         return products * _flops_of_pairs(work, filled) * filled.seen_pairs
     if isinstance(work, Product) and work.group == "attention":
@@ -73,6 +73,6 @@ def _needed(operation: Operation, filled: Filled) -> Any:
     return work_flops(work, filled)
 
 
-def _flops_of_pairs(work: Attention, filled: Filled) -> Any:
+def _flops_of_pairs(work: AttentionWork, filled: Filled) -> Any:
     """Return the floating-point operations of one product over one pair, for all heads and sequences."""
     return 2 * work.heads * work.head_dim * filled.batch_size

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.memory_grid import GridPart, estimate_memory_grid, grid_parts
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device
-from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.reserved import device_total
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
@@ -18,7 +18,7 @@ from lorabench.estimator.speed.extents import fill
 from lorabench.estimator.speed.operations import micro_batch_operations
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
 from lorabench.estimator.speed.throughput import has_rates, kernels_of, step_times, without_room
-from lorabench.estimator.speed.timing import Step
+from lorabench.estimator.speed.timing import StepWork
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,9 @@ def estimate_throughput_grid(
         return None
     taken = None
     if recipe.optim.startswith("paged"):
-        peaks = estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks, architecture=device.architecture)
+        peaks = estimate_memory_grid(
+            spec, recipe, batch_sizes, seq_lens, ranks, compute_capability=device.compute_capability
+        )
         taken = device_total(peaks)
     likely, least, most, tokens = np.empty((4, *shape))
     for part in parts:
@@ -71,7 +73,7 @@ def estimate_throughput_grid(
     return ThroughputGrid(likely, (least, most), tokens / likely, (tokens / most, tokens / least))
 
 
-def _step(spec: ModelSpec, part: GridPart, kernels: Kernels) -> tuple[Step, NDArray[np.int64]]:
+def _step(spec: ModelSpec, part: GridPart, kernels: Backend) -> tuple[StepWork, NDArray[np.int64]]:
     """Return what the recipes of ``part`` do in a step, and the bytes of their optimizers' states that may be paged."""
     import numpy as np
 
@@ -79,7 +81,7 @@ def _step(spec: ModelSpec, part: GridPart, kernels: Kernels) -> tuple[Step, NDAr
     ranked = [replace(part.alike, rank=int(rank) or None) for rank in ranks]
     optimizers = [optimizer_step(spec, recipe) for recipe in ranked]
     paged_bytes = [states(spec, recipe, kernels).optimizer.paged for recipe in ranked]
-    step = Step(
+    step = StepWork(
         micro_batch_operations(spec, part.alike, kernels),
         fill(spec, part.alike, part.batch_sizes, part.seq_lens, part.ranks),
         optimizers[0]._replace(bytes=np.array([one.bytes for one in optimizers])[which]),

@@ -26,7 +26,7 @@ from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.sizes import WITH_RANK, Ledger
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.closed_form.work import Dequantisation, Work
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -76,7 +76,7 @@ class MicroBatch(NamedTuple):
     """How many operations the processor sends off, forward and backward."""
 
 
-def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> MicroBatch:
+def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda") -> MicroBatch:
     """Return the operations of one forward and backward pass of ``recipe``.
 
     Batch size, length and rank are left open: extents and bytes are multiples of `sizes.MONOMIALS`.

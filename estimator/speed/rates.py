@@ -111,11 +111,11 @@ BOUNDS: dict[Bound, int] = {"slow": 0, "typical": 1, "fast": 2}
 def datasheet_fractions(device: Device, bound: Bound) -> Fractions:
     """Return what software gets of ``device``, at least, usually or at most."""
     index = BOUNDS[bound]
-    architecture = device.architecture or ""
-    attention = ATTENTION_FRACTIONS.get(architecture, UNMEASURED_ATTENTION_FRACTIONS)
-    flash = FLASH_ATTENTION_2_FRACTIONS.get(architecture, attention)
+    compute_capability = device.compute_capability or ""
+    attention = ATTENTION_FRACTIONS.get(compute_capability, UNMEASURED_ATTENTION_FRACTIONS)
+    flash = FLASH_ATTENTION_2_FRACTIONS.get(compute_capability, attention)
     return Fractions(
-        product=PRODUCT_FRACTIONS.get(architecture, UNMEASURED_PRODUCT_FRACTIONS)[index],
+        product=PRODUCT_FRACTIONS.get(compute_capability, UNMEASURED_PRODUCT_FRACTIONS)[index],
         attention=attention[0][index],
         attention_backward=attention[1][index],
         flash_attention_2=flash[0][index],

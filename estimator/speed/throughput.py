@@ -8,9 +8,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
@@ -19,7 +19,7 @@ from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.elementwise import larger
 from lorabench.estimator.speed.flops import StepFlops, step_flops
 from lorabench.estimator.speed.rates import DatasheetRates, Rates
-from lorabench.estimator.speed.timing import Step, StepTime, size_step, step_time
+from lorabench.estimator.speed.timing import StepTime, StepWork, size_step, step_time
 
 Range = tuple[float, float]
 """From the least to the most."""
@@ -129,7 +129,7 @@ def has_rates(device: Device, calibration: Calibration | None) -> bool:
     return calibration is not None or device.bandwidth_bytes_per_second is not None
 
 
-def kernels_of(calibration: Calibration | None) -> Kernels:
+def kernels_of(calibration: Calibration | None) -> Backend:
     """Return which kernels steps run on: those of the device that was calibrated, or else a GPU's."""
     return "cuda" if calibration is None else calibration.kind
 
@@ -140,7 +140,7 @@ def likely_rates(device: Device, calibration: Calibration | None) -> Rates:
 
 
 def step_times(
-    step: Step, device: Device, calibration: Calibration | None, paged_bytes: Any
+    step: StepWork, device: Device, calibration: Calibration | None, paged_bytes: Any
 ) -> tuple[StepTime, tuple[Any, Any]]:
     """Return the likely time of ``step``, and the least and most of its seconds."""
     likely = step_time(step, likely_rates(device, calibration), paged_bytes)
@@ -154,7 +154,7 @@ def paged_out_bytes(spec: ModelSpec, recipe: Recipe, device: Device) -> int:
     """Return the bytes of a paged optimizer's states for which ``device`` has no room beside all else."""
     if not recipe.optim.startswith("paged"):
         return 0
-    taken = estimate_memory(spec, recipe, architecture=device.architecture).device_total_bytes
+    taken = estimate_memory(spec, recipe, compute_capability=device.compute_capability).device_total_bytes
     return int(without_room(states(spec, recipe, "cuda").optimizer.paged, taken, device))
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.sizes import BS, CHUNK
-from lorabench.estimator.closed_form.work import Attention, ChunkedLoss, Dequantisation, Product
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Product
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
@@ -34,14 +34,14 @@ PASSES_OVER_LOGITS = 3
 """By the kernel of a fused loss: read for the maximum and the sum, read again, and written as gradients."""
 
 
-class Step(NamedTuple):
+class StepWork(NamedTuple):
     """What one optimizer step does, at sizes that are numbers, or arrays of them for a grid of recipes."""
 
     micro_batch: MicroBatch
     filled: Filled
     optimizer: OptimizerStep
     gradient_accumulation: int
-    kernels: Kernels
+    kernels: Backend
 
 
 class StepTime(NamedTuple):
@@ -56,13 +56,13 @@ class StepTime(NamedTuple):
         return sum(self.groups.values())
 
 
-def size_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Step:
+def size_step(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda") -> StepWork:
     """Return what a step of ``recipe`` on ``spec`` does, at the recipe's own sizes.
 
     Raises:
         UserError: a combination that has no closed form.
     """
-    return Step(
+    return StepWork(
         micro_batch_operations(spec, recipe, kernels),
         fill_recipe(spec, recipe),
         optimizer_step(spec, recipe),
@@ -71,7 +71,7 @@ def size_step(spec: ModelSpec, recipe: Recipe, kernels: Kernels = "cuda") -> Ste
     )
 
 
-def step_time(step: Step, rates: Rates, paged_bytes: Any = 0) -> StepTime:
+def step_time(step: StepWork, rates: Rates, paged_bytes: Any = 0) -> StepTime:
     """Return how long ``step`` takes at ``rates``.
 
     ``paged_bytes``: of the optimizer's states, what the device has no room for.
@@ -104,7 +104,7 @@ def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, A
     if isinstance(work, Product):
         m, n, k, batch = filled(work.m), filled(work.n), filled(work.k), filled(work.batch)
         return work.group, rates.product(m, n, k, batch, work.dtype)
-    if isinstance(work, Attention):
+    if isinstance(work, AttentionWork):
         flops = work_flops(work, filled)
         bytes_ = _attention_bytes(work, filled)
         return "attention", rates.attention(flops, bytes_, work.dtype, work.kernel, backward=work.backward)
@@ -125,7 +125,7 @@ def dequantisation_bytes(elements: int, dtype: str) -> float:
     return elements * (1 / 2 + 4 / BLOCK + ITEMSIZES[dtype])
 
 
-def _attention_bytes(work: Attention, filled: Filled) -> Any:
+def _attention_bytes(work: AttentionWork, filled: Filled) -> Any:
     """Return the bytes of queries, keys, values and output; backward reads these and the gradient, and writes three.
 
     A mask is one element for each pair of positions, shared by the heads.

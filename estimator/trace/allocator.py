@@ -63,7 +63,7 @@ def replay(
     return AllocatorPeaks(allocator.peak_allocated, allocator.peak_reserved, out_of_memory=False)
 
 
-class Block:
+class MemoryBlock:
     """A stretch of a segment: in use, free, or (in an expandable segment) unmapped."""
 
     __slots__ = ("address", "following", "free", "large", "mapped", "preceding", "size")
@@ -74,8 +74,8 @@ class Block:
         self.large = large
         self.mapped = mapped
         self.free = True
-        self.preceding: Block | None = None
-        self.following: Block | None = None
+        self.preceding: MemoryBlock | None = None
+        self.following: MemoryBlock | None = None
 
 
 class Pool:
@@ -84,15 +84,15 @@ class Pool:
     def __init__(self) -> None:
         self.order: list[tuple[int, int]] = []
         """Size and address of each."""
-        self.blocks: dict[int, Block] = {}
+        self.blocks: dict[int, MemoryBlock] = {}
         """By address."""
 
-    def add(self, block: Block) -> None:
+    def add(self, block: MemoryBlock) -> None:
         """Take ``block`` in."""
         insort(self.order, (block.size, block.address))
         self.blocks[block.address] = block
 
-    def remove(self, block: Block) -> None:
+    def remove(self, block: MemoryBlock) -> None:
         """Let go of ``block``."""
         del self.order[bisect_left(self.order, (block.size, block.address))]
         del self.blocks[block.address]
@@ -106,7 +106,7 @@ class CachingAllocator:
         self.expandable_segments = expandable_segments
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
-        self.in_use: dict[int, Block] = {}
+        self.in_use: dict[int, MemoryBlock] = {}
         """Key of an allocation → its block."""
         self.free_blocks = {False: Pool(), True: Pool()}
         """Of the small and the large pool."""
@@ -114,7 +114,7 @@ class CachingAllocator:
         self._next_address = 0
         if expandable_segments:
             for large in (False, True):
-                self._unmapped[large].add(Block(0, ADDRESSES, large=large, mapped=False))
+                self._unmapped[large].add(MemoryBlock(0, ADDRESSES, large=large, mapped=False))
 
     def allocate(self, key: int, size: int) -> bool:
         """Serve an allocation of ``size`` bytes; False where there is no room."""
@@ -155,7 +155,7 @@ class CachingAllocator:
 
     # Blocks
 
-    def _best_fit(self, size: int, *, large: bool) -> Block | None:
+    def _best_fit(self, size: int, *, large: bool) -> MemoryBlock | None:
         """Return the smallest free block of at least ``size``, no longer free.
 
         One that can grow, since unmapped addresses follow it, counts as large as it can grow.
@@ -175,7 +175,7 @@ class CachingAllocator:
         pool.remove(block)
         return block
 
-    def _offer(self, block: Block) -> Block:
+    def _offer(self, block: MemoryBlock) -> MemoryBlock:
         """Make ``block`` a free one, merged with its free neighbours, and return that."""
         pool = self.free_blocks[block.large]
         after, before = block.following, block.preceding
@@ -189,7 +189,7 @@ class CachingAllocator:
         pool.add(block)
         return block
 
-    def _split(self, block: Block, size: int) -> None:
+    def _split(self, block: MemoryBlock, size: int) -> None:
         """Cut ``block`` down to ``size`` if the rest is worth keeping."""
         rest = block.size - size
         always = self.expandable_segments or not block.large
@@ -199,7 +199,7 @@ class CachingAllocator:
 
     # Segments
 
-    def _new_segment(self, size: int, *, large: bool) -> Block | None:
+    def _new_segment(self, size: int, *, large: bool) -> MemoryBlock | None:
         """Return a new segment as one block."""
         if not large:
             taken = SMALL_SEGMENT
@@ -209,11 +209,11 @@ class CachingAllocator:
             taken = _round_up(size, SEGMENT_ROUNDING)
         if not self._take(taken):
             return None
-        block = Block(self._next_address, taken, large=large)
+        block = MemoryBlock(self._next_address, taken, large=large)
         self._next_address += taken
         return block
 
-    def _map(self, size: int, *, large: bool) -> Block | None:
+    def _map(self, size: int, *, large: bool) -> MemoryBlock | None:
         """Return a block of at least ``size`` after mapping what it lacks."""
         block = self._room(size, large=large)
         if not block.mapped:
@@ -230,7 +230,7 @@ class CachingAllocator:
         self.free_blocks[large].remove(block)
         return block
 
-    def _room(self, size: int, *, large: bool) -> Block:
+    def _room(self, size: int, *, large: bool) -> MemoryBlock:
         """Return the first of consecutive free or unmapped blocks with room for ``size``."""
         pool = self._unmapped[large]
         for _, address in pool.order:
@@ -247,7 +247,7 @@ class CachingAllocator:
                 following = following.following
         raise AssertionError("the last block is unmapped and larger than any device")
 
-    def _map_pages(self, block: Block, size: int) -> Block | None:
+    def _map_pages(self, block: MemoryBlock, size: int) -> MemoryBlock | None:
         """Map the beginning of an unmapped ``block`` and return it, merged with its free neighbours."""
         page = LARGE_SEGMENT if block.large else SMALL_SEGMENT
         size = min(_round_up(size, page), block.size)
@@ -260,7 +260,7 @@ class CachingAllocator:
         block.mapped = True
         return self._offer(block)
 
-    def _unmap(self, block: Block) -> None:
+    def _unmap(self, block: MemoryBlock) -> None:
         """Give back the pages that lie wholly in free ``block``."""
         page = LARGE_SEGMENT if block.large else SMALL_SEGMENT
         start = _round_up(block.address, page)
@@ -296,9 +296,9 @@ class CachingAllocator:
         return True
 
 
-def _cut(block: Block, size: int) -> Block:
+def _cut(block: MemoryBlock, size: int) -> MemoryBlock:
     """Shorten ``block`` to ``size`` and return the rest as a block that follows it."""
-    rest = Block(block.address + size, block.size - size, large=block.large, mapped=block.mapped)
+    rest = MemoryBlock(block.address + size, block.size - size, large=block.large, mapped=block.mapped)
     rest.preceding, rest.following = block, block.following
     if block.following is not None:
         block.following.preceding = rest
@@ -307,7 +307,7 @@ def _cut(block: Block, size: int) -> Block:
     return rest
 
 
-def _join(first: Block, second: Block) -> None:
+def _join(first: MemoryBlock, second: MemoryBlock) -> None:
     """Let ``first`` take in ``second``, which follows it."""
     first.size += second.size
     first.following = second.following
@@ -315,7 +315,7 @@ def _join(first: Block, second: Block) -> None:
         second.following.preceding = first
 
 
-def _size_to_grow_to(block: Block) -> int:
+def _size_to_grow_to(block: MemoryBlock) -> int:
     following = block.following
     return block.size + (following.size if following is not None and not following.mapped else 0)
 

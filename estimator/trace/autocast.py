@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.training.patches import replaced
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MATRIX_PRODUCTS = frozenset({
     "conv3d", "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 })
 """Run in the lower precision, on CUDA and on the CPU."""
-IN_FLOAT32: dict[Kernels, frozenset[str]] = {
+IN_FLOAT32: dict[Backend, frozenset[str]] = {
     "cuda": frozenset({
         "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",
         "sinh", "tan", "pow", "__pow__", "__rpow__", "softplus", "layer_norm", "native_layer_norm", "rms_norm",
@@ -39,7 +39,7 @@ IN_FLOAT32: dict[Kernels, frozenset[str]] = {
     }),
 }
 """Run in float32."""
-INTO_FLOAT32: dict[Kernels, frozenset[str]] = {
+INTO_FLOAT32: dict[Backend, frozenset[str]] = {
     "cuda": frozenset({
         "prod", "softmax", "log_softmax", "cumprod", "cumsum", "sum", "norm", "vector_norm", "matrix_norm",
     }),
@@ -52,7 +52,7 @@ INTO_FLOAT32: dict[Kernels, frozenset[str]] = {
 class MetaAutocast:
     """The state of autocast for meta tensors: nested contexts, and the cache of casts."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Backend) -> None:
         import torch
 
         self.kernels = kernels
@@ -124,7 +124,7 @@ def _eligible(tensor: torch.Tensor) -> bool:
 
 
 @contextmanager
-def autocast_on_meta(model: nn.Module, kernels: Kernels) -> Iterator[MetaAutocast]:
+def autocast_on_meta(model: nn.Module, kernels: Backend) -> Iterator[MetaAutocast]:
     """Let ``torch.autocast("meta")`` be what autocast is on a device that runs ``kernels``.
 
     torch's own functions that tell of autocast answer for meta too; that is what torch.utils.checkpoint, transformers

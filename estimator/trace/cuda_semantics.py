@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.trace.attention import cpu_attention, cuda_attention, flash_attention_2
 from lorabench.estimator.trace.autocast import MetaAutocast, autocast_on_meta
 from lorabench.estimator.trace.meta_results import MetaResults, results_on_meta
@@ -65,7 +65,7 @@ def building_on_meta() -> Iterator[None]:
 
 
 @contextmanager
-def running_on_meta(model: nn.Module, kernels: Kernels, results: MetaResults | None = None) -> Iterator[None]:
+def running_on_meta(model: nn.Module, kernels: Backend, results: MetaResults | None = None) -> Iterator[None]:
     """Let steps of ``model``, which lies on meta, go as on a device that runs ``kernels``.
 
     ``results`` are given where somebody else sees to it that operators give them, who sees the operators anyway.
@@ -90,7 +90,7 @@ def running_on_meta(model: nn.Module, kernels: Kernels, results: MetaResults | N
 
 
 @contextmanager
-def _operators_on_meta(kernels: Kernels, autocast: MetaAutocast) -> Iterator[None]:
+def _operators_on_meta(kernels: Backend, autocast: MetaAutocast) -> Iterator[None]:
     """Let torch's functions cast as autocast says and take the implementation that ``kernels`` have."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -171,7 +171,7 @@ def _no_padding(mask: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _optimizers_on_meta(kernels: Kernels) -> Iterator[None]:
+def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
     """Let torch's optimizers take on meta the implementation that they take on the device of ``kernels``.
 
     Fused ones exist for CUDA and the CPU, foreach ones for CUDA only.

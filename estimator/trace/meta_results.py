@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 
 Sizes = tuple[tuple[int, ...], tuple[int, ...], Any]
 """Shape, strides and dtype of a tensor."""
@@ -18,7 +18,7 @@ class MetaResults:
     element, is checked once: nothing is left to do where there are no elements.
     """
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Backend) -> None:
         import torch
 
         self._corrections = {torch.ops.aten._grouped_mm.default: _grouped_products}

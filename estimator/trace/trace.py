@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown, Kernels
+from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.models.read_config import MODEL_TYPES
@@ -76,7 +77,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     """What a training step holds, traced."""
 
     recipe: Recipe
-    kernels: Kernels
+    kernels: Backend
     parameters: ParameterCounts
     memory: Breakdown
     """Tensors' bytes at the last step's peak, and what the allocator and the device take for them."""
@@ -96,17 +97,17 @@ def trace(
     spec: ModelSpec,
     recipe: Recipe,
     *,
-    kernels: Kernels = "cuda",
+    kernels: Backend = "cuda",
     steps: int = 2,
-    architecture: str | None = None,
+    compute_capability: str | None = None,
     expandable_segments: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Trace:
     """Run ``steps`` training steps of ``recipe`` on meta tensors and return what the last one holds.
 
-    The model goes as on a device that runs ``kernels``, with the cuBLAS workspaces of ``architecture`` (of `Device`;
-    see `workspaces` for what None stands for). Reserved bytes are what CUDA's caching allocator takes from the device
-    for the same allocations, in expandable segments if asked. ``on_progress`` is told what is being done.
+    The model goes as on a device that runs ``kernels``, with the cuBLAS workspaces of ``compute_capability`` (of
+    `Device`; see `workspaces` for what None stands for). Reserved bytes are what CUDA's caching allocator takes from
+    the device for the same allocations, in expandable segments if asked. ``on_progress`` is called with each stage.
 
     Raises:
         UserError: the recipe names modules that the model does not have, or what cannot be traced.
@@ -116,7 +117,7 @@ def trace(
 
     refuse_untraceable(spec, recipe, kernels)
     try:
-        ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress, architecture)
+        ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress, compute_capability)
     except (UserError, ImportError):
         raise
     except Exception as error:
@@ -171,7 +172,7 @@ def _untraceable(spec: ModelSpec, recipe: Recipe, error: Exception) -> UserError
     )
 
 
-def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> None:
+def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> None:
     """Refuse a recipe whose step cannot be run truthfully on meta tensors.
 
     Raises:
@@ -187,10 +188,10 @@ def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> Non
 def run_on_meta(
     spec: ModelSpec,
     recipe: Recipe,
-    kernels: Kernels,
+    kernels: Backend,
     steps: int,
     on_progress: Callable[[str], None],
-    architecture: str | None = None,
+    compute_capability: str | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
     """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta
@@ -218,7 +219,7 @@ def run_on_meta(
     ledger.adopt_model(model)
     with running_on_meta(model, kernels, results):
         optimizer = make_optimizer(model, recipe)
-        begin_phase = _with_workspaces(ledger, architecture) if kernels == "cuda" else ledger.begin_phase
+        begin_phase = _with_workspaces(ledger, compute_capability) if kernels == "cuda" else ledger.begin_phase
         step = TrainingStep(model, optimizer, recipe, begin_phase)
         with ledger, origins.watching():
             ledger.watch_model(model, spec.vocab_size)
@@ -230,11 +231,11 @@ def run_on_meta(
     return ledger, origins, parameters
 
 
-def _with_workspaces(ledger: StorageLedger, architecture: str | None) -> Callable[[str], None]:
+def _with_workspaces(ledger: StorageLedger, compute_capability: str | None) -> Callable[[str], None]:
     """Return what begins a phase of ``ledger``, and at each thread's first one allocates what cuBLAS works in there."""
     import torch
 
-    bytes_each = workspaces(architecture).bytes // HANDLES
+    bytes_each = workspaces(compute_capability).bytes // HANDLES
     kept: dict[str, torch.Tensor] = {}
 
     def begin_phase(phase: str) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-DeviceKind = Literal["cuda", "cpu", "meta"]
+DeviceType = Literal["cuda", "cpu", "meta"]
 
 OLDEST_PEFT_FOR_EXPERTS = "0.20"
 """The first peft that resolves ``all-linear`` before it looks for fused experts."""
@@ -30,7 +30,7 @@ OLDEST_PEFT_FOR_EXPERTS = "0.20"
 def build_model(
     spec: ModelSpec,
     recipe: Recipe,
-    device: DeviceKind,
+    device: DeviceType,
     seed: int = 0,
     *,
     weights: str | None = None,
@@ -75,7 +75,7 @@ def build_model(
     return built
 
 
-def refuse_missing_kernels(recipe: Recipe, device: DeviceKind) -> None:
+def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
     """Refuse a recipe whose kernels do not exist for ``device`` or are not installed.
 
     On meta nothing runs, so nothing is refused there.
@@ -149,7 +149,7 @@ def _quantization_config(recipe: Recipe) -> Any:
     )
 
 
-def _pretrained_model(weights: str, recipe: Recipe, device: DeviceKind) -> Any:
+def _pretrained_model(weights: str, recipe: Recipe, device: DeviceType) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -171,7 +171,7 @@ def _pretrained_model(weights: str, recipe: Recipe, device: DeviceKind) -> Any:
         ) from error
 
 
-def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceKind) -> Any:
+def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceType) -> Any:
     """Return the model with initialised weights on ``device``, its linear layers quantised for qlora."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -207,7 +207,7 @@ def _onto_meta(model: nn.Module) -> None:
 
 
 def _materialize(
-    model: Any, device: DeviceKind, after_module: Callable[[nn.Module], None] = lambda module: None
+    model: Any, device: DeviceType, after_module: Callable[[nn.Module], None] = lambda module: None
 ) -> None:
     """Give every module of a meta model its tensors on ``device`` and initial values, children before parents.
 
@@ -249,7 +249,7 @@ def _materialize(
         visit(model)
 
 
-def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceKind) -> None:
+def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceType) -> None:
     """Materialise a meta model module by module, each linear layer quantised before the next is made.
 
     transformers' own quantizer decides which modules become 4-bit and makes their shells, as in from_pretrained.
@@ -332,7 +332,7 @@ def _quantized(shell: Any, linear: Any) -> Any:
     return shell
 
 
-def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, device: DeviceKind) -> Any:
+def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, device: DeviceType) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 

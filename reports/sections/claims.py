@@ -34,7 +34,7 @@ WITHIN = 0.10
 HIGH_RANK = 256
 
 Unit = Literal["bytes", "bytes per parameter", "parameters", "bits", "share", "times"]
-Verdict = Literal["agrees", "differs", "unknown"]
+Agreement = Literal["agrees", "differs", "unknown"]
 
 
 class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,7 +83,7 @@ class Answered(NamedTuple):
     """Whether it would be measured, but on runs alone whose step times are not to be trusted."""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Agreement:
         """Whether the measurement agrees, or the estimate where there is none."""
         answer = self.estimated if self.measured is None else self.measured
         if answer is None:

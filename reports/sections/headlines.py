@@ -158,7 +158,7 @@ def _longest(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Head
 
 
 def _memory(spec: ModelSpec, recipe: Recipe, device: Device) -> Breakdown:
-    return estimate_memory(spec, recipe, architecture=device.architecture)
+    return estimate_memory(spec, recipe, compute_capability=device.compute_capability)
 
 
 def _estimated_ratio(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Headline | None:

@@ -95,9 +95,9 @@ def estimate_grid(
 
     spec = _spec(model)
     device = None if gpu is None else _device(gpu)
-    architecture = None if device is None else device.architecture
+    compute_capability = None if device is None else device.compute_capability
     recipe = make_recipe(spec.name, **options)
-    peaks = estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks, architecture=architecture)
+    peaks = estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks, compute_capability=compute_capability)
     if peaks.size:
         refuse_impossible(spec, replace(recipe, seq_len=int(np.max(seq_lens))))
     return peaks

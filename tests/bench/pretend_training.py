@@ -20,7 +20,7 @@ from typing import Any
 
 from lorabench.bench.machine.environment import Surroundings
 from lorabench.bench.running import runner, server, worker
-from lorabench.bench.running.jobs import Answer
+from lorabench.bench.running.jobs import JobResult
 from lorabench.bench.running.workers import Workers
 from lorabench.cli import main
 from tests.sample_records import sample_record
@@ -117,11 +117,11 @@ def pretend(spec: Any, recipe: Any, settings: Any, snapshot_path: Any = None) ->
     return FACTS.measurement
 
 
-def answer_of(error: Exception, *_: object) -> Answer:
+def answer_of(error: Exception, *_: object) -> JobResult:
     """Stand in for the one that knows torch's errors."""
     if isinstance(error, MemoryError):
-        return Answer(outcome="oom", out_of="host", message="MemoryError")
-    return Answer(outcome="error", message=str(error).splitlines()[0], traceback="Traceback")
+        return JobResult(outcome="oom", out_of="host", message="MemoryError")
+    return JobResult(outcome="error", message=str(error).splitlines()[0], traceback="Traceback")
 
 
 def serve() -> None:

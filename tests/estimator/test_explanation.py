@@ -10,7 +10,7 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import WIDTH
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.devices.device import find_device
-from lorabench.estimator.explanation import Explanation, Section, explain
+from lorabench.estimator.explanation import Derivation, Explanation, explain
 from lorabench.estimator.explanation.symbols import Widths
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
@@ -46,7 +46,7 @@ def recipe_of(case: tuple[str, dict[str, Any]]) -> tuple[ModelSpec, Recipe]:
     return spec, make_recipe(spec.name, **case[1])
 
 
-def section(explanation: Explanation, title: str) -> Section:
+def section(explanation: Explanation, title: str) -> Derivation:
     [found] = [section for section in explanation.sections if section.title == title]
     return found
 

@@ -30,7 +30,7 @@ def held_bytes(recipe: Recipe) -> int:
     return sum(term.bytes for term in terms if term.component != "gradients") + workspaces(ARCHITECTURE).bytes
 
 
-ARCHITECTURE = find_device("a100-sxm-80gb").architecture
+ARCHITECTURE = find_device("a100-sxm-80gb").compute_capability
 A100 = [row for row in rows("a100_80gb_mistral_7b.csv") if row["prepare_kbit"] != "recast"]
 
 
@@ -60,7 +60,7 @@ def mistral_recipe(row: dict[str, str]) -> Recipe:
 @pytest.mark.parametrize("row", A100, ids=lambda row: f"{row['method']}-batch{row['batch_size']}")
 def test_mistral_7b_on_an_a100(row: dict[str, str]) -> None:
     recipe = mistral_recipe(row)
-    estimated = estimate_memory(find_model(row["model"]), recipe, architecture=ARCHITECTURE)
+    estimated = estimate_memory(find_model(row["model"]), recipe, compute_capability=ARCHITECTURE)
     assert estimated.peak_allocated_bytes == pytest.approx(int(row["peak_allocated_bytes"]), rel=0.0001)
     assert held_bytes(recipe) == pytest.approx(int(row["steady_allocated_bytes"]), rel=0.0002)
 

@@ -70,7 +70,7 @@ def judged(model: str, gpu: str, method: str, rank: int, **options: Any) -> tupl
     """Return the memory and the verdict of an estimate, without all that it seeks besides."""
     device = find_device(gpu)
     recipe = recipe_of(model, method, rank, **options)
-    memory = estimate_memory(MODELS[model], recipe, architecture=device.architecture)
+    memory = estimate_memory(MODELS[model], recipe, compute_capability=device.compute_capability)
     return memory, hold_against(memory, device.memory_bytes)[0]
 
 

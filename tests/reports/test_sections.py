@@ -107,7 +107,9 @@ def test_estimates_make_the_headlines_where_nothing_ran() -> None:
         tokens = int(length.replace(",", ""))
         for seq_len, answer in ((tokens, True), (tokens + 128, False)):
             memory = estimate_memory(
-                spec, make_recipe(spec.name, method=method, seq_len=seq_len), architecture=device.architecture
+                spec,
+                make_recipe(spec.name, method=method, seq_len=seq_len),
+                compute_capability=device.compute_capability,
             )
             assert (hold_against(memory, device.memory_bytes)[0] == "fits") is answer, (method, seq_len)
     assert shown["speed"].value.startswith("– : ")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.bench.measuring.meters import resident_memory
 from lorabench.bench.measuring.meters.allocator_history import live_bytes, recording
 from lorabench.bench.measuring.meters.counted_step import components_of_step
-from lorabench.bench.measuring.meters.driver import Gpu, Seen, Watch
+from lorabench.bench.measuring.meters.driver import NvmlGpu, Seen, Watch
 from lorabench.bench.measuring.meters.meter import Readings, Timeline
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.spec import ModelSpec
@@ -33,7 +33,7 @@ class CudaMeter:
         self.readings = Readings()
         self.device_name: str | None = torch.cuda.get_device_name(0)
         self._marks: list[Any] = []
-        self._gpu = Gpu.open(str(torch.cuda.get_device_properties(0).uuid))
+        self._gpu = NvmlGpu.open(str(torch.cuda.get_device_properties(0).uuid))
         self._reserved_peak = self._allocated_peak = 0
 
     @contextmanager

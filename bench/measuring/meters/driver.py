@@ -26,7 +26,7 @@ SLOWDOWNS = {
 Fact = TypeVar("Fact")
 
 
-class Gpu:
+class NvmlGpu:
     """One GPU of the driver."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
@@ -123,7 +123,7 @@ class Seen(Struct):
     most_others: int = 0
     slowdowns: set[str] = set()
 
-    def look(self, gpu: Gpu) -> None:
+    def look(self, gpu: NvmlGpu) -> None:
         """Take in what ``gpu`` is like now."""
         self.process_peak_bytes = _larger(self.process_peak_bytes, gpu.process_bytes())
         self.device_peak_bytes = _larger(self.device_peak_bytes, gpu.device_bytes())
@@ -146,7 +146,7 @@ class Seen(Struct):
 class Watch:
     """A context in which a thread looks at a GPU every `SAMPLE_SECONDS`."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: NvmlGpu) -> None:
         self.seen = Seen()
         self._gpu = gpu
         self._over = threading.Event()

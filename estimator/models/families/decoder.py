@@ -17,7 +17,7 @@ from lorabench.estimator.models.families.fields import (
     Dropout,
     Fraction,
     LayerCount,
-    Positive,
+    PositiveFloat,
     Size,
 )
 from lorabench.estimator.models.families.rotary import Rotary, rotary_parameters
@@ -47,13 +47,13 @@ class DecoderConfig(Struct, kw_only=True):
     hidden_act: Activation = "silu"
     max_position_embeddings: Size = 2048
     initializer_range: Fraction = 0.02
-    rms_norm_eps: Positive = 1e-6
+    rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
     attention_dropout: Dropout | None = 0.0
     rope_parameters: Rotary | None = None
     rope_scaling: Rotary | None = None
-    rope_theta: Positive | None = None
-    partial_rotary_factor: Positive | None = None
+    rope_theta: PositiveFloat | None = None
+    partial_rotary_factor: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         if self.num_key_value_heads is None:

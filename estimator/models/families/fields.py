@@ -9,7 +9,7 @@ from msgspec import Meta
 Size = Annotated[int, Meta(ge=1, le=2**24)]
 """A width, a vocabulary, a number of positions. The bound is far above any real model and keeps sums exact."""
 LayerCount = Annotated[int, Meta(ge=1, le=2**14)]
-Positive = Annotated[float, Meta(gt=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Dropout = Annotated[float, Meta(ge=0, lt=1)]
 Activation = Literal["silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lorabench.estimator.models.families.decoder import DecoderConfig, norms, projections
-from lorabench.estimator.models.families.fields import Activation, LayerType, Positive, Size, layer_types
+from lorabench.estimator.models.families.fields import Activation, LayerType, PositiveFloat, Size, layer_types
 from lorabench.estimator.models.spec import Linear, Weight
 
 
@@ -24,8 +24,8 @@ class Config(DecoderConfig, kw_only=True, rename={"hidden_act": "hidden_activati
     query_pre_attn_scalar: Size = 256
     sliding_window: Size | None = 4096
     layer_types: list[LayerType] | None = None
-    final_logit_softcapping: Positive | None = 30.0
-    attn_logit_softcapping: Positive | None = 50.0
+    final_logit_softcapping: PositiveFloat | None = 30.0
+    attn_logit_softcapping: PositiveFloat | None = 50.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

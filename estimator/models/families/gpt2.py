@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from lorabench.estimator.models.families.decoder import NOT_TOKENS, norms
-from lorabench.estimator.models.families.fields import Activation, Dropout, Fraction, LayerCount, Positive, Size
+from lorabench.estimator.models.families.fields import Activation, Dropout, Fraction, LayerCount, PositiveFloat, Size
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 
@@ -27,7 +27,7 @@ class Config(Struct, kw_only=True):
     resid_pdrop: Dropout = 0.1
     embd_pdrop: Dropout = 0.1
     attn_pdrop: Dropout = 0.1
-    layer_norm_epsilon: Positive = 1e-5
+    layer_norm_epsilon: PositiveFloat = 1e-5
     initializer_range: Fraction = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False

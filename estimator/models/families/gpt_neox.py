@@ -13,7 +13,7 @@ from lorabench.estimator.models.families.fields import (
     Dropout,
     Fraction,
     LayerCount,
-    Positive,
+    PositiveFloat,
     Size,
 )
 from lorabench.estimator.models.families.rotary import Rotary, rotary_parameters
@@ -35,14 +35,14 @@ class Config(Struct, kw_only=True):
     attention_dropout: Dropout = 0.0
     hidden_dropout: Dropout = 0.0
     attention_bias: bool = True
-    layer_norm_eps: Positive = 1e-5
+    layer_norm_eps: PositiveFloat = 1e-5
     initializer_range: Fraction = 0.02
     use_parallel_residual: bool = True
     tie_word_embeddings: bool = False
     rope_parameters: Rotary | None = None
     rope_scaling: Rotary | None = None
-    rotary_emb_base: Positive | None = None
-    rotary_pct: Positive | None = None
+    rotary_emb_base: PositiveFloat | None = None
+    rotary_pct: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:

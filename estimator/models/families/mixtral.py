@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lorabench.estimator.models.families.decoder import DecoderConfig, experts
-from lorabench.estimator.models.families.fields import Dropout, Positive, Size
+from lorabench.estimator.models.families.fields import Dropout, PositiveFloat, Size
 from lorabench.estimator.models.spec import Linear, Weight
 
 
@@ -17,7 +17,7 @@ class Config(DecoderConfig, kw_only=True):
 
     num_key_value_heads: Size | None = 8
     max_position_embeddings: Size = 131072
-    rms_norm_eps: Positive = 1e-5
+    rms_norm_eps: PositiveFloat = 1e-5
     sliding_window: Size | None = None
     num_local_experts: Size = 8
     num_experts_per_tok: Size = 2

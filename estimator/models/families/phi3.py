@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lorabench.estimator.models.families.decoder import DecoderConfig
-from lorabench.estimator.models.families.fields import Dropout, Positive, Size
+from lorabench.estimator.models.families.fields import Dropout, PositiveFloat, Size
 from lorabench.estimator.models.spec import Linear
 
 
@@ -17,7 +17,7 @@ class Config(DecoderConfig, kw_only=True):
 
     max_position_embeddings: Size = 4096
     original_max_position_embeddings: Size = 4096
-    rms_norm_eps: Positive = 1e-5
+    rms_norm_eps: PositiveFloat = 1e-5
     sliding_window: Size | None = None
     resid_pdrop: Dropout = 0.0
     embd_pdrop: Dropout = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from lorabench.estimator.models.families.fields import Positive, Size
+from lorabench.estimator.models.families.fields import PositiveFloat, Size
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -24,20 +24,20 @@ class Rotary(Struct, kw_only=True, omit_defaults=True):
     rope_type: str | None = None
     type: str | None = None
     """The first name of rope_type."""
-    rope_theta: Positive | None = None
-    partial_rotary_factor: Positive | None = None
-    factor: Positive | None = None
+    rope_theta: PositiveFloat | None = None
+    partial_rotary_factor: PositiveFloat | None = None
+    factor: PositiveFloat | None = None
     original_max_position_embeddings: Size | None = None
-    attention_factor: Positive | None = None
-    beta_fast: Positive | None = None
-    beta_slow: Positive | None = None
-    mscale: Positive | None = None
+    attention_factor: PositiveFloat | None = None
+    beta_fast: PositiveFloat | None = None
+    beta_slow: PositiveFloat | None = None
+    mscale: PositiveFloat | None = None
     mscale_all_dim: float | None = None
     truncate: bool | None = None
-    short_factor: list[Positive] | None = None
-    long_factor: list[Positive] | None = None
-    low_freq_factor: Positive | None = None
-    high_freq_factor: Positive | None = None
+    short_factor: list[PositiveFloat] | None = None
+    long_factor: list[PositiveFloat] | None = None
+    low_freq_factor: PositiveFloat | None = None
+    high_freq_factor: PositiveFloat | None = None
 
 
 def rotary_parameters(

@@ -13,27 +13,27 @@ from lorabench.bench.check.findings import (
     EXIT_CODES,
     Comparison,
     Finding,
+    Judgement,
     Metric,
     RecipeComparison,
     Unmatched,
-    Verdict,
 )
 from lorabench.cli.listing import folded
 from lorabench.estimator.quantities import in_gib
 
-COLORS: dict[Verdict, str] = {
+COLORS: dict[Judgement, str] = {
     "regression": "red",
     "suspicious": "yellow",
     "insufficient": "yellow",
     "improvement": "green",
 }
-MARKS: dict[Verdict, str] = {
+MARKS: dict[Judgement, str] = {
     "regression": "❌",
     "suspicious": "⚠️",
     "insufficient": "❔",
     "improvement": "✅",
 }
-LEVELS: dict[Verdict, str] = {
+LEVELS: dict[Judgement, str] = {
     "regression": "error",
     "suspicious": "warning",
     "insufficient": "warning",

@@ -70,7 +70,7 @@ def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates, h
         except UserError as error:
             return Row(label=label, verdict="cannot run", reason=str(error))
     try:
-        memory = estimate_memory(spec, recipe, facts.kind, rates.device.architecture)
+        memory = estimate_memory(spec, recipe, facts.kind, rates.device.compute_capability)
     except UserError as error:
         return Row(label=label, reason=str(error))
     return Row(label=label, memory=memory, speed=rates.throughput(spec, recipe), verdict=predict_fit(memory, facts))

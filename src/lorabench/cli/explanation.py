@@ -8,7 +8,7 @@ from lorabench.cli.listing import WIDTH, Column, as_markdown, folded
 from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
-    from lorabench.estimator.explanation import Explanation, Line, Section
+    from lorabench.estimator.explanation import Derivation, Explanation, Line
 
 INDENT = "  "
 ROOM = WIDTH - len(INDENT)
@@ -32,7 +32,7 @@ def explanation_as_markdown(explanation: Explanation) -> str:
     return "\n\n".join(["### Letters", legend, *map(_section_as_markdown, explanation.sections)])
 
 
-def _section_as_text(section: Section) -> str:
+def _section_as_text(section: Derivation) -> str:
     lines = [text for line in section.lines for text in _line_as_text(line)]
     return _block(_title(section), [*folded(section.remark, ROOM), *lines])
 
@@ -50,7 +50,7 @@ def _block(title: str, lines: list[str]) -> str:
     return "\n".join([title, *(INDENT + line for line in lines)])
 
 
-def _section_as_markdown(section: Section) -> str:
+def _section_as_markdown(section: Derivation) -> str:
     parts = [f"### {_title(section)}", *([section.remark] if section.remark else [])]
     if section.lines:
         lines = section.lines
@@ -69,7 +69,7 @@ def _section_as_markdown(section: Section) -> str:
     return "\n\n".join(parts)
 
 
-def _title(section: Section) -> str:
+def _title(section: Derivation) -> str:
     if section.component is None:
         return section.title
     total = sum(line.bytes for line in section.lines)

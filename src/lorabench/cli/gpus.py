@@ -54,7 +54,7 @@ def _flat(device: Device) -> dict[str, object]:
         "usable_bytes": device.usable_bytes,
         "bandwidth_bytes_per_second": device.bandwidth_bytes_per_second,
         **{f"{dtype}_flops_per_second": device.peak_flops_per_second.get(dtype) for dtype in DTYPES},
-        "architecture": device.architecture,
+        "compute_capability": device.compute_capability,
         "multiprocessors": device.multiprocessors,
         "cache_bytes": device.cache_bytes,
         "tdp_watts": device.tdp_watts,
@@ -73,7 +73,7 @@ def _columns(devices: list[Device]) -> list[Column]:
         Column("GiB", [f"{device.memory_bytes / 2**30:.1f}" for device in devices]),
         Column("GB/s", [f"{(device.bandwidth_bytes_per_second or 0) / 1e9:.0f}" for device in devices]),
         *(Column(short, [_tera(device, dtype) for device in devices]) for dtype, short in DTYPES.items()),
-        Column("arch", [device.architecture or "" for device in devices]),
+        Column("arch", [device.compute_capability or "" for device in devices]),
         Column("watts", [str(device.tdp_watts) for device in devices]),
     ]
 

@@ -59,7 +59,7 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
         raise UserError("--expandable-segments is a setting of CUDA's allocator: leave it out with --kernels cpu")
     if gpu is not None and kernels == "cpu":
         raise UserError("--gpu has no meaning with --kernels cpu: leave one of them out")
-    architecture = None if gpu is None else find_device(gpu).architecture
+    compute_capability = None if gpu is None else find_device(gpu).compute_capability
     spec = find_model(model)
     recipe = recipe_from(spec.name, options)
     with progress() as say:
@@ -71,7 +71,7 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
             spec,
             recipe,
             kernels=kernels,
-            architecture=architecture,
+            compute_capability=compute_capability,
             expandable_segments=expandable_segments,
             on_progress=say,
         )

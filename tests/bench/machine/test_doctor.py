@@ -24,10 +24,10 @@ from lorabench.bench.machine.doctor import (
     known_sets,
     run_probe,
 )
-from lorabench.bench.machine.doctor_probe import Gpu, Probe, driver_of_kernel_module
+from lorabench.bench.machine.doctor_probe import Probe, ProbedGpu, driver_of_kernel_module
 
-A100 = Gpu(name="A100", memory_bytes=80 * 2**30, free_bytes=79 * 2**30, capability="8.0", bfloat16=True)
-T4 = Gpu(name="T4", memory_bytes=15 * 2**30, free_bytes=15 * 2**30, capability="7.5", bfloat16=False)
+A100 = ProbedGpu(name="A100", memory_bytes=80 * 2**30, free_bytes=79 * 2**30, capability="8.0", bfloat16=True)
+T4 = ProbedGpu(name="T4", memory_bytes=15 * 2**30, free_bytes=15 * 2**30, capability="7.5", bfloat16=False)
 ON_CPU = Probe(quantization_errors={"cpu": None})
 ON_A100 = Probe(torch_cuda="13.0", driver="580.1", gpus=(A100,), quantization_errors={"cpu": None, "cuda": None})
 INSTALLED = {

@@ -16,7 +16,7 @@ from lorabench.bench.machine.doctor import diagnose
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord
 from lorabench.bench.records.run_settings import Settings
-from lorabench.bench.running.jobs import Answer, Job
+from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.runner import run_suite
 from lorabench.bench.running.workers import Workers
 from lorabench.bench.suites.suite_file import load_suite
@@ -60,7 +60,7 @@ def test_workers_are_forked_since_no_import_starts_cuda(tmp_path: Path) -> None:
     job = Job(recipe=make_recipe("test/llama", seq_len=16, dtype="float32"), spec=SPEC, settings=settings)
     with Workers(tmp_path) as workers:
         number = workers.start(job, {})
-        answers: dict[int, Answer] = {}
+        answers: dict[int, JobResult] = {}
         while number not in answers:
             answers |= workers.wait(10)
         assert workers.forks is True

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from lorabench.bench.records.run_settings import Settings
-from lorabench.bench.running.jobs import Answer, Job
+from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.running.workers import SERVER as REAL_SERVER
 from lorabench.estimator.errors import UserError
@@ -57,7 +57,7 @@ def gone(pid: int) -> bool:
         os.close(handle)
 
 
-def answer_of(workers: Workers, number: int) -> Answer:
+def answer_of(workers: Workers, number: int) -> JobResult:
     until = time.monotonic() + 120
     while time.monotonic() < until:
         answers = workers.wait(0.5)
@@ -146,8 +146,8 @@ def test_a_worker_can_be_ended_before_it_has_begun(workers: Workers) -> None:
     assert all(answer_of_any.outcome == "error" for answer_of_any in _all(workers, numbers))
 
 
-def _all(workers: Workers, numbers: list[int]) -> list[Answer]:
-    answers: dict[int, Answer] = {}
+def _all(workers: Workers, numbers: list[int]) -> list[JobResult]:
+    answers: dict[int, JobResult] = {}
     until = time.monotonic() + 120
     while len(answers) < len(numbers):
         assert time.monotonic() < until

@@ -40,7 +40,7 @@ def recipes() -> tuple[Planned, ...]:
 def estimates(gpu: str) -> list[tuple[Planned, Breakdown, str]]:
     """Return each recipe with its estimate and the verdict on ``gpu``."""
     device = find_device(gpu)
-    memories = [estimate_memory(each.spec, each.recipe, "cuda", device.architecture) for each in recipes()]
+    memories = [estimate_memory(each.spec, each.recipe, "cuda", device.compute_capability) for each in recipes()]
     verdicts = [hold_against(memory, device.memory_bytes)[0] for memory in memories]
     return list(zip(recipes(), memories, verdicts, strict=True))
 
@@ -148,7 +148,7 @@ def _architecture(record: RunRecord) -> str | None:
         device: Device = find_device(record.device.name)
     except UserError:
         return None
-    return device.architecture
+    return device.compute_capability
 
 
 def measured_gpus(reference: Path) -> list[Path]:

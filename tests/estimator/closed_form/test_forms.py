@@ -14,8 +14,8 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
 from lorabench.estimator.closed_form.sizes import monomial_values
 from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Kernels
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from tests.small_models import FAMILIES, small_model
@@ -57,7 +57,7 @@ def sample(family: str, many: int) -> list[tuple[ModelSpec, Recipe]]:
 
 @pytest.mark.parametrize("kernels", ["cuda", "cpu"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_forms_say_what_the_step_says(family: str, kernels: Kernels) -> None:
+def test_forms_say_what_the_step_says(family: str, kernels: Backend) -> None:
     for spec, recipe in sample(family, 5):
         values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
         moments = [
@@ -118,7 +118,7 @@ def test_a_form_serves_every_batch_length_and_rank_of_its_setup(monkeypatch: pyt
     forms.compile_form.cache_clear()
     runs: list[Recipe] = []
 
-    def watched(spec: ModelSpec, recipe: Recipe, kernels: Kernels) -> Any:
+    def watched(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> Any:
         runs.append(recipe)
         return step_moments(spec, recipe, kernels)
 

@@ -93,7 +93,7 @@ def test_a_size_is_a_gpu_of_which_only_the_memory_is_known(text: str, gib: float
     device = find_device(text)
     assert device.memory_bytes == gib * GIB
     assert (device.bandwidth_bytes_per_second, device.peak_flops_per_second) == (None, {})
-    assert (device.supports_bfloat16, device.tdp_watts, device.architecture) == (None, None, None)
+    assert (device.supports_bfloat16, device.tdp_watts, device.compute_capability) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_multiprocessors_make_the_float32_peak_at_a_clock_that_gpus_have() -> No
     for name in device_names():
         device = find_device(name)
         assert device.multiprocessors is not None
-        lanes = 64 if device.architecture in ("7.0", "7.5", "8.0") else 128
+        lanes = 64 if device.compute_capability in ("7.0", "7.5", "8.0") else 128
         per_clock = device.multiprocessors * lanes * 2
         assert 0.9e9 < device.peak_flops_per_second["float32"] / per_clock < 3e9, name
 

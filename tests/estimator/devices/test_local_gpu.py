@@ -41,7 +41,7 @@ def test_a_gpu_of_the_catalogue_has_its_rates_and_the_driver_s_memory(monkeypatc
 def test_a_gpu_that_is_not_in_the_catalogue_is_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml_with("NVIDIA Prototype 7", 48 * GIB))
     device = find_device("Local")
-    assert (device.name, device.memory_bytes, device.architecture) == ("NVIDIA Prototype 7", 48 * GIB, "8.9")
+    assert (device.name, device.memory_bytes, device.compute_capability) == ("NVIDIA Prototype 7", 48 * GIB, "8.9")
     assert device.bandwidth_bytes_per_second is None
 
 

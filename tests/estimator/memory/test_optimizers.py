@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lorabench.estimator.memory.breakdown import Kernels
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
 from lorabench.estimator.recipes.parameters import TrainedTensors
 from lorabench.estimator.recipes.recipe import Dtype, Optim, make_recipe
@@ -133,7 +133,7 @@ TENSORS = 7
     ],
 )
 def test_what_an_optimizer_takes_on_a_gpu(optim: Optim, dtype: Dtype, states: int, temporaries: int) -> None:
-    cuda: Kernels = "cuda"
+    cuda: Backend = "cuda"
     tensors = [TrainedTensors(shape, count, dtype) for shape, count in SHAPES["adapters"]]
     assert optimizer_bytes(optim, tensors, cuda) == OptimizerBytes(states, temporaries)
 

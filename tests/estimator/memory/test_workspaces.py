@@ -42,35 +42,35 @@ def test_two_threads_have_one_each_from_the_first_step_on(gpu: str, each: int) -
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("architecture", [None, "9.0"])
-def test_the_trace_has_them_too(architecture: str | None) -> None:
+@pytest.mark.parametrize("compute_capability", [None, "9.0"])
+def test_the_trace_has_them_too(compute_capability: str | None) -> None:
     spec = small_model("llama")
     recipe = make_recipe(spec.name, seq_len=128, batch_size=2)
-    traced = trace(spec, recipe, architecture=architecture)
-    estimated = estimate_memory(spec, recipe, architecture=architecture)
+    traced = trace(spec, recipe, compute_capability=compute_capability)
+    estimated = estimate_memory(spec, recipe, compute_capability=compute_capability)
     assert traced.memory.components["workspaces"] == estimated.components["workspaces"]
     assert traced.memory.peak_allocated_bytes == pytest.approx(estimated.peak_allocated_bytes, rel=1e-3)
     (listed,) = [tensors for tensors in traced.tensors if tensors.component == "workspaces"]
-    assert (listed.count, listed.bytes) == (2, workspaces(architecture).bytes)
+    assert (listed.count, listed.bytes) == (2, workspaces(compute_capability).bytes)
     assert trace(spec, recipe, kernels="cpu").memory.components["workspaces"] == 0
 
 
 def test_arrays_have_those_of_the_gpu() -> None:
     spec = small_model("llama")
     recipe = make_recipe(spec.name, batch_size=3)
-    (peak,) = estimate_memory_grid(spec, recipe, np.array([3]), recipe.seq_len, architecture="9.0")
-    assert peak == estimate_memory(spec, recipe, architecture="9.0").peak_allocated_bytes
+    (peak,) = estimate_memory_grid(spec, recipe, np.array([3]), recipe.seq_len, compute_capability="9.0")
+    assert peak == estimate_memory(spec, recipe, compute_capability="9.0").peak_allocated_bytes
 
 
-@pytest.mark.parametrize("architecture", [None, "7.5", "8.9", "9.0", "10.0", "12.0", "gfx90a", "gfx942"])
-def test_ranges_hold_what_torch_s_versions_and_unknown_gpus_take(architecture: str | None) -> None:
-    least, point, most = workspaces(architecture)
+@pytest.mark.parametrize("compute_capability", [None, "7.5", "8.9", "9.0", "10.0", "12.0", "gfx90a", "gfx942"])
+def test_ranges_hold_what_torch_s_versions_and_unknown_gpus_take(compute_capability: str | None) -> None:
+    least, point, most = workspaces(compute_capability)
     assert 2 * EARLIER <= least <= point < most
-    taken = reserve({"weights": 10**9, "workspaces": point}, architecture=architecture)
+    taken = reserve({"weights": 10**9, "workspaces": point}, compute_capability=compute_capability)
     low, high = taken.reserved_range
     assert low <= taken.reserved <= high
     assert high - low == pytest.approx(most - least, abs=2 * MIB)
-    if architecture is None:
+    if compute_capability is None:
         for known in ("8.0", "9.0", "12.0"):
             assert least <= workspaces(known).least <= workspaces(known).most <= most
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lorabench.bench.measuring.meters.driver import SAMPLE_SECONDS, Gpu, Seen, Watch
+from lorabench.bench.measuring.meters.driver import SAMPLE_SECONDS, NvmlGpu, Seen, Watch
 
 GIB = 2**30
 
@@ -63,8 +63,8 @@ class Recorded:
         return self._say("reasons")
 
 
-def gpu(**facts: Any) -> Gpu:
-    return Gpu(Recorded(**facts), object())
+def gpu(**facts: Any) -> NvmlGpu:
+    return NvmlGpu(Recorded(**facts), object())
 
 
 def test_facts_come_in_their_units() -> None:
@@ -112,7 +112,7 @@ def test_a_hot_gpu_is_a_disturbance_and_one_at_its_power_limit_is_not() -> None:
 
 def test_a_watch_keeps_the_extremes_of_what_it_sees_meanwhile() -> None:
     library = Recorded()
-    with Watch(Gpu(library, object())) as seen:
+    with Watch(NvmlGpu(library, object())) as seen:
         library.facts |= {"used": 9 * GIB, "clock": 1200}
         until = time.monotonic() + 100 * SAMPLE_SECONDS
         while seen.device_peak_bytes != 9 * GIB and time.monotonic() < until:
@@ -124,4 +124,4 @@ def test_a_watch_keeps_the_extremes_of_what_it_sees_meanwhile() -> None:
 
 
 def test_without_a_driver_there_is_no_gpu() -> None:
-    assert Gpu.open("00000000-0000-0000-0000-000000000000") is None
+    assert NvmlGpu.open("00000000-0000-0000-0000-000000000000") is None
