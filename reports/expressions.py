@@ -2,6 +2,10 @@
 
 A function of the estimator that takes numbers is given `Symbol`s. What it does with them is recorded as steps, which
 `js/expressions.js` runs with the numbers that people choose. So each formula stands in Python alone.
+
+The alternative is a grid of results. The page offers 256 batch sizes, 1,024 lengths, 10 ranks and 6 recipes: 16 million
+results for each model and class of GPU. A coarser grid would need interpolation, which is not exact. The programs of
+one model take 296 kB, 20 kB compressed (Llama-3.1-8B, November 2026).
 """
 
 from __future__ import annotations
