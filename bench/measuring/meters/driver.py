@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from msgspec import Struct
 
 SAMPLE_SECONDS = 0.05
-"""Between two looks at the GPU; a look takes the driver well under a millisecond."""
+"""Between two samples of the GPU."""
 SLOWDOWNS = {
     0x08: "a hardware slowdown (temperature, power brake or supply)",
     0x20: "its temperature, as the driver decided",
@@ -50,9 +50,10 @@ class NvmlGpu:
         return None
 
     def _ask(self, question: Callable[..., Fact], *arguments: Any) -> Fact | None:
+        # A driver older than the library lacks functions; pynvml then raises an error that is no NVMLError.
         try:
             return question(*arguments)
-        except self._nvml.NVMLError:
+        except (self._nvml.NVMLError, self._nvml.NVMLLibraryMismatchError):
             return None
 
     def device_bytes(self) -> int | None:
@@ -60,21 +61,11 @@ class NvmlGpu:
         memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, self._handle)
         return None if memory is None else int(memory.used)
 
-    def process_bytes(self) -> int | None:
-        """Return the bytes that this process takes, context included; None where the driver cannot tell."""
-        own, _ = self._processes()
-        taken = None if own is None else own.usedGpuMemory
-        return None if taken is None else int(taken)
+    def processes(self) -> tuple[int | None, int | None]:
+        """Return the bytes of this process, CUDA context included, and the number of other processes.
 
-    def others(self) -> int | None:
-        """Return how many other processes compute on it."""
-        _, others = self._processes()
-        return others
-
-    def _processes(self) -> tuple[Any, int | None]:
-        """Return this process as the driver lists it (None where it does not), and how many others it lists.
-
-        In a container with process ids of its own, this process has another id there: a single one is taken for it.
+        Each is None if the driver does not report it. In a container with its own process ids the driver lists this
+        process under another id: if it lists a single process, that is this one.
         """
         listed = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, self._handle)
         if listed is None:
@@ -82,7 +73,8 @@ class NvmlGpu:
         own = [process for process in listed if process.pid == os.getpid()]
         if not own and len(listed) == 1:
             own = listed
-        return (own[0] if own else None), max(0, len(listed) - 1)
+        taken = own[0].usedGpuMemory if own else None
+        return None if taken is None else int(taken), max(0, len(listed) - 1)
 
     def joules(self) -> float | None:
         """Return the energy that it has taken since the driver was loaded."""
@@ -122,16 +114,19 @@ class Seen(Struct):
     """Lowest and highest."""
     most_others: int = 0
     slowdowns: set[str] = set()
+    broke_off: str = ""
+    """The error that ended the sampling early; "" if none did."""
 
     def look(self, gpu: NvmlGpu) -> None:
         """Take in what ``gpu`` is like now."""
-        self.process_peak_bytes = _larger(self.process_peak_bytes, gpu.process_bytes())
+        process_bytes, others = gpu.processes()
+        self.process_peak_bytes = _larger(self.process_peak_bytes, process_bytes)
         self.device_peak_bytes = _larger(self.device_peak_bytes, gpu.device_bytes())
         clock = gpu.sm_clock_mhz()
         if clock is not None:
             low, high = self.sm_clock_mhz or (clock, clock)
             self.sm_clock_mhz = min(low, clock), max(high, clock)
-        self.most_others = max(self.most_others, gpu.others() or 0)
+        self.most_others = max(self.most_others, others or 0)
         self.slowdowns = self.slowdowns | gpu.slowdowns()
 
     def disturbances(self) -> list[str]:
@@ -140,7 +135,9 @@ class Seen(Struct):
         if self.most_others:
             plural = "es" if self.most_others > 1 else ""
             shared.append(f"the GPU was shared with {self.most_others} other process{plural}")
-        return shared + [f"the GPU's clocks were held down by {what}" for what in sorted(self.slowdowns)]
+        held_down = [f"the GPU's clocks were held down by {what}" for what in sorted(self.slowdowns)]
+        unseen = [f"the GPU was not watched to the end: {self.broke_off}"] if self.broke_off else []
+        return shared + held_down + unseen
 
 
 class Watch:
@@ -163,8 +160,11 @@ class Watch:
         self.seen.look(self._gpu)
 
     def _look_on(self) -> None:
-        while not self._over.wait(SAMPLE_SECONDS):
-            self.seen.look(self._gpu)
+        try:
+            while not self._over.wait(SAMPLE_SECONDS):
+                self.seen.look(self._gpu)
+        except Exception as error:  # a thread's exception reaches nobody, and the readings would look complete
+            self.seen.broke_off = f"{type(error).__name__}: {error}"
 
 
 def _larger(one: int | None, other: int | None) -> int | None:

@@ -18,10 +18,15 @@ class RecordedError(Exception):
     """As NVML raises where a GPU or a container does not tell."""
 
 
+class OldDriverError(Exception):
+    """As pynvml raises where the driver is older than the library: no NVMLError."""
+
+
 class Recorded:
     """A management library that says what it is told to; what is None raises."""
 
     NVMLError = RecordedError
+    NVMLLibraryMismatchError = OldDriverError
     NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
 
     def __init__(self, **facts: Any) -> None:
@@ -38,6 +43,8 @@ class Recorded:
     def _say(self, fact: str) -> Any:
         if self.facts[fact] is None:
             raise self.NVMLError("Not Supported")
+        if isinstance(self.facts[fact], Exception):
+            raise self.facts[fact]
         return self.facts[fact]
 
     def nvmlDeviceGetMemoryInfo(self, handle: object) -> Any:  # noqa: N802
@@ -69,14 +76,14 @@ def gpu(**facts: Any) -> NvmlGpu:
 
 def test_facts_come_in_their_units() -> None:
     told = gpu()
-    assert (told.device_bytes(), told.process_bytes(), told.others()) == (5 * GIB, 4 * GIB, 0)
+    assert (told.device_bytes(), told.processes()) == (5 * GIB, (4 * GIB, 0))
     assert (told.joules(), told.power_limit_watts()) == (1500.0, 700.0)
     assert (told.sm_clock_mhz(), told.highest_sm_clock_mhz(), told.highest_memory_clock_mhz()) == (1755, 1980, 2619)
 
 
 def test_what_the_driver_does_not_tell_is_unknown() -> None:
     told = gpu(used=None, processes=None, millijoules=None, clock=None, reasons=None, milliwatts=None)
-    assert (told.device_bytes(), told.process_bytes(), told.others(), told.joules()) == (None, None, None, None)
+    assert (told.device_bytes(), told.processes(), told.joules()) == (None, (None, None), None)
     assert (told.sm_clock_mhz(), told.power_limit_watts(), told.slowdowns()) == (None, None, set())
     seen = Seen()
     seen.look(told)
@@ -97,7 +104,7 @@ def test_other_processes_are_told_from_this_one(
     processes: list[tuple[int, int | None]], own_bytes: int | None, others: int
 ) -> None:
     told = gpu(processes=processes)
-    assert (told.process_bytes(), told.others()) == (own_bytes, others)
+    assert told.processes() == (own_bytes, others)
 
 
 def test_a_hot_gpu_is_a_disturbance_and_one_at_its_power_limit_is_not() -> None:
@@ -121,6 +128,21 @@ def test_a_watch_keeps_the_extremes_of_what_it_sees_meanwhile() -> None:
     assert seen.device_peak_bytes == 9 * GIB
     assert seen.sm_clock_mhz == (1200, 1755)
     assert seen.disturbances() == []
+
+
+def test_a_driver_older_than_the_library_tells_no_processes() -> None:
+    assert gpu(processes=OldDriverError("Unversioned function called")).processes() == (None, None)
+
+
+def test_a_watch_that_breaks_off_says_so() -> None:
+    library = Recorded()
+    with Watch(NvmlGpu(library, object())) as seen:
+        library.facts["clock"] = ValueError("gibberish")
+        until = time.monotonic() + 100 * SAMPLE_SECONDS
+        while not seen.broke_off and time.monotonic() < until:
+            time.sleep(SAMPLE_SECONDS / 5)
+        library.facts["clock"] = 1500
+    assert seen.disturbances() == ["the GPU was not watched to the end: ValueError: gibberish"]
 
 
 def test_without_a_driver_there_is_no_gpu() -> None:
