@@ -80,6 +80,7 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
         parameters=count_built(model, spec),
         memory=memory,
         active_peak_bytes=read.active_peak_bytes,
+        requested_peak_bytes=read.requested_peak_bytes,
         loading_peak_bytes=read.loading_peak_bytes,
         evaluation_peak_bytes=read.evaluation_peak_bytes,
         nvml_process_peak_bytes=read.nvml_process_peak_bytes,

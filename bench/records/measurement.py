@@ -25,6 +25,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
     the allocator's own."""
     active_peak_bytes: Bytes | None = None
     """Most bytes in blocks that were in use or waited for a stream, as CUDA's allocator counts them."""
+    requested_peak_bytes: Bytes | None = None
+    """Most bytes that tensors asked CUDA's allocator for, before it rounded them up to blocks."""
     loading_peak_bytes: Bytes | None = None
     """Most bytes allocated while the model was built, before the first step."""
     evaluation_peak_bytes: Bytes | None = None

@@ -22,7 +22,7 @@ from lorabench.estimator.typed_values import convert
 
 SCHEMA_VERSION = 2
 SUFFIX = ".record.json"
-SNAPSHOT_SUFFIX = ".memory-snapshot.json"
+SNAPSHOT_SUFFIX = ".memory-snapshot.json.gz"
 """Of the file beside a record in which CUDA's allocator tells what it did over one step, where that was asked for."""
 
 Outcome = Literal["ok", "oom", "error", "timeout", "skipped"]

@@ -105,7 +105,11 @@ class CudaMeter:
         told = self.readings
         self._allocated_peak = torch.cuda.max_memory_allocated()
         self._reserved_peak = torch.cuda.max_memory_reserved()
-        told.active_peak_bytes = torch.cuda.memory_stats()["active_bytes.all.peak"]
+        counters = torch.cuda.memory_stats()
+        told.active_peak_bytes = counters["active_bytes.all.peak"]
+        told.requested_peak_bytes = counters["requested_bytes.all.peak"]
+        # Each thread that multiplied keeps a workspace. Trainer's thread is gone, and its own would be counted too.
+        torch._C._cuda_clearCublasWorkspaces()
         told.rss_peak_bytes = resident_memory.peak_bytes() if forgotten else None
         told.energy_joules = None if before is None or after is None else after - before
         told.nvml_process_peak_bytes = seen.process_peak_bytes

@@ -27,6 +27,7 @@ class Readings(Struct, kw_only=True):
     loading_peak_bytes: int | None = None
     evaluation_peak_bytes: int | None = None
     active_peak_bytes: int | None = None
+    requested_peak_bytes: int | None = None
     nvml_process_peak_bytes: int | None = None
     nvml_device_peak_bytes: int | None = None
     rss_peak_bytes: int | None = None

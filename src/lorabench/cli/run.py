@@ -68,7 +68,7 @@ NOTHING_MEASURED = 3
 @click.option("--dataset", type=NamedPath(), help="Text or .jsonl file. [text that Python ships]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1001), default=0, help="Of random weights and dropout. [0]")
 @click.option("--timeline", is_flag=True, help="Record live bytes over one step.")
-@click.option("--memory-snapshot", is_flag=True, help="Write CUDA's allocator history of one step, as JSON.")
+@click.option("--memory-snapshot", is_flag=True, help="Write CUDA's allocator history of one step, as gzipped JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every setting, and tracebacks.")
 @click.pass_obj

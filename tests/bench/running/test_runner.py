@@ -408,7 +408,9 @@ def test_a_memory_snapshot_goes_beside_the_record_of_a_gpu(tmp_path: Path, prete
     finished, _ = run(tmp_path / "gpu", PICK, settings=asked)
     [bell] = (tmp_path / "bell").glob("*.worker")
     record = tmp_path / "gpu" / finished.records[0].file_name
-    assert json.loads(bell.read_text())["snapshot_path"] == str(record).replace(".record.", ".memory-snapshot.")
+    assert json.loads(bell.read_text())["snapshot_path"] == str(record).replace(
+        ".record.json", ".memory-snapshot.json.gz"
+    )
     _, seen = run(tmp_path / "gpu", PICK, settings=asked, resume=True)
     assert [one.resumed for one in seen] == [False]  # for the pretending worker wrote none
     Path(json.loads(bell.read_text())["snapshot_path"]).touch()

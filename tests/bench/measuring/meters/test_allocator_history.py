@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sysconfig
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lorabench.bench.measuring.meters.allocator_history import live_bytes, write_snapshot
+from lorabench.bench.measuring.meters.allocator_history import FRAMES_KEPT, live_bytes, write_snapshot
 from lorabench.bench.measuring.meters.counted_step import TIMELINE_POINTS, thinned
 from lorabench.estimator.errors import UserError
 
@@ -40,13 +41,20 @@ def test_a_snapshot_is_json_that_names_nobodys_folders(tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", "/home/somebody")
     files = [f"{sysconfig.get_path('purelib')}/torch/nn/modules/linear.py", "/home/somebody/train.py"]
     events = [{**event, "frames": [{"filename": name, "line": 1, "name": "f"} for name in files]} for event in EVENTS]
-    write_snapshot({"segments": [], "device_traces": [events]}, tmp_path / "a.json")
-    told = json.loads((tmp_path / "a.json").read_text())
+    write_snapshot({"segments": [], "device_traces": [events]}, tmp_path / "a.json.gz")
+    told = json.loads(gzip.decompress((tmp_path / "a.json.gz").read_bytes()))
     assert [frame["filename"] for frame in told["device_traces"][0][1]["frames"]] == [
         "torch/nn/modules/linear.py",
         "~/train.py",
     ]
     assert told["device_traces"][0][1]["size"] == 1000
+
+
+def test_a_snapshot_keeps_the_frames_nearest_the_request(tmp_path: Path) -> None:
+    frames = [{"filename": "a.py", "line": line, "name": "f"} for line in range(FRAMES_KEPT + 40)]
+    write_snapshot({"device_traces": [[{**EVENTS[1], "frames": frames}]]}, tmp_path / "a.json.gz")
+    [[event]] = json.loads(gzip.decompress((tmp_path / "a.json.gz").read_bytes()))["device_traces"]
+    assert [frame["line"] for frame in event["frames"]] == list(range(FRAMES_KEPT))
 
 
 def test_a_snapshot_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
