@@ -13,6 +13,7 @@ from lorabench.bench.measuring.meters.allocator_history import record_step
 from lorabench.bench.measuring.meters.cpu import CpuMeter
 from lorabench.bench.measuring.meters.cuda import CudaMeter
 from lorabench.bench.measuring.meters.meter import Meter
+from lorabench.bench.measuring.stages import Stages
 from lorabench.bench.measuring.utilisation import utilisation
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import Engine
@@ -49,30 +50,40 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
     import torch
 
     _silence_libraries()
+    stages = Stages()
     learning_steps = settings.warmup_steps + settings.steps
     batches = make_batches(spec, recipe, settings, learning_steps)
+    stages.end("text")
     meter: Meter = CudaMeter() if settings.device == "cuda" else CpuMeter()
+    stages.end("device")
     model, held_bytes = _build(spec, recipe, settings, meter)
     optimizer = make_optimizer(model, recipe)
     step = TrainingStep(model, optimizer, recipe)
     training = Training(step, batches, learning_steps)
+    stages.end("model")
 
     held_out_before = _held_out_loss(meter, step, batches)
     base_loss, adapted_loss = _first_losses(step, batches) if recipe.method != "full" else (None, None)
     meter.settle()
+    stages.end("held out")
     # Whatever was drawn before, every engine trains with the same random numbers from here on.
     torch.manual_seed(settings.seed)
     with _steps_of(settings.engine, training, settings.seed) as train_step:
         warmup_seconds = _warm_up(train_step, meter, settings.warmup_steps)
+        stages.end("warm-up")
         with meter.steady():
             step_seconds = timed_steps(train_step, meter, settings.steps)
             step_seconds += timed_steps(train_step, meter, steps_missing(step_seconds, settings.least_seconds))
+    stages.end("steps")
     phase_seconds = _phase_seconds(training, meter)
+    stages.end("phases")
     held_out_after = _held_out_loss(meter, step, batches)
+    stages.end("held out")
     memory = meter.breakdown(model, step, spec, lambda: batches.of_step(0), held_bytes)
     timeline = meter.timeline(step, lambda: batches.of_step(0)) if settings.timeline else None
     if snapshot_path is not None:
         record_step(lambda: step(batches.of_step(0)), Path(snapshot_path))
+    stages.end("memory")
 
     tokens, read = batches.tokens_per_step(), meter.readings
     used = utilisation(spec, recipe, meter.device_name, median(step_seconds))
@@ -90,6 +101,7 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
         step_seconds=tuple(step_seconds),
         warmup_step_seconds=tuple(warmup_seconds),
         phase_seconds=phase_seconds,
+        stage_seconds=stages.seconds,
         unstable=(*complaints_about(step_seconds), *read.disturbances),
         sm_clock_mhz=read.sm_clock_mhz,
         tokens_per_step=tokens.all,

@@ -46,6 +46,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
     warmup_step_seconds: tuple[float, ...]
     phase_seconds: dict[str, tuple[float, ...]] = {}
     """Phase (of `PHASES`) → its seconds in each of a few steps of their own."""
+    stage_seconds: dict[str, float] = {}
+    """Stage of the measurement (text, device, model, held out, warm-up, steps, phases, memory) → its seconds."""
     unstable: tuple[str, ...] = ()
     """Why the step times are not to be trusted, each in one line; empty where they are."""
     sm_clock_mhz: tuple[int, int] | None = None

@@ -143,6 +143,9 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     """First 12 hex digits of the text file's SHA-256."""
     started_at: str
     """UTC, ISO 8601."""
+    seconds: Annotated[float, Meta(ge=0)] | None = None
+    """From the request for a worker to its answer; None if the record does not say. What the measurement's
+    ``stage_seconds`` leave of it is the start of the process."""
     device: DeviceFacts
     environment: Environment
     outcome: Outcome

@@ -245,6 +245,7 @@ class _Run:
             recipe=planned.recipe,
             model_config=planned.spec.config,
             started_at=one.started_at,
+            seconds=seconds,
             device=one.lane.device,
             environment=self.surroundings.environment,
             outcome=answer.outcome,
