@@ -50,7 +50,7 @@ class Probe(Struct, frozen=True, kw_only=True):
     flash_attention_error: str | None = None
     """Why flash attention, which is installed, does not run here."""
     liger_error: str | None = None
-    """Why Liger's kernels, which are installed, cannot be imported."""
+    """Why Liger's kernels, which are installed, do not run here."""
 
 
 def main() -> None:
@@ -75,8 +75,8 @@ def _with_torch(probe: Probe) -> Probe:
     quantized: dict[str, str | None] = {}
     if importlib.util.find_spec("bitsandbytes") is not None and "bitsandbytes" not in probe.import_errors:
         for device in ("cpu", "cuda") if gpus else ("cpu",):
-            quantized[device] = _error_of(lambda device=device: _quantize(device))  # type: ignore[misc]
-    tried = {"flash_attn": (bool(gpus), _flash_attention), "liger_kernel": (True, _import_liger)}
+            quantized[device] = _error_of(lambda device=device: quantise_to_nf4(device))  # type: ignore[misc]
+    tried = {"flash_attn": (bool(gpus), _flash_attention), "liger_kernel": (bool(gpus), _liger)}
     found = {
         package: _error_of(run) if wanted and importlib.util.find_spec(package) is not None else None
         for package, (wanted, run) in tried.items()
@@ -135,10 +135,10 @@ def _gpu(index: int) -> ProbedGpu:
     )
 
 
-def _quantize(device: str) -> None:
-    """Quantise a tensor to NF4 on ``device`` and back, as qlora does.
+def quantise_to_nf4(device: str) -> float:
+    """Quantise a tensor to NF4 on ``device`` and back, as qlora does; return the largest error.
 
-    Raises RuntimeError where what comes back is not what went in, rounded to the nearest code.
+    Raises RuntimeError if the result is not the input, rounded to the nearest code.
     """
     import bitsandbytes
     import torch
@@ -149,6 +149,7 @@ def _quantize(device: str) -> None:
     error = (bitsandbytes.functional.dequantize_4bit(packed, state) - values).abs()
     if not (error <= LARGEST_NF4_ERROR).all():
         raise RuntimeError(f"quantised values come back wrong by up to {error.max().item():.3g}")
+    return float(error.max().item())
 
 
 def _flash_attention() -> None:
@@ -161,8 +162,26 @@ def _flash_attention() -> None:
     torch.cuda.synchronize()
 
 
-def _import_liger() -> None:
+def _liger() -> None:
     importlib.import_module("liger_kernel.transformers")
+    launch_triton_kernel()
+
+
+def launch_triton_kernel() -> None:
+    """Compile a Triton kernel, as Liger's are, and run it.
+
+    Triton compiles its launcher with the machine's C compiler against Python's headers and the driver's library, so an
+    import shows nothing. Raises whatever is missing, and RuntimeError if the result is wrong.
+    """
+    import torch
+    import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    from lorabench.bench.machine.triton_kernel import add_one
+
+    numbers = torch.zeros(128, device="cuda")
+    add_one[(1,)](numbers, COUNT=triton.next_power_of_2(numbers.numel()))
+    if not (numbers == 1).all():
+        raise RuntimeError("a Triton kernel ran, and its result is wrong")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from lorabench.bench.machine.device_rates import device_rates
 from lorabench.bench.machine.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
+from lorabench.bench.machine.gpu_probe import FILE_NAME, Answer, probe_gpu
 from lorabench.bench.records.record import DeviceFacts, Key, Prediction, RunRecord
 from lorabench.bench.records.results import Results, open_results
 from lorabench.bench.records.run_settings import Settings
@@ -60,6 +61,9 @@ class Watcher:
 
     def ended(self, progress: Progress) -> None:
         """Hear what became of a task, once its record is written."""
+
+    def probed(self, answers: Sequence[Answer]) -> None:
+        """Hear what the GPU answered to the suite's probe."""
 
     def waiting(self) -> None:
         """Hear, a few times a second, that time goes by."""
@@ -115,6 +119,8 @@ def run_suite(
         _refuse_other_devices(results, surroundings)
         settings = replace(settings, device=surroundings.device.kind)
         check_device(settings)
+        if suite.probe:
+            _probe(suite, settings, folder, watcher, resume=resume)
         unable = _without_kernels(suite, settings.device)
         tasks = list(tasks_of(suite, settings, digest_sources(settings)))
         lanes = lanes_of(surroundings)
@@ -287,6 +293,20 @@ def check_device(settings: Settings) -> None:
             "--memory-snapshot is of CUDA's allocator, and recipes run on the CPU here: use --timeline, "
             "which counts live tensors"
         )
+
+
+def _probe(suite: Suite, settings: Settings, folder: Path, watcher: Watcher, *, resume: bool) -> None:
+    """Probe the GPU, as the suite asks; with ``resume`` only what has no answer yet.
+
+    Raises:
+        UserError: recipes run on the CPU.
+    """
+    if settings.device != "cuda":
+        raise UserError(f"suite {suite.name} probes a GPU, and recipes run on the CPU here: run another, such as smoke")
+    path = folder / FILE_NAME
+    if not resume:
+        path.unlink(missing_ok=True)
+    watcher.probed(probe_gpu(path))
 
 
 def _without_kernels(suite: Suite, device: Backend) -> list[str]:

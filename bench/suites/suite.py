@@ -52,6 +52,8 @@ class Suite(Struct, frozen=True, kw_only=True):
     """Steps before the timed ones."""
     repeats: int = 1
     """How often each recipe runs, each time with another seed."""
+    probe: bool = False
+    """Whether the GPU itself is probed before the first recipe (`gpu_probe`)."""
     thresholds: Thresholds = Thresholds()
     """How much worse its results may get."""
 

@@ -74,6 +74,8 @@ KEYS = (
     "steps",
     "warmup_steps",
     "repeats",
+    "probe",
+    "then",
     "defaults",
     "defaults_when",
     "matrix",
@@ -134,6 +136,7 @@ class _SuiteFile:
             name=name,
             description=description,
             recipes=self._recipes(),
+            probe=self._typed(value.get("probe", False), bool, ("probe",)),
             thresholds=self._thresholds(value.get("check", {})),
             **amounts,
         )
@@ -144,6 +147,8 @@ class _SuiteFile:
         self.conditional = [self._conditional(entry, path) for path, entry in self._entries("defaults_when")]
         planned: dict[str, Planned] = {}
         for item in itertools.chain(self._of_matrix(), self._included()):
+            planned.setdefault(item.digest, item)
+        for item in self._then():
             planned.setdefault(item.digest, item)
         if not planned:
             if "exclude" in self.value:
@@ -177,6 +182,17 @@ class _SuiteFile:
             defaults = self._defaults_of(options)
             method = {**defaults, **options}.get("method")
             yield self._plan({**_meaningful(defaults, method), **options}, path)
+
+    def _then(self) -> tuple[Planned, ...]:
+        """Return the recipes of the shipped suite that follows this one; none if ``then`` names none."""
+        if "then" not in self.value:
+            return ()
+        name = self._typed(self.value["then"], str, ("then",))
+        suites = shipped_suites()
+        if name not in suites or name == self.path.stem:
+            others = [other for other in suites if other != self.path.stem]
+            raise self._error(("then",), f"no shipped suite {name!r} can follow: {did_you_mean(name, others)}")
+        return load_suite(name).recipes
 
     def _thresholds(self, value: Any) -> Thresholds:
         if not isinstance(value, dict):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from lorabench.bench.machine.gpu_probe import Answer, summary
 from lorabench.bench.running.runner import Progress, Watcher
 from lorabench.bench.running.tasks import Lane, Task
 from lorabench.cli.listing import WIDTH, folded
@@ -47,6 +48,12 @@ class Lines(Watcher):
         if self.verbosity > 0:
             count = f"{self.lanes} × " if self.lanes > 1 else ""
             self.say(f"on {count}{lanes[0].device.name}")
+
+    def probed(self, answers: Sequence[Answer]) -> None:
+        """Print what the GPU answered, first and most."""
+        if self.verbosity >= 0:
+            for line in summary(list(answers)):
+                self._say_wrapped(line, "")
 
     def ended(self, progress: Progress) -> None:
         """Print what became of a recipe."""

@@ -99,9 +99,9 @@ def command(
 ) -> int:
     """Train each recipe of a suite, or one MODEL with recipe options, and write a run record of each.
 
-    SUITE is a YAML file, or one that is shipped: demo, memory, methods, optimizers, ranks, reference, smoke. A recipe
-    that runs out of memory, fails or hangs is a record too, and the others go on. On several GPUs of one kind, recipes
-    run side by side. A line for each says its peak, its speed, and the loss of its first step and of its last.
+    SUITE is a YAML file, or one that is shipped: demo, first, memory, methods, optimizers, ranks, reference, smoke. A
+    recipe that runs out of memory, fails or hangs is a record too, and the others go on. On several GPUs of one kind,
+    recipes run side by side. A line for each says its peak, its speed, and the loss of its first step and of its last.
     """
     if quiet and verbose:
         raise UserError("--quiet and --verbose contradict each other: give one")
@@ -158,6 +158,10 @@ def command(
         done = f" of {progress.total}" if progress.total else ""
         click.echo(f"interrupted after {progress.done}{done} recipes; go on with: {_resuming(arguments)}", err=True)
         return INTERRUPTED
+    if suite.probe and finished.records and not quiet:
+        from lorabench.cli.gpu_errors import errors_on_gpu
+
+        click.echo(f"\n{errors_on_gpu(finished.records, suite.labels())}\n")
     return _conclude(finished, output, arguments)
 
 
