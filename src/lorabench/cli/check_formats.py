@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -58,6 +59,9 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a `CheckAnswer`; a recipe's settings are those of `Recipe`, not told here again."""
     schema = msgspec.json.schema(CheckAnswer)
     schema["$defs"]["Recipe"] = {"type": "object", "description": "The recipe's settings, by the names of its options."}
+    for definition in schema["$defs"].values():
+        if "description" in definition:  # msgspec before 0.23 keeps a docstring's indentation
+            definition["description"] = inspect.cleandoc(definition["description"])
     return schema
 
 
