@@ -121,6 +121,30 @@ def test_nothing_measured_is_exit_3(tmp_path: Path) -> None:
     assert run(LLAMA, "--method", "qlora", "-o", str(tmp_path)) == 3
 
 
+def test_where_every_recipe_is_required_one_that_fails_is_exit_1_with_its_reason_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOW, '{"lora": "raise"}')
+    arguments = ["smoke", "-o", str(tmp_path / "out"), "--require-all"]
+    assert run(*arguments, "-q") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "not measured:",
+        "  demo-llama lora r16 1×128 ckpt: error broke",
+        f"to try again, with every traceback: lorabench run {' '.join(arguments)} -v --resume",
+        "to see what this machine lacks: lorabench doctor",
+    ]
+    assert run("smoke", "-o", str(tmp_path / "not required")) == 0
+    monkeypatch.setenv(HOW, "{}")
+    assert run(*arguments, "--resume") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_has_run_out_of_memory_is_not_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("smoke", "-o", str(tmp_path), "--require-all") == 1
+    assert "to try again" not in capsys.readouterr().err
+    assert run(LLAMA, "--method", "qlora", "-o", str(tmp_path / "alone"), "--require-all") == 3
+
+
 def test_a_recipe_that_takes_too_long_is_a_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ class Lines(Watcher):
         self.label_width = 0
         self.measured_seconds: list[float] = []
         """Of the tasks that were run."""
+        self.not_measured: list[Progress] = []
 
     def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
         """Say what was found wrong in the folder."""
@@ -58,6 +59,8 @@ class Lines(Watcher):
     def ended(self, progress: Progress) -> None:
         """Print what became of a recipe."""
         self.done = progress.number
+        if progress.record.outcome != "ok":
+            self.not_measured.append(progress)
         if not progress.resumed and progress.record.outcome != "skipped":
             self.measured_seconds.append(progress.seconds)
         if self.verbosity < 0:

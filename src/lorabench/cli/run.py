@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from lorabench.cli.listing import folded
 from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.recipe_options import recipe_from, recipe_options
 from lorabench.estimator.errors import UserError, did_you_mean
@@ -19,7 +20,7 @@ from lorabench.estimator.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from lorabench.bench.machine.environment import DeviceChoice
     from lorabench.bench.records.record import DeviceFacts
-    from lorabench.bench.running.runner import Finished
+    from lorabench.bench.running.runner import Finished, Progress
     from lorabench.bench.suites.suite import Suite
 
 EXAMPLES = """\
@@ -32,18 +33,19 @@ Examples:
 
 \b
 Exit codes:
-  0  at least one recipe was measured    1    not done within --time-limit
-  2  wrong use or bad input              3    nothing was measured
+  0  at least one recipe was measured    1    not done within --time-limit, or
+  2  wrong use or bad input                   not all, with --require-all
+                                         3    nothing was measured
                                          130  interrupted
 """
 OF_TRAINING = {
-    *("output", "resume", "skip_unfit", "timeout", "time_limit", "engine", "seed", "timeline", "memory_snapshot"),
-    *("quiet", "verbose"),
+    *("output", "resume", "skip_unfit", "require_all", "timeout", "time_limit", "engine", "seed", "timeline"),
+    *("memory_snapshot", "quiet", "verbose"),
 }
 """Options that say nothing of what recipes take."""
 MOST_MINUTES = 10**6
 INTERRUPTED = 130
-UNFINISHED = 1
+UNFINISHED = INCOMPLETE = 1
 NOTHING_MEASURED = 3
 
 
@@ -55,6 +57,7 @@ NOTHING_MEASURED = 3
 @click.option("--dry-run", is_flag=True, help="List the recipes, with estimates; run nothing.")
 @click.option("--gpu", help="Of --dry-run: the GPU to hold them against, or its memory. [this machine]")
 @click.option("--skip-unfit", is_flag=True, help="Do not try what is predicted not to fit.")
+@click.option("--require-all", is_flag=True, help="Exit 1 unless every recipe is measured.")
 @click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds a recipe.")
 @click.option("--time-limit", type=float, help="Minutes in all; --resume does the rest.")
 @click.option("--repeats", type=int, help="Runs of each recipe, each of another seed. [1]")
@@ -81,6 +84,7 @@ def command(
     dry_run: bool,
     gpu: str | None,
     skip_unfit: bool,
+    require_all: bool,
     timeout: int,
     time_limit: float | None,
     repeats: int | None,
@@ -162,11 +166,11 @@ def command(
         from lorabench.cli.gpu_errors import errors_on_gpu
 
         click.echo(f"\n{errors_on_gpu(finished.records, suite.labels())}\n")
-    return _conclude(finished, output, arguments)
+    return _conclude(finished, output, arguments, progress.not_measured if require_all else [])
 
 
-def _conclude(finished: Finished, output: Path, arguments: list[str]) -> int:
-    """Say what became of the suite, and return the exit code."""
+def _conclude(finished: Finished, output: Path, arguments: list[str], missing: list[Progress]) -> int:
+    """Say what became of the suite, and return the exit code; ``missing`` had to be measured and were not."""
     outcomes = [record.outcome for record in finished.records]
     counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
     if outcomes:
@@ -174,7 +178,24 @@ def _conclude(finished: Finished, output: Path, arguments: list[str]) -> int:
     if finished.left:
         click.echo(f"no time for {finished.left} more; go on with: {_resuming(arguments)}", err=True)
         return UNFINISHED
-    return 0 if "ok" in outcomes else NOTHING_MEASURED
+    if missing:
+        click.echo("\n".join(_why_missing(missing, arguments)), err=True)
+    if "ok" not in outcomes:
+        return NOTHING_MEASURED
+    return INCOMPLETE if missing else 0
+
+
+def _why_missing(missing: list[Progress], arguments: list[str]) -> list[str]:
+    """Return lines that say which recipes were not measured, why, and what to do; commands are uncut."""
+    lines = ["not measured:"]
+    for each in missing:
+        said = f"{each.task.label}: {each.record.outcome} {each.record.message}"
+        lines += folded(said, indent="  ", hanging="    ")
+    if any(each.record.outcome in ("error", "timeout") for each in missing):
+        louder = [argument for argument in arguments if argument not in ("-q", "--quiet", "-v", "--verbose")]
+        lines.append(f"to try again, with every traceback: {_resuming([*louder, '-v'])}")
+    lines.append("to see what this machine lacks: lorabench doctor")
+    return lines
 
 
 def _suite(target: str, options: dict[str, Any]) -> Suite:
