@@ -17,6 +17,11 @@ settings.register_profile(
 settings.load_profile("lorabench")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let people without Chromium test the rest."""
+    parser.addoption("--no-browser", action="store_true", help="skip the tests that look at pages in Chromium")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked ``gpu`` where there is none."""
     if item.get_closest_marker("gpu") is not None:

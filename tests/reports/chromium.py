@@ -43,7 +43,8 @@ def open_browser(folder: Path) -> Iterator[webdriver.Chrome]:
     binary = next(filter(None, map(shutil.which, names)), None)
     driver = shutil.which("chromedriver")
     if not (binary and driver):
-        pytest.fail("the report's tests need Chromium: apt-get install -y chromium chromium-driver", pytrace=False)
+        install = "apt-get install -y chromium chromium-driver"
+        pytest.fail(f"it needs Chromium: {install}; --no-browser skips such tests", pytrace=False)
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for flag in [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"]:
