@@ -1,16 +1,30 @@
-# Everything runs in .venv, which the first target that needs it makes and fills.
+# Everything runs in virtual environments, which the first target that needs one makes and fills.
 
 PYTHON ?= python3
-VENV := .venv
+VERSIONS ?= pinned
+BROWSER ?= yes
+SUITE ?= demo
+MODEL := meta-llama/Llama-3.1-8B
+
+CONSTRAINTS := bench/machine/versions/$(VERSIONS).txt
+# One environment for each set of versions, and for each Python that is asked for.
+VENV ?= .venv$(if $(filter-out pinned,$(VERSIONS)),-$(VERSIONS))$(if $(filter-out file,$(origin PYTHON)),-$(python-version))
+python-version = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-MODEL := meta-llama/Llama-3.1-8B
+
+$(if $(wildcard $(CONSTRAINTS)),,$(error VERSIONS=$(VERSIONS) is no set of versions: say lowest, pinned or newest))
+$(if $(filter yes no,$(BROWSER)),,$(error BROWSER=$(BROWSER): say yes or no))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean browser
 
 help: ## Say what there is to make.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "make test BROWSER=no           skip the tests in Chromium; else it is installed"
+	@echo "make test VERSIONS=newest      test with the newest libraries, or the lowest"
+	@echo "make demo PYTHON=python3.13    use another Python; also make test, make lint"
 
 demo: $(INSTALLED) ## Estimate an 8B model, train small ones, report and check the results.
 	@set -e; for gpu in 24GB 80GB; do for method in full lora qlora; do \
@@ -18,15 +32,22 @@ demo: $(INSTALLED) ## Estimate an 8B model, train small ones, report and check t
 		$(BIN)/lorabench estimate $(MODEL) --method $$method --gpu $$gpu; echo; \
 	done; done
 	rm -rf demo-results report.html
-	$(BIN)/lorabench run demo -o demo-results
+	$(BIN)/lorabench run $(SUITE) -o demo-results --require-all
 	$(BIN)/lorabench report demo-results -o report.html
 	$(BIN)/lorabench check demo-results --baseline demo-results
 	@echo
 	@echo "Wrote demo-results/ ($$(ls demo-results/*.record.json | wc -l) run records) and report.html:"
 	@echo "open $(CURDIR)/report.html in a browser."
 
-test: lint browser ## Run lint, types and all tests.
-	$(BIN)/pytest -n auto --dist worksteal
+# With other versions than the pinned ones only those tests run that depend on them: the whole takes too long. What lints
+# is pinned, since each version of it finds other faults.
+ifeq ($(VERSIONS),pinned)
+test: lint $(if $(filter yes,$(BROWSER)),browser) ## Run lint, types and all tests.
+	$(BIN)/pytest -n auto --dist worksteal $(if $(filter no,$(BROWSER)),--no-browser)
+else
+test: $(INSTALLED)
+	$(BIN)/pytest -n auto --dist worksteal -m versions
+endif
 
 lint: $(INSTALLED) ## Run ruff and mypy.
 	$(BIN)/ruff check
@@ -38,11 +59,12 @@ format: $(INSTALLED) ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format
 
 clean: ## Remove all that was made here.
-	rm -rf $(VENV) dist demo-results report.html .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* dist demo-results report.html .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A virtual environment that was only half filled is filled again, since the stamp is written last.
-$(INSTALLED): pyproject.toml constraints.txt
+# A virtual environment that was only half filled is filled again, since the stamp is written last. The set is given as
+# pip's setting and not by -c, so that no limit that this machine sets for pip contradicts it.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@command -v $(PYTHON) > /dev/null || \
 		{ echo "$(PYTHON) is not installed: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,19 +72,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || \
 		{ $(call apt,$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')) }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 # The report is looked at in Chromium, or Chrome. Ubuntu names Chromium's packages otherwise than Debian.
 browser:
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null && \
 		command -v chromedriver > /dev/null || \
-		{ $(call apt,$$(grep -q '^ID=ubuntu' /etc/os-release && echo chromium-browser chromium-chromedriver || echo chromium chromium-driver)) }
+		{ $(call apt,$$(grep -q '^ID=ubuntu' /etc/os-release && echo chromium-browser chromium-chromedriver || echo chromium chromium-driver),make test BROWSER=no does without) }
 
-# Installs Debian packages where that is allowed, and otherwise says which to install.
+# Installs Debian packages where that is allowed, and otherwise says which to install; the second argument is a way out.
 apt = packages="$(1)"; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "Installing with apt-get: $$packages$(if $(2), ($(2)))"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$packages > /dev/null; \
 	else \
-		echo "Not installed: $$packages. Install with: sudo apt-get install $$packages" >&2; exit 1; \
+		echo "Not installed: $$packages. Install with: sudo apt-get install $$packages$(if $(2), ($(2)))" >&2; exit 1; \
 	fi;

@@ -17,9 +17,41 @@ settings.register_profile(
 settings.load_profile("lorabench")
 
 
+OF_VERSIONS = (
+    "tests/bench/machine/",
+    "tests/bench/measuring/",
+    "tests/bench/running/test_workers.py",
+    "tests/bench/training/",
+    "tests/cli/",
+    *(
+        f"tests/estimator/closed_form/test_against_trace.py::test_the_closed_form_meets_the_trace[{part}]"
+        for part in range(3)
+    ),
+    "tests/estimator/closed_form/test_memory.py",
+    "tests/estimator/memory/test_optimizers.py",
+    "tests/estimator/memory/test_quantization.py",
+    "tests/estimator/recipes/test_parameters.py",
+    "tests/estimator/speed/test_flops.py",
+    "tests/estimator/trace/",
+    "tests/estimator/training/",
+    "tests/test_api.py",
+    "tests/test_packaging.py",
+)
+"""Where tests begin that are marked ``versions``: they build, train and trace models, parse and print the command line,
+render the page, and make packages. All tests would take some three times as long, most of it in arithmetic and in
+Chromium, which no version of a library changes, and in more samples of what these try."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let people without Chromium test the rest."""
     parser.addoption("--no-browser", action="store_true", help="skip the tests that look at pages in Chromium")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs with every set of versions."""
+    for item in items:
+        if item.nodeid.startswith(OF_VERSIONS):
+            item.add_marker("versions")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -55,7 +55,7 @@ def wheel(request: pytest.FixtureRequest, sdist: Path, tmp_path_factory: pytest.
 
 
 def test_the_source_distribution_holds_code_data_and_tests(sdist: Path) -> None:
-    expected = {"LICENSE", "README.md", "pyproject.toml", "Makefile", "constraints.txt"}
+    expected = {"LICENSE", "README.md", "pyproject.toml", "Makefile"}
     expected = expected.union(*map(files_of, (*PACKAGES, "tests")))
     assert {name for name in expected if not (sdist / name).is_file()} == set()
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from lorabench.bench.machine.environment import (
     processor_name,
 )
 from lorabench.bench.machine.host_memory import available_bytes
+from lorabench.bench.machine.tested_versions import TESTED_BY, departures, matching_set
 from lorabench.bench.records.text import first_line, name_end
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
@@ -37,7 +38,6 @@ from lorabench.estimator.version import __version__
 Status = Literal["ok", "limited", "missing", "unknown"]
 
 CHECKOUT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-KNOWN_VERSIONS = Path(__file__).parent / "known_versions.json"
 PROBE_SECONDS = 120
 """A driver that hangs must not hang the doctor; importing the libraries from a cold disk takes tens of seconds."""
 INSTALL = "pip install 'lorabench[bench]'"
@@ -76,14 +76,6 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
     """Whether nothing that is needed is missing."""
 
 
-class KnownSet(Struct, frozen=True, forbid_unknown_fields=True):
-    """Versions that work together."""
-
-    packages: dict[str, str]
-    source: str
-    """Who has seen them work, and when."""
-
-
 def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
     """Look at this machine; ``folder`` is where results would go.
 
@@ -97,7 +89,7 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
     device: Backend = "cuda" if gpus or choice == "cuda" else "cpu"
     checks = [
         *(check_package(name, installed.get(name), probe.import_errors.get(name)) for name in needed),
-        check_together(installed, known_sets()),
+        check_together(installed),
         *([] if choice == "cpu" else check_gpus(probe, needed=choice == "cuda")),
         check_bfloat16(gpus),
         check_quantization(probe, device, "bitsandbytes" in installed),
@@ -175,27 +167,30 @@ def check_package(name: str, version: str | None, import_error: str | None) -> C
     return Check(name=name, status="ok", found=version)
 
 
-@cache
-def known_sets() -> tuple[KnownSet, ...]:
-    """Return the sets of versions that are known to work together."""
-    return msgspec.json.decode(KNOWN_VERSIONS.read_bytes(), type=tuple[KnownSet, ...])
+def check_together(installed: Mapping[str, str]) -> Check:
+    """Tell whether the installed versions are among those that are tested; others may well work, but nobody has tried.
 
-
-def check_together(installed: dict[str, str], known: Iterable[KnownSet]) -> Check:
-    """Tell whether the installed versions were seen to work together; others may well, but nobody has tried here."""
-    from packaging.version import Version
-
-    public = {name: Version(version).public for name, version in installed.items()}
-    for each in known:
-        if each.packages.items() <= public.items():
-            return Check(name="together", status="ok", found=f"known to work: {each.source}")
-    nearest = max(known, key=lambda each: len(each.packages.items() & public.items()))
-    differing = sorted(name for name in nearest.packages if public.get(name) != nearest.packages[name])
-    wanted = " ".join(f"{name}=={nearest.packages[name]}" for name in differing)
+    ``installed`` is package → version, of those that training needs.
+    """
+    missing = [package for package in NEEDED if package not in installed]
+    if missing:
+        return Check(name="together", status="unknown", found=f"not known without {', '.join(missing)}", mend=INSTALL)
+    name = matching_set({package: installed[package] for package in NEEDED})
+    if name is not None:
+        return Check(name="together", status="ok", found=f"the {name} set, which {TESTED_BY[name]} pass with")
+    outside = departures(installed)
+    if not outside:
+        between = "each between the lowest and the newest that are tested, though not in this combination"
+        return Check(name="together", status="ok", found=between)
+    said = (
+        f"{each.package} {each.version} is {'newer' if each.newer else 'older'} than any tested ({each.nearest})"
+        for each in outside
+    )
+    wanted = " ".join(f"{each.package}=={each.nearest}" for each in outside)
     return Check(
         name="together",
         status="unknown",
-        found=f"not known: lorabench was tested with other {', '.join(differing)}",
+        found="; ".join(said),
         mend=f"nothing need be wrong; for the versions that were tested: pip install {wanted}",
     )
 

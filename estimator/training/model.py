@@ -9,10 +9,8 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.recipes.parameters import adapted_experts
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules
 from lorabench.estimator.training.losses import set_loss
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 DeviceType = Literal["cuda", "cpu", "meta"]
-
-OLDEST_PEFT_FOR_EXPERTS = "0.20"
-"""The first peft that resolves ``all-linear`` before it looks for fused experts."""
 
 
 def build_model(
@@ -337,7 +332,6 @@ def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, device: DeviceTy
     from peft import LoraConfig, get_peft_model
 
     saved = resolve_modules_to_save(spec, recipe)
-    _refuse_old_peft(spec, recipe)
     targets = "all-linear" if recipe.target_modules == "all-linear" else list(resolve_target_modules(spec, recipe))
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -356,20 +350,3 @@ def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, device: DeviceTy
         if ".lora_" in name and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     return model
-
-
-def _refuse_old_peft(spec: ModelSpec, recipe: Recipe) -> None:
-    """Refuse a peft that takes ``all-linear`` for a set of letters where experts are fused.
-
-    Raises:
-        UserError: which version is installed, and what to use instead.
-    """
-    import peft
-    from packaging.version import Version
-
-    fused = spec.model_type in MODEL_TYPES and any(True for _ in adapted_experts(spec, recipe))
-    if fused and Version(peft.__version__) < Version(OLDEST_PEFT_FOR_EXPERTS):
-        raise UserError(
-            f"target_modules all-linear: peft {peft.__version__} cannot adapt the fused experts of {spec.name}: "
-            f"pip install 'peft>={OLDEST_PEFT_FOR_EXPERTS}', or use --target-modules attention"
-        )

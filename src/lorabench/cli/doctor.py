@@ -31,7 +31,7 @@ def command(device: Any, format_: str) -> int:
     """Say what this machine can train, what is missing, and the command that mends it.
 
     Libraries are really imported and a tensor is really quantised, in a process of its own. "unknown" says that
-    nobody has tried these versions together, not that they fail.
+    nobody has tried versions so new, not that they fail.
     """
     from lorabench.bench.machine.doctor import diagnose
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -16,12 +15,9 @@ import pytest
 from lorabench.bench.machine import doctor
 from lorabench.bench.machine.doctor import (
     Check,
-    KnownSet,
     check_package,
-    check_together,
     computes_in_bfloat16,
     diagnose,
-    known_sets,
     run_probe,
 )
 from lorabench.bench.machine.doctor_probe import Probe, ProbedGpu, driver_of_kernel_module
@@ -30,22 +26,20 @@ A100 = ProbedGpu(name="A100", memory_bytes=80 * 2**30, free_bytes=79 * 2**30, ca
 T4 = ProbedGpu(name="T4", memory_bytes=15 * 2**30, free_bytes=15 * 2**30, capability="7.5", bfloat16=False)
 ON_CPU = Probe(quantization_errors={"cpu": None})
 ON_A100 = Probe(torch_cuda="13.0", driver="580.1", gpus=(A100,), quantization_errors={"cpu": None, "cuda": None})
-INSTALLED = {
-    "torch": "2.13.0+cu130",
-    "transformers": "5.23.0",
-    "peft": "0.21.2",
-    "bitsandbytes": "0.50.2",
-    "accelerate": "1.15.0",
-    "numpy": "2.4.6",
-    "nvidia-ml-py": "13.615.71",
-    "scipy": "1.17.1",
-}
+
+
+def installed_as(name: str, torch_build: str = "+cu130") -> dict[str, str]:
+    """Return the versions that a set pins of what training needs."""
+    lines = (Path(doctor.__file__).parent / "versions" / f"{name}.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    pinned["torch"] += torch_build
+    return {package: pinned[package] for package in doctor.admitted_versions()}
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A machine that trains on its CPU, which a test changes."""
-    there: dict[str, Any] = {"probe": ON_CPU, "installed": dict(INSTALLED), "modules": set()}
+    there: dict[str, Any] = {"probe": ON_CPU, "installed": installed_as("pinned"), "modules": set()}
     monkeypatch.setattr(doctor, "run_probe", lambda: there["probe"])
     monkeypatch.setattr(doctor, "installed_version", lambda name: there["installed"].get(name))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name in there["modules"] or None)
@@ -104,19 +98,32 @@ def test_a_package_that_cannot_be_imported_is_missing_with_its_error() -> None:
     assert (told.status, told.found) == ("missing", "0.21.2 cannot be imported: ImportError: cannot import name 'X'")
 
 
-def test_known_versions_are_those_that_the_project_is_tested_with() -> None:
-    constraints = Path(__file__).parents[3] / "constraints.txt"
-    pinned = dict(re.findall(r"^(\S+)==(\S+)$", constraints.read_text(), re.MULTILINE))
-    [tested] = [known for known in known_sets() if "all of lorabench's tests" in known.source]
-    assert {name: pinned[name] for name in tested.packages} == tested.packages
+@pytest.mark.parametrize("name", ["pinned", "newest", "lowest"])
+def test_each_tested_set_is_known_by_its_versions(machine: dict[str, Any], name: str) -> None:
+    machine["installed"] = installed_as(name, torch_build="+cpu")
+    assert check("together").status == "ok"
+    assert check("together").found.startswith(f"the {name} set")
 
 
-def test_versions_that_nobody_tried_together_are_unknown_and_not_broken() -> None:
-    known = [KnownSet({"torch": "2.13.0", "peft": "0.21.2"}, "tried"), KnownSet({"torch": "2.11.0"}, "elsewhere")]
-    assert check_together({"torch": "2.13.0+cu130", "peft": "0.21.2", "numpy": "2"}, known).found.endswith(": tried")
-    other = check_together({"torch": "2.13.0", "peft": "0.22.0"}, known)
-    assert other.status == "unknown"
-    assert str(other.mend).endswith("pip install peft==0.21.2")
+def test_versions_between_the_tested_ones_are_fine_and_said_to_be_another_combination(machine: dict[str, Any]) -> None:
+    machine["installed"] = installed_as("pinned") | {"transformers": installed_as("lowest")["transformers"]}
+    assert (check("together").status, check("together").mend) == ("ok", None)
+    assert "not in this combination" in check("together").found
+
+
+def test_versions_newer_than_any_that_was_tested_are_unknown_and_not_broken(machine: dict[str, Any]) -> None:
+    newest = installed_as("newest", torch_build="")
+    machine["installed"] = newest | {"torch": "2.99.0+cu140", "peft": "0.99"}
+    together = check("together")
+    assert together.status == "unknown"
+    assert f"torch 2.99.0+cu140 is newer than any tested ({newest['torch']})" in together.found
+    assert str(together.mend).endswith(f"pip install torch=={newest['torch']} peft=={newest['peft']}")
+    assert diagnose().ready
+
+
+def test_nothing_is_said_of_versions_together_where_one_is_missing(machine: dict[str, Any]) -> None:
+    del machine["installed"]["peft"]
+    assert (check("together").status, check("together").found) == ("unknown", "not known without peft")
 
 
 def test_a_gpu_is_needed_only_where_it_is_asked_for(machine: dict[str, Any]) -> None:

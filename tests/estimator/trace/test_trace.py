@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import peft
 import pytest
 import torch
-from packaging.version import Version
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,7 +20,7 @@ from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.scratch import cuda_scratch
 from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 from lorabench.estimator.trace.trace import TIMELINE_POINTS, trace
-from lorabench.estimator.training.model import OLDEST_PEFT_FOR_EXPERTS, build_model
+from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
 from lorabench.estimator.training.step import Batch, TrainingStep
 from tests.small_models import FAMILIES, MIXTURES, small_model
@@ -88,11 +86,8 @@ def test_so_do_other_options(options: dict[str, Any]) -> None:
 
 
 def adapters_of(family: str) -> dict[str, Any]:
-    """Experts' adapters have no dropout; older versions of peft have no adapters for them under all-linear."""
-    if family not in MIXTURES:
-        return {}
-    older = Version(peft.__version__) < Version(OLDEST_PEFT_FOR_EXPERTS)
-    return {"lora_dropout": 0.0, "target_modules": "attention" if older else "all-linear"}
+    """Experts' adapters have no dropout."""
+    return {"lora_dropout": 0.0} if family in MIXTURES else {}
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama", "gpt2"}))
@@ -212,15 +207,6 @@ def test_what_cannot_be_traced_is_refused(kernels: Any, options: dict[str, Any],
     spec = small_model("llama")
     with pytest.raises(UserError, match=said):
         trace(spec, make_recipe(spec.name, **options), kernels=kernels)
-
-
-@pytest.mark.parametrize("family", MIXTURES)
-def test_a_peft_that_cannot_adapt_experts_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = small_model(family, num_hidden_layers=1)
-    monkeypatch.setattr(peft, "__version__", "0.19.1")
-    with pytest.raises(UserError, match=r"peft 0\.19\.1 cannot adapt the fused experts.*peft>=0\.20.*attention"):
-        trace(spec, make_recipe(spec.name, seq_len=32, lora_dropout=0.0))
-    trace(spec, make_recipe(spec.name, seq_len=32, target_modules="attention"))
 
 
 # CUDA's semantics, piece by piece.
