@@ -52,6 +52,8 @@ def build_model(
     resolve_target_modules(spec, recipe)
     torch.manual_seed(seed)
     model = _random_model(spec, recipe, device) if weights is None else _pretrained_model(weights, recipe, device)
+    if recipe.method == "qlora":
+        _keep_codes_in_place(model)
     on_loaded(model)
     model.config.use_cache = False
     set_loss(model, recipe)
@@ -285,6 +287,20 @@ def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceType) -> No
     assert not names
     quantizer.postprocess_model(model)
     model.hf_quantizer = quantizer
+
+
+def _keep_codes_in_place(model: nn.Module) -> None:
+    """Have evaluation leave 4-bit layers as they are, on every CPU.
+
+    bitsandbytes' `Linear4bit.forward` rearranges the codes for faster inference, if the layer is evaluated on a CPU
+    with AVX512-BF16. It does so in place, for good, and drops the quantisation of the constants. Training cannot go on
+    from there: the new layout has no backward pass.
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _linear_like(shell: Any, recipe: Recipe) -> nn.Linear:

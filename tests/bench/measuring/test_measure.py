@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 
@@ -21,16 +20,15 @@ from lorabench.bench.training.losses import complaint_about_adapters
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.memory.breakdown import PHASES
 from lorabench.estimator.models.read_config import read_config
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.training.model import build_model
+from tests.saved_models import WORDS, save_with_tokenizer
 from tests.small_models import TINY, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LLAMA = small_config("llama", **TINY)
 SPEC = read_config(LLAMA, "test/llama")
-WORDS = ("[UNK]", "</s>", "the", "a", "of", "to", "and", "in")
 METHODS = ("full", "lora", "qlora")
 
 
@@ -185,28 +183,10 @@ def test_utilisation_is_that_of_the_median_step(monkeypatch: pytest.MonkeyPatch)
     assert told.mfu == told.median_step_seconds == pytest.approx(0.3)
 
 
-def save_with_tokenizer(folder: Path) -> ModelSpec:
-    """Save a random model with a tokenizer of words, and return it as it is read from there."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    build_model(SPEC, recipe(method="full"), "cpu", seed=9).save_pretrained(folder)  # type: ignore[operator]
-    (folder / "config.json").write_bytes(msgspec.json.encode(LLAMA | {"architectures": ["LlamaForCausalLM"]}))
-    words = {
-        "[UNK]": 0,
-        "</s>": 1,
-        **{word: 2 + index for index, word in enumerate(("the", "a", "of", "to", "and", "in"))},
-    }
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)  # noqa: S106
-    return read_config(msgspec.json.decode((folder / "config.json").read_bytes()), str(folder))
-
-
 def test_real_weights_train_on_their_own_tokens_in_4_bits(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    spec = save_with_tokenizer(tmp_path)
+    spec = save_with_tokenizer(LLAMA, tmp_path)
     one = recipe(method="qlora", quant_type="fp4", double_quant=False, seq_len=16)
     asked = settings(steps=1, warmup_steps=0, weights=str(tmp_path))
     told = measure(spec, one, asked)
@@ -217,5 +197,6 @@ def test_real_weights_train_on_their_own_tokens_in_4_bits(tmp_path: Path) -> Non
         load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_compute_dtype=torch.float32
     )
     own = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, quantization_config=quantization)
+    own.train()  # in evaluation, some CPUs get other kernels, which take no layer as small as these
     with torch.no_grad():
         assert told.base_loss == pytest.approx(own(**batch).loss.item(), rel=1e-5)
