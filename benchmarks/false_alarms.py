@@ -1,11 +1,12 @@
-"""How often the check calls the step times of an unchanged suite worse, with three runs a side. With one it never does.
+"""How often the check calls the step times of an unchanged suite a regression, with three runs per side.
 
-Run with `python -m benchmarks.false_alarms [TRIALS]`. An alarm is a suite in which any recipe is a regression; open,
-one without alarm in which any is suspicious or insufficient; clear, one in which all are the same.
+Run with `python -m benchmarks.false_alarms [TRIALS]`. Alarm: at least one recipe is called a regression. Inconclusive:
+no alarm, but at least one recipe is suspicious or insufficient. Clear: all recipes are the same. With one run per side
+there is never an alarm.
 
-The first rows hold recorded sessions of one suite against each other, as they are and as if no run had been marked
-unstable. The others draw step times from the recorded ones, made as wide as the row says, and let runs differ: of all
-recipes alike, or of one of them more.
+The first rows compare recorded sessions of one suite with each other: as they are, and as if no run had been marked
+unstable. The other rows draw step times from the recorded ones, scaled to the scatter that the row states, and add
+run-to-run variance: equal for all recipes, or larger for one of them.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from lorabench.bench.check.thresholds import Thresholds
 TRIALS = 1000
 SEED = 20261122
 RUNS = 3
-"""Of each recipe, a side."""
+"""Of each recipe, per side."""
 
 
 def outcome(pairs: Mapping[Work, Pair]) -> str:
-    """Return what the check makes of a suite's step times: alarm, open or clear."""
+    """Return the outcome of the check on a suite's step times: alarm, inconclusive or clear."""
     tolerance = Thresholds().speed
     assert tolerance is not None
     codes = {EXIT_CODES[finding.verdict] for finding in judge_speeds(pairs, tolerance)[0].values()}
-    return "alarm" if 1 in codes else "open" if 3 in codes else "clear"
+    return "alarm" if 1 in codes else "inconclusive" if 3 in codes else "clear"
 
 
 def recorded_pairs(recorded: list[Run], generator: random.Random, *, marks: bool) -> dict[Work, Pair]:
-    """Hold some runs of one session against as many of another."""
+    """Pair random runs of one session with as many of another."""
     sessions = generator.sample(sorted({run.session for run in recorded}), 2)
     pairs: dict[Work, Pair] = {}
     for name in sorted({run.recipe for run in recorded}):
@@ -53,7 +54,7 @@ def recorded_pairs(recorded: list[Run], generator: random.Random, *, marks: bool
 def row(name: str, draw: Callable[[], dict[Work, Pair]], trials: int) -> str:
     """Return the shares of the outcomes of ``trials`` suites, as a row of the table."""
     seen = Counter(outcome(draw()) for _ in range(trials))
-    shares = " | ".join(f"{100 * seen[one] / trials:.1f} %" for one in ("alarm", "open", "clear"))
+    shares = " | ".join(f"{100 * seen[one] / trials:.1f} %" for one in ("alarm", "inconclusive", "clear"))
     return f"| {name} | {shares} |"
 
 
@@ -62,9 +63,9 @@ def rows(trials: int) -> Iterator[str]:
     recorded = read()
     generator = random.Random(SEED)  # noqa: S311
     noise = Noise(recorded, generator)
-    yield "| step times | alarm | open | clear |"
+    yield "| step times | alarm | inconclusive | clear |"
     yield "|---|---|---|---|"
-    for name, marks in (("as recorded", True), ("as recorded, marks left out", False)):
+    for name, marks in (("as recorded", True), ("as recorded, ignoring the unstable marks", False)):
         yield row(name, partial(recorded_pairs, recorded, generator, marks=marks), trials)
     for scatter, spread, of_one in (
         (0.01, 0.003, 0.003),
@@ -75,7 +76,7 @@ def rows(trials: int) -> Iterator[str]:
     ):
         spreads = [of_one] + [spread] * (RECIPES - 1)
         name = f"steps scatter by {100 * scatter:g} %, runs differ by {100 * spread:g} %"
-        name += "" if of_one == spread else f", of one recipe by {100 * of_one:g} %"
+        name += "" if of_one == spread else f" (one recipe: {100 * of_one:g} %)"
         yield row(name, partial(noise.suite, (RUNS, RUNS), scatter=scatter, spreads=spreads), trials)
 
 

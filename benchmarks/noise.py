@@ -1,6 +1,6 @@
-"""Step times of one suite run over and over with nothing changed, for `false_alarms.py` and `planted_regressions.py`.
+"""Step times of one unchanged suite in repeated runs, for `false_alarms.py` and `planted_regressions.py`.
 
-Recorded by running `noise.yaml` again and again, and collected by this file:
+To record them, run `noise.yaml` repeatedly, and collect the records with this file:
 
     for i in 0 1 2; do lorabench run benchmarks/noise.yaml -o noise/$i --repeats 4; done
     python -m benchmarks.noise noise -o benchmarks/noise_cpu.csv
@@ -26,9 +26,9 @@ from lorabench.estimator.recipes.parameters import ParameterCounts
 
 RECORDED = Path(__file__).parent / "noise_cpu.csv"
 RECIPES = 8
-"""Of a suite."""
+"""Recipes of a suite."""
 STEPS = 10
-"""Timed, of each run."""
+"""Timed steps of each run."""
 COLUMNS = ("session", "repeat", "recipe", "unstable", "peak_allocated_bytes", "step_seconds")
 
 
@@ -36,17 +36,17 @@ class Run(NamedTuple):
     """One run of one recipe."""
 
     session: int
-    """Which `lorabench run` it was part of, in their order."""
+    """Index of the `lorabench run` that made it."""
     repeat: int
     recipe: str
     unstable: tuple[str, ...]
-    """Why it was marked unstable, where it was."""
+    """Why it was marked unstable; empty if it was not."""
     peak_allocated_bytes: int
     step_seconds: tuple[float, ...]
 
 
 def collect(folder: Path) -> list[Run]:
-    """Return the runs in the results folders of ``folder``, a session each."""
+    """Return the runs in the results folders of ``folder``; each of these is a session."""
     return [
         Run(
             session,

@@ -1,9 +1,9 @@
-"""How often the check finds a step that takes 5 % longer, and a peak that is 1 % higher, at 10 timed steps.
+"""How often the check finds a 5 % slower step, and a 1 % higher peak, with 10 timed steps.
 
-Run with `python -m benchmarks.planted_regressions [TRIALS]`. Found: every recipe that got slower is a regression, and
-no other is. Missed: the check passes (exit code 0). Step times are drawn from the recorded ones (`noise.py`), made as
-wide as the table says; peaks are the recorded ones, which were the same to the byte in every run, and up to 0.2 % off
-to either side.
+Run with `python -m benchmarks.planted_regressions [TRIALS]`. Found: exactly the slower recipes are called regressions.
+Missed: the check passes (exit code 0). Step times are drawn from the recorded ones (`noise.py`), scaled to the scatter
+that the table states. Peaks are the recorded ones, which were equal to the byte in every run, varied by up to 0.2 %
+either way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HIGHER = 0.01
 def slowdowns(
     noise: Noise, trials: int, runs: tuple[int, int], slower: int, *, scatter: float, spread: float
 ) -> tuple[float, float]:
-    """Return the shares of suites in which just the recipes that got slower are found, and that pass."""
+    """Return the share of suites in which exactly the slower recipes are found, and the share that passes."""
     tolerance = Thresholds().speed
     assert tolerance is not None
     found = missed = 0
@@ -42,7 +42,7 @@ def slowdowns(
 
 
 def rises_found(runs: list[Run], generator: random.Random, trials: int, jitter: float) -> float:
-    """Return the share of peaks, 1 % higher, that are found."""
+    """Return the share of 1 % higher peaks that are found."""
     found = 0
     for _ in range(trials):
         peak = generator.choice(runs).peak_allocated_bytes
@@ -60,13 +60,13 @@ def rows(trials: int) -> Iterator[str]:
     recorded = read()
     generator = random.Random(SEED)  # noqa: S311
     noise = Noise(recorded, generator)
-    yield "| steps scatter by | runs differ by | slower | runs before and after | found | open | missed |"
+    yield "| steps scatter by | runs differ by | slower | runs before and after | found | inconclusive | missed |"
     yield "|---|---|---|---|---|---|---|"
     for scatter, spread in ((0.01, 0.003), (0.01, 0.005), (0.02, 0.01)):
         for runs, slower in (((3, 1), 1), ((3, 3), 1), ((3, 3), RECIPES), ((5, 5), 1)):
             found, missed = slowdowns(noise, trials, runs, slower, scatter=scatter, spread=spread)
-            told = f"| {100 * scatter:g} % | {100 * spread:g} % | {slower} of {RECIPES} | {runs[0]} and {runs[1]} |"
-            yield told + "".join(f" {100 * share:.1f} % |" for share in (found, 1 - found - missed, missed))
+            start = f"| {100 * scatter:g} % | {100 * spread:g} % | {slower} of {RECIPES} | {runs[0]} and {runs[1]} |"
+            yield start + "".join(f" {100 * share:.1f} % |" for share in (found, 1 - found - missed, missed))
     yield ""
     yield "| peaks off by up to | found |"
     yield "|---|---|"

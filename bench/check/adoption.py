@@ -1,4 +1,4 @@
-"""A new baseline from results that were held against the old one."""
+"""Make results the new baseline, after they were compared with the old one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from lorabench.bench.records.whole_folders import replace_folder
 from lorabench.estimator.errors import UserError
 
 REVIEW = "review.md"
-"""What the results were when they became the baseline, for whoever reviews the change."""
+"""The comparison with the old baseline, for the reviewer of the change."""
 
 
 def adopt(results: Sequence[RunRecord], baseline: Path, review: str) -> None:
-    """Make ``results`` the baseline of the recipes that they have, in the folder ``baseline``, in one step.
+    """Replace the records in the folder ``baseline`` by ``results``, atomically.
 
-    Records of other recipes and other files of the folder stay. ``review`` is written beside them.
+    Records of recipes that ``results`` lacks stay, and so do other files of the folder. ``review`` is written beside
+    them.
 
     Raises:
-        UserError: the folder cannot be written, or a record in it cannot be read.
+        UserError: the folder cannot be written, or one of its records cannot be read.
     """
     replaced = {Work(record.digest, record.engine) for record in results}
 

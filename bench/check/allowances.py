@@ -1,4 +1,4 @@
-"""Known cases: findings that are let pass, with the reason that somebody gave."""
+"""Known cases: findings that ``--allow NAME=REASON`` lets pass."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from lorabench.estimator.errors import UserError, did_you_mean
 
 
 class Allowance(Struct, frozen=True):
-    """Findings that are let pass."""
+    """One ``--allow`` option."""
 
     name: str
-    """A recipe's label or digest, a metric, or both with a colon between."""
+    """A recipe's label or digest, a metric, or both joined by a colon."""
     reason: str
 
 
 def read_allowance(text: str, comparison: Comparison) -> Allowance:
-    """Return the allowance that ``NAME=REASON`` stands for; NAME may hold ``=``, as labels do.
+    """Return the allowance ``NAME=REASON``. NAME may contain ``=``, since labels do.
 
     Raises:
-        UserError: no reason, or no recipe or metric of the comparison has that name.
+        UserError: the reason is missing, or no recipe or metric of the comparison has that name.
     """
     names = {name for recipe in comparison.recipes for name in _names_of(recipe)} | set(METRICS)
     known = [name for name in names if text == name or text.startswith(f"{name}=")]
     if not known:
         name = text.rpartition("=")[0] or text
         raise UserError(
-            f"--allow {text!r}: write NAME=REASON with a recipe's label or digest, a metric, or LABEL:METRIC as NAME; "
-            f"of {printable(name)!r}: {did_you_mean(name, names)}"
+            f"--allow {text!r}: write NAME=REASON; NAME is a recipe's label or digest, a metric, or LABEL:METRIC; "
+            f"nothing is named {printable(name)!r}: {did_you_mean(name, names)}"
         )
     name = max(known, key=len)
     reason = printable(text[len(name) + 1 :])
@@ -42,7 +42,7 @@ def read_allowance(text: str, comparison: Comparison) -> Allowance:
 
 
 def allow(comparison: Comparison, allowances: Sequence[Allowance]) -> Comparison:
-    """Return ``comparison`` with what ``allowances`` name let pass: regressions, and what is suspicious or open."""
+    """Return ``comparison`` with its regressions and inconclusive findings allowed if ``allowances`` name them."""
     used: set[str] = set()
 
     def allowed(recipe: RecipeComparison, finding: Finding) -> Finding:

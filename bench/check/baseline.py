@@ -1,7 +1,7 @@
-"""Hold one folder of run records against another: which recipes got worse, better, or stayed the same.
+"""Compare one folder of run records with another: which recipes got worse, better, or stayed the same.
 
-Pure functions: records in, a `Comparison` out. Comparing A with B says "regression" exactly where comparing B with A
-says "improvement".
+Pure functions: records in, a `Comparison` out. Comparing A with B reports a regression exactly if comparing B with A
+reports an improvement.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def compare(
     """Compare ``results`` (after) with ``baseline`` (before), recipe by recipe.
 
     Raises:
-        UserError: a side holds the same repeat of a recipe twice; a recipe ran on different devices, and
-            ``across_devices`` is not given; or scipy, which the tests need, is not installed.
+        UserError: one side holds the same repeat of a recipe twice; a recipe ran on different devices and
+            ``across_devices`` is false; or scipy is not installed.
     """
     thresholds = thresholds or Thresholds()
     before, after = runs_by_work(baseline, "the baseline"), runs_by_work(results, "the results")

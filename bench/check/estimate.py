@@ -1,7 +1,7 @@
-"""Hold measurements against the estimate, worked out now from each record's recipe and model config.
+"""Compare measurements with the estimate, computed now from each record's recipe and model config.
 
-What the record itself predicted, when it ran, is not looked at: a change of the closed form shows at once. Too much
-and too little are both wrong, so a departure in either direction is a regression.
+The prediction stored in the record is ignored, so a change of the closed form shows at once. Too much and too little
+are both wrong: a deviation in either direction is a regression.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from lorabench.estimator.recipes.parameters import ParameterCounts, count_parame
 
 
 def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds | None = None) -> Comparison:
-    """Hold the parameters, peaks and outcome of every recipe of ``results`` against its estimate.
+    """Compare parameters, peaks and outcome of every recipe of ``results`` with its estimate.
 
-    Parameters must be equal; the allocated peak, and that of each phase, may be off by the threshold; what the
-    allocator reserved and the driver counted must be within the estimate's own range, widened by it. What ran out of
-    the GPU's memory must not have been said to fit, and what ran must not have been said not to.
+    Parameters must be equal. The allocated peak, and the peak of each phase, may differ by the threshold. Reserved
+    bytes and the driver's count must be within the estimate's own range, widened by the threshold. A recipe that ran
+    out of GPU memory must not be estimated to fit, and a recipe that ran must not be estimated not to fit.
 
     Raises:
-        UserError: the results hold the same repeat of a recipe twice, or one recipe of several devices.
+        UserError: the results hold the same repeat of a recipe twice, or one recipe from several devices.
     """
     thresholds = thresholds or Thresholds()
     after = runs_by_work(results, "the results")
@@ -59,10 +59,10 @@ def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds |
 
 
 def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
-    """Return what lorabench, as it is, estimates for the recipe on the kind of device that it ran on.
+    """Return the estimate of this lorabench for the recipe, on the kind of device that it ran on.
 
     Raises:
-        UserError: the recipe is impossible, or has no closed form and cannot be traced here.
+        UserError: the recipe is impossible, or it has no closed form and cannot be traced here.
     """
     recipe, device = runs.recipe, runs.device
     spec = read_config(runs.records[0].model_config, recipe.model)
@@ -96,7 +96,7 @@ def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
 
 
 def _judge_peaks(estimated: Breakdown, measurements: Sequence[Measurement], tolerance: float) -> list[Finding]:
-    """Hold each peak that was measured to the estimate, or to its range where it has one."""
+    """Compare each measured peak with the estimate, or with its range if it has one."""
     held: dict[Metric, tuple[int | None, tuple[int, int] | None]] = {
         "peak_allocated_bytes": (estimated.peak_allocated_bytes, None),
         "peak_reserved_bytes": (estimated.peak_reserved_bytes, estimated.peak_reserved_range_bytes),
@@ -111,7 +111,7 @@ def _judge_peaks(estimated: Breakdown, measurements: Sequence[Measurement], tole
 
 
 def _judge_phases(estimated: Breakdown, measurements: Sequence[Measurement], tolerance: float) -> list[Finding]:
-    """Hold the peak of each phase that was measured, and return the finding on the one that departs most."""
+    """Compare the measured peak of each phase, and return the finding with the largest deviation."""
     findings = {}
     for phase, point in estimated.phase_peaks_bytes.items():
         seen = [one.memory.phase_peaks_bytes[phase] for one in measurements if phase in one.memory.phase_peaks_bytes]
@@ -120,13 +120,13 @@ def _judge_phases(estimated: Breakdown, measurements: Sequence[Measurement], tol
     if not findings:
         return []
     phase, finding = max(findings.items(), key=lambda item: abs(item[1].change or 0.0))
-    return [replace(finding, phase=phase, reason="the phase that departs most")]
+    return [replace(finding, phase=phase)]
 
 
 def _judge_outcome(runs: Runs, memory: Breakdown, outcome: str) -> list[Finding]:
-    """Hold whether it ran against whether the estimate says that it fits.
+    """Compare whether the recipe ran with whether the estimate says that it fits.
 
-    Of a CPU it says nothing, since others have memory there too.
+    On a CPU the estimate gives no verdict: other processes use the same memory.
     """
     answer = None if runs.device.kind == "cpu" else hold_against(memory, runs.device.memory_bytes)[0]
     failed = [record for record in runs.records if record.outcome != "ok"]
@@ -160,7 +160,7 @@ def _judge_parameters(estimated: ParameterCounts, counted: ParameterCounts) -> F
 
 
 def _judge_bytes(metric: Metric, point: int, ends: tuple[int, int], measured: int, tolerance: float) -> Finding:
-    """Hold ``measured`` to an estimate from the one of its ``ends`` to the other, widened by the tolerance."""
+    """Check that ``measured`` lies between the two ``ends`` of the estimate, widened by the tolerance."""
     allowed = ends[0] * (1 - tolerance), ends[1] * (1 + tolerance)
     return Finding(
         metric=metric,

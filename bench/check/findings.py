@@ -1,4 +1,4 @@
-"""What a check finds: a verdict for each metric of each recipe, and what they come to."""
+"""The result of a check: a verdict for each metric of each recipe, and the overall verdict."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Metric = Literal[
 ]
 VERDICTS: dict[Judgement, str] = {
     "regression": "worse, beyond the threshold and beyond chance",
-    "suspicious": "beyond the threshold, but chance could do that: measure more",
-    "insufficient": "too little or too unsteady to say anything",
+    "suspicious": "beyond the threshold, but possibly by chance: measure more",
+    "insufficient": "too few or too noisy runs for a conclusion",
     "improvement": "better, beyond the threshold and beyond chance",
     "same": "within the threshold",
 }
 """Worst first."""
 
 EXIT_CODES: dict[Judgement, int] = {"regression": 1, "suspicious": 3, "insufficient": 3, "improvement": 0, "same": 0}
-"""0: nothing got worse; 1: something did; 3: that could not be concluded."""
+"""0: nothing got worse; 1: something got worse; 3: inconclusive."""
 METRICS: dict[Metric, str] = {
     "outcome": "outcome",
     "parameters": "parameters",
@@ -47,7 +47,7 @@ METRICS: dict[Metric, str] = {
     "step_seconds": "step time",
     "final_loss": "loss, last ¼",
 }
-"""Each metric as people read it."""
+"""Metric → its name in the output."""
 
 _SEVERITY: dict[Judgement, int] = {verdict: -place for place, verdict in enumerate(VERDICTS)}
 
@@ -57,41 +57,41 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     metric: Metric
     phase: str | None = None
-    """Of phase_peaks_bytes: whose peak it is."""
+    """The phase, if the metric is phase_peaks_bytes."""
     before: float | str | None
-    """Bytes, seconds, mean loss of the last quarter of the steps, or a count; None is a loss that is not finite. For
-    outcome, its name."""
+    """Bytes, seconds, mean loss of the last quarter of the steps, or a count; None is a loss that is not finite. The
+    metric ``outcome`` has the outcome's name."""
     after: float | str | None
     change: float | None = None
-    """(after − before) / before; None where that has no meaning."""
+    """(after − before) / before; None if that has no meaning."""
     interval: tuple[float, float] | None = None
-    """Of ``change``: the 95 % confidence interval; against an estimate, what the estimate allows."""
+    """The 95 % confidence interval of ``change``; against an estimate, the range that the estimate allows."""
     p_value: float | None = None
-    """Chance of a difference like this, in its direction, in any recipe of the suite, were there none."""
+    """p-value of ``change`` in its direction, corrected over all recipes of the suite."""
     verdict: Judgement
     reason: str | None = None
-    """Why, where the numbers do not say it, in one line."""
+    """The reason in one line, if the numbers alone do not show it."""
     allowed: str | None = None
-    """Why it is let pass, where it is (``--allow``)."""
+    """The reason given by ``--allow``, if the finding is allowed."""
 
     @property
     def name(self) -> str:
-        """The metric, and of which phase, as people read it."""
+        """The metric's name in the output, with its phase."""
         return METRICS[self.metric] if self.phase is None else f"{METRICS[self.metric]}, {self.phase}"
 
 
 class RecipeComparison(Struct, frozen=True, kw_only=True):
-    """One recipe that was judged."""
+    """The findings of one recipe."""
 
     digest: str
     engine: Engine
     label: str
-    """Names it in one printable line, unlike every other label of the comparison."""
+    """One printable line, unique in the comparison."""
     recipe: Recipe
     runs: tuple[int, int]
-    """Records before and after; of an estimate there is none."""
+    """Number of records before and after; 0 before if compared with the estimate."""
     verdict: Judgement
-    """The worst of the findings' that are not let pass."""
+    """The worst verdict of the findings that are not allowed."""
     findings: tuple[Finding, ...]
     """Worst first."""
 
@@ -105,28 +105,28 @@ class Unmatched(Struct, frozen=True, kw_only=True):
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """Results held against a baseline or against the estimate."""
+    """Results compared with a baseline or with the estimate."""
 
     against: Literal["baseline", "estimate"]
     verdict: Judgement
-    """The worst that is not let pass; insufficient where no recipe was measured on both sides."""
+    """The worst verdict that is not allowed; ``insufficient`` if no recipe was measured on both sides."""
     device: str | None
-    """What the results ran on, and the baseline where it is another; None where no recipe is on both sides."""
+    """The device of the results, and of the baseline if it differs; None if no recipe is on both sides."""
     environment_changes: tuple[str, ...]
-    """What else differs between the two sides, such as ``torch 2.11.0 → 2.13.0``."""
+    """Differences between the environments of the two sides, such as ``torch 2.11.0 → 2.13.0``."""
     thresholds: Thresholds
     run_to_run: float | None
-    """Standard deviation of the median step of one run, as a share of it, from repeated runs; None where none tell."""
+    """Standard deviation between runs of a run's median step, as a share of it; None without repeated runs."""
     recipes: tuple[RecipeComparison, ...]
     """Worst first."""
     only_in_baseline: tuple[Unmatched, ...]
     only_in_results: tuple[Unmatched, ...]
     unused_allowances: tuple[str, ...]
-    """Known cases that did not come up."""
+    """``--allow`` options that matched no finding."""
 
     @property
     def counts(self) -> dict[Judgement, int]:
-        """Findings that are not let pass, by verdict, worst first."""
+        """Number of findings that are not allowed, by verdict, worst first."""
         counted = Counter(
             finding.verdict for recipe in self.recipes for finding in recipe.findings if finding.allowed is None
         )
@@ -134,19 +134,19 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
     @property
     def allowed_count(self) -> int:
-        """Findings that are let pass."""
+        """Number of allowed findings."""
         return sum(finding.allowed is not None for recipe in self.recipes for finding in recipe.findings)
 
 
 def departure(before: float, after: float, tolerance: float) -> Judgement | None:
-    """Return what a change beyond ``tolerance`` is, chance aside, where less is better; None within it."""
+    """Return the verdict of a change beyond ``tolerance``, ignoring chance; None within it. Less is better."""
     if after - before > tolerance * before:
         return "regression"
     return "improvement" if before - after > tolerance * after else None
 
 
 def weight(finding: Finding) -> tuple[int, float]:
-    """Return what to sort findings by: the greater, the worse. What is the same or let pass weighs alike."""
+    """Return the sort key of a finding: greater is worse. ``same`` and allowed findings are equal."""
     verdict: Judgement = "same" if finding.allowed is not None else finding.verdict
     if verdict == "same":
         return _SEVERITY["same"], 0.0
@@ -154,13 +154,13 @@ def weight(finding: Finding) -> tuple[int, float]:
 
 
 def worst(findings: Sequence[Finding]) -> Judgement:
-    """Return the worst verdict of those that are not let pass."""
+    """Return the worst verdict of the findings that are not allowed."""
     verdicts = [finding.verdict for finding in findings if finding.allowed is None]
     return max(verdicts, key=_SEVERITY.__getitem__, default="same")
 
 
 def overall(recipes: Iterable[RecipeComparison]) -> Judgement:
-    """Return the worst verdict that is not let pass; insufficient where nothing was measured on both sides."""
+    """Return the worst verdict that is not allowed; ``insufficient`` if nothing was measured on both sides."""
     findings = [finding for recipe in recipes for finding in recipe.findings]
     verdict = worst(findings)
     if verdict == "same" and not any(map(_concludes, findings)):
@@ -177,7 +177,7 @@ def _concludes(finding: Finding) -> bool:
 def of_recipe(
     work: Work, label: str, before: Runs | None, after: Runs, findings: Sequence[Finding]
 ) -> RecipeComparison:
-    """Return the ``findings`` of one recipe; ``before`` is None against the estimate."""
+    """Return the ``findings`` of one recipe; ``before`` is None if compared with the estimate."""
     return RecipeComparison(
         digest=work.digest,
         engine=work.engine,
@@ -190,7 +190,7 @@ def of_recipe(
 
 
 def in_order(recipes: Iterable[RecipeComparison]) -> tuple[RecipeComparison, ...]:
-    """Return ``recipes`` with their findings, each worst first."""
+    """Return ``recipes`` worst first, each with its findings worst first."""
     ordered = []
     for recipe in recipes:
         findings = tuple(sorted(recipe.findings, key=weight, reverse=True))

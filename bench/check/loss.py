@@ -1,4 +1,4 @@
-"""Where the training ended, before and after, relative to the spread that seeds give."""
+"""Compare final losses before and after, relative to the spread between seeds."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _TRAINED_ON = {
     "dataset": "built-in text",
     "dataset_digest": "built-in text",
 }
-"""Fields of a record that must be alike → what to call none."""
+"""Fields of a record that must be equal → how to name a missing value."""
 
 
 def mean_of_last_quarter(losses: Sequence[float | None]) -> float | None:
-    """Return the mean of the last quarter of ``losses`` (one at least), or None where one there is not finite."""
+    """Return the mean of the last quarter of ``losses`` (at least one), or None if one of these is not finite."""
     return _mean(losses[-max(1, len(losses) // 4) :])
 
 
 def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds) -> dict[Work, Finding]:
-    """Judge the late losses of all recipes: those with repeated runs by a t-test, as one family; others by share.
+    """Judge the final losses of all recipes: by t-test, as one family, with repeated runs; else by threshold only.
 
-    A recipe's spread is its own, since learning rate and method decide how much a seed matters. A metric whose
+    Each recipe has its own spread, since learning rate and method decide how much a seed matters. A metric whose
     threshold is off is left out.
     """
     if thresholds.loss is None and thresholds.loss_over_seeds is None:
@@ -46,7 +46,7 @@ def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds
         old, new = ([mean_of_last_quarter(one.losses) for one in side.measurements] for side in pair)
         finite = [loss for loss in old if loss is not None], [loss for loss in new if loss is not None]
         if differs is None and any(loss <= 0 for side in finite for loss in side):
-            differs = "a loss of 0 or less is none of training, and has no share to judge"
+            differs = "loss is 0 or negative: relative change is undefined"
         if differs is not None:
             findings[work] = Finding(
                 metric="final_loss", before=_mean(old), after=_mean(new), verdict="insufficient", reason=differs
@@ -63,23 +63,22 @@ def judge_losses(pairs: Mapping[Work, tuple[Runs, Runs]], thresholds: Thresholds
 
 
 def _incomparable(before: Runs, after: Runs) -> str | None:
-    """Return why the losses do not compare, or None where they do."""
+    """Return why the losses cannot be compared, or None if they can."""
     steps = [sorted({len(one.losses) for one in side.measurements}) for side in (before, after)]
     if steps[0] != steps[1] or len(steps[0]) != 1 or steps[0] == [0]:
-        told = [" or ".join(map(str, one)) for one in steps]
-        return f"trained {told[0]} steps before and {told[1]} after: train as many"
+        counts = [" or ".join(map(str, one)) for one in steps]
+        return f"baseline ran {counts[0]} steps, results {counts[1]}: use the same --steps"
     for what, unnamed in _TRAINED_ON.items():
         old, new = (
             " or ".join(sorted({str(getattr(record, what) or unnamed) for record in side.records}))
             for side in (before, after)
         )
         if old != new:
-            return f"{what.replace('_', ' ')} {old} before and {new} after: train on the same"
+            return f"baseline used {what.replace('_', ' ')} {old}, results {new}: use the same"
     seeds = [{record.seed for record in side.records} for side in (before, after)]
     if max(map(len, seeds)) == 1 and seeds[0] != seeds[1]:
-        return (
-            f"seed {min(seeds[0])} before and {min(seeds[1])} after: train with the same, or with several (--repeats)"
-        )
+        old_seed, new_seed = min(seeds[0]), min(seeds[1])
+        return f"baseline used seed {old_seed}, results {new_seed}: use the same --seed, or several (--repeats)"
     return None
 
 
@@ -124,7 +123,7 @@ def _judge_repeated(losses: Mapping[Work, tuple[list[float], list[float]]], tole
         if verdict != "same" and p_value > SIGNIFICANCE:
             verdict = "same"
             seeds_differ = 100 * math.expm1(spreads[work].deviation)
-            reason = f"within the spread of the seeds, {seeds_differ:.2g}% (p = {p_value:.2g})"
+            reason = f"within the spread between seeds, {seeds_differ:.2g}% (p = {p_value:.2g})"
         findings[work] = Finding(
             metric="final_loss",
             before=old,

@@ -1,4 +1,4 @@
-"""Which records of the results stand beside which of the baseline: those of one recipe, engine and device."""
+"""Pair the records of results and baseline by recipe, engine and device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorabench.estimator.recipes.recipe import Recipe
 
 
 class Work(NamedTuple):
-    """What is done by every run of one recipe."""
+    """Identifies a recipe and the engine that ran it."""
 
     digest: str
     engine: Engine
@@ -25,26 +25,26 @@ class Runs(NamedTuple):
     """All runs of one recipe on one side, on one device."""
 
     records: tuple[RunRecord, ...]
-    """By repeat."""
+    """Sorted by repeat."""
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of them all."""
+        """The recipe of all records."""
         return self.records[0].recipe
 
     @property
     def device(self) -> DeviceFacts:
-        """The device of them all."""
+        """The device of all records."""
         return self.records[0].device
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """Of the runs that went well."""
+        """The measurements of the runs that succeeded."""
         return tuple(record.measurement for record in self.records if record.measurement is not None)
 
     @property
     def outcomes(self) -> frozenset[Outcome]:
-        """How they went."""
+        """All outcomes of the runs."""
         return frozenset(record.outcome for record in self.records)
 
 
@@ -52,7 +52,7 @@ def runs_by_work(records: Iterable[RunRecord], side: str) -> dict[Work, Runs]:
     """Return the runs of each recipe.
 
     Raises:
-        UserError: a recipe ran on several devices, or the same repeat of it is there twice.
+        UserError: a recipe ran on several devices, or has two records of the same repeat.
     """
     found: dict[Work, list[RunRecord]] = {}
     for record in records:
@@ -61,7 +61,7 @@ def runs_by_work(records: Iterable[RunRecord], side: str) -> dict[Work, Runs]:
         what = f"{side}: recipe {work.digest} ({printable(runs[0].recipe.label())})"
         devices = {_names(record.device) for record in runs}
         if len(devices) > 1:
-            raise UserError(f"{what} ran on {' and on '.join(sorted(devices))}: keep one folder a device")
+            raise UserError(f"{what} ran on {' and on '.join(sorted(devices))}: keep one folder per device")
         repeats = Counter(record.repeat for record in runs)
         if max(repeats.values()) > 1:
             raise UserError(f"{what} has two records of the same repeat: remove one")
@@ -70,10 +70,10 @@ def runs_by_work(records: Iterable[RunRecord], side: str) -> dict[Work, Runs]:
 
 
 def device_of(label: str, before: Runs, after: Runs, *, across_devices: bool) -> str:
-    """Return the name of the device that both ran on, or both names where they may differ.
+    """Return the device's name, or both names if ``across_devices`` permits different devices.
 
     Raises:
-        UserError: they ran on different devices, and ``across_devices`` is not given.
+        UserError: the two sides ran on different devices, and ``across_devices`` is false.
     """
     old, new = _names(before.device), _names(after.device)
     if old == new:
@@ -81,13 +81,13 @@ def device_of(label: str, before: Runs, after: Runs, *, across_devices: bool) ->
     if across_devices:
         return f"{old} → {new}"
     raise UserError(
-        f"{label}: the baseline ran on {old}, the results on {new}: compare with a baseline of the same device, or "
-        "give --across-devices"
+        f"{label}: the baseline ran on {old}, the results on {new}: use a baseline from the same device, or pass "
+        "--across-devices"
     )
 
 
 def environment_changes(before: Iterable[RunRecord], after: Iterable[RunRecord]) -> tuple[str, ...]:
-    """Return what differs between the environments of the two sides, each as one line."""
+    """Return the differences between the environments of the two sides, one line each."""
     old, new = _facts(before), _facts(after)
     return tuple(
         printable(f"{name} {_either(old.get(name))} → {_either(new.get(name))}")
@@ -97,14 +97,14 @@ def environment_changes(before: Iterable[RunRecord], after: Iterable[RunRecord])
 
 
 def labels_of(sides: Iterable[dict[Work, Runs]]) -> dict[Work, str]:
-    """Return a name for each recipe and engine, in one printable line, unlike every other name."""
+    """Return a unique name for each recipe and engine, as one printable line."""
     works = {work: runs.recipe for side in sides for work, runs in side.items()}
     plain = distinct_labels({work.digest: recipe for work, recipe in works.items()})
     names = {
         work: printable(" ".join([plain[work.digest], *([] if work.engine == "lorabench" else [work.engine])]))
         for work in works
     }
-    # Names that differ only in what cannot be printed.
+    # Names that differ only in characters that cannot be printed get the digest.
     taken = Counter(names.values())
     return {work: name if taken[name] == 1 else f"{name} {work.digest}" for work, name in names.items()}
 
@@ -118,7 +118,7 @@ def _either(values: set[str] | None) -> str:
 
 
 def _facts(records: Iterable[RunRecord]) -> dict[str, set[str]]:
-    """Return what the records' environments say: the name of a fact → its values."""
+    """Return the facts of the records' environments: name → values."""
     facts: dict[str, set[str]] = {}
     for record in records:
         for name, value in record.environment.facts().items():

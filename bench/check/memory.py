@@ -1,4 +1,4 @@
-"""Bytes at the peak, before and after."""
+"""Compare peak memory before and after."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.measurement import Measurement
 
 SEGMENT_BYTES = 20 * 2**20
-"""The caching allocator takes this much from the device at a time for small tensors (kLargeBuffer in torch's
-c10/core/AllocatorConfig.h), so reserved bytes and what follows from them differ by one for no reason."""
+"""Size of one segment that the caching allocator requests for small tensors (kLargeBuffer in torch's
+c10/core/AllocatorConfig.h). Reserved bytes, and all that depends on them, can differ by one segment by chance."""
 
 
 def judge_memory(before: Sequence[Measurement], after: Sequence[Measurement], thresholds: Thresholds) -> list[Finding]:
-    """Judge what the allocator counted as allocated and reserved, and the driver as the process's, where both have it.
+    """Compare allocated and reserved bytes, and the driver's count for the process, if both sides have them.
 
-    The runs of a side rarely differ. Where they do, it got worse only if every run after is worse than every run
-    before, and is suspicious if the worst of them is.
+    The runs of one side rarely differ. If they do, it is a regression only if every run after is worse than every run
+    before, and suspicious if only the worst run after is.
     """
     allowed: dict[Metric, tuple[float | None, int]] = {
         "peak_allocated_bytes": (thresholds.memory, 0),
@@ -34,7 +34,7 @@ def judge_memory(before: Sequence[Measurement], after: Sequence[Measurement], th
 
 
 def counted_peaks(measurements: Sequence[Measurement]) -> dict[Metric, list[int]]:
-    """Return the peaks that runs counted, by metric; a metric that none of them counted is left out."""
+    """Return the peaks of the runs by metric, without metrics that no run counted."""
     peaks: dict[Metric, list[int | None]] = {
         "peak_allocated_bytes": [one.memory.peak_allocated_bytes for one in measurements],
         "peak_reserved_bytes": [one.memory.peak_reserved_bytes for one in measurements],

@@ -1,4 +1,4 @@
-"""How the runs of one recipe went, before and after."""
+"""Compare the outcomes of one recipe before and after."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from lorabench.bench.check.matching import Runs
 from lorabench.bench.check.printable import printable
 
 SETTLED = frozenset({"ok", "oom", "skipped"})
-"""Outcomes that are an answer: it trains, it does not fit, or it was known not to."""
+"""Outcomes that answer whether a recipe trains: yes, out of memory, or predicted not to fit."""
 
 
 def judge_outcome(before: Runs, after: Runs) -> Finding:
-    """Return what became of the outcome.
+    """Return the finding on the outcome.
 
-    A side is ok where all its runs are. From ok to anything else is a regression, but to skipped, which says that
-    nobody tried.
+    A side is ok if all its runs are. From ok to anything else is a regression, except to skipped: then nobody tried.
     """
     old, new = before.outcomes, after.outcomes
     verdict: Judgement = "insufficient"

@@ -1,8 +1,8 @@
-"""Text from records, made safe to print."""
+"""Make text from records safe to print."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Return ``text`` as one line that no terminal, XML or log takes for a command."""
+    """Return ``text`` as one line without control characters, safe for terminals, XML and logs."""
     return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))

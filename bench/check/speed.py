@@ -1,19 +1,19 @@
-"""Step times before and after: is the difference more than chance, and more than what one cares about?
+"""Compare step times before and after: is the difference larger than chance, and large enough to matter?
 
 A regression needs all of:
 
 - a *minimum effect*: the median step takes longer by more than the threshold;
-- a one-sided *Mann–Whitney test on the raw step times*, which sees the scatter of the steps within the runs;
-- a one-sided *t-test on the runs' medians*, which sees what one run differs from the next by (clocks, memory layout,
-  neighbours). The steps of one run share that, so their scatter cannot tell it: only repeated runs do, of either side.
-  It is pooled over the suite; a recipe's own counts where that is greater;
-- *repeated runs on both sides*: a single run may be of a recipe that is less steady than most, which the pooled spread
-  does not know.
+- a one-sided *Mann–Whitney test on the raw step times*, which covers the scatter of steps within a run;
+- a one-sided *t-test on the runs' medians*, which covers run-to-run variance (clocks, memory layout, neighbours). Steps
+  within a run share these, so their scatter says nothing about it; only repeated runs do, on either side. The variance
+  is pooled over the suite; a recipe's own variance is used if it is greater;
+- *repeated runs on both sides*: a recipe with a single run may be noisier than most, and the pooled variance would not
+  show that.
 
-The larger of the two p-values (both must refuse chance) is corrected over the suite by Holm's method.
+Both tests must be significant: the larger of the two p-values is corrected over the suite by Holm's method.
 
-That nothing changed needs evidence too: where the interval of the change is wider than the threshold, a change that
-matters could hide in it. For that, repeats of one side are enough; where no recipe has any, nothing can be concluded.
+"Nothing changed" needs evidence too. If the interval of the change is wider than the threshold, it could hide a change
+that matters. Repeated runs on one side are enough for that. If no recipe has any, there is no conclusion.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from lorabench.bench.check.statistics import (
 from lorabench.bench.records.measurement import Measurement
 
 LEAST_TIMED_STEPS = 5
-"""Fewer on either side say nothing about speed."""
-NO_REPEATS = "one run a side does not tell what runs differ by: run with --repeats 3"
-ONE_RUN = "one run cannot tell a change from unsteadiness: run with --repeats 3"
+"""With fewer steps on either side there is no conclusion about speed."""
+NO_REPEATS = "one run per side does not show run-to-run variance: run with --repeats 3"
+ONE_RUN = "with one run, a change cannot be told from noise: run with --repeats 3"
 
 Pair = tuple[Sequence[Measurement], Sequence[Measurement]]
 """The ok runs of a recipe, before and after."""
@@ -86,7 +86,7 @@ class _Times(NamedTuple):
 def judge_speeds(pairs: Mapping[Work, Pair], tolerance: float) -> tuple[dict[Work, Finding], float | None]:
     """Judge the step times of all recipes together: their tests are one family in each direction.
 
-    Besides, return the standard deviation of one run's median step, as a share of it; None where no runs were repeated.
+    Also return the standard deviation between runs of a run's median step, as a share; None without repeated runs.
     """
     findings: dict[Work, Finding] = {}
     tested: dict[Work, _Times] = {}
@@ -115,14 +115,14 @@ def judge_speeds(pairs: Mapping[Work, Pair], tolerance: float) -> tuple[dict[Wor
 
 
 def _unusable(pair: Pair, steady: _Times) -> str | None:
-    """Return why the times say nothing, or None where they may be tested."""
+    """Return why the times cannot be tested, or None if they can."""
     for when, side, runs in zip(("before", "after"), pair, steady, strict=True):
         if not runs:
             reasons = dict.fromkeys(printable(reason) for one in side for reason in one.unstable)
             return f"unstable {when}: {'; '.join(reasons)}"
     least = [min(map(len, side)) for side in steady]
     if min(least) < LEAST_TIMED_STEPS:
-        return f"{least[0]} timed steps before and {least[1]} after: {LEAST_TIMED_STEPS} of each are needed"
+        return f"{least[0]} timed steps before, {least[1]} after: at least {LEAST_TIMED_STEPS} are needed on each side"
     return None
 
 
@@ -145,10 +145,10 @@ def _judge(times: _Times, tolerance: float, spread: Spread, p_value: float) -> F
         verdict = "same"
     elif verdict is None:
         verdict = "insufficient"
-        reason = f"the scatter hides changes of {100 * tolerance:.3g}%: repeat more, or on a quieter machine"
+        reason = f"noise could hide a change of {100 * tolerance:.3g}%: add repeats, or use a quieter machine"
     elif p_value > SIGNIFICANCE:
         verdict = "suspicious"
-        reason = f"within the scatter of steps and runs (p = {p_value:.2g}): repeat more"
+        reason = f"within the noise of steps and runs (p = {p_value:.2g}): add repeats"
     elif min(times.runs) == 1:
         verdict = "suspicious"
         reason = ONE_RUN

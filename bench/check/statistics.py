@@ -1,4 +1,4 @@
-"""The tests that the check goes by, as pure functions of numbers."""
+"""The statistical tests of the check, as pure functions of numbers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any, NamedTuple
 from lorabench.estimator.errors import UserError
 
 SIGNIFICANCE = 0.005
-"""Chance that chance alone makes the check call any recipe of a suite worse in one metric. Two metrics are tested, step
-time and loss, so that an unchanged suite raises an alarm in one check of a hundred at most."""
+"""Significance level of one metric over all recipes of a suite. Two metrics are tested, step time and loss, so an
+unchanged suite raises a false alarm in at most one check of a hundred."""
 CONFIDENCE = 0.95
-"""Of the intervals that are shown."""
+"""Confidence level of the displayed intervals."""
 MOST_EXACT_STEPS = 50
-"""Samples up to this are tested by the exact distribution of U; beyond it the normal one is as good."""
+"""Largest sample for the exact distribution of U; the normal approximation is as good beyond it."""
 
 
 class Spread(NamedTuple):
-    """What runs of the same work differ by, as the logarithm of a quantity."""
+    """Run-to-run spread of the logarithm of a quantity."""
 
     deviation: float
-    """Standard deviation of one run."""
+    """Standard deviation between runs."""
     degrees_of_freedom: int
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values, in their order, corrected for being a family of tests.
+    """Return the p-values, in their order, corrected for multiple tests.
 
-    Sorted ascending, the k-th of m (from 0) is multiplied by m − k, and none is less than the one before it.
+    Sorted ascending, the k-th of m (from 0) is multiplied by m − k, and each is at least the one before it.
     Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979), 65–70.
     """
     corrected = [1.0] * len(p_values)
@@ -58,10 +58,10 @@ def p_greater(these: Sequence[float], those: Sequence[float]) -> float:
 
 
 def shift_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Return the interval, at `CONFIDENCE`, of how far the logarithms of ``after`` lie above those of ``before``.
+    """Return the confidence interval (`CONFIDENCE`) of the shift between the logarithms of ``before`` and ``after``.
 
-    The shifts that a two-sided Mann–Whitney test does not refuse: from one order statistic of all differences to the
-    one as far from the other end, its place by the normal approximation.
+    It holds all shifts that a two-sided Mann–Whitney test does not reject: the differences of all pairs between two
+    symmetric order statistics, whose rank comes from the normal approximation.
     Source: J. L. Hodges, E. L. Lehmann, Ann. Math. Statist. 34 (1963), 598–611.
     """
     differences = sorted(math.log(new) - math.log(old) for new in after for old in before)
@@ -73,7 +73,7 @@ def shift_interval(before: Sequence[float], after: Sequence[float]) -> tuple[flo
 
 
 def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
-    """Return what the logarithms of each group scatter by about its mean, pooled; None where no group has two."""
+    """Return the pooled spread of logarithms within groups; None if no group has two values."""
     squares, degrees = 0.0, 0
     for group in groups:
         logarithms = [math.log(value) for value in group]
@@ -97,7 +97,7 @@ def p_mean_greater(shift: float, runs: tuple[int, int], spread: Spread) -> float
 
 
 def mean_interval(shift: float, runs: tuple[int, int], spread: Spread) -> tuple[float, float]:
-    """Return Student's interval, at `CONFIDENCE`, of a ``shift`` between the means of ``runs``."""
+    """Return Student's confidence interval (`CONFIDENCE`) of a ``shift`` between the means of ``runs``."""
     reach = float(_scipy_stats().t.ppf((1 + CONFIDENCE) / 2, spread.degrees_of_freedom)) * _standard_error(runs, spread)
     return shift - reach, shift + reach
 
@@ -114,5 +114,5 @@ def _scipy_stats() -> Any:
     try:
         from scipy import stats
     except ImportError as error:
-        raise UserError("check needs scipy, which is missing: pip install 'lorabench[check]'") from error
+        raise UserError("check needs scipy, which is not installed: pip install 'lorabench[check]'") from error
     return stats

@@ -1,4 +1,4 @@
-"""`lorabench check`: hold results against a baseline, or against the estimate."""
+"""`lorabench check`: compare results with a baseline, or with the estimate."""
 
 from __future__ import annotations
 
@@ -34,53 +34,51 @@ Examples:
 \b
 Exit codes:
   0  nothing got worse         2  wrong use or bad input
-  1  something did             3  that could not be concluded
+  1  something got worse       3  inconclusive
 """
 
 
 TOLERANCES = {
-    "memory": ("--memory-tolerance", "Rise of the allocated peak that passes."),
-    "reserved": ("--reserved-tolerance", "Rise of the reserved peak that passes."),
-    "nvml": ("--nvml-tolerance", "Rise of the peak in nvidia-smi that passes."),
-    "speed": ("--speed-tolerance", "Rise of the step time that passes."),
-    "loss": ("--loss-tolerance", "Rise of the mean loss of the last quarter of the steps that passes."),
-    "loss_over_seeds": ("--loss-over-seeds-tolerance", "The same, where repeated runs tell the spread of seeds."),
-    "estimate": ("--tolerance", "Departure from the estimate that passes."),
+    "memory": ("--memory-tolerance", "Permitted rise of peak allocated memory."),
+    "reserved": ("--reserved-tolerance", "Permitted rise of peak reserved memory."),
+    "nvml": ("--nvml-tolerance", "Permitted rise of the peak in nvidia-smi."),
+    "speed": ("--speed-tolerance", "Permitted rise of the step time."),
+    "loss": ("--loss-tolerance", "Permitted rise of the mean loss of the last quarter of the steps."),
+    "loss_over_seeds": ("--loss-over-seeds-tolerance", "The same, if repeated runs show the spread between seeds."),
+    "estimate": ("--tolerance", "Permitted deviation from the estimate, either way."),
 }
-"""Threshold → its option, with help."""
+"""Threshold → its option and help text."""
 
 
 def tolerance_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Give ``command`` an option for each threshold, by the threshold's name."""
-    for name, (option, told) in reversed(TOLERANCES.items()):
+    """Add an option for each threshold to ``command``."""
+    for name, (option, purpose) in reversed(TOLERANCES.items()):
         default = f"{100 * getattr(Thresholds(), name):g}%"
-        command = click.option(option, name, type=Share(), help=f"{told}  [default: {default}]")(command)
+        command = click.option(option, name, type=Share(), help=f"{purpose}  [default: {default}]")(command)
     return command
 
 
 @click.command("check", epilog=EXAMPLES)
 @click.argument("results", metavar="RESULTS_DIR", type=NamedPath())
-@click.option("--baseline", metavar="BASELINE_DIR", type=NamedPath(), help="Results to hold them against.")
-@click.option("--against-estimate", is_flag=True, help="Hold them against the estimate, worked out now.")
-@click.option("--suite", metavar="SUITE.yaml", help="Take the thresholds from the check section of this suite.")
+@click.option("--baseline", metavar="BASELINE_DIR", type=NamedPath(), help="Compare with these results.")
+@click.option("--against-estimate", is_flag=True, help="Compare with the estimate, computed now.")
+@click.option("--suite", metavar="SUITE.yaml", help="Read the thresholds from the check section of this suite.")
 @tolerance_options
 @click.option(
     "--allow",
     metavar="NAME=REASON",
     multiple=True,
-    help="Let a known case pass: a recipe's label or digest, a metric, or LABEL:METRIC. Repeatable.",
+    help="Let a known case pass. NAME: a recipe's label or digest, a metric, or LABEL:METRIC. Repeatable.",
 )
 @click.option("--across-devices", is_flag=True, help="Compare results of different devices.")
-@click.option(
-    "--update-baseline", is_flag=True, help="Make the results the new baseline, if all that got worse is allowed."
-)
+@click.option("--update-baseline", is_flag=True, help="Make the results the new baseline, if the check passes.")
 @click.option(
     "--format",
     "format_",
     type=OneOf(["text", "markdown", "junit", "github", "json"]),
     default="text",
     show_default=True,
-    help="markdown: for a pull request; junit: XML for test collectors; github: annotations of a workflow.",
+    help="markdown: pull request comment; junit: XML for test collectors; github: workflow annotations.",
 )
 @click.pass_context
 def command(
@@ -98,9 +96,10 @@ def command(
 ) -> int:
     """Compare RESULTS_DIR with a baseline, recipe by recipe, or with the estimate.
 
-    Memory, step time and late losses of every recipe that both folders hold, worst first. Step times count as changed
-    only where they differ beyond chance too, which takes repeated runs. A tolerance is a share such as 3%, or off to
-    leave the metric out; one given here wins over the suite's. A recipe that is in one folder only is listed.
+    Compare memory, step time and final loss of every recipe that both folders hold, and list the worst first. Step
+    times count as changed only if the difference is also significant, which needs repeated runs. A tolerance is a share
+    such as 3%, or off to skip the metric. An option here overrides the suite. A recipe in only one folder is listed,
+    but not checked.
     """
     given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     _refuse_contradictions(baseline, against_estimate, given)
@@ -122,7 +121,7 @@ def command(
 
 def _refuse_contradictions(baseline: Path | None, against_estimate: bool, given: set[str]) -> None:
     if (baseline is not None) == against_estimate:
-        raise UserError("check holds results against one thing: give --baseline BASELINE_DIR or --against-estimate")
+        raise UserError("pass either --baseline BASELINE_DIR or --against-estimate")
     options = {name: option for name, (option, _) in TOLERANCES.items()}
     options |= {"across_devices": "--across-devices", "update_baseline": "--update-baseline"}
     against, other = "--baseline", "--against-estimate"
@@ -131,9 +130,9 @@ def _refuse_contradictions(baseline: Path | None, against_estimate: bool, given:
     meaningless = given & options.keys() & ({"estimate"} if baseline is not None else options.keys() - {"estimate"})
     if meaningless:
         named = ", ".join(sorted(options[name] for name in meaningless))
-        raise UserError(f"{named}: no meaning with {against}: leave it out, or check with {other}")
+        raise UserError(f"{named} has no meaning with {against}: leave it out, or use {other}")
     if {"across_devices", "update_baseline"} <= given:
-        raise UserError("--update-baseline keeps a baseline to one device: leave --across-devices out")
+        raise UserError("a baseline holds one device: use --update-baseline without --across-devices")
 
 
 def _thresholds_of(suite: str | None) -> Thresholds:
@@ -151,12 +150,10 @@ def _formatted(comparison: Comparison, format_: str) -> str:
 
 
 def _update(comparison: Comparison, records: Sequence[RunRecord], baseline: Path) -> int:
-    """Make ``records`` the baseline where all that got worse, or stays open, is let pass; say so on standard error."""
+    """Make ``records`` the baseline if the check passes, and report on standard error."""
     code = EXIT_CODES[comparison.verdict] if comparison.recipes else 0
     if code:
-        click.echo(
-            f"{baseline} stays as it was: let pass what is known with --allow NAME=REASON, or measure again", err=True
-        )
+        click.echo(f"{baseline} is unchanged: accept known cases with --allow NAME=REASON, or measure again", err=True)
         return code
     adopt(records, baseline, as_markdown(comparison))
     click.echo(f"{baseline} now holds these results as the baseline", err=True)

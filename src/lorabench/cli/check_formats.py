@@ -1,4 +1,4 @@
-"""A comparison as text for each of its readers: people, pull requests, test collectors, workflow logs, programs."""
+"""The output formats of `lorabench check`: text, Markdown, JUnit XML, GitHub annotations, JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LEVELS: dict[Judgement, str] = {
     "insufficient": "warning",
     "improvement": "notice",
 }
-"""Verdict → the kind of GitHub's annotation."""
+"""Verdict → level of the GitHub annotation."""
 COLUMNS = {
     "baseline": ("before", "after", "change", "95% interval"),
     "estimate": ("estimated", "measured", "off by", "allowed"),
@@ -56,7 +56,7 @@ class CheckAnswer(Comparison, frozen=True, kw_only=True):
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a `CheckAnswer`; a recipe's settings are those of `Recipe`, not told here again."""
+    """Return the JSON Schema of a `CheckAnswer`. It does not list the settings of a `Recipe` again."""
     schema = msgspec.json.schema(CheckAnswer)
     schema["$defs"]["Recipe"] = {"type": "object", "description": "The recipe's settings, by the names of its options."}
     for definition in schema["$defs"].values():
@@ -66,7 +66,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def as_text(comparison: Comparison, *, color: bool = False) -> str:
-    """Return the findings of each recipe, worst first, and what they come to."""
+    """Return the findings of each recipe, worst first, then notes and the conclusion."""
 
     def styled(text: str, finding: Finding) -> str:
         shade = None if finding.allowed is not None else COLORS.get(finding.verdict)
@@ -118,9 +118,10 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_junit(comparison: Comparison) -> str:
-    """Return JUnit XML: a test case for each finding, in which a regression fails and what is open is skipped.
+    """Return JUnit XML with a test case for each finding.
 
-    A recipe without a counterpart is a skipped case too, and so is what is let pass.
+    A regression is a failed case. An inconclusive or allowed finding is a skipped case, and so is a recipe that only
+    one side has.
     """
     suite = ElementTree.Element("testsuite", name="lorabench check")
     for label, finding in _rows(comparison):
@@ -145,7 +146,7 @@ def as_junit(comparison: Comparison) -> str:
 
 
 def as_github(comparison: Comparison) -> str:
-    """Return workflow commands of GitHub Actions, which it shows as annotations: all but what stayed the same."""
+    """Return workflow commands that GitHub Actions shows as annotations, for every finding except ``same``."""
     lines = []
     for label, finding in _rows(comparison):
         level = "notice" if finding.allowed is not None else LEVELS.get(finding.verdict)
@@ -165,9 +166,9 @@ def as_json(comparison: Comparison) -> str:
 
 
 def conclusion(comparison: Comparison) -> str:
-    """Return in one line what the comparison comes to."""
+    """Return the conclusion of the comparison in one line."""
     if not comparison.recipes:
-        return "Nothing could be concluded: no recipe is in both the results and the baseline."
+        return "No conclusion: no recipe is in both the results and the baseline."
     many = f"{len(comparison.recipes)} recipe" + ("s" if len(comparison.recipes) > 1 else "")
     plural = {"regression": "regressions", "improvement": "improvements"}
     counted = [
@@ -177,12 +178,12 @@ def conclusion(comparison: Comparison) -> str:
     ]
     if comparison.allowed_count:
         counted.append(f"{comparison.allowed_count} allowed")
-    told = f"{', '.join(counted)} in {many}."
+    summary = f"{', '.join(counted)} in {many}."
     if comparison.verdict == "insufficient" and not comparison.counts["insufficient"]:
-        return f"Nothing was measured on both sides: {told}"
+        return f"No conclusion: nothing was measured on both sides: {summary}"
     if comparison.verdict == "insufficient" and not any(comparison.counts[one] for one in ("improvement", "same")):
-        return f"Nothing could be concluded: {told}"
-    return f"Not all could be concluded: {told}" if EXIT_CODES[comparison.verdict] == 3 else told
+        return f"No conclusion: {summary}"
+    return f"Partly inconclusive: {summary}" if EXIT_CODES[comparison.verdict] == 3 else summary
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, Finding]]:
@@ -234,26 +235,28 @@ def _remarks(finding: Finding) -> list[str]:
 
 def _sentence(finding: Finding) -> str:
     _, metric, before, after, change, interval = _cells(finding)
-    told = f"{metric}: {before} to {after}"
+    sentence = f"{metric}: {before} to {after}"
     if change:
-        told += f" ({change}{f', {interval}' if interval else ''})"
-    return ": ".join([told, *_remarks(finding)])
+        sentence += f" ({change}{f', {interval}' if interval else ''})"
+    return ": ".join([sentence, *_remarks(finding)])
 
 
 def _notes(comparison: Comparison) -> list[str]:
     lines = [f"Only in {side}: {one.label}" for side, unmatched in _sides(comparison) for one in unmatched]
-    lines += [f"Allowed, but it did not come up: {one}" for one in comparison.unused_allowances]
+    lines += [f"Unused --allow: {one}" for one in comparison.unused_allowances]
     if comparison.against == "estimate":
-        lines.append("Estimate: worked out now, not what the records predicted when they ran")
+        lines.append("Estimate: computed now; the predictions stored in the records are ignored")
+    if any(finding.phase is not None for _, finding in _rows(comparison)):
+        lines.append("Peak by phase: only the phase that is furthest off is shown")
     if comparison.device:
         lines.append(f"Device: {comparison.device}")
     if comparison.environment_changes:
-        lines.append(f"Since the baseline: {', '.join(comparison.environment_changes)}")
+        lines.append(f"Changed since the baseline: {', '.join(comparison.environment_changes)}")
     if comparison.run_to_run is not None:
-        lines.append(f"From run to run: step times spread by {comparison.run_to_run:.2%}")
+        lines.append(f"Run-to-run spread of step times: {comparison.run_to_run:.2%}")
     times = {finding.verdict for _, finding in _rows(comparison) if finding.metric == "step_seconds"}
     if len(comparison.recipes) > 1 and times == {"regression"}:
-        lines.append("All recipes are slower: the change, or the machine as a whole: run the baseline again to tell")
+        lines.append("All recipes are slower: the change, or the whole machine? Rerun the baseline to find out")
     return [*lines, _thresholds(comparison)]
 
 
@@ -268,15 +271,15 @@ def _thresholds(comparison: Comparison) -> str:
         for name, share in msgspec.structs.asdict(comparison.thresholds).items()
         if (name == "estimate") == against_estimate
     }
-    told = [
+    listed = [
         f"{name.replace('_', ' ')} " + ("off" if share is None else f"{100 * share:g}%")
         for name, share in shares.items()
     ]
-    return f"Thresholds: {', '.join(told)}"
+    return f"Thresholds: {', '.join(listed)}"
 
 
 def _markdown(text: str) -> str:
-    """Return ``text`` with everything escaped that GitHub's Markdown would take for markup."""
+    """Return ``text`` with all of GitHub's Markdown syntax escaped."""
     for char in "\\`*_[]|~#":
         text = text.replace(char, "\\" + char)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -297,4 +300,4 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
     "github": as_github,
     "json": as_json,
 }
-"""What ``--format`` names."""
+"""``--format`` → the function that writes it."""

@@ -78,7 +78,7 @@ def test_repeated_runs_are_judged_by_the_spread_of_their_seeds(
     assert finding.change is not None
     assert finding.interval[0] < finding.change < finding.interval[1]
     if verdict == "same" and finding.change > 0.01:
-        assert "within the spread of the seeds" in (finding.reason or "")
+        assert "within the spread between seeds" in (finding.reason or "")
 
 
 def test_a_seed_that_diverges_is_a_regression() -> None:
@@ -88,32 +88,32 @@ def test_a_seed_that_diverges_is_a_regression() -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(2.0, 0.0), (0.0, 2.0), (2.0, -1.0), (0.0, 0.0)])
 @pytest.mark.parametrize("runs", [1, 2])
-def test_a_loss_that_is_none_of_training_is_not_judged(before: float, after: float, runs: int) -> None:
+def test_a_loss_of_zero_or_less_is_not_judged(before: float, after: float, runs: int) -> None:
     finding = loss(seeds(*[before] * runs), seeds(*[after] * runs))
     assert (finding.before, finding.after, finding.verdict) == (before, after, "insufficient")
-    assert "a loss of 0 or less" in (finding.reason or "")
+    assert "loss is 0 or negative" in (finding.reason or "")
 
 
 @pytest.mark.parametrize(
     ("after", "reason"),
     [
-        (record(losses=LOSSES + LOSSES), "trained 12 steps before and 24 after: train as many"),
-        (record(seed=7), "seed 0 before and 7 after: train with the same, or with several (--repeats)"),
+        (record(losses=LOSSES + LOSSES), "baseline ran 12 steps, results 24: use the same --steps"),
+        (record(seed=7), "baseline used seed 0, results 7: use the same --seed, or several (--repeats)"),
         (
             replace(record(), dataset="novel.txt"),
-            "dataset built-in text before and novel.txt after: train on the same",
+            "baseline used dataset built-in text, results novel.txt: use the same",
         ),
         (
             replace(record(), dataset_digest="12ab"),
-            "dataset digest built-in text before and 12ab after: train on the same",
+            "baseline used dataset digest built-in text, results 12ab: use the same",
         ),
         (
             replace(record(), weights="pretrained"),
-            "weights random before and pretrained after: train on the same",
+            "baseline used weights random, results pretrained: use the same",
         ),
         (
             replace(record(), weights_digest="34cd"),
-            "weights digest unknown before and 34cd after: train on the same",
+            "baseline used weights digest unknown, results 34cd: use the same",
         ),
     ],
 )

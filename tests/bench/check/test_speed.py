@@ -42,14 +42,14 @@ def test_a_slow_median_within_the_scatter_is_suspicious_not_a_regression() -> No
     assert finding.change is not None
     assert finding.change > 0.05
     assert finding.verdict == "suspicious"
-    assert "within the scatter of steps and runs" in (finding.reason or "")
+    assert "within the noise of steps and runs" in (finding.reason or "")
 
 
 def test_no_change_in_wide_scatter_is_not_called_the_same() -> None:
     wide = [0.30, 0.35, 0.40, 0.45, 0.50, 0.55]
     finding = speed(repeats(2, step_seconds=wide), repeats(2, step_seconds=[1.001 * one for one in wide]))
     assert finding.verdict == "insufficient"
-    assert "the scatter hides changes of 3%" in (finding.reason or "")
+    assert "noise could hide a change of 3%" in (finding.reason or "")
     assert speed(repeats(2, step_seconds=wide), repeats(2, step_seconds=wide[::-1]), tolerance=0.5).verdict == "same"
 
 
@@ -57,7 +57,7 @@ def test_fewer_than_five_timed_steps_say_nothing() -> None:
     finding = speed(repeats(2), repeats(2, step_seconds=(4.0, 4.0, 4.0, 4.0)))
     assert (finding.verdict, finding.reason) == (
         "insufficient",
-        "10 timed steps before and 4 after: 5 of each are needed",
+        "10 timed steps before, 4 after: at least 5 are needed on each side",
     )
 
 
@@ -83,7 +83,7 @@ def test_a_difference_that_runs_have_among_themselves_is_no_regression() -> None
     before, after = runs(1.00, 1.06, 1.12), runs(1.05, 1.11, 1.17)
     finding = speed(before, after)
     assert finding.verdict == "suspicious"
-    assert "within the scatter of steps and runs" in (finding.reason or "")
+    assert "within the noise of steps and runs" in (finding.reason or "")
 
 
 def test_the_interval_of_repeated_runs_is_student_s() -> None:
@@ -141,7 +141,7 @@ def test_one_run_a_side_is_never_called_worse_nor_the_same(factor: float, verdic
     comparison = compare([record(rank=rank, step_seconds=times(factor)) for rank in range(1, 9)], before)
     assert {one.verdict for one in speeds_of(comparison)} == {verdict}
     assert {one.reason for one in speeds_of(comparison)} == {
-        "one run a side does not tell what runs differ by: run with --repeats 3"
+        "one run per side does not show run-to-run variance: run with --repeats 3"
     }
     assert comparison.run_to_run is None
 

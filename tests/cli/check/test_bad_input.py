@@ -16,17 +16,17 @@ import pytest
     ("arguments", "said"),
     [
         (["nowhere", "--baseline", "nowhere"], "nowhere: no such folder"),
-        (["nowhere"], "give --baseline BASELINE_DIR or --against-estimate"),
-        (["a", "--baseline", "b", "--against-estimate"], "give --baseline BASELINE_DIR or --against-estimate"),
-        (["a", "--baseline", "b", "--tolerance", "3%"], "--tolerance: no meaning with --baseline"),
+        (["nowhere"], "pass either --baseline BASELINE_DIR or --against-estimate"),
+        (["a", "--baseline", "b", "--against-estimate"], "pass either --baseline BASELINE_DIR or --against-estimate"),
+        (["a", "--baseline", "b", "--tolerance", "3%"], "--tolerance has no meaning with --baseline"),
         (
             ["a", "--against-estimate", "--speed-tolerance", "3%"],
-            "--speed-tolerance: no meaning with --against-estimate",
+            "--speed-tolerance has no meaning with --against-estimate",
         ),
-        (["a", "--against-estimate", "--update-baseline"], "--update-baseline: no meaning with --against-estimate"),
-        (["a", "--baseline", "b", "--across-devices", "--update-baseline"], "keeps a baseline to one device"),
+        (["a", "--against-estimate", "--update-baseline"], "--update-baseline has no meaning with --against-estimate"),
+        (["a", "--baseline", "b", "--across-devices", "--update-baseline"], "a baseline holds one device"),
         (["a", "--baseline", "b", "--format", "markdwon"], "'markdwon': did you mean markdown?"),
-        (["a", "--baseline", "b", "--speed-tolerance", "-3%"], "'-3%' is no share"),
+        (["a", "--baseline", "b", "--speed-tolerance", "-3%"], "'-3%' is not a share"),
         (["a", "--baseline", "b", "--speed-tolerance", "3"], "write a share such as 3% or 0.03, or off"),
         (["a", "--baseline", "b", "--suite", "smok"], "smok: no such suite"),
     ],
@@ -92,4 +92,4 @@ def test_it_says_what_to_install_without_scipy(baseline: str, all_worse: str) ->
         check=False,
     )
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "lorabench: check needs scipy, which is missing: pip install 'lorabench[check]'\n"
+    assert ran.stderr == "lorabench: check needs scipy, which is not installed: pip install 'lorabench[check]'\n"

@@ -48,10 +48,10 @@ def test_tolerances_are_in_the_suite_too_and_options_win(
 @pytest.mark.parametrize(
     ("check_section", "said"),
     [
-        ("{speed: fast}", "line 3: speed: 'fast' is no share"),
+        ("{speed: fast}", "line 3: speed: 'fast' is not a share"),
         ("{speeed: 3%}", "line 3: unknown threshold 'speeed': did you mean speed?"),
         ("[speed]", "line 3: check must be a mapping of thresholds"),
-        ("{memory: true}", "line 3: memory: True is no share"),
+        ("{memory: true}", "line 3: memory: True is not a share"),
     ],
 )
 def test_thresholds_of_a_suite_are_validated(check_section: str, said: str, tmp_path: Path) -> None:

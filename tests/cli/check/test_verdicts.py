@@ -39,7 +39,7 @@ def test_what_is_open_is_no_pass(tmp_path: Path, baseline: str, check: Any) -> N
     code, out, _ = check(unsteady, "--baseline", baseline)
     assert code == 3
     assert "unstable after: GPU shared" in out
-    assert out.splitlines()[-1] == "Not all could be concluded: 1 insufficient, 2 same in 1 recipe."
+    assert out.splitlines()[-1] == "Partly inconclusive: 1 insufficient, 2 same in 1 recipe."
 
 
 def test_nothing_in_common_concludes_nothing(baseline: str, tmp_path: Path, check: Any) -> None:
@@ -54,7 +54,7 @@ def test_what_never_ran_concludes_nothing(tmp_path: Path, check: Any) -> None:
     oom = folder(tmp_path / "oom", record(outcome="oom"))
     code, out, _ = check(oom, "--baseline", oom)
     assert code == 3
-    assert out.splitlines()[-1] == "Nothing was measured on both sides: 1 same in 1 recipe."
+    assert out.splitlines()[-1] == "No conclusion: nothing was measured on both sides: 1 same in 1 recipe."
 
 
 def test_it_is_said_where_all_recipes_are_slower() -> None:
@@ -63,7 +63,7 @@ def test_it_is_said_where_all_recipes_are_slower() -> None:
         [*steady(1.1, rank=4), *steady(1.001, rank=8)],
         [one for rank in (4, 8) for one in steady(1.1, rank=rank)],
     )
-    told = "All recipes are slower: the change, or the machine as a whole"
+    told = "All recipes are slower: the change, or the whole machine?"
     assert told in as_text(compare(both, before))
     assert told not in as_text(compare(one, before))
 
