@@ -264,15 +264,36 @@ def test_adapters_of_the_l40s_are_those_of_the_page() -> None:
         ]
 
 
-def test_the_readme_shows_what_the_command_prints() -> None:
-    block = re.search(r"```console\n\$ ([^\n]+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
-    command, shown = block.groups()
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    re.findall(r"```console\n\$ ([^\n]+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL),
+)
+def test_the_readme_shows_what_each_command_prints(command: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     assert CliRunner().invoke(lorabench, shlex.split(command)[1:]).output == shown
 
 
-def test_the_readme_shows_what_plan_finds() -> None:
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^```console$", page, re.MULTILINE)) == 3
+    assert len(page.splitlines()) < 150
+    for folder, name in [(ROOT, "README.md"), *((DOCS, path.name) for path in sorted(DOCS.glob("*.md")))]:
+        for target in re.findall(r"\]\(([^)]+)\)", (folder / name).read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                path, _, anchor = target.partition("#")
+                linked = folder / path if path else folder / name
+                assert linked.exists(), f"{name} links to {target}"
+                assert not anchor or anchor in anchors(linked), f"{name} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of ``page``."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_the_plan_page_shows_what_plan_finds() -> None:
+    page = (DOCS / "plan.md").read_text(encoding="utf-8")
     row = r"^\|(?: ([\w.-]+))? \| \d+ GB, ([\w-]+) \| (\w+)[^|]* \| (\d+) \| ([\d.]+ GiB) \| ([\d,]+) "
     found = re.findall(row, page, re.MULTILINE)
     assert len(found) == 6
