@@ -137,7 +137,7 @@ def test_one_layer_saves_what_its_formula_says(row: Row, model: str) -> None:
     options = json.dumps(answer(f"lorabench estimate {model} {row['recipe'].strip('`')}")["recipe"])
     recipe = make_recipe(**json.loads(options))
     values = letters(recipe)
-    formula = re.sub(r"[a-zC]+", lambda letter: str(values[letter[0]]), row["bytes a token and layer"])
+    formula = re.sub(r"[a-zC]+", lambda letter: str(values[letter[0]]), row["bytes per token and layer"])
     spec = find_model(model)
     saved = Moments(spec, recipe, "cuda", estimate_memory(spec, recipe)).layer_bytes_per_token()
     assert saved == value_of(formula)
