@@ -177,7 +177,7 @@ def test_the_page_says_how_slow_the_l40s_would_be_without_its_cache() -> None:
         on_the_l40s(experiment, no_cache).step_seconds * STEPS / float(L40S[experiment]["train_seconds_steps"]) - 1
         for experiment in [*PLAIN_LORA, FULL]
     ]
-    assert f"these would be {100 * min(errors):.0f} to {100 * max(errors):.0f} % too slow" in PAGE
+    assert f"it would be {100 * min(errors):.0f} to {100 * max(errors):.0f} % too slow" in PAGE
 
 
 # The demo on a CPU
