@@ -92,7 +92,7 @@ def test_a_claim_s_command_answers_what_the_page_says(row: Row) -> None:
 
 def test_the_arithmetic_of_the_claims_is_right() -> None:
     for row in rows("claims.md", "arithmetic"):
-        assert f"{int(value_of(row['arithmetic'])):,}" == row["is"]
+        assert f"{int(value_of(row['arithmetic'])):,}" == row["result"]
 
 
 def test_what_the_claims_page_concludes_follows_from_its_tables() -> None:
