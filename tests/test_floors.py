@@ -13,6 +13,7 @@ FLOORS = (
     "estimator",
     "estimator/devices",
     "estimator/models",
+    "estimator/optimizers",
     "estimator/recipes",
     "estimator/memory",
     "estimator/closed_form",

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.optimizers.optimizer import BITSANDBYTES
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe
 
 
@@ -21,9 +23,14 @@ def _lack(recipe: Recipe, device: Device) -> _Lack | None:
         return _Lack("flash attention 2 (attn_implementation)", "sdpa or eager")
     if recipe.method == "qlora" and device.supports_bitsandbytes is False:
         return _Lack("bitsandbytes (method qlora)", "another")
-    if recipe.optim.endswith(("8bit", "32bit")) and device.supports_bitsandbytes is False:
+    if lacks_library(recipe.optim, device):
         return _Lack(f"bitsandbytes (optim {recipe.optim})", "another")
     return None
+
+
+def lacks_library(optim: str, device: Device) -> bool:
+    """Return whether ``device`` does not run the library of an optimizer; where that is not known, it does."""
+    return OPTIMIZERS[optim].library is BITSANDBYTES and device.supports_bitsandbytes is False
 
 
 def emulated(recipe: Recipe, device: Device) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
+from lorabench.estimator.answers.support import lacks_library
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
@@ -16,8 +17,9 @@ from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, HELD_THROUGHOUT, reserve
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.feasibility import refuse_impossible
-from lorabench.estimator.recipes.recipe import Optim, Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 
 LENGTH_STEP = 128
 """Lengths below the model's are sought among the multiples of this."""
@@ -25,17 +27,6 @@ LARGEST_BATCH = 2**31 - 1
 """As in `Recipe`."""
 MOST_CHANGES = 3
 """Ways to make a recipe fit that are named."""
-SMALLER_STATES: dict[Optim, Optim] = {
-    "adamw_torch": "paged_adamw_8bit",
-    "adamw_torch_fused": "paged_adamw_8bit",
-    "adamw_bnb_8bit": "paged_adamw_8bit",
-    "adamw_8bit": "paged_adamw_8bit",
-    "paged_adamw_32bit": "paged_adamw_8bit",
-    "lion_32bit": "paged_lion_8bit",
-    "lion_8bit": "paged_lion_8bit",
-    "paged_lion_32bit": "paged_lion_8bit",
-}
-"""Optimizer → the one of the same kind that holds least on the device."""
 
 
 Fit = Literal["fits", "tight", "does not fit"]
@@ -202,8 +193,8 @@ class _Search:
         return _with(setup, prepare_kbit=False) if setup.recipe.prepare_kbit else None
 
     def _smaller_optimizer_states(self, setup: _Setup) -> _Setup | None:
-        optim = SMALLER_STATES.get(setup.recipe.optim)
-        if optim is None or self.device.supports_bitsandbytes is False:
+        optim = OPTIMIZERS[setup.recipe.optim].smaller
+        if optim is None or lacks_library(optim, self.device):
             return None
         return _with(setup, optim=optim)
 

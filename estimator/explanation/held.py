@@ -8,16 +8,8 @@ from math import prod
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.explanation.lines import Line
+from lorabench.estimator.explanation.optimizer_states import OptimizerStates
 from lorabench.estimator.explanation.symbols import Widths
-from lorabench.estimator.memory.optimizers import (
-    MIN_8BIT_ELEMENTS,
-    MIN_PAGED_ELEMENTS,
-    QMAP_BYTES,
-    STATE_BLOCK,
-    OptimizerBytes,
-    in_8bit,
-    optimizer_bytes,
-)
 from lorabench.estimator.memory.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
 from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
@@ -247,90 +239,11 @@ class Held:
 
     def optimizer_states(self) -> Iterator[Line]:
         """Yield what the optimizer keeps on the device."""
-        optim = self.recipe.optim
-        if optim in ("adamw_torch", "adamw_torch_fused"):
-            formula, values, bytes_ = self._trainable_bytes()
-            if len(self.trained) > 1:
-                formula, values = f"({formula})", f"({values})"
-            moments = 2 * bytes_
-            yield Line(
-                "first and second moments",
-                f"2 · {formula}",
-                f"2 · {values}",
-                moments,
-                f"torch: AdamW keeps them in the dtype of the weight, {' or '.join(self.trained)}",
-            )
-            if self._states_bytes() > moments:
-                tensors = sum(alike.many for alike in self.tensors)
-                yield Line(
-                    "step counters",
-                    "trainable tensors · 4 B",
-                    f"{tensors:,} · 4",
-                    tensors * 4,
-                    "torch: a float32 for each tensor, on the device for the fused kernel",
-                )
-        elif optim == "adafactor":
-            states = self._states_bytes()
-            yield Line(
-                "rows and columns of second moments",
-                "Σ (rows + columns) · 4 B",
-                f"{states // 4:,} · 4",
-                states,
-                "transformers: Adafactor keeps a float32 row and column of each matrix",
-            )
-        elif optim != "sgd":
-            yield from self._bitsandbytes_states()
-
-    def _states_bytes(self) -> int:
-        return self._optimizer_bytes().states
-
-    def _optimizer_bytes(self) -> OptimizerBytes:
-        return optimizer_bytes(self.recipe.optim, self.tensors, self.kernels)
-
-    def _bitsandbytes_states(self) -> Iterator[Line]:
-        optim = self.recipe.optim
-        moments = 1 if "lion" in optim else 2
-        coded = [(prod(alike.shape), alike.many) for alike in self.tensors if in_8bit(optim, alike)]
-        whole = [(prod(alike.shape), alike.many) for alike in self.tensors if not in_8bit(optim, alike)]
-        kept_from = MIN_PAGED_ELEMENTS if optim.startswith("paged") else float("inf")
-        for name, itemsize, tensors in (("8-bit", 1, coded), ("float32", 4, whole)):
-            elements = sum(n * count for n, count in tensors if n < kept_from)
-            if elements:
-                yield Line(
-                    f"{name} states",
-                    f"{moments} · parameters · {itemsize} B",
-                    f"{moments} · {elements:,} · {itemsize}",
-                    moments * elements * itemsize,
-                    f"bitsandbytes: 8 bits from {MIN_8BIT_ELEMENTS:,} elements a tensor on, float32 below; "
-                    "transformers: float32 for embeddings"
-                    if optim.endswith("8bit")
-                    else "bitsandbytes: float32 states",
-                )
-        if coded:
-            blocks = sum(count * -(-n // STATE_BLOCK) for n, count in coded)
-            yield Line(
-                "absmax of the 8-bit states",
-                f"{moments} · parameters / {STATE_BLOCK} · 4 B",
-                f"{moments} · {blocks:,} · 4",
-                moments * blocks * 4,
-                f"bitsandbytes: a float32 for each {STATE_BLOCK} states",
-            )
-            yield Line(
-                "quantisation maps",
-                f"{moments} · {QMAP_BYTES:,} B",
-                f"{moments} · {QMAP_BYTES:,}",
-                moments * QMAP_BYTES,
-                "bitsandbytes: 256 float32 for each kind of state",
-            )
+        return self._optimizer_states().lines()
 
     def optimizer_remark(self) -> str:
         """Return what is to be said of states that the lines do not show."""
-        if self.recipe.optim == "sgd":
-            return "SGD without momentum keeps none."
-        paged = self._optimizer_bytes().paged
-        if not paged:
-            return ""
-        return (
-            f"Another {paged:,} B are paged: bitsandbytes keeps them in unified memory, which torch's allocator does "
-            "not count and which moves to the host when the device runs short."
-        )
+        return self._optimizer_states().remark()
+
+    def _optimizer_states(self) -> OptimizerStates:
+        return OptimizerStates(self.recipe.optim, self.tensors, self.kernels, self._trainable_bytes())

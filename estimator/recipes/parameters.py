@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from math import prod
-from typing import NamedTuple
 
 from msgspec import Struct
 
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
+from lorabench.estimator.optimizers.tensors import TrainedTensors
 from lorabench.estimator.recipes.modules_to_save import SavedModule, resolve_modules_to_save
-from lorabench.estimator.recipes.recipe import ITEMSIZE, Dtype, Recipe
+from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules
 
 
@@ -62,15 +62,6 @@ class ParameterCounts(Struct, frozen=True, kw_only=True):
     """What peft adds: adapters, and copies of the modules to save."""
     by_part: dict[str, int]
     """The base model's, by part."""
-
-
-class TrainedTensors(NamedTuple):
-    """Tensors that train and are alike."""
-
-    shape: tuple[int, ...]
-    many: int
-    dtype: Dtype
-    embedding: bool = False
 
 
 def trained_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[TrainedTensors]:

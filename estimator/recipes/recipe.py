@@ -9,43 +9,32 @@ thing.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
+from lorabench.estimator.dtypes import ITEMSIZE, Dtype
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.other_names import name_here, value_meant
 from lorabench.estimator.typed_values import convert
 
 Method = Literal["full", "lora", "qlora"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 AdapterDtype = Literal["float32", "bfloat16", "float16"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 QuantType = Literal["nf4", "fp4"]
 AttnImplementation = Literal["sdpa", "flash_attention_2", "eager"]
 Loss = Literal["standard", "legacy", "liger"]
-Optim = Literal[
-    "adamw_torch_fused",
-    "adamw_torch",
-    "adamw_bnb_8bit",
-    "adamw_8bit",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-    "lion_32bit",
-    "lion_8bit",
-    "paged_lion_32bit",
-    "paged_lion_8bit",
-    "sgd",
-    "adafactor",
-]
+if TYPE_CHECKING:
+    Optim: TypeAlias = str
+    """A name of the table of optimizers."""
+else:
+    Optim = Literal[tuple(OPTIMIZERS)]
 
 PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
-
-ITEMSIZE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one element."""
 
 
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -83,8 +72,8 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     """Whether the quantisation constants are quantised too (qlora; default yes)."""
     prepare_kbit: bool | None = None
     """Whether peft's prepare_model_for_kbit_training raises what is not quantised to float32 (qlora; default yes)."""
-    optim: Optim = "adamw_torch_fused"
-    """One of some values of transformers' `OptimizerNames`."""
+    optim: Optim = DEFAULT_OPTIMIZER
+    """A value of transformers' `OptimizerNames` that the table of optimizers has a row for."""
     batch_size: PositiveInt = 1
     """Sequences in one forward and backward pass."""
     seq_len: PositiveInt = 2048
@@ -289,7 +278,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": get_args(Dtype),
     "mixed_precision": get_args(MixedPrecision),
     "quant_type": get_args(QuantType),
-    "optim": get_args(Optim),
+    "optim": tuple(OPTIMIZERS),
     "attn_implementation": get_args(AttnImplementation),
     "loss": get_args(Loss),
 }
@@ -299,6 +288,8 @@ __all__ = [
     "ADAPTER_SETTINGS",
     "CHOICES",
     "ITEMSIZE",
+    "Dtype",
+    "Optim",
     "Recipe",
     "RecipeOptions",
     "digest_of",

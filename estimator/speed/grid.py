@@ -12,6 +12,7 @@ from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.reserved import device_total
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.extents import fill
@@ -57,7 +58,7 @@ def estimate_throughput_grid(
     if not has_rates(device, calibration):
         return None
     taken = None
-    if recipe.optim.startswith("paged"):
+    if OPTIMIZERS[recipe.optim].paged:
         peaks = estimate_memory_grid(
             spec, recipe, batch_sizes, seq_lens, ranks, compute_capability=device.compute_capability
         )

@@ -13,6 +13,7 @@ from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
@@ -152,7 +153,7 @@ def step_times(
 
 def paged_out_bytes(spec: ModelSpec, recipe: Recipe, device: Device) -> int:
     """Return the bytes of a paged optimizer's states for which ``device`` has no room beside all else."""
-    if not recipe.optim.startswith("paged"):
+    if not OPTIMIZERS[recipe.optim].paged:
         return 0
     taken = estimate_memory(spec, recipe, compute_capability=device.compute_capability).device_total_bytes
     return int(without_room(states(spec, recipe, "cuda").optimizer.paged, taken, device))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules
@@ -96,10 +97,10 @@ def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
         if importlib.util.find_spec(package) is None:
             install = package.replace("_", "-")
             raise UserError(f"{option} needs the package {install}: pip install {install}, or use {instead[option]}")
-    if recipe.optim.startswith("paged") and device != "cuda":
+    optimizer = OPTIMIZERS[recipe.optim]
+    if optimizer.unpaged is not None and device != "cuda":
         raise UserError(
-            f"optim {recipe.optim} pages states between GPU and host, and this is {device}: "
-            f"use {recipe.optim.removeprefix('paged_').replace('adamw_32bit', 'adamw_torch')}"
+            f"optim {recipe.optim} pages states between GPU and host, and this is {device}: use {optimizer.unpaged}"
         )
 
 

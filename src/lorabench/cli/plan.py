@@ -39,8 +39,8 @@ SEARCHED = {
     "prepare_kbit": "no",
 }
 """Option → what stands in its help in place of the default, which only --all-gpus goes by."""
-SHORT_OPTIMIZERS = {"adamw_torch_fused": "AdamW", "paged_adamw_8bit": "8-bit"}
-"""Those that are tried; another was asked for, and is that of every choice."""
+SHORT_OPTIMIZERS = ("AdamW", "8-bit")
+"""What those are called here that are tried; another was asked for, and is that of every choice."""
 
 
 @click.command("plan", epilog=EXAMPLES)
@@ -154,7 +154,10 @@ def _filled(line: str, markdown: bool) -> str:
 
 
 def _choice_columns(choices: tuple[Choice, ...]) -> list[Column]:
-    optimizers = [SHORT_OPTIMIZERS.get(choice.recipe.optim) for choice in choices]
+    from lorabench.estimator.answers.plan import TRIED_OPTIMIZERS
+
+    short = dict(zip(TRIED_OPTIMIZERS, SHORT_OPTIMIZERS, strict=True))
+    optimizers = [short.get(choice.recipe.optim) for choice in choices]
     return [
         Column("method", [_method(choice.recipe) for choice in choices], right=False),
         *([Column("optim", [name for name in optimizers if name], right=False)] if all(optimizers) else []),

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from lorabench.cli.parameters import OneOf
+from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER
 from lorabench.estimator.recipes.other_names import name_here
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 
@@ -54,7 +55,7 @@ OPTIONS = [
         type=_choice("optim"),
         metavar="NAME",
         help=f"Optimizer, by transformers' name: {', '.join(CHOICES['optim'])}.",
-        shown="adamw_torch_fused",
+        shown=DEFAULT_OPTIMIZER,
     ),
     _option("--batch-size", type=int, help="Sequences in one pass.", shown="1"),
     _option("--seq-len", type=int, help="Tokens in a sequence.", shown="2048"),

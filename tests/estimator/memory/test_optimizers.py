@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import cycle
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
-from lorabench.estimator.recipes.parameters import TrainedTensors
-from lorabench.estimator.recipes.recipe import Dtype, Optim, make_recipe
+from lorabench.estimator.optimizers.states import Blockwise
+from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.optimizers.tensors import TrainedTensors
+from lorabench.estimator.recipes.recipe import Dtype, make_recipe
 from lorabench.estimator.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -28,7 +30,7 @@ SHAPES: dict[str, list[tuple[tuple[int, ...], int]]] = {
 }
 DTYPES: list[tuple[Dtype, ...]] = [("float32",), ("bfloat16",), ("float32", "bfloat16"), ("bfloat16", "float32")]
 """Dtypes that tensors take in turn: adapters and modules to save train in their own."""
-OPTIMS: list[Optim] = [optim for optim in get_args(Optim) if not optim.startswith("paged")]  # those page on CUDA only
+OPTIMS = [name for name, optimizer in OPTIMIZERS.items() if not optimizer.paged]  # those page on CUDA only
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates little here
@@ -79,7 +81,7 @@ def one_by_one(name: str, dtypes: tuple[Dtype, ...]) -> list[TrainedTensors]:
     return [TrainedTensors(shape, 1, dtype) for shape, dtype in zip(shapes, cycle(dtypes), strict=False)]
 
 
-def after_two_steps(optim: Optim, tensors: list[TrainedTensors]) -> OptimizerBytes:
+def after_two_steps(optim: str, tensors: list[TrainedTensors]) -> OptimizerBytes:
     """Return what the real optimizer keeps after two steps on the CPU, and the most that the second took besides."""
     weights = Weights(tensors)
     optimizer = make_optimizer(weights, make_recipe("small", optim=optim))
@@ -103,7 +105,7 @@ def after_two_steps(optim: Optim, tensors: list[TrainedTensors]) -> OptimizerByt
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
 @pytest.mark.parametrize("optim", OPTIMS)
-def test_an_optimizer_keeps_what_the_real_one_keeps(optim: Optim, dtypes: tuple[Dtype, ...], name: str) -> None:
+def test_an_optimizer_keeps_what_the_real_one_keeps(optim: str, dtypes: tuple[Dtype, ...], name: str) -> None:
     tensors = one_by_one(name, dtypes)
     real = after_two_steps(optim, tensors)
     estimated = optimizer_bytes(optim, tensors, "cpu")
@@ -132,7 +134,7 @@ TENSORS = 7
         ("adamw_8bit", "bfloat16", 2 * (ELEMENTS + 4 * ELEMENTS // 256 + 1024), 0),
     ],
 )
-def test_what_an_optimizer_takes_on_a_gpu(optim: Optim, dtype: Dtype, states: int, temporaries: int) -> None:
+def test_what_an_optimizer_takes_on_a_gpu(optim: str, dtype: Dtype, states: int, temporaries: int) -> None:
     cuda: Backend = "cuda"
     tensors = [TrainedTensors(shape, count, dtype) for shape, count in SHAPES["adapters"]]
     assert optimizer_bytes(optim, tensors, cuda) == OptimizerBytes(states, temporaries)
@@ -148,13 +150,22 @@ def test_what_an_optimizer_takes_on_a_gpu(optim: Optim, dtype: Dtype, states: in
         ("paged_lion_8bit", 99_999 + 4 * 391 + 4 * 391 + 1024, 100_000),
     ],
 )
-def test_only_states_of_large_tensors_are_paged(optim: Optim, kept: int, paged: int) -> None:
+def test_only_states_of_large_tensors_are_paged(optim: str, kept: int, paged: int) -> None:
     tensors = [TrainedTensors((99_999,), 1, "float32"), TrainedTensors((100_000,), 1, "float32")]
     assert optimizer_bytes(optim, tensors, "cuda") == OptimizerBytes(kept, 0, paged)
 
 
-@pytest.mark.parametrize("optim", [optim for optim in OPTIMS if optim.endswith("8bit")])
-def test_embeddings_keep_float32_states_as_under_trainer(optim: Optim) -> None:
+CODED = {
+    name: state
+    for name in OPTIMS
+    for state in OPTIMIZERS[name].states
+    if isinstance(state, Blockwise) and state.bits == 8
+}
+"""The optimizers with 8-bit states, and those."""
+
+
+@pytest.mark.parametrize("optim", CODED)
+def test_embeddings_keep_float32_states_as_under_trainer(optim: str) -> None:
     class Tied(torch.nn.Module):
         def __init__(self, rows: int) -> None:
             super().__init__()
@@ -167,13 +178,13 @@ def test_embeddings_keep_float32_states_as_under_trainer(optim: Optim) -> None:
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-        moments = 1 if "lion" in optim else 2
-        shape = (rows, 64)
-        coded = rows * 64 + 4 * rows * 64 // 256 + 1024
-        assert sum(state_storages(optimizer).values()) == moments * (4 * rows * 64 + coded)
+        shape, state = (rows, 64), CODED[optim]
+        coded = rows * 64 + 4 * rows * 64 // 256
+        expected = state.each * (4 * rows * 64 + coded) + 1024 * state.maps
+        assert sum(state_storages(optimizer).values()) == expected
         tensors = [TrainedTensors(shape, 1, "float32", embedding) for embedding in (False, True)]
         estimated = optimizer_bytes(optim, tensors, "cpu")
-        assert estimated.states + estimated.paged == moments * (4 * rows * 64 + coded)
+        assert estimated.states + estimated.paged == expected
 
 
 def test_no_weights_take_nothing() -> None:

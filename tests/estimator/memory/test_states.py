@@ -8,6 +8,7 @@ import pytest
 
 from lorabench.estimator.memory.states import States, states
 from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import make_recipe
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -50,7 +51,7 @@ def test_full_fine_tuning_holds_16_bytes_a_parameter() -> None:
 )
 def test_full_fine_tuning_by_optimizer(options: dict[str, Any], bytes_a_parameter: int) -> None:
     of = held(LLAMA, method="full", **options)
-    small = 8 * 65 * 4096 if options["optim"].startswith("paged") else 0  # 65 norms of 4096 weights
+    small = 8 * 65 * 4096 if OPTIMIZERS[options["optim"]].paged else 0  # 65 norms of 4096 weights
     assert total(of, "weights", *TRAINED) == bytes_a_parameter * P + small
 
 

@@ -22,7 +22,7 @@ CLIPPING = 3
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor"])
-def test_a_step_takes_the_kernels_and_bytes_of_torch_s_operations(optim: Any) -> None:
+def test_a_step_takes_the_kernels_and_bytes_of_torch_s_operations(optim: str) -> None:
     """AdamW has one operation more, on its counts of steps; Adafactor fewer for weights with one dimension."""
     spec = small_model("llama")
     recipe = make_recipe(spec.name, method="full", optim=optim)
@@ -42,12 +42,13 @@ def test_a_step_takes_the_kernels_and_bytes_of_torch_s_operations(optim: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("optim", "moments"), [("adamw_torch_fused", 2), ("adamw_8bit", 2), ("lion_8bit", 1), ("paged_lion_32bit", 1)]
+    ("optim", "moments", "bits"),
+    [("adamw_torch_fused", 2, 32), ("adamw_8bit", 2, 8), ("lion_8bit", 1, 8), ("paged_lion_32bit", 1, 32)],
 )
-def test_fused_steps_read_gradients_and_read_and_write_the_rest_once(optim: Any, moments: int) -> None:
+def test_fused_steps_read_gradients_and_read_and_write_the_rest_once(optim: str, moments: int, bits: int) -> None:
     """Of Llama-3.1-8B in float32; bitsandbytes keeps the states of embeddings in 32 bits."""
     recipe = make_recipe("meta-llama/Llama-3.1-8B", method="full", optim=optim)
     weights, embedding = 8_030_261_248, 128_256 * 4096
-    state_bytes = (weights - embedding) + 4 * embedding if optim.endswith("8bit") else 4 * weights
+    state_bytes = (weights - embedding) + 4 * embedding if bits == 8 else 4 * weights
     step = optimizer_step(find_model(recipe.model), recipe)
     assert step.bytes == (CLIPPING + 1 + 2) * 4 * weights + 2 * moments * state_bytes

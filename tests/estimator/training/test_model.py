@@ -12,7 +12,8 @@ import torch
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.trace.storages import StorageLedger, model_bytes
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
@@ -283,7 +284,7 @@ def batches(recipe: Recipe) -> list[dict[str, Any]]:
     return made
 
 
-@pytest.mark.parametrize("optim", [name for name in CHOICES["optim"] if not name.startswith("paged")])
+@pytest.mark.parametrize("optim", [name for name, one in OPTIMIZERS.items() if not one.paged])
 def test_every_optimizer_trains(optim: str) -> None:
     model, recipe = build("llama", method="lora", optim=optim, mixed_precision="no", dtype="float32")
     optimizer = make_optimizer(model, recipe)

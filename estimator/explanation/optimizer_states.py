@@ -1,0 +1,138 @@
+"""What an optimizer keeps between steps, term by term."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.explanation.lines import Line
+from lorabench.estimator.memory.optimizers import optimizer_bytes
+from lorabench.estimator.optimizers.states import (
+    MAP_BYTES,
+    MIN_8BIT_ELEMENTS,
+    MIN_PAGED_ELEMENTS,
+    STATE_BLOCK,
+    Blockwise,
+    LikeWeights,
+    RowsAndColumns,
+    State,
+    StepCounters,
+)
+from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.optimizers.tensors import TrainedTensors
+
+
+class OptimizerStates:
+    """The terms of one optimizer, a name of the table, over ``tensors``.
+
+    ``trainable`` says what all that trains takes in its own dtypes: formula, values, bytes.
+    """
+
+    def __init__(
+        self, optim: str, tensors: list[TrainedTensors], kernels: Backend, trainable: tuple[str, str, int]
+    ) -> None:
+        self.optim = optim
+        self.optimizer = OPTIMIZERS[optim]
+        self.library = self.optimizer.library.package
+        self.tensors = tensors
+        self.kernels = kernels
+        self.trainable = trainable
+
+    def lines(self) -> Iterator[Line]:
+        """Yield what lies on the device."""
+        for state in self.optimizer.states:
+            yield from self._lines(state)
+
+    def _lines(self, state: State) -> Iterator[Line]:
+        match state:
+            case LikeWeights():
+                yield self._like_weights(state)
+            case StepCounters():
+                yield from self._step_counters(state)
+            case RowsAndColumns():
+                yield self._rows_and_columns(state)
+            case Blockwise():
+                yield from self._blockwise(state)
+
+    def _kept(self, state: State) -> int:
+        return sum(alike.many * state.kept(alike, self.kernels).allocated for alike in self.tensors)
+
+    def _like_weights(self, state: LikeWeights) -> Line:
+        formula, values, bytes_ = self.trainable
+        dtypes = list(dict.fromkeys(alike.dtype for alike in self.tensors))
+        if len(dtypes) > 1:
+            formula, values = f"({formula})", f"({values})"
+        return Line(
+            state.what,
+            f"{state.each} · {formula}",
+            f"{state.each} · {values}",
+            state.each * bytes_,
+            f"{self.library}: {self.optimizer.name} keeps them in the dtype of the weight, {' or '.join(dtypes)}",
+        )
+
+    def _step_counters(self, state: StepCounters) -> Iterator[Line]:
+        kept = self._kept(state)
+        if kept:
+            yield Line(
+                "step counters",
+                "trainable tensors · 4 B",
+                f"{kept // 4:,} · 4",
+                kept,
+                "torch: a float32 for each tensor, on the device for the fused kernel",
+            )
+
+    def _rows_and_columns(self, state: RowsAndColumns) -> Line:
+        kept = self._kept(state)
+        return Line(
+            "rows and columns of second moments",
+            "Σ (rows + columns) · 4 B",
+            f"{kept // 4:,} · 4",
+            kept,
+            f"{self.library}: {self.optimizer.name} keeps a float32 row and column of each matrix",
+        )
+
+    def _blockwise(self, state: Blockwise) -> Iterator[Line]:
+        coded = [alike for alike in self.tensors if state.coded(alike)]
+        whole = [alike for alike in self.tensors if not state.coded(alike)]
+        kept_from = MIN_PAGED_ELEMENTS if state.paged else float("inf")
+        for name, itemsize, tensors in (("8-bit", 1, coded), ("float32", 4, whole)):
+            elements = sum(alike.elements * alike.many for alike in tensors if alike.elements < kept_from)
+            if elements:
+                yield Line(
+                    f"{name} states",
+                    f"{state.each} · parameters · {itemsize} B",
+                    f"{state.each} · {elements:,} · {itemsize}",
+                    state.each * elements * itemsize,
+                    f"bitsandbytes: 8 bits from {MIN_8BIT_ELEMENTS:,} elements a tensor on, float32 below; "
+                    "transformers: float32 for embeddings"
+                    if state.bits == 8
+                    else "bitsandbytes: float32 states",
+                )
+        if coded:
+            blocks = sum(alike.many * -(-alike.elements // STATE_BLOCK) for alike in coded)
+            yield Line(
+                "absmax of the 8-bit states",
+                f"{state.each} · parameters / {STATE_BLOCK} · 4 B",
+                f"{state.each} · {blocks:,} · 4",
+                state.each * blocks * 4,
+                f"bitsandbytes: a float32 for each {STATE_BLOCK} states",
+            )
+            yield Line(
+                "quantisation maps",
+                f"{state.maps} · {MAP_BYTES:,} B",
+                f"{state.maps} · {MAP_BYTES:,}",
+                state.maps * MAP_BYTES,
+                "bitsandbytes: 256 float32 for each kind of state",
+            )
+
+    def remark(self) -> str:
+        """Return what is to be said of states that the lines do not show."""
+        if not self.optimizer.states:
+            return f"{self.optimizer.name} keeps none."
+        paged = optimizer_bytes(self.optim, self.tensors, self.kernels).paged
+        if not paged:
+            return ""
+        return (
+            f"Another {paged:,} B are paged: bitsandbytes keeps them in unified memory, which torch's allocator does "
+            "not count and which moves to the host when the device runs short."
+        )

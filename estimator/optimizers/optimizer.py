@@ -1,0 +1,65 @@
+"""What a row of the table says of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.optimizers.states import Blockwise, State
+from lorabench.estimator.optimizers.temporaries import none
+from lorabench.estimator.optimizers.tensors import TrainedTensors
+
+
+class Library(NamedTuple):
+    """A Python package."""
+
+    package: str
+    """As pip knows it."""
+    module: str
+    """As Python imports it."""
+
+
+TORCH = Library("torch", "torch")
+TRANSFORMERS = Library("transformers", "transformers")
+BITSANDBYTES = Library("bitsandbytes", "bitsandbytes")
+
+
+class Update(NamedTuple):
+    """How a step passes over the tensors, gradients clipped already."""
+
+    kernels: int = 1
+    """Kernels, one after the other."""
+    over: Literal["lists", "tensors"] = "lists"
+    """Whether a kernel takes a list of tensors on a GPU, or one tensor."""
+    accesses: int | None = None
+    """Reads and writes of each element; None where a kernel reads the gradient, and reads and writes weight and
+    states, once each."""
+    itemsize: int | None = None
+    """Bytes of an access; None for those of the weight's dtype."""
+    calls: int | None = None
+    """Operations of the processor for each tensor; None where it does nothing but send off the kernels."""
+
+
+class Optimizer(Struct, frozen=True, kw_only=True):
+    """One optimizer, with the settings that transformers' Trainer gives it by default."""
+
+    name: str
+    """For people."""
+    library: Library
+    states: tuple[State, ...] = ()
+    """What it keeps between steps."""
+    temporaries: Callable[[Sequence[TrainedTensors], Backend], int] = none
+    """The most bytes that a step takes besides, of the tensors in the order of the step."""
+    update: Update
+    unpaged: str | None = None
+    """If it pages states: the optimizer to use where there is no unified memory, as on a CPU."""
+    smaller: str | None = None
+    """The optimizer of the same kind with the smallest states; None if this is the one."""
+
+    @property
+    def paged(self) -> bool:
+        """Whether its states move to the host if the device runs short of memory."""
+        return any(isinstance(state, Blockwise) and state.paged for state in self.states)

@@ -1,0 +1,115 @@
+"""Kinds of tensors that optimizers keep between steps.
+
+Each kind answers two questions about one of some tensors that are alike: what is kept for it, and how many bytes of
+that a step passes over if it reads and writes each element once.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.optimizers.tensors import TrainedTensors
+
+MIN_8BIT_ELEMENTS = 4096
+"""bitsandbytes keeps float32 states for tensors with fewer elements than this (`init_state`)."""
+MIN_PAGED_ELEMENTS = 100_000
+"""bitsandbytes pages only the states of tensors with at least this many elements (`get_state_buffer`)."""
+STATE_BLOCK = 256
+"""8-bit states that share one float32 absmax."""
+MAP_BYTES = 256 * 4
+"""One quantisation map of 8-bit states."""
+
+
+class Kept(NamedTuple):
+    """Bytes kept for one tensor."""
+
+    allocated: int
+    """By the caching allocator of the device."""
+    paged: int = 0
+    """In unified memory, outside the caching allocator."""
+
+
+class LikeWeights(NamedTuple):
+    """States of the weight's shape and dtype."""
+
+    what: str
+    """What they are, for people."""
+    each: int
+    """How many for each weight."""
+
+    def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
+        """Return what is kept for one of ``tensors``."""
+        return Kept(self.each * tensors.bytes)
+
+    def passed(self, tensors: TrainedTensors) -> int:
+        """Return the bytes of one tensor's states that a step reads, and writes."""
+        return self.each * tensors.bytes
+
+
+class StepCounters(NamedTuple):
+    """A float32 that counts the steps of each tensor."""
+
+    on_device: bool
+    """Whether it lies with the weight; otherwise on the host, which is the device of a CPU run."""
+
+    def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
+        """Return what is kept for one of ``tensors``."""
+        return Kept(4 if self.on_device or kernels == "cpu" else 0)
+
+    def passed(self, tensors: TrainedTensors) -> int:
+        """Return 0: they are too small to count."""
+        return 0
+
+
+class RowsAndColumns(NamedTuple):
+    """Adafactor's second moments in float32: of a matrix one for each row and column. Besides, the weight's RMS."""
+
+    def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
+        """Return what is kept for one of ``tensors``."""
+        return Kept(4 * (second_moments(tensors.shape) + 1))
+
+    def passed(self, tensors: TrainedTensors) -> int:
+        """Return 0: they are small beside the weight."""
+        return 0
+
+
+def second_moments(shape: tuple[int, ...]) -> int:
+    """Return the elements of `RowsAndColumns` for a tensor of ``shape``."""
+    return prod(shape[:-1]) + prod(shape[:-2]) * shape[-1] if len(shape) > 1 else prod(shape)
+
+
+class Blockwise(NamedTuple):
+    """States of bitsandbytes: an element for each of the weight's, in float32 or 8 bits, whatever the weight's dtype.
+
+    In 8 bits, each block of `STATE_BLOCK` elements has a float32 absmax. Small tensors keep float32 states, and
+    transformers' Trainer asks for them for every embedding.
+    """
+
+    each: int
+    """How many for each weight."""
+    bits: int
+    """32, or 8 where the tensor allows."""
+    maps: int
+    """Quantisation maps that all tensors share: one for states with a sign, one for those without."""
+    paged: bool = False
+
+    def coded(self, tensors: TrainedTensors) -> bool:
+        """Return whether the states of ``tensors`` are in 8 bits."""
+        return self.bits == 8 and tensors.elements >= MIN_8BIT_ELEMENTS and not tensors.embedding
+
+    def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
+        """Return what is kept for one of ``tensors``, without the shared maps."""
+        states = self.passed(tensors)
+        absmax = self.each * 4 * -(-tensors.elements // STATE_BLOCK) if self.coded(tensors) else 0
+        if self.paged and tensors.elements >= MIN_PAGED_ELEMENTS:
+            return Kept(absmax, states)
+        return Kept(states + absmax)
+
+    def passed(self, tensors: TrainedTensors) -> int:
+        """Return the bytes of one tensor's states that a step reads, and writes."""
+        return self.each * tensors.elements * (1 if self.coded(tensors) else 4)
+
+
+State = LikeWeights | StepCounters | RowsAndColumns | Blockwise

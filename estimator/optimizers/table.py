@@ -1,0 +1,71 @@
+"""The optimizers: one row for each, by its name in transformers' `OptimizerNames`.
+
+Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`) and transformers 5
+(`optimization.Adafactor`), for the settings that the training step uses: no weight decay but AdamW's, no momentum.
+"""
+
+from __future__ import annotations
+
+from lorabench.estimator.optimizers import temporaries
+from lorabench.estimator.optimizers.optimizer import BITSANDBYTES, TORCH, TRANSFORMERS, Optimizer, Update
+from lorabench.estimator.optimizers.states import Blockwise, LikeWeights, RowsAndColumns, StepCounters
+
+DEFAULT_OPTIMIZER = "adamw_torch_fused"
+
+MOMENTS = LikeWeights("first and second moments", each=2)
+
+
+def _bitsandbytes(
+    name: str, *, each: int, maps: int, bits: int, unpaged: str | None = None, smaller: str | None = None
+) -> Optimizer:
+    """Return an optimizer of bitsandbytes, which pages its states if ``unpaged`` names the one that does not."""
+    return Optimizer(
+        name=name,
+        library=BITSANDBYTES,
+        states=(Blockwise(each, bits, maps, paged=unpaged is not None),),
+        # The processor looks up a tensor's settings, pages its states and sends off its update, all in Python.
+        update=Update(over="tensors", calls=3),
+        unpaged=unpaged,
+        smaller=smaller,
+    )
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw_torch_fused": Optimizer(
+        name="AdamW",
+        library=TORCH,
+        states=(MOMENTS, StepCounters(on_device=True)),
+        update=Update(),
+        smaller="paged_adamw_8bit",
+    ),
+    "adamw_torch": Optimizer(
+        name="AdamW",
+        library=TORCH,
+        states=(MOMENTS, StepCounters(on_device=False)),
+        temporaries=temporaries.adamw,
+        # Decay 2, first moment 3, second moment 2 + 4, square root 2, bias correction 2, epsilon 2, and the update 4.
+        update=Update(kernels=8, accesses=21),
+        smaller="paged_adamw_8bit",
+    ),
+    "adamw_bnb_8bit": _bitsandbytes("AdamW", each=2, maps=2, bits=8, smaller="paged_adamw_8bit"),
+    "adamw_8bit": _bitsandbytes("AdamW", each=2, maps=2, bits=8, smaller="paged_adamw_8bit"),
+    "paged_adamw_32bit": _bitsandbytes(
+        "AdamW", each=2, maps=2, bits=32, unpaged="adamw_torch", smaller="paged_adamw_8bit"
+    ),
+    "paged_adamw_8bit": _bitsandbytes("AdamW", each=2, maps=2, bits=8, unpaged="adamw_8bit"),
+    "lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, smaller="paged_lion_8bit"),
+    "lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, smaller="paged_lion_8bit"),
+    "paged_lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, unpaged="lion_32bit", smaller="paged_lion_8bit"),
+    "paged_lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, unpaged="lion_8bit"),
+    "sgd": Optimizer(name="SGD without momentum", library=TORCH, update=Update()),
+    "adafactor": Optimizer(
+        name="Adafactor",
+        library=TRANSFORMERS,
+        states=(RowsAndColumns(),),
+        temporaries=temporaries.adafactor,
+        # The weight's size 1, the gradient's square and epsilon 4, their means over rows and columns 2, the outer
+        # product of their roots 1, times the gradient 3, the update's size 1, its clipping 2, its step size 2 and sign
+        # 2, and the weight 3.
+        update=Update(kernels=24, over="tensors", accesses=21, itemsize=4),
+    ),
+}

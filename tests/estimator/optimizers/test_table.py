@@ -1,0 +1,44 @@
+"""The table of optimizers: what its rows say of each other, and that it is asked for every name."""
+
+from __future__ import annotations
+
+import pytest
+
+from lorabench.estimator.memory.optimizers import optimizer_bytes
+from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
+from lorabench.estimator.optimizers.tensors import TrainedTensors
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe
+
+TENSORS = [TrainedTensors((1024, 1024), 2, "float32")]
+
+
+def test_a_recipe_takes_the_names_of_the_table_and_no_other() -> None:
+    assert CHOICES["optim"] == tuple(OPTIMIZERS)
+    assert Recipe(model="small").optim == DEFAULT_OPTIMIZER
+    with pytest.raises(KeyError, match="adam_of_old"):
+        optimizer_bytes("adam_of_old", TENSORS, "cuda")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_smaller_one_of_its_kind_is_the_smallest_that_does_the_same(name: str) -> None:
+    smaller = OPTIMIZERS[name].smaller
+    if smaller is None:
+        return
+    assert OPTIMIZERS[smaller].name == OPTIMIZERS[name].name
+    assert OPTIMIZERS[smaller].smaller is None
+    kept, less = (optimizer_bytes(one, TENSORS, "cuda") for one in (name, smaller))
+    assert (less.states + less.paged, less.states) < (kept.states + kept.paged, kept.states)
+
+
+@pytest.mark.parametrize("name", [name for name, optimizer in OPTIMIZERS.items() if optimizer.unpaged])
+def test_what_pages_names_the_same_without_pages(name: str) -> None:
+    optimizer = OPTIMIZERS[name]
+    assert optimizer.unpaged is not None
+    instead = OPTIMIZERS[optimizer.unpaged]
+    assert optimizer.paged
+    assert not instead.paged
+    assert instead.name == optimizer.name
+
+
+def test_nothing_pages_that_has_no_stand_in_on_a_cpu() -> None:
+    assert all(optimizer.unpaged for optimizer in OPTIMIZERS.values() if optimizer.paged)
