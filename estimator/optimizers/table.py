@@ -69,3 +69,27 @@ OPTIMIZERS: dict[str, Optimizer] = {
         update=Update(kernels=24, over="tensors", accesses=21, itemsize=4),
     ),
 }
+
+_IN_BACKWARD = "it updates each weight during the backward pass, and here all gradients are there before the step"
+_SVD = "GaLore takes the SVD of each gradient, in workspaces whose size is known only on a GPU"
+_COMPILED = "torchao compiles its step when it first runs, so what the step takes is not known before"
+LEFT_OUT: dict[str, str] = {
+    "adamw_torch_xla": "torch_xla's AdamW runs on TPUs: use adamw_torch_fused",
+    "adamw_torch_npu_fused": "torch_npu's AdamW runs on Ascend NPUs: use adamw_torch_fused",
+    "adamw_anyprecision": "pip cannot install torchdistx, which it is part of: use adamw_torch",
+    "adamw_torch_4bit": f"{_COMPILED}: use adamw_8bit",
+    "adamw_torch_8bit": f"{_COMPILED}: use adamw_8bit",
+    "galore_adamw": f"{_SVD}: use adamw_8bit",
+    "galore_adamw_8bit": f"{_SVD}: use adamw_8bit",
+    "galore_adafactor": f"{_SVD}: use adafactor",
+    "galore_adamw_layerwise": f"{_IN_BACKWARD}: use adamw_8bit",
+    "galore_adamw_8bit_layerwise": f"{_IN_BACKWARD}: use adamw_8bit",
+    "galore_adafactor_layerwise": f"{_IN_BACKWARD}: use adafactor",
+    "apollo_adamw": "APOLLO needs target modules and a rank that a recipe has no settings for: use adafactor",
+    "apollo_adamw_layerwise": f"{_IN_BACKWARD}: use adafactor",
+    "lomo": f"{_IN_BACKWARD}: use sgd",
+    "adalomo": f"{_IN_BACKWARD}: use adafactor",
+    "grokadamw": "it keeps its states in host memory, and copies them to the GPU and back at every step, which neither "
+    "memory nor speed here count: use adamw_torch",
+}
+"""Name of transformers' → why it has no row, and what to use instead."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from lorabench.estimator.errors import did_you_mean
+from lorabench.estimator.optimizers.table import LEFT_OUT
 
 INSTEAD = {
     "model": "model",  # for the command line, where it is no option
@@ -87,6 +88,6 @@ def value_meant(option: str, value: str, choices: Iterable[str]) -> str:
     """Return a clause that says which of its ``choices`` to give ``option`` instead of ``value``."""
     if option == "method" and value in NOT_HERE:
         return NOT_HERE[value]
-    if option == "optim":  # of which transformers has more, alike in name only
-        return f"choose from {', '.join(choices)}"
-    return did_you_mean(value, choices, say_all_up_to=12)
+    if option == "optim" and value in LEFT_OUT:
+        return LEFT_OUT[value]
+    return did_you_mean(value, choices, say_all_up_to=40)

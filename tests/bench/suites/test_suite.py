@@ -9,7 +9,8 @@ from lorabench.bench.suites.suite import BY_HAND, single_recipe
 from lorabench.bench.suites.suite_file import load_suite, shipped_suites
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
+from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.recipes.recipe import make_recipe
 
 LLAMA, GPT2 = "lorabench/demo-llama", "lorabench/demo-gpt2"
 
@@ -177,9 +178,11 @@ def test_the_ranks_are_every_power_of_two_against_full() -> None:
     assert [rank for _, _, rank in recipes(load_suite("ranks"))] == [None, *(2**n for n in range(10))]
 
 
-def test_the_optimizers_are_all_but_the_alias_of_one() -> None:
+def test_the_optimizers_are_four_families_in_all_their_forms() -> None:
     names = {planned.recipe.optim for planned in load_suite("optimizers").recipes}
-    assert names == set(CHOICES["optim"]) - {"adamw_bnb_8bit"}  # transformers' other name of adamw_8bit
+    families = {"AdamW", "Lion", "Adafactor", "SGD without momentum"}
+    forms = {name for name, optimizer in OPTIMIZERS.items() if optimizer.name in families}
+    assert names == forms - {"adamw_bnb_8bit"}  # transformers' other name of adamw_8bit
 
 
 def test_memory_is_tried_by_length_batch_and_checkpointing() -> None:

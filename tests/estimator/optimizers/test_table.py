@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.optimizers import optimizer_bytes
-from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
+from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, LEFT_OUT, OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 
 TENSORS = [TrainedTensors((1024, 1024), 2, "float32")]
 
@@ -42,3 +43,14 @@ def test_what_pages_names_the_same_without_pages(name: str) -> None:
 
 def test_nothing_pages_that_has_no_stand_in_on_a_cpu() -> None:
     assert all(optimizer.unpaged for optimizer in OPTIMIZERS.values() if optimizer.paged)
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_is_refused_with_a_reason_and_an_optimizer_that_is_here(name: str) -> None:
+    assert name not in OPTIMIZERS
+    reason, _, instead = LEFT_OUT[name].rpartition(": use ")
+    assert reason
+    assert instead in OPTIMIZERS
+    with pytest.raises(UserError, match=f"unknown optim '{name}': ") as refusal:
+        make_recipe("small", optim=name)
+    assert reason in str(refusal.value)
