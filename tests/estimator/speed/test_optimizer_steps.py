@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
 from lorabench.estimator.training.model import build_model
@@ -21,14 +22,18 @@ CLIPPING = 3
 """Times that clipping reads or writes an element: for the norm, and to scale; by two kernels over lists."""
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor"])
+IN_PYTHON = ["sgd", *(name for name, optimizer in OPTIMIZERS.items() if optimizer.update.accesses is not None)]
+"""Those whose steps are operations of torch; the others are kernels of their own."""
+
+
+@pytest.mark.parametrize("optim", IN_PYTHON)
 def test_a_step_takes_the_kernels_and_bytes_of_torch_s_operations(optim: str) -> None:
     """AdamW has one operation more, on its counts of steps; Adafactor fewer for weights with one dimension."""
     spec = small_model("llama")
     recipe = make_recipe(spec.name, method="full", optim=optim)
     model = build_model(spec, recipe, "cpu", seed=0)
     optimizer: Any = make_optimizer(model, recipe)
-    if optim != "adafactor":
+    if OPTIMIZERS[optim].update.over == "lists":
         optimizer.param_groups[0]["foreach"] = True  # as they are on a GPU
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -1,0 +1,41 @@
+"""Every row against a trace of the real optimizer's step."""
+
+from __future__ import annotations
+
+import pytest
+
+from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.trace.trace import trace
+from tests.small_models import small_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+RUNS: list[tuple[str, Backend]] = [
+    *((name, "cuda") for name in OPTIMIZERS),
+    *((name, "cpu") for name, optimizer in OPTIMIZERS.items() if not optimizer.paged),
+]
+
+
+@pytest.mark.parametrize(("optim", "kernels"), RUNS)
+@pytest.mark.parametrize("adapter_dtype", ["float32", "bfloat16"])
+def test_a_step_takes_what_a_trace_of_it_takes(optim: str, kernels: Backend, adapter_dtype: str) -> None:
+    """Adapters and a head of 128,000 weights in another dtype, so that states are in 8 bits, paged and neither."""
+    spec = small_model("llama", vocab_size=1000, num_hidden_layers=2)
+    recipe = make_recipe(
+        spec.name,
+        optim=optim,
+        adapter_dtype=adapter_dtype,
+        modules_to_save="lm_head",
+        dtype="bfloat16",
+        rank=64,
+        lora_dropout=0.0,
+        seq_len=8,
+    )
+    traced, estimated = trace(spec, recipe, kernels=kernels).memory, estimate_memory(spec, recipe, kernels)
+    assert estimated.components["optimizer_states"] == traced.components["optimizer_states"]
+    # What a trace has besides are rotary frequencies, and scalars such as gradients' norms.
+    peaks = estimated.phase_peaks_bytes["optimizer"], traced.phase_peaks_bytes["optimizer"]
+    assert peaks[0] == pytest.approx(peaks[1], abs=400)
