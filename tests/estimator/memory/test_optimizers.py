@@ -130,6 +130,7 @@ TENSORS = 7
         ("lion_32bit", "bfloat16", 4 * ELEMENTS, 0),
         # All of these tensors have 4096 elements or more: a byte each, 4 for each 256, a table of 256 float32.
         ("lion_8bit", "float32", ELEMENTS + 4 * ELEMENTS // 256 + 1024, 0),
+        ("rmsprop_bnb_8bit", "bfloat16", ELEMENTS + 4 * ELEMENTS // 256 + 1024, 0),
         ("adamw_bnb_8bit", "float32", 2 * (ELEMENTS + 4 * ELEMENTS // 256 + 1024), 0),
         ("adamw_8bit", "bfloat16", 2 * (ELEMENTS + 4 * ELEMENTS // 256 + 1024), 0),
     ],
