@@ -57,6 +57,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, smaller="paged_lion_8bit"),
     "paged_lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, unpaged="lion_32bit", smaller="paged_lion_8bit"),
     "paged_lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, unpaged="lion_8bit"),
+    "rmsprop_bnb": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
+    "rmsprop_bnb_32bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
     "rmsprop_bnb_8bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=8),
     "sgd": Optimizer(name="SGD without momentum", library=TORCH, update=Update()),
     "adafactor": Optimizer(

@@ -128,6 +128,8 @@ TENSORS = 7
         ("sgd", "float32", 0, 0),
         # States in 32 bits whatever the weights' dtype.
         ("lion_32bit", "bfloat16", 4 * ELEMENTS, 0),
+        ("rmsprop_bnb", "bfloat16", 4 * ELEMENTS, 0),
+        ("rmsprop_bnb_32bit", "bfloat16", 4 * ELEMENTS, 0),
         # All of these tensors have 4096 elements or more: a byte each, 4 for each 256, a table of 256 float32.
         ("lion_8bit", "float32", ELEMENTS + 4 * ELEMENTS // 256 + 1024, 0),
         ("rmsprop_bnb_8bit", "bfloat16", ELEMENTS + 4 * ELEMENTS // 256 + 1024, 0),
