@@ -57,6 +57,13 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, smaller="paged_lion_8bit"),
     "paged_lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, unpaged="lion_32bit", smaller="paged_lion_8bit"),
     "paged_lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, unpaged="lion_8bit"),
+    # Its first moments are two, a fast and a slow one in one tensor.
+    "ademamix": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=32, smaller="paged_ademamix_8bit"),
+    "ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, smaller="paged_ademamix_8bit"),
+    "paged_ademamix_32bit": _bitsandbytes(
+        "AdEMAMix", each=3, maps=2, bits=32, unpaged="ademamix", smaller="paged_ademamix_8bit"
+    ),
+    "paged_ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, unpaged="ademamix_8bit"),
     "rmsprop_bnb": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
     "rmsprop_bnb_32bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
     "rmsprop_bnb_8bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=8),

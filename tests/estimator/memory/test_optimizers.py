@@ -128,11 +128,13 @@ TENSORS = 7
         ("sgd", "float32", 0, 0),
         # States in 32 bits whatever the weights' dtype.
         ("lion_32bit", "bfloat16", 4 * ELEMENTS, 0),
+        ("ademamix", "bfloat16", 12 * ELEMENTS, 0),
         ("rmsprop_bnb", "bfloat16", 4 * ELEMENTS, 0),
         ("rmsprop_bnb_32bit", "bfloat16", 4 * ELEMENTS, 0),
         # All of these tensors have 4096 elements or more: a byte each, 4 for each 256, a table of 256 float32.
         ("lion_8bit", "float32", ELEMENTS + 4 * ELEMENTS // 256 + 1024, 0),
         ("rmsprop_bnb_8bit", "bfloat16", ELEMENTS + 4 * ELEMENTS // 256 + 1024, 0),
+        ("ademamix_8bit", "float32", 3 * (ELEMENTS + 4 * ELEMENTS // 256) + 2 * 1024, 0),
         ("adamw_bnb_8bit", "float32", 2 * (ELEMENTS + 4 * ELEMENTS // 256 + 1024), 0),
         ("adamw_8bit", "bfloat16", 2 * (ELEMENTS + 4 * ELEMENTS // 256 + 1024), 0),
     ],
@@ -148,8 +150,10 @@ def test_what_an_optimizer_takes_on_a_gpu(optim: str, dtype: Dtype, states: int,
     [
         ("paged_adamw_32bit", 8 * 99_999, 8 * 100_000),
         ("paged_lion_32bit", 4 * 99_999, 4 * 100_000),
+        ("paged_ademamix_32bit", 12 * 99_999, 12 * 100_000),
         # Constants of 256 states and the shared tables are not paged.
         ("paged_adamw_8bit", 2 * (99_999 + 4 * 391 + 4 * 391 + 1024), 2 * 100_000),
+        ("paged_ademamix_8bit", 3 * (99_999 + 4 * 391 + 4 * 391) + 2 * 1024, 3 * 100_000),
         ("paged_lion_8bit", 99_999 + 4 * 391 + 4 * 391 + 1024, 100_000),
     ],
 )
