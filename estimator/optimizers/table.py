@@ -64,6 +64,15 @@ OPTIMIZERS: dict[str, Optimizer] = {
         "AdEMAMix", each=3, maps=2, bits=32, unpaged="ademamix", smaller="paged_ademamix_8bit"
     ),
     "paged_ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, unpaged="ademamix_8bit"),
+    "rmsprop": Optimizer(
+        name="RMSprop",
+        library=TORCH,
+        states=(LikeWeights("averages of squared gradients", each=1), StepCounters(on_device=False)),
+        temporaries=temporaries.rmsprop,
+        # Average 2 + 4, square root 2, epsilon 2, and the update 4.
+        update=Update(kernels=5, accesses=14),
+        smaller="rmsprop_bnb_8bit",
+    ),
     "rmsprop_bnb": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
     "rmsprop_bnb_32bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
     "rmsprop_bnb_8bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=8),

@@ -31,6 +31,14 @@ def adamw(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
     return max((before.bytes + 2 * alike.bytes for before, alike in _successive(tensors)), default=0)
 
 
+def rmsprop(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
+    """Return what torch's RMSprop takes (`_multi_tensor_rmsprop`, `_single_tensor_rmsprop`)."""
+    if kernels == "cuda":
+        return sum(alike.bytes * alike.many for alike in tensors)  # the roots, as `adamw` has them
+    # The for-loop holds a root, and the previous tensor's until it is there.
+    return max((before.bytes + alike.bytes for before, alike in _successive(tensors)), default=0)
+
+
 def adafactor(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
     """Return what transformers' Adafactor takes, which works through float32 copies.
 

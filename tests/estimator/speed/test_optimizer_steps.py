@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.optimizers.states import StepCounters
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
@@ -28,7 +29,7 @@ IN_PYTHON = ["sgd", *(name for name, optimizer in OPTIMIZERS.items() if optimize
 
 @pytest.mark.parametrize("optim", IN_PYTHON)
 def test_a_step_takes_the_kernels_and_bytes_of_torch_s_operations(optim: str) -> None:
-    """AdamW has one operation more, on its counts of steps; Adafactor fewer for weights with one dimension."""
+    """Adafactor has fewer for weights with one dimension."""
     spec = small_model("llama")
     recipe = make_recipe(spec.name, method="full", optim=optim)
     model = build_model(spec, recipe, "cpu", seed=0)
@@ -43,7 +44,8 @@ def test_a_step_takes_the_kernels_and_bytes_of_torch_s_operations(optim: str) ->
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     step = optimizer_step(spec, recipe)
     assert step.bytes - CLIPPING * weights == pytest.approx(counter.bytes, rel=0.01)
-    assert step.kernels - 2 == pytest.approx(counter.operations, rel=0.12)
+    counts_on_host = StepCounters(on_device=False) in OPTIMIZERS[optim].states
+    assert step.kernels - 2 == pytest.approx(counter.operations - counts_on_host, rel=0.12)
 
 
 @pytest.mark.parametrize(
