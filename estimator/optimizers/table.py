@@ -64,6 +64,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
         "AdEMAMix", each=3, maps=2, bits=32, unpaged="ademamix", smaller="paged_ademamix_8bit"
     ),
     "paged_ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, unpaged="ademamix_8bit"),
+    "adagrad": Optimizer(
+        name="Adagrad",
+        library=TORCH,
+        states=(LikeWeights("sums of squared gradients", each=1), StepCounters(on_device=False)),
+        temporaries=temporaries.adagrad,
+        # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
+        update=Update(kernels=5, accesses=14),
+    ),
     "rmsprop": Optimizer(
         name="RMSprop",
         library=TORCH,

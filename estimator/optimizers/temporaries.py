@@ -6,6 +6,7 @@ tensors repeat, they are there twice, the second time with the number of all tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -37,6 +38,18 @@ def rmsprop(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
         return sum(alike.bytes * alike.many for alike in tensors)  # the roots, as `adamw` has them
     # The for-loop holds a root, and the previous tensor's until it is there.
     return max((before.bytes + alike.bytes for before, alike in _successive(tensors)), default=0)
+
+
+def adagrad(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
+    """Return what torch's Adagrad takes (`_multi_tensor_adagrad`, `_single_tensor_adagrad`)."""
+    if kernels == "cpu":
+        return rmsprop(tensors, kernels)
+    # The foreach implementation takes the roots of all sums of a dtype and then the scaled gradients, and still has the
+    # last dtype's when it takes the next one's: of each only until its own is there.
+    by_dtype: Counter[str] = Counter()
+    for alike in tensors:
+        by_dtype[alike.dtype] += alike.bytes * alike.many
+    return sum(by_dtype.values()) + max(by_dtype.values(), default=0)
 
 
 def adafactor(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:

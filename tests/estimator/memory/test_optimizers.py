@@ -125,6 +125,7 @@ TENSORS = 7
         ("adamw_torch_fused", "float32", 8 * ELEMENTS + 4 * TENSORS, 0),
         ("adamw_torch", "float32", 8 * ELEMENTS, 4 * ELEMENTS),
         ("adamw_torch", "bfloat16", 4 * ELEMENTS, 2 * ELEMENTS),
+        ("adagrad", "float32", 4 * ELEMENTS, 8 * ELEMENTS),
         ("rmsprop", "bfloat16", 2 * ELEMENTS, 2 * ELEMENTS),
         ("sgd", "float32", 0, 0),
         # States in 32 bits whatever the weights' dtype.
