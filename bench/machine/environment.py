@@ -23,6 +23,7 @@ from lorabench.bench.measuring.meters.driver import NvmlGpu
 from lorabench.bench.records.record import DeviceFacts, Environment
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.version import __version__
 
 PACKAGES = (
@@ -129,7 +130,7 @@ def _environment(kind: Backend) -> Environment:
         lorabench=__version__,
         python=platform.python_version(),
         operating_system=operating_system(),
-        packages={name: version for name in PACKAGES if (version := installed_version(name)) is not None},
+        packages=_installed_packages(),
         cpu_threads=torch.get_num_threads(),
         cuda=torch.version.cuda if kind == "cuda" else None,
         driver=driver_version() if kind == "cuda" else None,
@@ -139,6 +140,12 @@ def _environment(kind: Backend) -> Environment:
         highest_sm_clock_mhz=None if gpu is None else gpu.highest_sm_clock_mhz(),
         highest_memory_clock_mhz=None if gpu is None else gpu.highest_memory_clock_mhz(),
     )
+
+
+def _installed_packages() -> dict[str, str]:
+    """Return the version of each package that is installed, of `PACKAGES` and of those with optimizers."""
+    names = [*PACKAGES, *(optimizer.library.package for optimizer in OPTIMIZERS.values())]
+    return {name: version for name in names if (version := installed_version(name)) is not None}
 
 
 def installed_version(package: str) -> str | None:

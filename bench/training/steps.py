@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lorabench.bench.training.batches import Batches
+from lorabench.estimator.training.optimizer import stop_learning
 from lorabench.estimator.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ class Training:
     def __call__(self) -> None:
         """Train one step."""
         if self.done >= self.steps:
-            for group in self.step.optimizer.param_groups:
-                group["lr"] = 0.0
+            stop_learning(self.step.optimizer)
         loss = self.step(self.batches.of_step(self.done))
         assert self.step.gradient_norm is not None
         self.note(loss, self.step.gradient_norm)
@@ -58,12 +58,8 @@ def mean_loss(step: TrainingStep, batches: Iterable[Batch]) -> float | None:
     """Return the mean loss of the model over ``batches``, without dropout or training; None where it is not finite."""
     import torch
 
-    step.model.eval()
-    try:
-        with torch.no_grad(), step.autocast():
-            losses = [step.model(**batch).loss for batch in batches]
-    finally:
-        step.model.train()
+    with step.evaluating(), torch.no_grad(), step.autocast():
+        losses = [step.model(**batch).loss for batch in batches]
     value = torch.stack(losses).double().mean().item()
     return value if math.isfinite(value) else None
 

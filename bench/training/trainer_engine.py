@@ -16,7 +16,7 @@ from lorabench.bench.training.batches import IGNORED, Batches
 from lorabench.bench.training.steps import Training
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.training.optimizer import LEARNING_RATE, forget_overrides
+from lorabench.estimator.training.optimizer import LEARNING_RATE, forget_overrides, stop_learning
 from lorabench.estimator.training.step import MAX_GRAD_NORM
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ def make_trainer(training: Training, seed: int, folder: str, between_steps: Call
             self.losses = []
             if state.global_step == 0:
                 torch.manual_seed(seed)
+            if state.global_step >= training.steps:
+                stop_learning(step.optimizer)
 
         def on_step_end(self, arguments: Any, state: Any, control: Any, **unused: Any) -> None:
             training.note(_sum(self.losses), self.gradient_norm)

@@ -54,6 +54,8 @@ class Optimizer(Struct, frozen=True, kw_only=True):
     temporaries: Callable[[Sequence[TrainedTensors], Backend], int] = none
     """The most bytes that a step takes besides, of the tensors in the order of the step."""
     update: Update
+    steady_step: int = 2
+    """The first step that does what all later ones do. Most optimizers make their states in the first step."""
     unpaged: str | None = None
     """If it pages states: the optimizer to use where there is no unified memory, as on a CPU."""
     smaller: str | None = None

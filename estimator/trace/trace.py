@@ -24,6 +24,7 @@ from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impossible
 from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
@@ -98,12 +99,14 @@ def trace(
     recipe: Recipe,
     *,
     kernels: Backend = "cuda",
-    steps: int = 2,
+    steps: int | None = None,
     compute_capability: str | None = None,
     expandable_segments: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Trace:
     """Run ``steps`` training steps of ``recipe`` on meta tensors and return what the last one holds.
+
+    None stands for as many as it takes until a step is like all later ones: two for most optimizers.
 
     The model goes as on a device that runs ``kernels``, with the cuBLAS workspaces of ``compute_capability`` (of
     `Device`; see `workspaces` for what None stands for). Reserved bytes are what CUDA's caching allocator takes from
@@ -116,6 +119,8 @@ def trace(
     from lorabench.estimator.trace.allocator import replay
 
     refuse_untraceable(spec, recipe, kernels)
+    if steps is None:
+        steps = OPTIMIZERS[recipe.optim].steady_step
     try:
         ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress, compute_capability)
     except (UserError, ImportError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules
@@ -76,11 +76,18 @@ def build_model(
 def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
     """Refuse a recipe whose kernels do not exist for ``device`` or are not installed.
 
-    On meta nothing runs, so nothing is refused there.
+    On meta no kernel runs, so none is refused there; but the optimizer's package is asked for its step.
 
     Raises:
         UserError: what is missing, and what to use instead.
     """
+    optimizer = OPTIMIZERS[recipe.optim]
+    library = optimizer.library
+    if importlib.util.find_spec(library.module) is None:
+        raise UserError(
+            f"optim {recipe.optim} needs the package {library.package}: pip install {library.package}, "
+            f"or use {DEFAULT_OPTIMIZER}"
+        )
     if device == "meta":
         return
     cuda_only = {
@@ -97,7 +104,6 @@ def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
         if importlib.util.find_spec(package) is None:
             install = package.replace("_", "-")
             raise UserError(f"{option} needs the package {install}: pip install {install}, or use {instead[option]}")
-    optimizer = OPTIMIZERS[recipe.optim]
     if optimizer.unpaged is not None and device != "cuda":
         raise UserError(
             f"optim {recipe.optim} pages states between GPU and host, and this is {device}: use {optimizer.unpaged}"

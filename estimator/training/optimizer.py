@@ -37,6 +37,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return optimizer
 
 
+def stop_learning(optimizer: torch.optim.Optimizer) -> None:
+    """Let further steps of ``optimizer`` do the same work, and change no weight."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        if "lr_max" in group:
+            # A schedule-free optimizer goes on to average its weights, by the largest learning rate that it has had.
+            group["lr_max"] = 0.0
+
+
 def forget_overrides() -> None:
     """Forget which tensors bitsandbytes was told to treat apart.
 

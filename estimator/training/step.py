@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.recipes.recipe import Recipe
@@ -52,6 +52,7 @@ class TrainingStep:
 
         A batch is taken when the one before it is through. The gradients stay until the next step begins.
         """
+        self._of_optimizer("train")
         self.optimizer.zero_grad(set_to_none=True)
         total: torch.Tensor | None = None
         for batch in batches:
@@ -81,6 +82,26 @@ class TrainingStep:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         self.gradient_norm = clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let the model be as for evaluation: without dropout, and with the weights that its optimizer ends up with."""
+        self.model.eval()
+        self._of_optimizer("eval")
+        try:
+            yield
+        finally:
+            self._of_optimizer("train")
+            self.model.train()
+
+    def _of_optimizer(self, mode: str) -> None:
+        """Tell the optimizer whether what follows trains, as Trainer does.
+
+        Schedule-free optimizers evaluate their weights' average, and train at another point; others have no such mode.
+        """
+        switch = getattr(self.optimizer, mode, None)
+        if callable(switch):
+            switch()
 
     def autocast(self) -> Any:
         """Return the context in which the recipe's forward pass runs."""

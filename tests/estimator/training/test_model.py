@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,16 @@ def test_a_meta_model_has_the_tensors_of_a_real_one_and_takes_no_memory(method: 
     real, _ = build("llama", method=method)
     assert tensors_of(meta) == tensors_of(real)
     assert all(parameter.is_meta for parameter in meta.parameters())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_an_optimizer_s_package_that_is_missing_is_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else there(name))
+    with pytest.raises(
+        UserError, match="optim adamw_8bit needs the package bitsandbytes: pip install bitsandbytes, or"
+    ):
+        build("llama", device, optim="adamw_8bit")
 
 
 @pytest.mark.parametrize(
