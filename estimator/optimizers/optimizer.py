@@ -24,6 +24,7 @@ class Library(NamedTuple):
 
 TORCH = Library("torch", "torch")
 TRANSFORMERS = Library("transformers", "transformers")
+SCHEDULEFREE = Library("schedulefree", "schedulefree")
 BITSANDBYTES = Library("bitsandbytes", "bitsandbytes")
 
 

@@ -1,13 +1,20 @@
 """The optimizers: one row for each, by its name in transformers' `OptimizerNames`.
 
-Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`) and transformers 5
-(`optimization.Adafactor`), for the settings that the training step uses: no weight decay but AdamW's, no momentum.
+Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`), transformers 5 (`optimization.Adafactor`) and
+schedulefree 1.4, for the settings that the training step uses: no weight decay but AdamW's, no momentum.
 """
 
 from __future__ import annotations
 
 from lorabench.estimator.optimizers import temporaries
-from lorabench.estimator.optimizers.optimizer import BITSANDBYTES, TORCH, TRANSFORMERS, Optimizer, Update
+from lorabench.estimator.optimizers.optimizer import (
+    BITSANDBYTES,
+    SCHEDULEFREE,
+    TORCH,
+    TRANSFORMERS,
+    Optimizer,
+    Update,
+)
 from lorabench.estimator.optimizers.states import Blockwise, LikeWeights, RowsAndColumns, StepCounters
 
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
@@ -71,6 +78,13 @@ OPTIMIZERS: dict[str, Optimizer] = {
         temporaries=temporaries.adagrad,
         # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
         update=Update(kernels=5, accesses=14),
+    ),
+    "schedule_free_sgd": Optimizer(
+        name="schedule-free SGD",
+        library=SCHEDULEFREE,
+        states=(LikeWeights("iterates z, which the weights average", each=1),),
+        # The weight moves towards z 3, then along the gradient 3, and so does z 3.
+        update=Update(kernels=3, accesses=9),
     ),
     "rmsprop": Optimizer(
         name="RMSprop",

@@ -85,8 +85,8 @@ def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
     library = optimizer.library
     if importlib.util.find_spec(library.module) is None:
         raise UserError(
-            f"optim {recipe.optim} needs the package {library.package}: pip install {library.package}, "
-            f"or use {DEFAULT_OPTIMIZER}"
+            f"optim {recipe.optim} needs the package {library.package}: pip install {library.package}, or use "
+            f"{DEFAULT_OPTIMIZER}"
         )
     if device == "meta":
         return

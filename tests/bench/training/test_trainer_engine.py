@@ -70,6 +70,7 @@ def by_trainer(training: Training) -> Any:
         {"method": "qlora", "rank": 4, "gradient_checkpointing": True},
         {"method": "qlora", "rank": 4, "prepare_kbit": False, "optim": "sgd"},
         {"method": "full", "optim": "adafactor"},
+        {"method": "lora", "rank": 4, "optim": "schedule_free_sgd"},
     ],
     ids=lambda options: " ".join(str(value) for value in options.values()),
 )
@@ -89,9 +90,11 @@ def test_gradients_were_clipped() -> None:
     assert max(norm or 0.0 for norm in trained(recipe_of(method="full"), nullcontext).gradient_norms()) > 1.0
 
 
-def test_learning_ends_at_the_same_step_and_the_text_starts_over() -> None:
-    recipe = recipe_of(method="lora", rank=4)
-    training = trained(recipe, by_trainer, steps=STEPS + 3)
+@pytest.mark.parametrize("engine", [nullcontext, by_trainer])
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "schedule_free_sgd"])
+def test_learning_ends_at_the_same_step_and_the_text_starts_over(engine: Callable[[Training], Any], optim: str) -> None:
+    recipe = recipe_of(method="lora", rank=4, optim=optim)
+    training = trained(recipe, engine, steps=STEPS + 3)
     assert (training.done, len(training.losses())) == (STEPS + 3, STEPS)
     learnt = dict(trained(recipe, nullcontext).step.model.named_parameters())
     for name, weight in training.step.model.named_parameters():
