@@ -79,6 +79,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
         # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
         update=Update(kernels=5, accesses=14),
     ),
+    "schedule_free_adamw": Optimizer(
+        name="schedule-free AdamW",
+        library=SCHEDULEFREE,
+        states=(LikeWeights("iterates z, which the weights average, and second moments", each=2),),
+        temporaries=temporaries.schedule_free,
+        # Second moment 2 + 4, bias correction 2, square root 2, epsilon 2, the gradient's division 3, and as SGD's 9.
+        update=Update(kernels=9, accesses=24),
+    ),
     "schedule_free_sgd": Optimizer(
         name="schedule-free SGD",
         library=SCHEDULEFREE,

@@ -40,6 +40,11 @@ def rmsprop(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
     return max((before.bytes + alike.bytes for before, alike in _successive(tensors)), default=0)
 
 
+def schedule_free(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
+    """Return what schedule-free AdamW takes: the roots of all second moments at once, on every device."""
+    return sum(alike.bytes * alike.many for alike in tensors)
+
+
 def adagrad(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
     """Return what torch's Adagrad takes (`_multi_tensor_adagrad`, `_single_tensor_adagrad`)."""
     if kernels == "cpu":
