@@ -55,12 +55,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked ``gpu`` where there is none."""
+    """Skip what is marked ``gpu`` where there is none, and ``cuda_build`` where torch is built without CUDA."""
     if item.get_closest_marker("gpu") is not None:
         import torch
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
+    if item.get_closest_marker("cuda_build") is not None:
+        import torch
+
+        if torch.version.cuda is None:
+            pytest.skip("torch is built without CUDA")
 
 
 def pytest_collection_finish() -> None:

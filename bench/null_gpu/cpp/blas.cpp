@@ -1,0 +1,136 @@
+// cuBLAS and cuBLASLt: products do nothing (the build makes them); handles remember what they were told.
+#include <cstdint>
+#include <cstring>
+
+#include "export.h"
+
+namespace {
+
+struct Handle {
+  void* stream = nullptr;
+  int math_mode = 0;
+  int pointer_mode = 0;
+  int atomics_mode = 0;
+};
+
+constexpr int success = 0;
+
+// Descriptions of products are opaque to callers, and to us. Sizes are those of the library's own structures or more.
+int describe(void** description) {
+  *description = new char[512]();
+  return success;
+}
+int forget(void* description) {
+  delete[] static_cast<char*>(description);
+  return success;
+}
+
+}  // namespace
+
+EXPORT int cublasCreate_v2(Handle** handle) {
+  *handle = new Handle;
+  return success;
+}
+EXPORT int cublasDestroy_v2(Handle* handle) {
+  delete handle;
+  return success;
+}
+EXPORT int cublasGetVersion_v2(Handle*, int* version) {
+  *version = NULL_GPU_CUBLAS_VERSION;
+  return success;
+}
+EXPORT int cublasGetProperty(int part, int* value) {
+  const int parts[] = {NULL_GPU_CUBLAS_VERSION / 10000, NULL_GPU_CUBLAS_VERSION / 100 % 100,
+                       NULL_GPU_CUBLAS_VERSION % 100};
+  *value = parts[part];
+  return success;
+}
+EXPORT int cublasSetStream_v2(Handle* handle, void* stream) {
+  handle->stream = stream;
+  return success;
+}
+EXPORT int cublasGetStream_v2(Handle* handle, void** stream) {
+  *stream = handle->stream;
+  return success;
+}
+EXPORT int cublasSetWorkspace_v2(Handle*, void*, size_t) { return success; }
+EXPORT int cublasSetMathMode(Handle* handle, int mode) {
+  handle->math_mode = mode;
+  return success;
+}
+EXPORT int cublasGetMathMode(Handle* handle, int* mode) {
+  *mode = handle->math_mode;
+  return success;
+}
+EXPORT int cublasSetPointerMode_v2(Handle* handle, int mode) {
+  handle->pointer_mode = mode;
+  return success;
+}
+EXPORT int cublasGetPointerMode_v2(Handle* handle, int* mode) {
+  *mode = handle->pointer_mode;
+  return success;
+}
+EXPORT int cublasSetAtomicsMode(Handle* handle, int mode) {
+  handle->atomics_mode = mode;
+  return success;
+}
+EXPORT int cublasGetAtomicsMode(Handle* handle, int* mode) {
+  *mode = handle->atomics_mode;
+  return success;
+}
+EXPORT int cublasSetSmCountTarget(Handle*, int) { return success; }
+EXPORT int cublasSetEmulationStrategy(Handle*, int) { return success; }
+
+EXPORT const char* cublasGetStatusName(int status) { return status == success ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_NOT_SUPPORTED"; }
+EXPORT const char* cublasGetStatusString(int status) { return status == success ? "success" : "not supported by the null GPU"; }
+
+EXPORT int cublasLtCreate(void** handle) { return describe(handle); }
+EXPORT int cublasLtDestroy(void* handle) { return forget(handle); }
+EXPORT size_t cublasLtGetVersion() { return NULL_GPU_CUBLAS_VERSION; }
+EXPORT size_t cublasLtGetCudartVersion() { return NULL_GPU_CUDART_VERSION; }
+EXPORT const char* cublasLtGetStatusName(int status) { return cublasGetStatusName(status); }
+EXPORT const char* cublasLtGetStatusString(int status) { return cublasGetStatusString(status); }
+
+EXPORT int cublasLtMatmulDescCreate(void** description, int, int) { return describe(description); }
+EXPORT int cublasLtMatmulDescInit_internal(void* description, size_t bytes, int, int) {
+  memset(description, 0, bytes);
+  return success;
+}
+EXPORT int cublasLtMatmulDescDestroy(void* description) { return forget(description); }
+EXPORT int cublasLtMatmulDescSetAttribute(void*, int, const void*, size_t) { return success; }
+EXPORT int cublasLtMatrixLayoutCreate(void** layout, int, uint64_t, uint64_t, int64_t) { return describe(layout); }
+EXPORT int cublasLtMatrixLayoutInit_internal(void* layout, size_t bytes, int, uint64_t, uint64_t, int64_t) {
+  memset(layout, 0, bytes);
+  return success;
+}
+EXPORT int cublasLtMatrixLayoutDestroy(void* layout) { return forget(layout); }
+EXPORT int cublasLtMatrixLayoutSetAttribute(void*, int, const void*, size_t) { return success; }
+EXPORT int cublasLtMatrixTransformDescCreate(void** description, int) { return describe(description); }
+EXPORT int cublasLtMatrixTransformDescDestroy(void* description) { return forget(description); }
+EXPORT int cublasLtMatrixTransformDescSetAttribute(void*, int, const void*, size_t) { return success; }
+EXPORT int cublasLtMatrixTransform() { return success; }
+EXPORT int cublasLtMatmulPreferenceCreate(void** preference) { return describe(preference); }
+EXPORT int cublasLtMatmulPreferenceInit_internal(void* preference, size_t bytes) {
+  memset(preference, 0, bytes);
+  return success;
+}
+EXPORT int cublasLtMatmulPreferenceDestroy(void* preference) { return forget(preference); }
+EXPORT int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return success; }
+EXPORT int cublasLtMatmul() { return success; }
+
+// cublasLtMatmulHeuristicResult_t. Every product has an algorithm, which works in no workspace; callers allocate
+// theirs before they ask.
+struct Algorithm {
+  uint64_t algorithm[8];
+  size_t workspace_bytes;
+  int state;
+  float waves;
+  int reserved[4];
+};
+EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, Algorithm* results,
+                                          int* found) {
+  results[0] = {};
+  results[0].waves = 1;
+  *found = 1;
+  return success;
+}

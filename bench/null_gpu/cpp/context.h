@@ -1,0 +1,28 @@
+// CUDA's state in this process: who started it, which device a thread works on, the last error.
+#pragma once
+
+#include <driver_types.h>
+
+#include "export.h"
+
+namespace null_gpu {
+
+// The first call of a process starts CUDA in it. A fork of such a process cannot use CUDA, as with a real driver.
+cudaError_t begin();
+
+int current_device();
+// Makes this thread work on `device`, and this process one of those that compute on its card.
+cudaError_t use_device(int device);
+bool has_context(int device);
+
+// Remembers `error` for cudaGetLastError, and returns it.
+cudaError_t failed(cudaError_t error);
+
+}  // namespace null_gpu
+
+// At the top of functions that a real driver refuses in a forked process, or without a device.
+#define BEGIN                                                        \
+  do {                                                               \
+    const cudaError_t begun = null_gpu::begin();                     \
+    if (begun != cudaSuccess) return null_gpu::failed(begun);        \
+  } while (false)

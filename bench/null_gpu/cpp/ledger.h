@@ -1,0 +1,26 @@
+// Who has taken how much of which card, over all processes of one rehearsal.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <vector>
+
+namespace null_gpu {
+
+struct Taken {
+  pid_t process;
+  size_t bytes;
+};
+
+// Takes `bytes` of `card` for this process; false if processes would together have more than is usable.
+bool take(int card, size_t bytes);
+void give_back(int card, size_t bytes);
+
+// Lists this process among those that compute on `card`, though it has taken nothing yet.
+void enlist(int card);
+
+std::vector<Taken> taken_by_process(int card);
+size_t free_bytes(int card);
+
+}  // namespace null_gpu

@@ -1,0 +1,75 @@
+"""The functions of CUDA's libraries that no C++ file here writes out: what each of them does is told by its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Body(StrEnum):
+    """What a function does, in C."""
+
+    NOTHING = "int {name}(void) {{ return 0; }}"
+    """It succeeds: kernels, and what only matters to kernels."""
+    HANDLE = "int {name}(void **made) {{ *made = calloc(1, 4096); return made == 0; }}"
+    """It makes something that only the library looks into."""
+    LETS_GO = "int {name}(void *made) {{ free(made); return 0; }}"
+    TEXT = 'const char *{name}(void) {{ return "not supported by the null GPU"; }}'
+    REFUSES = 'int {name}(void) {{ return null_gpu_refuse("{name}", {status}); }}'
+    """It fails, and says its name: what it would have answered matters, and is not known here."""
+
+
+class Library(NamedTuple):
+    """How one of NVIDIA's libraries names its functions, and says that it does not support something."""
+
+    names: re.Pattern[str]
+    not_supported: int
+
+
+LIBRARIES = [
+    Library(re.compile(r"(__)?cuda[A-Z]"), 801),
+    Library(re.compile(r"cublas"), 15),
+    Library(re.compile(r"cudnn"), 3000),
+    Library(re.compile(r"p?nccl"), 5),
+    Library(re.compile(r"cusparse(Lt)?[A-Z]"), 10),
+    Library(re.compile(r"cusolver"), 9),
+    Library(re.compile(r"cufft"), 16),
+    Library(re.compile(r"curand"), 999),
+    Library(re.compile(r"nvrtc"), 11),
+    Library(re.compile(r"nvJitLink"), 4),
+    Library(re.compile(r"cupti"), 27),
+    Library(re.compile(r"cuFile"), 5030),
+    Library(re.compile(r"nvshmemx?_"), 1),
+    Library(re.compile(r"cu[A-Z]"), 801),  # the driver: last, since others begin so too
+]
+BODIES = [
+    (re.compile(r"(Get)?(Error|Status|Result)(String|Name)$|ErrorName$"), Body.TEXT),
+    (re.compile(r"cudnnCreate\w*Descriptor$"), Body.HANDLE),
+    (re.compile(r"cudnnDestroy\w*Descriptor$"), Body.LETS_GO),
+    (re.compile(r"cudnnSet(Stream|\w*Descriptor\w*|Convolution\w+)$"), Body.NOTHING),
+    (re.compile(r"cudnn(Convolution|BatchNormalization|Pooling|Activation|Softmax|Spatial)\w*$"), Body.NOTHING),
+    # Products and vector operations: of numbers of the type in the name, or of a type that is an argument.
+    (re.compile(r"cublas(?!Set|Create|Destroy|Shutdown|Init|Get)[SDCZHIU][a-z0-9]\w*$"), Body.NOTHING),
+    (re.compile(r"cublas(Gemm|Nrm2|Axpy|Dot|Dotc|Scal|Rot|Asum|Copy|Swap|Iamax|Iamin)\w*$"), Body.NOTHING),
+]
+
+
+def c_source(wanted: Iterable[str]) -> str:
+    """Return a C file with all functions of ``wanted`` that belong to NVIDIA's libraries.
+
+    They are weak: a C++ file that writes one out overrides it.
+    """
+    lines = [
+        "#include <stdlib.h>",
+        "int null_gpu_refuse(const char *function, int status);",
+        "#pragma GCC visibility push(default)",
+    ]
+    for name in sorted(wanted):
+        library = next((each for each in LIBRARIES if each.names.match(name)), None)
+        if library is not None:
+            body = next((body for pattern, body in BODIES if pattern.search(name)), Body.REFUSES)
+            text = body.format(name=name, status=library.not_supported)
+            lines.append(f"__attribute__((weak)) {text}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,24 @@
+"""The null GPU's part inside a Python program: what the program reads of the device decides what it does next."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+
+def begin() -> None:
+    """Give small tensors their values, in this thread and in all that are started from now on."""
+    from lorabench.bench.null_gpu.inside.knowledge import Knowledge
+    from lorabench.bench.null_gpu.inside.printing import print_from_the_host
+    from lorabench.bench.null_gpu.inside.real_values import RealValues
+
+    print_from_the_host()
+    knowledge = Knowledge()
+    RealValues(knowledge).__enter__()  # type: ignore[no-untyped-call]
+    run: Any = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
+
+    def run_with_values(thread: threading.Thread) -> None:
+        with RealValues(knowledge):
+            run(thread)
+
+    threading.Thread._bootstrap_inner = run_with_values  # type: ignore[attr-defined]

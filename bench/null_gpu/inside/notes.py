@@ -1,0 +1,45 @@
+"""What the null GPU noticed that a reader of the rehearsal should know, as lines of JSON in the folder of notes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+OWN = str(Path(__file__).parent)
+INSIDE_LIBRARIES = ("/torch/", "/importlib/", "<frozen")
+_told: set[tuple[str, str]] = set()
+
+
+def note(kind: str, operation: str) -> None:
+    """Note that ``operation`` did what ``kind`` says, once for each place in the program.
+
+    Kinds: ``branch`` and ``shape``, decided by a value that a kernel would have computed; ``balanced``, a choice among
+    many that was dealt out evenly; ``not computed``, an operation on known values that the host could not do.
+    """
+    folder = os.environ.get("NULL_GPU_NOTES")
+    where = place()
+    if not folder or (kind, where) in _told:
+        return
+    _told.add((kind, where))
+    line = json.dumps({"kind": kind, "operation": operation, "where": where})
+    with (Path(folder) / "noticed").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def place() -> str:
+    """Return the line of the program that is at work, outside torch: file, line and function."""
+    frame = sys._getframe(1)
+    innermost = None
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(OWN):
+            text = f"{name}:{frame.f_lineno} in {frame.f_code.co_name}"
+            innermost = innermost or text
+            if not any(each in name for each in INSIDE_LIBRARIES):
+                return text
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return innermost or "unknown"

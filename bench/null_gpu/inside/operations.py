@@ -1,0 +1,73 @@
+"""What an operation of torch reads and writes, by its schema: looked up once for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from lorabench.bench.null_gpu.inside.shapes import INDEXED
+
+WITHOUT_VALUES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
+READ_NO_VALUES = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero_", "fill_"}
+"""Operations that read the shape of a tensor argument, not its values."""
+OF_ACTIVATIONS = re.compile(
+    r"mm|bmm|addmm|addbmm|baddbmm|mv|addmv|dot|vdot|einsum|_\w*mm|\w*convolution\w*|\w*attention\w*|\w*_rnn\w*"
+)
+"""Products are not computed even where they are small: nothing that a program decides on comes out of them alone."""
+
+
+class Operation(NamedTuple):
+    """Facts of one overload of one operation."""
+
+    name: str
+    is_view: bool
+    computed: bool
+    """Whether the host has the same operation, and its results are of use."""
+    counted: bool
+    """Whether the shape of what it returns depends on values."""
+    random: bool
+    reads_no_values: bool
+    overwrites: bool
+    """Whether it writes to an argument without reading it."""
+    changes: tuple[tuple[int, str], ...]
+    """Places and names of the arguments that it writes to."""
+
+    def changed(self, args: Any, kwargs: Any) -> list[torch.Tensor]:
+        """Return the tensors among the arguments that it writes to."""
+        values = [args[place] if place < len(args) else kwargs.get(name) for place, name in self.changes]
+        return list(tensors_of(values))
+
+
+@cache
+def operation(func: Any) -> Operation:
+    """Return the facts of ``func``."""
+    schema = func._schema
+    namespace, _, name = schema.name.partition("::")
+    random = torch.Tag.nondeterministic_seeded in func.tags
+    written = [argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments]
+    return Operation(
+        name=name,
+        is_view=func.is_view,
+        computed=namespace in ("aten", "prims") and name not in WITHOUT_VALUES and not OF_ACTIVATIONS.fullmatch(name),
+        counted=torch.Tag.dynamic_output_shape in func.tags or func in INDEXED,
+        random=random,
+        reads_no_values=name in READ_NO_VALUES,
+        overwrites=name == "copy_" or random,
+        changes=tuple((place, schema.arguments[place].name) for place, is_written in enumerate(written) if is_written),
+    )
+
+
+def tensors_of(values: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors among nested lists, tuples and dictionaries."""
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for each in values:
+            yield from tensors_of(each)
+    elif isinstance(values, dict):
+        for each in values.values():
+            yield from tensors_of(each)

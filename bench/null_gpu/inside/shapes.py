@@ -1,0 +1,64 @@
+"""Results whose shape depends on values: kernels count them, which the host then reads. Here they are counted first."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lorabench.bench.null_gpu.inside.host_views import host_view
+
+aten = torch.ops.aten
+
+INDEXED = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._unsafe_index.Tensor,
+    aten._unsafe_index_put.default,
+    aten._index_put_impl_.default,
+}
+"""Operations whose second argument holds indices; masks among these stand for the places where they are true."""
+
+
+def masks_among(indices: Any) -> list[torch.Tensor]:
+    """Return those of ``indices`` that are masks on the device."""
+    return [
+        index
+        for index in indices
+        if isinstance(index, torch.Tensor) and index.device.type == "cuda" and index.dtype in (torch.bool, torch.uint8)
+    ]
+
+
+def counts_of(func: Any, args: Any) -> list[int]:
+    """Return what the kernels of ``func`` count, in the order in which the host reads it."""
+    if func in INDEXED:
+        return [int(torch.count_nonzero(host_view(mask))) for mask in masks_among(args[1])]
+    if func is aten.masked_select.default:
+        _, mask = torch.broadcast_tensors(*args[:2])  # type: ignore[no-untyped-call]
+        return [int(torch.count_nonzero(host_view(mask)))]
+    if func is aten.nonzero.default:
+        return [int(torch.count_nonzero(host_view(args[0])))]
+    return []
+
+
+@contextmanager
+def answering(counts: list[int]) -> Iterator[None]:
+    """Have this thread's next reads of small numbers on the device give ``counts``, one after the other."""
+    library = ctypes.CDLL(None)
+    for count in counts:
+        library.null_gpu_answer(ctypes.c_int64(count))
+    try:
+        yield
+    finally:
+        library.null_gpu_forget_answers()
+
+
+def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on ``device`` with the values of one on the host."""
+    made = torch.empty(values.shape, dtype=values.dtype, device=device)
+    host_view(made).copy_(values)
+    return made

@@ -1,0 +1,51 @@
+"""Run by Python when it starts: once the program imports torch, makes its integers real on the null GPU."""
+
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+from typing import Any
+
+HERE = str(Path(__file__).parent)
+
+
+class AfterTorch(MetaPathFinder):
+    """Finds torch as others do, and adds to its import."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:  # noqa: D102 - inherited
+        if fullname != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = next(filter(None, (each.find_spec(fullname, path, target) for each in sys.meta_path)), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = Added(spec.loader)
+        return spec
+
+
+class Added(Loader):
+    """Loads torch, then what makes integers real."""
+
+    def __init__(self, torchs: Any) -> None:
+        self.torchs = torchs
+
+    def create_module(self, spec: ModuleSpec) -> Any:  # noqa: D102 - inherited
+        return self.torchs.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:  # noqa: D102 - inherited
+        module.__spec__.loader = module.__loader__ = self.torchs
+        self.torchs.exec_module(module)
+        from lorabench.bench.null_gpu.inside import begin
+
+        begin()
+
+
+def run_the_one_that_is_hidden() -> None:
+    """Run the sitecustomize.py that Python would have found without this one."""
+    spec = PathFinder.find_spec("sitecustomize", [each for each in sys.path if each != HERE])
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(module_from_spec(spec))
+
+
+sys.meta_path.insert(0, AfterTorch())
+run_the_one_that_is_hidden()

@@ -1,0 +1,50 @@
+"""What one streaming multiprocessor holds at a time, by compute capability."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lorabench.estimator.errors import UserError
+
+KIB = 1024
+
+
+class Multiprocessor(NamedTuple):
+    """Limits of one multiprocessor."""
+
+    threads: int
+    blocks: int
+    shared_bytes: int
+    """Shared memory of all its blocks."""
+    shared_bytes_per_block: int
+    """The most that one block can ask for."""
+
+
+MULTIPROCESSORS = {
+    "7.0": Multiprocessor(2048, 32, 96 * KIB, 96 * KIB),
+    "7.5": Multiprocessor(1024, 16, 64 * KIB, 64 * KIB),
+    "8.0": Multiprocessor(2048, 32, 164 * KIB, 163 * KIB),
+    "8.6": Multiprocessor(1536, 16, 100 * KIB, 99 * KIB),
+    "8.9": Multiprocessor(1536, 24, 100 * KIB, 99 * KIB),
+    "9.0": Multiprocessor(2048, 32, 228 * KIB, 227 * KIB),
+    "10.0": Multiprocessor(2048, 32, 228 * KIB, 227 * KIB),
+    "10.3": Multiprocessor(2048, 32, 228 * KIB, 227 * KIB),
+    "12.0": Multiprocessor(1536, 24, 100 * KIB, 99 * KIB),
+}
+"""CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"; blocks also in the toolkit's
+cuda_occupancy.h, cudaOccMaxBlocksPerMultiprocessor."""
+
+
+def multiprocessor(architecture: str) -> Multiprocessor:
+    """Return the limits of a multiprocessor of ``architecture``, which is as `Device.architecture`.
+
+    Raises:
+        UserError: it is no compute capability of NVIDIA's, or not a known one.
+    """
+    found = MULTIPROCESSORS.get(architecture)
+    if found is None:
+        raise UserError(
+            f"the limits of a multiprocessor of {architecture} are not known, only those of compute capability "
+            f"{', '.join(MULTIPROCESSORS)}"
+        )
+    return found
