@@ -24,6 +24,7 @@ FLOORS = (
     "estimator/explanation",
     "bench",
     "bench/records",
+    "bench/null_gpu",
     "bench/check",
     "bench/training",
     "bench/measuring",
@@ -80,6 +81,8 @@ def test_every_folder_with_code_has_its_floor() -> None:
     assert set(FLOORS) <= folders
     assert folders - set(FLOORS) == {
         "bench/measuring/meters",
+        "bench/null_gpu/inside",
+        "bench/null_gpu/startup",
         "estimator/models/families",
         "lorabench/cli",
         "reports/sections",

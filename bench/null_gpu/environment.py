@@ -42,17 +42,17 @@ def null_gpu_environment(
         UserError: the GPU is none of NVIDIA's or only a size, a number is out of range, or the null GPU cannot be built
             here.
     """
-    if device.architecture is None or device.multiprocessors is None:
+    if device.compute_capability is None or device.multiprocessors is None:
         raise UserError(f"a rehearsal needs a GPU by name, and {device.name} is a size: choose one of lorabench gpus")
-    if device.architecture.startswith("gfx"):
+    if device.compute_capability.startswith("gfx"):
         raise UserError(f"a rehearsal needs an NVIDIA GPU, and {device.title} is none: choose one of lorabench gpus")
     if not 1 <= gpus <= MOST_GPUS:
         raise UserError(f"{gpus} GPUs: a machine has 1 to {MOST_GPUS}")
     library = null_gpu_library()
-    holds = multiprocessor(device.architecture)
+    holds = multiprocessor(device.compute_capability)
     variables = {
         "NULL_GPU_NAME": device.title,
-        "NULL_GPU_CAPABILITY": device.architecture,
+        "NULL_GPU_CAPABILITY": device.compute_capability,
         "NULL_GPU_MULTIPROCESSORS": device.multiprocessors,
         "NULL_GPU_THREADS_PER_MULTIPROCESSOR": holds.threads,
         "NULL_GPU_BLOCKS_PER_MULTIPROCESSOR": holds.blocks,
