@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import threading
 from typing import Any
+
+BEGIN = "NULL_GPU_BEGIN"
+"""Variable that names a module whose ``begin()`` is called too, such as one that observes the program."""
 
 
 def begin() -> None:
@@ -22,3 +27,5 @@ def begin() -> None:
             run(thread)
 
     threading.Thread._bootstrap_inner = run_with_values  # type: ignore[attr-defined]
+    if BEGIN in os.environ:
+        importlib.import_module(os.environ[BEGIN]).begin()

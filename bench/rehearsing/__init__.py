@@ -1,0 +1,1 @@
+"""Rehearsals: training programs, and lorabench's own harness, run on a null GPU."""
