@@ -31,6 +31,7 @@ FLOORS = (
     "bench/machine",
     "bench/suites",
     "bench/running",
+    "bench/rehearsing",
     "reports",
     "lorabench",
 )

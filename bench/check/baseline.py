@@ -38,7 +38,9 @@ def compare(
     devices = {device_of(labels[work], *pair, across_devices=across_devices) for work, pair in matched.items()}
     measured = {work: pair for work, pair in matched.items() if pair[0].measurements and pair[1].measurements}
     findings = {
-        work: judge_memory(old.measurements, new.measurements, thresholds) for work, (old, new) in measured.items()
+        work: judge_memory(old.counted, new.counted, thresholds)
+        for work, (old, new) in matched.items()
+        if old.counted and new.counted
     }
     spread = None
     if thresholds.speed is not None:

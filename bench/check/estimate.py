@@ -1,4 +1,4 @@
-"""Compare measurements with the estimate, computed now from each record's recipe and model config.
+"""Compare measurements, or rehearsals, with the estimate, computed now from each record's recipe and model config.
 
 The prediction stored in the record is ignored, so a change of the closed form shows at once. Too much and too little
 are both wrong: a deviation in either direction is a regression.
@@ -16,8 +16,8 @@ from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
 from lorabench.bench.check.memory import counted_peaks
 from lorabench.bench.check.printable import printable
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord
+from lorabench.bench.records.rehearsal import Counted
 from lorabench.estimator.answers.traced_estimates import trace_for_estimate
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.memory import estimate_memory
@@ -82,7 +82,7 @@ def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
             Finding(metric="outcome", before=None, after=outcome, verdict="insufficient", reason=printable(str(error)))
         ]
     findings = _judge_outcome(runs, memory, outcome)
-    measurements = runs.measurements
+    measurements = runs.counted
     if not measurements:
         return findings
     findings.append(_judge_parameters(parameters, measurements[0].parameters))
@@ -95,7 +95,7 @@ def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:
     ]
 
 
-def _judge_peaks(estimated: Breakdown, measurements: Sequence[Measurement], tolerance: float) -> list[Finding]:
+def _judge_peaks(estimated: Breakdown, measurements: Sequence[Counted], tolerance: float) -> list[Finding]:
     """Compare each measured peak with the estimate, or with its range if it has one."""
     held: dict[Metric, tuple[int | None, tuple[int, int] | None]] = {
         "peak_allocated_bytes": (estimated.peak_allocated_bytes, None),
@@ -110,7 +110,7 @@ def _judge_peaks(estimated: Breakdown, measurements: Sequence[Measurement], tole
     return findings
 
 
-def _judge_phases(estimated: Breakdown, measurements: Sequence[Measurement], tolerance: float) -> list[Finding]:
+def _judge_phases(estimated: Breakdown, measurements: Sequence[Counted], tolerance: float) -> list[Finding]:
     """Compare the measured peak of each phase, and return the finding with the largest deviation."""
     findings = {}
     for phase, point in estimated.phase_peaks_bytes.items():

@@ -10,6 +10,7 @@ from lorabench.bench.check.printable import printable
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import DeviceFacts, Engine, Outcome, RunRecord
+from lorabench.bench.records.rehearsal import Counted
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -43,6 +44,16 @@ class Runs(NamedTuple):
         return tuple(record.measurement for record in self.records if record.measurement is not None)
 
     @property
+    def counted(self) -> tuple[Counted, ...]:
+        """Peaks of the runs that went well, measured or rehearsed."""
+        return tuple(record.counted for record in self.records if record.counted is not None)
+
+    @property
+    def rehearsed(self) -> bool:
+        """Whether they ran on a null GPU."""
+        return self.records[0].rehearsed
+
+    @property
     def outcomes(self) -> frozenset[Outcome]:
         """All outcomes of the runs."""
         return frozenset(record.outcome for record in self.records)
@@ -62,6 +73,8 @@ def runs_by_work(records: Iterable[RunRecord], side: str) -> dict[Work, Runs]:
         devices = {_names(record.device) for record in runs}
         if len(devices) > 1:
             raise UserError(f"{what} ran on {' and on '.join(sorted(devices))}: keep one folder per device")
+        if len({record.rehearsed for record in runs}) > 1:
+            raise UserError(f"{what} was measured and rehearsed: keep rehearsals in a folder of their own")
         repeats = Counter(record.repeat for record in runs)
         if max(repeats.values()) > 1:
             raise UserError(f"{what} has two records of the same repeat: remove one")
@@ -75,6 +88,9 @@ def device_of(label: str, before: Runs, after: Runs, *, across_devices: bool) ->
     Raises:
         UserError: the two sides ran on different devices, and ``across_devices`` is false.
     """
+    if before.rehearsed != after.rehearsed:
+        sides = ("rehearsed", "measured") if before.rehearsed else ("measured", "rehearsed")
+        raise UserError(f"{label}: the baseline was {sides[0]}, the results {sides[1]}: compare like with like")
     old, new = _names(before.device), _names(after.device)
     if old == new:
         return printable(after.device.name)

@@ -7,14 +7,14 @@ from statistics import median_low
 
 from lorabench.bench.check.findings import Finding, Judgement, Metric
 from lorabench.bench.check.thresholds import Thresholds
-from lorabench.bench.records.measurement import Measurement
+from lorabench.bench.records.rehearsal import Counted
 
 SEGMENT_BYTES = 20 * 2**20
 """Size of one segment that the caching allocator requests for small tensors (kLargeBuffer in torch's
 c10/core/AllocatorConfig.h). Reserved bytes, and all that depends on them, can differ by one segment by chance."""
 
 
-def judge_memory(before: Sequence[Measurement], after: Sequence[Measurement], thresholds: Thresholds) -> list[Finding]:
+def judge_memory(before: Sequence[Counted], after: Sequence[Counted], thresholds: Thresholds) -> list[Finding]:
     """Compare allocated and reserved bytes, and the driver's count for the process, if both sides have them.
 
     The runs of one side rarely differ. If they do, it is a regression only if every run after is worse than every run
@@ -33,7 +33,7 @@ def judge_memory(before: Sequence[Measurement], after: Sequence[Measurement], th
     ]
 
 
-def counted_peaks(measurements: Sequence[Measurement]) -> dict[Metric, list[int]]:
+def counted_peaks(measurements: Sequence[Counted]) -> dict[Metric, list[int]]:
     """Return the peaks of the runs by metric, without metrics that no run counted."""
     peaks: dict[Metric, list[int | None]] = {
         "peak_allocated_bytes": [one.memory.peak_allocated_bytes for one in measurements],

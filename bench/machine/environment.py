@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from lorabench.bench.measuring.meters.driver import NvmlGpu
+from lorabench.bench.null_gpu import NAME
 from lorabench.bench.records.record import DeviceFacts, Environment
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
@@ -51,6 +53,8 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     alike: tuple[int, ...] = (0,)
     """Indices of the devices that are like the first, which is one of them."""
     environment: Environment
+    null_gpu: bool = False
+    """Whether the device is a null GPU, on which nothing is measured."""
 
 
 def require_bench_extra() -> None:
@@ -64,7 +68,7 @@ def require_bench_extra() -> None:
         raise UserError(f"training needs {', '.join(missing)}: pip install 'lorabench[bench]'")
 
 
-def probe_surroundings(choice: DeviceChoice) -> Surroundings:
+def probe_surroundings(choice: DeviceChoice, environment: Mapping[str, str] | None = None) -> Surroundings:
     """Return the device that ``choice`` means on this machine (auto: CUDA where there is a GPU) and the software.
 
     Raises:
@@ -76,6 +80,7 @@ def probe_surroundings(choice: DeviceChoice) -> Surroundings:
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | dict(environment or {}),
     )
     if probe.returncode == 0:
         return msgspec.json.decode(probe.stdout.splitlines()[-1], type=Surroundings)
@@ -96,7 +101,9 @@ def main() -> None:
     device = _device_facts(kind)
     count = torch.cuda.device_count() if kind == "cuda" else 1
     alike = tuple(index for index in range(count) if _device_facts(kind, index) == device)
-    surroundings = Surroundings(device=device, alike=alike, environment=_environment(kind))
+    surroundings = Surroundings(
+        device=device, alike=alike, environment=_environment(kind), null_gpu=kind == "cuda" and NAME in os.environ
+    )
     print(msgspec.json.encode(surroundings).decode())
 
 

@@ -9,3 +9,6 @@ It knows: every allocation and free, in order, on the device; which kernels are 
 It cannot know: time, energy, the results of kernels (losses, gradients), what the driver itself takes (the context's
 size), the workspace of cuDNN's plans, and how a physical card's memory is fragmented. None of these is ever reported.
 """
+
+NAME = "NULL_GPU_NAME"
+"""Variable that holds the card's name; set in every process that runs on a null GPU."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lorabench.bench.null_gpu import NAME
 from lorabench.bench.null_gpu.library import null_gpu_library
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.devices.multiprocessor import multiprocessor
@@ -51,7 +52,7 @@ def null_gpu_environment(
     library = null_gpu_library()
     holds = multiprocessor(device.compute_capability)
     variables = {
-        "NULL_GPU_NAME": device.title,
+        NAME: device.title,
         "NULL_GPU_CAPABILITY": device.compute_capability,
         "NULL_GPU_MULTIPROCESSORS": device.multiprocessors,
         "NULL_GPU_THREADS_PER_MULTIPROCESSOR": holds.threads,

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from lorabench.bench.records.measurement import Measurement
+from lorabench.bench.records.rehearsal import Counted, Rehearsal
 from lorabench.bench.records.whole_files import write_whole
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device, find_device
@@ -156,7 +157,16 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     traceback: str | None = None
     prediction: Prediction | None = None
     measurement: Measurement | None = None
-    """None unless the outcome is ok."""
+    """None unless the outcome is ok, and of a rehearsal."""
+    rehearsed: bool = False
+    """Whether it ran on a null GPU. Then nothing in the record was measured."""
+    rehearsal: Rehearsal | None = None
+    """None unless it was rehearsed and the outcome is ok."""
+
+    @property
+    def counted(self) -> Counted | None:
+        """The peaks that an allocator counted, on a real device or in a rehearsal."""
+        return self.measurement or self.rehearsal
 
     @property
     def key(self) -> Key:

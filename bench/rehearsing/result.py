@@ -112,6 +112,14 @@ def read_noticed(folder: Path) -> list[Noticed]:
     return msgspec.json.Decoder(Noticed).decode_lines(path.read_bytes())
 
 
+def read_refused(folder: Path) -> list[str]:
+    """Return the functions of CUDA that were called and cannot be rehearsed, each once."""
+    path = folder / "refused"
+    if not path.exists():
+        return []
+    return sorted({line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line})
+
+
 def read_launches(folder: Path) -> dict[str, int]:
     """Return how often each kernel was launched, in all processes, the most frequent first."""
     counts: dict[str, int] = {}

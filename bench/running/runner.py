@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from lorabench.bench.machine.device_rates import device_rates
 from lorabench.bench.machine.environment import DeviceChoice, Surroundings, probe_surroundings, require_bench_extra
 from lorabench.bench.machine.gpu_probe import FILE_NAME, Answer, probe_gpu
 from lorabench.bench.records.record import DeviceFacts, Key, Prediction, RunRecord
+from lorabench.bench.records.rehearsal import Rehearsal
 from lorabench.bench.records.results import Results, open_results
 from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.fit import reason_to_skip
@@ -89,12 +90,16 @@ def run_suite(
     timeout_seconds: float = TIMEOUT_SECONDS,
     time_limit_seconds: float | None = None,
     watcher: Watcher | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Finished:
     """Train every recipe of ``suite`` and write a record of each into ``folder``; on several GPUs, side by side.
 
     A recipe that runs out of memory, fails or takes longer than ``timeout_seconds`` is a record like any other, and so
     is, with ``skip_unfit``, one that is not run because it is predicted not to fit. ``settings`` holds for all, but for
     the device, which is what ``device`` means here, and the seed, to which the number of the repeat is added.
+
+    ``environment`` has variables for the processes that train, such as those of a null GPU (`null_gpu_environment`);
+    what runs on one is recorded as rehearsed.
 
     With ``resume``, a task is not run again where its record is there, was asked for in the same way and is
     `resuming.CONCLUSIVE`; tasks without a record come first. When ``time_limit_seconds`` are over, what runs is ended
@@ -113,9 +118,9 @@ def run_suite(
     with (
         open_results(folder, suite.name) as results,
         _scratch_folder() as scratch,
-        Workers(scratch, preload=_modules_of(suite)) as workers,
+        Workers(scratch, preload=_modules_of(suite), environment=environment) as workers,
     ):
-        surroundings = probe_surroundings(device)
+        surroundings = probe_surroundings(device, environment)
         _refuse_other_devices(results, surroundings)
         settings = replace(settings, device=surroundings.device.kind)
         check_device(settings)
@@ -130,7 +135,7 @@ def run_suite(
             (kept if resume and differences(results, task) == [] else waiting).append(task)
         elsewhere = from_elsewhere(results, kept, surroundings.environment)
         watcher.prepared(tasks, lanes, [*results.notices, *replaced(results, waiting), *elsewhere, *unable])
-        run = _Run(suite.name, surroundings, results, workers, watcher)
+        run = _Run(suite.name, surroundings, results, workers, watcher, rehearsing=surroundings.null_gpu)
         for task in kept:
             run.keep(task)
         if resume:
@@ -160,8 +165,16 @@ class _Run:
     """One call of `run_suite`, once all is prepared."""
 
     def __init__(
-        self, suite_name: str, surroundings: Surroundings, results: Results, workers: Workers, watcher: Watcher
+        self,
+        suite_name: str,
+        surroundings: Surroundings,
+        results: Results,
+        workers: Workers,
+        watcher: Watcher,
+        *,
+        rehearsing: bool,
     ) -> None:
+        self.rehearsing = rehearsing
         self.suite_name = suite_name
         self.surroundings = surroundings
         self.results = results
@@ -245,13 +258,14 @@ class _Run:
         seconds = time.monotonic() - one.started
         self.longest = max(self.longest, seconds)
         planned = one.task.planned
+        rehearsing = self.rehearsing
         record = RunRecord(
             digest=planned.digest,
             suite=self.suite_name,
             recipe=planned.recipe,
             model_config=planned.spec.config,
             started_at=one.started_at,
-            seconds=seconds,
+            seconds=None if rehearsing else seconds,
             device=one.lane.device,
             environment=self.surroundings.environment,
             outcome=answer.outcome,
@@ -259,7 +273,9 @@ class _Run:
             message=answer.message,
             traceback=answer.traceback,
             prediction=one.prediction,
-            measurement=answer.measurement,
+            measurement=None if rehearsing else answer.measurement,
+            rehearsed=rehearsing,
+            rehearsal=Rehearsal.of(answer.measurement) if rehearsing and answer.measurement is not None else None,
             **one.task.facts,
         )
         self.results.write(record)

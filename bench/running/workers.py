@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -41,12 +41,19 @@ END_SECONDS = 10
 class Workers:
     """A context in which workers can be started; whatever still runs when it is left is killed."""
 
-    def __init__(self, scratch: Path, preload: Sequence[str] = (), command: Sequence[str] = SERVER) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        preload: Sequence[str] = (),
+        command: Sequence[str] = SERVER,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Begin to start the server, and return before it is ready.
 
         ``scratch`` is a folder for jobs and answers, ``preload`` names modules that workers would import, and
-        ``command`` starts the server.
+        ``command`` starts the server. ``environment`` has variables for it beside this process's own.
         """
+        self.environment = dict(environment or {})
         self.scratch = scratch
         self.command = [*command, *preload]
         self.jobs: dict[int, tuple[Job, int | None]] = {}
@@ -114,7 +121,7 @@ class Workers:
                 stdout=subprocess.PIPE,
                 stderr=said,
                 bufsize=0,
-                env=ENVIRONMENT | os.environ,
+                env=ENVIRONMENT | os.environ | self.environment,
                 start_new_session=True,
             )
 

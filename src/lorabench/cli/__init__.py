@@ -20,6 +20,7 @@ COMMANDS = {
     "estimate": "Estimate what a recipe takes, in milliseconds, without torch.",
     "plan": "Say what to run on a GPU, or which GPU is enough.",
     "trace": "Run the real step on meta tensors: exact, no GPU.",
+    "rehearse": "Run the real CUDA libraries on a GPU that is not there.",
     "run": "Really train recipes and measure them.",
     "calibrate": "Measure how fast this device works, for estimates of time.",
     "report": "Make one HTML page of results.",

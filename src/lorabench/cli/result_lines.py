@@ -15,9 +15,14 @@ GLUED = "\N{NO-BREAK SPACE}"
 def result_line(progress: Progress) -> str:
     """Return what became of a recipe, as one line in which figures are `GLUED` to their units."""
     record = progress.record
-    notes = ["measured before" if record.outcome == "ok" else "there before"] if progress.resumed else []
+    before = "rehearsed before" if record.rehearsed else "measured before"
+    notes = [before if record.outcome == "ok" else "there before"] if progress.resumed else []
     measured = record.measurement
-    if measured is None:
+    if record.rehearsal is not None:
+        reserved = record.rehearsal.memory.peak_reserved_bytes or 0
+        allocated = in_gib(record.rehearsal.memory.peak_allocated_bytes)
+        line = f"ok {allocated:>8} allocated {in_gib(reserved)} reserved".replace(" ", GLUED)
+    elif measured is None:
         line = f"{record.outcome} {record.message}"
     else:
         peak = in_gib(measured.memory.peak_allocated_bytes)

@@ -121,7 +121,9 @@ def command(
     from lorabench.bench.suites.suite import with_amounts
 
     amounts = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}
-    suite = with_amounts(_suite(target, options), {name: count for name, count in amounts.items() if count is not None})
+    suite = with_amounts(
+        suite_of(target, options), {name: count for name, count in amounts.items() if count is not None}
+    )
     settings = Settings(
         device="cpu",  # until it is known what --device means here
         steps=suite.steps,
@@ -198,7 +200,7 @@ def _why_missing(missing: list[Progress], arguments: list[str]) -> list[str]:
     return lines
 
 
-def _suite(target: str, options: dict[str, Any]) -> Suite:
+def suite_of(target: str, options: dict[str, Any]) -> Suite:
     """Return the suite that ``target`` names, or one of a single recipe where it names a model."""
     from lorabench.bench.suites.suite import single_recipe
     from lorabench.bench.suites.suite_file import load_suite, shipped_suites

@@ -1,0 +1,132 @@
+"""What `lorabench rehearse` prints of a program."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from lorabench.bench.rehearsing.program import ProgramRehearsal
+from lorabench.bench.rehearsing.result import Noticed, OutOfMemory, Peak, RehearsedGpu, RehearsedProcess
+from lorabench.cli.listing import Column, as_table, folded
+from lorabench.estimator.quantities import in_gib
+
+SHOWN_TENSORS = 10
+SHOWN_FRAMES = 5
+SHOWN_NOTICES = 5
+SHOWN_KERNELS = 10
+MEANS = {
+    "branch": "decided a branch by a value that only a GPU computes",
+    "shape": "took a shape from a value that only a GPU computes",
+    "balanced": "chose among many, which was dealt out evenly",
+    "not computed": "could not be computed on the host",
+}
+
+
+def as_text(rehearsal: ProgramRehearsal) -> str:
+    """Return the answer first, then where the peak is, what is alive there, and what could not be known."""
+    return "\n".join(_lines(rehearsal))
+
+
+def _lines(rehearsal: ProgramRehearsal) -> Iterator[str]:
+    yield from folded(_headline(rehearsal))
+    if rehearsal.processes:
+        process = rehearsal.processes[0]
+        gpu = max(process.gpus, key=lambda gpu: gpu.peak_allocated_bytes)
+        yield from _peaks(rehearsal, process, gpu)
+        if process.out_of_memory is not None:
+            yield from _ran_out(process.out_of_memory)
+        if gpu.peak is not None:
+            yield from _where(gpu.peak)
+    yield from _others(rehearsal)
+    yield from _warnings(rehearsal)
+    if rehearsal.launches:
+        yield ""
+        yield f"kernels launched: {sum(rehearsal.launches.values()):,}"
+        for kernel, count in list(rehearsal.launches.items())[:SHOWN_KERNELS]:
+            yield f"{count:>9,}  {kernel[:68]}"
+
+
+def _headline(rehearsal: ProgramRehearsal) -> str:
+    usable = f"{in_gib(rehearsal.gpu_usable_bytes)} usable"
+    on = f"rehearsed on {rehearsal.gpu} ({usable} of {in_gib(rehearsal.gpu_memory_bytes)})"
+    if rehearsal.outcome == "no GPU used":
+        return f"{on}: the program ended without using a GPU, so there is nothing to say"
+    if rehearsal.outcome == "failed":
+        return f"{on}: the program failed with exit code {rehearsal.exit_code}, and not for want of memory"
+    steps = max((process.steps for process in rehearsal.processes), default=0)
+    did = f"{steps} optimizer step{'' if steps == 1 else 's'}"
+    if rehearsal.outcome == "out of memory":
+        return f"{on}: OUT OF MEMORY after {did}"
+    return f"{on}: it ran, {did}"
+
+
+def _peaks(rehearsal: ProgramRehearsal, process: RehearsedProcess, gpu: RehearsedGpu) -> Iterator[str]:
+    yield ""
+    yield f"peak allocated {in_gib(gpu.peak_allocated_bytes):>10}  torch.cuda.max_memory_allocated"
+    yield f"peak reserved  {in_gib(gpu.peak_reserved_bytes):>10}  torch.cuda.max_memory_reserved"
+    yield f"peak requested {in_gib(gpu.peak_requested_bytes):>10}  by tensors, before rounding to blocks"
+    left = rehearsal.gpu_usable_bytes - gpu.peak_reserved_bytes
+    yield f"left           {in_gib(left):>10}  for the CUDA context, whose size only a driver knows"
+
+
+def _ran_out(ran_out: OutOfMemory) -> Iterator[str]:
+    yield ""
+    yield from folded(
+        f"Memory ran out in step {ran_out.step + 1}, at a request of {in_gib(ran_out.requested_bytes)} with "
+        f"{in_gib(ran_out.allocated_bytes)} allocated:"
+    )
+    yield from _stack(ran_out.stack)
+
+
+def _where(peak: Peak) -> Iterator[str]:
+    yield ""
+    module = f", in {peak.module}" if peak.module else ""
+    yield f"The peak is in step {peak.step + 1}{module}:"
+    yield from _stack(peak.stack or ("in backward, which has no Python stack",))
+    yield ""
+    shown = peak.alive[:SHOWN_TENSORS]
+    yield as_table(
+        [
+            Column("alive at the peak", [f"{tensors.kind}" for tensors in shown], right=False),
+            Column("bytes", [in_gib(tensors.bytes) for tensors in shown]),
+            Column("tensors", [f"{tensors.count:,}" for tensors in shown]),
+            Column("of or in", [tensors.place[-44:] for tensors in shown], right=False),
+        ]
+    )
+
+
+def _stack(frames: tuple[str, ...]) -> Iterator[str]:
+    for frame in frames[:SHOWN_FRAMES]:
+        yield f"  {frame}"
+
+
+def _others(rehearsal: ProgramRehearsal) -> Iterator[str]:
+    """Yield a line for each other process or GPU."""
+    rows = [(process, gpu) for process in rehearsal.processes for gpu in process.gpus]
+    if len(rows) > 1:
+        yield ""
+        yield as_table(
+            [
+                Column("process", [_name(process) for process, _ in rows], right=False),
+                Column("GPU", [str(gpu.index) for _, gpu in rows]),
+                Column("allocated", [in_gib(gpu.peak_allocated_bytes) for _, gpu in rows]),
+                Column("reserved", [in_gib(gpu.peak_reserved_bytes) for _, gpu in rows]),
+            ]
+        )
+
+
+def _name(process: RehearsedProcess) -> str:
+    return f"rank {process.rank}" if process.rank is not None else f"pid {process.pid}"
+
+
+def _warnings(rehearsal: ProgramRehearsal) -> Iterator[str]:
+    kinds: dict[str, list[Noticed]] = {}
+    for noticed in rehearsal.noticed:
+        kinds.setdefault(noticed.kind, []).append(noticed)
+    for kind, found in kinds.items():
+        yield ""
+        yield from folded(f"Warning: {len(found)} place{'s' if len(found) > 1 else ''} {MEANS.get(kind, kind)}:")
+        for one, _ in Counter(found).most_common(SHOWN_NOTICES):
+            yield f"  {one.operation} at {one.where}"
+    for function in rehearsal.refused:
+        yield f"Warning: {function} cannot be rehearsed, and failed"

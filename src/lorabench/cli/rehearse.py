@@ -1,0 +1,158 @@
+"""`lorabench rehearse`: what a recipe or any training program takes, by the real CUDA libraries on a null GPU."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorabench.cli.parameters import NamedPath, OneOf
+from lorabench.cli.recipe_options import recipe_options
+from lorabench.estimator.errors import UserError
+
+if TYPE_CHECKING:
+    from lorabench.bench.rehearsing.program import ProgramRehearsal
+    from lorabench.estimator.devices.device import Device
+
+EXAMPLES = """\
+\b
+Examples:
+  lorabench rehearse llama-3.1-8b --method qlora --gpu rtx-4090
+  lorabench rehearse suite.yaml --gpu a100-sxm-80gb -o rehearsed
+  lorabench rehearse --gpu rtx-4090 -- python train.py --lr 1e-4
+  lorabench rehearse --gpu h100-sxm --gpus 8 --rank 0 -- python train.py
+
+\b
+Exit codes:
+  0  it ran                         1  out of memory
+  2  wrong use or bad input         3  nothing was rehearsed
+"""
+OUT_OF_MEMORY = 1
+NOTHING_REHEARSED = 3
+
+
+@click.command("rehearse", epilog=EXAMPLES)
+@click.argument("target", nargs=-1, type=click.UNPROCESSED, metavar="SUITE|MODEL  or  -- COMMAND…")
+@recipe_options()
+@click.option("--gpu", required=True, help="GPU to rehearse on, by name (lorabench gpus).")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, help="GPUs of the machine.")
+@click.option("--ranks", type=click.IntRange(1), help="Ranks of the command's training, of which --rank N runs alone.")
+@click.option(
+    "--steps", type=click.IntRange(0), default=2, show_default=True, help="Steps after which to stop; 0: never."
+)
+@click.option("-o", "--output", type=NamedPath(), help="Folder for the records, or for a program's reports.")
+@click.option("--launches", is_flag=True, help="Count launches by kernel.")
+@click.option("--snapshot", is_flag=True, help="Write the allocator's snapshot into the output folder.")
+@click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
+@click.pass_obj
+def command(
+    arguments: list[str],
+    /,
+    target: tuple[str, ...],
+    gpu: str,
+    gpus: int,
+    ranks: int | None,
+    steps: int,
+    output: Path | None,
+    launches: bool,
+    snapshot: bool,
+    format_: str,
+    **options: Any,
+) -> int:
+    """Run a recipe, a suite or any training command on a GPU that is not there.
+
+    torch's allocator, its choice of kernels, bitsandbytes, peft and transformers are the real ones; memory is address
+    space, and kernels do nothing. So it says what is allocated and reserved, and whether and where memory runs out. It
+    says nothing of time, losses or the size of the CUDA context. It needs Linux, a CUDA build of torch and a C++
+    compiler; `lorabench doctor` says what is missing.
+
+    Before a COMMAND, --rank N runs rank N of a distributed training alone: the other ranks are not there, and
+    collectives with them succeed at once. --ranks says how many there are; by default as many as --gpus.
+    """
+    from lorabench.estimator.devices.device import find_device
+
+    if snapshot and output is None:
+        raise UserError("--snapshot writes into a folder: name one with -o")
+    device = find_device(gpu)
+    if "--" in arguments:
+        rank = options.pop("rank")
+        if rank is None and ranks is not None:
+            raise UserError("--ranks says how many ranks there are: name the one to run with --rank, such as --rank 0")
+        _refuse_recipe_options(options)
+        if not target:
+            raise UserError("no command after --: write one, such as -- python train.py")
+        return _rehearse_program(
+            target,
+            device,
+            output,
+            format_,
+            gpus=gpus,
+            rank=rank,
+            ranks=ranks if ranks is not None or rank is None else gpus,
+            steps=steps,
+            launches=launches,
+            snapshot=snapshot,
+        )
+    if len(target) != 1:
+        raise UserError("name one SUITE or MODEL, or a command after --, such as -- python train.py")
+    if gpus != 1 or ranks is not None:
+        raise UserError("--gpus and --ranks are for a command after --: recipes train on one GPU")
+    if launches:
+        raise UserError("--launches is for a command after --")
+    from lorabench.cli.rehearse_suite import rehearse_recipes
+
+    return rehearse_recipes(target[0], options, device, output, steps=steps, snapshot=snapshot, format_=format_)
+
+
+def _refuse_recipe_options(options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} is for a MODEL: the command after -- has options of its own")
+
+
+def _rehearse_program(
+    command: tuple[str, ...], device: Device, output: Path | None, format_: str, *, snapshot: bool, **settings: Any
+) -> int:
+    from lorabench.bench.rehearsing.program import rehearse_program
+
+    with report_folder(output) as folder:
+        rehearsal = rehearse_program(command, device, folder, snapshot=snapshot, **settings)
+    if format_ == "json":
+        from lorabench.cli.listing import as_json
+
+        click.echo(as_json(rehearsal))
+    else:
+        from lorabench.cli.rehearsal_text import as_text
+
+        click.echo(as_text(rehearsal))
+    return _exit_code(rehearsal)
+
+
+def _exit_code(rehearsal: ProgramRehearsal) -> int:
+    return {"ok": 0, "out of memory": OUT_OF_MEMORY}.get(rehearsal.outcome, NOTHING_REHEARSED)
+
+
+@contextmanager
+def report_folder(output: Path | None) -> Iterator[Path]:
+    """Yield an empty folder for reports: ``output``, or one that is removed afterwards.
+
+    Raises:
+        UserError: ``output`` is not empty, or cannot be made.
+    """
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="lorabench-") as folder:
+            yield Path(folder)
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if any(output.iterdir()):
+            raise UserError(f"{output}: not empty: name a new folder with -o")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made a folder of reports: {error.strerror}") from error
+    yield output
+    shutil.rmtree(output / "ledger", ignore_errors=True)
