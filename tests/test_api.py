@@ -94,6 +94,12 @@ def test_what_is_of_another_kind_is_a_user_error(arguments: dict[str, Any], said
         lorabench.estimate_grid("gpt2", [[1], [2, 3]], 64)
 
 
+def test_a_length_is_written_as_on_the_command_line() -> None:
+    assert lorabench.estimate("llama-3.1-8b", seq_len="4k") == lorabench.estimate("llama-3.1-8b", seq_len=4096)
+    with pytest.raises(lorabench.UserError, match="seq_len: 'long' is no length: write whole tokens, such as 4096"):
+        lorabench.estimate("llama-3.1-8b", seq_len="long")
+
+
 def test_wrong_options_are_a_user_error() -> None:
     with pytest.raises(lorabench.UserError, match="did you mean rank"):
         lorabench.estimate("gpt2", rnk=8)  # type: ignore[call-arg]

@@ -43,8 +43,8 @@ from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Planned, Suite, check
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.other_names import name_here, value_meant
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe, has_meaning, make_recipe
+from lorabench.estimator.recipes.other_names import name_here
+from lorabench.estimator.recipes.recipe import Recipe, has_meaning, make_recipe, option_value
 from lorabench.estimator.typed_values import convert
 
 SHIPPED = Path(__file__).parent
@@ -301,11 +301,12 @@ class _SuiteFile:
         return options
 
     def _option(self, value: Any, field: str, path: Trail) -> Any:
-        choices = CHOICES.get(field)
-        if choices is not None and value not in choices:
-            raise self._error(path, f"unknown {field} {value!r}: {value_meant(field, str(value), choices)}")
         if value is None:
             raise self._error(path, f"{_dotted(path)} has no value: give it one or remove it")
+        try:
+            value = option_value(field, value)
+        except UserError as error:
+            raise self._error(path, str(error)) from error
         return self._typed(value, OPTION_TYPES[field], path)
 
     def _typed(self, value: Any, kind: Any, path: Trail) -> Any:

@@ -20,6 +20,7 @@ from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.other_names import name_here, value_meant
 from lorabench.estimator.typed_values import convert
+from lorabench.estimator.written_numbers import read_length
 
 Method = Literal["full", "lora", "qlora"]
 AdapterDtype = Literal["float32", "bfloat16", "float16"]
@@ -242,7 +243,7 @@ class RecipeOptions(TypedDict, total=False):
     prepare_kbit: bool
     optim: Optim
     batch_size: int
-    seq_len: int
+    seq_len: int | str
     gradient_accumulation: int
     gradient_checkpointing: bool
     attn_implementation: AttnImplementation
@@ -261,15 +262,28 @@ def make_recipe(model: str, **options: Any) -> Recipe:
         if option not in fields:
             near = name_here(option, fields) or did_you_mean(option, fields)
             raise UserError(f"unknown recipe option {option!r}: {near}")
-    given = {key: value for key, value in options.items() if value is not None}
-    for option, value in given.items():
-        if isinstance(value, (list, tuple)) and option in ("target_modules", "modules_to_save"):
-            names = ",".join(map(str, value))
-            raise UserError(f"{option} must be text, names separated by commas: write {names!r}")
-        choices = CHOICES.get(option)
-        if choices and value not in choices:
-            raise UserError(f"unknown {option} {value!r}: {value_meant(option, str(value), choices)}")
+    given = {option: option_value(option, value) for option, value in options.items() if value is not None}
     return convert({"model": model, **given}, Recipe)
+
+
+def option_value(option: str, value: Any) -> Any:
+    """Return ``value`` of ``option``, as people write it, as `Recipe` has it: 4096 for the length ``4k``.
+
+    Raises:
+        UserError: it is none of the option's choices, no length, or a list where names stand in one text.
+    """
+    if isinstance(value, (list, tuple)) and option in ("target_modules", "modules_to_save"):
+        names = ",".join(map(str, value))
+        raise UserError(f"{option} must be text, names separated by commas: write {names!r}")
+    choices = CHOICES.get(option)
+    if choices and value not in choices:
+        raise UserError(f"unknown {option} {value!r}: {value_meant(option, str(value), choices)}")
+    if option == "seq_len" and isinstance(value, str):
+        try:
+            return read_length(value)
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from error
+    return value
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -295,4 +309,5 @@ __all__ = [
     "digest_of",
     "has_meaning",
     "make_recipe",
+    "option_value",
 ]

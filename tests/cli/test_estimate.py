@@ -106,6 +106,14 @@ def test_what_is_too_long_of_a_row_goes_on_below(estimate: Any, options: tuple[s
     assert " ".join(table.split()).count("float32") >= 2
 
 
+def test_lengths_and_counts_have_units(estimate: Any) -> None:
+    long, written = (estimate(LLAMA, "--seq-len", length) for length in ("4k", "4096"))
+    assert long == written
+    out = estimate(LLAMA, "--gpu", "h100-sxm", "--tokens", "10M", "--format", "json")[1]
+    assert json.loads(out)["throughput"]["training"]["tokens"] == 10**7
+    assert "Tokens in a sequence, such as 4k; k is 1024. [2048]" in " ".join(estimate("--help")[1].split())
+
+
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_a_config_file_or_its_folder_is_a_model(estimate: Any, tmp_path: Path, as_folder: bool) -> None:
     config = tmp_path / "config.json"
@@ -159,6 +167,8 @@ def test_a_config_that_is_no_model_is_refused(estimate: Any, tmp_path: Path, nam
         (["gpt2", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
         (["gpt2", "--quant-type", "fp4"], "use method qlora"),
         (["gpt2", "--seq-len", "1025"], "use --seq-len 1024 or less"),
+        (["gpt2", "--seq-len", "2k"], "seq_len 2048: openai-community/gpt2 has learned positions for 1024 tokens"),
+        (["gpt2", "--seq-len", "0.3k"], "is no length: write whole tokens, such as 4096, or 4k, where k is 1024"),
         (["gpt2", "--require-fit", "--seq-len", "64"], "--gpu"),
         (["gemma-2-2b", "--attn-implementation", "sdpa"], "use --attn-implementation eager"),
         (["mixtral-8x7b-v0.1"], "use --lora-dropout 0, or --target-modules attention"),

@@ -9,6 +9,7 @@ import click
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.other_names import value_meant
+from lorabench.estimator.written_numbers import read_count, read_length
 
 
 class OneOf(click.Choice[str]):
@@ -47,5 +48,31 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
 
         try:
             return read_share(value)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Length(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+    """Tokens of a sequence, in units of 1024 where so written: ``4096``, ``4k``."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return ``value`` as a number: 4096 for ``4k``."""
+        try:
+            return read_length(str(value))
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+    """A whole number from 1 on, in thousands, millions or billions where so written: ``300k``, ``50M``, ``1e9``."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return ``value`` as a number: 50,000,000 for ``50M``."""
+        try:
+            return read_count(str(value))
         except UserError as error:
             self.fail(str(error), param, ctx)

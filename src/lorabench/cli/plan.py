@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
-from lorabench.cli.parameters import OneOf
+from lorabench.cli.parameters import Count, OneOf
 from lorabench.cli.recipe_options import recipe_options
-from lorabench.cli.speed import Count, calibration_for, calibration_option
+from lorabench.cli.speed import calibration_for, calibration_option
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lorabench.cli.parameters import OneOf
+from lorabench.cli.parameters import Length, OneOf
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER
 from lorabench.estimator.recipes.other_names import name_here
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
@@ -58,7 +58,7 @@ OPTIONS = [
         shown=DEFAULT_OPTIMIZER,
     ),
     _option("--batch-size", type=int, help="Sequences in one pass.", shown="1"),
-    _option("--seq-len", type=int, help="Tokens in a sequence.", shown="2048"),
+    _option("--seq-len", type=Length(), help="Tokens in a sequence, such as 4k; k is 1024.", shown="2048"),
     _option("--gradient-accumulation", type=int, help="Passes before each optimizer step.", shown="1"),
     _option(
         "--gradient-checkpointing/--no-gradient-checkpointing",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lorabench.cli.parameters import NamedPath
+from lorabench.cli.parameters import Count, NamedPath
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,31 +20,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LEAST_SHARE = 0.005
 """Groups of operations that take less of a step are not listed."""
-
-LARGEST_COUNT = 10**15
-"""Of what a `Count` takes, a hundred times what the largest models were trained on: more is a slip."""
-
-
-class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
-    """A whole number from 1 on, in thousands, millions or billions where so written: ``300k``, ``50M``, ``1e9``."""
-
-    name = "count"
-    _written = re.compile(r"\s*([0-9][0-9_,]{0,30}\.?[0-9]{0,30}(?:e[0-9]{1,2})?)\s*([kmb]?)\s*", re.IGNORECASE)
-    _units: ClassVar = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return ``value`` as a number: 50,000,000 for ``50M``."""
-        from fractions import Fraction
-
-        if isinstance(value, int):
-            return value
-        match = self._written.fullmatch(str(value))
-        number = match and Fraction(match[1].replace("_", "").replace(",", "")) * self._units[match[2].lower()]
-        if not number or number % 1:
-            self.fail(f"{value!r} is no number of tokens: write one such as 50M, 300k or 1500000", param, ctx)
-        if number > LARGEST_COUNT:
-            self.fail(f"{value!r}: must be from 1 to {LARGEST_COUNT:,}", param, ctx)
-        return int(number)
 
 
 calibration_option = click.option(

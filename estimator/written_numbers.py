@@ -1,0 +1,51 @@
+"""Numbers as people write them: lengths in units of 1024, as models' are, and counts in thousands."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from lorabench.estimator.errors import UserError
+
+LARGEST_COUNT = 10**15
+"""A hundred times what the largest models were trained on: more is a slip."""
+
+_DIGITS = r"[0-9][0-9_,]{0,30}\.?[0-9]{0,30}"
+_LENGTH = re.compile(rf"\s*({_DIGITS})\s*([km]?)\s*", re.IGNORECASE)
+_COUNT = re.compile(rf"\s*({_DIGITS}(?:e[0-9]{{1,2}})?)\s*([kmb]?)\s*", re.IGNORECASE)
+_OF_LENGTHS = {"": 1, "k": 2**10, "m": 2**20}
+_OF_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def read_length(text: str) -> int:
+    """Return tokens of a sequence: 4096 for ``4k``, as models' lengths are named, and for ``4096``.
+
+    Raises:
+        UserError: no whole number of tokens.
+    """
+    if re.fullmatch(r"\s*-[0-9]{1,30}\s*", text):
+        return int(text)  # whoever takes it says its range
+    match = _LENGTH.fullmatch(text)
+    tokens = match and _number(match[1]) * _OF_LENGTHS[match[2].lower()]
+    if tokens is None or tokens % 1:
+        raise UserError(f"{text!r} is no length: write whole tokens, such as 4096, or 4k, where k is 1024")
+    return int(tokens)
+
+
+def read_count(text: str) -> int:
+    """Return tokens of a text: 50,000,000 for ``50M``, ``50_000_000`` and ``5e7``.
+
+    Raises:
+        UserError: no whole number of tokens, or none from 1 to `LARGEST_COUNT`.
+    """
+    match = _COUNT.fullmatch(text)
+    tokens = match and _number(match[1]) * _OF_COUNTS[match[2].lower()]
+    if not tokens or tokens % 1:
+        raise UserError(f"{text!r} is no number of tokens: write one such as 50M, 300k or 1500000")
+    if tokens > LARGEST_COUNT:
+        raise UserError(f"{text!r}: must be from 1 to {LARGEST_COUNT:,}")
+    return int(tokens)
+
+
+def _number(digits: str) -> Fraction:
+    return Fraction(digits.replace("_", "").replace(",", ""))
