@@ -22,9 +22,10 @@ from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.defaults import Resolved, recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.parameters import count_parameters
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe
 from lorabench.reports.expressions import Program, Symbol
 from lorabench.reports.planned_speed import SpeedProgram, optimizer_bytes, rates
 
@@ -33,8 +34,6 @@ RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LARGEST_BATCH_SIZE = 256
 SHORTEST, LONGEST = 128, 131072
 """Lengths that people can choose, where the model has no fewer positions."""
-ALTERNATIVES: tuple[dict[str, Any], ...] = ({}, {"attn_implementation": "eager"}, {"lora_dropout": 0.0})
-"""Settings beside the defaults, for models that cannot take these."""
 MOST_KEPT = 16
 """Models kept for further pages: each takes a second."""
 
@@ -46,28 +45,22 @@ def longest_length(spec: ModelSpec) -> int:
 
 def page_recipe(
     spec: ModelSpec, method: str, checkpointing: bool, rank: int | None = None, batch_size: int = 1, seq_len: int = 1
-) -> Recipe:
+) -> Resolved:
     """Return the recipe that the page means by what people choose: all else is the default, if the model can have it.
 
     Raises:
         UserError: the model can have none.
     """
-    for settings in ALTERNATIVES:
-        try:
-            recipe = make_recipe(
-                spec.name,
-                method=method,
-                gradient_checkpointing=checkpointing,
-                rank=rank,
-                batch_size=batch_size,
-                seq_len=seq_len,
-                **(settings if method != "full" else {key: settings[key] for key in settings if "lora" not in key}),
-            )
-            refuse_impossible(spec, recipe)
-            return recipe
-        except UserError as error:
-            refusal = error
-    raise refusal
+    resolved = recipe_for(
+        spec,
+        method=method,
+        gradient_checkpointing=checkpointing,
+        rank=rank,
+        batch_size=batch_size,
+        seq_len=seq_len,
+    )
+    refuse_impossible(spec, resolved.recipe)
+    return resolved
 
 
 def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str, Any]:
@@ -123,7 +116,7 @@ def methods(spec: ModelSpec) -> list[str]:
     def possible(method: str) -> bool:
         try:
             for _, checkpointing in CHECKPOINTING:
-                compile_form(Setup(spec, page_recipe(spec, method, checkpointing), "cuda"))
+                compile_form(Setup(spec, page_recipe(spec, method, checkpointing).recipe, "cuda"))
         except UserError:
             return False
         return True
@@ -132,13 +125,14 @@ def methods(spec: ModelSpec) -> list[str]:
 
 
 def _recipe(spec: ModelSpec, method: str, checkpointing: bool, speed: SpeedProgram) -> dict[str, Any]:
-    recipe = page_recipe(spec, method, checkpointing)
+    recipe, assumptions = page_recipe(spec, method, checkpointing)
     settings = recipe.describe()
     chosen = ("model", "method", "rank", "lora_alpha", "batch_size", "seq_len", "gradient_checkpointing")
     ranks = RANKS if recipe.rank else (None,)
-    ranked = [page_recipe(spec, method, checkpointing, rank) for rank in ranks]
+    ranked = [page_recipe(spec, method, checkpointing, rank).recipe for rank in ranks]
     return {
         "settings": {name: value for name, value in settings.items() if name not in chosen},
+        "assumptions": assumptions,
         "forms": _by_branch(spec, recipe, lambda alike: _forms(spec, alike)),
         "tokensPerSecond": _by_branch(spec, recipe, speed.record),
         "held": [_held(spec, one) for one in ranked],

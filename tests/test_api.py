@@ -94,6 +94,17 @@ def test_what_is_of_another_kind_is_a_user_error(arguments: dict[str, Any], said
         lorabench.estimate_grid("gpt2", [[1], [2, 3]], 64)
 
 
+def test_a_default_that_a_model_cannot_have_is_switched_and_said() -> None:
+    estimate = lorabench.estimate("gpt2")
+    assert estimate.recipe == lorabench.make_recipe("gpt2") == lorabench.make_recipe(lorabench.find_model("gpt2"))
+    assert estimate.recipe.seq_len == 1024
+    (said,) = estimate.assumptions
+    assert said == "seq_len 1024 instead of 2048: openai-community/gpt2 has learned positions for 1024 tokens"
+    assert lorabench.estimate("gpt2", seq_len=1024).assumptions == ()
+    peaks = lorabench.estimate_grid("gemma-2-2b", 1, [2048])
+    assert peaks[0] == lorabench.estimate("gemma-2-2b", attn_implementation="eager").memory.peak_allocated_bytes
+
+
 def test_a_length_is_written_as_on_the_command_line() -> None:
     assert lorabench.estimate("llama-3.1-8b", seq_len="4k") == lorabench.estimate("llama-3.1-8b", seq_len=4096)
     with pytest.raises(lorabench.UserError, match="seq_len: 'long' is no length: write whole tokens, such as 4096"):

@@ -32,6 +32,8 @@ class Planned(Struct, frozen=True):
 
     recipe: Recipe
     spec: ModelSpec
+    assumptions: tuple[str, ...] = ()
+    """What of the recipe nobody asked for, though it is not the default, and why."""
 
     @property
     def digest(self) -> str:
@@ -57,19 +59,24 @@ class Suite(Struct, frozen=True, kw_only=True):
     thresholds: Thresholds = Thresholds()
     """How much worse its results may get."""
 
+    @property
+    def assumptions(self) -> list[str]:
+        """Those of its recipes, each once."""
+        return list(dict.fromkeys(said for planned in self.recipes for said in planned.assumptions))
+
     def labels(self) -> dict[str, str]:
         """Return a name for each recipe, by its digest, that tells it from the others."""
         return distinct_labels({planned.digest: planned.recipe for planned in self.recipes})
 
 
-def single_recipe(spec: ModelSpec, recipe: Recipe) -> Suite:
+def single_recipe(spec: ModelSpec, recipe: Recipe, assumptions: tuple[str, ...] = ()) -> Suite:
     """Return a suite of one recipe.
 
     Raises:
         UserError: the recipe cannot train this model.
     """
     check_trainable(spec, recipe)
-    return Suite(name=BY_HAND, recipes=(Planned(recipe, spec),))
+    return Suite(name=BY_HAND, recipes=(Planned(recipe, spec, assumptions),))
 
 
 def with_amounts(suite: Suite, given: dict[str, int]) -> Suite:

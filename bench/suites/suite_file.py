@@ -31,6 +31,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Planned, Suite, check
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.other_names import name_here
 from lorabench.estimator.recipes.recipe import Recipe, has_meaning, make_recipe, option_value
 from lorabench.estimator.typed_values import convert
@@ -249,10 +251,13 @@ class _SuiteFile:
     def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
         """Tell whether a recipe with ``options``, which may be an impossible one, meets the condition."""
         options = _meaningful(options, options.get("method"))
-        said = msgspec.structs.asdict(make_recipe("any", method=options.get("method"), rank=options.get("rank")))
-        said |= options
+        recipe = make_recipe("any", method=options.get("method"), rank=options.get("rank"))
+        said = msgspec.structs.asdict(recipe) | options
         if "model" in options:
-            said["model"] = self._spec(options["model"], ("matrix", "model")).name
+            spec = self._spec(options["model"], ("matrix", "model"))
+            said["model"] = spec.name
+            with suppress(UserError):  # options that contradict each other
+                said = msgspec.structs.asdict(recipe_for(spec, **_but_the_model(options)).recipe)
         for field in NAMES_OF_MODULES:
             if said[field] is not None:
                 said[field] = _canonical(field, said[field])
@@ -263,11 +268,11 @@ class _SuiteFile:
             raise self._error(path, "names no model: give model here or in defaults")
         spec = self._spec(options["model"], (*path, "model"))
         try:
-            recipe = make_recipe(spec.name, **{key: value for key, value in options.items() if key != "model"})
+            recipe, assumptions = recipe_for(spec, **_but_the_model(options))
             check_trainable(spec, recipe)
         except UserError as error:
             raise self._error(path, str(error)) from error
-        return Planned(recipe, spec)
+        return Planned(recipe, spec, assumptions)
 
     def _spec(self, name: str, path: Trail) -> ModelSpec:
         if name not in self.specs:
@@ -339,6 +344,10 @@ def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:
     """Return ``options`` without those that have no meaning for ``method``."""
     method = make_recipe("any", method=method).method
     return {key: value for key, value in options.items() if has_meaning(key, method)}
+
+
+def _but_the_model(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "model"}
 
 
 def _dotted(path: Trail) -> str:

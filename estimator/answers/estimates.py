@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -36,6 +36,8 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is held for the whole training (gradients: from backward on), as products of elements and bytes."""
     memory: Breakdown
     """At the peak of a steady training step."""
+    assumptions: tuple[str, ...] = ()
+    """What was chosen of the recipe that nobody asked for and that is not the default, and why."""
     warnings: tuple[str, ...] = ()
     """What is odd about the recipe, though it runs."""
     gpu: str | None = None
@@ -71,11 +73,13 @@ def estimate_recipe(
     device: Device | None = None,
     calibration: Calibration | None = None,
     on_progress: Callable[[str], None] = lambda what: None,
+    assumptions: Sequence[str] = (),
 ) -> Estimate:
     """Return the estimate of ``recipe`` on ``spec``, held against ``device`` if one is given.
 
     Its speed is at the rates of ``calibration``, or else of the device's datasheet. An architecture that has no closed
-    form is traced, which takes some seconds: ``on_progress`` is told what is being done.
+    form is traced, which takes some seconds: ``on_progress`` is told what is being done. ``assumptions``, of how the
+    recipe came about, are handed on.
 
     Raises:
         UserError: the model lacks the recipe's target modules, or cannot take sequences as long as the recipe's; the
@@ -85,7 +89,7 @@ def estimate_recipe(
     if device is not None:
         refuse_lacking(recipe, device)
     if not has_closed_form(spec):
-        return _estimate_by_trace(spec, recipe, device, on_progress)
+        return replace(_estimate_by_trace(spec, recipe, device, on_progress), assumptions=tuple(assumptions))
     memory = estimate_memory(spec, recipe, compute_capability=None if device is None else device.compute_capability)
     estimate = Estimate(
         source="closed form",
@@ -93,6 +97,7 @@ def estimate_recipe(
         parameters=count_parameters(spec, recipe),
         states=states(spec, recipe, "cuda").terms,
         memory=memory,
+        assumptions=tuple(assumptions),
         warnings=recipe_warnings(spec, recipe),
     )
     if device is None:

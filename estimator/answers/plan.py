@@ -24,9 +24,9 @@ from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
+from lorabench.estimator.recipes.defaults import Resolved, recipe_for
 from lorabench.estimator.recipes.feasibility import FUSED_LOSS_MODEL_TYPES, recipe_warnings, refuse_impossible
-from lorabench.estimator.recipes.parameters import stacked_experts
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
@@ -86,6 +86,8 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The fastest first (without known rates: that which takes least arithmetic); each after it takes less memory than
     all before, or is the fastest of its method. Empty where nothing fits."""
     methods: tuple[MethodLimits, ...]
+    assumptions: tuple[str, ...] = ()
+    """What was chosen of recipes that nobody asked for and that is not the default, and why."""
     warnings: tuple[str, ...] = ()
     """What is odd about some of these, though they run."""
 
@@ -135,10 +137,11 @@ def make_plan(
         UserError: settings that contradict each other, or that the model cannot have; more tokens a step than it can.
     """
     tried = 0
-    fixed = {"seq_len": _default_seq_len(spec)} | fixed
     fitting: list[_Fitting] = []
     leanest: dict[str, Recipe] = {}
-    for recipe in _open_recipes(spec, device, fixed):
+    assumptions: dict[str, None] = {}
+    for recipe, assumed in _open_recipes(spec, device, fixed):
+        assumptions |= dict.fromkeys(assumed)
         leanest[recipe.method] = recipe  # the last of each method takes least
         for sized in _micro_batches(recipe, "batch_size" in fixed, min_batch_tokens):
             tried += 1
@@ -152,7 +155,7 @@ def make_plan(
         gpu=device.name,
         gpu_memory_bytes=device.memory_bytes,
         gpu_usable_bytes=device.usable_bytes,
-        seq_len=fixed["seq_len"],
+        seq_len=next(iter(leanest.values())).seq_len,
         tried=tried,
         choices=tuple(
             Choice(
@@ -164,36 +167,9 @@ def make_plan(
             for one in named
         ),
         methods=tuple(_limits(spec, device, recipe) for recipe in leanest.values()),
+        assumptions=tuple(assumptions),
         warnings=tuple(dict.fromkeys(said for one in leanest.values() for said in recipe_warnings(spec, one))),
     )
-
-
-def _default_seq_len(spec: ModelSpec) -> int:
-    """Return the length of a plan that is asked for without one: the default, or as many positions as are learned."""
-    length = make_recipe(spec.name).seq_len
-    return min(length, spec.max_position_embeddings or length) if spec.learned_positions else length
-
-
-def default_recipe(spec: ModelSpec, fixed: dict[str, Any]) -> Recipe:
-    """Return the recipe that has the ``fixed`` settings, and else the defaults or what ``spec`` can have instead.
-
-    Raises:
-        UserError: settings that contradict each other, or that the model cannot have.
-    """
-    settings: dict[str, Any] = {"seq_len": _default_seq_len(spec)}
-    if fixed.get("method") != "full":
-        settings |= _adapter_targets(spec, fixed)
-    refusal: UserError | None = None
-    for attention in CHOICES["attn_implementation"]:
-        try:
-            recipe = make_recipe(spec.name, **{**settings, "attn_implementation": attention, **fixed})
-            refuse_impossible(spec, recipe)
-        except UserError as error:
-            refusal = error
-        else:
-            return recipe
-    assert refusal is not None
-    raise refusal
 
 
 def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
@@ -222,7 +198,7 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
     return found
 
 
-def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[Recipe]:
+def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[Resolved]:
     """Yield recipes at micro-batch 1 with each combination of what is not fixed, of each method the leanest last.
 
     Raises:
@@ -236,13 +212,14 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
     }
     if half == "bfloat16":  # float16 has not the range to train weights in
         precisions["full"].append({"dtype": "bfloat16", "mixed_precision": "no"})
+    usual = recipe_for(spec, seq_len=fixed.get("seq_len")).recipe
     refusal: UserError | None = None
     lacks: list[str] = []
     found: set[Recipe] = set()
     for method in [fixed["method"]] if "method" in fixed else METHODS:
         for precision, attention, loss, optim, checkpointing in product(
             precisions[method],
-            _attentions(spec, device, fixed["seq_len"]),
+            _attentions(device, usual, spec.config.get("sliding_window")),
             ("standard", "liger") if spec.model_type in FUSED_LOSS_MODEL_TYPES else ("standard",),
             TRIED_OPTIMIZERS,
             (False, True),
@@ -250,7 +227,6 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
             settings = {
                 "method": method,
                 **precision,
-                **(_adapter_targets(spec, fixed) if method != "full" else {}),
                 "attn_implementation": attention,
                 "loss": loss,
                 "optim": optim,
@@ -258,19 +234,19 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
                 **fixed,
             }
             try:
-                recipe = make_recipe(spec.name, **settings)
-                refuse_impossible(spec, recipe)
+                resolved = recipe_for(spec, **settings)
+                refuse_impossible(spec, resolved.recipe)
             except UserError as error:
                 refusal = error
                 continue
-            if recipe in found:
+            if resolved.recipe in found:
                 continue
-            lack = unsupported(recipe, device)
+            lack = unsupported(resolved.recipe, device)
             if lack:
                 lacks.append(lack)
                 continue
-            found.add(recipe)
-            yield recipe
+            found.add(resolved.recipe)
+            yield resolved
     if not found:
         if lacks:
             raise UserError(f"{device.name} has no {lacks[0]}, which was asked for: leave that open")
@@ -278,23 +254,18 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
         raise refusal
 
 
-def _attentions(spec: ModelSpec, device: Device, seq_len: int) -> tuple[str, ...]:
-    """Return the attention to try, the leanest last: with flash_attn where it does what sdpa cannot.
+def _attentions(device: Device, usual: Recipe, window: int | None) -> tuple[str, ...]:
+    """Return the attention to try, the leanest last: with flash_attn where it does what the ``usual`` one cannot.
 
     Where no window is filled, sdpa runs the same kernel as flash_attn; where one is, flash_attn knows the window and
-    sdpa needs a mask. Gemma 2 caps its scores, which sdpa cannot do at all.
+    sdpa needs a mask. What cannot run on sdpa is leaner and faster with flash_attn than with eager attention.
     """
-    flash = ("flash_attention_2",) if device.supports_flash_attention is not False else ()
-    if spec.model_type == "gemma2":
-        return flash or ("eager",)
-    window = spec.config.get("sliding_window")
-    return ("sdpa", *flash) if window and seq_len >= window else ("sdpa",)
-
-
-def _adapter_targets(spec: ModelSpec, fixed: dict[str, Any]) -> dict[str, str]:
-    """Return the target modules of models whose experts peft adapts without dropout only: all but the experts."""
-    stacked = any(True for group in spec.layers for _ in stacked_experts(group))
-    return {"target_modules": "attention"} if stacked and fixed.get("lora_dropout") != 0 else {}
+    attention = usual.attn_implementation
+    if device.supports_flash_attention is False:
+        return (attention,)
+    if attention == "eager":
+        return ("flash_attention_2",)
+    return (attention, "flash_attention_2") if window and usual.seq_len >= window else (attention,)
 
 
 def _micro_batches(recipe: Recipe, sized: bool, min_batch_tokens: int) -> Iterator[Recipe]:

@@ -18,8 +18,9 @@ from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_S
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import Recipe
 
 LENGTH_STEP = 128
 """Lengths below the model's are sought among the multiples of this."""
@@ -178,45 +179,55 @@ class _Search:
             self._shorter,
         ]
 
+    def _with(self, setup: _Setup, **settings: Any) -> _Setup:
+        """Return ``setup`` with other settings; what had no meaning before takes its default.
+
+        Raises:
+            UserError: settings that contradict each other.
+        """
+        changed = {**asdict(setup.recipe), **settings}
+        del changed["model"]
+        return setup._replace(recipe=recipe_for(self.spec, **changed).recipe)
+
     # Each returns the setup with one change, or None where that is no change or cannot be.
 
     def _expandable_segments(self, setup: _Setup) -> _Setup | None:
         return setup._replace(expandable_segments=True)
 
     def _fused_loss(self, setup: _Setup) -> _Setup | None:
-        return None if setup.recipe.loss == "liger" else _with(setup, loss="liger")
+        return None if setup.recipe.loss == "liger" else self._with(setup, loss="liger")
 
     def _gradient_checkpointing(self, setup: _Setup) -> _Setup | None:
-        return None if setup.recipe.gradient_checkpointing else _with(setup, gradient_checkpointing=True)
+        return None if setup.recipe.gradient_checkpointing else self._with(setup, gradient_checkpointing=True)
 
     def _no_preparation(self, setup: _Setup) -> _Setup | None:
-        return _with(setup, prepare_kbit=False) if setup.recipe.prepare_kbit else None
+        return self._with(setup, prepare_kbit=False) if setup.recipe.prepare_kbit else None
 
     def _smaller_optimizer_states(self, setup: _Setup) -> _Setup | None:
         optim = OPTIMIZERS[setup.recipe.optim].smaller
         if optim is None or lacks_library(optim, self.device):
             return None
-        return _with(setup, optim=optim)
+        return self._with(setup, optim=optim)
 
     def _accumulation(self, setup: _Setup) -> _Setup | None:
         recipe = setup.recipe
         if recipe.batch_size == 1:
             return None
-        return _with(setup, batch_size=1, gradient_accumulation=recipe.gradient_accumulation * recipe.batch_size)
+        return self._with(setup, batch_size=1, gradient_accumulation=recipe.gradient_accumulation * recipe.batch_size)
 
     def _half_precision(self, setup: _Setup) -> _Setup | None:
         recipe = setup.recipe
         if recipe.dtype != "float32" or (recipe.method == "full" and self.half == "float16"):
             return None  # weights that train need bfloat16's range
-        return _with(setup, dtype=self.half)
+        return self._with(setup, dtype=self.half)
 
     def _lora(self, setup: _Setup) -> _Setup | None:
-        return _with(setup, method="lora", dtype=self._half_of(setup)) if setup.recipe.method == "full" else None
+        return self._with(setup, method="lora", dtype=self._half_of(setup)) if setup.recipe.method == "full" else None
 
     def _qlora(self, setup: _Setup) -> _Setup | None:
         if setup.recipe.method == "qlora" or self.device.supports_bitsandbytes is False:
             return None
-        return _with(setup, method="qlora", dtype=self._half_of(setup))
+        return self._with(setup, method="qlora", dtype=self._half_of(setup))
 
     def _half_of(self, setup: _Setup) -> str | None:
         return self.half if setup.recipe.dtype == "float32" else setup.recipe.dtype
@@ -225,7 +236,7 @@ class _Search:
         longest = None if self.hopeless(setup) else self.longest_seq_len(setup)
         if longest is None or longest >= setup.recipe.seq_len:
             return None
-        return _with(setup, seq_len=longest)
+        return self._with(setup, seq_len=longest)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:
@@ -240,15 +251,6 @@ def _largest(fits: Callable[[int], bool], most: int) -> int | None:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _with(setup: _Setup, **settings: Any) -> _Setup:
-    """Return ``setup`` with other settings; what had no meaning before takes its default.
-
-    Raises:
-        UserError: settings that contradict each other.
-    """
-    return setup._replace(recipe=make_recipe(**{**asdict(setup.recipe), **settings}))
 
 
 def _differences(before: _Setup, after: _Setup) -> dict[str, Any]:

@@ -117,6 +117,7 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
         final_norm=tuple(weight for weight in apart if weight not in tables),
         head=_linear(next(key for key, module in model.named_modules() if module is head), head, "head"),
         layers_path=path,
+        has_sdpa=bool(getattr(model, "_supports_sdpa", True)),
     )
 
 

@@ -86,6 +86,8 @@ class ModelSpec(Struct, frozen=True):
     layers_path: str
     """Path of the list of layers, such as ``model.layers``: a layer's tensors are at ``<layers_path>.<index>.<name>``;
     what is in no layer has its whole path as its name."""
+    has_sdpa: bool = True
+    """Whether transformers runs its attention through sdpa."""
 
     @property
     def parameters_by_part(self) -> dict[Part, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
@@ -74,35 +77,72 @@ def _full_ranks(spec: ModelSpec, recipe: Recipe) -> dict[str, int]:
     return {linear.name: min(linear.in_features, linear.out_features) for linear, _ in adapted_linears(spec, recipe)}
 
 
+class Obstacle(NamedTuple):
+    """A reason why transformers and peft cannot run a recipe on a model."""
+
+    setting: str
+    why: str
+    mend: str
+    """What to ask for instead, as people write it."""
+    instead: Mapping[str, Any] = {}
+    """Setting → what people run who do not ask for it; of several, the first that was not asked for is enough."""
+
+
 def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:
     """Refuse a recipe that transformers and peft cannot run on the model.
 
     Raises:
-        UserError: learned positions that end before the sequence does; attention scores that no sdpa kernel caps;
-            flash attention in float32; a model that Liger has no fused loss for; dropout on adapters of experts.
+        UserError: learned positions that end before the sequence does; attention scores that no sdpa kernel caps, or
+            attention that transformers does not run through sdpa; flash attention in float32; a model that Liger has no
+            fused loss for; dropout on adapters of experts.
     """
-    if spec.learned_positions and 0 < spec.max_position_embeddings < recipe.seq_len:
-        raise UserError(
-            f"seq_len {recipe.seq_len}: {spec.name} has learned positions for {spec.max_position_embeddings} tokens: "
-            f"use --seq-len {spec.max_position_embeddings} or less"
+    for obstacle in obstacles(spec, recipe):
+        value = recipe.describe()[obstacle.setting]
+        raise UserError(f"{obstacle.setting} {value}: {obstacle.why}: use {obstacle.mend}")
+
+
+def obstacles(spec: ModelSpec, recipe: Recipe) -> Iterator[Obstacle]:
+    """Yield why ``recipe`` cannot run on ``spec``, one for each setting that is in the way."""
+    longest = spec.max_position_embeddings
+    if spec.learned_positions and 0 < longest < recipe.seq_len:
+        yield Obstacle(
+            "seq_len",
+            f"{spec.name} has learned positions for {longest} tokens",
+            f"--seq-len {longest} or less",
+            {"seq_len": longest},
         )
     if spec.model_type == "gemma2" and recipe.attn_implementation == "sdpa":
-        raise UserError(
-            f"attn_implementation sdpa: {spec.name} caps its attention scores, which sdpa cannot: "
-            "use --attn-implementation eager or flash_attention_2"
+        yield Obstacle(
+            "attn_implementation",
+            f"{spec.name} caps its attention scores, which sdpa cannot",
+            "--attn-implementation eager or flash_attention_2",
+            # What transformers 4.45 made its default (pull request 32865); flash_attention_2 is a package more.
+            {"attn_implementation": "eager"},
+        )
+    if not spec.has_sdpa and recipe.attn_implementation == "sdpa":
+        yield Obstacle(
+            "attn_implementation",
+            f"transformers has no sdpa attention for model_type {spec.model_type}",
+            "another, such as --attn-implementation eager",
+            {"attn_implementation": "eager"},
         )
     if recipe.attn_implementation == "flash_attention_2" and recipe.compute_dtype == "float32":
-        raise UserError(
-            "attn_implementation flash_attention_2 runs in 16 bits only, and this recipe computes in float32: "
-            "use --mixed-precision bf16, --dtype bfloat16 or --attn-implementation sdpa"
+        yield Obstacle(
+            "attn_implementation",
+            "it runs in 16 bits only, and this recipe computes in float32",
+            "--mixed-precision bf16, --dtype bfloat16 or --attn-implementation sdpa",
         )
     if recipe.loss == "liger" and spec.model_type not in FUSED_LOSS_MODEL_TYPES:
-        raise UserError(
-            f"loss liger: Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}: "
-            "use --loss standard"
+        yield Obstacle(
+            "loss",
+            f"Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}",
+            "--loss standard",
         )
     if recipe.lora_dropout and has_closed_form(spec) and any(True for _ in adapted_experts(spec, recipe)):
-        raise UserError(
-            f"lora_dropout {recipe.lora_dropout:g}: peft has no dropout for adapters of fused experts, which "
-            f"{spec.name} has: use --lora-dropout 0, or --target-modules attention"
+        yield Obstacle(
+            "lora_dropout",
+            f"peft has no dropout for adapters of fused experts, which {spec.name} has",
+            "--lora-dropout 0, or --target-modules attention",
+            # As ms-swift's example of Mixtral: of rank 16, adapters of the experts too are 26 times as many parameters.
+            {"target_modules": "attention", "lora_dropout": 0.0},
         )

@@ -11,7 +11,7 @@ Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -90,6 +90,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     """The largest at the peak first."""
     timeline: tuple[TimelinePoint, ...]
     """Of the last step: where each phase begins, its peak, and evenly spaced moments between."""
+    assumptions: tuple[str, ...] = ()
+    """What was chosen of the recipe that nobody asked for and that is not the default, and why."""
     warnings: tuple[str, ...] = ()
     """What is odd about the recipe, though it runs."""
 
@@ -103,6 +105,7 @@ def trace(
     compute_capability: str | None = None,
     expandable_segments: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
+    assumptions: Sequence[str] = (),
 ) -> Trace:
     """Run ``steps`` training steps of ``recipe`` on meta tensors and return what the last one holds.
 
@@ -111,6 +114,7 @@ def trace(
     The model goes as on a device that runs ``kernels``, with the cuBLAS workspaces of ``compute_capability`` (of
     `Device`; see `workspaces` for what None stands for). Reserved bytes are what CUDA's caching allocator takes from
     the device for the same allocations, in expandable segments if asked. ``on_progress`` is called with each stage.
+    ``assumptions``, of how the recipe came about, are handed on.
 
     Raises:
         UserError: the recipe names modules that the model does not have, or what cannot be traced.
@@ -157,6 +161,7 @@ def trace(
         peak=PeakMoment(phase=memory.phase, module=born.module, operator=born.operator),
         tensors=tuple(_alive(ledger, origins, event)),
         timeline=tuple(_thinned(ledger, event)),
+        assumptions=tuple(assumptions),
         warnings=recipe_warnings(spec, recipe),
     )
 

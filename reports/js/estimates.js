@@ -83,6 +83,7 @@ export function estimateOf(chosen) {
     marginBytes: judged[PLANNING.verdict.margin],
     trainable: recipe.trainable[place],
     settings: recipe.settings,
+    assumptions: recipe.assumptions,
   };
 }
 

@@ -108,6 +108,7 @@ function sayChosen(chosen, estimate) {
   say(".trainable", estimate.trainable.toLocaleString("en-US"));
   const settings = Object.entries(estimate.settings).map(([name, value]) => `${name} ${value}`);
   say(".settings", settings.join(", ") + (method === "full" ? "" : `, lora_alpha ${2 * rank}`));
+  say(".assumptions", estimate.assumptions.map((assumption) => `Assumed: ${assumption}.`).join(" "));
 }
 
 function caption(data) {

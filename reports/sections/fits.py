@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lorabench.estimator.devices.device import DRIVER_BYTES
-from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
+from lorabench.estimator.recipes.defaults import recipe_for
+from lorabench.estimator.recipes.recipe import CHOICES
 from lorabench.reports.packing import pack
 from lorabench.reports.planning import RANKS, methods, planning
 from lorabench.reports.subject import Subject
@@ -19,7 +20,7 @@ def fits(subject: Subject) -> dict[str, Any] | None:
     """Return what can be chosen, and the page's estimates."""
     if not subject.models:
         return None
-    usual = make_recipe(subject.models[0].name)
+    usual = recipe_for(subject.models[0]).recipe
     shown = [method for method in CHOICES["method"] if any(method in methods(spec) for spec in subject.models)]
     return {
         "planning": pack(planning(subject.models, subject.gpus)),

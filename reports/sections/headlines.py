@@ -12,7 +12,8 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.defaults import recipe_for
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.throughput import estimate_throughput
 from lorabench.reports.pairs import method_pairs
 from lorabench.reports.planning import longest_length, methods, page_recipe
@@ -132,8 +133,8 @@ def estimated(subject: Subject) -> list[Headline]:
 
 def _usual_recipes(spec: ModelSpec) -> list[Recipe]:
     """Return the default recipe of each method that the model can be trained with."""
-    seq_len = min(make_recipe(spec.name).seq_len, longest_length(spec))
-    return [page_recipe(spec, method, True, seq_len=seq_len) for method in methods(spec)]
+    seq_len = min(recipe_for(spec).recipe.seq_len, longest_length(spec))
+    return [page_recipe(spec, method, True, seq_len=seq_len).recipe for method in methods(spec)]
 
 
 def _named(label: str, recipes: Sequence[Recipe]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lorabench.estimator.memory.breakdown import COMPONENTS
-from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
+from lorabench.estimator.recipes.defaults import recipe_for
+from lorabench.estimator.recipes.recipe import CHOICES
 from lorabench.reports.planning import LARGEST_BATCH_SIZE, RANKS, longest_length, methods
 from lorabench.reports.subject import Subject
 
@@ -15,7 +16,7 @@ def what_if(subject: Subject) -> dict[str, Any] | None:
     if not subject.models:
         return None
     first = subject.models[0]
-    usual = make_recipe(first.name)
+    usual = recipe_for(first).recipe
     return {
         "models": [spec.name for spec in subject.models],
         "methods": [method for method in CHOICES["method"] if any(method in methods(spec) for spec in subject.models)],

@@ -48,18 +48,21 @@ def estimate(
         model: a catalogue name, a config.json or the folder that holds one, a hub id; or a spec from `find_model`.
         gpu: a GPU's name or its memory (``24GB``) to hold the answer against; or a device from `find_device`. Its speed
             is as `lorabench calibrate` measured it, if it did, or else by its datasheet.
-        options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``.
+        options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``. A default
+            that the model cannot have gives way to what people run on it, which the answer's ``assumptions`` say.
 
     Raises:
         UserError: an unknown model, GPU or option, or options that contradict each other.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
+    from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.speed.calibrations import find_calibration
 
     spec = _spec(model)
     device = None if gpu is None else _device(gpu)
     calibration = None if device is None else find_calibration(device.name)
-    return estimate_recipe(spec, make_recipe(spec.name, **options), device, calibration)
+    recipe, assumptions = recipe_for(spec, **options)
+    return estimate_recipe(spec, recipe, device, calibration, assumptions=assumptions)
 
 
 def estimate_grid(
@@ -91,12 +94,13 @@ def estimate_grid(
     from msgspec.structs import replace
 
     from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
+    from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import refuse_impossible
 
     spec = _spec(model)
     device = None if gpu is None else _device(gpu)
     compute_capability = None if device is None else device.compute_capability
-    recipe = make_recipe(spec.name, **options)
+    recipe = recipe_for(spec, **options).recipe
     peaks = estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks, compute_capability=compute_capability)
     if peaks.size:
         refuse_impossible(spec, replace(recipe, seq_len=int(np.max(seq_lens))))
@@ -124,13 +128,14 @@ def estimate_throughput_grid(
     from msgspec.structs import replace
 
     from lorabench.estimator.answers.support import refuse_lacking
+    from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import refuse_impossible
     from lorabench.estimator.speed import grid
     from lorabench.estimator.speed.calibrations import find_calibration
 
     spec = _spec(model)
     device = _device(gpu)
-    recipe = make_recipe(spec.name, **options)
+    recipe = recipe_for(spec, **options).recipe
     refuse_lacking(recipe, device)
     calibration = find_calibration(device.name)
     found = grid.estimate_throughput_grid(spec, recipe, device, batch_sizes, seq_lens, ranks, calibration)
@@ -141,15 +146,15 @@ def estimate_throughput_grid(
     return found
 
 
-def make_recipe(model: str, **options: Unpack[RecipeOptions]) -> Recipe:
-    """Return the recipe with ``options`` and, for what they leave out, the defaults that people run.
+def make_recipe(model: str | Path | ModelSpec, **options: Unpack[RecipeOptions]) -> Recipe:
+    """Return the recipe of ``model`` with ``options``; for what they leave out, what people run on it, as `estimate`.
 
     Raises:
-        UserError: an unknown option, a value out of range, or options that contradict each other.
+        UserError: an unknown model or option, a value out of range, or options that contradict each other.
     """
-    from lorabench.estimator.recipes import recipe
+    from lorabench.estimator.recipes.defaults import recipe_for
 
-    return recipe.make_recipe(model, **options)
+    return recipe_for(_spec(model), **options).recipe
 
 
 def _spec(model: str | Path | ModelSpec) -> ModelSpec:

@@ -171,7 +171,11 @@ def test_a_config_that_is_no_model_is_refused(estimate: Any, tmp_path: Path, nam
         (["gpt2", "--seq-len", "0.3k"], "is no length: write whole tokens, such as 4096, or 4k, where k is 1024"),
         (["gpt2", "--require-fit", "--seq-len", "64"], "--gpu"),
         (["gemma-2-2b", "--attn-implementation", "sdpa"], "use --attn-implementation eager"),
-        (["mixtral-8x7b-v0.1"], "use --lora-dropout 0, or --target-modules attention"),
+        (
+            ["mixtral-8x7b-v0.1", "--lora-dropout", "0.1", "--target-modules", "all-linear"],
+            "lora_dropout 0.1: peft has no dropout for adapters of fused experts, which mistralai/Mixtral-8x7B-v0.1 "
+            "has: use --lora-dropout 0, or --target-modules attention",
+        ),
         (["gpt2", "--loss", "liger", "--seq-len", "64"], "Liger has no fused loss for openai-community/gpt2"),
         ([], "MODEL"),
     ],

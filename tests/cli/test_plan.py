@@ -71,7 +71,9 @@ def test_where_a_method_fits_the_others_are_not_said_to_need_another_length(lora
 def test_a_model_with_fewer_positions_than_the_default_length_is_planned_at_all_it_has(lorabench: Any) -> None:
     code, out, _ = lorabench("plan", "gpt2", "--gpu", "t4")
     assert code == 0
-    assert "at length 1024, as many positions as it has" in " ".join(out.split())
+    assert "at length 1024 assumed: seq_len 1024 instead of 2048: openai-community/gpt2 has learned positions" in (
+        " ".join(out.split())
+    )
     assert "--seq-len 1024" in out
     code, out, _ = lorabench("plan", "gpt2", "--all-gpus")
     assert code == 0
@@ -101,7 +103,7 @@ def test_all_gpus_names_those_that_are_enough(lorabench: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "setting"),
     [
-        ("google/gemma-2-9b", [], "attn_implementation=flash_attention_2"),  # sdpa cannot cap attention scores
+        ("google/gemma-2-9b", [], "attn_implementation=eager"),  # sdpa cannot cap attention scores
         ("google/gemma-2-2b", ["--mixed-precision", "no", "--dtype", "float32"], "attn_implementation=eager"),
         ("mistralai/Mixtral-8x7B-v0.1", ["--method", "lora"], "target_modules=attention"),  # dropout beside experts
         ("mistralai/Mixtral-8x7B-v0.1", ["--lora-dropout", "0"], "target_modules=all-linear"),

@@ -97,6 +97,24 @@ def test_a_line_that_is_too_long_goes_on_below_without_parting_figures(
     assert "    optim=paged_adamw_8bit" in lines
 
 
+def test_what_was_chosen_instead_of_a_default_is_said_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "assumed: seq_len 1024 instead of 2048: lorabench/demo-gpt2 has learned positions"
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("matrix: {model: [lorabench/demo-gpt2], rank: [4, 8]}")
+    for target in ("demo-gpt2", str(suite)):
+        assert run(target, "-o", str(tmp_path / Path(target).stem)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:2] == [said, "    for 1024 tokens"]
+        assert "1×1024" in lines[2]
+        assert said not in lines[2:]
+    (record,) = read_records(tmp_path / "demo-gpt2")
+    assert record.recipe.seq_len == 1024
+    assert run("demo-gpt2", "-o", str(tmp_path / "demo-gpt2"), "-q") == 0
+    assert "assumed" not in capsys.readouterr().out
+
+
 def test_recipe_and_run_options_reach_the_worker(tmp_path: Path, bell: Path) -> None:
     (tmp_path / "text.txt").write_text("words")
     recipe = ["--method", "lora", "-r", "8", "--seq-len", "64"]

@@ -147,6 +147,16 @@ def test_the_headlines_are_the_estimates(page: Browser) -> None:
     assert set(settings) == {"model", "method", "rank", "batch_size", "seq_len", "gradient_checkpointing"}
 
 
+def test_what_was_chosen_instead_of_a_default_is_said(page: Browser) -> None:
+    choose(page, "what_if", model=MODELS["llama"].name)
+    assert text(page, "#what_if .assumptions") == ""
+    choose(page, "what_if", model=MODELS["eager only"].name)
+    assert text(page, "#what_if .assumptions") == (
+        "Assumed: attn_implementation eager instead of sdpa: google/gemma-2-2b caps its attention scores, which sdpa "
+        "cannot."
+    )
+
+
 def test_speed_is_the_estimate_for_any_sizes_on_any_gpu(page: Browser) -> None:
     for (model, gpu, rank, batch_size, seq_len, checkpointing), method in zip(
         sampled(9), cycle(("full", "lora", "qlora")), strict=False

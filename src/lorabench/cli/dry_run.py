@@ -58,6 +58,7 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts, *, here: bool
         lines.append(f"training takes about {in_time(total)} in all, besides what loading takes")
     else:
         lines.append("how long training takes is not known (lorabench calibrate measures a device)")
+    lines += ["\n".join(folded(f"assumed: {assumed}")) for assumed in suite.assumptions]
     lines += dict.fromkeys("\n".join(folded(f"{row.verdict}: {row.reason}")) for row in rows if row.reason)
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import OneOf
-from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
 from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.estimator.errors import UserError
@@ -18,6 +18,8 @@ from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.quantities import GIB, in_gib, range_in_gib
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.explanation import Explanation
     from lorabench.estimator.memory.breakdown import Breakdown
@@ -58,11 +60,13 @@ def command(
     """Estimate what fine-tuning MODEL takes, in milliseconds, without torch.
 
     MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. Architectures that
-    have no closed form are traced instead, which takes torch and some seconds. In brackets stand the defaults.
+    have no closed form are traced instead, which takes torch and some seconds. In brackets stand the defaults; one that
+    MODEL cannot have gives way to what its users run, and the answer says so.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.models.catalogue import find_model
+    from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import has_closed_form
     from lorabench.estimator.speed.throughput import plan_training
 
@@ -74,15 +78,15 @@ def command(
     device = None if gpu is None else find_device(gpu)
     refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
     calibration = None if device is None else calibration_for(device, calibration_file)
-    recipe = recipe_from(spec.name, options)
+    recipe, assumptions = recipe_for(spec, **options)
     if has_closed_form(spec):
-        estimate = estimate_recipe(spec, recipe, device, calibration)
+        estimate = estimate_recipe(spec, recipe, device, calibration, assumptions=assumptions)
     else:
         _refuse_what_takes_a_closed_form(spec, explain, tokens, calibration_file)
         with progress() as say:
             say("importing torch, transformers and peft")
             import_training_libraries(f"an estimate of model_type {spec.model_type}")
-            estimate = estimate_recipe(spec, recipe, device, on_progress=say)
+            estimate = estimate_recipe(spec, recipe, device, on_progress=say, assumptions=assumptions)
     if tokens is not None and estimate.throughput is not None:
         estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
     if not explain:
@@ -115,7 +119,7 @@ def as_text(estimate: Estimate) -> str:
     return "\n\n".join(
         [
             describe_recipe(estimate.recipe),
-            *warning_lines(estimate.warnings),
+            *remarks(estimate.assumptions, estimate.warnings),
             parameter_counts(estimate.parameters),
             *_source(estimate),
             as_table(_state_columns(estimate)),
@@ -139,9 +143,12 @@ def usable_of(memory_bytes: int, usable_bytes: int) -> str:
     return f"{usable_bytes / GIB:,.2f} of {in_gib(memory_bytes)} usable"
 
 
-def warning_lines(warnings: tuple[str, ...]) -> list[str]:
-    """Return each warning as a paragraph for a terminal."""
-    return ["\n".join(folded(f"warning: {warning}")) for warning in warnings]
+def remarks(assumptions: Sequence[str], warnings: Sequence[str], *, markdown: bool = False) -> list[str]:
+    """Return each assumption, then each warning, as a paragraph for a terminal or in Markdown."""
+    if markdown:
+        return [f"**Assumed**: {one}" for one in assumptions] + [f"**Warning**: {one}" for one in warnings]
+    said = [f"assumed: {one}" for one in assumptions] + [f"warning: {one}" for one in warnings]
+    return ["\n".join(folded(one)) for one in said]
 
 
 def parameter_counts(counts: ParameterCounts) -> str:
@@ -249,7 +256,7 @@ def _as_markdown(estimate: Estimate) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in estimate.recipe.describe().items() if name != "model")
     parts = [
         f"**{estimate.recipe.model}**: {settings}",
-        *(f"**Warning**: {warning}" for warning in estimate.warnings),
+        *remarks(estimate.assumptions, estimate.warnings, markdown=True),
         parameter_counts(estimate.parameters).replace("\n", " "),
         *_source(estimate),
         as_markdown(_state_columns(estimate)),
@@ -281,6 +288,7 @@ def _as_csv(estimate: Estimate) -> str:
             {
                 **estimate.recipe.describe(),
                 "source": estimate.source,
+                "assumptions": "; ".join(estimate.assumptions),
                 "warnings": "; ".join(estimate.warnings),
                 "total_parameters": estimate.parameters.total,
                 "trainable_parameters": estimate.parameters.trainable,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lorabench.estimator.answers.plan import Choice, EnoughGpu, MethodLimits, Plan
     from lorabench.estimator.models.spec import ModelSpec
+    from lorabench.estimator.recipes.defaults import Resolved
     from lorabench.estimator.recipes.recipe import Recipe
     from lorabench.estimator.speed.throughput import Throughput
 
@@ -70,9 +71,10 @@ def command(
     "takes ≤" is the most that a choice may take; "buys" is what it has that none above it has: so much less memory, or
     another method. "At its leanest" is a method with those of the searched settings that take least memory.
     """
-    from lorabench.estimator.answers.plan import default_recipe, make_plan
+    from lorabench.estimator.answers.plan import make_plan
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.models.catalogue import find_model
+    from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import has_closed_form
 
     spec = find_model(model)
@@ -90,7 +92,7 @@ def command(
         ):
             if given is not None:
                 raise UserError(f"--all-gpus asks for one recipe on every GPU, and {name} has no meaning there")
-        return _all_gpus(spec, default_recipe(spec, fixed), format_)
+        return _all_gpus(spec, recipe_for(spec, **fixed), format_)
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
     device = find_device(gpu)
@@ -99,22 +101,24 @@ def command(
     if format_ == "json":
         click.echo(as_json(plan))
     else:
-        click.echo(_plan_text(spec, plan, as_markdown if format_ == "markdown" else None))
+        click.echo(_plan_text(plan, as_markdown if format_ == "markdown" else None))
     return 0 if plan.choices else 1
 
 
-def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
-    from lorabench.cli.estimate import describe_recipe
+def _all_gpus(spec: ModelSpec, resolved: Resolved, format_: str) -> int:
+    from lorabench.cli.estimate import describe_recipe, remarks
     from lorabench.estimator.answers.plan import enough_gpus
     from lorabench.estimator.answers.support import lacking_gpus
     from lorabench.estimator.recipes.feasibility import recipe_warnings
 
+    recipe, assumptions = resolved
     found, lacks, warnings = enough_gpus(spec, recipe), lacking_gpus(recipe), recipe_warnings(spec, recipe)
     if format_ == "json":
-        click.echo(as_json({"recipe": recipe, "gpus": found, "lacking": lacks, "warnings": warnings}))
+        facts = {"recipe": recipe, "gpus": found, "lacking": lacks, "assumptions": assumptions, "warnings": warnings}
+        click.echo(as_json(facts))
     else:
         said = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
-        for paragraph in (describe_recipe(recipe), *_warning_lines(warnings, format_ == "markdown")):
+        for paragraph in (describe_recipe(recipe), *remarks(assumptions, warnings, markdown=format_ == "markdown")):
             click.echo(f"{paragraph}\n")
         click.echo(f"fits on, the smallest first:\n\n{said}" if found else "fits on no single GPU of the catalogue")
         for lack, names in lacks.items():
@@ -122,16 +126,14 @@ def _all_gpus(spec: ModelSpec, recipe: Recipe, format_: str) -> int:
     return 0 if found else 1
 
 
-def _plan_text(spec: ModelSpec, plan: Plan, markdown: Callable[[list[Column]], str] | None) -> str:
-    from lorabench.cli.estimate import usable_of
+def _plan_text(plan: Plan, markdown: Callable[[list[Column]], str] | None) -> str:
+    from lorabench.cli.estimate import remarks, usable_of
 
     table = markdown or as_table
     memory = usable_of(plan.gpu_memory_bytes, plan.gpu_usable_bytes)
     head = f"{plan.model} on {plan.gpu} ({memory}) at length {plan.seq_len}"
-    if spec.learned_positions and plan.seq_len == spec.max_position_embeddings:
-        head += ", as many positions as it has"
     parts = [f"**{head}**" if markdown else _filled(head, False)]
-    parts += _warning_lines(plan.warnings, bool(markdown))
+    parts += remarks(plan.assumptions, plan.warnings, markdown=bool(markdown))
     if plan.choices:
         parts.append(table(_choice_columns(plan.choices)))
         best = plan.choices[0].recipe
@@ -141,12 +143,6 @@ def _plan_text(spec: ModelSpec, plan: Plan, markdown: Callable[[list[Column]], s
     parts.append(table(_method_columns(plan.methods)))
     parts += [_filled(line, bool(markdown)) for line in _changes(plan.methods)]
     return "\n\n".join(parts)
-
-
-def _warning_lines(warnings: tuple[str, ...], markdown: bool) -> list[str]:
-    from lorabench.cli.estimate import warning_lines
-
-    return [f"**Warning**: {warning}" for warning in warnings] if markdown else warning_lines(warnings)
 
 
 def _filled(line: str, markdown: bool) -> str:

@@ -39,13 +39,16 @@ class Lines(Watcher):
         self.not_measured: list[Progress] = []
 
     def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
-        """Say what was found wrong in the folder."""
+        """Say what was found wrong in the folder, and what of the recipes nobody asked for."""
         self.total = len(tasks)
         self.lanes = len(lanes)
         room = self.columns - len(self._count(0)) - WIDEST_RESULT - 3
         self.label_width = max(0, min(room, max(len(task.label) for task in tasks)))
         for notice in notices:
             click.echo(f"lorabench: {notice}", err=True)
+        if self.verbosity >= 0:
+            for assumption in dict.fromkeys(said for task in tasks for said in task.planned.assumptions):
+                self._say_wrapped(f"assumed: {assumption}", "")
         if self.verbosity > 0:
             count = f"{self.lanes} × " if self.lanes > 1 else ""
             self.say(f"on {count}{lanes[0].device.name}")

@@ -10,7 +10,7 @@ import click
 from lorabench.cli.parameters import Length, OneOf
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER
 from lorabench.estimator.recipes.other_names import name_here
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import CHOICES, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,15 +88,6 @@ def recipe_options(shown: Mapping[str, str] | None = None) -> Callable[[F], F]:
         return command
 
     return add
-
-
-def recipe_from(model: str, options: dict[str, Any]) -> Recipe:
-    """Return the recipe of ``model`` from the values of `recipe_options`.
-
-    Raises:
-        UserError: options that are out of range or contradict each other.
-    """
-    return make_recipe(model, **options)
 
 
 def option_here(name: str, command: click.Command) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorabench.cli.listing import folded
 from lorabench.cli.parameters import NamedPath
 from lorabench.estimator.errors import UserError
 
@@ -46,6 +47,7 @@ def command(
     The page needs no network and sends nothing. Runs that failed are results too: they are listed with their messages.
     What fits, and what if, is answered on it for the models that ran and those named, and all GPUs of `lorabench gpus`.
     """
+    from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.reports.page import render_report, write_page
     from lorabench.reports.quantities import format_bytes, plural
     from lorabench.reports.runs import read_runs
@@ -63,6 +65,8 @@ def command(
     held = [f"{plural(len(runs), 'run')}, {failed} failed"] if runs else []
     if specs:
         held.append(f"estimates of {', '.join(spec.name for spec in specs)}")
+    for assumption in (assumed for spec in specs for assumed in recipe_for(spec).assumptions):
+        click.echo("\n".join(folded(f"assumed: {assumption}")))
     click.echo(f"wrote {output} ({format_bytes(size)}): {'; '.join(held)}")
     if open_page:
         import webbrowser

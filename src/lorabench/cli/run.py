@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from lorabench.cli.listing import folded
 from lorabench.cli.parameters import NamedPath, OneOf
-from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.cli.recipe_options import recipe_options
 from lorabench.estimator.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def suite_of(target: str, options: dict[str, Any]) -> Suite:
     from lorabench.bench.suites.suite import single_recipe
     from lorabench.bench.suites.suite_file import load_suite, shipped_suites
     from lorabench.estimator.models.catalogue import find_model
+    from lorabench.estimator.recipes.defaults import recipe_for
 
     if target in shipped_suites() or target.endswith((".yaml", ".yml")):
         given = [name for name, value in options.items() if value is not None]
@@ -217,7 +218,7 @@ def suite_of(target: str, options: dict[str, Any]) -> Suite:
     except UserError as error:
         near = did_you_mean(target, shipped_suites())
         raise UserError(f"no suite {target!r}: {near} (others are files named *.yaml or *.yml); {error}") from error
-    return single_recipe(spec, recipe_from(spec.name, options))
+    return single_recipe(spec, *recipe_for(spec, **options))
 
 
 def _refuse_what_only_training_takes() -> None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabench.cli.estimate import describe_recipe, parameter_counts, peak_columns, warning_lines
+from lorabench.cli.estimate import describe_recipe, parameter_counts, peak_columns, remarks
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import OneOf
-from lorabench.cli.recipe_options import recipe_from, recipe_options
+from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
@@ -50,10 +50,11 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
 
     transformers, peft and bitsandbytes train two steps on tensors without contents, while every allocation is
     followed. MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. In
-    brackets stand the defaults.
+    brackets stand the defaults; one that MODEL cannot have gives way to what its users run, and the answer says so.
     """
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.models.catalogue import find_model
+    from lorabench.estimator.recipes.defaults import recipe_for
 
     if expandable_segments and kernels == "cpu":
         raise UserError("--expandable-segments is a setting of CUDA's allocator: leave it out with --kernels cpu")
@@ -61,7 +62,7 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
         raise UserError("--gpu has no meaning with --kernels cpu: leave one of them out")
     compute_capability = None if gpu is None else find_device(gpu).compute_capability
     spec = find_model(model)
-    recipe = recipe_from(spec.name, options)
+    recipe, assumptions = recipe_for(spec, **options)
     with progress() as say:
         say("importing torch, transformers and peft")
         import_training_libraries("trace")
@@ -74,6 +75,7 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
             compute_capability=compute_capability,
             expandable_segments=expandable_segments,
             on_progress=say,
+            assumptions=assumptions,
         )
     click.echo(_FORMATTERS[format_](traced))
 
@@ -82,7 +84,7 @@ def _as_text(traced: Trace) -> str:
     return "\n\n".join(
         [
             describe_recipe(traced.recipe),
-            *warning_lines(traced.warnings),
+            *remarks(traced.assumptions, traced.warnings),
             parameter_counts(traced.parameters),
             as_table(peak_columns(traced.memory)),
             "\n".join(folded(_moment(traced))),
@@ -149,7 +151,7 @@ def _as_markdown(traced: Trace) -> str:
     return "\n\n".join(
         [
             f"**{traced.recipe.model}**: {settings}",
-            *(f"**Warning**: {warning}" for warning in traced.warnings),
+            *remarks(traced.assumptions, traced.warnings, markdown=True),
             parameter_counts(traced.parameters).replace("\n", " "),
             as_markdown(peak_columns(traced.memory)),
             _moment(traced),
@@ -167,6 +169,7 @@ def _as_csv(traced: Trace) -> str:
             {
                 **traced.recipe.describe(),
                 "kernels": traced.kernels,
+                "assumptions": "; ".join(traced.assumptions),
                 "warnings": "; ".join(traced.warnings),
                 "total_parameters": traced.parameters.total,
                 "trainable_parameters": traced.parameters.trainable,

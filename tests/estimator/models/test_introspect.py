@@ -174,7 +174,7 @@ def test_learned_positions_end_where_their_table_does() -> None:
         (
             other_config("mamba"),
             {"attn_implementation": "sdpa"},
-            "attn_implementation sdpa .* use another, such as eager",
+            "attn_implementation sdpa: .* for model_type mamba: use another, such as --attn-implementation eager",
         ),
         (other_config("mamba"), {"attn_implementation": "eager"}, "cannot be traced with this recipe"),
         (other_config("olmo2"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),

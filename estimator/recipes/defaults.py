@@ -1,0 +1,43 @@
+"""What people leave open of a recipe: its defaults, or what a model's users run where it cannot have them.
+
+Every recipe of a model that people leave anything open of is made here, so that all commands choose alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.feasibility import obstacles
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+
+
+class Resolved(NamedTuple):
+    """A recipe whose every setting has a value."""
+
+    recipe: Recipe
+    assumptions: tuple[str, ...]
+    """What was chosen that nobody asked for and that is not the default, one line each, and why."""
+
+
+def recipe_for(spec: ModelSpec, **options: Any) -> Resolved:
+    """Return the recipe of ``spec`` with ``options``: what they leave out, or give as None, has its default.
+
+    A default that the model cannot have gives way to what people run on it. What was asked for stays, even where it
+    cannot be: `feasibility.refuse_impossible` refuses it.
+
+    Raises:
+        UserError: as of `make_recipe`.
+    """
+    given = {option: value for option, value in options.items() if value is not None}
+    usual = make_recipe(spec.name, **given)
+    chosen: dict[str, Any] = {}
+    assumptions = []
+    for obstacle in obstacles(spec, usual):
+        setting = next((setting for setting in obstacle.instead if setting not in given), None)
+        if setting is not None:
+            chosen[setting] = obstacle.instead[setting]
+            recipe = make_recipe(spec.name, **given, **chosen)
+            now, before = recipe.describe()[setting], usual.describe()[setting]
+            assumptions.append(f"{setting} {now} instead of {before}: {obstacle.why}")
+    return Resolved(make_recipe(spec.name, **given, **chosen), tuple(assumptions))
