@@ -40,7 +40,7 @@ def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: S
     """Return the subject of a page: the models named, and those with most runs; the GPUs named, or the runs' own."""
     distinct: dict[bytes, ModelSpec] = {}
     for spec in (*models, *_models_of(runs)):
-        distinct.setdefault(msgspec.json.encode(msgspec.structs.replace(spec, name="")), spec)
+        distinct.setdefault(msgspec.json.encode(msgspec.structs.replace(spec, name="", assumptions=())), spec)
     return Subject(runs, [*distinct.values()], devices or _devices_of(runs))
 
 

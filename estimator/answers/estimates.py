@@ -37,7 +37,7 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory: Breakdown
     """At the peak of a steady training step."""
     assumptions: tuple[str, ...] = ()
-    """What was chosen of the recipe that nobody asked for and that is not the default, and why."""
+    """What was chosen of model and recipe that nobody asked for and that is not the default, and why."""
     warnings: tuple[str, ...] = ()
     """What is odd about the recipe, though it runs."""
     gpu: str | None = None

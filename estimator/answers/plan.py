@@ -87,7 +87,7 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     all before, or is the fastest of its method. Empty where nothing fits."""
     methods: tuple[MethodLimits, ...]
     assumptions: tuple[str, ...] = ()
-    """What was chosen of recipes that nobody asked for and that is not the default, and why."""
+    """What was chosen of model and recipes that nobody asked for and that is not the default, and why."""
     warnings: tuple[str, ...] = ()
     """What is odd about some of these, though they run."""
 

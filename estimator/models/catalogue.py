@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.read_config import read_config
@@ -17,6 +18,8 @@ CONFIGS = Path(__file__).parent / "configs"
 """One folder for each publisher, in it one config.json for each model, named as on the hub."""
 HUB_TIMEOUT_SECONDS = 5
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SIZED = re.compile(r".*(^|-)(\d+x)?\d+(\.\d+)?[bm](-.*)?")
+"""A name that has the number of parameters: what it leaves out is release and tuning."""
 LARGEST_CONFIG_BYTES = 16 * 2**20
 """Far above any config.json; weights named by mistake are not read into memory."""
 
@@ -32,8 +35,9 @@ def find_model(text: str | Path) -> ModelSpec:
     """Return the shapes of the model that ``text`` names, or whose config.json or its folder a path is.
 
     Looked up in this order: a shipped model by its hub id or the last part of it, in any case; a config.json or the
-    folder that holds one; a hub id, of which only the config.json is fetched. What starts with ``.``, ``/`` or ``~``
-    or ends in ``.json`` is always a path.
+    folder that holds one; shipped models, if they have the same shapes, by how their last parts begin, up to the number
+    of parameters or further (``mixtral-8x7b``), which the spec's ``assumptions`` say; a hub id, of which only the
+    config.json is fetched. What starts with ``.``, ``/`` or ``~`` or ends in ``.json`` is always a path.
 
     Raises:
         UserError: nothing has that name, several shipped models do, or its config is none that `read_config` takes.
@@ -53,6 +57,9 @@ def find_model(text: str | Path) -> ModelSpec:
         return read_config(_decode(CONFIGS / f"{shipped}.json"), shipped)
     if _exists(Path(text)):
         return _read_path(Path(text), text)
+    begun = _begun(text)
+    if begun is not None:
+        return begun
     if HUB_ID.fullmatch(text):
         return read_config(_decode(_fetch(text)), text)
     raise UserError(f"no model {text!r} in the catalogue and no such file or folder: {_nearest(text)}")
@@ -78,6 +85,19 @@ def _shipped_name(text: str) -> str | None:
     if len(named) > 1:
         raise UserError(f"{text!r} is several models: say {' or '.join(named)}")
     return named[0] if named else None
+
+
+def _begun(text: str) -> ModelSpec | None:
+    """Return the model whose name begins with ``text``: of several that have the same shapes the shortest name's."""
+    if not SIZED.fullmatch(text.lower()):
+        return None
+    names = [name for name in model_names() if name.lower().rpartition("/")[2].startswith(f"{text.lower()}-")]
+    names.sort(key=len)
+    specs = [read_config(_decode(CONFIGS / f"{name}.json"), name) for name in names]
+    if not specs or any(replace(spec, name=specs[0].name) != specs[0] for spec in specs):
+        return None
+    others = f", not {' or '.join(names[1:])} (of the same shapes)" if names[1:] else ""
+    return replace(specs[0], assumptions=(f"model {text} means {names[0]}{others}",))
 
 
 def _nearest(text: str) -> str:

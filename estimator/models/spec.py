@@ -88,6 +88,8 @@ class ModelSpec(Struct, frozen=True):
     what is in no layer has its whole path as its name."""
     has_sdpa: bool = True
     """Whether transformers runs its attention through sdpa."""
+    assumptions: tuple[str, ...] = ()
+    """What was assumed to find it by the name that was given, one line each; none of a name that is its alone."""
 
     @property
     def parameters_by_part(self) -> dict[Part, int]:

@@ -32,7 +32,7 @@ def recipe_for(spec: ModelSpec, **options: Any) -> Resolved:
     given = {option: value for option, value in options.items() if value is not None}
     usual = make_recipe(spec.name, **given)
     chosen: dict[str, Any] = {}
-    assumptions = []
+    assumptions = [*spec.assumptions]
     for obstacle in obstacles(spec, usual):
         setting = next((setting for setting in obstacle.instead if setting not in given), None)
         if setting is not None:

@@ -55,6 +55,7 @@ def test_every_model_answers_without_an_option(lorabench: Any, model: str, metho
         ("gemma-2-9b", (), GEMMA),
         ("mixtral-8x7b-v0.1", (), MIXTRAL),
         ("mixtral-8x7b-v0.1", ("--method", "qlora"), MIXTRAL),
+        ("llama-2-7b-chat", (), "model llama-2-7b-chat means meta-llama/Llama-2-7b-chat-hf"),
         ("mixtral-8x7b-v0.1", ("--lora-dropout", "0.1"), MIXTRAL),
         (
             "mixtral-8x7b-v0.1",

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lorabench.estimator.closed_form.memory import estimate_memory
@@ -214,12 +215,30 @@ def test_a_path_where_nothing_is_is_refused(tmp_path: Path) -> None:
         find_model("~no-such-user/config.json")
 
 
+def test_a_name_may_end_with_the_size_where_what_follows_changes_no_shape() -> None:
+    begun = find_model("mixtral-8x7b")
+    whole = find_model("mistralai/Mixtral-8x7B-v0.1")
+    assert begun.assumptions == (
+        "model mixtral-8x7b means mistralai/Mixtral-8x7B-v0.1, not mistralai/Mixtral-8x7B-Instruct-v0.1 "
+        "(of the same shapes)",
+    )
+    assert msgspec.structs.replace(begun, assumptions=()) == whole
+    assert whole.assumptions == ()
+    assert find_model("Qwen3-30B").assumptions == ("model Qwen3-30B means Qwen/Qwen3-30B-A3B",)
+
+
+def test_a_file_goes_before_a_name_that_is_only_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mixtral-8x7b").write_text(json.dumps(raw_config("google/gemma-2b")))
+    assert find_model("mixtral-8x7b").model_type == "gemma"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("lama-3.1-8b", "did you mean Llama-3.1-8B?"),
         ("llama3.1", "did you mean Llama-3.1-8B?"),
-        ("mixtral-8x7b", "did you mean Mixtral-8x7B-Instruct-v0.1 or Mixtral-8x7B-v0.1?"),
+        ("mistral-7b", "did you mean Mistral-7B-v0.3?"),  # of two vocabularies
         ("completely-different", "lorabench models lists all"),
         (" ", "a model needs a name"),
         ("nul\0l", "null character"),
