@@ -75,6 +75,7 @@ def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str
                 "title": device.title,
                 "memoryBytes": device.memory_bytes,
                 "usableBytes": device.usable_bytes,
+                "assumptions": device.assumptions,
                 "architecture": architectures.index(device.compute_capability),
                 "rates": rates(device),
             }

@@ -32,8 +32,10 @@ class Subject(NamedTuple):
     @property
     def gpus(self) -> list[Device]:
         """All GPUs that people may ask about: `devices`, then the others of the catalogue."""
-        first = self.devices or [find_device(USUAL_GPU)]
-        return [*{device.name: device for device in (*first, *all_devices())}.values()]
+        found: dict[str, Device] = {}
+        for device in (*(self.devices or [find_device(USUAL_GPU)]), *all_devices()):
+            found.setdefault(device.name, device)
+        return [*found.values()]
 
 
 def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> Subject:

@@ -83,7 +83,7 @@ def test_a_gpu_that_was_calibrated_is_as_fast_as_was_measured(monkeypatch: pytes
     ("arguments", "said"),
     [
         ({"model": None}, "a model is a name or a path, and None is neither"),
-        ({"gpu": 24}, "a size such as 24GB, in quotes, and 24 is neither"),
+        ({"gpu": True}, "a GPU is a name, or a size such as 24GB, and True is neither"),
         ({"target_modules": ["c_attn", "c_fc"]}, "write 'c_attn,c_fc'"),
     ],
 )
@@ -103,6 +103,18 @@ def test_a_default_that_a_model_cannot_have_is_switched_and_said() -> None:
     assert lorabench.estimate("gpt2", seq_len=1024).assumptions == ()
     peaks = lorabench.estimate_grid("gemma-2-2b", 1, [2048])
     assert peaks[0] == lorabench.estimate("gemma-2-2b", attn_implementation="eager").memory.peak_allocated_bytes
+
+
+def test_a_gpu_is_named_as_on_the_command_line() -> None:
+    assert lorabench.estimate("llama-3.1-8b", gpu=24) == lorabench.estimate("llama-3.1-8b", gpu="24GB")
+    assert lorabench.find_device("a100-80gb").name == "a100-sxm-80gb"
+    assert lorabench.estimate("mixtral-8x7b", gpu="a100-80gb").assumptions == (
+        "model mixtral-8x7b means mistralai/Mixtral-8x7B-v0.1, not mistralai/Mixtral-8x7B-Instruct-v0.1 (of the same "
+        "shapes)",
+        "target_modules attention instead of all-linear: peft has no dropout for adapters of fused experts, which "
+        "mistralai/Mixtral-8x7B-v0.1 has",
+        "gpu a100-80gb means a100-sxm-80gb, not a100-pcie-80gb (as much memory, another speed)",
+    )
 
 
 def test_a_length_is_written_as_on_the_command_line() -> None:

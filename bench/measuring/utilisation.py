@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.devices.device import known_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
@@ -24,13 +24,12 @@ def utilisation(spec: ModelSpec, recipe: Recipe, device_name: str | None, step_s
     The peak is the catalogue's dense rate for the dtype in which the recipe's matrix products run. Float32 products are
     held against the float32 rate, since torch leaves TF32 off unless told otherwise.
     """
-    if device_name is None:
+    device = None if device_name is None else known_device(device_name)
+    peak = None if device is None else device.peak_flops_per_second.get(recipe.compute_dtype)
+    if peak is None:
         return Utilisation()
     try:
-        peak = find_device(device_name).peak_flops_per_second.get(recipe.compute_dtype)
         flops = step_flops(spec, recipe)
     except UserError:
-        return Utilisation()
-    if peak is None:
         return Utilisation()
     return Utilisation(flops.model / step_seconds / peak, flops.hardware / step_seconds / peak)

@@ -13,7 +13,7 @@ from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.rehearsal import Counted, Rehearsal
 from lorabench.bench.records.whole_files import write_whole
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.devices.device import Device, find_device
+from lorabench.estimator.devices.device import Device, known_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.parameters import ParameterCounts
@@ -48,12 +48,7 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     @property
     def catalogued(self) -> Device | None:
         """The GPU of the catalogue that it is; None of a CPU, and of a GPU that is not in the catalogue."""
-        if self.kind == "cpu":
-            return None
-        try:
-            return find_device(self.name)
-        except UserError:
-            return None
+        return None if self.kind == "cpu" else known_device(self.name)
 
     @property
     def compute_capability(self) -> str | None:

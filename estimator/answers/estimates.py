@@ -37,7 +37,7 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory: Breakdown
     """At the peak of a steady training step."""
     assumptions: tuple[str, ...] = ()
-    """What was chosen of model and recipe that nobody asked for and that is not the default, and why."""
+    """What was chosen of model, recipe and GPU that nobody asked for and that is not the default, and why."""
     warnings: tuple[str, ...] = ()
     """What is odd about the recipe, though it runs."""
     gpu: str | None = None
@@ -79,7 +79,7 @@ def estimate_recipe(
 
     Its speed is at the rates of ``calibration``, or else of the device's datasheet. An architecture that has no closed
     form is traced, which takes some seconds: ``on_progress`` is told what is being done. ``assumptions``, of how the
-    recipe came about, are handed on.
+    recipe came about, are handed on, and the device's own with them.
 
     Raises:
         UserError: the model lacks the recipe's target modules, or cannot take sequences as long as the recipe's; the
@@ -88,6 +88,8 @@ def estimate_recipe(
     refuse_impossible(spec, recipe)
     if device is not None:
         refuse_lacking(recipe, device)
+    if device is not None:
+        assumptions = [*assumptions, *device.assumptions]
     if not has_closed_form(spec):
         return replace(_estimate_by_trace(spec, recipe, device, on_progress), assumptions=tuple(assumptions))
     memory = estimate_memory(spec, recipe, compute_capability=None if device is None else device.compute_capability)

@@ -87,7 +87,7 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     all before, or is the fastest of its method. Empty where nothing fits."""
     methods: tuple[MethodLimits, ...]
     assumptions: tuple[str, ...] = ()
-    """What was chosen of model and recipes that nobody asked for and that is not the default, and why."""
+    """What was chosen of model, recipes and GPU that nobody asked for and that is not the default, and why."""
     warnings: tuple[str, ...] = ()
     """What is odd about some of these, though they run."""
 
@@ -167,7 +167,7 @@ def make_plan(
             for one in named
         ),
         methods=tuple(_limits(spec, device, recipe) for recipe in leanest.values()),
-        assumptions=tuple(assumptions),
+        assumptions=(*assumptions, *device.assumptions),
         warnings=tuple(dict.fromkeys(said for one in leanest.values() for said in recipe_warnings(spec, one))),
     )
 

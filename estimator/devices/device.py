@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.quantities import GIB, in_gib
@@ -17,7 +18,7 @@ GENERIC_WORDS = {"nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "gra
 """Words of the drivers' names that tell no GPU from another."""
 DISTINCTIVE_WORDS = {"ti", "super", "ada", "pro"}
 """Words without which the name is another GPU's: an RTX 4070 is no RTX 4070 Ti SUPER, an RTX 4000 no RTX 4000 Ada."""
-SIZE = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*(?:g|gb|gib)", re.IGNORECASE)
+SIZE = re.compile(r"(?P<number>[-+]?\d+(?:\.\d+)?)\s*(?P<unit>g|gb|gib)?", re.IGNORECASE)
 MISSPELT_SIZE = re.compile(
     r"[-+]?(?:[\d.,_]|e[-+]?\d)*(?:nan|inf)?\s*(?:[kmgtp]?i?bs?|[kmgtp]|[a-z]*bytes?)?", re.IGNORECASE
 )
@@ -28,6 +29,8 @@ DRIVER_BYTES = 768 * 2**20
 """What the driver keeps of the memory that it reports. torch's out-of-memory messages say what is left of it: 14.75 of
 15 GiB on a T4, 23.6 of 24 on an RTX 4090, 39.5 of 40 and 79.25 of 80 on A100s. This is the most of these."""
 LARGEST_SIZE_GIB = 100_000
+LARGEST_BARE_SIZE_GIB = 512
+"""A larger number without a unit is rather a model's, such as 1080."""
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -59,6 +62,8 @@ class Device(Struct, frozen=True, kw_only=True):
     """Whether bitsandbytes' 4-bit kernels run on it: compute capability 6.0 or newer, or AMD CDNA 2 or newer."""
     sources: dict[str, str] = {}
     """rates, units (multiprocessors and cache), memory → where the figures come from."""
+    assumptions: tuple[str, ...] = ()
+    """What was assumed to find it by the name that was given, one line each; none of a name that is its alone."""
 
     @property
     def usable_bytes(self) -> int:
@@ -86,6 +91,9 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory_source: str
     other_words: tuple[str, ...] = ()
     """Words that the driver adds to the name."""
+    usual: bool = False
+    """Whether people mean this one by a name that fits others too: servers of eight GPUs, as clouds let them, have the
+    SXM form."""
 
     def device(self) -> Device:
         return Device(
@@ -110,6 +118,10 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def words(self) -> set[str]:
         return {*self.name.split("-"), f"{self.memory_gb}gb", *self.other_words}
 
+    def compact_names(self) -> set[str]:
+        name = self.name.replace("-", "")
+        return {name, name.removeprefix("rtx"), "".join(_words(self.title))}
+
 
 @cache
 def _catalogue() -> tuple[_Entry, ...]:
@@ -126,46 +138,88 @@ def all_devices() -> list[Device]:
     return [entry.device() for entry in _catalogue()]
 
 
-def find_device(text: str) -> Device:
+def find_device(text: str | float) -> Device:
     """Return the GPU that ``text`` names, or one of which only the memory is known.
 
-    ``text`` is a catalogue name or a part of it that fits only one GPU (``4090``, ``a100 80gb sxm``), a name as the
-    driver writes it (``NVIDIA A100-SXM4-80GB``), in any case, with spaces, hyphens or underscores; or a memory size
-    (``24GB``, ``24GiB`` and ``24G`` are all 24 · 2³⁰ bytes, as GPU vendors count); or ``local``, this machine's own.
+    ``text`` is a catalogue name or a part of it (``4090``, ``a100 80gb sxm``), a name as the driver writes it (``NVIDIA
+    A100-SXM4-80GB``), in any case, with spaces, hyphens or underscores; or a memory size (``24``, ``24GB``, ``24GiB``
+    and ``24G`` are all 24 · 2³⁰ bytes, as GPU vendors count); or ``local``, this machine's own. A name that fits
+    several GPUs stands for the one that people mean, if the catalogue says which, and the device's ``assumptions`` say
+    so.
 
     Raises:
-        UserError: no GPU or several have that name, or the size is out of range, or there is none here.
+        UserError: no GPU has that name, or several that people mean; the size is out of range; there is none here.
     """
-    if not isinstance(text, str):
-        raise UserError(f"a GPU is a name or a size such as 24GB, in quotes, and {text!r} is neither")
-    if text.strip().lower() == LOCAL:
+    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+        raise UserError(f"a GPU is a name, or a size such as 24GB, and {text!r} is neither")
+    text = str(text).strip()
+    if text.lower() == LOCAL:
         from lorabench.estimator.devices.local_gpu import local_device
 
         return local_device()
-    size = SIZE.fullmatch(text.strip())
-    if size:
-        return _of_size(text.strip(), float(size[1]))
+    size = SIZE.fullmatch(text)
+    if size and size["unit"]:
+        return _of_size(text, float(size["number"]))
+    fitting = _fitting(text)
+    if not fitting and size and float(size["number"]) <= LARGEST_BARE_SIZE_GIB:
+        return _of_size(f"{text}GB", float(text))
+    if not fitting:
+        raise _unknown(text)
+    return fitting[0].device() if len(fitting) == 1 else _usual(text, fitting)
+
+
+def known_device(name: str) -> Device | None:
+    """Return the GPU of the catalogue that has ``name``, the catalogue's or its driver's; None of none or several."""
+    fitting = _fitting(name)
+    return fitting[0].device() if len(fitting) == 1 else None
+
+
+@lru_cache(1024)  # records name their GPU by the thousand
+def _fitting(text: str) -> tuple[_Entry, ...]:
+    """Return the GPUs that ``text`` may name: it alone by its whole name, or else all that have its words."""
     words = _words(text)
     compact = "".join(words)
-    exact = [
-        entry for entry in _catalogue() if compact in (_compact(entry.name), _compact(entry.name).removeprefix("rtx"))
-    ]
-    near = [entry for entry in _catalogue() if words and set(words) <= entry.words()]
-    fitting = exact or [entry for entry in near if not (entry.words() & DISTINCTIVE_WORDS) - set(words)]
-    if not fitting:
-        if not near and MISSPELT_SIZE.fullmatch(text.strip()):
-            raise UserError(
-                f"no GPU {text!r} in the catalogue (lorabench gpus lists all), and no size: write GiB, such as 24GB or "
-                "1.5GiB"
-            )
-        names = [entry.name for entry in near]
-        meant = f"did you mean {' or '.join(names)}?" if near else did_you_mean("-".join(words), device_names())
-        raise UserError(
-            f"no GPU {text!r} in the catalogue: {meant} (lorabench gpus lists all; a size such as 24GB will do)"
-        )
-    if len(fitting) > 1:
+    exact = [entry for entry in _catalogue() if compact in entry.compact_names()]
+    return tuple(exact or [entry for entry in _near(words) if not (entry.words() & DISTINCTIVE_WORDS) - set(words)])
+
+
+def _near(words: list[str]) -> list[_Entry]:
+    return [entry for entry in _catalogue() if words and set(words) <= entry.words()]
+
+
+def _usual(text: str, fitting: tuple[_Entry, ...]) -> Device:
+    """Return that of several GPUs which people mean, and say what the others differ in.
+
+    Raises:
+        UserError: it is not known which one.
+    """
+    usual = [entry for entry in fitting if entry.usual]
+    if len(usual) != 1:
         raise UserError(f"{text!r} is several GPUs: say {' or '.join(entry.name for entry in fitting)}")
-    return fitting[0].device()
+    meant = usual[0].device()
+    others = " or ".join(f"{entry.name} ({_difference(meant, entry.device())})" for entry in fitting if not entry.usual)
+    return replace(meant, assumptions=(f"gpu {' '.join(text.split())} means {meant.name}, not {others}",))
+
+
+def _difference(meant: Device, other: Device) -> str:
+    memory = "as much memory" if other.memory_bytes == meant.memory_bytes else in_gib(other.memory_bytes)
+    rates = [(one.bandwidth_bytes_per_second, one.peak_flops_per_second) for one in (meant, other)]
+    return f"{memory}, {'as fast' if rates[0] == rates[1] else 'another speed'}"
+
+
+def _unknown(text: str) -> UserError:
+    words = _words(text)
+    near = _near(words)
+    if not near and MISSPELT_SIZE.fullmatch(text):
+        return UserError(
+            f"no GPU {text!r} in the catalogue (lorabench gpus lists all), and no size: write GiB, such as 24GB or "
+            "1.5GiB"
+        )
+    names = [entry.name for entry in near]
+    meant = f"did you mean {' or '.join(names)}?" if near else did_you_mean("-".join(words), device_names())
+    return UserError(
+        f"no GPU {text!r} in the catalogue: {meant} (lorabench gpus lists all; a size such as 24GB will do)"
+    )
 
 
 def _of_size(text: str, gib: float) -> Device:
@@ -175,15 +229,16 @@ def _of_size(text: str, gib: float) -> Device:
             f"{LARGEST_SIZE_GIB:,} GiB"
         )
     return Device(
-        name=text, title=f"a GPU with {gib:g} GiB", memory_bytes=int(gib * GIB), sources={"memory": "as given"}
+        name="".join(text.split()),
+        title=f"a GPU with {gib:g} GiB",
+        memory_bytes=int(gib * GIB),
+        sources={"memory": "as given"},
     )
 
 
 def _words(text: str) -> list[str]:
-    words = [word for word in re.split(r"[\s_/-]+", text.lower()) if word and word not in GENERIC_WORDS]
-    words = [re.sub(r"^(\d+)(g|gib)$", r"\1gb", word) for word in words]
+    spaced = re.sub(r"[\s_/-]+", " ", text.lower())
+    spaced = re.sub(r"(?<!\w)(\d+) ?(?:g|gb|gib)\b", r"\1gb", spaced)
+    spaced = re.sub(r"\brtx(?=\w?\d)", "rtx ", spaced)
+    words = [word for word in spaced.split() if word not in GENERIC_WORDS]
     return [re.sub(r"^sxm\d$", "sxm", word) for word in words]
-
-
-def _compact(name: str) -> str:
-    return name.replace("-", "")

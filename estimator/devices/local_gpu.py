@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from lorabench.estimator.devices.device import Device, find_device
+from lorabench.estimator.devices.device import Device, known_device
 from lorabench.estimator.errors import UserError
 
 
@@ -34,9 +34,8 @@ def local_device() -> Device:
             "--gpu local: no GPU was found here, by NVML or PyTorch: name one (lorabench gpus), or give its memory "
             "such as 24GB"
         )
-    try:
-        known = find_device(described.name)
-    except UserError:
+    known = known_device(described.name)
+    if known is None:
         return Device(
             name=described.name,
             title=described.name,

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.devices.device import known_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.speed.operations import Kernel
 from lorabench.estimator.typed_values import convert
@@ -134,11 +134,9 @@ def find_calibration(device_name: str) -> Calibration | None:
 
 def file_name(device_name: str) -> str:
     """Return the name of the file for a device: its catalogue name where it has one, else its own in plain letters."""
-    try:
-        device_name = find_device(device_name).name
-    except UserError:
-        device_name = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
-    return f"{device_name or 'unknown'}.json"
+    known = known_device(device_name)
+    name = known.name if known else re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return f"{name or 'unknown'}.json"
 
 
 def user_folder() -> Path:

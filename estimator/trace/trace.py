@@ -91,7 +91,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     timeline: tuple[TimelinePoint, ...]
     """Of the last step: where each phase begins, its peak, and evenly spaced moments between."""
     assumptions: tuple[str, ...] = ()
-    """What was chosen of model and recipe that nobody asked for and that is not the default, and why."""
+    """What was chosen of model, recipe and GPU that nobody asked for and that is not the default, and why."""
     warnings: tuple[str, ...] = ()
     """What is odd about the recipe, though it runs."""
 

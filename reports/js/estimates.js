@@ -62,7 +62,7 @@ export function estimateOf(chosen) {
   const found = sized(chosen);
   if (!found) return null;
   const { recipe, values, many, filled, place } = found;
-  const { memoryBytes, usableBytes, architecture } = gpuNamed(chosen.gpu);
+  const { memoryBytes, usableBytes, architecture, assumptions } = gpuNamed(chosen.gpu);
   const { workspaces, reserved } = PLANNING.architectures[architecture];
   const peak = peakOf(recipe.forms[many][filled], recipe.held[place], workspaces, values);
   const components = Object.fromEntries(PLANNING.components.map((name, at) => [name, peak.components[at]]));
@@ -83,7 +83,7 @@ export function estimateOf(chosen) {
     marginBytes: judged[PLANNING.verdict.margin],
     trainable: recipe.trainable[place],
     settings: recipe.settings,
-    assumptions: recipe.assumptions,
+    assumptions: [...recipe.assumptions, ...assumptions],
   };
 }
 

@@ -40,7 +40,7 @@ __all__ = [
 
 
 def estimate(
-    model: str | Path | ModelSpec, *, gpu: str | Device | None = None, **options: Unpack[RecipeOptions]
+    model: str | Path | ModelSpec, *, gpu: str | float | Device | None = None, **options: Unpack[RecipeOptions]
 ) -> Estimate:
     """Return what fine-tuning ``model`` takes, worked out in milliseconds and without torch.
 
@@ -71,7 +71,7 @@ def estimate_grid(
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
     *,
-    gpu: str | Device | None = None,
+    gpu: str | float | Device | None = None,
     **options: Unpack[RecipeOptions],
 ) -> NDArray[np.int64]:
     """Return the peak allocated bytes for every batch size, length and rank, a million in about a second.
@@ -113,7 +113,7 @@ def estimate_throughput_grid(
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
     *,
-    gpu: str | Device,
+    gpu: str | float | Device,
     **options: Unpack[RecipeOptions],
 ) -> ThroughputGrid:
     """Return seconds a step and tokens a second, each with its range, for every batch size, length and rank.
@@ -163,7 +163,7 @@ def _spec(model: str | Path | ModelSpec) -> ModelSpec:
     return model if isinstance(model, ModelSpec) else find_model(model)
 
 
-def _device(gpu: str | Device) -> Device:
+def _device(gpu: str | float | Device) -> Device:
     from lorabench.estimator.devices.device import Device
 
     return gpu if isinstance(gpu, Device) else find_device(gpu)
@@ -180,11 +180,13 @@ def find_model(model: str | Path) -> ModelSpec:
     return catalogue.find_model(model)
 
 
-def find_device(gpu: str) -> Device:
-    """Return a GPU by its name, or one of which only the memory is known by a size such as ``24GB``.
+def find_device(gpu: str | float) -> Device:
+    """Return a GPU by its name, or one of which only the memory is known by a size such as ``24GB``, or 24.
+
+    Of a name that fits several, it is the one that people mean, and its ``assumptions`` say so.
 
     Raises:
-        UserError: no GPU or several have that name.
+        UserError: no GPU has that name, or several that people mean.
     """
     from lorabench.estimator.devices import device
 

@@ -128,11 +128,11 @@ def test_a_plan_says_what_it_did_not_search(lorabench: Any) -> None:
 
 
 def test_a_trace_chooses_as_an_estimate(lorabench: Any) -> None:
-    traced = json_of(lorabench, "trace", "demo-gpt2")
-    estimated = json_of(lorabench, "estimate", "demo-gpt2")
+    traced = json_of(lorabench, "trace", "demo-gpt2", "--gpu", "h100")
+    estimated = json_of(lorabench, "estimate", "demo-gpt2", "--gpu", "h100")
     assert traced["recipe"] == estimated["recipe"]
     assert traced["assumptions"] == estimated["assumptions"]
-    assert [one.split()[0] for one in traced["assumptions"]] == ["seq_len"]
+    assert [one.split()[0] for one in traced["assumptions"]] == ["seq_len", "gpu"]
 
 
 def test_what_would_make_a_mixture_fit_has_the_defaults_that_it_can_have(lorabench: Any) -> None:
@@ -156,7 +156,34 @@ def test_a_condition_of_a_suite_holds_for_what_was_chosen(lorabench: Any, tmp_pa
 
 
 def test_a_page_says_what_was_assumed(lorabench: Any, tmp_path: Path) -> None:
-    code, out, err = lorabench("report", "--model", "gpt2", "-o", str(tmp_path / "page.html"))
+    code, out, err = lorabench("report", "--model", "gpt2", "--gpu", "a100-80gb", "-o", str(tmp_path / "page.html"))
     assert (code, err) == (0, "")
     said = " ".join(out.split())
     assert f"assumed: {GPT2}" in said
+    assert "assumed: gpu a100-80gb means a100-sxm-80gb, not a100-pcie-80gb (as much memory, another speed)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical", "assumed"),
+    [
+        ("rtx4090", "rtx-4090", False),
+        ("4090", "rtx-4090", False),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090", False),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm-80gb", False),
+        ("A100-80GB", "a100-sxm-80gb", True),
+        ("h100", "h100-sxm", True),
+        ("24", "24GB", False),
+        ("24GB", "24GB", False),
+    ],
+)
+def test_every_command_takes_a_gpu_by_the_names_that_people_write(
+    lorabench: Any, name: str, canonical: str, assumed: bool
+) -> None:
+    estimated = json_of(lorabench, "estimate", "smollm2-135m", "--gpu", name)
+    planned = json_of(lorabench, "plan", "smollm2-135m", "--method", "lora", "--gpu", name)
+    assert estimated["gpu"] == planned["gpu"] == canonical
+    assert ("assumptions" in estimated) == ("assumptions" in planned) == assumed
+    assert estimated.get("assumptions") == planned.get("assumptions")
+    _, out, _ = lorabench("run", "smollm2-135m", "--dry-run", "--gpu", name)
+    assert f"on {canonical} (" in out
+    assert ("assumed: gpu" in out) == assumed

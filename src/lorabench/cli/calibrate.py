@@ -68,13 +68,10 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
 
 def default_dtypes(gpu: str) -> tuple[str, ...]:
     """Return what people train in on the GPU of that name: the 16 bits that it has units for, and float32."""
-    from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.devices.device import known_device
 
-    try:
-        half = "float16" if find_device(gpu).supports_bfloat16 is False else "bfloat16"
-    except UserError:
-        half = "bfloat16"
-    return half, "float32"
+    device = known_device(gpu)
+    return "float16" if device and device.supports_bfloat16 is False else "bfloat16", "float32"
 
 
 def as_text(calibration: Calibration) -> str:

@@ -36,8 +36,13 @@ class Row(Struct, frozen=True, kw_only=True):
     """Why there is no estimate, or why it cannot run."""
 
 
-def dry_run(suite: Suite, settings: Settings, device: DeviceFacts, *, here: bool) -> str:
-    """Return the list of the suite's recipes on ``device``, which is this machine's if ``here``, for people."""
+def dry_run(
+    suite: Suite, settings: Settings, device: DeviceFacts, *, here: bool, assumptions: Sequence[str] = ()
+) -> str:
+    """Return the list of the suite's recipes on ``device``, which is this machine's if ``here``, for people.
+
+    ``assumptions`` are those of the device.
+    """
     labels = suite.labels()
     rates = device_rates(device)
     rows = [_row(labels[planned.digest], planned, device, rates, here) for planned in suite.recipes]
@@ -58,7 +63,7 @@ def dry_run(suite: Suite, settings: Settings, device: DeviceFacts, *, here: bool
         lines.append(f"training takes about {in_time(total)} in all, besides what loading takes")
     else:
         lines.append("how long training takes is not known (lorabench calibrate measures a device)")
-    lines += ["\n".join(folded(f"assumed: {assumed}")) for assumed in suite.assumptions]
+    lines += ["\n".join(folded(f"assumed: {assumed}")) for assumed in (*suite.assumptions, *assumptions)]
     lines += dict.fromkeys("\n".join(folded(f"{row.verdict}: {row.reason}")) for row in rows if row.reason)
     return "\n".join(lines)
 

@@ -31,11 +31,7 @@ def command(format_: str) -> None:
 
     devices = all_devices()
     if format_ == "json":
-        import msgspec
-
-        click.echo(
-            as_json([{**msgspec.to_builtins(device), "usable_bytes": device.usable_bytes} for device in devices])
-        )
+        click.echo(as_json([_facts(device) for device in devices]))
     elif format_ == "csv":
         click.echo(as_csv([_flat(device) for device in devices]))
     elif format_ == "markdown":
@@ -44,6 +40,14 @@ def command(format_: str) -> None:
         click.echo(as_table(_columns(devices)))
         click.echo(f"\nGiB: as the driver reports; a process can use all but {in_gib(DRIVER_BYTES)} of it")
         click.echo("fp32 to fp16: dense TFLOP/s with float32 accumulation, without sparsity")
+
+
+def _facts(device: Device) -> dict[str, object]:
+    import msgspec
+
+    facts = msgspec.structs.asdict(device)
+    del facts["assumptions"]  # of names that people give; these are its own
+    return {**facts, "usable_bytes": device.usable_bytes}
 
 
 def _flat(device: Device) -> dict[str, object]:

@@ -65,7 +65,9 @@ def command(
     held = [f"{plural(len(runs), 'run')}, {failed} failed"] if runs else []
     if specs:
         held.append(f"estimates of {', '.join(spec.name for spec in specs)}")
-    for assumption in (assumed for spec in specs for assumed in recipe_for(spec).assumptions):
+    assumptions = [assumed for spec in specs for assumed in recipe_for(spec).assumptions]
+    assumptions += [assumed for device in devices for assumed in device.assumptions]
+    for assumption in assumptions:
         click.echo("\n".join(folded(f"assumed: {assumption}")))
     click.echo(f"wrote {output} ({format_bytes(size)}): {'; '.join(held)}")
     if open_page:

@@ -140,7 +140,8 @@ def command(
         from lorabench.cli.dry_run import dry_run as listed
 
         check_sources(suite, settings)
-        click.echo(listed(suite, settings, _device(gpu, device), here=gpu is None))
+        facts, assumptions = _device(gpu, device)
+        click.echo(listed(suite, settings, facts, here=gpu is None, assumptions=assumptions))
         return 0
     assert output is not None
     from lorabench.bench.running.runner import run_suite
@@ -230,19 +231,19 @@ def _refuse_what_only_training_takes() -> None:
             raise UserError(f"{max(option.opts, key=len)} is for training, and --dry-run trains nothing: leave it out")
 
 
-def _device(gpu: str | None, choice: DeviceChoice) -> DeviceFacts:
-    """Return the device to hold estimates against: the GPU that is named, or this machine's."""
+def _device(gpu: str | None, choice: DeviceChoice) -> tuple[DeviceFacts, tuple[str, ...]]:
+    """Return the device to hold estimates against, the GPU that is named or this machine's, and what that assumes."""
     if gpu is None:
         from lorabench.bench.machine.environment import probe_surroundings
 
-        return probe_surroundings(choice).device
+        return probe_surroundings(choice).device, ()
     if choice != "auto":
         raise UserError("--gpu and --device contradict each other: --gpu names the device to hold estimates against")
     from lorabench.bench.records.record import DeviceFacts
     from lorabench.estimator.devices.device import find_device
 
     device = find_device(gpu)
-    return DeviceFacts(kind="cuda", name=device.name, memory_bytes=device.memory_bytes)
+    return DeviceFacts(kind="cuda", name=device.name, memory_bytes=device.memory_bytes), device.assumptions
 
 
 def _resuming(arguments: list[str]) -> str:

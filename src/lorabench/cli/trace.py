@@ -60,7 +60,7 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
         raise UserError("--expandable-segments is a setting of CUDA's allocator: leave it out with --kernels cpu")
     if gpu is not None and kernels == "cpu":
         raise UserError("--gpu has no meaning with --kernels cpu: leave one of them out")
-    compute_capability = None if gpu is None else find_device(gpu).compute_capability
+    device = None if gpu is None else find_device(gpu)
     spec = find_model(model)
     recipe, assumptions = recipe_for(spec, **options)
     with progress() as say:
@@ -72,10 +72,10 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
             spec,
             recipe,
             kernels=kernels,
-            compute_capability=compute_capability,
+            compute_capability=None if device is None else device.compute_capability,
             expandable_segments=expandable_segments,
             on_progress=say,
-            assumptions=assumptions,
+            assumptions=[*assumptions, *(device.assumptions if device else ())],
         )
     click.echo(_FORMATTERS[format_](traced))
 

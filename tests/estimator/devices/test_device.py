@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabench.estimator.devices.device import device_names, find_device
+from lorabench.estimator.devices.device import device_names, find_device, known_device
 from lorabench.estimator.errors import UserError
 
 GIB = 2**30
@@ -19,6 +21,9 @@ GIB = 2**30
         ("RTX 4090", "rtx-4090"),
         ("rtx_4090", "rtx-4090"),
         ("rtx4090", "rtx-4090"),
+        ("RTX4090 24GB", "rtx-4090"),
+        ("rtxa6000", "rtx-a6000"),
+        ("A100 SXM4 80 GB", "a100-sxm-80gb"),
         ("4090", "rtx-4090"),
         ("3090", "rtx-3090"),
         ("3090 Ti", "rtx-3090-ti"),
@@ -85,13 +90,59 @@ def test_every_gpu_is_found_by_its_name_and_its_title() -> None:
     assert len(device_names()) == len(set(device_names())) >= 35
     for name in device_names():
         device = find_device(name)
-        assert find_device(name.upper().replace("-", " ")) == find_device(device.name) == device
+        assert find_device(name.upper().replace("-", " ")) == find_device(device.title) == device
+        assert device.assumptions == ()
 
 
-@pytest.mark.parametrize(("text", "gib"), [("24GB", 24), ("24GiB", 24), ("24G", 24), (" 24 gb ", 24), ("1.5g", 1.5)])
-def test_a_size_is_a_gpu_of_which_only_the_memory_is_known(text: str, gib: float) -> None:
+@pytest.mark.parametrize(
+    ("text", "name", "others"),
+    [
+        ("a100-80gb", "a100-sxm-80gb", "a100-pcie-80gb (as much memory, another speed)"),
+        ("A100  80 GB", "a100-sxm-80gb", "a100-pcie-80gb (as much memory, another speed)"),
+        ("a100_40GB", "a100-sxm-40gb", "a100-pcie-40gb (as much memory, as fast)"),  # by their datasheets
+        ("V100-32GB", "v100-sxm-32gb", "v100-pcie-32gb (as much memory, another speed)"),
+        ("H100-80GB", "h100-sxm", "h100-pcie (as much memory, another speed)"),
+        (
+            "h100",
+            "h100-sxm",
+            "h100-pcie (as much memory, another speed) or h100-nvl (93.58 GiB, another speed)",
+        ),
+    ],
+)
+def test_of_several_gpus_it_is_the_one_that_people_mean_and_says_so(text: str, name: str, others: str) -> None:
+    device = find_device(text)
+    (said,) = device.assumptions
+    assert device.name == name
+    assert said == f"gpu {' '.join(text.split())} means {name}, not {others}"
+    assert msgspec.structs.replace(device, assumptions=()) == find_device(name)
+
+
+def test_of_each_chip_and_memory_that_comes_in_several_forms_one_is_meant() -> None:
+    """What is added to the catalogue is not refused for want of a word that people do not write."""
+    forms: dict[tuple[str, int], list[str]] = {}
+    for name in device_names():
+        chip = re.sub("-(sxm|pcie|nvl)", "", name)
+        forms.setdefault((chip, round(find_device(name).memory_bytes / GIB)), []).append(name)
+    several = {chip: names for (chip, _), names in forms.items() if len(names) > 1}
+    assert set(several) == {"v100-16gb", "v100-32gb", "a100-40gb", "a100-80gb", "h100"}
+    for chip, names in several.items():
+        assert find_device(chip).name in names
+
+
+@pytest.mark.parametrize("name", ["h100", "a100-80gb", "24GB", "local", "nothing", ""])
+def test_what_was_measured_is_never_guessed(name: str) -> None:
+    assert known_device(name) is None
+    assert known_device("NVIDIA H100 80GB HBM3") == find_device("h100-sxm")
+
+
+@pytest.mark.parametrize(
+    ("text", "gib"),
+    [("24GB", 24), ("24GiB", 24), ("24G", 24), (" 24 gb ", 24), ("1.5g", 1.5), ("24", 24), (24, 24), (1.5, 1.5)],
+)
+def test_a_size_is_a_gpu_of_which_only_the_memory_is_known(text: str | float, gib: float) -> None:
     device = find_device(text)
     assert device.memory_bytes == gib * GIB
+    assert find_device(device.name) == device
     assert (device.bandwidth_bytes_per_second, device.peak_flops_per_second) == (None, {})
     assert (device.supports_bfloat16, device.tdp_watts, device.compute_capability) == (None, None, None)
 
@@ -100,8 +151,7 @@ def test_a_size_is_a_gpu_of_which_only_the_memory_is_known(text: str, gib: float
     ("text", "said"),
     [
         ("A100", "say a100-pcie-40gb or a100-sxm-40gb or a100-pcie-80gb or a100-sxm-80gb"),
-        ("a100-80gb", "say a100-pcie-80gb or a100-sxm-80gb"),
-        ("h100", "say h100-pcie or h100-sxm or h100-nvl"),
+        ("v100-sxm", "say v100-sxm-16gb or v100-sxm-32gb"),
         ("rtx-4091", "did you mean rtx-4090?"),
         ("nvidia", "a size such as 24GB will do"),
         ("gtx-1080", "a size such as 24GB will do"),
@@ -114,14 +164,14 @@ def test_what_names_no_gpu_or_several_is_refused_with_the_nearest(text: str, sai
 
 
 @pytest.mark.parametrize(
-    "text", ["24", "", "5060", "-5", "24 GBs", "GB", "1e3GB", "nan", "inf GB", "24TB", "24,5GB", "24 gigabytes"]
+    "text", ["", "5060", "1080", "24 GBs", "GB", "1e3GB", "nan", "inf GB", "24TB", "24,5GB", "24 gigabytes"]
 )
 def test_what_is_no_size_and_no_name_is_refused_with_how_to_write_a_size(text: str) -> None:
     with pytest.raises(UserError, match=r"and no size: write GiB, such as 24GB or 1\.5GiB$"):
         find_device(text)
 
 
-@pytest.mark.parametrize("text", ["0GB", "-24GB", "-5 gib", "0.75GB", "100001GB", "99999999999999999999GB"])
+@pytest.mark.parametrize("text", ["0GB", "-24GB", "-5 gib", "-24", "0", "0.75GB", "100001GB", "99999999999999999999GB"])
 def test_a_size_that_no_gpu_has_is_refused_with_the_range(text: str) -> None:
     with pytest.raises(UserError, match=r"above 0\.75 GiB, which the driver keeps, and at most 100,000 GiB"):
         find_device(text)
