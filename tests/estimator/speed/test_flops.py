@@ -23,13 +23,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def counted_by_torch(spec: ModelSpec, recipe: Recipe) -> int:
-    """Return the operations of the matrix products of a step that really runs."""
+    """Return the operations of the matrix products of a step that really runs.
+
+    Angles of rotary tables are left out: older transformers, such as 5.17, take a product of matrices for them.
+    """
     model = build_model(spec, recipe, "cpu", seed=0)
     step = TrainingStep(model, make_optimizer(model, recipe), recipe)
     tokens = torch.randint(0, spec.vocab_size, (recipe.batch_size, recipe.seq_len))
     with FlopCounterMode(display=False) as counter:
         step([{"input_ids": tokens, "labels": tokens}] * recipe.gradient_accumulation)
-    return int(counter.get_total_flops())
+    counts = counter.get_flop_counts()
+    angles = sum(sum(found.values()) for module, found in counts.items() if module.endswith("rotary_emb"))
+    return int(counter.get_total_flops()) - angles
 
 
 SETTINGS: list[dict[str, Any]] = [
