@@ -14,7 +14,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from lorabench.estimator.closed_form.sizes import WITH_RANK, Block, Ledger
 from lorabench.estimator.closed_form.work import Work
@@ -27,6 +27,40 @@ Gradients = tuple["Tensor | Broadcast | None", ...]
 Backward = Callable[[Any, list["Tensor"]], Gradients]
 """From the gradient of the output (a list of them where there are several outputs) and the saved tensors to the
 gradients of the inputs; None where an input needs none."""
+
+
+Part = Literal[
+    "embedding",
+    "rotary tables",
+    "attention mask",
+    "residual stream",
+    "norm",
+    "linear",
+    "adapter",
+    "rotary positions",
+    "attention",
+    "feed-forward",
+    "router",
+    "adapted router",
+    "experts",
+    "adapted experts",
+    "last hidden state",
+    "loss",
+    "fused loss",
+]
+"""What people call the parts of a model's step."""
+
+
+class Place(NamedTuple):
+    """Where in the model something is made."""
+
+    part: Part | None
+    """None of what the step is given."""
+    module: str = ""
+    """Path of the module inside its layer, such as ``self_attn.q_proj``, of a part that has many."""
+
+
+NOWHERE = Place(None)
 
 
 def promote(first: str, second: str) -> str:
@@ -104,11 +138,19 @@ class Leaf:
 class Node:
     """One operation's backward function, with what it saved and whom its gradients go to."""
 
-    __slots__ = ("backward", "edges", "outputs", "repeat", "saved", "sequence")
+    __slots__ = ("backward", "edges", "operation", "outputs", "place", "repeat", "saved", "sequence")
 
     def __init__(
-        self, tape: Tape, backward: Backward, inputs: tuple[Tensor, ...], saved: tuple[Tensor, ...], outputs: int = 1
+        self,
+        tape: Tape,
+        operation: str,
+        backward: Backward,
+        inputs: tuple[Tensor, ...],
+        saved: tuple[Tensor, ...],
+        outputs: int = 1,
     ) -> None:
+        self.operation = operation
+        self.place = tape.place
         self.backward = backward
         self.outputs = outputs
         self.edges = [(tensor.node, tensor.leaf, tensor.dtype) for tensor in inputs]
@@ -182,7 +224,12 @@ class Tape:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.repeat = 1
-        self.place = ""  # the module at work, by name
+        self.place = NOWHERE
+        """Where what runs now belongs."""
+        self.operation = ""
+        """The name of what runs now; empty outside of operations."""
+        self.in_backward = False
+        """Whether an operation's backward runs; recomputation is forward."""
         self.autocast: Autocast | None = None
         self._gradients: list[Tensor] = []
         self._sequence = 0
@@ -191,19 +238,32 @@ class Tape:
         self._recomputed: dict[int, Tensor] = {}
         self._saves = 0
 
+    def scope(self, part: Part, module: str = "") -> Scope:
+        """Return a context: what is made in it belongs to ``part``, of ``module`` where the part has many."""
+        return Scope(self, Place(part, module))
+
     # Making tensors
 
     def new(
-        self, rows: int, columns: int, dtype: str, component: str = "temporaries", *, ranked: bool = False
+        self,
+        rows: int,
+        columns: int,
+        dtype: str,
+        component: str = "temporaries",
+        *,
+        ranked: bool = False,
+        name: str = "",
     ) -> Tensor:
-        """Allocate a tensor."""
+        """Allocate a tensor. ``name`` says what it is, if that is not simply the result of the operation that runs."""
         monomial = WITH_RANK[rows] if ranked else rows
         block = Block(self.ledger, monomial, columns * ITEMSIZES[dtype], component)
         return Tensor(block, rows, columns, dtype, ranked=ranked)
 
-    def like(self, tensor: Tensor, dtype: str | None = None, component: str = "temporaries") -> Tensor:
+    def like(
+        self, tensor: Tensor, dtype: str | None = None, component: str = "temporaries", *, name: str = ""
+    ) -> Tensor:
         """Allocate a tensor of the same shape."""
-        return self.new(tensor.rows, tensor.columns, dtype or tensor.dtype, component, ranked=tensor.ranked)
+        return self.new(tensor.rows, tensor.columns, dtype or tensor.dtype, component, ranked=tensor.ranked, name=name)
 
     def working(self, work: Work) -> AbstractContextManager[object]:
         """Return a context for ``work``, which makes what is allocated in it."""
@@ -211,6 +271,7 @@ class Tape:
 
     def record(
         self,
+        operation: str,
         inputs: tuple[Tensor, ...],
         backward: Backward,
         saved: tuple[Tensor, ...],
@@ -218,14 +279,18 @@ class Tape:
         *,
         saved_output: bool = False,
     ) -> Tensor:
-        """Run ``compute`` and record how its gradient flows to ``inputs``.
+        """Run ``compute``, the operation of that name, and record how its gradient flows to ``inputs``.
 
         ``saved`` is saved before the operation runs, as torch does; the output, where that is saved, after.
         """
+        outer, self.operation = self.operation, operation
         if not any(tensor.requires_grad for tensor in inputs):
-            return compute()
-        node = Node(self, backward, inputs, saved)
+            output = compute()
+            self.operation = outer
+            return output
+        node = Node(self, operation, backward, inputs, saved)
         output = compute()
+        self.operation = outer
         if saved_output:
             node.saved = _Both(node.saved, self.save((output,)))
         output.node = node
@@ -270,6 +335,8 @@ class Tape:
     def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
         """Run a checkpointed call again and return what it saves, by index."""
         repeat, self.repeat = self.repeat, 1
+        place, operation = self.place, self.operation
+        self.operation, self.in_backward = "", False
         self._recomputing, self._recomputed, self._saves = checkpoint, {}, 0
         try:
             if self.autocast is None:
@@ -282,6 +349,7 @@ class Tape:
         finally:
             self._recomputing = None
             self.repeat = repeat
+            self.place, self.operation, self.in_backward = place, operation, True
         recomputed, self._recomputed = self._recomputed, {}
         return recomputed
 
@@ -327,6 +395,7 @@ class Tape:
             self.ledger.end_backward_repeat()
 
     def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
+        self.place, self.operation, self.in_backward = node.place, node.operation, True
         arrived = waiting.pop(node)
         saved = node.saved.take()
         gradients = list(node.backward(arrived if node.outputs > 1 else arrived[0], saved))
@@ -388,6 +457,23 @@ class Tape:
         leaf.grad.block.relabel("gradients")
         if repeat > 1:
             self.ledger.defer(leaf.grad.block, repeat)
+
+
+class Scope:
+    """A context in which what is made belongs to one place of the model."""
+
+    __slots__ = ("_outer", "_place", "_tape")
+
+    def __init__(self, tape: Tape, place: Place) -> None:
+        self._tape = tape
+        self._place = place
+
+    def __enter__(self) -> None:
+        self._outer = self._tape.place
+        self._tape.place = self._place
+
+    def __exit__(self, *exception: object) -> None:
+        self._tape.place = self._outer
 
 
 class _Both:

@@ -18,13 +18,14 @@ Layer = Callable[[Modules, Tensor, Rotary | None], Tensor]
 
 def rotary_tables(tape: Tape, op: Operators, columns: int, dtype: str) -> Rotary:
     """Return cosines and sines for every position, ``columns`` wide, computed in float32 and kept in ``dtype``."""
-    frequencies = tape.new(S, columns // 2, "float32", "buffers")
-    angles = tape.new(S, columns, "float32", "buffers")
-    del frequencies
-    cos = tape.new(S, columns, "float32", "buffers")
-    sin = tape.new(S, columns, "float32", "buffers")
-    del angles
-    return op.cast(cos, dtype, "buffers"), op.cast(sin, dtype, "buffers")
+    with tape.scope("rotary tables"):
+        frequencies = tape.new(S, columns // 2, "float32", "buffers")
+        angles = tape.new(S, columns, "float32", "buffers")
+        del frequencies
+        cos = tape.new(S, columns, "float32", "buffers")
+        sin = tape.new(S, columns, "float32", "buffers")
+        del angles
+        return op.cast(cos, dtype, "buffers"), op.cast(sin, dtype, "buffers")
 
 
 def llama(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
@@ -95,7 +96,8 @@ def fused_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[
     assert rotary is not None
     q_width, kv_width = m.query_width, m.key_width
     qkv = m.linear("self_attn.qkv_proj", hidden)
-    q, k, v = m.op.part(qkv, q_width), m.op.part(qkv, kv_width), m.op.part(qkv, kv_width)
+    with m.op.tape.scope("attention"):
+        q, k, v = m.op.part(qkv, q_width), m.op.part(qkv, kv_width), m.op.part(qkv, kv_width)
     q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
     output, probabilities = m.attention(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0, joined=True)
     return m.linear("self_attn.o_proj", output), probabilities
@@ -105,8 +107,9 @@ def fused_mlp(m: Modules, hidden: Tensor) -> Tensor:
     """A gated feed-forward whose gate and up projections are halves of one."""
     width = m.spec.intermediate_size
     up_states = m.linear("mlp.gate_up_proj", hidden)
-    gate, up_states = m.op.split(up_states, width, width)
-    up_states = m.op.multiply(up_states, m.op.activation(gate))
+    with m.op.tape.scope("feed-forward"):
+        gate, up_states = m.op.split(up_states, width, width)
+        up_states = m.op.multiply(up_states, m.op.activation(gate))
     return m.linear("mlp.down_proj", up_states)
 
 
@@ -131,7 +134,8 @@ def neox_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[T
     assert rotary is not None
     width = m.spec.hidden_size
     qkv = m.linear("attention.query_key_value", hidden)
-    q, k, v = m.op.split(qkv, width, width, width)
+    with m.op.tape.scope("attention"):
+        q, k, v = m.op.split(qkv, width, width, width)
     q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
     output, probabilities = m.attention(q, k, v, dropout=m.spec.config["attention_dropout"], joined=True)
     return m.linear("attention.dense", output), probabilities
@@ -140,7 +144,8 @@ def neox_attention(m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[T
 def neox_mlp(m: Modules, hidden: Tensor) -> Tensor:
     """A plain feed-forward."""
     states = m.linear("mlp.dense_h_to_4h", hidden)
-    states = m.op.activation(states)
+    with m.op.tape.scope("feed-forward"):
+        states = m.op.activation(states)
     return m.linear("mlp.dense_4h_to_h", states)
 
 
@@ -183,7 +188,8 @@ def gpt2(m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
 def gelu_new(m: Modules, x: Tensor) -> Tensor:
     """The tanh approximation written out in single operations: 0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
     op = m.op
-    return op.multiply(op.scale(x), op.shift(op.tanh(op.scale(op.add(x, op.scale(op.power(x)))))))
+    with op.tape.scope("feed-forward"):
+        return op.multiply(op.scale(x), op.shift(op.tanh(op.scale(op.add(x, op.scale(op.power(x)))))))
 
 
 LAYERS: dict[str, Layer] = {

@@ -13,11 +13,16 @@ from lorabench.estimator.closed_form.modules import Modules
 from lorabench.estimator.closed_form.sizes import BS, ONE, R
 from lorabench.estimator.closed_form.work import Product
 
+INDICES = "indices"
+
 
 def sparse_mlp(m: Modules, hidden: Tensor) -> Tensor:
     """Return the weighted sum of what each token's experts make of it."""
-    logits, scores = _route(m, hidden)
-    output = _experts(m, hidden, scores)
+    tape = m.op.tape
+    with tape.scope("router"):
+        logits, scores = _route(m, hidden)
+    with tape.scope("experts"):
+        output = _experts(m, hidden, scores)
     del logits  # its caller holds the router's whole output
     return output
 
@@ -41,8 +46,9 @@ def _route(m: Modules, hidden: Tensor) -> tuple[Tensor, Tensor]:
 def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
     """Return the largest probabilities of each token; their indices, int64, are saved."""
     tape, experts = m.op.tape, probabilities.columns
-    indices = tape.new(BS, chosen, "int64")
+    indices = tape.new(BS, chosen, "int64", name=INDICES)
     return tape.record(
+        "choice",
         (probabilities,),
         lambda g, _: (tape.new(BS, experts, g.dtype),),
         (indices,),
@@ -53,13 +59,13 @@ def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
 def _normed(m: Modules, top: Tensor) -> Tensor:
     """Return the weights divided in place by each token's sum; the undivided ones are saved in a copy."""
     tape, chosen = m.op.tape, top.columns
-    total = tape.record((top,), lambda g, _: (g.view(chosen),), (), lambda: tape.new(BS, 1, "float32"))
+    total = tape.record("sum", (top,), lambda g, _: (g.view(chosen),), (), lambda: tape.new(BS, 1, "float32"))
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         return tape.like(g), Broadcast(tape.like(g), BS, 1)
 
     saved = (top, total) if top.requires_grad else ()
-    return tape.record((top, total), backward, saved, lambda: tape.like(top))
+    return tape.record("division", (top, total), backward, saved, lambda: tape.like(top))
 
 
 def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
@@ -68,11 +74,11 @@ def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     width = m.spec.hidden_size
     inner = m.spec.config.get("moe_intermediate_size") or m.spec.intermediate_size
     down_stack, gate_up_stack = Stack(m, "mlp.experts.down_proj"), Stack(m, "mlp.experts.gate_up_proj")
-    by_expert = tape.new(BS, chosen, "int64")
-    order = tape.new(BS, chosen, "int64")
+    by_expert = tape.new(BS, chosen, "int64", name=INDICES)
+    order = tape.new(BS, chosen, "int64", name=INDICES)
     selected = _gather(m, hidden, width * chosen)
     sorted_scores = _gather(m, scores, chosen, order)
-    counted = tape.new(BS, chosen, "int32")
+    counted = tape.new(BS, chosen, "int32", name=INDICES)
     gate_up_weight = gate_up_stack.weight()
     gate_up = _grouped(m, selected, gate_up_weight, 2 * inner * chosen)
     gate, up = op.split(gate_up, inner * chosen, inner * chosen)
@@ -95,25 +101,27 @@ class Router:
 
     def __init__(self, m: Modules) -> None:
         name = "mlp.gate.weight"
-        m.op.tape.place = name
         self.op = m.op
         self.base = m.weights[name]
         self.delta: Tensor | None = None
         if name in m.adapters:
             a, b = m.adapters[name]
-            self.delta = m.op.cast(m.op.scale(m.op.linear(b, a, self.base.columns)), self.base.dtype)
+            with m.op.tape.scope("adapted router"):
+                self.delta = m.op.cast(m.op.scale(m.op.linear(b, a, self.base.columns)), self.base.dtype)
             self.weight()  # torch tries a parametrization when it is registered
 
     def weight(self) -> Tensor:
         """Return the weight, a new tensor where it is adapted."""
-        return self.base if self.delta is None else self.op.add(self.base, self.delta)
+        if self.delta is None:
+            return self.base
+        with self.op.tape.scope("adapted router"):
+            return self.op.add(self.base, self.delta)
 
 
 class Stack:
     """The stacked weights of all experts, with their adapters while the experts run."""
 
     def __init__(self, m: Modules, name: str) -> None:
-        m.op.tape.place = name
         self.tape = m.op.tape
         self.base = m.weights[name]
         self.experts = _counts(m)[0]
@@ -121,7 +129,8 @@ class Stack:
         if name in m.adapters:
             a, b = m.adapters[name]
             dtype = self.base.dtype
-            self.factors = m.op.cast(_by_expert(self.tape, b), dtype), m.op.cast(a, dtype)
+            with self.tape.scope("adapted experts"):
+                self.factors = m.op.cast(_by_expert(self.tape, b), dtype), m.op.cast(a, dtype)
             self.weight()  # torch tries a parametrization when it is registered
 
     def weight(self) -> Tensor:
@@ -149,12 +158,13 @@ class Stack:
                 gradients.append(tape.like(product))  # scaled
             return None, *gradients
 
-        return tape.record((base, *self.factors), backward, self.factors, forward)
+        with tape.scope("adapted experts"):
+            return tape.record("adapters of experts", (base, *self.factors), backward, self.factors, forward)
 
 
 def _by_expert(tape: Tape, b: Tensor) -> Tensor:
     """Return B, which lies by output feature, as seen by expert; its gradient is copied to lie as B does."""
-    return b.view(node=Node(tape, lambda g, _: (tape.like(g),), (b,), ()))
+    return b.view(node=Node(tape, "copy", lambda g, _: (tape.like(g),), (b,), ()))
 
 
 def _counts(m: Modules) -> tuple[int, int]:
@@ -171,7 +181,7 @@ def _gather(m: Modules, x: Tensor, columns: int, index: Tensor | None = None) ->
     tape, chosen, was = m.op.tape, _counts(m)[1], x.columns
     cuda = m.op.kernels == "cuda"
     if index is None:
-        index = tape.new(BS, chosen, "int64")
+        index = tape.new(BS, chosen, "int64", name=INDICES)
     dtype = x.dtype
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
@@ -180,7 +190,7 @@ def _gather(m: Modules, x: Tensor, columns: int, index: Tensor | None = None) ->
         del scratch
         return (added,)
 
-    return tape.record((x,), backward, (index,), lambda: tape.new(BS, columns, dtype))
+    return tape.record("gather", (x,), backward, (index,), lambda: tape.new(BS, columns, dtype))
 
 
 def _grouped(m: Modules, x: Tensor, weight: Tensor, columns: int) -> Tensor:
@@ -210,7 +220,7 @@ def _grouped(m: Modules, x: Tensor, weight: Tensor, columns: int) -> Tensor:
         return to_x, to_weight
 
     saved = (*((cast,) if weight_needs else ()), *((weight,) if x_needs else ()))
-    return tape.record((cast, weight), backward, saved, forward)
+    return tape.record("grouped_product", (cast, weight), backward, saved, forward)
 
 
 def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
@@ -224,7 +234,7 @@ def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
         return to_output, to_scores
 
     saved = (*((scores,) if output_needs else ()), *((output,) if scores_need else ()))
-    return tape.record((output, scores), backward, saved, lambda: tape.like(output, dtype))
+    return tape.record("multiply", (output, scores), backward, saved, lambda: tape.like(output, dtype))
 
 
 def _sum_of_experts(m: Modules, weighted: Tensor, width: int) -> Tensor:
@@ -236,4 +246,4 @@ def _sum_of_experts(m: Modules, weighted: Tensor, width: int) -> Tensor:
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         return (tape.new(BS, columns, dtype),)  # the gradient of a sum is an expanded view, of which a tensor is made
 
-    return tape.record((weighted,), backward, (), lambda: tape.new(BS, width, summed))
+    return tape.record("sum", (weighted,), backward, (), lambda: tape.new(BS, width, summed))

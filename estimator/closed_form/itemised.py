@@ -5,14 +5,12 @@ The same step as everywhere (`step_moments`), on a tape and a ledger that also r
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
-from lorabench.estimator.closed_form import autograd, operators
-from lorabench.estimator.closed_form.autograd import Node, Tape, Tensor
+from lorabench.estimator.closed_form.autograd import NOWHERE, Place, Tape, Tensor
 from lorabench.estimator.closed_form.forms import Setup, held_throughout
 from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, MONOMIALS, ONE, WIDTH, Block, Ledger, Moment
 from lorabench.estimator.closed_form.step import step_moments
@@ -25,29 +23,28 @@ from lorabench.estimator.recipes.recipe import Recipe
 class Maker(NamedTuple):
     """What made a block, and the shape that it was made in."""
 
-    caller: str
-    """Qualified name of the function of the closed form that called the operation, such as ``Modules.rms_norm``."""
-    module: str
-    """The module that ran last, such as ``self_attn.q_proj``: the caller's own, where the caller is a module."""
+    place: Place
     operation: str
-    """Name of the method of `Operators`; empty for what no operation made."""
+    """The operation's name on the tape; empty for what no operation made."""
+    name: str
+    """What it is, if that is not simply the operation's result."""
     backward: bool
     """Whether the operation's backward made it."""
     columns: int
     dtype: str
 
 
-HELD = Maker("", "", "", backward=False, columns=0, dtype="")
+HELD = Maker(NOWHERE, "", "", backward=False, columns=0, dtype="")
 """Of what is held from outside the step: weights, optimizer states, the batch."""
 
 
 class Item(NamedTuple):
-    """Tensors of one origin under one component, as multiples of one monomial."""
+    """Tensors of one maker under one component, as multiples of one monomial."""
 
     component: str
     monomial: str
     """Name, of `MONOMIALS`."""
-    origin: Maker
+    maker: Maker
     bytes: int
     """Of all of them, for each unit of the monomial."""
 
@@ -56,7 +53,7 @@ MOST_STEPS = 8
 """Steps kept, for recipes that differ in what they hold alone: one takes some megabytes."""
 
 Alive = dict[tuple[int, Maker], int]
-"""(slot of the ledger, origin) → bytes."""
+"""(slot of the ledger, maker) → bytes."""
 
 
 class ItemisedStep(NamedTuple):
@@ -81,7 +78,7 @@ class ItemisedStep(NamedTuple):
 def itemised_step(
     spec: ModelSpec, recipe: Recipe, kernels: Backend, compute_capability: str | None = None
 ) -> ItemisedStep:
-    """Return the step of ``recipe`` with the origin of all that is alive.
+    """Return the step of ``recipe`` with the maker of all that is alive.
 
     Recipes of one `Setup` share what runs, and differ in what they hold from outside.
 
@@ -128,8 +125,8 @@ def _holding(moment: Moment, change: dict[int, int]) -> Moment:
 def _items(alive: Alive) -> list[Item]:
     names = list(COMPONENTS)
     return [
-        Item(names[slot // WIDTH], MONOMIALS[slot % WIDTH], origin, bytes_)
-        for (slot, origin), bytes_ in alive.items()
+        Item(names[slot // WIDTH], MONOMIALS[slot % WIDTH], maker, bytes_)
+        for (slot, maker), bytes_ in alive.items()
         if bytes_
     ]
 
@@ -156,11 +153,11 @@ class _ItemisedLedger(Ledger):
 
     def release(self, block: Block) -> None:
         self.mark()
-        _, origin = self._blocks.pop(id(block))
+        _, maker = self._blocks.pop(id(block))
         if block.copies > 1 and self.repeating:
             others = (block.copies - 1) * block.bytes
-            self._held[block.slot, origin] += others
-            self._change[block.slot, origin] -= others
+            self._held[block.slot, maker] += others
+            self._change[block.slot, maker] -= others
         super().release(block)
 
     def hold(self, component: str, bytes_: int, monomial: int = ONE) -> None:
@@ -170,15 +167,15 @@ class _ItemisedLedger(Ledger):
             self._held[slot, HELD] += now - was
 
     def defer(self, block: Block, copies: int) -> None:
-        self._change[block.slot, self._origin(block)] += (copies - 1) * block.bytes
+        self._change[block.slot, self._maker(block)] += (copies - 1) * block.bytes
         super().defer(block, copies)
 
     def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
         self.mark()
         left = Counter[tuple[int, Maker]]()
         for block in blocks:
-            left[block.slot, self._origin(block)] += block.bytes
-            self._change[block.slot, self._origin(block)] += (copies - 1) * block.bytes
+            left[block.slot, self._maker(block)] += block.bytes
+            self._change[block.slot, self._maker(block)] += (copies - 1) * block.bytes
         if copies > self._layers:
             self._layers, self.one_layer = copies, dict(left)
         super().end_forward_repeat(blocks, copies)
@@ -194,10 +191,10 @@ class _ItemisedLedger(Ledger):
         super().mark()
         if len(self.moments) > known:
             alive = Counter(self._held)
-            for reference, origin in self._blocks.values():
+            for reference, maker in self._blocks.values():
                 block = reference()
                 assert block is not None
-                alive[block.slot, origin] += block.copies * block.bytes
+                alive[block.slot, maker] += block.copies * block.bytes
             self.alive.append(alive)
             self.latest.append(self.making)
 
@@ -210,50 +207,26 @@ class _ItemisedLedger(Ledger):
             self.alive.append(alive)
             self.latest.append(self.latest[index])
 
-    def _origin(self, block: Block) -> Maker:
+    def _maker(self, block: Block) -> Maker:
         return self._blocks[id(block)][1]
 
 
 class _ItemisedTape(Tape):
-    """A tape that tells its ledger what makes each tensor, from the functions that are running."""
+    """A tape that tells its ledger what makes each tensor."""
 
     def __init__(self, ledger: _ItemisedLedger) -> None:
         super().__init__(ledger)
         self._itemised = ledger
-        self._made_by: dict[int, tuple[str, str, str]] = {}
-        self._running = ("", "", "")
 
     def new(
-        self, rows: int, columns: int, dtype: str, component: str = "temporaries", *, ranked: bool = False
+        self,
+        rows: int,
+        columns: int,
+        dtype: str,
+        component: str = "temporaries",
+        *,
+        ranked: bool = False,
+        name: str = "",
     ) -> Tensor:
-        (caller, module, operation), backward = self._maker()
-        self._itemised.making = Maker(caller, module, operation, backward, columns, dtype)
+        self._itemised.making = Maker(self.place, self.operation, name, self.in_backward, columns, dtype)
         return super().new(rows, columns, dtype, component, ranked=ranked)
-
-    def next_sequence(self) -> int:
-        sequence = super().next_sequence()
-        self._made_by[sequence] = self._maker()[0]
-        return sequence
-
-    def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
-        self._running = self._made_by[node.sequence]
-        super()._run(node, waiting, queue)
-
-    def _maker(self) -> tuple[tuple[str, str, str], bool]:
-        """Return caller, module and operation of what is being made, and whether by the operation's backward."""
-        operation = ""
-        frame = inspect.currentframe()
-        while frame is not None:
-            where, name = frame.f_globals["__name__"], frame.f_code.co_qualname
-            if frame.f_code is _RUN:
-                return self._running, True
-            if where == operators.__name__:
-                method = name.split(".")[1]
-                operation = operation or ("" if method.startswith("_") else method)
-            elif where not in (autograd.__name__, __name__):
-                return (name.split(".<locals>")[0], self.place, operation), False
-            frame = frame.f_back
-        raise AssertionError("a tensor was made by nobody")
-
-
-_RUN = Tape._run.__code__

@@ -24,12 +24,13 @@ class Masks:
         self._masks: dict[bool, Tensor | None] = {}
         # Checkpoints keep it with what else their layers were given.
         component = "activations" if recipe.gradient_checkpointing else "temporaries"
-        for kind in sorted(set(self.windowed)):
-            self._masks[kind] = None
-            if recipe.attn_implementation == "eager":
-                self._masks[kind] = op.tape.new(BSS, 1, dtype, component)
-            elif recipe.attn_implementation == "sdpa" and kind and recipe.seq_len >= window:
-                self._masks[kind] = op.tape.new(SS, 1, "bool", component)
+        with op.tape.scope("attention mask"):
+            for kind in sorted(set(self.windowed)):
+                self._masks[kind] = None
+                if recipe.attn_implementation == "eager":
+                    self._masks[kind] = op.tape.new(BSS, 1, dtype, component)
+                elif recipe.attn_implementation == "sdpa" and kind and recipe.seq_len >= window:
+                    self._masks[kind] = op.tape.new(SS, 1, "bool", component)
         self.differ = any(self._masks.values()) and len(self._masks) > 1
 
     def mask(self, windowed: bool) -> Tensor | None:

@@ -108,10 +108,10 @@ class Modules:
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Return what linear layer ``name`` makes of x, with its adapter's part if it has one."""
-        self.op.tape.place = name
-        if name not in self.adapters:
-            return self._base(name, x)
-        return self._adapted_4bit(name, x) if self.recipe.method == "qlora" else self._adapted(name, x)
+        with self.op.tape.scope("linear", name):
+            if name not in self.adapters:
+                return self._base(name, x)
+            return self._adapted_4bit(name, x) if self.recipe.method == "qlora" else self._adapted(name, x)
 
     def _base(self, name: str, x: Tensor) -> Tensor:
         linear = self.linears[name]
@@ -143,35 +143,36 @@ class Modules:
     def _adapter(self, name: str, x: Tensor) -> Tensor:
         a, b = self.adapters[name]
         dropout = self.recipe.lora_dropout or 0.0
-        columns = self.linears[name].out_features
-        return self.op.scale(self.op.linear(self.op.linear(self.op.dropout(x, dropout), a, 1, ranked=True), b, columns))
+        op, columns = self.op, self.linears[name].out_features
+        with op.tape.scope("adapter", name):
+            return op.scale(op.linear(op.linear(op.dropout(x, dropout), a, 1, ranked=True), b, columns))
 
     # Norms
 
     def rms_norm(self, name: str, x: Tensor, groups: int = 1) -> Tensor:
         """Return Llama's RMS norm, computed in float32, of each of ``groups`` of columns on its own."""
         op = self.op
-        op.tape.place = name
-        x32 = op.cast(x, "float32")
-        variance = op.mean_of_columns(op.power(x32), groups)
-        x32 = op.multiply(x32, op.tanh(op.shift(variance)))
-        return op.multiply(op.cast(x32, x.dtype), self.weights[f"{name}.weight"])
+        with op.tape.scope("norm", name):
+            x32 = op.cast(x, "float32")
+            variance = op.mean_of_columns(op.power(x32), groups)
+            x32 = op.multiply(x32, op.tanh(op.shift(variance)))
+            return op.multiply(op.cast(x32, x.dtype), self.weights[f"{name}.weight"])
 
     def gemma_norm(self, name: str, x: Tensor) -> Tensor:
         """Return Gemma's RMS norm: the weight, from one, is applied in float32."""
         op, dtype = self.op, x.dtype
-        op.tape.place = name
-        x32 = op.cast(x, "float32")
-        output = op.multiply(x32, op.tanh(op.shift(op.mean_of_columns(op.power(x32)))))
-        del x32
-        weight = op.shift(op.cast(self.weights[f"{name}.weight"], "float32"))
-        output = op.multiply(output, weight)
-        return op.cast(output, dtype)
+        with op.tape.scope("norm", name):
+            x32 = op.cast(x, "float32")
+            output = op.multiply(x32, op.tanh(op.shift(op.mean_of_columns(op.power(x32)))))
+            del x32
+            weight = op.shift(op.cast(self.weights[f"{name}.weight"], "float32"))
+            output = op.multiply(output, weight)
+            return op.cast(output, dtype)
 
     def layer_norm(self, name: str, x: Tensor) -> Tensor:
         """Return torch's layer norm."""
-        self.op.tape.place = name
-        return self.op.layer_norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+        with self.op.tape.scope("norm", name):
+            return self.op.layer_norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
     # Attention
 
@@ -179,15 +180,17 @@ class Modules:
         """Return x with rotary positions: x · cos + rotate_half(x) · sin."""
         op = self.op
         cos, sin = rotary
-        return op.add(op.multiply(x, cos), op.multiply(self._rotate_half(x), sin))
+        with op.tape.scope("rotary positions"):
+            return op.add(op.multiply(x, cos), op.multiply(self._rotate_half(x), sin))
 
     def rotate_part(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Return x with the first columns of each head rotated and the others as they are, joined to a copy."""
         op = self.op
         rotated = x.columns * self.rotary_columns // self.spec.head_dim
-        turned, kept = op.part(x, rotated), op.part(x, x.columns - rotated)
-        turned = op.add(op.multiply(turned, rotary[0]), op.multiply(self._rotate_half(turned), rotary[1]))
-        return op.join(turned, kept)
+        with op.tape.scope("rotary positions"):
+            turned, kept = op.part(x, rotated), op.part(x, x.columns - rotated)
+            turned = op.add(op.multiply(turned, rotary[0]), op.multiply(self._rotate_half(turned), rotary[1]))
+            return op.join(turned, kept)
 
     def _rotate_half(self, x: Tensor) -> Tensor:
         half = x.columns // 2
@@ -205,9 +208,10 @@ class Modules:
         ``joined``: the queries were joined head by head. Flash attention lays its output out as the queries lie in
         memory; then that is by head, so that it is copied to lie by token.
         """
-        if self.recipe.attn_implementation == "eager":
-            return self._eager(q, k, v, dropout)
-        return self._fused(q, k, v, dropout, joined), None
+        with self.op.tape.scope("attention"):
+            if self.recipe.attn_implementation == "eager":
+                return self._eager(q, k, v, dropout)
+            return self._fused(q, k, v, dropout, joined), None
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
         spec, op = self.spec, self.op
@@ -275,7 +279,7 @@ class Modules:
         queries = op.cast(q, "float32")
         keys, values = op.cast(k, "float32"), op.cast(v, "float32")
         queries = op.scale(queries)
-        mask = op.tape.new(SS, 1, "float32")
+        mask = op.tape.new(SS, 1, "float32", name="causal mask")
         keys, values = op.repeat_heads(keys, times), op.repeat_heads(values, times)
         attention = op.batched_product(
             op.copy(queries) if by_token and not joined else queries,
@@ -295,7 +299,9 @@ class Modules:
 
     def gated_mlp(self, x: Tensor) -> Tensor:
         """Return down(act(gate(x)) · up(x))."""
-        return self.linear(
-            "mlp.down_proj",
-            self.op.multiply(self.op.activation(self.linear("mlp.gate_proj", x)), self.linear("mlp.up_proj", x)),
-        )
+        op = self.op
+        with op.tape.scope("feed-forward"):
+            return self.linear(
+                "mlp.down_proj",
+                op.multiply(op.activation(self.linear("mlp.gate_proj", x)), self.linear("mlp.up_proj", x)),
+            )

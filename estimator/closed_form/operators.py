@@ -32,6 +32,15 @@ from lorabench.estimator.closed_form.work import (
 )
 from lorabench.estimator.devices.backend import Backend
 
+# What tensors are that are not simply an operation's result.
+AGAIN = "dequantised again for backward"
+LOG_SUM_EXP = "log-sum-exp of each row and head"
+LOSS = "the loss itself"
+SHIFTED_LABELS = "labels, shifted"
+CHUNK_OF_LOGITS = "a chunk's logits"
+CHUNK_OF_HIDDEN = "a chunk of hidden states, or of their gradient"
+COPY_OF_HEAD = "copy of the head's weight or of its gradient"
+
 
 class Operators:
     """The operators, on one tape."""
@@ -53,7 +62,7 @@ class Operators:
         if x.dtype == dtype:
             return x
         tape, was = self.tape, x.dtype
-        return tape.record((x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype, component))
+        return tape.record("cast", (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype, component))
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """Return a + b; ``b`` has a's shape, or fewer rows, whose gradient is then a sum."""
@@ -64,19 +73,23 @@ class Operators:
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             return g.view(), tape.new(rows, columns, g.dtype) if broadcast else g.view()
 
-        return tape.record((a, b), backward, (), lambda: tape.like(a, dtype))
+        return tape.record("add", (a, b), backward, (), lambda: tape.like(a, dtype))
 
     def scale(self, x: Tensor) -> Tensor:
         """Return x times (or plus, or negated) a number."""
         tape, component = self.tape, _component(x)
         return tape.record(
-            (x,), lambda g, _: (tape.like(g, component=component),), (), lambda: tape.like(x, component=component)
+            "scale",
+            (x,),
+            lambda g, _: (tape.like(g, component=component),),
+            (),
+            lambda: tape.like(x, component=component),
         )
 
     def shift(self, x: Tensor) -> Tensor:
         """Return x plus a number, whose backward passes the gradient on."""
         tape = self.tape
-        return tape.record((x,), lambda g, _: (g.view(),), (), lambda: tape.like(x))
+        return tape.record("shift", (x,), lambda g, _: (g.view(),), (), lambda: tape.like(x))
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         """Return a · b; ``b`` has a's shape, or is broadcast: one row, or one column."""
@@ -93,17 +106,18 @@ class Operators:
             return to_a, Broadcast(to_b, rows, columns) if broadcast else to_b
 
         saved = (*((b,) if a_needs else ()), *((a,) if b_needs else ()))
-        return tape.record((a, b), backward, saved, lambda: tape.like(a, dtype))
+        return tape.record("multiply", (a, b), backward, saved, lambda: tape.like(a, dtype))
 
     def activation(self, x: Tensor) -> Tensor:
         """Return an elementwise function of x whose backward needs x (silu, gelu)."""
         tape = self.tape
-        return tape.record((x,), lambda g, _: (tape.like(g),), (x,), lambda: tape.like(x))
+        return tape.record("activation", (x,), lambda g, _: (tape.like(g),), (x,), lambda: tape.like(x))
 
     def tanh(self, x: Tensor) -> Tensor:
         """Return an elementwise function of x whose backward needs its result (tanh, rsqrt)."""
         tape, component = self.tape, _component(x)
         return tape.record(
+            "tanh",
             (x,),
             lambda g, _: (tape.like(g, component=component),),
             (),
@@ -127,13 +141,17 @@ class Operators:
             del lower, multiple
             return (product,)
 
-        return tape.record((x,), backward, (x,), lambda: tape.like(x))
+        return tape.record("power", (x,), backward, (x,), lambda: tape.like(x))
 
     def mean_of_columns(self, x: Tensor, groups: int = 1) -> Tensor:
         """Return the mean of each row, one column; or of each of the ``groups`` (heads) that its columns fall into."""
         tape, rows, columns = self.tape, x.rows, x.columns
         return tape.record(
-            (x,), lambda g, _: (tape.new(rows, columns, g.dtype),), (), lambda: tape.new(rows, groups, x.dtype)
+            "mean_of_columns",
+            (x,),
+            lambda g, _: (tape.new(rows, columns, g.dtype),),
+            (),
+            lambda: tape.new(rows, groups, x.dtype),
         )
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
@@ -141,8 +159,8 @@ class Operators:
         if probability == 0:
             return x
         tape, mask_dtype = self.tape, "bool" if self.kernels == "cuda" else x.dtype
-        mask = tape.like(x, mask_dtype)
-        return tape.record((x,), lambda g, _: (tape.like(g),), (mask,), lambda: tape.like(x))
+        mask = tape.like(x, mask_dtype, name="dropout mask")
+        return tape.record("dropout", (x,), lambda g, _: (tape.like(g),), (mask,), lambda: tape.like(x))
 
     # Parts and wholes
 
@@ -151,13 +169,13 @@ class Operators:
         tape, whole = self.tape, x.columns
         if not x.requires_grad:
             return x.view(columns)
-        node = Node(tape, lambda g, _: (tape.new(g.rows, whole, g.dtype),), (x,), ())
+        node = Node(tape, "part", lambda g, _: (tape.new(g.rows, whole, g.dtype),), (x,), ())
         return x.view(columns, node)
 
     def all_but_last(self, x: Tensor) -> Tensor:
         """Return all rows but the last of each sequence, a view; backward fills a whole tensor as `part` does."""
         tape, columns, component = self.tape, x.columns, _component(x)
-        node = Node(tape, lambda g, _: (tape.new(BS, columns, g.dtype, component),), (x,), ())
+        node = Node(tape, "all_but_last", lambda g, _: (tape.new(BS, columns, g.dtype, component),), (x,), ())
         rest = x.view(node=node)
         rest.rows = SHIFTED
         return rest
@@ -167,7 +185,11 @@ class Operators:
         tape, whole = self.tape, x.columns
         if not x.requires_grad:
             return [x.view(part) for part in columns]
-        node = Node(tape, lambda gs, _: (tape.new(gs[0].rows, whole, gs[0].dtype),), (x,), (), outputs=len(columns))
+
+        def backward(gradients: list[Tensor], _: list[Tensor]) -> Gradients:
+            return (tape.new(gradients[0].rows, whole, gradients[0].dtype),)
+
+        node = Node(tape, "split", backward, (x,), (), outputs=len(columns))
         return [x.view(part, node) for part in columns]
 
     def join(self, *parts: Tensor) -> Tensor:
@@ -177,12 +199,12 @@ class Operators:
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             return tuple(g.view(width) for width in columns)
 
-        return tape.record(parts, backward, (), lambda: tape.new(parts[0].rows, sum(columns), parts[0].dtype))
+        return tape.record("join", parts, backward, (), lambda: tape.new(parts[0].rows, sum(columns), parts[0].dtype))
 
     def copy(self, x: Tensor, component: str = "temporaries") -> Tensor:
         """Return a copy (contiguous, clone); backward passes the gradient on."""
         tape = self.tape
-        return tape.record((x,), lambda g, _: (g.view(),), (), lambda: tape.like(x, component=component))
+        return tape.record("copy", (x,), lambda g, _: (g.view(),), (), lambda: tape.like(x, component=component))
 
     # Matrix products
 
@@ -233,7 +255,7 @@ class Operators:
             to_bias = _bias_gradient(tape, bias)
             del bias
         saved = (*((x,) if weight_needs else ()), *((weight,) if x_needs else ()))
-        return tape.record(inputs, backward, saved, forward)
+        return tape.record("linear", inputs, backward, saved, forward)
 
     def linear_4bit(self, x: Tensor, elements: int, columns: int, compute_dtype: str, stored_dtype: str) -> Tensor:
         """Return bitsandbytes' product with a 4-bit weight of ``elements`` elements.
@@ -248,9 +270,10 @@ class Operators:
         m, k, n = (1, BS), (in_columns, ONE), (columns, ONE)
 
         def dequantised(dtype: str) -> Tensor:
+            again = tape.in_backward
             with tape.working(Dequantisation(elements, dtype)):
-                absmax = tape.new(ONE, -(-elements // 64), "float32")
-                weight = tape.new(ONE, elements, dtype)
+                absmax = tape.new(ONE, -(-elements // 64), "float32", name=AGAIN if again else "absmax, dequantised")
+                weight = tape.new(ONE, elements, dtype, name=AGAIN if again else "dequantised weight")
             del absmax
             return weight
 
@@ -264,13 +287,13 @@ class Operators:
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             weight = dequantised(stored_dtype)
             if g.dtype != stored_dtype:
-                weight = tape.like(weight, g.dtype)
+                weight = tape.like(weight, g.dtype, name=AGAIN)
             with tape.working(Product("linear layers", m, k, n, g.dtype)):
                 product = tape.new(BS, in_columns, g.dtype)
             del weight
             return (product,)
 
-        return self.cast(tape.record((x,), backward, (), forward), was)
+        return self.cast(tape.record("linear_4bit", (x,), backward, (), forward), was)
 
     def _to_autocast(self, x: Tensor) -> Tensor:
         context = self.autocast
@@ -295,7 +318,7 @@ class Operators:
             del held
             return (to_weight,)
 
-        return tape.record((weight,), backward, (), lambda: tape.new(rows, columns, dtype))
+        return tape.record("embedding", (weight,), backward, (), lambda: tape.new(rows, columns, dtype))
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return torch's layer norm: it saves x and each row's float32 mean and deviation.
@@ -306,7 +329,8 @@ class Operators:
             x, weight, bias = (self.cast(t, "float32") for t in (x, weight, bias))
         tape, columns, weight_dtype = self.tape, weight.columns, weight.dtype
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
-        statistics = tape.new(x.rows, 2, "float32" if self.kernels == "cuda" else x.dtype)
+        statistics_dtype = "float32" if self.kernels == "cuda" else x.dtype
+        statistics = tape.new(x.rows, 2, statistics_dtype, name="mean and deviation of each row")
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             to_x = tape.like(g) if x_needs else None
@@ -314,7 +338,7 @@ class Operators:
                 return to_x, None, None
             return to_x, tape.new(ONE, columns, weight_dtype), tape.new(ONE, columns, weight_dtype)
 
-        return tape.record((x, weight, bias), backward, (x, weight, statistics), lambda: tape.like(x))
+        return tape.record("layer_norm", (x, weight, bias), backward, (x, weight, statistics), lambda: tape.like(x))
 
     def softmax(self, x: Tensor, dtype: str) -> Tensor:
         """Return softmax in ``dtype``, which saves its result.
@@ -324,11 +348,11 @@ class Operators:
         tape, was = self.tape, x.dtype
         if self.kernels == "cuda" and was == "float16" and dtype == "float32":
             return tape.record(
-                (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype), saved_output=True
+                "softmax", (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype), saved_output=True
             )
         converted = self.cast(x, dtype)
         return tape.record(
-            (converted,), lambda g, _: (tape.like(g),), (), lambda: tape.like(converted), saved_output=True
+            "softmax", (converted,), lambda g, _: (tape.like(g),), (), lambda: tape.like(converted), saved_output=True
         )
 
     # Attention
@@ -374,7 +398,7 @@ class Operators:
             return tuple(gradients)
 
         saved = (*((a,) if b.requires_grad else ()), *((b,) if a.requires_grad else ()))
-        return tape.record((a, b), backward, saved, forward)
+        return tape.record("batched_product", (a, b), backward, saved, forward)
 
     def flash_attention(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, kernel: AttentionKernel
@@ -389,7 +413,7 @@ class Operators:
         head_dim = q_columns // heads
         cuda = self.kernels == "cuda"
         work = AttentionWork(heads, kv_heads, head_dim, dtype, kernel, backward=False)
-        lse = tape.new(BS, heads, "float32")
+        lse = tape.new(BS, heads, "float32", name=LOG_SUM_EXP)
 
         def forward() -> Tensor:
             with tape.working(work):
@@ -407,7 +431,7 @@ class Operators:
             del scratch
             return to_q, to_k, to_v
 
-        return tape.record((q, k, v), backward, (q, k, v, lse), forward, saved_output=True)
+        return tape.record("flash_attention", (q, k, v), backward, (q, k, v, lse), forward, saved_output=True)
 
     def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
         """Return memory-efficient attention: it saves q, k, v, its output, each row's log-sum-exp, and the mask.
@@ -420,8 +444,8 @@ class Operators:
         width = 64 if head_dim <= 64 or head_dim > 128 else 128
         padded = -(-head_dim // width) * width
         work = AttentionWork(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
-        lse = tape.new(BS, heads, "float32")
-        added = () if mask is None else (tape.new(BSS, 1, dtype),)
+        lse = tape.new(BS, heads, "float32", name=LOG_SUM_EXP)
+        added = () if mask is None else (tape.new(BSS, 1, dtype, name="mask to add"),)
 
         def forward() -> Tensor:
             with tape.working(work):
@@ -434,7 +458,8 @@ class Operators:
             del scratch
             return to_q, to_k, to_v
 
-        return tape.record((q, k, v), backward, (q, k, v, lse, *added), forward, saved_output=True)
+        saved = (q, k, v, lse, *added)
+        return tape.record("efficient_attention", (q, k, v), backward, saved, forward, saved_output=True)
 
     def repeat_heads(self, x: Tensor, times: int) -> Tensor:
         """Return keys or values repeated for each query head that shares them; backward sums them up."""
@@ -442,14 +467,18 @@ class Operators:
             return x
         tape, columns = self.tape, x.columns
         return tape.record(
-            (x,), lambda g, _: (tape.new(BS, columns, g.dtype),), (), lambda: tape.new(BS, columns * times, x.dtype)
+            "repeat_heads",
+            (x,),
+            lambda g, _: (tape.new(BS, columns, g.dtype),),
+            (),
+            lambda: tape.new(BS, columns * times, x.dtype),
         )
 
     # Loss
 
     def labels(self, rows: int = BS) -> Tensor:
         """Return labels, one for each row."""
-        return self.tape.new(rows, 1, "int64")
+        return self.tape.new(rows, 1, "int64", name=SHIFTED_LABELS)
 
     def cross_entropy(self, logits: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
         """Return the mean cross-entropy of float32 ``logits`` with ``labels``; none where they are a view of the batch.
@@ -462,6 +491,7 @@ class Operators:
             return (tape.like(saved[0], component="logits"),)
 
         log_probabilities = tape.record(
+            "cross_entropy",
             (logits,),
             lambda g, _: (tape.like(g, component="logits"),),
             (),
@@ -469,7 +499,11 @@ class Operators:
             saved_output=True,
         )
         return tape.record(
-            (log_probabilities,), backward_of_mean, (log_probabilities, *labels), lambda: tape.new(ONE, 1, "float32")
+            "cross_entropy",
+            (log_probabilities,),
+            backward_of_mean,
+            (log_probabilities, *labels),
+            lambda: tape.new(ONE, 1, "float32", name=LOSS),
         )
 
     def fused_linear_cross_entropy(self, x: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
@@ -479,15 +513,20 @@ class Operators:
         that one stands for all, or two where autocast keeps a copy of the weight from the first.
         """
         tape, trains = self.tape, weight.requires_grad
-        node = Node(tape, lambda _, saved: (saved[0], saved[1] if trains else None), (x, weight), ())
-        padded, shifted = tape.new(BS, 1, "int64"), tape.new(BS, 1, "int64")
-        to_x = tape.like(x, component="activations")
+        operation = "fused_linear_cross_entropy"
+        node = Node(tape, operation, lambda _, saved: (saved[0], saved[1] if trains else None), (x, weight), ())
+        padded, shifted = (tape.new(BS, 1, "int64", name=SHIFTED_LABELS) for _ in range(2))
+        to_x = tape.like(x, component="activations", name="gradient of the last hidden state")
         kept = weight.leaf is not None and not weight.leaf.accumulating
-        to_weight = tape.like(weight, component="gradients" if kept else "activations") if trains else None
-        losses, counted = tape.new(BS, 1, "float32"), tape.new(BS, 1, "bool")
+        to_weight = None
+        if trains:
+            component = "gradients" if kept else "activations"
+            to_weight = tape.like(weight, component=component, name="gradient of the head's weight")
+        losses = tape.new(BS, 1, "float32", name="loss of each token")
+        counted = tape.new(BS, 1, "bool", name="which tokens count")
         dtype = x.dtype if self.autocast is None else self.autocast.dtype
         in_place = x.dtype == weight.dtype == dtype
-        shared = tape.new(CHUNK, vocabulary, dtype, "logits") if in_place else None
+        shared = tape.new(CHUNK, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS) if in_place else None
         chunks = 1 if in_place or vocabulary <= x.columns else 2
         with tape.working(ChunkedLoss(x.columns, vocabulary, dtype, trains)):
             for _ in range(chunks):
@@ -499,7 +538,7 @@ class Operators:
                     del logits
         del padded, shifted, losses, counted, shared
         node.saved = tape.save((to_x,) if to_weight is None else (to_x, to_weight))
-        loss = tape.new(ONE, 1, "float32")
+        loss = tape.new(ONE, 1, "float32", name=LOSS)
         loss.node = node
         return loss
 
@@ -508,16 +547,16 @@ class Operators:
         tape = self.tape
 
         def cast(whole: Tensor, to: str) -> Tensor:
-            return whole if whole.dtype == to else tape.like(whole, to)
+            return whole if whole.dtype == to else tape.like(whole, to, name=f"{to} {COPY_OF_HEAD}")
 
         def cast_chunk() -> Tensor | None:
-            return None if x.dtype == dtype else tape.new(CHUNK, x.columns, dtype)
+            return None if x.dtype == dtype else tape.new(CHUNK, x.columns, dtype, name=CHUNK_OF_HIDDEN)
 
         second, first = cast(weight, dtype), cast_chunk()  # of its transpose, a view: autocast keeps it not
-        logits = tape.new(CHUNK, vocabulary, dtype, "logits")
+        logits = tape.new(CHUNK, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS)
         del second, first
         second = self.autocast.cached(weight, cast) if self.autocast is not None else weight
-        product = tape.new(CHUNK, x.columns, dtype)
+        product = tape.new(CHUNK, x.columns, dtype, name=CHUNK_OF_HIDDEN)
         del second, product
         return logits
 
@@ -526,13 +565,13 @@ class Operators:
         tape = self.tape
         if dtype != "float32" and to_weight.dtype in ("float32", dtype):
             if x.dtype != dtype:
-                tape.new(CHUNK, x.columns, dtype)
+                tape.new(CHUNK, x.columns, dtype, name=CHUNK_OF_HIDDEN)
             return
-        chunk = tape.new(CHUNK, x.columns, dtype) if x.dtype != dtype else None
-        product = tape.like(to_weight, dtype)
+        chunk = tape.new(CHUNK, x.columns, dtype, name=CHUNK_OF_HIDDEN) if x.dtype != dtype else None
+        product = tape.like(to_weight, dtype, name=f"{dtype} {COPY_OF_HEAD}")
         del chunk
         if dtype != "float32":
-            tape.like(product, "float32")
+            tape.like(product, "float32", name=f"float32 {COPY_OF_HEAD}")
 
 
 def _component(x: Tensor) -> str:

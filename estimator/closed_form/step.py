@@ -27,6 +27,8 @@ from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules
 
+GRADIENT_OF_LOSS = "gradient of the loss"
+
 
 def step_moments(
     spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape | None = None, compute_capability: str | None = None
@@ -88,7 +90,8 @@ class _Step:
             with context.active():
                 loss = self._forward()
         ledger.enter("backward")
-        self.tape.backward(loss, self.tape.new(ONE, 1, "float32"))
+        with self.tape.scope("loss"):
+            self.tape.backward(loss, self.tape.new(ONE, 1, "float32", name=GRADIENT_OF_LOSS))
         del loss
         ledger.enter("optimizer")
         ledger.hold("temporaries", held.optimizer.temporaries)
@@ -107,8 +110,13 @@ class _Step:
         hidden = self._hidden_states(outside)
         head = self._head_weight(outside, saved)
         if hidden.requires_grad:
-            hidden = op.part(hidden, hidden.columns)
-        return self._loss(hidden, head)
+            with self.tape.scope("last hidden state"):
+                hidden = op.part(hidden, hidden.columns)
+        if recipe.loss == "liger":
+            with self.tape.scope("fused loss"):
+                return op.fused_linear_cross_entropy(hidden, head, spec.vocab_size)
+        with self.tape.scope("loss"):
+            return self._loss(hidden, head)
 
     def _head_weight(self, outside: Modules, saved: set[str]) -> Tensor:
         weights, elements = Weights(self.recipe), self.spec.head.in_features * self.spec.head.out_features
@@ -123,25 +131,26 @@ class _Step:
 
     def _hidden_states(self, outside: Modules) -> Tensor:
         spec, recipe, op, tape = self.spec, self.recipe, self.op, self.tape
-        embedded = op.embedding(outside.weights[spec.embeddings[0].name], spec.hidden_size)
-        if spec.model_type in ("gemma", "gemma2"):
-            embedded = op.scale(embedded)  # by the embedding itself
-        if recipe.gradient_checkpointing and not embedded.requires_grad:
-            # transformers lets the embedding's output require a gradient, so that checkpointed layers have a use for
-            # one; autograd then holds it, and its gradient, to the end.
-            embedded.leaf = Leaf(holds=embedded.block)
-        if spec.model_type == "granite":
-            embedded = op.scale(embedded)
-        hidden = embedded
+        with tape.scope("embedding"):
+            embedded = op.embedding(outside.weights[spec.embeddings[0].name], spec.hidden_size)
+            if spec.model_type in ("gemma", "gemma2"):
+                embedded = op.scale(embedded)  # by the embedding itself
+            if recipe.gradient_checkpointing and not embedded.requires_grad:
+                # transformers lets the embedding's output require a gradient, so that checkpointed layers have a use
+                # for one; autograd then holds it, and its gradient, to the end.
+                embedded.leaf = Leaf(holds=embedded.block)
+            if spec.model_type == "granite":
+                embedded = op.scale(embedded)
+            hidden = embedded
+            if spec.model_type == "gpt2":
+                # Of one sequence, the positions' gradient is that of the sum itself.
+                rows = S if recipe.batch_size > 1 else BS
+                table = outside.weights[spec.embeddings[1].name]
+                positions = op.embedding(table, spec.hidden_size, rows, (POSITION_INDICES, POSITION_PARTS))
+                hidden = op.add(embedded, positions)
+                hidden = op.dropout(hidden, spec.config["embd_pdrop"])
         rotary: Rotary | None = None
-        if spec.model_type == "gpt2":
-            # Of one sequence, the positions' gradient is that of the sum itself.
-            rows = S if recipe.batch_size > 1 else BS
-            table = outside.weights[spec.embeddings[1].name]
-            positions = op.embedding(table, spec.hidden_size, rows, (POSITION_INDICES, POSITION_PARTS))
-            hidden = op.add(embedded, positions)
-            hidden = op.dropout(hidden, spec.config["embd_pdrop"])
-        else:
+        if spec.model_type != "gpt2":
             rotary = rotary_tables(tape, op, rotary_columns(spec), hidden.dtype)
         layer = LAYERS[spec.model_type]
         adapted = frozenset(resolve_target_modules(spec, recipe))
@@ -161,19 +170,24 @@ class _Step:
         return outside.rms_norm(norm, hidden)
 
     def _layer(self, layer: Layer, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+        tape = self.tape
         if not self.recipe.gradient_checkpointing:
-            return layer(modules, hidden, rotary)
+            with tape.scope("residual stream"):
+                return layer(modules, hidden, rotary)
         held = hidden.view(node=hidden.node)
         held.leaf = hidden.leaf
-        return self.tape.checkpoint(lambda: layer(modules, held, rotary), held)
+
+        def run() -> Tensor:
+            with tape.scope("residual stream"):
+                return layer(modules, held, rotary)
+
+        return tape.checkpoint(run, held)
 
     # Loss
 
     def _loss(self, hidden: Tensor, head: Tensor) -> Tensor:
-        op, vocabulary = self.op, self.spec.vocab_size
-        if self.recipe.loss == "liger":
-            return op.fused_linear_cross_entropy(hidden, head, vocabulary)
-        logits = op.linear(hidden, head, vocabulary, component="logits")
+        op = self.op
+        logits = op.linear(hidden, head, self.spec.vocab_size, component="logits")
         if self.spec.config.get("final_logit_softcapping") is not None:
             logits = op.scale(logits)
             logits = op.tanh(logits)

@@ -89,13 +89,13 @@ class Moments:
             )
 
     def _just_made(self, index: int) -> str:
-        origin = self.step.latest[index]
-        if origin == HELD or self.step.moments[index].phase in ("loaded", "adapted", "optimizer"):
+        latest = self.step.latest[index]
+        if latest == HELD or self.step.moments[index].phase in ("loaded", "adapted", "optimizer"):
             return "what is held from outside the passes"
-        item = next((item for item in self.step.items(index) if item.origin == origin), None)
+        item = next((item for item in self.step.items(index) if item.maker == latest), None)
         if item is None:
             return "as soon as backward begins"
-        name = tensor_name(item, self.spec, self.recipe)
+        name = tensor_name(item, self.recipe)
         return f"last made: {name.module or name.place}, {name.what}"
 
     def _moment_of(self, phase: str) -> int:
@@ -114,8 +114,8 @@ class Moments:
         alike: Counter[_Alike] = Counter()
         modules: dict[_Alike, list[str]] = {}
         for item in items:
-            name, origin = tensor_name(item, self.spec, self.recipe), item.origin
-            tensors = _Alike(name.place, name.what, name.source, origin.columns, origin.dtype, item.monomial)
+            name, maker = tensor_name(item, self.recipe), item.maker
+            tensors = _Alike(name.place, name.what, name.source, maker.columns, maker.dtype, item.monomial)
             alike[tensors] += item.bytes
             named = modules.setdefault(tensors, [])
             if name.module and name.module not in named:

@@ -4,62 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lorabench.estimator.closed_form.decoders import LAYERS
-from lorabench.estimator.closed_form.itemised import HELD, Item
-from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.closed_form.autograd import Part
+from lorabench.estimator.closed_form.itemised import Item
 from lorabench.estimator.recipes.recipe import Recipe
 
-_PLACES = {
-    "Modules._base": "linear",
-    "Modules._adapted": "linear",
-    "Modules._adapted_4bit": "linear",
-    "Modules._adapter": "adapter",
-    "Modules.rms_norm": "norm",
-    "Modules.gemma_norm": "norm",
-    "Modules.layer_norm": "norm",
-    "Modules.rotate": "rotary positions",
-    "Modules.rotate_part": "rotary positions",
-    "Modules._rotate_half": "rotary positions",
-    "Modules.attention": "attention",
-    "Modules._fused": "attention",
-    "Modules._eager": "attention",
-    "Modules._math": "attention",
-    "fused_attention": "attention",
-    "neox_attention": "attention",
-    "grouped_attention": "attention",
-    "Modules.gated_mlp": "feed-forward",
-    "fused_mlp": "feed-forward",
-    "neox_mlp": "feed-forward",
-    "gelu_new": "feed-forward",
-    "sparse_mlp": "experts",
-    "_route": "router",
-    "_top": "router",
-    "_normed": "router",
-    "Router.__init__": "adapted router",
-    "Router.weight": "adapted router",
-    "Stack.__init__": "adapted experts",
-    "Stack.weight": "adapted experts",
-    "_by_expert": "adapted experts",
-    "_experts": "experts",
-    "_gather": "experts",
-    "_grouped": "experts",
-    "_weight": "experts",
-    "_sum_of_experts": "experts",
-    "rotary_tables": "rotary tables",
-    "Masks.__init__": "attention mask",
-    "_Step._hidden_states": "embedding",
-    "_Step._forward": "last hidden state",
-    "_Step._loss": "loss",
-    "_Step.run": "loss",
-    **{layer.__name__: "residual stream" for layer in LAYERS.values()},
-}
-"""Function of the closed form → the part of the model that it is."""
-
-STATISTICS = 2
-"""Columns of what a layer norm keeps of each row: mean and deviation."""
-_WITH_OWN_NAME = ("linear", "adapter", "norm")
-
-_SOURCES = {
+_SOURCES: dict[Part, str] = {
     "adapter": "peft: A (r, in) and B (out, r) beside the base layer",
     "norm": "transformers: norms compute in float32",
     "rotary positions": "transformers: apply_rotary_pos_emb",
@@ -74,20 +23,25 @@ _SOURCES = {
     "embedding": "torch: embedding lookup",
     "last hidden state": "transformers: slice of the last hidden state",
     "loss": "transformers: upcasts the logits; torch: log_softmax saves its result",
+    "fused loss": "Liger: logits by chunks of tokens, gradients in forward",
 }
+"""Of linear layers and attention it depends on the recipe (`_source`)."""
 
 _WHAT = {
     "activation": "output of the activation function",
     "add": "sum",
     "batched_product": "matrix product",
+    "choice": "probabilities of the chosen experts",
     "copy": "contiguous copy",
     "cross_entropy": "log-probabilities",
+    "division": "probabilities, adding up to one",
     "dropout": "after dropout",
     "efficient_attention": "output",
     "embedding": "rows of the table",
     "flash_attention": "output",
+    "gather": "rows, chosen and in order",
+    "grouped_product": "matrix product",
     "join": "parts side by side",
-    "labels": "labels, shifted",
     "layer_norm": "output",
     "linear": "output",
     "linear_4bit": "output",
@@ -98,24 +52,40 @@ _WHAT = {
     "scale": "scaled",
     "shift": "plus a constant",
     "softmax": "probabilities",
+    "sum": "sum",
     "tanh": "tanh",
 }
 """Operation → what it gives."""
 
+_WHAT_IN: dict[tuple[Part, str], str] = {
+    ("linear", "add"): "output with the adapter's part",
+    ("loss", "linear"): "logits",
+    ("loss", "copy"): "logits, shifted",
+    ("norm", "multiply"): "normed rows",
+    ("norm", "tanh"): "reciprocal root of each row's mean square",
+    ("residual stream", "add"): "sum handed on, input of what follows",
+    ("rotary positions", "add"): "rotated queries or keys",
+}
+"""Part and operation → what it gives there, where that says more."""
 
 _BACKWARD = {
     "activation": "the activation function",
     "batched_product": "the matrix product",
     "cast": "the cast",
+    "choice": "choosing experts",
+    "division": "dividing by the sum",
+    "gather": "choosing rows",
+    "grouped_product": "the matrix product",
     "linear": "the matrix product",
     "linear_4bit": "the matrix product",
     "repeat_heads": "repeating keys or values",
     "scale": "scaling",
+    "sum": "the sum",
     "tanh": "the root or tanh",
 }
 """Operation → what people call its backward's operation, where its own name does not say it."""
 
-_CAST = {
+_CAST: dict[Part, str] = {
     "loss": "the logits",
     "linear": "the input",
     "adapter": "the input",
@@ -138,16 +108,16 @@ class Name(NamedTuple):
     """Library, and what it does."""
 
 
-def tensor_name(item: Item, spec: ModelSpec, recipe: Recipe) -> Name:
+def tensor_name(item: Item, recipe: Recipe) -> Name:
     """Return what ``item`` is called, and where it comes from."""
-    origin = item.origin
-    if origin == HELD:
+    maker = item.maker
+    part = maker.place.part
+    if part is None:
         return _HELD[item.component]
-    place = _PLACES[origin.caller]
-    module = origin.module.rsplit(".", 1)[-1] if place in _WITH_OWN_NAME else ""
+    module = maker.place.module.rsplit(".", 1)[-1]
     if item.component == "gradients":
-        return Name(place, module, "gradient", "torch: made in backward, in the dtype of the weight")
-    return Name(place, module, _what(item, place, spec), _source(item, place, recipe))
+        return Name(part, module, "gradient", "torch: made in backward, in the dtype of the weight")
+    return Name(part, module, _what(item, part), _source(item, part, recipe))
 
 
 _HELD = {
@@ -158,96 +128,54 @@ _HELD = {
 """Component → what is held in it from outside the step's own tensors."""
 
 
-def _what(item: Item, place: str, spec: ModelSpec) -> str:
-    if not item.origin.backward:
-        return _made_in_forward(item, place, spec)
-    if place == "loss":
+def _what(item: Item, part: Part) -> str:
+    maker = item.maker
+    if maker.name:
+        return maker.name
+    if not maker.backward:
+        return _made_in_forward(item, part)
+    if part in ("loss", "fused loss"):
         if item.monomial == "1":
-            return "gradient of the head's weight" if item.origin.columns > 1 else "gradient of the loss"
+            return "gradient of the head's weight"
         return {
             "cross_entropy": "gradients of the log-probabilities and the float32 logits",
             "cast": "gradient of the 16-bit logits",
-        }.get(item.origin.operation, "gradient")
-    if item.origin.operation == "linear_4bit" and item.monomial == "1":
-        return "dequantised again for backward"
-    if place == "adapted experts":
+        }.get(maker.operation, "gradient")
+    if part == "adapted experts":
         return "backward of adding B·A"
-    operation = item.origin.operation
-    return f"backward of {_BACKWARD.get(operation, operation.replace('_', ' ')) or 'the operation'}"
+    return f"backward of {_BACKWARD.get(maker.operation, maker.operation.replace('_', ' '))}"
 
 
-def _made_in_forward(item: Item, place: str, spec: ModelSpec) -> str:
-    operation, columns, dtype = item.origin.operation, item.origin.columns, item.origin.dtype
-    of_weight = item.monomial in ("1", "r")
-    if place == "adapted experts":
+def _made_in_forward(item: Item, part: Part) -> str:
+    operation, dtype = item.maker.operation, item.maker.dtype
+    if part == "adapted experts":
         return f"{dtype} copy of A or B" if operation == "cast" else "weights of all experts, plus B·A"
-    if place == "adapted router":
+    if part == "adapted router":
         return "weight plus B·A" if operation == "add" else "B·A"
-    if place == "rotary tables":
+    if part == "rotary tables":
         return f"cosines and sines, {dtype}"
-    if operation == "cast":
-        weight = "the head's weight" if place == "loss" else "the weight"
-        copied = weight if of_weight else _CAST.get(place, "what is there")
-        return f"{dtype} copy of {copied}"
-    if operation == "fused_linear_cross_entropy":
-        return _of_fused_loss(item)
-    if place == "loss":
-        if item.monomial == "1":
-            return "the loss itself"
-        return {"linear": "logits", "copy": "logits, shifted"}.get(operation, _WHAT[operation])
-    if operation == "linear" and place == "adapter":
-        return {"B·S·r": "A·x", "B·S": "B·A·x"}.get(item.monomial, "output")
-    if operation == "linear_4bit" and of_weight:
-        sizes = {linear.in_features * linear.out_features for group in spec.layers for linear in group.linears}
-        return "dequantised weight" if columns in sizes else "absmax, dequantised"
-    if operation in ("flash_attention", "efficient_attention") and columns == spec.num_attention_heads:
-        return "log-sum-exp of each row and head"
-    if operation == "dropout" and dtype == "bool":
-        return "dropout mask"
-    if operation == "add" and place == "linear":
-        return "output with the adapter's part"
-    if operation == "tanh" and place == "norm":
-        return "reciprocal root of each row's mean square"
-    if operation == "add" and place == "rotary positions":
-        return "rotated queries or keys"
-    if operation == "add" and place == "residual stream":
-        return "sum handed on, input of what follows"
-    if operation == "multiply" and place == "norm":
-        return "normed rows"
-    if operation == "layer_norm" and columns == STATISTICS:
-        return "mean and deviation of each row"
-    if place == "attention mask" or (not operation and item.component == "buffers"):
+    if part == "attention mask":
         return dtype
-    return _WHAT.get(operation, "indices" if dtype in ("int64", "int32") else "rows, chosen and in order")
+    if operation == "cast":
+        weight = "the head's weight" if part == "loss" else "the weight"
+        copied = weight if item.monomial in ("1", "r") else _CAST.get(part, "what is there")
+        return f"{dtype} copy of {copied}"
+    if operation == "linear" and part == "adapter":
+        return {"B·S·r": "A·x", "B·S": "B·A·x"}.get(item.monomial, "output")
+    return _WHAT_IN.get((part, operation)) or _WHAT[operation]
 
 
-def _of_fused_loss(item: Item) -> str:
-    columns, dtype, component = item.origin.columns, item.origin.dtype, item.component
-    if item.monomial == "c":
-        return "a chunk's logits" if component == "logits" else "a chunk of hidden states, or of their gradient"
-    if item.monomial == "1":
-        if columns == 1:
-            return "the loss itself"
-        made = component == "activations"
-        return "gradient of the head's weight" if made else f"{dtype} copy of the head's weight or of its gradient"
-    if columns > 1:
-        return "gradient of the last hidden state"
-    return {"int64": "labels, shifted", "float32": "loss of each token", "bool": "which tokens count"}[dtype]
-
-
-def _source(item: Item, place: str, recipe: Recipe) -> str:
-    origin = item.origin
-    if origin.operation == "fused_linear_cross_entropy":
-        return "Liger: logits by chunks of tokens, gradients in forward"
-    product = place in ("linear", "adapter") or (place == "loss" and item.monomial == "1")
-    if origin.operation == "cast" and product and recipe.mixed_precision != "no":
+def _source(item: Item, part: Part, recipe: Recipe) -> str:
+    operation = item.maker.operation
+    product = part in ("linear", "adapter") or (part == "loss" and item.monomial == "1")
+    if operation == "cast" and product and recipe.mixed_precision != "no":
         return "torch: autocast, which casts what matrix products take"
-    if place == "linear":
-        if origin.operation in ("add", "copy"):
+    if part == "linear":
+        if operation in ("add", "copy"):
             return _SOURCES["adapter"]
         if recipe.method == "qlora":
             return "bitsandbytes: the weight is dequantised for each product"
         return "torch: matrix product"
-    if place == "attention":
+    if part == "attention":
         return f"torch and transformers: {recipe.attn_implementation} attention"
-    return _SOURCES[place]
+    return _SOURCES[part]

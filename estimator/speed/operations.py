@@ -49,7 +49,7 @@ KERNELS: dict[str, tuple[Kernel, Kernel]] = {
     "layer_norm": ("rows", "rows"),
     "dropout": ("random", "arithmetic"),
 }
-"""Method of `Operators` → what it does forward and backward; the others do arithmetic."""
+"""Name of an operation on the tape → what it does forward and backward; the others do arithmetic."""
 Sizes = tuple[tuple[int, float], ...]
 """Of `sizes.MONOMIALS`, each with its bytes."""
 
@@ -135,22 +135,22 @@ class _CountingTape(Tape):
 
     # Running
 
-    def record(self, inputs: tuple[Tensor, ...], backward: Backward, *args: Any, **options: Any) -> Tensor:
+    def record(self, operation: str, inputs: tuple[Tensor, ...], *args: Any, **options: Any) -> Tensor:
         try:
-            return super().record(inputs, backward, *args, **options)
+            return super().record(operation, inputs, *args, **options)
         finally:
             if self._made:
-                self._pass((*inputs, *self._take()), _kernels(backward)[0])
+                self._pass((*inputs, *self._take()), _kernels(operation)[0])
 
     def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
         self._phase, self._times = "backward", node.repeat
-        node.backward = self._counted(node.backward)
+        node.backward = self._counted(node)
         super()._run(node, waiting, queue)
         for made in self._take():  # casts of the gradients to the dtype of what they belong to, and copies
             self._pass((made, made))
 
-    def _counted(self, backward: Backward) -> Backward:
-        kernel = _kernels(backward)[1]
+    def _counted(self, node: Node) -> Backward:
+        backward, kernel = node.backward, _kernels(node.operation)[1]
 
         def counted(arrived: Any, saved: list[Tensor]) -> Gradients:
             self._made.clear()  # what a recomputation left when it stopped
@@ -216,7 +216,6 @@ class _CountingTape(Tape):
         self.launches[self._phase] += times * (1 + nested)
 
 
-def _kernels(backward: Backward) -> tuple[Kernel, Kernel]:
-    """Return what the operator does, forward and backward, within which ``backward`` was defined."""
-    operator = backward.__qualname__.partition(".<locals>")[0].rpartition(".")[2]
-    return KERNELS.get(operator, ("arithmetic", "arithmetic"))
+def _kernels(operation: str) -> tuple[Kernel, Kernel]:
+    """Return what ``operation`` does forward and backward."""
+    return KERNELS.get(operation, ("arithmetic", "arithmetic"))

@@ -9,13 +9,16 @@ from lorabench.estimator.closed_form.itemised import itemised_step
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import WIDTH
 from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.explanation import Derivation, Explanation, explain
 from lorabench.estimator.explanation.symbols import Widths
+from lorabench.estimator.explanation.tensor_names import tensor_name
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from tests.arithmetic import value_of
+from tests.small_models import FAMILIES, small_model
 
 RECIPES: list[tuple[str, dict[str, Any]]] = [
     ("meta-llama/Llama-3.1-8B", {}),
@@ -114,6 +117,33 @@ def test_recording_a_step_changes_nothing_of_it(case: tuple[str, dict[str, Any]]
             live[slot] += bytes_
         assert tuple(live) == moment.live
         assert len(live) % WIDTH == 0
+
+
+@pytest.mark.parametrize("kernels", ["cuda", "cpu"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tensor_of_every_moment_has_a_name_and_a_source(family: str, kernels: Backend) -> None:
+    """An explanation names only what is alive at its peak; another recipe peaks elsewhere."""
+    spec = small_model(family)
+    for method, attention, loss in (
+        ("full", "eager", "standard"),
+        ("lora", "sdpa", "legacy"),
+        ("qlora", "flash_attention_2", "liger"),
+    ):
+        options = {"attn_implementation": attention, "loss": loss, "batch_size": 2, "gradient_accumulation": 2}
+        recipe = make_recipe(spec.name, method=method, **options)
+        step = itemised_step(spec, recipe, kernels)
+        items = {item for index in range(len(step.moments)) for item in step.items(index)}
+        shown = {"activations", "logits", "temporaries", "buffers", "gradients"}
+        named = [tensor_name(item, recipe) for item in items if item.component in shown]
+        assert all(name.what and name.source for name in named)
+
+
+def test_the_mask_of_dropout_is_told_from_its_output_on_a_cpu_too() -> None:
+    """On a CPU both have one dtype."""
+    case: tuple[str, dict[str, Any]] = ("openai-community/gpt2", {"method": "full", "gradient_checkpointing": False})
+    spec, recipe = recipe_of(case)
+    said = {line.what for part in explain(spec, recipe, "cpu").sections for line in part.lines}
+    assert {"residual stream, dropout mask", "embedding, dropout mask"} <= said
 
 
 def test_the_terms_of_a_lora_step_are_named_with_their_formulas() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.extents import fill_recipe
-from lorabench.estimator.speed.operations import micro_batch_operations
+from lorabench.estimator.speed.operations import Kernel, micro_batch_operations
 from lorabench.estimator.training.model import build_model
 from tests.small_models import small_model
 
@@ -70,3 +70,12 @@ def test_a_step_passes_over_the_bytes_that_torch_s_operations_do(family: str, se
     operations = micro_batch_operations(spec, recipe, "cpu").operations
     counted = sum(times * filled.sum(operation.passed) for operation, times in operations)
     assert counted == pytest.approx(counter.bytes, rel=0.07)
+
+
+def test_every_kind_of_kernel_is_run_by_some_step() -> None:
+    """Kernels go by the names that operations have on the tape: another name would make one plain arithmetic."""
+    run = set()
+    for family in ("llama", "gpt2"):
+        recipe = make_recipe(family, method="full", attn_implementation="eager")
+        run |= {operation.kernel for operation, _ in micro_batch_operations(small_model(family), recipe).operations}
+    assert run == set(get_args(Kernel))
