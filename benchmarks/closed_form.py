@@ -14,7 +14,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # one core; read when numpy is importe
 
 import numpy as np
 
-from lorabench.estimator.closed_form.forms import compile_form, held_throughout
+from lorabench.estimator.closed_form.forms import compile_form, persistent_of
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
 from lorabench.estimator.models.catalogue import find_model
@@ -46,7 +46,7 @@ def figures(spec: ModelSpec, recipe: Recipe) -> list[str]:
         estimate_memory(spec, recipe)
 
     def new_rank() -> None:
-        held_throughout.cache_clear()
+        persistent_of.cache_clear()
         estimate_memory(spec, recipe)
 
     def million() -> None:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lorabench.estimator.answers.verdict import hold_against
-from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, held_throughout
+from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, persistent_of
 from lorabench.estimator.closed_form.sizes import CHUNK, WIDTH, monomial_values
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
@@ -162,11 +162,11 @@ def _forms(spec: ModelSpec, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _held(spec: ModelSpec, recipe: Recipe) -> dict[str, Any]:
-    """Return phase → bytes by component of what is held throughout; 1 stands for workspaces, which are the GPU's."""
-    held = held_throughout(Setup(spec, recipe, "cuda"), recipe.optim, recipe.rank, None)
+    """Return phase → bytes by component of what is persistent; 1 stands for workspaces, which are the GPU's."""
+    persistent = persistent_of(Setup(spec, recipe, "cuda"), recipe.optim, recipe.rank, None)
     return {
         phase: [int(bytes_.get(name, 0) > 0) if name == "workspaces" else bytes_.get(name, 0) for name in COMPONENTS]
-        for phase, bytes_ in held.items()
+        for phase, bytes_ in persistent.items()
     }
 
 

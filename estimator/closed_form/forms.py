@@ -1,8 +1,8 @@
 """The closed form compiled: what a step takes as sums of monomials of batch, length and rank, found once.
 
-`step_moments` leaves batch size, length and rank open but for a few branches, and but for what the recipe holds for
-the whole training, which depends on the rank in its own ways (8-bit states of large tensors only). So one form serves
-all recipes that differ in these three alone, one number or arrays of them.
+`step_moments` leaves batch size, length and rank open but for a few branches. What is persistent is added to it: that
+depends on the rank in its own ways (8-bit states of large tensors only). So one form serves all recipes that differ in
+these three alone, one number or arrays of them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from itertools import groupby
-from operator import ge, sub
+from operator import ge
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, ONE, WIDTH, Moment
+from lorabench.estimator.closed_form.sizes import Moment
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.memory.breakdown import COMPONENTS
-from lorabench.estimator.memory.states import loaded_weights, states
-from lorabench.estimator.memory.workspaces import workspaces
+from lorabench.estimator.memory.persistent import PersistentBytes, persistent_bytes
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Optim, Recipe
 
@@ -53,7 +51,7 @@ class Setup:
             batch_size=2 if many else 1,
             seq_len=spec.config["sliding_window"] if filled else 1,
             gradient_accumulation=min(recipe.gradient_accumulation, 2),
-            optim="sgd",  # without states; those of the recipe's own are `held_throughout`
+            optim="sgd",  # any: its states are persistent, and its step is no part of the form
         )
         self._key = (msgspec.msgpack.encode(spec), self.recipe, kernels)
         self._hash = hash(self._key)
@@ -76,7 +74,7 @@ def branches(spec: ModelSpec, batch_size: Any, seq_len: Any) -> tuple[Any, Any]:
 
 
 class PhaseForm(NamedTuple):
-    """The moments of one phase that may be its peak, in order, without what is held for the whole training."""
+    """The moments of one phase that may be its peak, in order, without what is persistent."""
 
     phase: str
     moments: tuple[Moment, ...]
@@ -92,58 +90,20 @@ def compile_form(setup: Setup) -> tuple[PhaseForm, ...]:
         UserError: target modules that the model does not have, or a combination that has no closed form.
     """
     moments = step_moments(setup.spec, setup.recipe, setup.kernels)
-    held = _held_by_phase(setup.spec, setup.recipe, setup.kernels, None)
-    return tuple(
-        _phase_form(phase, list(alike), held[phase]) for phase, alike in groupby(moments, lambda moment: moment.phase)
-    )
+    return tuple(_phase_form(phase, list(group)) for phase, group in groupby(moments, lambda moment: moment.phase))
 
 
 @lru_cache(MOST_RANKS)
-def held_throughout(
-    setup: Setup, optim: Optim, rank: int | None, compute_capability: str | None
-) -> dict[str, dict[str, int]]:
-    """Return phase → component → bytes of what is held for the whole training, and of the optimizer's temporaries.
-
-    cuBLAS' workspaces are those of ``compute_capability``.
-    """
-    return _held_by_phase(setup.spec, replace(setup.recipe, optim=optim, rank=rank), setup.kernels, compute_capability)
+def persistent_of(setup: Setup, optim: Optim, rank: int | None, compute_capability: str | None) -> PersistentBytes:
+    """Return what is persistent under ``setup`` with this optimizer and rank, on a GPU of ``compute_capability``."""
+    return persistent_bytes(
+        setup.spec, replace(setup.recipe, optim=optim, rank=rank), setup.kernels, compute_capability
+    )
 
 
-def _held_by_phase(
-    spec: ModelSpec, recipe: Recipe, kernels: Backend, compute_capability: str | None
-) -> dict[str, dict[str, int]]:
-    held = states(spec, recipe, kernels)
-    loaded = dict.fromkeys(COMPONENTS, 0)
-    for term in loaded_weights(spec, recipe):
-        loaded[term.component] += term.bytes
-    adapted = {name: held.component_bytes(name) for name in COMPONENTS if name not in ("gradients", "optimizer_states")}
-    training = adapted | {"optimizer_states": held.component_bytes("optimizer_states"), "gradients": 0}
-    if kernels == "cuda":
-        training["workspaces"] = workspaces(compute_capability).bytes
-    if recipe.gradient_accumulation > 1:
-        training["gradients"] = held.component_bytes("gradients")
-    stepping = training | {"temporaries": held.optimizer.temporaries}
-    return {
-        "loaded": loaded,
-        "adapted": adapted,
-        "forward": training,
-        "backward": training,
-        "optimizer": stepping,
-    }
-
-
-def _phase_form(phase: str, moments: list[Moment], held: dict[str, int]) -> PhaseForm:
-    constants = [0] * (WIDTH * len(COMPONENTS))
-    for name, bytes_ in held.items():
-        constants[COMPONENT_INDEX[name] * WIDTH + ONE] = bytes_
-    total = [sum(held.values()) if monomial == ONE else 0 for monomial in range(WIDTH)]
-    kept = [moments[index] for index in _undominated([moment.total for moment in moments])]
-    working = [Moment(phase, _minus(moment.live, constants), _minus(moment.total, total)) for moment in kept]
-    return PhaseForm(phase, tuple(working), tuple(moment.total for moment in working))
-
-
-def _minus(bytes_: tuple[int, ...], constants: list[int]) -> tuple[int, ...]:
-    return tuple(map(sub, bytes_, constants))
+def _phase_form(phase: str, moments: list[Moment]) -> PhaseForm:
+    kept = tuple(moments[index] for index in _undominated([moment.total for moment in moments]))
+    return PhaseForm(phase, kept, tuple(moment.total for moment in kept))
 
 
 def _undominated(coefficients: list[tuple[int, ...]]) -> list[int]:

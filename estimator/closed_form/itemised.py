@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from lorabench.estimator.closed_form.autograd import NOWHERE, Place, Tape, Tensor
-from lorabench.estimator.closed_form.forms import Setup, held_throughout
-from lorabench.estimator.closed_form.sizes import COMPONENT_INDEX, MONOMIALS, ONE, WIDTH, Block, Ledger, Moment
+from lorabench.estimator.closed_form.forms import Setup
+from lorabench.estimator.closed_form.sizes import MONOMIALS, WIDTH, Block, Ledger, Moment
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.breakdown import COMPONENTS
@@ -34,8 +34,8 @@ class Maker(NamedTuple):
     dtype: str
 
 
-HELD = Maker(NOWHERE, "", "", backward=False, columns=0, dtype="")
-"""Of what is held from outside the step: weights, optimizer states, the batch."""
+GIVEN = Maker(NOWHERE, "", "", backward=False, columns=0, dtype="")
+"""Of what the step is given: the batch, and all that is persistent."""
 
 
 class Item(NamedTuple):
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 MOST_STEPS = 8
-"""Steps kept, for recipes that differ in what they hold alone: one takes some megabytes."""
+"""Steps kept: one takes some megabytes."""
 
 Alive = dict[tuple[int, Maker], int]
 """(slot of the ledger, maker) → bytes."""
@@ -75,51 +75,20 @@ class ItemisedStep(NamedTuple):
         return _items(self.one_layer)
 
 
-def itemised_step(
-    spec: ModelSpec, recipe: Recipe, kernels: Backend, compute_capability: str | None = None
-) -> ItemisedStep:
-    """Return the step of ``recipe`` with the maker of all that is alive.
-
-    Recipes of one `Setup` share what runs, and differ in what they hold from outside.
+def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> ItemisedStep:
+    """Return the step of ``recipe`` with the maker of all that is alive, but for what is persistent.
 
     Raises:
         UserError: a combination that has no closed form.
     """
-    setup = Setup(spec, recipe, kernels)
-    step = _setups_step(setup)
-    own = held_throughout(setup, setup.recipe.optim, setup.recipe.rank, None)
-    held = held_throughout(setup, recipe.optim, recipe.rank, compute_capability)
-    more = {
-        phase: {
-            index * WIDTH + ONE: change
-            for name, index in COMPONENT_INDEX.items()
-            if (change := bytes_.get(name, 0) - own[phase].get(name, 0))
-        }
-        for phase, bytes_ in held.items()
-    }
-    changes = [more[moment.phase] for moment in step.moments]
-    return step._replace(
-        moments=[_holding(moment, change) for moment, change in zip(step.moments, changes, strict=True)],
-        alive=[
-            alive | {(slot, HELD): alive.get((slot, HELD), 0) + bytes_ for slot, bytes_ in change.items()}
-            for alive, change in zip(step.alive, changes, strict=True)
-        ],
-    )
+    return _step(Setup(spec, recipe, kernels))
 
 
 @lru_cache(MOST_STEPS)
-def _setups_step(setup: Setup) -> ItemisedStep:
+def _step(setup: Setup) -> ItemisedStep:
     ledger = _ItemisedLedger()
-    moments = step_moments(setup.spec, setup.recipe, setup.kernels, _ItemisedTape(ledger), None)
+    moments = step_moments(setup.spec, setup.recipe, setup.kernels, _ItemisedTape(ledger))
     return ItemisedStep(moments, ledger.alive, ledger.latest, ledger.one_layer)
-
-
-def _holding(moment: Moment, change: dict[int, int]) -> Moment:
-    live, total = list(moment.live), list(moment.total)
-    for slot, bytes_ in change.items():
-        live[slot] += bytes_
-        total[slot % WIDTH] += bytes_
-    return Moment(moment.phase, tuple(live), tuple(total))
 
 
 def _items(alive: Alive) -> list[Item]:
@@ -136,14 +105,14 @@ class _ItemisedLedger(Ledger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.making = HELD
+        self.making = GIVEN
         self.alive: list[Alive] = []
         self.latest: list[Maker] = []
         self.one_layer: Alive = {}
         self._layers = 0
         self._blocks: dict[int, tuple[weakref.ref[Block], Maker]] = {}
         self._held: Counter[tuple[int, Maker]] = Counter()
-        """What is no block: held from outside, and the share of copies that are run only once."""
+        """The share of copies that are run only once: no blocks of their own."""
         self._change: Counter[tuple[int, Maker]] = Counter()
         """From the first copy to the last of the repeat under way."""
 
@@ -159,12 +128,6 @@ class _ItemisedLedger(Ledger):
             self._held[block.slot, maker] += others
             self._change[block.slot, maker] -= others
         super().release(block)
-
-    def hold(self, component: str, bytes_: int, monomial: int = ONE) -> None:
-        before = list(self.live)
-        super().hold(component, bytes_, monomial)
-        for slot, (was, now) in enumerate(zip(before, self.live, strict=True)):
-            self._held[slot, HELD] += now - was
 
     def defer(self, block: Block, copies: int) -> None:
         self._change[block.slot, self._maker(block)] += (copies - 1) * block.bytes

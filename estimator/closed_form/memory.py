@@ -6,7 +6,7 @@ from operator import mul
 
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.forms import Setup, compile_form, held_throughout
+from lorabench.estimator.closed_form.forms import Setup, compile_form, persistent_of
 from lorabench.estimator.closed_form.sizes import monomial_values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -27,19 +27,19 @@ def estimate_memory(
     """
     setup = Setup(spec, recipe, kernels)
     forms = compile_form(setup)
-    held = held_throughout(setup, recipe.optim, recipe.rank, compute_capability)
+    persistent = persistent_of(setup, recipe.optim, recipe.rank, compute_capability)
     values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
     phase_peaks: dict[str, int] = {}
     peak, at_peak = -1, forms[0].moments[0]
     for form in forms:
         totals = [sum(map(mul, coefficients, values)) for coefficients in form.coefficients]
         working = max(totals)
-        total = working + sum(held[form.phase].values())
+        total = working + sum(persistent[form.phase].values())
         phase_peaks[form.phase] = total
         if total > peak:
             peak, at_peak = total, form.moments[totals.index(working)]
     components = at_peak.component_bytes(values)
-    for name, bytes_ in held[at_peak.phase].items():
+    for name, bytes_ in persistent[at_peak.phase].items():
         components[name] += bytes_
     breakdown = Breakdown(
         components=components, phase=at_peak.phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks

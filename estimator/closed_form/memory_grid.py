@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, held_throughout
+from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, persistent_of
 from lorabench.estimator.closed_form.sizes import monomial_values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
@@ -121,12 +121,12 @@ def _peaks(setup: Setup, recipe: Recipe, compute_capability: str | None, part: G
     import numpy as np
 
     ranks, which = np.unique(part.ranks, return_inverse=True)
-    held = [held_throughout(setup, recipe.optim, int(rank) or None, compute_capability) for rank in ranks]
+    persistent = [persistent_of(setup, recipe.optim, int(rank) or None, compute_capability) for rank in ranks]
     values = np.stack(np.broadcast_arrays(*monomial_values(setup.spec, part.batch_sizes, part.seq_lens, part.ranks)))
     peaks = np.zeros(part.places.size)
     for form in compile_form(setup):
-        held_bytes = np.array([sum(at[form.phase].values()) for at in held], np.float64)
-        totals = (np.array(form.coefficients, np.float64) @ values).max(axis=0) + held_bytes[which]
+        stays = np.array([sum(bytes_[form.phase].values()) for bytes_ in persistent], np.float64)
+        totals = (np.array(form.coefficients, np.float64) @ values).max(axis=0) + stays[which]
         np.maximum(peaks, totals, out=peaks)
     if peaks.max() >= LARGEST_EXACT:
         raise UserError(f"a recipe takes {peaks.max() / 2**50:.0f} PiB: the arrays must stay below 8 PiB")

@@ -145,10 +145,6 @@ class Ledger:
         self.phase = phase
         self._rising = True
 
-    def hold(self, component: str, bytes_: int, monomial: int = ONE) -> None:
-        """Count bytes in that stay for the whole step."""
-        self._count(COMPONENT_INDEX[component] * WIDTH + monomial, bytes_)
-
     def begin_forward_repeat(self) -> None:
         """Begin the forward pass of the layer that stands for several."""
         self.mark()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorabench.estimator.closed_form.autograd import Autocast, Leaf, Tape, Tensor
+from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Leaf, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
 from lorabench.estimator.closed_form.masks import Masks, alike_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_columns
@@ -13,14 +13,13 @@ from lorabench.estimator.closed_form.sizes import (
     POSITION_INDICES,
     POSITION_PARTS,
     SHIFTED,
+    Block,
     Ledger,
     Moment,
     S,
 )
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.states import loaded_weights, states
-from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.read_config import no_closed_form
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
@@ -30,13 +29,11 @@ from lorabench.estimator.recipes.target_modules import resolve_target_modules
 GRADIENT_OF_LOSS = "gradient of the loss"
 
 
-def step_moments(
-    spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape | None = None, compute_capability: str | None = None
-) -> list[Moment]:
+def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape | None = None) -> list[Moment]:
     """Return the moments of a steady step at which memory may peak, in order.
 
-    Batch size and length are left open: a moment holds bytes for each monomial of them. A ``tape`` given records the
-    step, for those who want more of it than its moments. ``compute_capability`` decides what cuBLAS works in.
+    Batch size and length are left open: a moment holds bytes for each monomial of them. What is persistent is not among
+    them (`persistent_bytes`). A ``tape`` given records the step, for those who want more of it than its moments.
 
     Raises:
         UserError: target modules that the model does not have, or a model that has no closed form.
@@ -46,7 +43,7 @@ def step_moments(
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step without contents"
         )
-    return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run(compute_capability)
+    return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run()
 
 
 class _Step:
@@ -60,29 +57,11 @@ class _Step:
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
 
-    def run(self, compute_capability: str | None) -> list[Moment]:
-        ledger, recipe = self.ledger, self.recipe
-        held = states(self.spec, recipe, self.kernels)
-        loaded = loaded_weights(self.spec, recipe)
-        for term in loaded:
-            ledger.hold(term.component, term.bytes)
-        ledger.enter("loaded")
-        ledger.mark()
-        for term in loaded:
-            ledger.hold(term.component, -term.bytes)
-        for term in held.terms:
-            if term.component not in ("gradients", "optimizer_states"):
-                ledger.hold(term.component, term.bytes)
-        ledger.enter("adapted")
-        ledger.mark()
-        ledger.hold("optimizer_states", held.component_bytes("optimizer_states"))
-        if self.kernels == "cuda":
-            ledger.hold("workspaces", workspaces(compute_capability).bytes)
-        if recipe.gradient_accumulation > 1:
-            # Without accumulation the gradients are there only once backward has made them.
-            ledger.hold("gradients", held.component_bytes("gradients"))
-        ledger.hold("buffers", 2 * 8, BS)  # token ids and labels, int64
-        ledger.enter("forward")
+    def run(self) -> list[Moment]:
+        ledger = self.ledger
+        for phase in ("loaded", "adapted", "forward"):  # before the step nothing is there but what is persistent
+            ledger.enter(phase)
+        batch = Block(ledger, BS, 2 * ITEMSIZES["int64"], "buffers")  # token ids and labels
         context = self.tape.autocast
         if context is None:
             loss = self._forward()
@@ -94,8 +73,8 @@ class _Step:
             self.tape.backward(loss, self.tape.new(ONE, 1, "float32", name=GRADIENT_OF_LOSS))
         del loss
         ledger.enter("optimizer")
-        ledger.hold("temporaries", held.optimizer.temporaries)
         ledger.mark()
+        del batch
         return ledger.moments
 
     # Forward

@@ -11,13 +11,14 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
-from lorabench.estimator.closed_form.itemised import HELD, Item, itemised_step
-from lorabench.estimator.closed_form.sizes import MONOMIALS, monomial_values
+from lorabench.estimator.closed_form.itemised import GIVEN, Item, itemised_step
+from lorabench.estimator.closed_form.sizes import MONOMIALS, ONE, monomial_values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.symbols import Widths
 from lorabench.estimator.explanation.tensor_names import tensor_name
 from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.persistent import persistent_bytes
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -50,12 +51,15 @@ class Moments:
         self.memory = memory
         self.widths = Widths(spec)
         self.values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
-        self.step = itemised_step(spec, recipe, kernels, compute_capability)
+        self.step = itemised_step(spec, recipe, kernels)
+        self.persistent = persistent_bytes(spec, recipe, kernels, compute_capability)
 
     def at_peak(self, component: str) -> list[Line]:
         """Return what is alive of ``component`` at the peak."""
-        items = self.step.items(self._moment_of(self.memory.phase))
-        lines = self._lines(item for item in items if item.component == component)
+        phase = self.memory.phase
+        stays = Item(component, MONOMIALS[ONE], GIVEN, self.persistent[phase][component])
+        items = [item for item in self.step.items(self._moment_of(phase)) if item.component == component]
+        lines = self._lines([stays, *items] if stays.bytes else items)
         return sorted(lines, key=lambda line: -line.bytes)
 
     def one_layer(self) -> list[Line]:
@@ -78,8 +82,7 @@ class Moments:
         """Yield each phase's peak, as the sum of its components."""
         for phase, peak in self.memory.phase_peaks_bytes.items():
             index = self._moment_of(phase)
-            held = self.step.moments[index].component_bytes(self.values)
-            parts = {name.replace("_", " "): bytes_ for name, bytes_ in held.items() if bytes_}
+            parts = {name.replace("_", " "): bytes_ for name, bytes_ in self._component_bytes(index).items() if bytes_}
             yield Line(
                 phase,
                 " + ".join(parts),
@@ -88,9 +91,15 @@ class Moments:
                 self._just_made(index),
             )
 
+    def _component_bytes(self, index: int) -> dict[str, int]:
+        """Return component → bytes at moment ``index``, with what is persistent."""
+        moment = self.step.moments[index]
+        stays = self.persistent[moment.phase]
+        return {name: bytes_ + stays[name] for name, bytes_ in moment.component_bytes(self.values).items()}
+
     def _just_made(self, index: int) -> str:
         latest = self.step.latest[index]
-        if latest == HELD or self.step.moments[index].phase in ("loaded", "adapted", "optimizer"):
+        if latest == GIVEN or self.step.moments[index].phase in ("loaded", "adapted", "optimizer"):
             return "what is held from outside the passes"
         item = next((item for item in self.step.items(index) if item.maker == latest), None)
         if item is None:
@@ -100,12 +109,12 @@ class Moments:
 
     def _moment_of(self, phase: str) -> int:
         """Return the index of the first moment at which ``phase`` peaks; of the decisive one, with its components."""
-        wanted = self.memory.phase_peaks_bytes[phase]
+        wanted = self.memory.phase_peaks_bytes[phase] - sum(self.persistent[phase].values())
         decisive = phase == self.memory.phase
         for index, moment in enumerate(self.step.moments):
             if moment.phase != phase or sum(map(mul, moment.total, self.values)) != wanted:
                 continue
-            if not decisive or moment.component_bytes(self.values) == self.memory.components:
+            if not decisive or self._component_bytes(index) == self.memory.components:
                 return index
         raise AssertionError(f"no moment of the step has the peak of {phase}")
 

@@ -113,14 +113,14 @@ def tensor_name(item: Item, recipe: Recipe) -> Name:
     maker = item.maker
     part = maker.place.part
     if part is None:
-        return _HELD[item.component]
+        return _GIVEN[item.component]
     module = maker.place.module.rsplit(".", 1)[-1]
     if item.component == "gradients":
         return Name(part, module, "gradient", "torch: made in backward, in the dtype of the weight")
     return Name(part, module, _what(item, part), _source(item, part, recipe))
 
 
-_HELD = {
+_GIVEN = {
     "buffers": Name("batch", "", "token ids and labels, int64", "transformers: input_ids and labels"),
     "gradients": Name("gradients", "", "of the passes before", "torch: they gather until the optimizer steps"),
     "temporaries": Name("optimizer", "", "temporaries of its step", "the optimizer's library"),

@@ -1,0 +1,46 @@
+"""What stays allocated from step to step, phase by phase: the one place that says when each of these is there.
+
+What a step allocates itself, and frees again, is the closed form's (`closed_form`); the two add up.
+"""
+
+from __future__ import annotations
+
+from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.memory.breakdown import COMPONENTS
+from lorabench.estimator.memory.states import loaded_weights, states
+from lorabench.estimator.memory.workspaces import workspaces
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.recipe import Recipe
+
+PersistentBytes = dict[str, dict[str, int]]
+"""Phase (of `breakdown.PHASES`) → component → bytes."""
+
+
+def persistent_bytes(
+    spec: ModelSpec, recipe: Recipe, kernels: Backend, compute_capability: str | None
+) -> PersistentBytes:
+    """Return the bytes of weights, adapters, optimizer states, workspaces and, between micro-batches, gradients.
+
+    The optimizer's temporaries are counted in its phase: they depend on the same tensors, and live until its step ends.
+    cuBLAS' workspaces are those of ``compute_capability``; see `workspaces` for what None stands for.
+    """
+    of_recipe = states(spec, recipe, kernels)
+    loaded = dict.fromkeys(COMPONENTS, 0)
+    for term in loaded_weights(spec, recipe):
+        loaded[term.component] += term.bytes
+    adapted = dict.fromkeys(COMPONENTS, 0)
+    for name in ("weights", "quantized_weights", "adapters"):
+        adapted[name] = of_recipe.component_bytes(name)
+    training = adapted | {"optimizer_states": of_recipe.component_bytes("optimizer_states")}
+    if kernels == "cuda":
+        training["workspaces"] = workspaces(compute_capability).bytes
+    if recipe.gradient_accumulation > 1:
+        # With a single micro-batch, backward makes the gradients and zero_grad frees them after the step.
+        training["gradients"] = of_recipe.component_bytes("gradients")
+    return {
+        "loaded": loaded,
+        "adapted": adapted,
+        "forward": training,
+        "backward": training,
+        "optimizer": training | {"temporaries": of_recipe.optimizer.temporaries},
+    }
