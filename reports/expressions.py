@@ -1,6 +1,6 @@
 """Arithmetic of the estimator written down, so that the page's scripts can follow it without having it themselves.
 
-A function of the estimator that takes numbers is given `Symbol`s. What it does with them is recorded as steps, which
+A function of the estimator that takes numbers is given `Unknown`s. What it does with them is recorded as steps, which
 `js/expressions.js` runs with the numbers that people choose. So each formula stands in Python alone.
 
 The alternative is a grid of results. The page offers 256 batch sizes, 1,024 lengths, 10 ranks and 6 recipes: 16 million
@@ -18,16 +18,16 @@ OPERATIONS = (
     *("add", "sub", "mul", "truediv", "floordiv", "neg", "abs", "gt", "ge", "le"),
     *("maximum", "minimum", "ceil", "floor"),
 )
-"""What `js/expressions.js` can do; what else is recorded must not be needed in the end."""
+"""What `js/expressions.js` can do."""
 
 Step = tuple[Any, ...]
 """An operation and the places of the steps that it takes; or ``variable`` with its name, ``constant`` with its value.
 """
 Number = Any
-"""An int or a float that is known, or a `Symbol`."""
+"""An int or a float that is known, or a `Unknown`."""
 
 
-class Symbol:
+class Unknown:
     """A number that is not known yet."""
 
     __slots__ = ("place", "program")
@@ -36,48 +36,48 @@ class Symbol:
         self.program = program
         self.place = place
 
-    def _do(self, operation: str, *operands: Number) -> Symbol:
+    def _do(self, operation: str, *operands: Number) -> Unknown:
         return self.program.record(operation, *operands)
 
-    def __add__(self, other: Number) -> Symbol:
+    def __add__(self, other: Number) -> Unknown:
         return self._do("add", self, other)
 
-    def __radd__(self, other: Number) -> Symbol:
+    def __radd__(self, other: Number) -> Unknown:
         return self._do("add", other, self)
 
-    def __sub__(self, other: Number) -> Symbol:
+    def __sub__(self, other: Number) -> Unknown:
         return self._do("sub", self, other)
 
-    def __rsub__(self, other: Number) -> Symbol:
+    def __rsub__(self, other: Number) -> Unknown:
         return self._do("sub", other, self)
 
-    def __mul__(self, other: Number) -> Symbol:
+    def __mul__(self, other: Number) -> Unknown:
         return self._do("mul", self, other)
 
     __rmul__ = __mul__
 
-    def __floordiv__(self, other: Number) -> Symbol:
+    def __floordiv__(self, other: Number) -> Unknown:
         return self._do("floordiv", self, other)
 
-    def __truediv__(self, other: Number) -> Symbol:
+    def __truediv__(self, other: Number) -> Unknown:
         return self._do("truediv", self, other)
 
-    def __rtruediv__(self, other: Number) -> Symbol:
+    def __rtruediv__(self, other: Number) -> Unknown:
         return self._do("truediv", other, self)
 
-    def __neg__(self) -> Symbol:
+    def __neg__(self) -> Unknown:
         return self._do("neg", self)
 
-    def __abs__(self) -> Symbol:
+    def __abs__(self) -> Unknown:
         return self._do("abs", self)
 
-    def __gt__(self, other: Number) -> Symbol:
+    def __gt__(self, other: Number) -> Unknown:
         return self._do("gt", self, other)
 
-    def __ge__(self, other: Number) -> Symbol | int:
+    def __ge__(self, other: Number) -> Unknown | int:
         return 0 if other == math.inf else self._do("ge", self, other)  # JSON has no infinity
 
-    def __le__(self, other: Number) -> Symbol:
+    def __le__(self, other: Number) -> Unknown:
         return self._do("le", self, other)
 
     def __eq__(self, other: object) -> Any:
@@ -90,9 +90,7 @@ class Symbol:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *operands: Number, **options: Any) -> Any:
         """Record what numpy is asked to do."""
-        if ufunc.nout == 1:
-            return self._do(ufunc.__name__, *operands)
-        return tuple(self._do(f"{ufunc.__name__} {number}", *operands) for number in range(ufunc.nout))
+        return self._do(ufunc.__name__, *operands)
 
 
 class Program:
@@ -104,24 +102,24 @@ class Program:
         """Conditions that were asked for, and the outcomes that they are taken to have."""
         self._asked = 0
 
-    def variable(self, name: str) -> Symbol:
+    def variable(self, name: str) -> Unknown:
         """Return the number that the page's scripts know by ``name``."""
-        return Symbol(self, self._place(("variable", name)))
+        return Unknown(self, self._place(("variable", name)))
 
-    def record(self, operation: str, *operands: Number) -> Symbol:
+    def record(self, operation: str, *operands: Number) -> Unknown:
         """Record a step."""
-        return Symbol(self, self._place((operation, *map(self.place_of, operands))))
+        return Unknown(self, self._place((operation, *map(self.place_of, operands))))
 
     def place_of(self, number: Number) -> int:
         """Return the place of the step that makes ``number``."""
-        if isinstance(number, Symbol):
+        if isinstance(number, Unknown):
             return number.place
         return self._place(("constant", int(number) if isinstance(number, bool) else number))
 
     def _place(self, step: Step) -> int:
         return self._places.setdefault(step, len(self._places))
 
-    def decide(self, condition: Symbol) -> bool:
+    def decide(self, condition: Unknown) -> bool:
         """Return the outcome that ``condition`` is taken to have this time."""
         if self._asked == len(self._path):
             self._path.append((condition.place, True))
@@ -140,13 +138,6 @@ class Program:
             "then": self.decisions(ask, [*known, (place, True)]),
             "else": self.decisions(ask, [*known, (place, False)]),
         }
-
-    def can_run(self, place: int) -> bool:
-        """Return whether the page's scripts can do all that the step at ``place`` takes."""
-        operation, *operands = list(self._places)[place]
-        return operation in ("variable", "constant") or (
-            operation in OPERATIONS and all(self.can_run(operand) for operand in operands)
-        )
 
     def steps(self, needed: Sequence[int]) -> list[Step | None]:
         """Return the steps in order, None for those that the ``needed`` places can do without."""

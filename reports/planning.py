@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, persistent_of
-from lorabench.estimator.closed_form.sizes import CHUNK, WIDTH, monomial_values
+from lorabench.estimator.closed_form.sizes import B, R, S, Values
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
@@ -26,7 +26,7 @@ from lorabench.estimator.recipes.defaults import Resolved, recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.parameters import count_parameters
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe
-from lorabench.reports.expressions import Program, Symbol
+from lorabench.reports.expressions import Program
 from lorabench.reports.planned_speed import SpeedProgram, optimizer_bytes, rates
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -93,16 +93,16 @@ def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str
 @lru_cache(MOST_KEPT)
 def _model(encoded: bytes) -> dict[str, Any]:
     spec = msgspec.json.decode(encoded, type=ModelSpec)
-    speed = SpeedProgram(spec)
+    speed, sizes = SpeedProgram(spec), SizesProgram(spec)
     recipes = {
-        method: {answer: _recipe(spec, method, checkpointing, speed) for answer, checkpointing in CHECKPOINTING}
+        method: {answer: _recipe(spec, method, checkpointing, speed, sizes) for answer, checkpointing in CHECKPOINTING}
         for method in methods(spec)
     }
     return {
         "name": spec.name,
         "shortest": min(SHORTEST, longest_length(spec)),
         "longest": longest_length(spec),
-        "monomials": _monomials(spec),
+        "sizes": sizes.written(),
         "speed": speed.steps,
         "recipes": recipes,
     }
@@ -125,7 +125,9 @@ def methods(spec: ModelSpec) -> list[str]:
     return [method for method in CHOICES["method"] if possible(method)]
 
 
-def _recipe(spec: ModelSpec, method: str, checkpointing: bool, speed: SpeedProgram) -> dict[str, Any]:
+def _recipe(
+    spec: ModelSpec, method: str, checkpointing: bool, speed: SpeedProgram, sizes: SizesProgram
+) -> dict[str, Any]:
     recipe, assumptions = page_recipe(spec, method, checkpointing)
     settings = recipe.describe()
     chosen = ("model", "method", "rank", "lora_alpha", "batch_size", "seq_len", "gradient_checkpointing")
@@ -134,7 +136,7 @@ def _recipe(spec: ModelSpec, method: str, checkpointing: bool, speed: SpeedProgr
     return {
         "settings": {name: value for name, value in settings.items() if name not in chosen},
         "assumptions": assumptions,
-        "forms": _by_branch(spec, recipe, lambda alike: _forms(spec, alike)),
+        "forms": _by_branch(spec, recipe, sizes.forms),
         "tokensPerSecond": _by_branch(spec, recipe, speed.record),
         "held": [_held(spec, one) for one in ranked],
         "trainable": [count_parameters(spec, one).trainable for one in ranked],
@@ -154,11 +156,42 @@ def _by_branch(spec: ModelSpec, recipe: Recipe, make: Callable[[Recipe], Any]) -
     ]
 
 
-def _forms(spec: ModelSpec, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return phase by phase the moments that may be the peak: bytes by component, by monomial."""
-    forms = compile_form(Setup(spec, recipe, "cuda"))
-    assert not any(any(moment.live[CHUNK::WIDTH]) for form in forms for moment in form.moments), "_needed leaves it out"
-    return [{"phase": form.phase, "moments": [moment.live for moment in form.moments]} for form in forms]
+class SizesProgram:
+    """What the monomials of one model's forms come to, recorded for any batch size, length and rank."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._program = Program()
+        batch_size, seq_len, rank = map(self._program.variable, ("batch_size", "seq_len", "rank"))
+        self._given = {B: batch_size, S: seq_len, R: rank}
+        self._branches = [self._program.place_of(branch) for branch in branches(spec, batch_size, seq_len)]
+        self._answers: set[int] = set(self._branches)
+
+    def forms(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """Return phase by phase the moments that may be the peak: component, place of a monomial, and its bytes."""
+        values = Values(self.spec, recipe, self._given)
+        form = compile_form(Setup(self.spec, recipe, "cuda"))
+        places = {monomial: self._program.place_of(values[monomial]) for monomial in form.monomials}
+        self._answers.update(places.values())
+        components = list(COMPONENTS)
+        return [
+            {
+                "phase": of_phase.phase,
+                "moments": [
+                    [
+                        (components.index(component), places[monomial], bytes_)
+                        for (component, monomial), bytes_ in moment.live.items()
+                        if bytes_
+                    ]
+                    for moment in of_phase.moments
+                ],
+            }
+            for of_phase in form.phases
+        ]
+
+    def written(self) -> dict[str, Any]:
+        """Return what it takes to work out all that was recorded, and on which side of each branch sizes are."""
+        return {"steps": self._program.steps([*self._answers]), "branches": self._branches}
 
 
 def _held(spec: ModelSpec, recipe: Recipe) -> dict[str, Any]:
@@ -168,21 +201,6 @@ def _held(spec: ModelSpec, recipe: Recipe) -> dict[str, Any]:
         phase: [int(bytes_.get(name, 0) > 0) if name == "workspaces" else bytes_.get(name, 0) for name in COMPONENTS]
         for phase, bytes_ in persistent.items()
     }
-
-
-def _monomials(spec: ModelSpec) -> dict[str, Any]:
-    program = Program()
-    batch_size, seq_len, rank = map(program.variable, ("batch_size", "seq_len", "rank"))
-    values = monomial_values(spec, batch_size, seq_len, rank)
-    answers = [_needed(program, value) for value in (*values, *branches(spec, batch_size, seq_len))]
-    return {"steps": program.steps([place for place in answers if place is not None]), "answers": answers}
-
-
-def _needed(program: Program, value: Any) -> int | None:
-    """Return the place of a value; None for a fused loss' chunk of tokens, which no recipe of the page has."""
-    if isinstance(value, Symbol) and not program.can_run(value.place):
-        return None
-    return program.place_of(value)
 
 
 def _reserved(compute_capability: str | None) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 The architectures' forward passes are written once more here, on tensors that have a size, a dtype and a lifetime but no
 contents. Run under this package's own small autograd they free and hold memory as torch does, and because every size
-is a whole number times one of a few monomials of batch, length and rank (`sizes`), what comes out is a short list of
+is a whole number times a product of symbols such as batch, length and rank (`sizes`), what comes out is a short list of
 linear forms whose maximum is the peak.
 
-- `sizes`: the monomials, and the ledger of live bytes;
+- `sizes`: the symbols, their products, and what these come to;
+- `ledger`: live bytes, and the moments at which they may peak;
 - `autograd`: tensors, the tape, the backward pass, checkpointing, autocast;
 - `operators`: torch's operators, each with what it saves and what it allocates;
 - `modules`: linear layers with adapters and quantisation, norms, attention;

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol
 
-from lorabench.estimator.closed_form.sizes import WITH_RANK, Block, Ledger
+from lorabench.estimator.closed_form.ledger import Block, Ledger
+from lorabench.estimator.closed_form.sizes import ONE, Monomial
 from lorabench.estimator.closed_form.work import Work
 from lorabench.estimator.recipes.recipe import ITEMSIZE
 
@@ -71,52 +72,56 @@ def promote(first: str, second: str) -> str:
 
 
 class Tensor:
-    """``columns`` elements for each of the rows that ``rows`` (a monomial) counts; views share their block.
+    """A tensor of shape (tokens, features): ``features`` elements for each of ``tokens``, such as B·S; ONE of a weight.
 
-    ``ranked`` columns count r times as many.
+    Features that are a multiple of a symbol are so many ``times`` it: an adapter's A·x is (B·S, 1 · r). Views share
+    their block.
     """
 
-    __slots__ = ("block", "columns", "dtype", "is_view", "leaf", "node", "ranked", "rows")
+    __slots__ = ("block", "dtype", "features", "is_view", "leaf", "node", "times", "tokens")
 
     def __init__(
         self,
         block: Block | None,
-        rows: int,
-        columns: int,
+        tokens: Monomial,
+        features: int,
         dtype: str,
         node: Node | None = None,
         *,
-        ranked: bool = False,
+        times: Monomial = ONE,
         leaf: Leaf | None = None,
     ) -> None:
         self.block = block
-        self.rows = rows
-        self.columns = columns
+        self.tokens = tokens
+        self.features = features
         self.dtype = dtype
         self.node = node
-        self.ranked = ranked
+        self.times = times
         self.leaf = leaf
         self.is_view = False
-        """Whether another tensor's whole, which autograd adds to out of place."""
+        """True for a view of another, whole tensor: autograd accumulates into it out of place."""
 
     @property
     def requires_grad(self) -> bool:
         """Whether a gradient flows to it."""
         return self.node is not None or self.leaf is not None
 
-    def view(self, columns: int | None = None, node: Node | None = None) -> Tensor:
+    def view(self, features: int | None = None, node: Node | None = None) -> Tensor:
         """Return a tensor on the same block."""
-        return Tensor(
-            self.block, self.rows, self.columns if columns is None else columns, self.dtype, node, ranked=self.ranked
-        )
+        features = self.features if features is None else features
+        return Tensor(self.block, self.tokens, features, self.dtype, node, times=self.times)
+
+    def without_history(self) -> Tensor:
+        """Return a tensor of the same shape on the same block, as a node keeps it."""
+        return Tensor(self.block, self.tokens, self.features, self.dtype, times=self.times)
 
 
 class Broadcast(NamedTuple):
-    """The gradient of what was broadcast, before autograd sums it up to the ``rows`` and ``columns`` that it has."""
+    """The gradient of what was broadcast, before autograd sums it up to the ``tokens`` and ``features`` that it has."""
 
     gradient: Tensor
-    rows: int
-    columns: int
+    tokens: Monomial
+    features: int
 
 
 class Leaf:
@@ -172,7 +177,7 @@ class Kept:
     __slots__ = ("tensors",)
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.tensors = [Tensor(t.block, t.rows, t.columns, t.dtype, ranked=t.ranked) for t in tensors]
+        self.tensors = [tensor.without_history() for tensor in tensors]
 
     def take(self) -> list[Tensor]:
         """Return them."""
@@ -182,17 +187,17 @@ class Kept:
 class Dropped:
     """Saved tensors that a checkpoint will recompute."""
 
-    __slots__ = ("__weakref__", "checkpoint", "first", "many")
+    __slots__ = ("__weakref__", "checkpoint", "count", "first")
 
-    def __init__(self, checkpoint: Checkpoint, many: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, count: int) -> None:
         self.checkpoint = checkpoint
         self.first = len(checkpoint.owners)
-        self.many = many
-        checkpoint.owners += [weakref.ref(self)] * many
+        self.count = count
+        checkpoint.owners += [weakref.ref(self)] * count
 
     def take(self) -> list[Tensor]:
         """Return them, after recomputation."""
-        return [self.checkpoint.unpack(index) for index in range(self.first, self.first + self.many)]
+        return [self.checkpoint.unpack(index) for index in range(self.first, self.first + self.count)]
 
 
 class StopRecomputation(Exception):  # noqa: N818 - it ends a recomputation as StopIteration ends a loop
@@ -246,24 +251,25 @@ class Tape:
 
     def new(
         self,
-        rows: int,
-        columns: int,
+        tokens: Monomial,
+        features: int,
         dtype: str,
         component: str = "temporaries",
         *,
-        ranked: bool = False,
+        times: Monomial = ONE,
         name: str = "",
     ) -> Tensor:
         """Allocate a tensor. ``name`` says what it is, if that is not simply the result of the operation that runs."""
-        monomial = WITH_RANK[rows] if ranked else rows
-        block = Block(self.ledger, monomial, columns * ITEMSIZES[dtype], component)
-        return Tensor(block, rows, columns, dtype, ranked=ranked)
+        monomial = tokens if times is ONE else tokens * times
+        block = Block(self.ledger, monomial, features * ITEMSIZES[dtype], component)
+        return Tensor(block, tokens, features, dtype, times=times)
 
     def like(
         self, tensor: Tensor, dtype: str | None = None, component: str = "temporaries", *, name: str = ""
     ) -> Tensor:
         """Allocate a tensor of the same shape."""
-        return self.new(tensor.rows, tensor.columns, dtype or tensor.dtype, component, ranked=tensor.ranked, name=name)
+        dtype = dtype or tensor.dtype
+        return self.new(tensor.tokens, tensor.features, dtype, component, times=tensor.times, name=name)
 
     def working(self, work: Work) -> AbstractContextManager[object]:
         """Return a context for ``work``, which makes what is allocated in it."""
@@ -307,9 +313,7 @@ class Tape:
             owners = self._recomputing.owners
             for tensor in tensors:
                 if owners[self._saves]() is not None:
-                    self._recomputed[self._saves] = Tensor(
-                        tensor.block, tensor.rows, tensor.columns, tensor.dtype, ranked=tensor.ranked
-                    )
+                    self._recomputed[self._saves] = tensor.without_history()
                 _label_saved(tensor)
                 self._saves += 1
                 if self._saves == len(owners):
@@ -405,7 +409,7 @@ class Tape:
         for position, (_, _, dtype) in enumerate(node.edges):
             gradient = gradients[position]
             if isinstance(gradient, Broadcast):
-                gradient = gradients[position] = self.new(gradient.rows, gradient.columns, gradient.gradient.dtype)
+                gradient = gradients[position] = self.new(gradient.tokens, gradient.features, gradient.gradient.dtype)
             if gradient is not None and gradient.dtype != dtype:
                 gradients[position] = self.like(gradient, dtype)
             del gradient

@@ -16,14 +16,14 @@ from lorabench.estimator.closed_form.sizes import S
 Layer = Callable[[Modules, Tensor, Rotary | None], Tensor]
 
 
-def rotary_tables(tape: Tape, op: Operators, columns: int, dtype: str) -> Rotary:
-    """Return cosines and sines for every position, ``columns`` wide, computed in float32 and kept in ``dtype``."""
+def rotary_tables(tape: Tape, op: Operators, features: int, dtype: str) -> Rotary:
+    """Return cosines and sines for every position, ``features`` wide, computed in float32 and kept in ``dtype``."""
     with tape.scope("rotary tables"):
-        frequencies = tape.new(S, columns // 2, "float32", "buffers")
-        angles = tape.new(S, columns, "float32", "buffers")
+        frequencies = tape.new(S, features // 2, "float32", "buffers")
+        angles = tape.new(S, features, "float32", "buffers")
         del frequencies
-        cos = tape.new(S, columns, "float32", "buffers")
-        sin = tape.new(S, columns, "float32", "buffers")
+        cos = tape.new(S, features, "float32", "buffers")
+        sin = tape.new(S, features, "float32", "buffers")
         del angles
         return op.cast(cos, dtype, "buffers"), op.cast(sin, dtype, "buffers")
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Node, Tape, Tensor, promote
 from lorabench.estimator.closed_form.modules import Modules
-from lorabench.estimator.closed_form.sizes import BS, ONE, R
+from lorabench.estimator.closed_form.sizes import ONE, TOKENS, R
 from lorabench.estimator.closed_form.work import Product
 
-INDICES = "indices"
+INDEX = "indices"
 
 
 def sparse_mlp(m: Modules, hidden: Tensor) -> Tensor:
@@ -45,24 +45,24 @@ def _route(m: Modules, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
     """Return the largest probabilities of each token; their indices, int64, are saved."""
-    tape, experts = m.op.tape, probabilities.columns
-    indices = tape.new(BS, chosen, "int64", name=INDICES)
+    tape, experts = m.op.tape, probabilities.features
+    indices = tape.new(TOKENS, chosen, "int64", name=INDEX)
     return tape.record(
         "choice",
         (probabilities,),
-        lambda g, _: (tape.new(BS, experts, g.dtype),),
+        lambda g, _: (tape.new(TOKENS, experts, g.dtype),),
         (indices,),
-        lambda: tape.new(BS, chosen, "float32"),
+        lambda: tape.new(TOKENS, chosen, "float32"),
     )
 
 
 def _normed(m: Modules, top: Tensor) -> Tensor:
     """Return the weights divided in place by each token's sum; the undivided ones are saved in a copy."""
-    tape, chosen = m.op.tape, top.columns
-    total = tape.record("sum", (top,), lambda g, _: (g.view(chosen),), (), lambda: tape.new(BS, 1, "float32"))
+    tape, chosen = m.op.tape, top.features
+    total = tape.record("sum", (top,), lambda g, _: (g.view(chosen),), (), lambda: tape.new(TOKENS, 1, "float32"))
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        return tape.like(g), Broadcast(tape.like(g), BS, 1)
+        return tape.like(g), Broadcast(tape.like(g), TOKENS, 1)
 
     saved = (top, total) if top.requires_grad else ()
     return tape.record("division", (top, total), backward, saved, lambda: tape.like(top))
@@ -74,11 +74,11 @@ def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     width = m.spec.hidden_size
     inner = m.spec.config.get("moe_intermediate_size") or m.spec.intermediate_size
     down_stack, gate_up_stack = Stack(m, "mlp.experts.down_proj"), Stack(m, "mlp.experts.gate_up_proj")
-    by_expert = tape.new(BS, chosen, "int64", name=INDICES)
-    order = tape.new(BS, chosen, "int64", name=INDICES)
+    by_expert = tape.new(TOKENS, chosen, "int64", name=INDEX)
+    order = tape.new(TOKENS, chosen, "int64", name=INDEX)
     selected = _gather(m, hidden, width * chosen)
     sorted_scores = _gather(m, scores, chosen, order)
-    counted = tape.new(BS, chosen, "int32", name=INDICES)
+    counted = tape.new(TOKENS, chosen, "int32", name=INDEX)
     gate_up_weight = gate_up_stack.weight()
     gate_up = _grouped(m, selected, gate_up_weight, 2 * inner * chosen)
     gate, up = op.split(gate_up, inner * chosen, inner * chosen)
@@ -107,7 +107,7 @@ class Router:
         if name in m.adapters:
             a, b = m.adapters[name]
             with m.op.tape.scope("adapted router"):
-                self.delta = m.op.cast(m.op.scale(m.op.linear(b, a, self.base.columns)), self.base.dtype)
+                self.delta = m.op.cast(m.op.scale(m.op.linear(b, a, self.base.features)), self.base.dtype)
             self.weight()  # torch tries a parametrization when it is registered
 
     def weight(self) -> Tensor:
@@ -138,10 +138,10 @@ class Stack:
         if self.factors is None:
             return self.base
         tape, base = self.tape, self.base
-        shapes = [(factor.rows, factor.columns, factor.dtype) for factor in self.factors]
+        shapes = [(factor.tokens, factor.features, factor.dtype) for factor in self.factors]
 
         rank = (1, R)
-        outer, inner = ((factor.columns / self.experts, ONE) for factor in self.factors)
+        outer, inner = ((factor.features / self.experts, ONE) for factor in self.factors)
         batch = (self.experts, ONE)
         to_outer = Product("adapters", outer, rank, inner, base.dtype, batch)
         to_inner = Product("adapters", rank, inner, outer, base.dtype, batch)
@@ -154,7 +154,7 @@ class Stack:
             gradients = []
             for shape, work in zip(shapes, (to_outer, to_inner), strict=True):
                 with tape.working(work):
-                    product = tape.new(*shape, ranked=True)
+                    product = tape.new(*shape, times=R)
                 gradients.append(tape.like(product))  # scaled
             return None, *gradients
 
@@ -173,27 +173,27 @@ def _counts(m: Modules) -> tuple[int, int]:
     return experts, config["num_experts_per_tok"]
 
 
-def _gather(m: Modules, x: Tensor, columns: int, index: Tensor | None = None) -> Tensor:
-    """Return rows of x in another order or several times; the int64 index is saved.
+def _gather(m: Modules, x: Tensor, features: int, index: Tensor | None = None) -> Tensor:
+    """Return the tokens of x in another order or several times; the int64 index is saved.
 
     To add up their gradients CUDA sorts the index: it holds the indices, their order, both sorted, and both again.
     """
-    tape, chosen, was = m.op.tape, _counts(m)[1], x.columns
+    tape, chosen, was = m.op.tape, _counts(m)[1], x.features
     cuda = m.op.kernels == "cuda"
     if index is None:
-        index = tape.new(BS, chosen, "int64", name=INDICES)
+        index = tape.new(TOKENS, chosen, "int64", name=INDEX)
     dtype = x.dtype
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        added = tape.new(BS, was, g.dtype)
-        scratch = [tape.new(BS, chosen, "int64") for _ in range(6)] if cuda else []
+        added = tape.new(TOKENS, was, g.dtype)
+        scratch = [tape.new(TOKENS, chosen, "int64") for _ in range(6)] if cuda else []
         del scratch
         return (added,)
 
-    return tape.record("gather", (x,), backward, (index,), lambda: tape.new(BS, columns, dtype))
+    return tape.record("gather", (x,), backward, (index,), lambda: tape.new(TOKENS, features, dtype))
 
 
-def _grouped(m: Modules, x: Tensor, weight: Tensor, columns: int) -> Tensor:
+def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:
     """Return the grouped product with stacked weights, in their dtype: autocast leaves it alone.
 
     Each expert is taken to get as many tokens as any other.
@@ -201,21 +201,21 @@ def _grouped(m: Modules, x: Tensor, weight: Tensor, columns: int) -> Tensor:
     tape, (experts, chosen) = m.op.tape, _counts(m)
     cast = m.op.cast(x, weight.dtype)
     x_needs, weight_needs = cast.requires_grad, weight.requires_grad
-    in_columns, elements, dtype = cast.columns, weight.columns, weight.dtype
-    rows, k, n = (chosen / experts, BS), (in_columns / chosen, ONE), (columns / chosen, ONE)
+    in_features, elements, dtype = cast.features, weight.features, weight.dtype
+    tokens, k, n = (chosen / experts, TOKENS), (in_features / chosen, ONE), (features / chosen, ONE)
     batch = (experts, ONE)
 
     def forward() -> Tensor:
-        with tape.working(Product("linear layers", rows, n, k, dtype, batch)):
-            return tape.new(BS, columns, dtype)
+        with tape.working(Product("linear layers", tokens, n, k, dtype, batch)):
+            return tape.new(TOKENS, features, dtype)
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         to_x = to_weight = None
         if x_needs:
-            with tape.working(Product("linear layers", rows, k, n, dtype, batch)):
-                to_x = tape.new(BS, in_columns, dtype)
+            with tape.working(Product("linear layers", tokens, k, n, dtype, batch)):
+                to_x = tape.new(TOKENS, in_features, dtype)
         if weight_needs:
-            with tape.working(Product("linear layers", n, k, rows, dtype, batch)):
+            with tape.working(Product("linear layers", n, k, tokens, dtype, batch)):
                 to_weight = tape.new(ONE, elements, dtype)
         return to_x, to_weight
 
@@ -230,7 +230,7 @@ def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         to_output = tape.like(g) if output_needs else None
-        to_scores = Broadcast(tape.like(g), BS, chosen) if scores_need else None
+        to_scores = Broadcast(tape.like(g), TOKENS, chosen) if scores_need else None
         return to_output, to_scores
 
     saved = (*((scores,) if output_needs else ()), *((output,) if scores_need else ()))
@@ -240,10 +240,11 @@ def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
 def _sum_of_experts(m: Modules, weighted: Tensor, width: int) -> Tensor:
     """Return the sum over each token's experts; CUDA's autocast sums in float32, in the kernel that reads 16 bits."""
     op, tape = m.op, m.op.tape
-    columns, dtype = weighted.columns, weighted.dtype
+    features, dtype = weighted.features, weighted.dtype
     summed = "float32" if op.autocast is not None and op.kernels == "cuda" else dtype
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        return (tape.new(BS, columns, dtype),)  # the gradient of a sum is an expanded view, of which a tensor is made
+        # The gradient of a sum is an expanded view, of which a tensor is made.
+        return (tape.new(TOKENS, features, dtype),)
 
-    return tape.record("sum", (weighted,), backward, (), lambda: tape.new(BS, width, summed))
+    return tape.record("sum", (weighted,), backward, (), lambda: tape.new(TOKENS, width, summed))

@@ -8,6 +8,7 @@ these three alone, one number or arrays of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
 from operator import ge
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.sizes import Moment
+from lorabench.estimator.closed_form.ledger import Moment
+from lorabench.estimator.closed_form.sizes import Monomial
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.persistent import PersistentBytes, persistent_bytes
@@ -79,18 +81,39 @@ class PhaseForm(NamedTuple):
     phase: str
     moments: tuple[Moment, ...]
     coefficients: tuple[tuple[int, ...], ...]
-    """Of each moment, over all components: bytes for each of `sizes.MONOMIALS`."""
+    """Of each moment, over all components: bytes for each of `Form.monomials`."""
+
+
+class Form(NamedTuple):
+    """The linear forms of a step, whose maximum is its peak but for what is persistent."""
+
+    monomials: tuple[Monomial, ...]
+    phases: tuple[PhaseForm, ...]
+    """In order."""
 
 
 @lru_cache(MOST_FORMS)
-def compile_form(setup: Setup) -> tuple[PhaseForm, ...]:
-    """Return the form of each phase, in order.
+def compile_form(setup: Setup) -> Form:
+    """Return the form of the step of ``setup``.
 
     Raises:
         UserError: target modules that the model does not have, or a combination that has no closed form.
     """
     moments = step_moments(setup.spec, setup.recipe, setup.kernels)
-    return tuple(_phase_form(phase, list(group)) for phase, group in groupby(moments, lambda moment: moment.phase))
+    kept = {phase: _undominated(list(group)) for phase, group in groupby(moments, lambda moment: moment.phase)}
+    used = {monomial for of_phase in kept.values() for moment in of_phase for monomial, n in moment.total.items() if n}
+    monomials = tuple(sorted(used))
+    return Form(
+        monomials,
+        tuple(
+            PhaseForm(phase, tuple(of_phase), tuple(_coefficients(moment, monomials) for moment in of_phase))
+            for phase, of_phase in kept.items()
+        ),
+    )
+
+
+def _coefficients(moment: Moment, monomials: Iterable[Monomial]) -> tuple[int, ...]:
+    return tuple(moment.total.get(monomial, 0) for monomial in monomials)
 
 
 @lru_cache(MOST_RANKS)
@@ -101,19 +124,15 @@ def persistent_of(setup: Setup, optim: Optim, rank: int | None, compute_capabili
     )
 
 
-def _phase_form(phase: str, moments: list[Moment]) -> PhaseForm:
-    kept = tuple(moments[index] for index in _undominated([moment.total for moment in moments]))
-    return PhaseForm(phase, kept, tuple(moment.total for moment in kept))
+def _undominated(moments: list[Moment]) -> list[Moment]:
+    """Return those moments that can be the first that takes the most, whatever the batch, the length and the rank.
 
-
-def _undominated(coefficients: list[tuple[int, ...]]) -> list[int]:
-    """Return which moments can be the first that takes the most, whatever the batch, the length and the rank.
-
-    One that another equals or exceeds in every coefficient cannot: monomials are at least 1, or stand for nothing.
+    One that another equals or exceeds in every coefficient cannot: no monomial is negative.
     """
+    monomials = {monomial for moment in moments for monomial in moment.total}
     first: dict[tuple[int, ...], int] = {}
-    for index, total in enumerate(coefficients):
-        first.setdefault(total, index)
+    for index, moment in enumerate(moments):
+        first.setdefault(_coefficients(moment, monomials), index)
     kept: list[tuple[int, ...]] = []
     for total in sorted(first, key=sum, reverse=True):  # what exceeds another comes before it
         for place, larger in enumerate(kept):
@@ -122,4 +141,4 @@ def _undominated(coefficients: list[tuple[int, ...]]) -> list[int]:
                 break
         else:
             kept.append(total)
-    return sorted(first[total] for total in kept)
+    return [moments[index] for index in sorted(first[total] for total in kept)]

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from lorabench.estimator.closed_form.autograd import NOWHERE, Place, Tape, Tensor
 from lorabench.estimator.closed_form.forms import Setup
-from lorabench.estimator.closed_form.sizes import MONOMIALS, WIDTH, Block, Ledger, Moment
+from lorabench.estimator.closed_form.ledger import Block, Ledger, Live, Moment, Slot
+from lorabench.estimator.closed_form.sizes import ONE, Monomial
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -30,11 +30,11 @@ class Maker(NamedTuple):
     """What it is, if that is not simply the operation's result."""
     backward: bool
     """Whether the operation's backward made it."""
-    columns: int
+    features: int
     dtype: str
 
 
-GIVEN = Maker(NOWHERE, "", "", backward=False, columns=0, dtype="")
+GIVEN = Maker(NOWHERE, "", "", backward=False, features=0, dtype="")
 """Of what the step is given: the batch, and all that is persistent."""
 
 
@@ -42,8 +42,7 @@ class Item(NamedTuple):
     """Tensors of one maker under one component, as multiples of one monomial."""
 
     component: str
-    monomial: str
-    """Name, of `MONOMIALS`."""
+    monomial: Monomial
     maker: Maker
     bytes: int
     """Of all of them, for each unit of the monomial."""
@@ -52,8 +51,8 @@ class Item(NamedTuple):
 MOST_STEPS = 8
 """Steps kept: one takes some megabytes."""
 
-Alive = dict[tuple[int, Maker], int]
-"""(slot of the ledger, maker) → bytes."""
+Alive = dict[tuple[Slot, Maker], int]
+"""Slot and maker → bytes."""
 
 
 class ItemisedStep(NamedTuple):
@@ -92,12 +91,7 @@ def _step(setup: Setup) -> ItemisedStep:
 
 
 def _items(alive: Alive) -> list[Item]:
-    names = list(COMPONENTS)
-    return [
-        Item(names[slot // WIDTH], MONOMIALS[slot % WIDTH], maker, bytes_)
-        for (slot, maker), bytes_ in alive.items()
-        if bytes_
-    ]
+    return [Item(*slot, maker, bytes_) for (slot, maker), bytes_ in alive.items() if bytes_]
 
 
 class _ItemisedLedger(Ledger):
@@ -111,9 +105,9 @@ class _ItemisedLedger(Ledger):
         self.one_layer: Alive = {}
         self._layers = 0
         self._blocks: dict[int, tuple[weakref.ref[Block], Maker]] = {}
-        self._held: Counter[tuple[int, Maker]] = Counter()
+        self._held: Counter[tuple[Slot, Maker]] = Counter()
         """The share of copies that are run only once: no blocks of their own."""
-        self._change: Counter[tuple[int, Maker]] = Counter()
+        self._change: Counter[tuple[Slot, Maker]] = Counter()
         """From the first copy to the last of the repeat under way."""
 
     def allocate(self, block: Block) -> None:
@@ -135,7 +129,7 @@ class _ItemisedLedger(Ledger):
 
     def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
         self.mark()
-        left = Counter[tuple[int, Maker]]()
+        left = Counter[tuple[Slot, Maker]]()
         for block in blocks:
             left[block.slot, self._maker(block)] += block.bytes
             self._change[block.slot, self._maker(block)] += (copies - 1) * block.bytes
@@ -161,7 +155,7 @@ class _ItemisedLedger(Ledger):
             self.alive.append(alive)
             self.latest.append(self.making)
 
-    def _add_shifted_moments(self, change: list[int]) -> None:
+    def _add_shifted_moments(self, change: Live) -> None:
         started = self._repeat_started
         super()._add_shifted_moments(change)
         for index in range(started, len(self.alive)):
@@ -183,13 +177,13 @@ class _ItemisedTape(Tape):
 
     def new(
         self,
-        rows: int,
-        columns: int,
+        tokens: Monomial,
+        features: int,
         dtype: str,
         component: str = "temporaries",
         *,
-        ranked: bool = False,
+        times: Monomial = ONE,
         name: str = "",
     ) -> Tensor:
-        self._itemised.making = Maker(self.place, self.operation, name, self.in_backward, columns, dtype)
-        return super().new(rows, columns, dtype, component, ranked=ranked)
+        self._itemised.making = Maker(self.place, self.operation, name, self.in_backward, features, dtype)
+        return super().new(tokens, features, dtype, component, times=times)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.operators import Operators
-from lorabench.estimator.closed_form.sizes import BSS, SS
+from lorabench.estimator.closed_form.sizes import PAIRS, S
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -28,9 +28,9 @@ class Masks:
             for kind in sorted(set(self.windowed)):
                 self._masks[kind] = None
                 if recipe.attn_implementation == "eager":
-                    self._masks[kind] = op.tape.new(BSS, 1, dtype, component)
+                    self._masks[kind] = op.tape.new(PAIRS, 1, dtype, component)
                 elif recipe.attn_implementation == "sdpa" and kind and recipe.seq_len >= window:
-                    self._masks[kind] = op.tape.new(SS, 1, "bool", component)
+                    self._masks[kind] = op.tape.new(S * S, 1, "bool", component)
         self.differ = any(self._masks.values()) and len(self._masks) > 1
 
     def mask(self, windowed: bool) -> Tensor | None:

@@ -7,7 +7,7 @@ from operator import mul
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.forms import Setup, compile_form, persistent_of
-from lorabench.estimator.closed_form.sizes import monomial_values
+from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import reserve
@@ -26,18 +26,19 @@ def estimate_memory(
         UserError: target modules that the model does not have, or a combination that no kernel runs.
     """
     setup = Setup(spec, recipe, kernels)
-    forms = compile_form(setup)
+    form = compile_form(setup)
     persistent = persistent_of(setup, recipe.optim, recipe.rank, compute_capability)
-    values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+    values = Values(spec, recipe)
+    factors = [values[monomial] for monomial in form.monomials]
     phase_peaks: dict[str, int] = {}
-    peak, at_peak = -1, forms[0].moments[0]
-    for form in forms:
-        totals = [sum(map(mul, coefficients, values)) for coefficients in form.coefficients]
+    peak, at_peak = -1, form.phases[0].moments[0]
+    for of_phase in form.phases:
+        totals = [sum(map(mul, coefficients, factors)) for coefficients in of_phase.coefficients]
         working = max(totals)
-        total = working + sum(persistent[form.phase].values())
-        phase_peaks[form.phase] = total
+        total = working + sum(persistent[of_phase.phase].values())
+        phase_peaks[of_phase.phase] = total
         if total > peak:
-            peak, at_peak = total, form.moments[totals.index(working)]
+            peak, at_peak = total, of_phase.moments[totals.index(working)]
     components = at_peak.component_bytes(values)
     for name, bytes_ in persistent[at_peak.phase].items():
         components[name] += bytes_

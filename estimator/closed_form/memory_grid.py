@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, persistent_of
-from lorabench.estimator.closed_form.sizes import monomial_values
+from lorabench.estimator.closed_form.sizes import B, R, S, Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
@@ -122,11 +122,13 @@ def _peaks(setup: Setup, recipe: Recipe, compute_capability: str | None, part: G
 
     ranks, which = np.unique(part.ranks, return_inverse=True)
     persistent = [persistent_of(setup, recipe.optim, int(rank) or None, compute_capability) for rank in ranks]
-    values = np.stack(np.broadcast_arrays(*monomial_values(setup.spec, part.batch_sizes, part.seq_lens, part.ranks)))
+    form = compile_form(setup)
+    values = Values(setup.spec, recipe, {B: part.batch_sizes, S: part.seq_lens, R: part.ranks})
+    factors = np.stack(np.broadcast_arrays(*(values[monomial] for monomial in form.monomials)))
     peaks = np.zeros(part.places.size)
-    for form in compile_form(setup):
-        stays = np.array([sum(bytes_[form.phase].values()) for bytes_ in persistent], np.float64)
-        totals = (np.array(form.coefficients, np.float64) @ values).max(axis=0) + stays[which]
+    for of_phase in form.phases:
+        stays = np.array([sum(bytes_[of_phase.phase].values()) for bytes_ in persistent], np.float64)
+        totals = (np.array(of_phase.coefficients, np.float64) @ factors).max(axis=0) + stays[which]
         np.maximum(peaks, totals, out=peaks)
     if peaks.max() >= LARGEST_EXACT:
         raise UserError(f"a recipe takes {peaks.max() / 2**50:.0f} PiB: the arrays must stay below 8 PiB")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lorabench.estimator.closed_form.autograd import Leaf, Tensor
 from lorabench.estimator.closed_form.operators import Operators
-from lorabench.estimator.closed_form.sizes import BS, BSS, ONE, SS
+from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, R, S
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec
 from lorabench.estimator.recipes.parameters import adapters_of_expert, stacked_experts
 from lorabench.estimator.recipes.recipe import Recipe
@@ -17,8 +17,8 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, one row for each position."""
 
 
-def rotary_columns(spec: ModelSpec) -> int:
-    """Return the columns of each head that rotary positions turn."""
+def rotary_features(spec: ModelSpec) -> int:
+    """Return the features of each head that rotary positions turn."""
     part = spec.config["rope_parameters"].get("partial_rotary_factor", 1.0)
     return int(spec.head_dim * part)
 
@@ -33,19 +33,19 @@ class Weights:
         self.quantized_dtype = recipe.dtype
         """To which 4-bit weights are dequantised."""
 
-    def base(self, columns: int) -> Tensor:
-        """Return a parameter of the model with ``columns`` elements."""
+    def base(self, elements: int) -> Tensor:
+        """Return a parameter of the model."""
         leaf = self._leaf() if self.recipe.method == "full" else None
-        return Tensor(None, ONE, columns, self.dtype, leaf=leaf)
+        return Tensor(None, ONE, elements, self.dtype, leaf=leaf)
 
-    def saved(self, columns: int) -> Tensor:
+    def saved(self, elements: int) -> Tensor:
         """Return the copy of a parameter that trains in place of the model's own."""
-        return Tensor(None, ONE, columns, self.dtype, leaf=self._leaf())
+        return Tensor(None, ONE, elements, self.dtype, leaf=self._leaf())
 
-    def adapter(self, columns: int) -> Tensor:
-        """Return an adapter's weight with ``columns`` · r elements."""
+    def adapter(self, features: int) -> Tensor:
+        """Return one of an adapter's two weights, (features, r) or its transpose."""
         assert self.recipe.adapter_dtype is not None
-        return Tensor(None, ONE, columns, self.recipe.adapter_dtype, ranked=True, leaf=self._leaf())
+        return Tensor(None, ONE, features, self.recipe.adapter_dtype, times=R, leaf=self._leaf())
 
     def _leaf(self) -> Leaf:
         return Leaf(accumulating=self.recipe.gradient_accumulation > 1)
@@ -100,9 +100,9 @@ class Modules:
         return self.spec.num_key_value_heads * self.spec.head_dim
 
     @property
-    def rotary_columns(self) -> int:
+    def rotary_features(self) -> int:
         """Columns of each head that are rotated."""
-        return rotary_columns(self.spec)
+        return rotary_features(self.spec)
 
     # Linear layers
 
@@ -143,14 +143,14 @@ class Modules:
     def _adapter(self, name: str, x: Tensor) -> Tensor:
         a, b = self.adapters[name]
         dropout = self.recipe.lora_dropout or 0.0
-        op, columns = self.op, self.linears[name].out_features
+        op, features = self.op, self.linears[name].out_features
         with op.tape.scope("adapter", name):
-            return op.scale(op.linear(op.linear(op.dropout(x, dropout), a, 1, ranked=True), b, columns))
+            return op.scale(op.linear(op.linear(op.dropout(x, dropout), a, 1, times=R), b, features))
 
     # Norms
 
     def rms_norm(self, name: str, x: Tensor, groups: int = 1) -> Tensor:
-        """Return Llama's RMS norm, computed in float32, of each of ``groups`` of columns on its own."""
+        """Return Llama's RMS norm, computed in float32, of each of ``groups`` of features on its own."""
         op = self.op
         with op.tape.scope("norm", name):
             x32 = op.cast(x, "float32")
@@ -184,16 +184,16 @@ class Modules:
             return op.add(op.multiply(x, cos), op.multiply(self._rotate_half(x), sin))
 
     def rotate_part(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Return x with the first columns of each head rotated and the others as they are, joined to a copy."""
+        """Return x with the first features of each head rotated and the others as they are, joined to a copy."""
         op = self.op
-        rotated = x.columns * self.rotary_columns // self.spec.head_dim
+        rotated = x.features * self.rotary_features // self.spec.head_dim
         with op.tape.scope("rotary positions"):
-            turned, kept = op.part(x, rotated), op.part(x, x.columns - rotated)
+            turned, kept = op.part(x, rotated), op.part(x, x.features - rotated)
             turned = op.add(op.multiply(turned, rotary[0]), op.multiply(self._rotate_half(turned), rotary[1]))
             return op.join(turned, kept)
 
     def _rotate_half(self, x: Tensor) -> Tensor:
-        half = x.columns // 2
+        half = x.features // 2
         first = self.op.part(x, half)
         second = self.op.part(x, half)
         return self.op.join(self.op.scale(second), first)
@@ -247,12 +247,12 @@ class Modules:
         times = heads // self.spec.num_key_value_heads
         if self.spec.num_key_value_heads == 1 and self.recipe.batch_size == 1:
             times = 1  # one key head of one sequence is repeated by a view
-        hidden = q.columns
+        hidden = q.features
         keys = op.repeat_heads(k, times)
         values = op.repeat_heads(v, times)
         # Of a single sequence the heads are a view, and repeated heads lie by head already.
         by_token = self.recipe.batch_size > 1
-        scores = op.scale(op.matmul(q, keys, BSS, heads, copied=(by_token, by_token and times == 1)))
+        scores = op.scale(op.matmul(q, keys, PAIRS, heads, copied=(by_token, by_token and times == 1)))
         if self.spec.config.get("attn_logit_softcapping") is not None:
             scores = op.scale(scores)
             scores = op.tanh(scores)
@@ -264,7 +264,7 @@ class Modules:
         precision = scores.dtype if self.spec.model_type == "gpt2" and op.autocast is None else "float32"
         scores = op.cast(op.softmax(scores, precision), q.dtype)
         scores = op.dropout(scores, dropout)
-        output = op.matmul(scores, values, BS, hidden, copied=(False, by_token and times == 1))
+        output = op.matmul(scores, values, TOKENS, hidden, copied=(False, by_token and times == 1))
         return op.copy(output), scores
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
@@ -279,18 +279,18 @@ class Modules:
         queries = op.cast(q, "float32")
         keys, values = op.cast(k, "float32"), op.cast(v, "float32")
         queries = op.scale(queries)
-        mask = op.tape.new(SS, 1, "float32", name="causal mask")
+        mask = op.tape.new(S * S, 1, "float32", name="causal mask")
         keys, values = op.repeat_heads(keys, times), op.repeat_heads(values, times)
         attention = op.batched_product(
             op.copy(queries) if by_token and not joined else queries,
             op.copy(op.scale(keys)) if by_token and not joined and times == 1 else op.scale(keys),
-            BSS,
+            PAIRS,
             spec.num_attention_heads,
         )
         attention = op.softmax(attention, "float32")
         attention = op.dropout(attention, dropout)
         by_head = op.copy(values) if by_token and times == 1 else values
-        output = op.cast(op.batched_product(attention, by_head, BS, q.columns), q.dtype)
+        output = op.cast(op.batched_product(attention, by_head, TOKENS, q.features), q.dtype)
         probabilities = op.cast(attention, q.dtype)
         del probabilities, attention, by_head, queries, keys, values, mask
         return op.copy(output)

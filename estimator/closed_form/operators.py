@@ -10,19 +10,19 @@ from collections.abc import Callable
 
 from lorabench.estimator.closed_form.autograd import Autocast, Broadcast, Gradients, Node, Tape, Tensor, promote
 from lorabench.estimator.closed_form.sizes import (
-    BS,
-    BS128,
-    BSS,
     CHUNK,
     INDICES,
     ONE,
+    PADDED_TOKENS,
+    PAIRS,
     PARTS,
-    SHIFTED,
-    WITH_RANK,
+    SHIFTED_TOKENS,
+    TOKENS,
+    B,
+    Monomial,
     S,
 )
 from lorabench.estimator.closed_form.work import (
-    SEQUENCES,
     AttentionKernel,
     AttentionWork,
     ChunkedLoss,
@@ -65,13 +65,13 @@ class Operators:
         return tape.record("cast", (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype, component))
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a + b; ``b`` has a's shape, or fewer rows, whose gradient is then a sum."""
+        """Return a + b; ``b`` has a's shape, or fewer tokens, whose gradient is then a sum."""
         tape, dtype = self.tape, promote(a.dtype, b.dtype)
-        rows, columns = b.rows, b.columns
-        broadcast = rows != a.rows
+        tokens, features = b.tokens, b.features
+        broadcast = tokens != a.tokens
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            return g.view(), tape.new(rows, columns, g.dtype) if broadcast else g.view()
+            return g.view(), tape.new(tokens, features, g.dtype) if broadcast else g.view()
 
         return tape.record("add", (a, b), backward, (), lambda: tape.like(a, dtype))
 
@@ -95,15 +95,15 @@ class Operators:
         """Return a · b; ``b`` has a's shape, or is broadcast: one row, or one column."""
         tape, dtype = self.tape, promote(a.dtype, b.dtype)
         a_needs, b_needs = a.requires_grad, b.requires_grad
-        broadcast = (b.rows, b.columns) != (a.rows, a.columns)
-        rows, columns = b.rows, b.columns
+        broadcast = (b.tokens, b.features) != (a.tokens, a.features)
+        tokens, features = b.tokens, b.features
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             to_a = tape.like(g) if a_needs else None
             if not b_needs:
                 return to_a, None
             to_b = tape.like(g)
-            return to_a, Broadcast(to_b, rows, columns) if broadcast else to_b
+            return to_a, Broadcast(to_b, tokens, features) if broadcast else to_b
 
         saved = (*((b,) if a_needs else ()), *((a,) if b_needs else ()))
         return tape.record("multiply", (a, b), backward, saved, lambda: tape.like(a, dtype))
@@ -144,14 +144,14 @@ class Operators:
         return tape.record("power", (x,), backward, (x,), lambda: tape.like(x))
 
     def mean_of_columns(self, x: Tensor, groups: int = 1) -> Tensor:
-        """Return the mean of each row, one column; or of each of the ``groups`` (heads) that its columns fall into."""
-        tape, rows, columns = self.tape, x.rows, x.columns
+        """Return the mean of each token's features, or of each of the ``groups`` (heads) that they fall into."""
+        tape, tokens, features = self.tape, x.tokens, x.features
         return tape.record(
             "mean_of_columns",
             (x,),
-            lambda g, _: (tape.new(rows, columns, g.dtype),),
+            lambda g, _: (tape.new(tokens, features, g.dtype),),
             (),
-            lambda: tape.new(rows, groups, x.dtype),
+            lambda: tape.new(tokens, groups, x.dtype),
         )
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
@@ -164,42 +164,44 @@ class Operators:
 
     # Parts and wholes
 
-    def part(self, x: Tensor, columns: int) -> Tensor:
-        """Return a slice of the columns, a view; backward fills a whole tensor with zeros and the slice's gradient."""
-        tape, whole = self.tape, x.columns
+    def part(self, x: Tensor, features: int) -> Tensor:
+        """Return a slice of the features, a view; backward fills a whole tensor with zeros and the slice's gradient."""
+        tape, whole = self.tape, x.features
         if not x.requires_grad:
-            return x.view(columns)
-        node = Node(tape, "part", lambda g, _: (tape.new(g.rows, whole, g.dtype),), (x,), ())
-        return x.view(columns, node)
+            return x.view(features)
+        node = Node(tape, "part", lambda g, _: (tape.new(g.tokens, whole, g.dtype),), (x,), ())
+        return x.view(features, node)
 
     def all_but_last(self, x: Tensor) -> Tensor:
-        """Return all rows but the last of each sequence, a view; backward fills a whole tensor as `part` does."""
-        tape, columns, component = self.tape, x.columns, _component(x)
-        node = Node(tape, "all_but_last", lambda g, _: (tape.new(BS, columns, g.dtype, component),), (x,), ())
+        """Return all tokens but the last of each sequence, a view; backward fills a whole tensor as `part` does."""
+        tape, features, component = self.tape, x.features, _component(x)
+        node = Node(tape, "all_but_last", lambda g, _: (tape.new(TOKENS, features, g.dtype, component),), (x,), ())
         rest = x.view(node=node)
-        rest.rows = SHIFTED
+        rest.tokens = SHIFTED_TOKENS
         return rest
 
-    def split(self, x: Tensor, *columns: int) -> list[Tensor]:
-        """Return views of consecutive columns (chunk, split); backward joins their gradients."""
-        tape, whole = self.tape, x.columns
+    def split(self, x: Tensor, *features: int) -> list[Tensor]:
+        """Return views of consecutive features (chunk, split); backward joins their gradients."""
+        tape, whole = self.tape, x.features
         if not x.requires_grad:
-            return [x.view(part) for part in columns]
+            return [x.view(part) for part in features]
 
         def backward(gradients: list[Tensor], _: list[Tensor]) -> Gradients:
-            return (tape.new(gradients[0].rows, whole, gradients[0].dtype),)
+            return (tape.new(gradients[0].tokens, whole, gradients[0].dtype),)
 
-        node = Node(tape, "split", backward, (x,), (), outputs=len(columns))
-        return [x.view(part, node) for part in columns]
+        node = Node(tape, "split", backward, (x,), (), outputs=len(features))
+        return [x.view(part, node) for part in features]
 
     def join(self, *parts: Tensor) -> Tensor:
         """Return the parts side by side (cat); backward takes views."""
-        tape, columns = self.tape, [part.columns for part in parts]
+        tape, features = self.tape, [part.features for part in parts]
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            return tuple(g.view(width) for width in columns)
+            return tuple(g.view(width) for width in features)
 
-        return tape.record("join", parts, backward, (), lambda: tape.new(parts[0].rows, sum(columns), parts[0].dtype))
+        return tape.record(
+            "join", parts, backward, (), lambda: tape.new(parts[0].tokens, sum(features), parts[0].dtype)
+        )
 
     def copy(self, x: Tensor, component: str = "temporaries") -> Tensor:
         """Return a copy (contiguous, clone); backward passes the gradient on."""
@@ -212,38 +214,40 @@ class Operators:
         self,
         x: Tensor,
         weight: Tensor,
-        columns: int,
+        features: int,
         *,
         bias: Tensor | None = None,
-        ranked: bool = False,
+        times: Monomial = ONE,
         component: str = "temporaries",
     ) -> Tensor:
-        """Return x · weightᵀ (+ bias), with ``columns`` columns (times r where ``ranked``)."""
+        """Return x · weightᵀ (+ bias), of shape (tokens, ``features`` · ``times``)."""
         given = x  # the caller's tensor lives on beside its cast
         x = self._to_autocast(given)
         weight = self._to_autocast(weight)
-        tape, rows = self.tape, x.rows
+        tape, tokens = self.tape, x.tokens
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
-        x_shape, x_ranked = (x.columns, x.dtype), x.ranked
-        weight_shape, weight_ranked = (weight.columns, weight.dtype), weight.ranked
-        group: Group = "logits and loss" if component == "logits" else "adapters" if weight_ranked else "linear layers"
-        m, k, n = (1, rows), _extent(x_shape[0], x_ranked), _extent(columns, ranked)
-        if rows == ONE:  # the two factors of a weight
-            m, k, n = (x_shape[0], ONE), _extent(1, x_ranked), (weight_shape[0], ONE)
+        x_shape, x_times = (x.features, x.dtype), x.times
+        weight_shape, weight_times = (weight.features, weight.dtype), weight.times
+        group: Group = (
+            "logits and loss" if component == "logits" else "linear layers" if weight_times is ONE else "adapters"
+        )
+        m, k, n = (1, tokens), (x_shape[0], x_times), (features, times)
+        if tokens is ONE:  # the two factors of a weight
+            m, k, n = (x_shape[0], ONE), (1, x_times), (weight_shape[0], ONE)
         dtype = x.dtype
 
         def forward() -> Tensor:
             with tape.working(Product(group, m, n, k, dtype)):
-                return tape.new(rows, columns, dtype, component, ranked=ranked)
+                return tape.new(tokens, features, dtype, component, times=times)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             to_x = to_weight = None
             if x_needs:
                 with tape.working(Product(group, m, k, n, dtype)):
-                    to_x = tape.new(rows, *x_shape, ranked=x_ranked)
+                    to_x = tape.new(tokens, *x_shape, times=x_times)
             if weight_needs:
                 with tape.working(Product(group, n, k, m, dtype)):
-                    to_weight = tape.new(ONE, *weight_shape, ranked=weight_ranked)
+                    to_weight = tape.new(ONE, *weight_shape, times=weight_times)
                 to_weight.is_view = True  # of the product that it is the transpose of
             return to_x, to_weight, *to_bias(g)
 
@@ -257,17 +261,17 @@ class Operators:
         saved = (*((x,) if weight_needs else ()), *((weight,) if x_needs else ()))
         return tape.record("linear", inputs, backward, saved, forward)
 
-    def linear_4bit(self, x: Tensor, elements: int, columns: int, compute_dtype: str, stored_dtype: str) -> Tensor:
+    def linear_4bit(self, x: Tensor, elements: int, features: int, compute_dtype: str, stored_dtype: str) -> Tensor:
         """Return bitsandbytes' product with a 4-bit weight of ``elements`` elements.
 
         The weight is dequantised into a copy for the product; none of it is saved. Forward takes the dtype of the
         product at once, backward goes through the dtype that the weight had before it was quantised. (Below some
-        1536 rows, depending on the GPU, a fused kernel spares the forward copy.)
+        1536 tokens, depending on the GPU, a fused kernel spares the forward copy.)
         """
         given, was = x, x.dtype
         x = self.cast(given, compute_dtype)
-        tape, in_columns = self.tape, x.columns
-        m, k, n = (1, BS), (in_columns, ONE), (columns, ONE)
+        tape, in_features = self.tape, x.features
+        m, k, n = (1, TOKENS), (in_features, ONE), (features, ONE)
 
         def dequantised(dtype: str) -> Tensor:
             again = tape.in_backward
@@ -280,7 +284,7 @@ class Operators:
         def forward() -> Tensor:
             weight = dequantised(compute_dtype)
             with tape.working(Product("linear layers", m, n, k, compute_dtype)):
-                product = tape.new(BS, columns, compute_dtype)
+                product = tape.new(TOKENS, features, compute_dtype)
             del weight
             return product
 
@@ -289,7 +293,7 @@ class Operators:
             if g.dtype != stored_dtype:
                 weight = tape.like(weight, g.dtype, name=AGAIN)
             with tape.working(Product("linear layers", m, k, n, g.dtype)):
-                product = tape.new(BS, in_columns, g.dtype)
+                product = tape.new(TOKENS, in_features, g.dtype)
             del weight
             return (product,)
 
@@ -302,23 +306,27 @@ class Operators:
     # Lookups and norms
 
     def embedding(
-        self, weight: Tensor, columns: int, rows: int = BS, scratch: tuple[int, int] = (INDICES, PARTS)
+        self,
+        weight: Tensor,
+        features: int,
+        tokens: Monomial = TOKENS,
+        scratch: tuple[Monomial, Monomial] = (INDICES, PARTS),
     ) -> Tensor:
-        """Return ``rows`` of the table ``weight``; the gradient is dense, as large as the table.
+        """Return ``tokens`` of the table ``weight``; the gradient is dense, as large as the table.
 
-        CUDA works through ``scratch`` for many rows: indices and parts of sums (`embedding_backward`).
+        CUDA works through ``scratch`` for many tokens: indices and parts of sums (`embedding_backward`).
         """
-        tape, elements, dtype = self.tape, weight.columns, weight.dtype
+        tape, elements, dtype = self.tape, weight.features, weight.dtype
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             to_weight = tape.new(ONE, elements, dtype)
             held = []
             if self.kernels == "cuda":
-                held = [tape.new(scratch[0], 1, "int64"), tape.new(scratch[1], columns, "float32")]
+                held = [tape.new(scratch[0], 1, "int64"), tape.new(scratch[1], features, "float32")]
             del held
             return (to_weight,)
 
-        return tape.record("embedding", (weight,), backward, (), lambda: tape.new(rows, columns, dtype))
+        return tape.record("embedding", (weight,), backward, (), lambda: tape.new(tokens, features, dtype))
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return torch's layer norm: it saves x and each row's float32 mean and deviation.
@@ -327,16 +335,16 @@ class Operators:
         """
         if self.autocast is not None and self.kernels == "cuda":
             x, weight, bias = (self.cast(t, "float32") for t in (x, weight, bias))
-        tape, columns, weight_dtype = self.tape, weight.columns, weight.dtype
+        tape, features, weight_dtype = self.tape, weight.features, weight.dtype
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
         statistics_dtype = "float32" if self.kernels == "cuda" else x.dtype
-        statistics = tape.new(x.rows, 2, statistics_dtype, name="mean and deviation of each row")
+        statistics = tape.new(x.tokens, 2, statistics_dtype, name="mean and deviation of each row")
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             to_x = tape.like(g) if x_needs else None
             if not weight_needs:
                 return to_x, None, None
-            return to_x, tape.new(ONE, columns, weight_dtype), tape.new(ONE, columns, weight_dtype)
+            return to_x, tape.new(ONE, features, weight_dtype), tape.new(ONE, features, weight_dtype)
 
         return tape.record("layer_norm", (x, weight, bias), backward, (x, weight, statistics), lambda: tape.like(x))
 
@@ -358,7 +366,7 @@ class Operators:
     # Attention
 
     def matmul(
-        self, a: Tensor, b: Tensor, rows: int, columns: int, *, copied: tuple[bool, bool] = (False, False)
+        self, a: Tensor, b: Tensor, tokens: Monomial, features: int, *, copied: tuple[bool, bool] = (False, False)
     ) -> Tensor:
         """Return the product of two operands of attention, in autocast's dtype.
 
@@ -369,26 +377,26 @@ class Operators:
             first = self.copy(first)
         if copied[1]:
             second = self.copy(second)
-        return self.batched_product(first, second, rows, columns)
+        return self.batched_product(first, second, tokens, features)
 
-    def batched_product(self, a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
+    def batched_product(self, a: Tensor, b: Tensor, tokens: Monomial, features: int) -> Tensor:
         """Return the batched product of two operands; it saves each for the other's gradient.
 
         Either queries times keys, whose result has a row for each pair of positions, or such scores times values.
         """
         tape, dtype = self.tape, a.dtype
-        heads, width = (columns, a.columns) if rows == BSS else (a.columns, columns)
+        heads, width = (features, a.features) if tokens is PAIRS else (a.features, features)
         seq, each = (1, S), (width / heads, ONE)
-        m, n, k = (seq, seq, each) if rows == BSS else (seq, each, seq)
-        batch = (heads, SEQUENCES)
+        m, n, k = (seq, seq, each) if tokens is PAIRS else (seq, each, seq)
+        batch = (heads, B)
         to_operands = (
-            (Product("attention", m, k, n, dtype, batch), (a.rows, a.columns, a.dtype) if a.requires_grad else None),
-            (Product("attention", k, n, m, dtype, batch), (b.rows, b.columns, b.dtype) if b.requires_grad else None),
+            (Product("attention", m, k, n, dtype, batch), (a.tokens, a.features, a.dtype) if a.requires_grad else None),
+            (Product("attention", k, n, m, dtype, batch), (b.tokens, b.features, b.dtype) if b.requires_grad else None),
         )
 
         def forward() -> Tensor:
             with tape.working(Product("attention", m, n, k, dtype, batch)):
-                return tape.new(rows, columns, dtype)
+                return tape.new(tokens, features, dtype)
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             gradients: list[Tensor | None] = []
@@ -409,25 +417,28 @@ class Operators:
         gradients for every head.
         """
         tape, dtype = self.tape, q.dtype
-        q_columns, kv_columns = q.columns, k.columns
-        head_dim = q_columns // heads
+        q_features, kv_features = q.features, k.features
+        head_dim = q_features // heads
         cuda = self.kernels == "cuda"
         work = AttentionWork(heads, kv_heads, head_dim, dtype, kernel, backward=False)
-        lse = tape.new(BS, heads, "float32", name=LOG_SUM_EXP)
+        lse = tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP)
 
         def forward() -> Tensor:
             with tape.working(work):
-                return tape.new(BS, q_columns, dtype)
+                return tape.new(TOKENS, q_features, dtype)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             with tape.working(work._replace(backward=True)):
-                to_q, to_k, to_v = (tape.new(BS, width, dtype) for width in (q_columns, kv_columns, kv_columns))
+                to_q, to_k, to_v = (tape.new(TOKENS, width, dtype) for width in (q_features, kv_features, kv_features))
                 scratch = []
                 if cuda:
                     padded = -(-head_dim // (32 if head_dim <= 128 else 64)) * (32 if head_dim <= 128 else 64)
-                    scratch = [tape.new(BS128, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
+                    scratch = [
+                        tape.new(PADDED_TOKENS, heads, "float32"),
+                        tape.new(PADDED_TOKENS, heads * padded, "float32"),
+                    ]
                     if kv_heads != heads:
-                        scratch += [tape.new(BS, q_columns, dtype), tape.new(BS, q_columns, dtype)]
+                        scratch += [tape.new(TOKENS, q_features, dtype), tape.new(TOKENS, q_features, dtype)]
             del scratch
             return to_q, to_k, to_v
 
@@ -437,24 +448,24 @@ class Operators:
         """Return memory-efficient attention: it saves q, k, v, its output, each row's log-sum-exp, and the mask.
 
         A boolean mask becomes one to add, in the dtype of q, for every sequence of the batch. Backward accumulates
-        q's gradient in float32, in blocks of 64 or 128 rows.
+        q's gradient in float32, in blocks of 64 or 128 tokens.
         """
-        tape, dtype, columns = self.tape, q.dtype, q.columns
-        head_dim = columns // heads
+        tape, dtype, features = self.tape, q.dtype, q.features
+        head_dim = features // heads
         width = 64 if head_dim <= 64 or head_dim > 128 else 128
         padded = -(-head_dim // width) * width
         work = AttentionWork(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
-        lse = tape.new(BS, heads, "float32", name=LOG_SUM_EXP)
-        added = () if mask is None else (tape.new(BSS, 1, dtype, name="mask to add"),)
+        lse = tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP)
+        added = () if mask is None else (tape.new(PAIRS, 1, dtype, name="mask to add"),)
 
         def forward() -> Tensor:
             with tape.working(work):
-                return tape.new(BS, columns, dtype)
+                return tape.new(TOKENS, features, dtype)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             with tape.working(work._replace(backward=True)):
-                to_q, to_k, to_v = (tape.new(BS, columns, dtype) for _ in range(3))
-                scratch = [tape.new(BS, heads, "float32"), tape.new(BS128, heads * padded, "float32")]
+                to_q, to_k, to_v = (tape.new(TOKENS, features, dtype) for _ in range(3))
+                scratch = [tape.new(TOKENS, heads, "float32"), tape.new(PADDED_TOKENS, heads * padded, "float32")]
             del scratch
             return to_q, to_k, to_v
 
@@ -465,20 +476,20 @@ class Operators:
         """Return keys or values repeated for each query head that shares them; backward sums them up."""
         if times == 1:
             return x
-        tape, columns = self.tape, x.columns
+        tape, features = self.tape, x.features
         return tape.record(
             "repeat_heads",
             (x,),
-            lambda g, _: (tape.new(BS, columns, g.dtype),),
+            lambda g, _: (tape.new(TOKENS, features, g.dtype),),
             (),
-            lambda: tape.new(BS, columns * times, x.dtype),
+            lambda: tape.new(TOKENS, features * times, x.dtype),
         )
 
     # Loss
 
-    def labels(self, rows: int = BS) -> Tensor:
+    def labels(self, tokens: Monomial = TOKENS) -> Tensor:
         """Return labels, one for each row."""
-        return self.tape.new(rows, 1, "int64", name=SHIFTED_LABELS)
+        return self.tape.new(tokens, 1, "int64", name=SHIFTED_LABELS)
 
     def cross_entropy(self, logits: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
         """Return the mean cross-entropy of float32 ``logits`` with ``labels``; none where they are a view of the batch.
@@ -515,20 +526,20 @@ class Operators:
         tape, trains = self.tape, weight.requires_grad
         operation = "fused_linear_cross_entropy"
         node = Node(tape, operation, lambda _, saved: (saved[0], saved[1] if trains else None), (x, weight), ())
-        padded, shifted = (tape.new(BS, 1, "int64", name=SHIFTED_LABELS) for _ in range(2))
+        padded, shifted = (tape.new(TOKENS, 1, "int64", name=SHIFTED_LABELS) for _ in range(2))
         to_x = tape.like(x, component="activations", name="gradient of the last hidden state")
         kept = weight.leaf is not None and not weight.leaf.accumulating
         to_weight = None
         if trains:
             component = "gradients" if kept else "activations"
             to_weight = tape.like(weight, component=component, name="gradient of the head's weight")
-        losses = tape.new(BS, 1, "float32", name="loss of each token")
-        counted = tape.new(BS, 1, "bool", name="which tokens count")
+        losses = tape.new(TOKENS, 1, "float32", name="loss of each token")
+        counted = tape.new(TOKENS, 1, "bool", name="which tokens count")
         dtype = x.dtype if self.autocast is None else self.autocast.dtype
         in_place = x.dtype == weight.dtype == dtype
         shared = tape.new(CHUNK, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS) if in_place else None
-        chunks = 1 if in_place or vocabulary <= x.columns else 2
-        with tape.working(ChunkedLoss(x.columns, vocabulary, dtype, trains)):
+        chunks = 1 if in_place or vocabulary <= x.features else 2
+        with tape.working(ChunkedLoss(x.features, vocabulary, dtype, trains)):
             for _ in range(chunks):
                 if shared is None:
                     logits = self._chunk_of_logits(x, weight, vocabulary, dtype)
@@ -550,13 +561,13 @@ class Operators:
             return whole if whole.dtype == to else tape.like(whole, to, name=f"{to} {COPY_OF_HEAD}")
 
         def cast_chunk() -> Tensor | None:
-            return None if x.dtype == dtype else tape.new(CHUNK, x.columns, dtype, name=CHUNK_OF_HIDDEN)
+            return None if x.dtype == dtype else tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN)
 
         second, first = cast(weight, dtype), cast_chunk()  # of its transpose, a view: autocast keeps it not
         logits = tape.new(CHUNK, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS)
         del second, first
         second = self.autocast.cached(weight, cast) if self.autocast is not None else weight
-        product = tape.new(CHUNK, x.columns, dtype, name=CHUNK_OF_HIDDEN)
+        product = tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN)
         del second, product
         return logits
 
@@ -565,9 +576,9 @@ class Operators:
         tape = self.tape
         if dtype != "float32" and to_weight.dtype in ("float32", dtype):
             if x.dtype != dtype:
-                tape.new(CHUNK, x.columns, dtype, name=CHUNK_OF_HIDDEN)
+                tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN)
             return
-        chunk = tape.new(CHUNK, x.columns, dtype, name=CHUNK_OF_HIDDEN) if x.dtype != dtype else None
+        chunk = tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN) if x.dtype != dtype else None
         product = tape.like(to_weight, dtype, name=f"{dtype} {COPY_OF_HEAD}")
         del chunk
         if dtype != "float32":
@@ -579,14 +590,10 @@ def _component(x: Tensor) -> str:
     return "logits" if x.block is not None and x.block.component == "logits" else "temporaries"
 
 
-def _extent(columns: int, ranked: bool) -> tuple[float, int]:
-    return columns, WITH_RANK[ONE] if ranked else ONE
-
-
 def _no_bias(g: Tensor) -> Gradients:
     return ()
 
 
 def _bias_gradient(tape: Tape, bias: Tensor) -> Callable[[Tensor], Gradients]:
-    columns, needs = bias.columns, bias.requires_grad
-    return lambda g: (tape.new(ONE, columns, g.dtype) if needs else None,)
+    features, needs = bias.features, bias.requires_grad
+    return lambda g: (tape.new(ONE, features, g.dtype) if needs else None,)

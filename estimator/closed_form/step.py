@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Leaf, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
+from lorabench.estimator.closed_form.ledger import Block, Ledger, Moment
 from lorabench.estimator.closed_form.masks import Masks, alike_layers
-from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_columns
+from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_features
 from lorabench.estimator.closed_form.operators import Operators
-from lorabench.estimator.closed_form.sizes import (
-    BS,
-    ONE,
-    POSITION_INDICES,
-    POSITION_PARTS,
-    SHIFTED,
-    Block,
-    Ledger,
-    Moment,
-    S,
-)
+from lorabench.estimator.closed_form.sizes import ONE, POSITION_INDICES, POSITION_PARTS, SHIFTED_TOKENS, TOKENS, S
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import no_closed_form
@@ -32,7 +23,7 @@ GRADIENT_OF_LOSS = "gradient of the loss"
 def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape | None = None) -> list[Moment]:
     """Return the moments of a steady step at which memory may peak, in order.
 
-    Batch size and length are left open: a moment holds bytes for each monomial of them. What is persistent is not among
+    Batch size and length are left open: a moment holds bytes for each monomial. What is persistent is not among
     them (`persistent_bytes`). A ``tape`` given records the step, for those who want more of it than its moments.
 
     Raises:
@@ -61,7 +52,7 @@ class _Step:
         ledger = self.ledger
         for phase in ("loaded", "adapted", "forward"):  # before the step nothing is there but what is persistent
             ledger.enter(phase)
-        batch = Block(ledger, BS, 2 * ITEMSIZES["int64"], "buffers")  # token ids and labels
+        batch = Block(ledger, TOKENS, 2 * ITEMSIZES["int64"], "buffers")  # token ids and labels
         context = self.tape.autocast
         if context is None:
             loss = self._forward()
@@ -90,7 +81,7 @@ class _Step:
         head = self._head_weight(outside, saved)
         if hidden.requires_grad:
             with self.tape.scope("last hidden state"):
-                hidden = op.part(hidden, hidden.columns)
+                hidden = op.part(hidden, hidden.features)
         if recipe.loss == "liger":
             with self.tape.scope("fused loss"):
                 return op.fused_linear_cross_entropy(hidden, head, spec.vocab_size)
@@ -123,14 +114,14 @@ class _Step:
             hidden = embedded
             if spec.model_type == "gpt2":
                 # Of one sequence, the positions' gradient is that of the sum itself.
-                rows = S if recipe.batch_size > 1 else BS
+                tokens = S if recipe.batch_size > 1 else TOKENS
                 table = outside.weights[spec.embeddings[1].name]
-                positions = op.embedding(table, spec.hidden_size, rows, (POSITION_INDICES, POSITION_PARTS))
+                positions = op.embedding(table, spec.hidden_size, tokens, (POSITION_INDICES, POSITION_PARTS))
                 hidden = op.add(embedded, positions)
                 hidden = op.dropout(hidden, spec.config["embd_pdrop"])
         rotary: Rotary | None = None
         if spec.model_type != "gpt2":
-            rotary = rotary_tables(tape, op, rotary_columns(spec), hidden.dtype)
+            rotary = rotary_tables(tape, op, rotary_features(spec), hidden.dtype)
         layer = LAYERS[spec.model_type]
         adapted = frozenset(resolve_target_modules(spec, recipe))
         masks = Masks(self.op, spec, recipe, hidden.dtype)
@@ -180,6 +171,6 @@ class _Step:
             shifted = op.all_but_last(upcast)
             if several:
                 shifted = op.copy(shifted, "logits")
-            return op.cross_entropy(shifted, (op.labels(SHIFTED),) if several else ())
+            return op.cross_entropy(shifted, (op.labels(SHIFTED_TOKENS),) if several else ())
         padded = op.labels()  # with one more for each sequence, which is left out
         return op.cross_entropy(upcast, (op.labels(),) if several else (padded,))

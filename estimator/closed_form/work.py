@@ -7,12 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from lorabench.estimator.closed_form.sizes import MONOMIALS, ONE
-
-Extent = tuple[float, int]
-"""A number of rows or columns: a number times one of `sizes.MONOMIALS`, or times the `SEQUENCES`."""
-SEQUENCES = len(MONOMIALS)
-"""B, which counts no size but how many products there are of one."""
+from lorabench.estimator.closed_form.sizes import ONE, Extent
 
 Group = Literal["linear layers", "adapters", "attention", "logits and loss"]
 """What people call the parts of a step whose matrix products they ask about."""
@@ -63,8 +58,8 @@ class Dequantisation(NamedTuple):
 class ChunkedLoss(NamedTuple):
     """The head and the loss, `sizes.CHUNK` tokens at a time: logits, and from them the gradients of both factors."""
 
-    columns: int
-    """Of the hidden states."""
+    features: int
+    """Of a token's hidden state."""
     vocabulary: int
     dtype: str
     trains: bool

@@ -4,7 +4,7 @@ Every line is a product that comes to whole bytes. The lines of a component's se
 peak; those of the phases are the phases' peaks, whose highest is the peak.
 
 - `lines`: what an explanation is made of;
-- `symbols`: the letters for a model's sizes;
+- `letters`: the letters for a model's sizes;
 - `held`: weights, adapters, gradients, optimizer states;
 - `moments`: activations, logits, temporaries, phases;
 - `tensor_names`: what people call the tensors of a step.
@@ -19,9 +19,9 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.explanation.held import Held
+from lorabench.estimator.explanation.letters import letters
 from lorabench.estimator.explanation.lines import Derivation, Explanation, Line
 from lorabench.estimator.explanation.moments import Moments
-from lorabench.estimator.explanation.symbols import symbols
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import (
     CUDA_CONTEXT_BYTES,
@@ -68,7 +68,7 @@ def explain(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", device: 
     if device is not None and kernels == "cuda":
         sections.append(_verdict(memory, device))
     said = [section for section in sections if section.lines or section.remark]
-    return Explanation(symbols(spec, recipe), tuple(said))
+    return Explanation(letters(spec, recipe), tuple(said))
 
 
 def _optimizer_states(held: Held, memory: Breakdown) -> list[Line]:

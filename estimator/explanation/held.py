@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from math import prod
 
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.explanation.letters import Widths
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.optimizer_states import OptimizerStates
-from lorabench.estimator.explanation.symbols import Widths
 from lorabench.estimator.memory.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
 from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from lorabench.estimator.explanation.symbols import Symbol
+from lorabench.estimator.explanation.letters import Letter
 
 
 class Line(Struct, frozen=True):
@@ -33,5 +33,5 @@ class Derivation(Struct, frozen=True):
 class Explanation(Struct, frozen=True):
     """The derivation of one estimate."""
 
-    symbols: tuple[Symbol, ...]
+    symbols: tuple[Letter, ...]
     sections: tuple[Derivation, ...]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from operator import mul
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.itemised import GIVEN, Item, itemised_step
-from lorabench.estimator.closed_form.sizes import MONOMIALS, ONE, monomial_values
+from lorabench.estimator.closed_form.ledger import Moment
+from lorabench.estimator.closed_form.sizes import ONE, TOKENS, Monomial, R, Values
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.explanation.letters import Widths
 from lorabench.estimator.explanation.lines import Line
-from lorabench.estimator.explanation.symbols import Widths
 from lorabench.estimator.explanation.tensor_names import tensor_name
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.persistent import persistent_bytes
@@ -29,9 +29,9 @@ class _Alike(NamedTuple):
     place: str
     what: str
     source: str
-    columns: int
+    features: int
     dtype: str
-    monomial: str
+    monomial: Monomial
 
 
 class Moments:
@@ -50,14 +50,14 @@ class Moments:
         self.kernels = kernels
         self.memory = memory
         self.widths = Widths(spec)
-        self.values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+        self.values = Values(spec, recipe)
         self.step = itemised_step(spec, recipe, kernels)
         self.persistent = persistent_bytes(spec, recipe, kernels, compute_capability)
 
     def at_peak(self, component: str) -> list[Line]:
         """Return what is alive of ``component`` at the peak."""
         phase = self.memory.phase
-        stays = Item(component, MONOMIALS[ONE], GIVEN, self.persistent[phase][component])
+        stays = Item(component, ONE, GIVEN, self.persistent[phase][component])
         items = [item for item in self.step.items(self._moment_of(phase)) if item.component == component]
         lines = self._lines([stays, *items] if stays.bytes else items)
         return sorted(lines, key=lambda line: -line.bytes)
@@ -68,7 +68,7 @@ class Moments:
 
     def layer_bytes_per_token(self) -> int:
         """Return what one layer saves for each token."""
-        per_token = {"B·S": 1, "B·S·r": self.recipe.rank or 0}
+        per_token = {TOKENS: 1, TOKENS * R: self.values[R]}
         return sum(item.bytes * per_token.get(item.monomial, 0) for item in self._layer_activations)
 
     @cached_property
@@ -112,11 +112,14 @@ class Moments:
         wanted = self.memory.phase_peaks_bytes[phase] - sum(self.persistent[phase].values())
         decisive = phase == self.memory.phase
         for index, moment in enumerate(self.step.moments):
-            if moment.phase != phase or sum(map(mul, moment.total, self.values)) != wanted:
+            if moment.phase != phase or self._total(moment) != wanted:
                 continue
             if not decisive or self._component_bytes(index) == self.memory.components:
                 return index
         raise AssertionError(f"no moment of the step has the peak of {phase}")
+
+    def _total(self, moment: Moment) -> int:
+        return sum(bytes_ * self.values[monomial] for monomial, bytes_ in moment.total.items() if bytes_)
 
     def _lines(self, items: Iterable[Item]) -> list[Line]:
         """Return a line for tensors that are alike in all but their module."""
@@ -124,7 +127,7 @@ class Moments:
         modules: dict[_Alike, list[str]] = {}
         for item in items:
             name, maker = tensor_name(item, self.recipe), item.maker
-            tensors = _Alike(name.place, name.what, name.source, maker.columns, maker.dtype, item.monomial)
+            tensors = _Alike(name.place, name.what, name.source, maker.features, maker.dtype, item.monomial)
             alike[tensors] += item.bytes
             named = modules.setdefault(tensors, [])
             if name.module and name.module not in named:
@@ -134,16 +137,16 @@ class Moments:
 
     def _line(self, tensors: _Alike, modules: list[str], bytes_: int) -> Line:
         """Return the line of tensors that take ``bytes_`` for each unit of their monomial."""
-        rows = self.values[MONOMIALS.index(tensors.monomial)]
-        factors = [(tensors.monomial, rows)]
-        if tensors.columns:
+        count = self.values[tensors.monomial]
+        factors = [(tensors.monomial.name, count)]
+        if tensors.features:
             itemsize = ITEMSIZES[tensors.dtype]
-            times, rest = divmod(bytes_, tensors.columns * itemsize)
+            times, rest = divmod(bytes_, tensors.features * itemsize)
             assert not rest
             layers = self.spec.num_hidden_layers
             factors = [
                 ("L" if times == layers else f"{times:,}", times),
-                (self.widths.name(tensors.columns), tensors.columns),
+                (self.widths.name(tensors.features), tensors.features),
                 *factors,
                 (f"{itemsize} B", itemsize),
             ]
@@ -154,6 +157,6 @@ class Moments:
             f"{tensors.place}, {tensors.what}" + (f" ({', '.join(modules)})" if modules else ""),
             " · ".join(symbol for symbol, _ in kept),
             " · ".join(f"{value:,}" for _, value in kept),
-            bytes_ * rows,
+            bytes_ * count,
             tensors.source,
         )

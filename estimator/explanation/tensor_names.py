@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from lorabench.estimator.closed_form.autograd import Part
 from lorabench.estimator.closed_form.itemised import Item
+from lorabench.estimator.closed_form.sizes import ONE, TOKENS, R
 from lorabench.estimator.recipes.recipe import Recipe
 
 _SOURCES: dict[Part, str] = {
@@ -135,7 +136,7 @@ def _what(item: Item, part: Part) -> str:
     if not maker.backward:
         return _made_in_forward(item, part)
     if part in ("loss", "fused loss"):
-        if item.monomial == "1":
+        if item.monomial is ONE:
             return "gradient of the head's weight"
         return {
             "cross_entropy": "gradients of the log-probabilities and the float32 logits",
@@ -158,16 +159,16 @@ def _made_in_forward(item: Item, part: Part) -> str:
         return dtype
     if operation == "cast":
         weight = "the head's weight" if part == "loss" else "the weight"
-        copied = weight if item.monomial in ("1", "r") else _CAST.get(part, "what is there")
+        copied = weight if item.monomial in (ONE, R) else _CAST.get(part, "what is there")
         return f"{dtype} copy of {copied}"
     if operation == "linear" and part == "adapter":
-        return {"B·S·r": "A·x", "B·S": "B·A·x"}.get(item.monomial, "output")
+        return {TOKENS * R: "A·x", TOKENS: "B·A·x"}.get(item.monomial, "output")
     return _WHAT_IN.get((part, operation)) or _WHAT[operation]
 
 
 def _source(item: Item, part: Part, recipe: Recipe) -> str:
     operation = item.maker.operation
-    product = part in ("linear", "adapter") or (part == "loss" and item.monomial == "1")
+    product = part in ("linear", "adapter") or (part == "loss" and item.monomial is ONE)
     if operation == "cast" and product and recipe.mixed_precision != "no":
         return "torch: autocast, which casts what matrix products take"
     if part == "linear":

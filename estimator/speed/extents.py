@@ -1,23 +1,21 @@
-"""The extents of an operation filled in: what its monomials come to for one batch size, length and rank."""
+"""The extents of an operation filled in: what their monomials come to for one batch size, length and rank."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from lorabench.estimator.closed_form.masks import layers_with_window
-from lorabench.estimator.closed_form.sizes import monomial_values
-from lorabench.estimator.closed_form.work import AttentionWork, Extent
+from lorabench.estimator.closed_form.sizes import B, Extent, Monomial, R, S, Values
+from lorabench.estimator.closed_form.work import AttentionWork
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.elementwise import larger
 
 
 class Filled(NamedTuple):
-    """The value of each monomial and of `work.SEQUENCES`: numbers, or arrays of them for a grid of recipes."""
+    """The value of each monomial: numbers, or arrays of them for a grid of recipes."""
 
-    values: tuple[Any, ...]
-    batch_size: Any
-    seq_len: Any
+    values: Values
     seen_pairs: Any
     """Pairs of a token and one that it sees, itself included, in one sequence: the mean over the layers."""
     causal_pairs: Any
@@ -26,18 +24,18 @@ class Filled(NamedTuple):
     """Whether the kernels that skip what is masked skip what lies before the window too."""
 
     def __call__(self, extent: Extent) -> Any:
-        """Return the rows or columns that ``extent`` comes to."""
+        """Return the number that ``extent`` comes to."""
         count, monomial = extent
         return count * self.values[monomial]
 
-    def sum(self, sizes: tuple[tuple[int, float], ...]) -> Any:
+    def sum(self, sizes: tuple[tuple[Monomial, float], ...]) -> Any:
         """Return the total of monomials, each so many times."""
         return sum(size * self.values[monomial] for monomial, size in sizes)
 
     def kernel_pairs(self, attention: AttentionWork) -> Any:
         """Return the pairs of positions that the kernel works on, in one sequence."""
         if not attention.skips_masked:
-            return self.seq_len * self.seq_len
+            return self.values[S * S]
         return self.seen_pairs if self.windowed_kernels else self.causal_pairs
 
 
@@ -57,9 +55,7 @@ def fill(spec: ModelSpec, recipe: Recipe, batch_size: Any, seq_len: Any, rank: A
         share = sum(windowed) / len(windowed)
         seen = causal - share * beyond * (beyond + 1) / 2
     return Filled(
-        values=(*monomial_values(spec, batch_size, seq_len, rank), batch_size),
-        batch_size=batch_size,
-        seq_len=seq_len,
+        values=Values(spec, recipe, {B: batch_size, S: seq_len, R: rank}),
         seen_pairs=seen,
         causal_pairs=causal,
         windowed_kernels=recipe.attn_implementation == "flash_attention_2",

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.sizes import BS
+from lorabench.estimator.closed_form.sizes import TOKENS, B, S
 from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Product, Work
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
@@ -58,7 +58,7 @@ def work_flops(work: Work | None, filled: Filled) -> Any:
         return products * _flops_of_pairs(work, filled) * filled.kernel_pairs(work)
     if isinstance(work, ChunkedLoss):
         products = 3 if work.trains else 2
-        return products * 2 * filled((1, BS)) * work.columns * work.vocabulary
+        return products * 2 * filled.values[TOKENS] * work.features * work.vocabulary
     assert work is None or isinstance(work, Dequantisation)
     return 0
 
@@ -69,10 +69,10 @@ def _needed(operation: Operation, filled: Filled) -> Any:
         products = BACKWARD_PRODUCTS if work.backward else FORWARD_PRODUCTS
         return products * _flops_of_pairs(work, filled) * filled.seen_pairs
     if isinstance(work, Product) and work.group == "attention":
-        return work_flops(work, filled) * filled.seen_pairs / (filled.seq_len * filled.seq_len)
+        return work_flops(work, filled) * filled.seen_pairs / filled.values[S * S]
     return work_flops(work, filled)
 
 
 def _flops_of_pairs(work: AttentionWork, filled: Filled) -> Any:
     """Return the floating-point operations of one product over one pair, for all heads and sequences."""
-    return 2 * work.heads * work.head_dim * filled.batch_size
+    return 2 * work.heads * work.head_dim * filled.values[B]

@@ -23,7 +23,8 @@ from lorabench.estimator.closed_form.autograd import (
     Tensor,
 )
 from lorabench.estimator.closed_form.forms import Setup
-from lorabench.estimator.closed_form.sizes import WITH_RANK, Ledger
+from lorabench.estimator.closed_form.ledger import Ledger
+from lorabench.estimator.closed_form.sizes import Monomial
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.closed_form.work import Dequantisation, Work
 from lorabench.estimator.devices.backend import Backend
@@ -50,8 +51,8 @@ KERNELS: dict[str, tuple[Kernel, Kernel]] = {
     "dropout": ("random", "arithmetic"),
 }
 """Name of an operation on the tape → what it does forward and backward; the others do arithmetic."""
-Sizes = tuple[tuple[int, float], ...]
-"""Of `sizes.MONOMIALS`, each with its bytes."""
+Sizes = tuple[tuple[Monomial, float], ...]
+"""Monomials, each with its bytes."""
 
 
 class Operation(NamedTuple):
@@ -79,7 +80,7 @@ class MicroBatch(NamedTuple):
 def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda") -> MicroBatch:
     """Return the operations of one forward and backward pass of ``recipe``.
 
-    Batch size, length and rank are left open: extents and bytes are multiples of `sizes.MONOMIALS`.
+    Batch size, length and rank are left open: extents and bytes are multiples of monomials.
 
     Raises:
         UserError: a combination that has no closed form.
@@ -129,7 +130,7 @@ class _CountingTape(Tape):
         tensor = super().new(*args, **options)
         if not self._told:
             # Its size is what counts: holding the tensor itself would keep its block alive.
-            self._made.append(Tensor(None, tensor.rows, tensor.columns, tensor.dtype, ranked=tensor.ranked))
+            self._made.append(Tensor(None, tensor.tokens, tensor.features, tensor.dtype, times=tensor.times))
             self._over_logits |= tensor.block is not None and tensor.block.component == "logits"
         return tensor
 
@@ -200,11 +201,11 @@ class _CountingTape(Tape):
         share: float = 1.0,
     ) -> None:
         """Count a pass that reads or writes each of ``tensors``, and a share of what it reads with others."""
-        sizes: dict[int, float] = {}
+        sizes: dict[Monomial, float] = {}
         for each, part in ((tensors, 1.0), (shared, share)):
             for tensor in each:
-                monomial = WITH_RANK[tensor.rows] if tensor.ranked else tensor.rows
-                bytes_ = part * tensor.columns * ITEMSIZES[tensor.dtype]
+                monomial = tensor.tokens * tensor.times
+                bytes_ = part * tensor.features * ITEMSIZES[tensor.dtype]
                 sizes[monomial] = sizes.get(monomial, 0.0) + bytes_
         self._count(Operation(None, tuple(sorted(sizes.items())), self._over_logits, kernel))
         self._made, self._over_logits = [], False

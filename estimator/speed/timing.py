@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
-from lorabench.estimator.closed_form.sizes import BS, CHUNK
+from lorabench.estimator.closed_form.sizes import CHUNK, TOKENS, S
 from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Product
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
@@ -130,21 +130,21 @@ def _attention_bytes(work: AttentionWork, filled: Filled) -> Any:
 
     A mask is one element for each pair of positions, shared by the heads.
     """
-    tokens = filled((1, BS))
+    tokens = filled.values[TOKENS]
     queries, keys = tokens * work.heads * work.head_dim, tokens * work.kv_heads * work.head_dim
     elements = 4 * queries + 4 * keys if work.backward else 2 * queries + 2 * keys
     if not work.skips_masked:
-        elements += tokens * filled.seq_len
+        elements += tokens * filled.values[S]
     return elements * ITEMSIZES[work.dtype]
 
 
 def _chunked_loss(work: ChunkedLoss, filled: Filled, rates: Rates) -> Any:
-    rows = filled((1, CHUNK))
-    chunks = filled((1, BS)) / rows
-    columns, vocabulary = work.columns, work.vocabulary
-    seconds = rates.product(rows, vocabulary, columns, 1, work.dtype)
-    seconds = seconds + rates.product(rows, columns, vocabulary, 1, work.dtype)
+    tokens = filled.values[CHUNK]
+    chunks = filled.values[TOKENS] / tokens
+    features, vocabulary = work.features, work.vocabulary
+    seconds = rates.product(tokens, vocabulary, features, 1, work.dtype)
+    seconds = seconds + rates.product(tokens, features, vocabulary, 1, work.dtype)
     if work.trains:
-        seconds = seconds + rates.product(vocabulary, columns, rows, 1, work.dtype)
-    seconds = seconds + rates.passing(PASSES_OVER_LOGITS * rows * vocabulary * ITEMSIZES[work.dtype], "rows")
+        seconds = seconds + rates.product(vocabulary, features, tokens, 1, work.dtype)
+    seconds = seconds + rates.passing(PASSES_OVER_LOGITS * tokens * vocabulary * ITEMSIZES[work.dtype], "rows")
     return chunks * seconds

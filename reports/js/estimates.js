@@ -19,41 +19,34 @@ const gpuNamed = (name) => PLANNING.gpus.find((gpu) => gpu.name === name);
 const rankPlace = (rank) => (rank ? PLANNING.ranks.indexOf(rank) : 0);
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
-function dot(coefficients, place, values) {
-  let total = 0;
-  for (let term = 0; term < values.length; term++) total += coefficients[place + term] * values[term];
-  return total;
-}
-
-// The peak of a step: of the moments that may be it, the first that takes the most.
+// The peak of a step: of the moments that may be it, the first that takes the most. Each is a list of [component, place of
+// a monomial's value, bytes for each unit of it].
 function peakOf(forms, held, workspaces, values) {
-  const count = PLANNING.components.length;
   const ofWorkspaces = PLANNING.components.indexOf("workspaces");
   let peak = { bytes: -1 };
   for (const { phase, moments } of forms)
     for (const live of moments) {
-      const components = Array.from({ length: count }, (_, component) => {
-        const kept = held[phase][component];
-        return dot(live, component * values.length, values) + (component === ofWorkspaces ? kept * workspaces : kept);
-      });
+      const components = [...held[phase]];
+      components[ofWorkspaces] *= workspaces;
+      for (const [component, place, bytes] of live) components[component] += bytes * values[place];
       const bytes = sum(components);
       if (bytes > peak.bytes) peak = { bytes, components, phase };
     }
   return peak;
 }
 
-// What the chosen sizes come to: the recipe that they are of, the numbers of what runs, and the place of the rank.
+// What the chosen sizes come to: the recipe that they are of, the values of monomials, the numbers of what runs, and the
+// place of the rank.
 // Null where the model cannot be trained with the method.
 // Chosen are { model, method, checkpointing: "yes" or "no", rank, batchSize, seqLen, gpu }.
 function sized({ model, method, checkpointing, rank, batchSize, seqLen }) {
-  const { monomials, recipes, speed } = modelNamed(model);
+  const { sizes: program, recipes, speed } = modelNamed(model);
   const recipe = recipes[method]?.[checkpointing];
   if (!recipe) return null;
   const adapted = recipe.held.length > 1;
   const sizes = { batch_size: batchSize, seq_len: seqLen, rank: adapted ? rank : 0 };
-  const steps = runSteps(monomials.steps, sizes);
-  const values = monomials.answers.map((step) => (step === null ? 0 : steps[step]));
-  const [many, filled] = values.splice(-2);
+  const values = runSteps(program.steps, sizes);
+  const [many, filled] = program.branches.map((place) => values[place]);
   return { recipe, sizes, values, many, filled, speed, place: adapted ? rankPlace(rank) : 0 };
 }
 

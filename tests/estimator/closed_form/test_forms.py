@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from lorabench.estimator.closed_form import forms
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
-from lorabench.estimator.closed_form.sizes import monomial_values
+from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
@@ -61,7 +61,7 @@ def sample(family: str, many: int) -> list[tuple[ModelSpec, Recipe]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forms_say_what_the_step_says(family: str, kernels: Backend) -> None:
     for spec, recipe in sample(family, 5):
-        values = monomial_values(spec, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+        values = Values(spec, recipe)
         persistent = persistent_bytes(spec, recipe, kernels, None)
         moments = [
             (moment.phase, Counter(moment.component_bytes(values)) + Counter(persistent[moment.phase]))

@@ -6,8 +6,18 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from lorabench.estimator.memory.embedding_backward import embedding_scratch
-from lorabench.estimator.memory.fused_loss import chunk_rows
+from lorabench.estimator.closed_form.sizes import (
+    CHUNK,
+    INDICES,
+    PARTS,
+    POSITION_INDICES,
+    POSITION_PARTS,
+    B,
+    Monomial,
+    R,
+    S,
+    Values,
+)
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -15,7 +25,7 @@ MAX_FACTOR = 8
 """Widths are recognised as up to so many times a named one."""
 
 
-class Symbol(Struct, frozen=True):
+class Letter(Struct, frozen=True):
     """One letter of the formulas."""
 
     name: str
@@ -23,39 +33,41 @@ class Symbol(Struct, frozen=True):
     value: int
 
 
-def symbols(spec: ModelSpec, recipe: Recipe) -> tuple[Symbol, ...]:
+def letters(spec: ModelSpec, recipe: Recipe) -> tuple[Letter, ...]:
     """Return the letters that the formulas of ``recipe`` on ``spec`` use."""
     heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+    values = Values(spec, recipe)
+
+    def of_step(monomial: Monomial) -> Letter:
+        [symbol] = monomial.symbols
+        return Letter(symbol.name, symbol.meaning, values[monomial])
+
     named = [
-        Symbol("B", "sequences in a batch", recipe.batch_size),
-        Symbol("S", "tokens in a sequence", recipe.seq_len),
-        Symbol("L", "layers", spec.num_hidden_layers),
-        Symbol("h", "hidden size", spec.hidden_size),
-        Symbol("f", "feed-forward size", spec.intermediate_size),
-        Symbol("H", "attention heads", heads),
-        Symbol("d", "size of a head", spec.head_dim),
-        Symbol("qd", "queries of all heads, H·d", heads * spec.head_dim),
-        Symbol("kv", f"keys of all {kv_heads:,} key-value heads; also values", kv_heads * spec.head_dim),
-        Symbol("V", "vocabulary", spec.vocab_size),
+        of_step(B),
+        of_step(S),
+        Letter("L", "layers", spec.num_hidden_layers),
+        Letter("h", "hidden size", spec.hidden_size),
+        Letter("f", "feed-forward size", spec.intermediate_size),
+        Letter("H", "attention heads", heads),
+        Letter("d", "size of a head", spec.head_dim),
+        Letter("qd", "queries of all heads, H·d", heads * spec.head_dim),
+        Letter("kv", f"keys of all {kv_heads:,} key-value heads; also values", kv_heads * spec.head_dim),
+        Letter("V", "vocabulary", spec.vocab_size),
     ]
     if spec.config.get("moe_intermediate_size"):
-        named.append(Symbol("m", "feed-forward size of an expert", spec.config["moe_intermediate_size"]))
+        named.append(Letter("m", "feed-forward size of an expert", spec.config["moe_intermediate_size"]))
     experts = spec.config.get("num_local_experts") or spec.config.get("num_experts")
     if experts:
-        named.append(Symbol("E", "experts", experts))
+        named.append(Letter("E", "experts", experts))
+    trains_whole = recipe.method == "full" or recipe.modules_to_save
     if recipe.loss == "liger":
-        chunk = chunk_rows(recipe.tokens, spec.vocab_size, spec.hidden_size)
-        named.append(Symbol("c", "tokens in a chunk of the fused loss: B·S / (V/h), to a power of two", chunk))
-    indices, parts = embedding_scratch(recipe.tokens, spec.vocab_size)
-    if parts and (recipe.method == "full" or recipe.modules_to_save):
-        named.append(Symbol("i", "indices in the embedding's backward: 3·B·S + 2·min(B·S, V) + p", sum(indices)))
-        named.append(Symbol("p", "parts of sums in the embedding's backward: ⌊B·S/10⌋ + min(B·S, V)", parts))
-    indices, parts = embedding_scratch(recipe.seq_len, spec.max_position_embeddings)
-    if parts and spec.learned_positions and (recipe.method == "full" or recipe.modules_to_save):
-        named.append(Symbol("i′", "indices in the positions' backward: 5·S + p′", sum(indices)))
-        named.append(Symbol("p′", "parts of sums in the positions' backward: ⌊S/10⌋ + S", parts))
+        named.append(of_step(CHUNK))
+    if trains_whole and values[PARTS]:
+        named += [of_step(INDICES), of_step(PARTS)]
+    if trains_whole and spec.learned_positions and values[POSITION_PARTS]:
+        named += [of_step(POSITION_INDICES), of_step(POSITION_PARTS)]
     if recipe.rank is not None:
-        named.append(Symbol("r", "rank of the adapters", recipe.rank))
+        named.append(of_step(R))
     return tuple(named)
 
 

@@ -1,0 +1,178 @@
+"""The ledger of live bytes, and the moments at which they may peak."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+from lorabench.estimator.closed_form.sizes import Monomial, Values
+from lorabench.estimator.memory.breakdown import COMPONENTS
+
+Slot = tuple[str, Monomial]
+"""A component, and the monomial that its bytes are a multiple of."""
+Live = Mapping[Slot, int]
+"""Bytes by slot."""
+
+
+class Moment(NamedTuple):
+    """What is alive when an allocation may set the peak."""
+
+    phase: str
+    live: Live
+    total: Mapping[Monomial, int]
+    """The coefficient of each monomial, over all components."""
+
+    def component_bytes(self, values: Values) -> dict[str, int]:
+        """Return component → bytes for the given values."""
+        components = dict.fromkeys(COMPONENTS, 0)
+        for (component, monomial), bytes_ in self.live.items():
+            if bytes_:
+                components[component] += bytes_ * values[monomial]
+        return components
+
+
+class Block:
+    """One allocation: freed when its last owner lets go, as CPython does for torch's storages."""
+
+    __slots__ = ("__weakref__", "bytes", "copies", "ledger", "slot")
+
+    def __init__(self, ledger: Ledger, monomial: Monomial, bytes_: int, component: str) -> None:
+        self.ledger = ledger
+        self.bytes = bytes_
+        self.slot = component, monomial
+        self.copies = 1
+        ledger.allocate(self)
+
+    @property
+    def component(self) -> str:
+        """The component that its bytes count under."""
+        return self.slot[0]
+
+    def relabel(self, component: str) -> None:
+        """Count these bytes under another component from now on."""
+        moved = self.bytes * self.copies
+        self.ledger.live[self.slot] -= moved
+        self.slot = component, self.slot[1]
+        self.ledger.live[self.slot] += moved
+
+    def __del__(self) -> None:
+        self.ledger.release(self)
+
+
+class Ledger:
+    """Live bytes, and the moments at which they may peak.
+
+    Of identical layers one runs and stands for ``copies`` of them. Live bytes change by the same amount from each copy
+    to the next, so the peak is in the first copy or in the last, and their moments are enough: in forward the last runs
+    on top of what all the others left behind; in backward the first frees its own share only, and the last runs when
+    the others' shares are gone and their gradients are there.
+    """
+
+    def __init__(self) -> None:
+        self.live: defaultdict[Slot, int] = defaultdict(int)
+        self.total: defaultdict[Monomial, int] = defaultdict(int)
+        self.phase = "loaded"
+        self.moments: list[Moment] = []
+        self._rising = False
+        self._watched: list[weakref.ref[Block]] | None = None
+        self._repeat: defaultdict[Slot, int] | None = None
+        self._repeat_started = 0
+
+    def allocate(self, block: Block) -> None:
+        """Count ``block`` in."""
+        self._count(block.slot, block.bytes)
+        self._rising = True
+        if self._watched is not None:
+            self._watched.append(weakref.ref(block))
+
+    def release(self, block: Block) -> None:
+        """Count ``block`` out."""
+        self.mark()
+        if block.copies > 1 and self._repeat is not None:
+            self._count(block.slot, -block.bytes)
+            self._repeat[block.slot] -= (block.copies - 1) * block.bytes
+        else:
+            self._count(block.slot, -block.copies * block.bytes)
+
+    def _count(self, slot: Slot, bytes_: int) -> None:
+        self.live[slot] += bytes_
+        self.total[slot[1]] += bytes_
+
+    def mark(self) -> None:
+        """Record the present as a moment, if anything was allocated since the last one."""
+        if self._rising:
+            self.moments.append(Moment(self.phase, dict(self.live), dict(self.total)))
+            self._rising = False
+
+    def enter(self, phase: str) -> None:
+        """Begin ``phase``."""
+        self.mark()
+        self.phase = phase
+        self._rising = True
+
+    def begin_forward_repeat(self) -> None:
+        """Begin the forward pass of the layer that stands for several."""
+        self.mark()
+        self._watched = []
+        self._repeat_started = len(self.moments)
+
+    def left_behind(self) -> list[Block]:
+        """Return the blocks that were allocated since the repeat began and are still alive."""
+        return [block for reference in self._watched or () if (block := reference()) is not None]
+
+    def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
+        """Let ``blocks`` stand for ``copies`` of themselves, and the moments of the last copy follow the first's."""
+        self.mark()
+        self._watched = None
+        change: defaultdict[Slot, int] = defaultdict(int)
+        for block in blocks:
+            change[block.slot] += (copies - 1) * block.bytes
+            block.copies = copies
+        self._add_shifted_moments(change)
+
+    def _add_shifted_moments(self, change: Live) -> None:
+        """Add the moments since the repeat began once more, with ``change`` on top of each, and of what is alive."""
+        total: defaultdict[Monomial, int] = defaultdict(int)
+        for (_, monomial), bytes_ in change.items():
+            total[monomial] += bytes_
+        for phase, live, live_total in self.moments[self._repeat_started :]:
+            self.moments.append(Moment(phase, _sum(live, change), _sum(live_total, total)))
+        for slot, bytes_ in change.items():
+            self._count(slot, bytes_)
+        self._rising = True
+
+    def begin_backward_repeat(self) -> None:
+        """Begin the backward pass of the layer that stands for several."""
+        self.mark()
+        self._repeat = defaultdict(int)
+        self._repeat_started = len(self.moments)
+
+    def defer(self, block: Block, copies: int) -> None:
+        """Count the gradients of the other copies in, once the repeat ends."""
+        assert self._repeat is not None
+        self._repeat[block.slot] += (copies - 1) * block.bytes
+
+    @property
+    def repeating(self) -> bool:
+        """Whether the backward pass of a layer that stands for several is under way."""
+        return self._repeat is not None
+
+    def end_backward_repeat(self) -> None:
+        """Let the other copies run: add the moments of the last of them, and what all of them leave."""
+        self.mark()
+        change = self._repeat
+        assert change is not None
+        self._repeat = None
+        self._add_shifted_moments(change)
+
+
+Key = TypeVar("Key")
+
+
+def _sum(first: Mapping[Key, int], second: Mapping[Key, int]) -> dict[Key, int]:
+    result = dict(first)
+    for key, value in second.items():
+        result[key] = result.get(key, 0) + value
+    return result
