@@ -16,31 +16,33 @@ from lorabench.estimator.closed_form.work import Product
 INDEX = "indices"
 
 
-def sparse_mlp(m: Modules, hidden: Tensor) -> Tensor:
-    """Return the weighted sum of what each token's experts make of it."""
+def sparse_mlp(m: Modules, hidden: Tensor, *, normed: bool, float32_weights: bool) -> Tensor:
+    """Return the weighted sum of what each token's experts make of it, (B·S, h).
+
+    ``normed``: the weights of a token's experts are divided by their sum. ``float32_weights``: they stay float32, as
+    the softmax made them, and are not cast back to the dtype of the router's logits.
+    """
     tape = m.op.tape
     with tape.scope("router"):
-        logits, scores = _route(m, hidden)
+        logits, scores = _route(m, hidden, normed=normed, float32_weights=float32_weights)
     with tape.scope("experts"):
         output = _experts(m, hidden, scores)
     del logits  # its caller holds the router's whole output
     return output
 
 
-def _route(m: Modules, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the router's logits and each token's weights for its experts, (tokens, num_experts_per_tok)."""
-    op, config = m.op, m.spec.config
+def _route(m: Modules, hidden: Tensor, *, normed: bool, float32_weights: bool) -> tuple[Tensor, Tensor]:
+    """Return the router's logits, (B·S, experts), and each token's weights for its experts, (B·S, experts a token)."""
+    op = m.op
     experts, chosen = _counts(m)
     router = Router(m)
     weight = router.weight()
     logits = op.linear(hidden, weight, experts)
     probabilities = op.softmax(logits, "float32")
     top = _top(m, probabilities, chosen)
-    if m.spec.model_type == "mixtral":
-        return logits, _normed(m, top)
-    if config["norm_topk_prob"]:
+    if normed:
         top = _normed(m, top)
-    return logits, op.cast(top, logits.dtype)
+    return logits, top if float32_weights else op.cast(top, logits.dtype)
 
 
 def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:

@@ -17,12 +17,6 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, one row for each position."""
 
 
-def rotary_features(spec: ModelSpec) -> int:
-    """Return the features of each head that rotary positions turn."""
-    part = spec.config["rope_parameters"].get("partial_rotary_factor", 1.0)
-    return int(spec.head_dim * part)
-
-
 class Weights:
     """How a recipe keeps the model's parameters: in which dtype, and whether they train."""
 
@@ -101,8 +95,36 @@ class Modules:
 
     @property
     def rotary_features(self) -> int:
-        """Columns of each head that are rotated."""
-        return rotary_features(self.spec)
+        """Features of each head that rotary positions turn."""
+        part = self.spec.config["rope_parameters"].get("partial_rotary_factor", 1.0)
+        return int(self.spec.head_dim * part)
+
+    # Embeddings and positions
+
+    def embedding(self, *, scaled: bool = False) -> Tensor:
+        """Return the tokens' rows of the embedding table, (B·S, h); ``scaled`` by the embedding module itself."""
+        spec, op = self.spec, self.op
+        with op.tape.scope("embedding"):
+            embedded = op.embedding(self.weights[spec.embeddings[0].name], spec.hidden_size)
+            if scaled:
+                embedded = op.scale(embedded)
+        if self.recipe.gradient_checkpointing and not embedded.requires_grad:
+            # transformers lets the embedding's output require a gradient, so that checkpointed layers have a use for
+            # one; autograd then holds it, and its gradient, to the end.
+            embedded.leaf = Leaf(holds=embedded.block)
+        return embedded
+
+    def rotary_tables(self, dtype: str) -> Rotary:
+        """Return cosines and sines of every position, (S, rotary features), made in float32 and kept in ``dtype``."""
+        op, tape, features = self.op, self.op.tape, self.rotary_features
+        with tape.scope("rotary tables"):
+            frequencies = tape.new(S, features // 2, "float32", "buffers")
+            angles = tape.new(S, features, "float32", "buffers")
+            del frequencies
+            cos = tape.new(S, features, "float32", "buffers")
+            sin = tape.new(S, features, "float32", "buffers")
+            del angles
+            return op.cast(cos, dtype, "buffers"), op.cast(sin, dtype, "buffers")
 
     # Linear layers
 
@@ -158,17 +180,6 @@ class Modules:
             x32 = op.multiply(x32, op.tanh(op.shift(variance)))
             return op.multiply(op.cast(x32, x.dtype), self.weights[f"{name}.weight"])
 
-    def gemma_norm(self, name: str, x: Tensor) -> Tensor:
-        """Return Gemma's RMS norm: the weight, from one, is applied in float32."""
-        op, dtype = self.op, x.dtype
-        with op.tape.scope("norm", name):
-            x32 = op.cast(x, "float32")
-            output = op.multiply(x32, op.tanh(op.shift(op.mean_of_columns(op.power(x32)))))
-            del x32
-            weight = op.shift(op.cast(self.weights[f"{name}.weight"], "float32"))
-            output = op.multiply(output, weight)
-            return op.cast(output, dtype)
-
     def layer_norm(self, name: str, x: Tensor) -> Tensor:
         """Return torch's layer norm."""
         with self.op.tape.scope("norm", name):
@@ -199,18 +210,26 @@ class Modules:
         return self.op.join(self.op.scale(second), first)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, joined: bool = False
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        dropout: float = 0.0,
+        joined: bool = False,
+        float32_softmax: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the heads' outputs, through the kernel that the recipe, the mask and the dtype lead to.
 
         The second is the matrix of probabilities where attention is eager; the layer holds it to its end.
 
         ``joined``: the queries were joined head by head. Flash attention lays its output out as the queries lie in
-        memory; then that is by head, so that it is copied to lie by token.
+        memory; then that is by head, so that it is copied to lie by token. ``float32_softmax``: the family asks for it
+        where attention is eager.
         """
         with self.op.tape.scope("attention"):
             if self.recipe.attn_implementation == "eager":
-                return self._eager(q, k, v, dropout)
+                return self._eager(q, k, v, dropout, float32_softmax)
             return self._fused(q, k, v, dropout, joined), None
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
@@ -242,7 +261,7 @@ class Modules:
         """Return the dtype in which flash_attn runs: transformers casts float32 back to that of the weights."""
         return self.quantized_dtype if dtype == "float32" else dtype
 
-    def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+    def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, float32_softmax: bool) -> tuple[Tensor, Tensor]:
         op, heads = self.op, self.spec.num_attention_heads
         times = heads // self.spec.num_key_value_heads
         if self.spec.num_key_value_heads == 1 and self.recipe.batch_size == 1:
@@ -253,15 +272,15 @@ class Modules:
         # Of a single sequence the heads are a view, and repeated heads lie by head already.
         by_token = self.recipe.batch_size > 1
         scores = op.scale(op.matmul(q, keys, PAIRS, heads, copied=(by_token, by_token and times == 1)))
-        if self.spec.config.get("attn_logit_softcapping") is not None:
+        if self.spec.caps_scores:
             scores = op.scale(scores)
             scores = op.tanh(scores)
             scores = op.scale(scores)
         assert self.mask is not None
         # The mask has the dtype of the embedding's output, which may raise that of the scores.
         scores = op.add(scores, self.mask)
-        # GPT-2 leaves the softmax's dtype to autocast; the others ask for float32.
-        precision = scores.dtype if self.spec.model_type == "gpt2" and op.autocast is None else "float32"
+        # Autocast runs a softmax in float32 too.
+        precision = "float32" if float32_softmax or op.autocast is not None else scores.dtype
         scores = op.cast(op.softmax(scores, precision), q.dtype)
         scores = op.dropout(scores, dropout)
         output = op.matmul(scores, values, TOKENS, hidden, copied=(False, by_token and times == 1))

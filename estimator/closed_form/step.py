@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Leaf, Tape, Tensor
-from lorabench.estimator.closed_form.decoders import LAYERS, Layer, rotary_tables
+from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Tape, Tensor
+from lorabench.estimator.closed_form.decoders import DECODERS
 from lorabench.estimator.closed_form.ledger import Block, Ledger, Moment
 from lorabench.estimator.closed_form.masks import Masks, alike_layers
-from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights, rotary_features
+from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
 from lorabench.estimator.closed_form.operators import Operators
-from lorabench.estimator.closed_form.sizes import ONE, POSITION_INDICES, POSITION_PARTS, SHIFTED_TOKENS, TOKENS, S
+from lorabench.estimator.closed_form.sizes import ONE, SHIFTED_TOKENS, TOKENS
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import no_closed_form
@@ -29,7 +29,7 @@ def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape |
     Raises:
         UserError: target modules that the model does not have, or a model that has no closed form.
     """
-    if spec.model_type not in LAYERS:
+    if spec.model_type not in DECODERS:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step without contents"
@@ -45,6 +45,7 @@ class _Step:
         self.ledger = tape.ledger
         self.tape = tape
         self.op = Operators(self.tape, kernels)
+        self.decoder = DECODERS[spec.model_type]
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
 
@@ -86,7 +87,7 @@ class _Step:
             with self.tape.scope("fused loss"):
                 return op.fused_linear_cross_entropy(hidden, head, spec.vocab_size)
         with self.tape.scope("loss"):
-            return self._loss(hidden, head)
+            return self._loss(outside, hidden, head)
 
     def _head_weight(self, outside: Modules, saved: set[str]) -> Tensor:
         weights, elements = Weights(self.recipe), self.spec.head.in_features * self.spec.head.out_features
@@ -100,70 +101,41 @@ class _Step:
         return weights.base(elements)
 
     def _hidden_states(self, outside: Modules) -> Tensor:
-        spec, recipe, op, tape = self.spec, self.recipe, self.op, self.tape
-        with tape.scope("embedding"):
-            embedded = op.embedding(outside.weights[spec.embeddings[0].name], spec.hidden_size)
-            if spec.model_type in ("gemma", "gemma2"):
-                embedded = op.scale(embedded)  # by the embedding itself
-            if recipe.gradient_checkpointing and not embedded.requires_grad:
-                # transformers lets the embedding's output require a gradient, so that checkpointed layers have a use
-                # for one; autograd then holds it, and its gradient, to the end.
-                embedded.leaf = Leaf(holds=embedded.block)
-            if spec.model_type == "granite":
-                embedded = op.scale(embedded)
-            hidden = embedded
-            if spec.model_type == "gpt2":
-                # Of one sequence, the positions' gradient is that of the sum itself.
-                tokens = S if recipe.batch_size > 1 else TOKENS
-                table = outside.weights[spec.embeddings[1].name]
-                positions = op.embedding(table, spec.hidden_size, tokens, (POSITION_INDICES, POSITION_PARTS))
-                hidden = op.add(embedded, positions)
-                hidden = op.dropout(hidden, spec.config["embd_pdrop"])
-        rotary: Rotary | None = None
-        if spec.model_type != "gpt2":
-            rotary = rotary_tables(tape, op, rotary_features(spec), hidden.dtype)
-        layer = LAYERS[spec.model_type]
-        adapted = frozenset(resolve_target_modules(spec, recipe))
+        spec, recipe, tape = self.spec, self.recipe, self.tape
+        hidden, rotary, held = self.decoder.inputs(outside)
         masks = Masks(self.op, spec, recipe, hidden.dtype)
+        adapted = frozenset(resolve_target_modules(spec, recipe))
         for group, copies, window in alike_layers(spec, masks):
             modules = Modules(self.op, spec, recipe, group, adapted, masks.mask(window))
             with tape.repeated(copies) as finish:
-                output = self._layer(layer, modules, hidden, rotary)
+                output = self._layer(modules, hidden, rotary)
                 finish(hidden, output)
             hidden = output
             del output
-        norm = spec.final_norm[0].name.removesuffix(".weight")
-        if spec.model_type in ("gpt2", "gpt_neox"):
-            return outside.layer_norm(norm, hidden)
-        if spec.model_type in ("gemma", "gemma2"):
-            return outside.gemma_norm(norm, hidden)
-        return outside.rms_norm(norm, hidden)
+        normed = self.decoder.final_norm(outside, hidden)
+        del hidden, rotary, masks, held  # as late as transformers' forward lets go of them
+        return normed
 
-    def _layer(self, layer: Layer, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
-        tape = self.tape
+    def _layer(self, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+        tape, decoder = self.tape, self.decoder
         if not self.recipe.gradient_checkpointing:
             with tape.scope("residual stream"):
-                return layer(modules, hidden, rotary)
+                return decoder.layer(modules, hidden, rotary)
         held = hidden.view(node=hidden.node)
         held.leaf = hidden.leaf
 
         def run() -> Tensor:
             with tape.scope("residual stream"):
-                return layer(modules, held, rotary)
+                return decoder.layer(modules, held, rotary)
 
         return tape.checkpoint(run, held)
 
     # Loss
 
-    def _loss(self, hidden: Tensor, head: Tensor) -> Tensor:
+    def _loss(self, outside: Modules, hidden: Tensor, head: Tensor) -> Tensor:
         op = self.op
-        logits = op.linear(hidden, head, self.spec.vocab_size, component="logits")
-        if self.spec.config.get("final_logit_softcapping") is not None:
-            logits = op.scale(logits)
-            logits = op.tanh(logits)
-            logits = op.scale(logits)
-        if self.spec.model_type == "granite":
-            logits = op.scale(logits)
+        vocabulary = self.spec.vocab_size
+        logits = self.decoder.scale_logits(outside, op.linear(hidden, head, vocabulary, component="logits"))
         upcast = op.cast(logits, "float32", "logits")
         # Of a single sequence what is shifted is contiguous as it is.
         several = self.recipe.batch_size > 1

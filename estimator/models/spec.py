@@ -113,6 +113,11 @@ class ModelSpec(Struct, frozen=True):
         return any("position" in table.name or ".wpe." in table.name for table in self.embeddings)
 
     @property
+    def caps_scores(self) -> bool:
+        """Whether attention's scores pass through a tanh that caps them, as Gemma 2's do."""
+        return self.config.get("attn_logit_softcapping") is not None
+
+    @property
     def parameters(self) -> int:
         """All elements, tied ones once."""
         return sum(self.parameters_by_part.values())

@@ -111,7 +111,7 @@ def obstacles(spec: ModelSpec, recipe: Recipe) -> Iterator[Obstacle]:
             f"--seq-len {longest} or less",
             {"seq_len": longest},
         )
-    if spec.model_type == "gemma2" and recipe.attn_implementation == "sdpa":
+    if spec.caps_scores and recipe.attn_implementation == "sdpa":
         yield Obstacle(
             "attn_implementation",
             f"{spec.name} caps its attention scores, which sdpa cannot",

@@ -1,0 +1,26 @@
+"""Gemma 1: Llama with scaled embeddings and a norm of its own."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.decoders.decoder import Decoder
+from lorabench.estimator.closed_form.modules import Modules
+
+
+class Gemma(Decoder):
+    """transformers' GemmaModel."""
+
+    def embed(self, m: Modules) -> Tensor:
+        """Return the tokens' embeddings, which the embedding module itself scales by √h."""
+        return m.embedding(scaled=True)
+
+    def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
+        """Return the RMS norm whose weight, counted from one, is applied in float32."""
+        op, dtype = m.op, hidden.dtype
+        with op.tape.scope("norm", name):
+            x32 = op.cast(hidden, "float32")
+            output = op.multiply(x32, op.tanh(op.shift(op.mean_of_columns(op.power(x32)))))
+            del x32
+            weight = op.shift(op.cast(m.weights[f"{name}.weight"], "float32"))
+            output = op.multiply(output, weight)
+            return op.cast(output, dtype)

@@ -1,0 +1,57 @@
+"""GPT-2: learned positions, layer norms, one projection for queries, keys and values, dropout everywhere."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.decoders.decoder import Decoder
+from lorabench.estimator.closed_form.modules import Modules, Rotary
+from lorabench.estimator.closed_form.sizes import POSITION_INDICES, POSITION_PARTS, TOKENS, S
+
+
+class Gpt2(Decoder):
+    """transformers' GPT2Model."""
+
+    def inputs(self, m: Modules) -> tuple[Tensor, Rotary | None, tuple[Tensor, ...]]:
+        """Return the first layer's input: embeddings plus learned positions, with dropout on the sum."""
+        spec, op = m.spec, m.op
+        embedded = m.embedding()
+        with op.tape.scope("embedding"):
+            # Of one sequence, the positions' gradient is that of the sum itself.
+            tokens = S if m.recipe.batch_size > 1 else TOKENS
+            table = m.weights[spec.embeddings[1].name]
+            positions = op.embedding(table, spec.hidden_size, tokens, (POSITION_INDICES, POSITION_PARTS))
+            hidden = op.add(embedded, positions)
+            hidden = op.dropout(hidden, spec.config["embd_pdrop"])
+        return hidden, None, (embedded, positions)
+
+    def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
+        """Return torch's layer norm."""
+        return m.layer_norm(name, hidden)
+
+    def layer(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+        """Return the output of one layer."""
+        config = m.spec.config
+        residual = hidden
+        hidden = m.layer_norm("ln_1", hidden)
+        width = m.spec.hidden_size
+        q, k, v = m.op.split(m.linear("attn.c_attn", hidden), width, width, width)
+        # The softmax's dtype is left to autocast; other families ask for float32.
+        output, _ = m.attention(q, k, v, dropout=config["attn_pdrop"], float32_softmax=False)
+        output = m.linear("attn.c_proj", output)
+        output = m.op.dropout(output, config["resid_pdrop"])
+        del q, k, v
+        hidden = m.op.add(output, residual)
+        residual = hidden
+        hidden = m.layer_norm("ln_2", hidden)
+        feed_forward = m.linear("mlp.c_fc", hidden)
+        feed_forward = gelu_new(m, feed_forward)
+        feed_forward = m.linear("mlp.c_proj", feed_forward)
+        feed_forward = m.op.dropout(feed_forward, config["resid_pdrop"])
+        return m.op.add(residual, feed_forward)
+
+
+def gelu_new(m: Modules, x: Tensor) -> Tensor:
+    """The tanh approximation written out in single operations: 0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
+    op = m.op
+    with op.tape.scope("feed-forward"):
+        return op.multiply(op.scale(x), op.shift(op.tanh(op.scale(op.add(x, op.scale(op.power(x)))))))

@@ -1,0 +1,48 @@
+"""GPT-NeoX and Pythia: attention and feed-forward side by side or one after the other, layer norms, dropout."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.decoders.decoder import Decoder
+from lorabench.estimator.closed_form.modules import Modules, Rotary
+
+
+class GptNeoX(Decoder):
+    """transformers' GPTNeoXModel."""
+
+    def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
+        """Return torch's layer norm."""
+        return m.layer_norm(name, hidden)
+
+    def layer(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+        """Return the output of one layer."""
+        config, op = m.spec.config, m.op
+        dropout = config["hidden_dropout"]
+        attention, _ = self.attention(m, self.norm(m, "input_layernorm", hidden), rotary)
+        attention = op.dropout(attention, dropout)
+        if config["use_parallel_residual"]:
+            feed_forward = self.feed_forward(m, self.norm(m, "post_attention_layernorm", hidden))
+            feed_forward = op.dropout(feed_forward, dropout)
+            return op.add(op.add(feed_forward, attention), hidden)
+        attention = op.add(attention, hidden)
+        feed_forward = self.feed_forward(m, self.norm(m, "post_attention_layernorm", attention))
+        feed_forward = op.dropout(feed_forward, dropout)
+        return op.add(feed_forward, attention)
+
+    def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
+        """Return the output of attention with one projection, of which a part of each head is rotated."""
+        assert rotary is not None
+        width = m.spec.hidden_size
+        qkv = m.linear("attention.query_key_value", hidden)
+        with m.op.tape.scope("attention"):
+            q, k, v = m.op.split(qkv, width, width, width)
+        q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
+        output, probabilities = m.attention(q, k, v, dropout=m.spec.config["attention_dropout"], joined=True)
+        return m.linear("attention.dense", output), probabilities
+
+    def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
+        """Return the output of a plain feed-forward."""
+        states = m.linear("mlp.dense_h_to_4h", hidden)
+        with m.op.tape.scope("feed-forward"):
+            states = m.op.activation(states)
+        return m.linear("mlp.dense_4h_to_h", states)

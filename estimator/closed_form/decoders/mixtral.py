@@ -1,0 +1,16 @@
+"""Mixtral: Llama with a mixture of experts in every layer."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.decoders.decoder import Decoder
+from lorabench.estimator.closed_form.experts import sparse_mlp
+from lorabench.estimator.closed_form.modules import Modules
+
+
+class Mixtral(Decoder):
+    """transformers' MixtralModel."""
+
+    def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
+        """Return the experts' output; the router's weights add up to one for each token, and stay float32."""
+        return sparse_mlp(m, hidden, normed=True, float32_weights=True)
