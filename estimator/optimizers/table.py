@@ -87,6 +87,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
         # Second moment 2 + 4, bias correction 2, square root 2, epsilon 2, the gradient's division 3, and as SGD's 9.
         update=Update(kernels=9, accesses=24),
     ),
+    "schedule_free_radam": Optimizer(
+        name="schedule-free RAdam",
+        library=SCHEDULEFREE,
+        states=(LikeWeights("iterates z, which the weights average, and second moments", each=2),),
+        temporaries=temporaries.schedule_free,
+        update=Update(kernels=9, accesses=24),  # as schedule-free AdamW's
+        steady_step=5,  # before, it trusts no second moments, and waits
+    ),
     "schedule_free_sgd": Optimizer(
         name="schedule-free SGD",
         library=SCHEDULEFREE,

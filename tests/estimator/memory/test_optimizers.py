@@ -131,6 +131,7 @@ TENSORS = 7
         ("adagrad", "float32", 4 * ELEMENTS, 8 * ELEMENTS),
         ("rmsprop", "bfloat16", 2 * ELEMENTS, 2 * ELEMENTS),
         ("schedule_free_adamw", "bfloat16", 4 * ELEMENTS, 2 * ELEMENTS),
+        ("schedule_free_radam", "float32", 8 * ELEMENTS, 4 * ELEMENTS),
         ("schedule_free_sgd", "bfloat16", 2 * ELEMENTS, 0),
         ("sgd", "float32", 0, 0),
         # States in 32 bits whatever the weights' dtype.
