@@ -10,6 +10,7 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.explanation.letters import Widths
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.optimizer_states import OptimizerStates
+from lorabench.estimator.explanation.trained import Trained
 from lorabench.estimator.memory.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
 from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
@@ -35,10 +36,7 @@ class Held:
         self.kernels = kernels
         self.widths = Widths(spec)
         self.tensors = list(trained_tensors(spec, recipe))
-        self.trained = Counter[str]()
-        """Dtype → trainable parameters."""
-        for alike in self.tensors:
-            self.trained[alike.dtype] += prod(alike.shape) * alike.many
+        self.trained = Trained(self.tensors)
 
     # Weights
 
@@ -218,24 +216,14 @@ class Held:
 
     def all_gradients(self) -> Line:
         """Return the line of the gradients of all that trains."""
-        formula, values, bytes_ = self._trainable_bytes()
+        formula, values, bytes_ = self.trained.parameters_bytes()
         return Line(
             "gradients of all that trains",
             formula,
             values,
             bytes_,
-            f"torch: a gradient has the dtype of its weight, {' or '.join(self.trained)}",
+            f"torch: a gradient has the dtype of its weight, {self.trained.dtypes()}",
         )
-
-    def _trainable_bytes(self) -> tuple[str, str, int]:
-        """Return what all that trains takes in its own dtypes: formula, values, bytes."""
-        sizes = [(elements, ITEMSIZE[dtype], dtype) for dtype, elements in self.trained.items()]
-        formula = " + ".join(
-            f"trainable parameters{'' if len(sizes) == 1 else f' in {dtype}'} · {itemsize} B"
-            for _, itemsize, dtype in sizes
-        )
-        values = " + ".join(f"{elements:,} · {itemsize}" for elements, itemsize, _ in sizes)
-        return formula, values, sum(elements * itemsize for elements, itemsize, _ in sizes)
 
     def optimizer_states(self) -> Iterator[Line]:
         """Yield what the optimizer keeps on the device."""
@@ -246,4 +234,4 @@ class Held:
         return self._optimizer_states().remark()
 
     def _optimizer_states(self) -> OptimizerStates:
-        return OptimizerStates(self.recipe.optim, self.tensors, self.kernels, self._trainable_bytes())
+        return OptimizerStates(self.recipe.optim, self.tensors, self.kernels)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.explanation.lines import Line
+from lorabench.estimator.explanation.trained import Trained
 from lorabench.estimator.memory.optimizers import optimizer_bytes
 from lorabench.estimator.optimizers.states import (
     MAP_BYTES,
@@ -15,28 +16,23 @@ from lorabench.estimator.optimizers.states import (
     Blockwise,
     LikeWeights,
     RowsAndColumns,
+    Scalars,
     State,
-    StepCounters,
 )
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 
 
 class OptimizerStates:
-    """The terms of one optimizer, a name of the table, over ``tensors``.
+    """The terms of one optimizer, a name of the table, over ``tensors``."""
 
-    ``trainable`` says what all that trains takes in its own dtypes: formula, values, bytes.
-    """
-
-    def __init__(
-        self, optim: str, tensors: list[TrainedTensors], kernels: Backend, trainable: tuple[str, str, int]
-    ) -> None:
+    def __init__(self, optim: str, tensors: list[TrainedTensors], kernels: Backend) -> None:
         self.optim = optim
         self.optimizer = OPTIMIZERS[optim]
         self.library = self.optimizer.library.package
         self.tensors = tensors
         self.kernels = kernels
-        self.trainable = trainable
+        self.trained = Trained(tensors)
 
     def lines(self) -> Iterator[Line]:
         """Yield what lies on the device."""
@@ -46,43 +42,36 @@ class OptimizerStates:
     def _lines(self, state: State) -> Iterator[Line]:
         match state:
             case LikeWeights():
-                yield self._like_weights(state)
-            case StepCounters():
-                yield from self._step_counters(state)
+                yield from self._like_weights(state)
+            case Scalars():
+                yield from self._scalars(state)
             case RowsAndColumns():
                 yield self._rows_and_columns(state)
             case Blockwise():
                 yield from self._blockwise(state)
 
-    def _kept(self, state: State) -> int:
-        return sum(alike.many * state.kept(alike, self.kernels).allocated for alike in self.tensors)
-
-    def _like_weights(self, state: LikeWeights) -> Line:
-        formula, values, bytes_ = self.trainable
-        dtypes = list(dict.fromkeys(alike.dtype for alike in self.tensors))
-        if len(dtypes) > 1:
+    def _like_weights(self, state: LikeWeights) -> Iterator[Line]:
+        formula, values, bytes_ = self.trained.parameters_bytes(state.dtypes)
+        if " + " in formula:
             formula, values = f"({formula})", f"({values})"
-        return Line(
-            state.what,
-            f"{state.each} · {formula}",
-            f"{state.each} · {values}",
-            state.each * bytes_,
-            f"{self.library}: {self.optimizer.name} keeps them in the dtype of the weight, {' or '.join(dtypes)}",
-        )
-
-    def _step_counters(self, state: StepCounters) -> Iterator[Line]:
-        kept = self._kept(state)
-        if kept:
+        if bytes_:
             yield Line(
-                "step counters",
-                "trainable tensors · 4 B",
-                f"{kept // 4:,} · 4",
-                kept,
-                "torch: a float32 for each tensor, on the device for the fused kernel",
+                state.what,
+                f"{state.each} · {formula}",
+                f"{state.each} · {values}",
+                state.each * bytes_,
+                f"{self.library}: {self.optimizer.name} keeps them in the dtype of the weight, "
+                f"{self.trained.dtypes(state.dtypes)}",
             )
 
+    def _scalars(self, state: Scalars) -> Iterator[Line]:
+        if self.kernels in state.kernels:
+            formula, values, bytes_ = self.trained.tensors_bytes(state.itemsize, state.dtypes)
+            if bytes_:
+                yield Line(state.what, formula, values, bytes_, f"{self.library}: {state.why}")
+
     def _rows_and_columns(self, state: RowsAndColumns) -> Line:
-        kept = self._kept(state)
+        kept = sum(alike.many * state.kept(alike, self.kernels).allocated for alike in self.tensors)
         return Line(
             "rows and columns of second moments",
             "Σ (rows + columns) · 4 B",

@@ -10,6 +10,7 @@ from math import prod
 from typing import NamedTuple
 
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.dtypes import DTYPES, ITEMSIZE, Dtype
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 
 MIN_8BIT_ELEMENTS = 4096
@@ -38,25 +39,36 @@ class LikeWeights(NamedTuple):
     """What they are, for people."""
     each: int
     """How many for each weight."""
+    dtypes: tuple[Dtype, ...] = DTYPES
+    """Dtypes of the weights that have them."""
 
     def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
         """Return what is kept for one of ``tensors``."""
-        return Kept(self.each * tensors.bytes)
+        return Kept(self.passed(tensors))
 
     def passed(self, tensors: TrainedTensors) -> int:
         """Return the bytes of one tensor's states that a step reads, and writes."""
-        return self.each * tensors.bytes
+        return self.each * tensors.bytes if tensors.dtype in self.dtypes else 0
 
 
-class StepCounters(NamedTuple):
-    """A float32 that counts the steps of each tensor."""
+class Scalars(NamedTuple):
+    """A number for each tensor."""
 
-    on_device: bool
-    """Whether it lies with the weight; otherwise on the host, which is the device of a CPU run."""
+    what: str
+    """What they are, for people."""
+    why: str
+    """What the library does, for people."""
+    itemsize: int | None = None
+    """Bytes of a number; None for those of the weight's dtype."""
+    kernels: tuple[Backend, ...] = ("cuda", "cpu")
+    """Runs on these devices have them there; others have them on the host, or not at all."""
+    dtypes: tuple[Dtype, ...] = DTYPES
+    """Dtypes of the weights that have them."""
 
     def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
         """Return what is kept for one of ``tensors``."""
-        return Kept(4 if self.on_device or kernels == "cpu" else 0)
+        there = kernels in self.kernels and tensors.dtype in self.dtypes
+        return Kept((self.itemsize or ITEMSIZE[tensors.dtype]) if there else 0)
 
     def passed(self, tensors: TrainedTensors) -> int:
         """Return 0: they are too small to count."""
@@ -112,4 +124,4 @@ class Blockwise(NamedTuple):
         return self.each * tensors.elements * (1 if self.coded(tensors) else 4)
 
 
-State = LikeWeights | StepCounters | RowsAndColumns | Blockwise
+State = LikeWeights | Scalars | RowsAndColumns | Blockwise

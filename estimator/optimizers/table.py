@@ -15,11 +15,14 @@ from lorabench.estimator.optimizers.optimizer import (
     Optimizer,
     Update,
 )
-from lorabench.estimator.optimizers.states import Blockwise, LikeWeights, RowsAndColumns, StepCounters
+from lorabench.estimator.optimizers.states import Blockwise, LikeWeights, RowsAndColumns, Scalars
 
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
 
 MOMENTS = LikeWeights("first and second moments", each=2)
+STEPS = Scalars("step counters", "a float32 for each tensor, on the device for the fused kernel", itemsize=4)
+STEPS_ON_HOST = STEPS._replace(kernels=("cpu",))
+"""The host is the device of a CPU run."""
 
 
 def _bitsandbytes(
@@ -41,14 +44,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adamw_torch_fused": Optimizer(
         name="AdamW",
         library=TORCH,
-        states=(MOMENTS, StepCounters(on_device=True)),
+        states=(MOMENTS, STEPS),
         update=Update(),
         smaller="paged_adamw_8bit",
     ),
     "adamw_torch": Optimizer(
         name="AdamW",
         library=TORCH,
-        states=(MOMENTS, StepCounters(on_device=False)),
+        states=(MOMENTS, STEPS_ON_HOST),
         temporaries=temporaries.adamw,
         # Decay 2, first moment 3, second moment 2 + 4, square root 2, bias correction 2, epsilon 2, and the update 4.
         update=Update(kernels=8, accesses=21),
@@ -74,7 +77,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adagrad": Optimizer(
         name="Adagrad",
         library=TORCH,
-        states=(LikeWeights("sums of squared gradients", each=1), StepCounters(on_device=False)),
+        states=(LikeWeights("sums of squared gradients", each=1), STEPS_ON_HOST),
         temporaries=temporaries.adagrad,
         # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
         update=Update(kernels=5, accesses=14),
@@ -105,7 +108,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "rmsprop": Optimizer(
         name="RMSprop",
         library=TORCH,
-        states=(LikeWeights("averages of squared gradients", each=1), StepCounters(on_device=False)),
+        states=(LikeWeights("averages of squared gradients", each=1), STEPS_ON_HOST),
         temporaries=temporaries.rmsprop,
         # Average 2 + 4, square root 2, epsilon 2, and the update 4.
         update=Update(kernels=5, accesses=14),

@@ -15,8 +15,10 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.explanation import Derivation, Explanation, explain
 from lorabench.estimator.explanation.letters import Widths
 from lorabench.estimator.explanation.tensor_names import tensor_name
+from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from tests.arithmetic import value_of
 from tests.small_models import FAMILIES, small_model
@@ -75,6 +77,19 @@ def test_the_lines_add_up_to_the_estimate(case: tuple[str, dict[str, Any]]) -> N
     assert device["peak reserved, at most"] == memory.peak_reserved_range_bytes[1]
     assert memory.device_total_range_bytes is not None
     assert device["device total, at most"] == memory.device_total_range_bytes[1]
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("kernels", ["cuda", "cpu"])
+def test_the_states_of_every_optimizer_are_taken_apart(optim: str, kernels: Backend) -> None:
+    """Adapters in float32, and a head in bfloat16."""
+    options = {"modules_to_save": "lm_head", "optim": optim, "seq_len": 128}
+    spec, recipe = recipe_of(("openai-community/gpt2", options))
+    kept = states(spec, recipe, kernels).optimizer.states
+    lines = section(explain(spec, recipe, kernels), "Optimizer states").lines if kept else ()
+    assert all(value_of(line.values) == line.bytes for line in lines)
+    assert sum(line.bytes for line in lines) == kept
+    assert len({line.what for line in lines}) == len(lines)
 
 
 @pytest.mark.parametrize(("prepare", "itemsize"), [(True, 4), (False, 2)])

@@ -1,0 +1,53 @@
+"""All that trains, by dtype."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from lorabench.estimator.dtypes import DTYPES, ITEMSIZE
+from lorabench.estimator.optimizers.tensors import TrainedTensors
+
+Product = tuple[str, str, int]
+"""Formula, values, bytes."""
+
+
+class Trained:
+    """How many tensors there are, and how many parameters."""
+
+    def __init__(self, tensors: Iterable[TrainedTensors]) -> None:
+        self._parameters = Counter[str]()
+        self._tensors = Counter[str]()
+        for alike in tensors:
+            self._parameters[alike.dtype] += alike.elements * alike.many
+            self._tensors[alike.dtype] += alike.many
+
+    def dtypes(self, dtypes: Collection[str] = DTYPES) -> str:
+        """Return in words which of ``dtypes`` there are."""
+        return " or ".join(self._present(dtypes))
+
+    def parameters_bytes(self, dtypes: Collection[str] = DTYPES) -> Product:
+        """Return what the parameters of ``dtypes`` take."""
+        return self._product(
+            "trainable parameters",
+            [(self._parameters[dtype], ITEMSIZE[dtype], dtype) for dtype in self._present(dtypes)],
+        )
+
+    def tensors_bytes(self, itemsize: int | None, dtypes: Collection[str] = DTYPES) -> Product:
+        """Return what a number for each tensor of ``dtypes`` takes: of ``itemsize`` bytes, or of the tensor's dtype."""
+        sizes = [(self._tensors[dtype], itemsize or ITEMSIZE[dtype], dtype) for dtype in self._present(dtypes)]
+        if itemsize is not None and len(sizes) == len(self._tensors):
+            sizes = [(sum(self._tensors.values()), itemsize, "")]
+        return self._product("trainable tensors", sizes)
+
+    def _present(self, dtypes: Collection[str]) -> list[str]:
+        return [dtype for dtype in self._parameters if dtype in dtypes]
+
+    def _product(self, what: str, sizes: list[tuple[int, int, str]]) -> Product:
+        """Return the sum of counts times bytes; dtypes are named where there are several."""
+        named = len(self._parameters) > 1
+        formula = " + ".join(
+            f"{what}{f' in {dtype}' if named and dtype else ''} · {size} B" for _, size, dtype in sizes
+        )
+        values = " + ".join(f"{count:,} · {size}" for count, size, _ in sizes)
+        return formula, values, sum(count * size for count, size, _ in sizes)
