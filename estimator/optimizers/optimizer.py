@@ -25,6 +25,7 @@ class Library(NamedTuple):
 TORCH = Library("torch", "torch")
 TRANSFORMERS = Library("transformers", "transformers")
 SCHEDULEFREE = Library("schedulefree", "schedulefree")
+OPTIMI = Library("torch-optimi", "optimi")
 BITSANDBYTES = Library("bitsandbytes", "bitsandbytes")
 
 
@@ -38,6 +39,8 @@ class Update(NamedTuple):
     accesses: int | None = None
     """Reads and writes of each element; None where a kernel reads the gradient, and reads and writes weight and
     states, once each."""
+    again: int = 0
+    """Reads of each element beyond those, by a kernel that takes up what another wrote."""
     itemsize: int | None = None
     """Bytes of an access; None for those of the weight's dtype."""
     calls: int | None = None

@@ -1,7 +1,8 @@
 """The optimizers: one row for each, by its name in transformers' `OptimizerNames`.
 
-Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`), transformers 5 (`optimization.Adafactor`) and
-schedulefree 1.4, for the settings that the training step uses: no weight decay but AdamW's, no momentum.
+Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`), transformers 5 (`optimization.Adafactor`),
+schedulefree 1.4 and torch-optimi 0.3, for the settings that the training step uses: no weight decay but AdamW's, no
+momentum.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from lorabench.estimator.optimizers import temporaries
 from lorabench.estimator.optimizers.optimizer import (
     BITSANDBYTES,
+    OPTIMI,
     SCHEDULEFREE,
     TORCH,
     TRANSFORMERS,
@@ -81,6 +83,27 @@ OPTIMIZERS: dict[str, Optimizer] = {
         temporaries=temporaries.adagrad,
         # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
         update=Update(kernels=5, accesses=14),
+    ),
+    "stable_adamw": Optimizer(
+        name="StableAdamW",
+        library=OPTIMI,
+        states=(
+            MOMENTS,
+            LikeWeights("Kahan sums, of what rounding takes from the weights", each=1, dtypes=("bfloat16", "float16")),
+            Scalars("squares of epsilon", "one for each tensor, in its dtype"),
+            Scalars("mean squares", "a float32 for each tensor, for Triton's kernels", 4, kernels=("cuda",)),
+            Scalars(
+                "in place of Kahan sums",
+                "a byte for each float32 tensor, for Triton's kernels",
+                itemsize=1,
+                kernels=("cuda",),
+                dtypes=("float32",),
+            ),
+        ),
+        temporaries=temporaries.stable_adamw,
+        # One kernel of Triton's updates the moments and sums up their ratio, one reads them again for the weights and
+        # Kahan sums, and the ratio is set to zero.
+        update=Update(kernels=3, over="tensors", again=2),
     ),
     "schedule_free_adamw": Optimizer(
         name="schedule-free AdamW",

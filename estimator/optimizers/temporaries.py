@@ -45,6 +45,14 @@ def schedule_free(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
     return sum(alike.bytes * alike.many for alike in tensors)
 
 
+def stable_adamw(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
+    """Return what StableAdamW takes (`_triton_stableadamw`, `_single_param_stableadamw`)."""
+    if kernels == "cuda":
+        return 0  # Triton's kernels work in place
+    # The for-loop holds a square, and what it is divided by.
+    return max((2 * alike.bytes for alike in tensors), default=0)
+
+
 def adagrad(tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
     """Return what torch's Adagrad takes (`_multi_tensor_adagrad`, `_single_tensor_adagrad`)."""
     if kernels == "cpu":

@@ -52,7 +52,7 @@ def _passed(optimizer: Optimizer, trained: list[TrainedTensors]) -> int:
     for alike in trained:
         if accesses is None:
             states = sum(state.passed(alike) for state in optimizer.states)
-            each = 3 * alike.bytes + 2 * states
+            each = (3 + optimizer.update.again) * alike.bytes + 2 * states
         else:
             each = accesses * (alike.bytes if itemsize is None else alike.elements * itemsize)
         passed += alike.many * each

@@ -10,6 +10,8 @@ decision that needs a value fails. The pieces:
 - softmax from float16 into float32 without a copy (CUDA only; torch does not do it for bfloat16);
 - transformers' questions whether a batch packs several sequences, or pads them: it does not;
 - optimizers that take their fused or foreach implementation only on devices they know;
+- numbers that optimizers read of tensors, which change no size (`stepping_on_meta`);
+- optimizers' kernels that are written in Triton, which meta tensors cannot run;
 - paged optimizer states, which lie in unified memory and so outside the caching allocator;
 - what kernels allocate within one operator (`scratch`).
 
@@ -19,6 +21,7 @@ where the tokens are routed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -189,6 +192,31 @@ def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
         )
         patches.enter_context(replaced(torch_optimizer, "_get_foreach_kernels_supported_devices", lambda: foreach))
         patches.enter_context(_paged_states())
+        yield
+
+
+@contextmanager
+def stepping_on_meta(optimizer: torch.optim.Optimizer, kernels: Backend, results: MetaResults) -> Iterator[None]:
+    """Let steps of ``optimizer`` go as on a device that runs ``kernels``, within `running_on_meta`.
+
+    What a step reads of a tensor, such as the norm of an update, scales other tensors and changes no size: it reads 1.
+    """
+
+    def read_numbers(*_: Any) -> None:
+        results.reads_numbers = True
+
+    def read_none(*_: Any) -> None:
+        results.reads_numbers = False
+
+    module = sys.modules[type(optimizer).__module__]
+    hooks = optimizer.register_step_pre_hook(read_numbers), optimizer.register_step_post_hook(read_none)
+    with ExitStack() as patches:
+        for hook in hooks:
+            patches.callback(hook.remove)
+        if kernels == "cuda" and module.__name__ == "optimi.stableadamw":
+            # Its kernels of Triton's allocate nothing.
+            patches.enter_context(replaced(module, "_default_to_triton", lambda tensors: True))
+            patches.enter_context(replaced(module, "stableadamw", lambda **_: None))
         yield
 
 

@@ -204,7 +204,7 @@ def run_on_meta(
     compute_capability: str | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
     """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
-    from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta
+    from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta, stepping_on_meta
     from lorabench.estimator.trace.meta_results import MetaResults
     from lorabench.estimator.trace.origins import Origins
     from lorabench.estimator.trace.scratch import cpu_scratch, cuda_scratch
@@ -231,7 +231,7 @@ def run_on_meta(
         optimizer = make_optimizer(model, recipe)
         begin_phase = _with_workspaces(ledger, compute_capability) if kernels == "cuda" else ledger.begin_phase
         step = TrainingStep(model, optimizer, recipe, begin_phase)
-        with ledger, origins.watching():
+        with ledger, origins.watching(), stepping_on_meta(optimizer, kernels, results):
             ledger.watch_model(model, spec.vocab_size)
             for number in range(steps):
                 on_progress(f"running step {number + 1} of {steps}")

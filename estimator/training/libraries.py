@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib.abc
 import importlib.util
 import sys
 import warnings
@@ -71,7 +72,17 @@ def _put_off_the_compiler() -> None:
         load(package)
         return getattr(package, name)
 
+    class WholeBeforeInductor(importlib.abc.MetaPathFinder):
+        """Loads the rest before ``torch._inductor``: the two import each other, and only in this order."""
+
+        def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+            if name == "torch._inductor":
+                sys.meta_path.remove(self)
+                if "__getattr__" in vars(package):
+                    load_the_rest("symbolic_convert")
+
     package.__getattr__ = load_the_rest
+    sys.meta_path.insert(0, WholeBeforeInductor())
     package.disable = package.allow_in_graph = package.assume_constant_result = _uncompiled
     package.graph_break = lambda *_, **__: None
     sys.modules[spec.name] = patched._dynamo = package

@@ -130,6 +130,9 @@ TENSORS = 7
         ("adamw_torch", "bfloat16", 4 * ELEMENTS, 2 * ELEMENTS),
         ("adagrad", "float32", 4 * ELEMENTS, 8 * ELEMENTS),
         ("rmsprop", "bfloat16", 2 * ELEMENTS, 2 * ELEMENTS),
+        # Squares of epsilon, mean squares, and a byte where no Kahan sum is kept.
+        ("stable_adamw", "float32", 8 * ELEMENTS + (4 + 4 + 1) * TENSORS, 0),
+        ("stable_adamw", "bfloat16", 6 * ELEMENTS + (2 + 4) * TENSORS, 0),
         ("schedule_free_adamw", "bfloat16", 4 * ELEMENTS, 2 * ELEMENTS),
         ("schedule_free_radam", "float32", 8 * ELEMENTS, 4 * ELEMENTS),
         ("schedule_free_sgd", "bfloat16", 2 * ELEMENTS, 0),

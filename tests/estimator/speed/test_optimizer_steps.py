@@ -61,3 +61,17 @@ def test_fused_steps_read_gradients_and_read_and_write_the_rest_once(optim: str,
     state_bytes = (weights - embedding) + 4 * embedding if bits == 8 else 4 * weights
     step = optimizer_step(find_model(recipe.model), recipe)
     assert step.bytes == (CLIPPING + 1 + 2) * 4 * weights + 2 * moments * state_bytes
+
+
+@pytest.mark.parametrize(("dtype", "mixed_precision", "accesses"), [("float32", "bf16", 9), ("bfloat16", "no", 11)])
+def test_stable_adamw_reads_its_moments_twice_and_keeps_sums_in_16_bits(
+    dtype: str, mixed_precision: str, accesses: int
+) -> None:
+    """Gradient 1, moments 2 + 2 and again 2, weight 2, and in 16 bits a Kahan sum 2: in three kernels a tensor."""
+    recipe = make_recipe(
+        "meta-llama/Llama-3.1-8B", method="full", optim="stable_adamw", dtype=dtype, mixed_precision=mixed_precision
+    )
+    weights, tensors = 8_030_261_248, 291
+    step = optimizer_step(find_model(recipe.model), recipe)
+    assert step.bytes == (CLIPPING + accesses) * {"float32": 4, "bfloat16": 2}[dtype] * weights
+    assert (step.tensors, step.calls) == (tensors, 3 * tensors)
