@@ -101,8 +101,8 @@ class _Server:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.requests, selectors.EVENT_READ)
         # Not by pidfd_open, which sandboxes such as gVisor lack.
-        self.deaths, told_of_a_death = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(told_of_a_death, warn_on_full_buffer=False)
+        self.deaths, self.told_of_deaths = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self.told_of_deaths, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         self.selector.register(self.deaths, selectors.EVENT_READ)
         self.workers: dict[int, int] = {}
@@ -146,13 +146,13 @@ class _Server:
         try:
             os.setsid()
             die_with_parent(server)
-            os.close(signal.set_wakeup_fd(-1))
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self.selector.close()
-            for descriptor in (self.requests, self.notices, self.deaths):
-                os.close(descriptor)
             _redirect(request.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1)
             os.dup2(1, 2)
+            signal.set_wakeup_fd(-1)  # which from Python 3.12 on asyncio has done already where it is imported
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self.selector.close()
+            for descriptor in (self.requests, self.notices, self.deaths, self.told_of_deaths):
+                os.close(descriptor)
             with suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_KILL))
             os.environ.update(request.environment)

@@ -245,6 +245,20 @@ def test_where_cuda_survives_no_fork_a_worker_is_a_fresh_process(tmp_path: Path)
     assert str(answer.message).startswith("missing.txt: cannot read the dataset")
 
 
+AS_ASYNCIO_DOES = """
+import os, signal
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+from tests.bench.pretend_training import serve
+serve()
+"""
+
+
+def test_workers_start_where_a_library_puts_signals_right_in_every_forked_process(tmp_path: Path, bell: Path) -> None:
+    """From Python 3.12 on asyncio does, which the libraries import."""
+    with Workers(tmp_path, command=[sys.executable, "-c", AS_ASYNCIO_DOES]) as workers:
+        assert answer_of(workers, workers.start(job(), {})).outcome == "ok"
+
+
 # Workers that really train.
 
 
