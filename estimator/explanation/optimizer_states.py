@@ -71,7 +71,7 @@ class OptimizerStates:
                 yield Line(state.what, formula, values, bytes_, f"{self.library}: {state.why}")
 
     def _rows_and_columns(self, state: RowsAndColumns) -> Line:
-        kept = sum(alike.many * state.kept(alike, self.kernels).allocated for alike in self.tensors)
+        kept = state.kept(self.tensors, self.kernels).allocated
         return Line(
             "rows and columns of second moments",
             "Σ (rows + columns) · 4 B",

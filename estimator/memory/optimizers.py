@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.optimizers.states import MAP_BYTES, Blockwise
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 
@@ -30,12 +29,9 @@ def optimizer_bytes(optim: str, tensors: Iterable[TrainedTensors], kernels: Back
     the number of all that follow.
     """
     optimizer, tensors = OPTIMIZERS[optim], list(tensors)
-    allocated = paged = 0
-    for state in optimizer.states:
-        for alike in tensors:
-            kept = state.kept(alike, kernels)
-            allocated += alike.many * kept.allocated
-            paged += alike.many * kept.paged
-        if isinstance(state, Blockwise) and any(map(state.coded, tensors)):
-            allocated += state.maps * MAP_BYTES
-    return OptimizerBytes(allocated, optimizer.temporaries(tensors, kernels), paged)
+    kept = [state.kept(tensors, kernels) for state in optimizer.states]
+    return OptimizerBytes(
+        states=sum(one.allocated for one in kept),
+        temporaries=optimizer.temporaries(tensors, kernels),
+        paged=sum(one.paged for one in kept),
+    )

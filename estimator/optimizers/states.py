@@ -1,11 +1,12 @@
 """Kinds of tensors that optimizers keep between steps.
 
-Each kind answers two questions about one of some tensors that are alike: what is kept for it, and how many bytes of
-that a step passes over if it reads and writes each element once.
+Each kind answers two questions about tensors that train: what is kept for them, and how many bytes of that a step reads
+and writes if it passes over each element once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ MAP_BYTES = 256 * 4
 
 
 class Kept(NamedTuple):
-    """Bytes kept for one tensor."""
+    """Bytes kept between steps."""
 
     allocated: int
     """By the caching allocator of the device."""
@@ -42,13 +43,13 @@ class LikeWeights(NamedTuple):
     dtypes: tuple[Dtype, ...] = DTYPES
     """Dtypes of the weights that have them."""
 
-    def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
-        """Return what is kept for one of ``tensors``."""
+    def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
+        """Return what is kept."""
         return Kept(self.passed(tensors))
 
-    def passed(self, tensors: TrainedTensors) -> int:
-        """Return the bytes of one tensor's states that a step reads, and writes."""
-        return self.each * tensors.bytes if tensors.dtype in self.dtypes else 0
+    def passed(self, tensors: Sequence[TrainedTensors]) -> int:
+        """Return the bytes that a step passes over."""
+        return self.each * sum(alike.many * alike.bytes for alike in tensors if alike.dtype in self.dtypes)
 
 
 class Scalars(NamedTuple):
@@ -65,12 +66,14 @@ class Scalars(NamedTuple):
     dtypes: tuple[Dtype, ...] = DTYPES
     """Dtypes of the weights that have them."""
 
-    def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
-        """Return what is kept for one of ``tensors``."""
-        there = kernels in self.kernels and tensors.dtype in self.dtypes
-        return Kept((self.itemsize or ITEMSIZE[tensors.dtype]) if there else 0)
+    def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
+        """Return what is kept."""
+        if kernels not in self.kernels:
+            return Kept(0)
+        having = (alike for alike in tensors if alike.dtype in self.dtypes)
+        return Kept(sum(alike.many * (self.itemsize or ITEMSIZE[alike.dtype]) for alike in having))
 
-    def passed(self, tensors: TrainedTensors) -> int:
+    def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return 0: they are too small to count."""
         return 0
 
@@ -78,12 +81,12 @@ class Scalars(NamedTuple):
 class RowsAndColumns(NamedTuple):
     """Adafactor's second moments in float32: of a matrix one for each row and column. Besides, the weight's RMS."""
 
-    def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
-        """Return what is kept for one of ``tensors``."""
-        return Kept(4 * (second_moments(tensors.shape) + 1))
+    def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
+        """Return what is kept."""
+        return Kept(sum(alike.many * 4 * (second_moments(alike.shape) + 1) for alike in tensors))
 
-    def passed(self, tensors: TrainedTensors) -> int:
-        """Return 0: they are small beside the weight."""
+    def passed(self, tensors: Sequence[TrainedTensors]) -> int:
+        """Return 0: they are small beside the weights."""
         return 0
 
 
@@ -111,17 +114,25 @@ class Blockwise(NamedTuple):
         """Return whether the states of ``tensors`` are in 8 bits."""
         return self.bits == 8 and tensors.elements >= MIN_8BIT_ELEMENTS and not tensors.embedding
 
-    def kept(self, tensors: TrainedTensors, kernels: Backend) -> Kept:
-        """Return what is kept for one of ``tensors``, without the shared maps."""
-        states = self.passed(tensors)
-        absmax = self.each * 4 * -(-tensors.elements // STATE_BLOCK) if self.coded(tensors) else 0
-        if self.paged and tensors.elements >= MIN_PAGED_ELEMENTS:
-            return Kept(absmax, states)
-        return Kept(states + absmax)
+    def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
+        """Return what is kept."""
+        allocated = paged = 0
+        coded_any = False
+        for alike in tensors:
+            elements, coded = alike.elements, self.coded(alike)
+            states = self.each * alike.many * elements * (1 if coded else 4)
+            if self.paged and elements >= MIN_PAGED_ELEMENTS:
+                paged += states
+            else:
+                allocated += states
+            if coded:
+                coded_any = True
+                allocated += self.each * alike.many * 4 * -(-elements // STATE_BLOCK)
+        return Kept(allocated + coded_any * self.maps * MAP_BYTES, paged)
 
-    def passed(self, tensors: TrainedTensors) -> int:
-        """Return the bytes of one tensor's states that a step reads, and writes."""
-        return self.each * tensors.elements * (1 if self.coded(tensors) else 4)
+    def passed(self, tensors: Sequence[TrainedTensors]) -> int:
+        """Return the bytes that a step passes over."""
+        return self.each * sum(alike.many * alike.elements * (1 if self.coded(alike) else 4) for alike in tensors)
 
 
 State = LikeWeights | Scalars | RowsAndColumns | Blockwise

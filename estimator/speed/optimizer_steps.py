@@ -42,18 +42,14 @@ def optimizer_step(spec: ModelSpec, recipe: Recipe) -> OptimizerStep:
     before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES) * weights
     kernels = optimizer.update.kernels * (lists if optimizer.update.over == "lists" else tensors)
     calls = tensors * (optimizer.update.calls or max(1, kernels // tensors))
-    return OptimizerStep(before + _passed(optimizer, trained), kernels + lists * (scaled + 2), tensors, calls)
+    return OptimizerStep(before + _passed(optimizer, trained, weights), kernels + lists * (scaled + 2), tensors, calls)
 
 
-def _passed(optimizer: Optimizer, trained: list[TrainedTensors]) -> int:
-    """Return the bytes that the update of all tensors reads and writes."""
-    accesses, itemsize = optimizer.update.accesses, optimizer.update.itemsize
-    passed = 0
-    for alike in trained:
-        if accesses is None:
-            states = sum(state.passed(alike) for state in optimizer.states)
-            each = (3 + optimizer.update.again) * alike.bytes + 2 * states
-        else:
-            each = accesses * (alike.bytes if itemsize is None else alike.elements * itemsize)
-        passed += alike.many * each
-    return passed
+def _passed(optimizer: Optimizer, trained: list[TrainedTensors], weights: int) -> int:
+    """Return the bytes that the update of ``trained`` reads and writes; those tensors take ``weights`` bytes."""
+    update = optimizer.update
+    if update.accesses is None:
+        return (3 + update.again) * weights + 2 * sum(state.passed(trained) for state in optimizer.states)
+    if update.itemsize is None:
+        return update.accesses * weights
+    return update.accesses * update.itemsize * sum(alike.many * alike.elements for alike in trained)
