@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.optimizers.optimizer import BITSANDBYTES
-from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.optimizers.table import BITSANDBYTES, OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe
 
 

@@ -22,13 +22,6 @@ class Library(NamedTuple):
     """As Python imports it."""
 
 
-TORCH = Library("torch", "torch")
-TRANSFORMERS = Library("transformers", "transformers")
-SCHEDULEFREE = Library("schedulefree", "schedulefree")
-OPTIMI = Library("torch-optimi", "optimi")
-BITSANDBYTES = Library("bitsandbytes", "bitsandbytes")
-
-
 class Update(NamedTuple):
     """How a step passes over the tensors, gradients clipped already."""
 

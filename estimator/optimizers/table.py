@@ -8,18 +8,16 @@ momentum.
 from __future__ import annotations
 
 from lorabench.estimator.optimizers import temporaries
-from lorabench.estimator.optimizers.optimizer import (
-    BITSANDBYTES,
-    OPTIMI,
-    SCHEDULEFREE,
-    TORCH,
-    TRANSFORMERS,
-    Optimizer,
-    Update,
-)
+from lorabench.estimator.optimizers.optimizer import Library, Optimizer, Update
 from lorabench.estimator.optimizers.states import Blockwise, LikeWeights, RowsAndColumns, Scalars
 
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
+
+TORCH = Library("torch", "torch")
+TRANSFORMERS = Library("transformers", "transformers")
+BITSANDBYTES = Library("bitsandbytes", "bitsandbytes")
+SCHEDULEFREE = Library("schedulefree", "schedulefree")
+OPTIMI = Library("torch-optimi", "optimi")
 
 MOMENTS = LikeWeights("first and second moments", each=2)
 STEPS = Scalars("step counters", "a float32 for each tensor, on the device for the fused kernel", itemsize=4)
@@ -65,25 +63,6 @@ OPTIMIZERS: dict[str, Optimizer] = {
         "AdamW", each=2, maps=2, bits=32, unpaged="adamw_torch", smaller="paged_adamw_8bit"
     ),
     "paged_adamw_8bit": _bitsandbytes("AdamW", each=2, maps=2, bits=8, unpaged="adamw_8bit"),
-    "lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, smaller="paged_lion_8bit"),
-    "lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, smaller="paged_lion_8bit"),
-    "paged_lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, unpaged="lion_32bit", smaller="paged_lion_8bit"),
-    "paged_lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, unpaged="lion_8bit"),
-    # Its first moments are two, a fast and a slow one in one tensor.
-    "ademamix": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=32, smaller="paged_ademamix_8bit"),
-    "ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, smaller="paged_ademamix_8bit"),
-    "paged_ademamix_32bit": _bitsandbytes(
-        "AdEMAMix", each=3, maps=2, bits=32, unpaged="ademamix", smaller="paged_ademamix_8bit"
-    ),
-    "paged_ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, unpaged="ademamix_8bit"),
-    "adagrad": Optimizer(
-        name="Adagrad",
-        library=TORCH,
-        states=(LikeWeights("sums of squared gradients", each=1), STEPS_ON_HOST),
-        temporaries=temporaries.adagrad,
-        # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
-        update=Update(kernels=5, accesses=14),
-    ),
     "stable_adamw": Optimizer(
         name="StableAdamW",
         library=OPTIMI,
@@ -105,6 +84,48 @@ OPTIMIZERS: dict[str, Optimizer] = {
         # Kahan sums, and the ratio is set to zero.
         update=Update(kernels=3, over="tensors", again=2),
     ),
+    # Its first moments are two, a fast and a slow one in one tensor.
+    "ademamix": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=32, smaller="paged_ademamix_8bit"),
+    "ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, smaller="paged_ademamix_8bit"),
+    "paged_ademamix_32bit": _bitsandbytes(
+        "AdEMAMix", each=3, maps=2, bits=32, unpaged="ademamix", smaller="paged_ademamix_8bit"
+    ),
+    "paged_ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, unpaged="ademamix_8bit"),
+    "lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, smaller="paged_lion_8bit"),
+    "lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, smaller="paged_lion_8bit"),
+    "paged_lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, unpaged="lion_32bit", smaller="paged_lion_8bit"),
+    "paged_lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, unpaged="lion_8bit"),
+    "rmsprop": Optimizer(
+        name="RMSprop",
+        library=TORCH,
+        states=(LikeWeights("averages of squared gradients", each=1), STEPS_ON_HOST),
+        temporaries=temporaries.rmsprop,
+        # Average 2 + 4, square root 2, epsilon 2, and the update 4.
+        update=Update(kernels=5, accesses=14),
+        smaller="rmsprop_bnb_8bit",
+    ),
+    "rmsprop_bnb": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
+    "rmsprop_bnb_32bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
+    "rmsprop_bnb_8bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=8),
+    "adagrad": Optimizer(
+        name="Adagrad",
+        library=TORCH,
+        states=(LikeWeights("sums of squared gradients", each=1), STEPS_ON_HOST),
+        temporaries=temporaries.adagrad,
+        # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
+        update=Update(kernels=5, accesses=14),
+    ),
+    "adafactor": Optimizer(
+        name="Adafactor",
+        library=TRANSFORMERS,
+        states=(RowsAndColumns(),),
+        temporaries=temporaries.adafactor,
+        # The weight's size 1, the gradient's square and epsilon 4, their means over rows and columns 2, the outer
+        # product of their roots 1, times the gradient 3, the update's size 1, its clipping 2, its step size 2 and sign
+        # 2, and the weight 3.
+        update=Update(kernels=24, over="tensors", accesses=21, itemsize=4),
+    ),
+    "sgd": Optimizer(name="SGD without momentum", library=TORCH, update=Update()),
     "schedule_free_adamw": Optimizer(
         name="schedule-free AdamW",
         library=SCHEDULEFREE,
@@ -127,29 +148,6 @@ OPTIMIZERS: dict[str, Optimizer] = {
         states=(LikeWeights("iterates z, which the weights average", each=1),),
         # The weight moves towards z 3, then along the gradient 3, and so does z 3.
         update=Update(kernels=3, accesses=9),
-    ),
-    "rmsprop": Optimizer(
-        name="RMSprop",
-        library=TORCH,
-        states=(LikeWeights("averages of squared gradients", each=1), STEPS_ON_HOST),
-        temporaries=temporaries.rmsprop,
-        # Average 2 + 4, square root 2, epsilon 2, and the update 4.
-        update=Update(kernels=5, accesses=14),
-        smaller="rmsprop_bnb_8bit",
-    ),
-    "rmsprop_bnb": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
-    "rmsprop_bnb_32bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
-    "rmsprop_bnb_8bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=8),
-    "sgd": Optimizer(name="SGD without momentum", library=TORCH, update=Update()),
-    "adafactor": Optimizer(
-        name="Adafactor",
-        library=TRANSFORMERS,
-        states=(RowsAndColumns(),),
-        temporaries=temporaries.adafactor,
-        # The weight's size 1, the gradient's square and epsilon 4, their means over rows and columns 2, the outer
-        # product of their roots 1, times the gradient 3, the update's size 1, its clipping 2, its step size 2 and sign
-        # 2, and the weight 3.
-        update=Update(kernels=24, over="tensors", accesses=21, itemsize=4),
     ),
 }
 
