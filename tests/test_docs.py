@@ -17,11 +17,15 @@ from lorabench.cli import lorabench
 from lorabench.cli.estimate import command
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.dtypes import DTYPES
 from lorabench.estimator.explanation.moments import Moments
+from lorabench.estimator.memory.optimizers import optimizer_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.optimizers.table import LEFT_OUT, OPTIMIZERS
+from lorabench.estimator.optimizers.tensors import TrainedTensors
 from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
@@ -305,3 +309,23 @@ def test_the_plan_page_shows_what_plan_finds() -> None:
         assert (best["recipe"]["method"], best["recipe"]["batch_size"]) == (method.lower(), int(batch))
         assert f"{best['device_total_most_bytes'] / 2**30:.1f} GiB" == takes
         assert float(f"{best['throughput']['tokens_per_second']:.2g}") == float(speed.replace(",", ""))
+
+
+def test_what_each_optimizer_takes_is_what_the_table_says() -> None:
+    said = rows("optimizers.md", "optimizer")
+    assert {row["optimizer"] for row in said} <= set(OPTIMIZERS)
+    for row in said:
+        assert row["package"] == OPTIMIZERS[row["optimizer"]].library.package
+        for dtype in DTYPES[:2]:
+            tensors = [TrainedTensors((4096, 4096), many, dtype) for many in (1, 31)]
+            taken, parameters = optimizer_bytes(row["optimizer"], tensors, "cuda"), 32 * 4096 * 4096
+            paged = f" + {taken.paged / parameters:.2f} paged" if taken.paged else ""
+            assert row[f"kept, {dtype}"] == f"{taken.states / parameters:.2f}{paged}"
+            assert row[f"besides, {dtype}"] == f"{taken.temporaries / parameters:.2f}"
+
+
+def test_optimizers_are_left_out_for_the_reasons_that_are_given() -> None:
+    said = {
+        name.strip("`"): row["why"] for row in rows("optimizers.md", "left out") for name in row["left out"].split(", ")
+    }
+    assert said == {name: reason.rpartition(": use ")[0] for name, reason in LEFT_OUT.items()}

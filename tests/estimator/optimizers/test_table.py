@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from lorabench.estimator.errors import UserError
@@ -18,6 +22,22 @@ def test_a_recipe_takes_the_names_of_the_table_and_no_other() -> None:
     assert Recipe(model="small").optim == DEFAULT_OPTIMIZER
     with pytest.raises(KeyError, match="adam_of_old"):
         optimizer_bytes("adam_of_old", TENSORS, "cuda")
+
+
+def test_every_optimizer_of_transformers_has_a_row_or_a_reason() -> None:
+    from transformers.training_args import OptimizerNames
+
+    assert {one.value for one in OptimizerNames} <= {*OPTIMIZERS, *LEFT_OUT}
+
+
+def test_the_extra_has_every_package_that_training_itself_does_not_take() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        extra: {re.split("[<>=]", requirement)[0] for requirement in project["optional-dependencies"][extra]}
+        for extra in ("bench", "optimizers")
+    }
+    packages = {optimizer.library.package for optimizer in OPTIMIZERS.values()}
+    assert extras["optimizers"] == packages - extras["bench"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
