@@ -11,7 +11,7 @@ from __future__ import annotations
 from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Node, Tape, Tensor, promote
 from lorabench.estimator.closed_form.modules import Modules
 from lorabench.estimator.closed_form.sizes import ONE, TOKENS, R
-from lorabench.estimator.closed_form.work import Product
+from lorabench.estimator.closed_form.work import Matmul
 
 INDEX = "indices"
 
@@ -145,11 +145,11 @@ class Stack:
         rank = (1, R)
         outer, inner = ((factor.features / self.experts, ONE) for factor in self.factors)
         batch = (self.experts, ONE)
-        to_outer = Product("adapters", outer, rank, inner, base.dtype, batch)
-        to_inner = Product("adapters", rank, inner, outer, base.dtype, batch)
+        to_outer = Matmul("adapters", outer, rank, inner, base.dtype, batch)
+        to_inner = Matmul("adapters", rank, inner, outer, base.dtype, batch)
 
         def forward() -> Tensor:
-            with tape.working(Product("adapters", outer, inner, rank, base.dtype, batch)):
+            with tape.working(Matmul("adapters", outer, inner, rank, base.dtype, batch)):
                 return tape.like(base)
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
@@ -208,21 +208,21 @@ def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:
     batch = (experts, ONE)
 
     def forward() -> Tensor:
-        with tape.working(Product("linear layers", tokens, n, k, dtype, batch)):
+        with tape.working(Matmul("linear layers", tokens, n, k, dtype, batch)):
             return tape.new(TOKENS, features, dtype)
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         to_x = to_weight = None
         if x_needs:
-            with tape.working(Product("linear layers", tokens, k, n, dtype, batch)):
+            with tape.working(Matmul("linear layers", tokens, k, n, dtype, batch)):
                 to_x = tape.new(TOKENS, in_features, dtype)
         if weight_needs:
-            with tape.working(Product("linear layers", n, k, tokens, dtype, batch)):
+            with tape.working(Matmul("linear layers", n, k, tokens, dtype, batch)):
                 to_weight = tape.new(ONE, elements, dtype)
         return to_x, to_weight
 
     saved = (*((cast,) if weight_needs else ()), *((weight,) if x_needs else ()))
-    return tape.record("grouped_product", (cast, weight), backward, saved, forward)
+    return tape.record("grouped_matmul", (cast, weight), backward, saved, forward)
 
 
 def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:

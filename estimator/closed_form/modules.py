@@ -176,7 +176,7 @@ class Modules:
         op = self.op
         with op.tape.scope("norm", name):
             x32 = op.cast(x, "float32")
-            variance = op.mean_of_columns(op.power(x32), groups)
+            variance = op.mean(op.power(x32), groups)
             x32 = op.multiply(x32, op.tanh(op.shift(variance)))
             return op.multiply(op.cast(x32, x.dtype), self.weights[f"{name}.weight"])
 
@@ -300,7 +300,7 @@ class Modules:
         queries = op.scale(queries)
         mask = op.tape.new(S * S, 1, "float32", name="causal mask")
         keys, values = op.repeat_heads(keys, times), op.repeat_heads(values, times)
-        attention = op.batched_product(
+        attention = op.batched_matmul(
             op.copy(queries) if by_token and not joined else queries,
             op.copy(op.scale(keys)) if by_token and not joined and times == 1 else op.scale(keys),
             PAIRS,
@@ -309,7 +309,7 @@ class Modules:
         attention = op.softmax(attention, "float32")
         attention = op.dropout(attention, dropout)
         by_head = op.copy(values) if by_token and times == 1 else values
-        output = op.cast(op.batched_product(attention, by_head, TOKENS, q.features), q.dtype)
+        output = op.cast(op.batched_matmul(attention, by_head, TOKENS, q.features), q.dtype)
         probabilities = op.cast(attention, q.dtype)
         del probabilities, attention, by_head, queries, keys, values, mask
         return op.copy(output)

@@ -9,14 +9,14 @@ from typing import Literal, NamedTuple
 
 from lorabench.estimator.closed_form.sizes import ONE, Extent
 
-Group = Literal["linear layers", "adapters", "attention", "logits and loss"]
+MatmulGroup = Literal["linear layers", "adapters", "attention", "logits and loss"]
 """What people call the parts of a step whose matrix products they ask about."""
 
 
-class Product(NamedTuple):
-    """Matrix products (m × k) · (k × n), as many as ``batch``, with float32 accumulation inside the kernel."""
+class Matmul(NamedTuple):
+    """Matmuls (m × k) · (k × n), as many as ``batch``, with float32 accumulation inside the kernel."""
 
-    group: Group
+    group: MatmulGroup
     m: Extent
     n: Extent
     k: Extent
@@ -66,4 +66,4 @@ class ChunkedLoss(NamedTuple):
     """Whether the head's weight has a gradient too."""
 
 
-Work = Product | AttentionWork | ChunkedLoss | Dequantisation
+Work = Matmul | AttentionWork | ChunkedLoss | Dequantisation

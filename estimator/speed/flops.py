@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.sizes import TOKENS, B, S
-from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Product, Work
+from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Matmul, Work
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.extents import Filled, fill_recipe
@@ -51,7 +51,7 @@ def step_flops(spec: ModelSpec, recipe: Recipe) -> StepFlops:
 
 def work_flops(work: Work | None, filled: Filled) -> Any:
     """Return the floating-point operations of the products that ``work`` does."""
-    if isinstance(work, Product):
+    if isinstance(work, Matmul):
         return 2 * filled(work.batch) * filled(work.m) * filled(work.n) * filled(work.k)
     if isinstance(work, AttentionWork):
         products = BACKWARD_PRODUCTS_DONE if work.backward else FORWARD_PRODUCTS
@@ -68,7 +68,7 @@ def _needed(operation: Operation, filled: Filled) -> Any:
     if isinstance(work, AttentionWork):
         products = BACKWARD_PRODUCTS if work.backward else FORWARD_PRODUCTS
         return products * _flops_of_pairs(work, filled) * filled.seen_pairs
-    if isinstance(work, Product) and work.group == "attention":
+    if isinstance(work, Matmul) and work.group == "attention":
         return work_flops(work, filled) * filled.seen_pairs / filled.values[S * S]
     return work_flops(work, filled)
 

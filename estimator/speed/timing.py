@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.sizes import CHUNK, TOKENS, S
-from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Product
+from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Matmul
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.models.spec import ModelSpec
@@ -101,7 +101,7 @@ def _waiting(device_seconds: Any, host_seconds: float, rates: Rates) -> Any:
 def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, Any]:
     """Return the group of one operation, and how long it takes."""
     work = operation.work
-    if isinstance(work, Product):
+    if isinstance(work, Matmul):
         m, n, k, batch = filled(work.m), filled(work.n), filled(work.k), filled(work.batch)
         return work.group, rates.product(m, n, k, batch, work.dtype)
     if isinstance(work, AttentionWork):

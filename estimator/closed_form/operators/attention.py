@@ -1,0 +1,80 @@
+"""Attention in one kernel, which never writes the scores out."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Gradients, Tensor
+from lorabench.estimator.closed_form.operators.elementwise import Elementwise
+from lorabench.estimator.closed_form.sizes import PADDED_TOKENS, PAIRS, TOKENS
+from lorabench.estimator.closed_form.work import AttentionKernel, AttentionWork
+
+LOG_SUM_EXP = "log-sum-exp of each token and head"
+
+
+class Attention(Elementwise):
+    """The kernels of scaled dot-product attention."""
+
+    def flash_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, kernel: AttentionKernel
+    ) -> Tensor:
+        """Return flash attention of q (B·S, H·d), k and v (B·S, kv), in q's shape.
+
+        It saves q, k, v, its output and each token's float32 log-sum-exp. Backward works through a float32 accumulator
+        for q's gradient and, where heads share keys and values, through gradients for every head.
+        """
+        tape, dtype = self.tape, q.dtype
+        q_features, kv_features = q.features, k.features
+        head_dim = q_features // heads
+        cuda = self.kernels == "cuda"
+        work = AttentionWork(heads, kv_heads, head_dim, dtype, kernel, backward=False)
+        lse = tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP)
+
+        def forward() -> Tensor:
+            with tape.working(work):
+                return tape.new(TOKENS, q_features, dtype)
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # _scaled_dot_product_flash_attention_backward(grad, query, key, value, output, logsumexp, …)
+            with tape.working(work._replace(backward=True)):
+                to_q, to_k, to_v = (tape.new(TOKENS, width, dtype) for width in (q_features, kv_features, kv_features))
+                scratch = []
+                if cuda:
+                    # mha_bwd of flash_attn: softmax_d, dq_accum, and dk_expanded and dv_expanded of grouped heads.
+                    block = 32 if head_dim <= 128 else 64
+                    padded = -(-head_dim // block) * block
+                    scratch = [tape.new(PADDED_TOKENS, width, "float32") for width in (heads, heads * padded)]
+                    if kv_heads != heads:
+                        scratch += [tape.new(TOKENS, q_features, dtype), tape.new(TOKENS, q_features, dtype)]
+            del scratch
+            return to_q, to_k, to_v
+
+        return tape.record("flash_attention", (q, k, v), backward, (q, k, v, lse), forward, saved_output=True)
+
+    def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+        """Return memory-efficient attention of q, k and v, all (B·S, H·d), in their shape.
+
+        It saves q, k, v, its output, each token's log-sum-exp, and the mask. A boolean mask becomes one to add, in the
+        dtype of q, for every sequence of the batch. Backward accumulates q's gradient in float32, in blocks of 64 or
+        128 tokens.
+        """
+        tape, dtype, features = self.tape, q.dtype, q.features
+        head_dim = features // heads
+        width = 64 if head_dim <= 64 or head_dim > 128 else 128
+        padded = -(-head_dim // width) * width
+        work = AttentionWork(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
+        lse = tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP)
+        added = () if mask is None else (tape.new(PAIRS, 1, dtype, name="mask to add"),)
+
+        def forward() -> Tensor:
+            with tape.working(work):
+                return tape.new(TOKENS, features, dtype)
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # _scaled_dot_product_efficient_attention_backward(grad, query, key, value, attn_bias, output, …)
+            with tape.working(work._replace(backward=True)):
+                to_q, to_k, to_v = (tape.new(TOKENS, features, dtype) for _ in range(3))
+                scratch = [tape.new(TOKENS, heads, "float32"), tape.new(PADDED_TOKENS, heads * padded, "float32")]
+            del scratch
+            return to_q, to_k, to_v
+
+        saved = (q, k, v, lse, *added)
+        return tape.record("efficient_attention", (q, k, v), backward, saved, forward, saved_output=True)

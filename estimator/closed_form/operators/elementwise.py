@@ -1,0 +1,131 @@
+"""Elementwise operators: casts, sums, products, activations, dropout."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Autocast, Broadcast, Gradients, Tape, Tensor, promote
+from lorabench.estimator.devices.backend import Backend
+
+
+class Elementwise:
+    """Operators that work on each element alone, on one tape."""
+
+    def __init__(self, tape: Tape, kernels: Backend) -> None:
+        self.tape = tape
+        self.kernels = kernels
+
+    @property
+    def autocast(self) -> Autocast | None:
+        """The autocast context, where it is active."""
+        context = self.tape.autocast
+        return context if context is not None and context.enabled else None
+
+    def cast(self, x: Tensor, dtype: str, component: str = "temporaries") -> Tensor:
+        """Return ``x`` in ``dtype``: itself where it is that already."""
+        if x.dtype == dtype:
+            return x
+        tape, was = self.tape, x.dtype
+        # _to_copy: grad.to(self.dtype)
+        return tape.record("cast", (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype, component))
+
+    def to_autocast(self, x: Tensor) -> Tensor:
+        """Return ``x`` in the dtype that autocast gives matmuls; itself without autocast."""
+        context = self.autocast
+        return x if context is None else context.cached(x, self.cast)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a + b; ``b`` has a's shape, or fewer tokens, whose gradient is then a sum."""
+        tape, dtype = self.tape, promote(a.dtype, b.dtype)
+        tokens, features = b.tokens, b.features
+        broadcast = tokens != a.tokens
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # add: self: grad, other: grad, which a smaller operand sums to its own shape.
+            return g.view(), tape.new(tokens, features, g.dtype) if broadcast else g.view()
+
+        return tape.record("add", (a, b), backward, (), lambda: tape.like(a, dtype))
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Return x times a number, or negated."""
+        tape, component = self.tape, component_of(x)
+        # mul: grad * other; neg: grad.neg()
+        return tape.record(
+            "scale",
+            (x,),
+            lambda g, _: (tape.like(g, component=component),),
+            (),
+            lambda: tape.like(x, component=component),
+        )
+
+    def shift(self, x: Tensor) -> Tensor:
+        """Return x plus a number."""
+        tape = self.tape
+        # add: grad
+        return tape.record("shift", (x,), lambda g, _: (g.view(),), (), lambda: tape.like(x))
+
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a · b; ``b`` has a's shape, or is broadcast: one token, or one feature."""
+        tape, dtype = self.tape, promote(a.dtype, b.dtype)
+        a_needs, b_needs = a.requires_grad, b.requires_grad
+        broadcast = (b.tokens, b.features) != (a.tokens, a.features)
+        tokens, features = b.tokens, b.features
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # mul: self: grad * other, other: grad * self, which a broadcast operand sums to its own shape.
+            to_a = tape.like(g) if a_needs else None
+            if not b_needs:
+                return to_a, None
+            to_b = tape.like(g)
+            return to_a, Broadcast(to_b, tokens, features) if broadcast else to_b
+
+        saved = (*((b,) if a_needs else ()), *((a,) if b_needs else ()))
+        return tape.record("multiply", (a, b), backward, saved, lambda: tape.like(a, dtype))
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return an elementwise function of x whose backward needs x (silu, gelu)."""
+        tape = self.tape
+        # silu: silu_backward(grad, self); gelu: gelu_backward(grad, self)
+        return tape.record("activation", (x,), lambda g, _: (tape.like(g),), (x,), lambda: tape.like(x))
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """Return an elementwise function of x whose backward needs its result (tanh, rsqrt)."""
+        tape, component = self.tape, component_of(x)
+        # tanh: tanh_backward(grad, result). rsqrt: -0.5 * grad * result.pow(3), whose steps are left out: it is taken
+        # of one number a token.
+        return tape.record(
+            "tanh",
+            (x,),
+            lambda g, _: (tape.like(g, component=component),),
+            (),
+            lambda: tape.like(x, component=component),
+            saved_output=True,
+        )
+
+    def power(self, x: Tensor) -> Tensor:
+        """Return x to a power. CUDA's autocast runs it in float32."""
+        if self.autocast is not None and self.kernels == "cuda":
+            x = self.cast(x, "float32")
+        tape = self.tape
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # pow: grad * (exponent * self.pow(exponent - 1)), whose three results are alive at once.
+            lower = tape.like(g)
+            multiple = tape.like(g)
+            product = tape.like(g)
+            del lower, multiple
+            return (product,)
+
+        return tape.record("power", (x,), backward, (x,), lambda: tape.like(x))
+
+    def dropout(self, x: Tensor, probability: float) -> Tensor:
+        """Return x with dropout: CUDA keeps a mask of one byte an element, the CPU a scaled mask in x's dtype."""
+        if probability == 0:
+            return x
+        tape, mask_dtype = self.tape, "bool" if self.kernels == "cuda" else x.dtype
+        mask = tape.like(x, mask_dtype, name="dropout mask")
+        # native_dropout: grad * mask * scale; on the CPU mul: grad * mask
+        return tape.record("dropout", (x,), lambda g, _: (tape.like(g),), (mask,), lambda: tape.like(x))
+
+
+def component_of(x: Tensor) -> str:
+    """Return the component of what an elementwise operation makes of x: of logits it makes logits."""
+    return "logits" if x.block is not None and x.block.component == "logits" else "temporaries"

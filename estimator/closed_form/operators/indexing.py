@@ -1,0 +1,97 @@
+"""Operators that move elements and compute nothing: slices, joins, copies, lookups."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Gradients, Node, Tensor
+from lorabench.estimator.closed_form.operators.elementwise import Elementwise, component_of
+from lorabench.estimator.closed_form.sizes import INDICES, ONE, PARTS, SHIFTED_TOKENS, TOKENS, Monomial
+
+
+class Indexing(Elementwise):
+    """Operators that move elements."""
+
+    def part(self, x: Tensor, features: int) -> Tensor:
+        """Return a slice of the features, (tokens, ``features``), a view."""
+        tape, whole = self.tape, x.features
+        if not x.requires_grad:
+            return x.view(features)
+        # slice: slice_backward: zeros of the whole shape, with grad written into the slice.
+        node = Node(tape, "part", lambda g, _: (tape.new(g.tokens, whole, g.dtype),), (x,), ())
+        return x.view(features, node)
+
+    def all_but_last(self, x: Tensor) -> Tensor:
+        """Return all tokens of each sequence but the last, (B·(S − 1), features), a view."""
+        tape, features, component = self.tape, x.features, component_of(x)
+        # slice: slice_backward, as of `part`.
+        node = Node(tape, "all_but_last", lambda g, _: (tape.new(TOKENS, features, g.dtype, component),), (x,), ())
+        rest = x.view(node=node)
+        rest.tokens = SHIFTED_TOKENS
+        return rest
+
+    def split(self, x: Tensor, *features: int) -> list[Tensor]:
+        """Return views of consecutive features (chunk, split)."""
+        tape, whole = self.tape, x.features
+        if not x.requires_grad:
+            return [x.view(part) for part in features]
+
+        def backward(gradients: list[Tensor], _: list[Tensor]) -> Gradients:
+            # split: cat(grads)
+            return (tape.new(gradients[0].tokens, whole, gradients[0].dtype),)
+
+        node = Node(tape, "split", backward, (x,), (), outputs=len(features))
+        return [x.view(part, node) for part in features]
+
+    def join(self, *parts: Tensor) -> Tensor:
+        """Return the parts side by side, (tokens, sum of their features)."""
+        tape, features = self.tape, [part.features for part in parts]
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # cat: grad.narrow(dim, start, length) of each, which are views.
+            return tuple(g.view(width) for width in features)
+
+        tokens, dtype = parts[0].tokens, parts[0].dtype
+        return tape.record("join", parts, backward, (), lambda: tape.new(tokens, sum(features), dtype))
+
+    def copy(self, x: Tensor, component: str = "temporaries") -> Tensor:
+        """Return a copy (contiguous, clone)."""
+        tape = self.tape
+        # clone: grad
+        return tape.record("copy", (x,), lambda g, _: (g.view(),), (), lambda: tape.like(x, component=component))
+
+    def repeat_heads(self, x: Tensor, times: int) -> Tensor:
+        """Return keys or values, (B·S, kv), repeated for each query head that shares them, (B·S, ``times`` · kv)."""
+        if times == 1:
+            return x
+        tape, features = self.tape, x.features
+        # expand and clone: sum_to(grad, self.sizes())
+        return tape.record(
+            "repeat_heads",
+            (x,),
+            lambda g, _: (tape.new(TOKENS, features, g.dtype),),
+            (),
+            lambda: tape.new(TOKENS, features * times, x.dtype),
+        )
+
+    def embedding(
+        self,
+        weight: Tensor,
+        features: int,
+        tokens: Monomial = TOKENS,
+        scratch: tuple[Monomial, Monomial] = (INDICES, PARTS),
+    ) -> Tensor:
+        """Return ``tokens`` rows of the table ``weight``, (tokens, ``features``).
+
+        CUDA's backward works through ``scratch`` for many tokens: indices and parts of sums (`embedding_backward`).
+        """
+        tape, elements, dtype = self.tape, weight.features, weight.dtype
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # embedding: embedding_dense_backward(grad, indices, …), as large as the table.
+            to_weight = tape.new(ONE, elements, dtype)
+            held = []
+            if self.kernels == "cuda":
+                held = [tape.new(scratch[0], 1, "int64"), tape.new(scratch[1], features, "float32")]
+            del held
+            return (to_weight,)
+
+        return tape.record("embedding", (weight,), backward, (), lambda: tape.new(tokens, features, dtype))

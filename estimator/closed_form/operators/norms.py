@@ -1,0 +1,60 @@
+"""Operators over the features of each token: means, layer norms, softmaxes."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Gradients, Tensor
+from lorabench.estimator.closed_form.operators.elementwise import Elementwise
+from lorabench.estimator.closed_form.sizes import ONE
+
+
+class Norms(Elementwise):
+    """Operators that read all features of a token for each that they write."""
+
+    def mean(self, x: Tensor, groups: int = 1) -> Tensor:
+        """Return the mean of each token's features, (tokens, 1), or of each of ``groups`` (heads), (tokens, groups)."""
+        tape, tokens, features = self.tape, x.tokens, x.features
+        # mean: grad.expand(self.sizes()) / n
+        return tape.record(
+            "mean",
+            (x,),
+            lambda g, _: (tape.new(tokens, features, g.dtype),),
+            (),
+            lambda: tape.new(tokens, groups, x.dtype),
+        )
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return torch's layer norm of x, in its shape: it saves x and each token's float32 mean and deviation.
+
+        CUDA's autocast runs it in float32; the CPU's leaves the dtype alone.
+        """
+        if self.autocast is not None and self.kernels == "cuda":
+            x, weight, bias = (self.cast(t, "float32") for t in (x, weight, bias))
+        tape, features, weight_dtype = self.tape, weight.features, weight.dtype
+        x_needs, weight_needs = x.requires_grad, weight.requires_grad
+        statistics_dtype = "float32" if self.kernels == "cuda" else x.dtype
+        statistics = tape.new(x.tokens, 2, statistics_dtype, name="mean and deviation of each token")
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # native_layer_norm: native_layer_norm_backward(grad, input, shape, mean, rstd, weight, bias, mask)
+            to_x = tape.like(g) if x_needs else None
+            if not weight_needs:
+                return to_x, None, None
+            return to_x, tape.new(ONE, features, weight_dtype), tape.new(ONE, features, weight_dtype)
+
+        return tape.record("layer_norm", (x, weight, bias), backward, (x, weight, statistics), lambda: tape.like(x))
+
+    def softmax(self, x: Tensor, dtype: str) -> Tensor:
+        """Return softmax of x in ``dtype``, in its shape; it saves its result.
+
+        CUDA reads float16 as it is; any other input is copied into ``dtype`` first.
+        """
+        tape, was = self.tape, x.dtype
+        # _softmax: _softmax_backward_data(grad, result, dim, self.scalar_type())
+        if self.kernels == "cuda" and was == "float16" and dtype == "float32":
+            return tape.record(
+                "softmax", (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype), saved_output=True
+            )
+        converted = self.cast(x, dtype)
+        return tape.record(
+            "softmax", (converted,), lambda g, _: (tape.like(g),), (), lambda: tape.like(converted), saved_output=True
+        )
