@@ -8,21 +8,21 @@ from msgspec import Meta, Struct
 
 COMPONENTS: dict[str, str] = {
     "weights": "base weights that are not quantised",
-    "quantized_weights": "4-bit codes and their quantisation constants",
-    "adapters": "LoRA weights, and modules saved with them",
-    "gradients": "gradients of the weights that train",
-    "optimizer_states": "what the optimizer keeps between steps",
-    "activations": "tensors saved for the backward pass",
+    "quantized_weights": "4-bit codes and quantisation constants",
+    "adapters": "LoRA weights, and modules_to_save",
+    "gradients": "gradients of trained weights",
+    "optimizer_states": "kept by the optimizer between steps",
+    "activations": "saved for the backward pass",
     "logits": "logits, float32 copy, log-softmax and gradients",
-    "temporaries": "tensors that live for a few operations only",
+    "temporaries": "freed after a few operations",
     "buffers": "token ids, labels, rotary tables, model buffers",
-    "workspaces": "what cuBLAS works in, one for each of two threads",
+    "workspaces": "cuBLAS workspaces, one per thread (two threads)",
 }
 """Components of a breakdown, in the order in which people read them, each with what it holds."""
 
 PHASES: dict[str, str] = {
-    "loaded": "the base model, as it was loaded",
-    "adapted": "before the first step, with preparation and adapters",
+    "loaded": "base model loaded",
+    "adapted": "before the first step: prepared, with adapters",
     "forward": "forward pass and loss",
     "backward": "backward pass, with recomputation under checkpointing",
     "optimizer": "optimizer step",

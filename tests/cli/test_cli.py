@@ -89,7 +89,7 @@ def test_wrong_use_shows_no_traceback_from_outside() -> None:
         (UserError("wrong\nin two lines"), 2, "lorabench: wrong in two lines\n"),
         (click.ClickException("wrong."), 2, "lorabench: wrong\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "lorabench: cannot write: no space is left"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "lorabench: cannot write: no space left"),
     ],
 )
 def test_what_a_command_raises_becomes_an_exit_code(
@@ -139,7 +139,7 @@ def test_a_full_disk_is_one_line() -> None:
             [sys.executable, "-m", "lorabench", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert ran.returncode == 2
-    assert ran.stderr == "lorabench: cannot write: no space is left on the device: free some, or write elsewhere\n"
+    assert ran.stderr == "lorabench: cannot write: no space left on the device: free some, or write elsewhere\n"
 
 
 def test_an_output_that_is_closed_is_no_fault() -> None:

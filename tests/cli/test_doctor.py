@@ -39,7 +39,7 @@ def test_the_table_fits_a_terminal_and_names_what_mends(monkeypatch: pytest.Monk
     assert max(map(len, output.splitlines())) <= 80
     assert "torch  ok       2.13.0\n" in output
     assert "trains on a GPU: full, lora\n" in output
-    assert output.endswith("to mend:\n  liger: pip install it\n")
+    assert output.endswith("to fix:\n  liger: pip install it\n")
 
 
 def test_what_is_missing_makes_the_answer_no(monkeypatch: pytest.MonkeyPatch) -> None:

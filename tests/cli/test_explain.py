@@ -20,7 +20,7 @@ def output(*arguments: str) -> str:
 def derivation(*arguments: str) -> list[str]:
     """Return the lines after the estimate."""
     lines = output("--explain", *arguments).splitlines()
-    return lines[lines.index("Letters") :]
+    return lines[lines.index("Symbols") :]
 
 
 def test_the_derivation_follows_the_estimate_in_the_order_of_reasoning() -> None:
@@ -28,7 +28,7 @@ def test_the_derivation_follows_the_estimate_in_the_order_of_reasoning() -> None
     assert text.startswith(output("--method", "qlora").rstrip("\n"))
     titles = [line.split(":")[0] for line in derivation("--method", "qlora") if line[:1].strip()]
     assert titles == [
-        "Letters",
+        "Symbols",
         "Weights",
         "Quantised weights",
         "Adapters",
@@ -73,5 +73,7 @@ def test_json_adds_the_derivation_to_the_estimate() -> None:
 
 
 def test_csv_is_refused() -> None:
-    with pytest.raises(UserError, match="--explain has no csv, which is one row: use --format table, markdown or json"):
+    with pytest.raises(
+        UserError, match="--explain does not fit into one csv row: use --format table, markdown or json"
+    ):
         CliRunner().invoke(command, [*SMALL, "--explain", "--format", "csv"], catch_exceptions=False)

@@ -74,7 +74,7 @@ def test_open_shows_the_page_in_the_browser(
     assert report(capsys, results, "-o", page, "--open")[::2] == (0, "")
     assert opened == [page.as_uri()]
     monkeypatch.setattr("webbrowser.open", lambda address: False)
-    assert report(capsys, results, "-o", page, "--open")[::2] == (0, "no browser was found to show it in\n")
+    assert report(capsys, results, "-o", page, "--open")[::2] == (0, "no browser found to open the page\n")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_traced_recipes_stand_beside_what_was_estimated_and_measured(
 def test_traces_are_refused_where_they_cannot_be(
     results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "--trace is of recipes that ran" in report(capsys, "--model", "qwen2.5-0.5b", "--trace")[2]
+    assert "--trace needs results" in report(capsys, "--model", "qwen2.5-0.5b", "--trace")[2]
     monkeypatch.setitem(sys.modules, "peft", None)
     code, _, err = report(capsys, results, "--trace", "-o", results.parent / "page.html")
     assert (code, err.count("\n")) == (2, 1)
@@ -165,8 +165,8 @@ def test_traces_are_refused_where_they_cannot_be(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "nothing to report on: name folders of results, or a model with --model NAME"),
-        (["--gpu", "rtx-4090"], "nothing to report on"),
+        ([], "nothing to report: name folders of results, or a model with --model NAME"),
+        (["--gpu", "rtx-4090"], "nothing to report"),
         (["--model", "nosuch"], "no model 'nosuch'"),
         (["--model", "qwen2.5-0.5b", "--gpu", "nosuch"], "no GPU 'nosuch'"),
     ],

@@ -28,11 +28,11 @@ def test_verbose_lines_say_all_that_was_measured() -> None:
     assert details(replace(record, measurement=measured))[-8:] == [
         # Quarters between the four: 0.175 and 0.225.
         "step 200 ms, 95% interval 100 ms to 300 ms, interquartile range 50 ms",
-        "tokens/s: 1,280 in all, 1,000 without padding, 950 in the loss",
+        "tokens/s: 1,280 all, 1,000 without padding, 950 in the loss",
         "MFU 31.0%, HFU 41.4%",
-        "peaks: 3.00 GiB reserved, 3.50 GiB of the process on the GPU, 1.00 GiB in host memory",
+        "peaks: 3.00 GiB reserved, 3.50 GiB in nvidia-smi, 1.00 GiB of host memory",
         "energy: 100.0 J per 1,000 tokens",
-        "loss 6.93→5.09 from the first step to the last",
+        "loss 6.93→5.09 from first to last step",
         "held-out loss 6.91→not finite",
         "unstable: its clocks were held down",
     ]

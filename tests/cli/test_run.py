@@ -67,7 +67,7 @@ def test_quiet_prints_the_last_line_only_and_verbose_every_setting(
     said = capsys.readouterr().out
     assert said.startswith("on Example CPU @ 2.50GHz\n")
     assert "attn_implementation=sdpa" in said
-    assert "seed 0, 5 timed steps after 1 of warm-up" in said
+    assert "seed 0, 1 warm-up and 5 timed steps" in said
     assert "    first\n    CUDA error: out of memory\n" in said
     assert max(len(line) for line in said.splitlines() if line.startswith("    ")) <= 80
 
@@ -132,7 +132,7 @@ def test_resuming_says_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count("before)") == 0
     assert run("smoke", "-o", str(tmp_path), "--resume") == 0
     said = capsys.readouterr().out
-    assert (said.count("(measured before)"), said.count("(there before)")) == (2, 1)
+    assert (said.count("(measured earlier)"), said.count("(from an earlier run)")) == (2, 1)
 
 
 def test_nothing_measured_is_exit_3(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_where_every_recipe_is_required_one_that_fails_is_exit_1_with_its_reason
     assert capsys.readouterr().err.splitlines() == [
         "not measured:",
         "  demo-llama lora r16 1×128 ckpt: error broke",
-        f"to try again, with every traceback: lorabench run {' '.join(arguments)} -v --resume",
-        "to see what this machine lacks: lorabench doctor",
+        f"to retry with all tracebacks: lorabench run {' '.join(arguments)} -v --resume",
+        "to check this machine: lorabench doctor",
     ]
     assert run("smoke", "-o", str(tmp_path / "not required")) == 0
     monkeypatch.setenv(HOW, "{}")
@@ -179,7 +179,7 @@ def test_what_the_time_limit_leaves_is_exit_1_and_the_command_that_goes_on(
     assert run(*arguments) == 1
     assert capsys.readouterr() == (
         "",
-        f"no time for 3 more; go on with: lorabench run {' '.join(arguments)} --resume\n",
+        f"no time for 3 more; continue with: lorabench run {' '.join(arguments)} --resume\n",
     )
     monkeypatch.setenv(HOW, "{}")
     assert run(*arguments[:3], "--resume") == 0
@@ -226,12 +226,12 @@ def test_a_dry_run_lists_recipes_with_memory_time_and_verdict(
     assert [line.endswith("does not fit") for line in lines[3:7]] == [False, False, True, False]
     # 16 bytes for each of 8.03e9 parameters are 119.7 GiB.
     assert float(lines[5].split()[-7]) > 119.7
-    assert lines[8] == "4 recipes, 3 times each, 10 timed steps after 2 of warm-up"
+    assert lines[8] == "4 recipes, 3 times each, 2 warm-up and 10 timed steps"
     assert lines[9] == "on rtx-4090 (23.99 GiB): 3 fits, 1 does not fit"
-    assert re.fullmatch(r"training takes about [\d.]+ (s|min) in all, besides what loading takes", lines[10])
+    assert re.fullmatch(r"training takes about [\d.]+ (s|min) in all, plus loading", lines[10])
     assert max(map(len, lines)) <= 80
     assert run(str(suite), "--dry-run", "--gpu", "24GB") == 0
-    assert "how long training takes is not known (lorabench calibrate" in capsys.readouterr().out
+    assert "training time unknown: run lorabench calibrate" in capsys.readouterr().out
 
 
 def test_a_dry_run_without_a_gpu_is_of_this_machine_and_says_what_has_no_estimate(
@@ -283,7 +283,7 @@ def test_the_help_fits_a_terminal_and_names_every_shipped_suite() -> None:
 
     said = click.testing.CliRunner().invoke(command, ["--help"]).output
     assert max(map(len, said.splitlines())) <= 80
-    assert f"shipped: {', '.join(sorted(shipped_suites()))}." in " ".join(said.split())
+    assert f"shipped suite: {', '.join(sorted(shipped_suites()))}." in " ".join(said.split())
 
 
 # On a terminal.
@@ -336,11 +336,11 @@ def test_the_rest_takes_what_those_before_took(
         (["smoke"], "Missing option '-o'"),
         (["-o", "out"], "Missing argument 'SUITE|MODEL'"),
         (["smok", "-o", "out"], "no suite 'smok': did you mean smoke?"),
-        (["zzz", "-o", "out"], "no suite 'zzz': choose from demo, memory, methods, optimizers, ranks"),
+        (["zzz", "-o", "out"], "no suite 'zzz': choose from demo, first, memory, methods, optimizers, ranks"),
         (["sweep.yaml", "-o", "out"], "sweep.yaml: no such suite"),
-        (["smoke", "-r", "8", "-o", "out"], "--rank is for a single MODEL: write rank into the suite smoke"),
+        (["smoke", "-r", "8", "-o", "out"], "--rank needs a single MODEL: write rank into the suite smoke"),
         (["smoke", "-q", "-v", "-o", "out"], "--quiet and --verbose contradict each other"),
-        (["smoke", "--gpu", "a100", "-o", "out"], "--gpu is for --dry-run"),
+        (["smoke", "--gpu", "a100", "-o", "out"], "--gpu needs --dry-run"),
         (["smoke", "--dry-run", "--gpu", "rtx-4091"], "did you mean rtx-4090?"),
         (["smoke", "--dry-run", "--gpu", "rtx-4090", "--device", "cpu"], "--gpu and --device contradict each other"),
         (["smoke", "--dry-run", "--weights", "missing"], "weights missing: no folder with *.safetensors"),
@@ -348,7 +348,7 @@ def test_the_rest_takes_what_those_before_took(
         ([LLAMA, "--loss", "liger", "-o", "out"], "loss liger runs on CUDA only, and this is cpu: use loss standard"),
         (["smoke", "-o", "out", "--memory-snapshot"], "--memory-snapshot is of CUDA's allocator"),
         *(
-            (["smoke", "--dry-run", *option], f"{option[0]} is for training, and --dry-run trains nothing")
+            (["smoke", "--dry-run", *option], f"{option[0]} has no meaning with --dry-run, which trains nothing")
             for option in (
                 ["--output", "out"], ["--resume"], ["--skip-unfit"], ["--timeout", "3600"], ["--time-limit", "1"],
                 ["--engine", "trainer"], ["--seed", "0"], ["--timeline"], ["--memory-snapshot"], ["--quiet"],

@@ -75,7 +75,7 @@ def test_of_a_size_alone_no_speed_is_known(estimate: Any) -> None:
 
 
 def test_a_gpu_without_bfloat16_is_said_to_emulate_it(estimate: Any) -> None:
-    said = "t4 has no bfloat16: PyTorch emulates it"
+    said = "t4 has no bfloat16 hardware: PyTorch emulates it"
     assert said in estimate("--gpu", "t4")[1]
     assert said not in estimate("--gpu", "t4", "--dtype", "float16", "--mixed-precision", "fp16")[1]
     assert json.loads(estimate("--gpu", "v100-sxm-16gb", "--format", "json")[1])["emulated_dtype"] == "bfloat16"
@@ -92,21 +92,21 @@ def test_people_read_speed_below_the_verdict_in_80_columns(estimate: Any) -> Non
     paragraph = out.split("\n\n")[-1]
     assert paragraph.startswith("rtx-4090: ")
     assert max(map(len, paragraph.splitlines())) <= 80
-    assert all(said in paragraph for said in ("tokens/s", "MFU", "kWh", "costing", "1,500,000,000 tokens"))
+    assert all(said in paragraph for said in ("tokens/s", "MFU", "kWh", "cost", "1,500,000,000 tokens"))
     _, out, _ = estimate("--method", "full", "--gpu", "rtx-4090")
-    assert "rtx-4090, if it fitted: " in out
+    assert "rtx-4090, with enough memory: " in out
     _, out, _ = estimate("--method", "qlora", "--gpu", "rtx-4080")
     assert "usable): tight, " in out
     assert "\nrtx-4080: " in out
     _, out, _ = estimate("--gpu", "rtx-4090", "--format", "markdown")
-    assert "\n- time goes to: linear layers" in out
+    assert "\n- share of time: linear layers" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--tokens", "5M"], "--tokens needs a GPU"),
-        (["--tokens", "5M", "--gpu", "24GB"], "24GB says its memory only"),
+        (["--tokens", "5M", "--gpu", "24GB"], "24GB is only a memory size"),
         (["--price-per-hour", "2", "--gpu", "l4"], "add --tokens"),
         (["--tokens", "5.5", "--gpu", "l4"], "write one such as 50M"),
         (["--tokens", "9" * 400, "--gpu", "l4"], "write one such as 50M"),

@@ -1,6 +1,6 @@
-"""The command line: one file for each command, and `recipe_options` that several share.
+"""The command line: one file per command, and `recipe_options`, which several share.
 
-Every command is imported only when it is called, so that `lorabench estimate` starts as fast as click itself.
+A command is imported only when it is called, so `lorabench estimate` starts as fast as click itself.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.version import __version__
 
 COMMANDS = {
-    "estimate": "Estimate what a recipe takes, in milliseconds, without torch.",
-    "plan": "Say what to run on a GPU, or which GPU is enough.",
-    "trace": "Run the real step on meta tensors: exact, no GPU.",
-    "rehearse": "Run the real CUDA libraries on a GPU that is not there.",
-    "run": "Really train recipes and measure them.",
-    "calibrate": "Measure how fast this device works, for estimates of time.",
+    "estimate": "Estimate memory, speed and cost of a recipe, without torch.",
+    "plan": "Find what to run on a GPU, or which GPU is enough.",
+    "trace": "Run the real training step on meta tensors, without a GPU.",
+    "rehearse": "Run the real CUDA libraries on a simulated GPU.",
+    "run": "Train recipes for real and measure them.",
+    "calibrate": "Measure the speed of this device, for sharper estimates.",
     "report": "Make one HTML page of results.",
-    "check": "Hold results against a baseline.",
-    "models": "List the models whose shapes are shipped.",
-    "gpus": "List the GPUs that --gpu knows by name.",
-    "doctor": "Say what this machine can run, and what mends the rest.",
+    "check": "Compare results with a baseline or with the estimate.",
+    "models": "List the models known by name.",
+    "gpus": "List the GPUs known by name.",
+    "doctor": "Show what this machine can train, and how to fix the rest.",
 }
-"""Command → summary, in the order of the help text; the module of the same name defines it."""
+"""Command → summary, in workflow order. The module of the same name defines the command."""
 
 
 class Commands(click.Group):
@@ -40,7 +40,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command, or None where there is none of that name."""
+        """Return the command, or None if none has that name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"lorabench.cli.{cmd_name}")
@@ -50,7 +50,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the arguments name, or refuse with the nearest name."""
+        """Find the command, or refuse an unknown name with the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise UserError(f"no command {args[0]!r}: {did_you_mean(args[0], COMMANDS, say_all_up_to=12)}")
         return super().resolve_command(ctx, args)
@@ -65,24 +65,24 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="lorabench")
 @click.pass_context
 def lorabench(context: click.Context) -> None:
-    """What fine-tuning a language model costs: estimated, measured, reported, checked.
+    """Predict, measure and check what fine-tuning a language model costs.
 
     \b
     Exit codes: 0 success; 1 the answer is no; 2 wrong use or bad input;
-    3 nothing could be concluded.
+    3 no conclusion.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
 class PatientPipe(io.FileIO):
-    """Standard output that drops what its reader, gone as `| head` goes, no longer takes.
+    """Standard output that ignores a closed pipe, such as after `| head`.
 
-    Click and rich would end the program with exit code 1, which here says that the answer is no.
+    Click and rich would exit with code 1, which here means that the answer is no.
     """
 
     def write(self, data: Any, /) -> int:
-        """Write ``data`` or, where nobody reads on, pretend to."""
+        """Write ``data``, or pretend to if the reader is gone."""
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     Bad input is one line on standard error and exit code 2; only a bug shows a traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
-        # A locale that lacks × or · is no reason to fail either: it gets question marks.
+        # A locale without × or · must not cause a failure either: it gets question marks.
         sys.stdout.flush()
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(PatientPipe(sys.stdout.fileno(), "w", closefd=False)),
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         given = sys.argv[1:] if arguments is None else arguments
         code = lorabench.main(given, prog_name="lorabench", standalone_mode=False, obj=given)
-        if sys.stdout is not None:  # as it is where the shell closed it
+        if sys.stdout is not None:  # it is None if the shell closed it
             sys.stdout.flush()
     except UserError as error:
         _refuse(str(error))
@@ -121,13 +121,13 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.stdout = io.StringIO()  # what is left in the buffer cannot be written at exit either
-        _refuse("cannot write: no space is left on the device: free some, or write elsewhere")
+        sys.stdout = io.StringIO()  # the rest of the buffer cannot be written at exit either
+        _refuse("cannot write: no space left on the device: free some, or write elsewhere")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _of_other_tools(error: click.UsageError) -> str | None:
-    """Return the sentence that refuses an option that only other tools have; None for any other error."""
+    """Return what to write instead of another tool's option; None for any other error."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return None
     from lorabench.cli.recipe_options import option_here
@@ -137,7 +137,7 @@ def _of_other_tools(error: click.UsageError) -> str | None:
 
 
 def _sentence(error: click.ClickException) -> str:
-    """Return click's message as one line that ends without a full stop."""
+    """Return click's message as one line without a final full stop."""
     return " ".join(error.format_message().split()).rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""`lorabench calibrate`: measure how fast this machine's device works, for estimates of time."""
+"""`lorabench calibrate`: measure the speed of this machine's device, for sharper estimates."""
 
 from __future__ import annotations
 
@@ -27,17 +27,21 @@ TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 
 
 @click.command("calibrate", epilog=EXAMPLES)
-@click.option("-o", "--output", type=NamedPath(), help="File for it. [where estimates look for it]")
+@click.option("-o", "--output", type=NamedPath(), help="Write to this file. [where `estimate` looks for it]")
 @click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
 @click.option(
-    "--dtype", "dtypes", type=OneOf(DTYPES), multiple=True, help="Of products. [GPU: bfloat16, float32; CPU: float32]"
+    "--dtype",
+    "dtypes",
+    type=OneOf(DTYPES),
+    multiple=True,
+    help="Dtype of the matmuls. Repeatable. [GPU: bfloat16, float32; CPU: float32]",
 )
 def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
-    """Measure how fast this machine's GPU, or CPU, really works, in about a minute.
+    """Measure the speed of this machine's GPU or CPU, in about a minute.
 
-    Matrix products by shape, passes over tensors, attention, 4-bit weights, and what the processor takes to send an
-    operation off. Estimates of this device, by its name, are made from it from then on. Run it while nothing else
-    uses the device.
+    Measures matmuls by shape, elementwise operations, attention, dequantisation of 4-bit weights, and launch overhead.
+    Later estimates for this device use the result; they find it by the device's name. Make sure that nothing else uses
+    the device.
     """
     import msgspec
 
@@ -51,7 +55,7 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.kind == "cpu" else default_dtypes(facts.name))
     path = output or user_folder() / file_name(facts.name)
     if path.is_dir():  # before a minute is spent
-        raise UserError(f"{path}: cannot be written (it is a folder): name a file with -o")
+        raise UserError(f"{path}: cannot write: it is a folder: name a file with -o")
 
     def say(what: str) -> None:
         click.echo(f"measuring {what}", err=True)
@@ -62,12 +66,12 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     try:
         write_whole(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): name another file with -o") from error
-    click.echo(f"\nwritten to {path}")
+        raise UserError(f"{path}: cannot write ({error.strerror}): name another file with -o") from error
+    click.echo(f"\nwrote {path}")
 
 
 def default_dtypes(gpu: str) -> tuple[str, ...]:
-    """Return what people train in on the GPU of that name: the 16 bits that it has units for, and float32."""
+    """Return the usual training dtypes of a GPU: the 16-bit dtype that it supports, and float32."""
     from lorabench.estimator.devices.device import known_device
 
     device = known_device(gpu)
@@ -75,29 +79,29 @@ def default_dtypes(gpu: str) -> tuple[str, ...]:
 
 
 def as_text(calibration: Calibration) -> str:
-    """Return the best and the typical of what was measured, for people."""
+    """Return the measured rates as a table."""
     rows: list[tuple[str, str]] = []
     for dtype, times in calibration.products.items():
         sizes = [m * n * k for m in times.m for n in times.n for k in times.k]
         best = max(2 * size / seconds for size, seconds in zip(sizes, times.seconds, strict=True))
-        rows.append((f"matrix products, {dtype}", f"up to {_flops(best)}"))
+        rows.append((f"matmul, {dtype}", f"up to {_flops(best)}"))
         rates = calibration.attention[dtype]
         rows.append((f"attention, {dtype}", f"{_flops(rates.forward)}, backward {_flops(rates.backward)}"))
     for kernel, passes in calibration.passes.items():
-        rows.append((f"passes, {kernel}", _largest(passes.bytes, passes.seconds)))
+        rows.append((f"elementwise, {kernel}", _largest(passes.bytes, passes.seconds)))
     if calibration.dequantisation is not None:
         written = calibration.dequantisation
-        rows.append(("4-bit weights", _largest(written.bytes, written.seconds)))
+        rows.append(("dequantisation", _largest(written.bytes, written.seconds)))
     host = (calibration.forward_seconds, calibration.backward_seconds, calibration.optimizer_seconds)
     forward, backward, optimizer = (f"{seconds / MICRO:.3g}" for seconds in host)
-    rows.append(("sending off an operation", f"{forward} µs forward, {backward} µs backward"))
-    rows.append(("the optimizer's step", f"{optimizer} µs a tensor"))
+    rows.append(("launch overhead", f"{forward} µs forward, {backward} µs backward"))
+    rows.append(("optimizer step", f"{optimizer} µs per tensor"))
     threads = calibration.threads
     on_threads = "" if threads is None else f", {threads} thread{'s' if threads > 1 else ''}"
     return as_table(
         [
             Column(f"{calibration.device}{on_threads}", [what for what, _ in rows], right=False),
-            Column("", [said for _, said in rows], right=False),
+            Column("", [rate for _, rate in rows], right=False),
         ]
     )
 
@@ -108,4 +112,4 @@ def _flops(rate: float) -> str:
 
 def _largest(bytes_: tuple[int, ...], seconds: tuple[float, ...]) -> str:
     rates = [size / second / GIGA for size, second in zip(bytes_, seconds, strict=True)]
-    return f"{rates[-1]:.3g} GB/s, {max(rates):.3g} in caches"
+    return f"{rates[-1]:.3g} GB/s, {max(rates):.3g} GB/s in cache"

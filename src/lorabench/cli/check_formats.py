@@ -161,8 +161,8 @@ def as_github(comparison: Comparison) -> str:
 def as_json(comparison: Comparison) -> str:
     """Return JSON for programs: a `CheckAnswer`."""
     fields = {name: getattr(comparison, name) for name in Comparison.__struct_fields__}
-    said = CheckAnswer(exit_code=EXIT_CODES[comparison.verdict], **fields)
-    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+    answer = CheckAnswer(exit_code=EXIT_CODES[comparison.verdict], **fields)
+    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
 
 
 def conclusion(comparison: Comparison) -> str:

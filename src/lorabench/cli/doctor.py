@@ -1,4 +1,4 @@
-"""`lorabench doctor`: what this machine can run, and what mends the rest."""
+"""`lorabench doctor`: show what this machine can train, and how to fix the rest."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ Examples:
 
 \b
 Exit codes:
-  0  it can train    1  something that is needed is missing
+  0  ready to train    1  something is missing
 """
 
 
 @click.command("doctor", epilog=EXAMPLES)
-@click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="cuda needs a GPU. [auto]")
+@click.option(
+    "--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="Check this device; cuda needs a GPU. [auto]"
+)
 @click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
 def command(device: Any, format_: str) -> int:
-    """Say what this machine can train, what is missing, and the command that mends it.
+    """Show what this machine can train, what is missing, and the command that fixes it.
 
-    Libraries are really imported and a tensor is really quantised, in a process of its own. "unknown" says that
-    nobody has tried versions so new, not that they fail.
+    A separate process imports the libraries and quantises a tensor. "unknown" means that nobody has tested
+    versions this new, not that they fail.
     """
     from lorabench.bench.machine.doctor import diagnose
 
@@ -44,7 +46,7 @@ def command(device: Any, format_: str) -> int:
 
 
 def as_lines(diagnosis: Diagnosis) -> list[str]:
-    """Return the diagnosis as lines for a terminal, the commands that mend it last and uncut."""
+    """Return the diagnosis as lines for a terminal. The commands that fix problems come last and are not wrapped."""
     head = f"lorabench {diagnosis.lorabench}, Python {diagnosis.python}, {diagnosis.operating_system}"
     lines = [*folded(head), ""]
     name_width = max(len(check.name) for check in diagnosis.checks)
@@ -60,6 +62,6 @@ def as_lines(diagnosis: Diagnosis) -> list[str]:
         lines.append(f"cannot train on {where} yet")
     mends = {check.mend: check.name for check in reversed(diagnosis.checks) if check.mend is not None}
     if mends:
-        lines += ["", "to mend:"]
+        lines += ["", "to fix:"]
         lines += [f"  {name}: {mend}" for mend, name in reversed(mends.items())]
     return lines

@@ -1,4 +1,4 @@
-"""`lorabench run --dry-run`: what a suite would train, what it is estimated to take, and whether it fits."""
+"""`lorabench run --dry-run`: list the recipes of a suite with estimated memory, time and verdict."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ class Row(Struct, frozen=True, kw_only=True):
     verdict: str = UNKNOWN
     """fits, tight, does not fit, or cannot run."""
     reason: str | None = None
-    """Why there is no estimate, or why it cannot run."""
+    """Why there is no estimate, or why the recipe cannot run."""
 
 
 def dry_run(
     suite: Suite, settings: Settings, device: DeviceFacts, *, here: bool, assumptions: Sequence[str] = ()
 ) -> str:
-    """Return the list of the suite's recipes on ``device``, which is this machine's if ``here``, for people.
+    """Return the suite's recipes as a table for ``device``.
 
-    ``assumptions`` are those of the device.
+    Args:
+        here: the device is this machine's.
+        assumptions: assumptions about the device, to be printed.
     """
     labels = suite.labels()
     rates = device_rates(device)
@@ -55,14 +57,14 @@ def dry_run(
         "",
         f"{len(rows)} recipe{'s' if len(rows) > 1 else ''}"
         + (f", {suite.repeats} times each" if suite.repeats > 1 else "")
-        + f", {settings.steps} timed steps after {settings.warmup_steps} of warm-up",
+        + f", {settings.warmup_steps} warm-up and {settings.steps} timed steps",
         f"on {device.name} ({in_gib(device.memory_bytes)}): "
         + ", ".join(f"{count} {verdict}" for verdict, count in counted.items()),
     ]
     if any(seconds is not None for seconds in times):
-        lines.append(f"training takes about {in_time(total)} in all, besides what loading takes")
+        lines.append(f"training takes about {in_time(total)} in all, plus loading")
     else:
-        lines.append("how long training takes is not known (lorabench calibrate measures a device)")
+        lines.append("training time unknown: run lorabench calibrate on the device")
     lines += ["\n".join(folded(f"assumed: {assumed}")) for assumed in (*suite.assumptions, *assumptions)]
     lines += dict.fromkeys("\n".join(folded(f"{row.verdict}: {row.reason}")) for row in rows if row.reason)
     return "\n".join(lines)
@@ -83,7 +85,7 @@ def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates, h
 
 
 def _training_seconds(row: Row, settings: Settings) -> float | None:
-    """Return what the steps take where they can run, at the likely speed."""
+    """Return the time of all steps at the typical speed; None if they cannot run or the speed is unknown."""
     if row.speed is None or row.verdict == "does not fit":
         return None
     step = row.speed.step_seconds

@@ -1,4 +1,4 @@
-"""`lorabench estimate`: what a recipe takes, without torch."""
+"""`lorabench estimate`: memory, speed and cost of a recipe, without torch."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ Examples:
 @click.command("estimate", epilog=EXAMPLES)
 @click.argument("model")
 @recipe_options()
-@click.option("--gpu", help="A GPU by name, its memory such as 24GB, or local, to hold the answer against.")
+@click.option("--gpu", help="GPU to fit: a name, a memory size such as 24GB, or local.")
 @speed_options
-@click.option("--require-fit", is_flag=True, help="Exit with code 1 where the recipe does not fit the GPU.")
-@click.option("--explain", is_flag=True, help="Derive the answer term by term, with this recipe's numbers.")
+@click.option("--require-fit", is_flag=True, help="Exit with code 1 if the recipe does not fit the GPU.")
+@click.option("--explain", is_flag=True, help="Show the derivation term by term, with this recipe's numbers.")
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
 def command(
     model: str,
@@ -57,11 +57,11 @@ def command(
     format_: str,
     **options: Any,
 ) -> int:
-    """Estimate what fine-tuning MODEL takes, in milliseconds, without torch.
+    """Estimate memory, speed and cost of fine-tuning MODEL, without torch.
 
-    MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. Architectures that
-    have no closed form are traced instead, which takes torch and some seconds. In brackets stand the defaults; one that
-    MODEL cannot have gives way to what its users run, and the answer says so.
+    MODEL is a name of `lorabench models`, a config.json or its folder, or a hub id. The estimate takes milliseconds. An
+    architecture without a closed form is traced instead, which needs torch and takes some seconds. Defaults are in
+    brackets. If MODEL does not support a default, the usual alternative is used and reported.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
     from lorabench.estimator.devices.device import find_device
@@ -71,9 +71,9 @@ def command(
     from lorabench.estimator.speed.throughput import plan_training
 
     if require_fit and gpu is None:
-        raise UserError("--require-fit needs a GPU to fit: add --gpu NAME or a size such as --gpu 24GB")
+        raise UserError("--require-fit needs a GPU: add --gpu NAME or a size such as --gpu 24GB")
     if explain and format_ == "csv":
-        raise UserError("--explain has no csv, which is one row: use --format table, markdown or json")
+        raise UserError("--explain does not fit into one csv row: use --format table, markdown or json")
     spec = find_model(model)
     device = None if gpu is None else find_device(gpu)
     refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
@@ -103,14 +103,14 @@ def _refuse_what_takes_a_closed_form(
 ) -> None:
     if explain:
         raise UserError(
-            f"--explain derives the closed form, and model_type {spec.model_type} has none: leave it out, "
-            "or see lorabench trace, which lists the tensors at the peak"
+            f"--explain needs a closed form, and model_type {spec.model_type} has none: leave it out, "
+            "or run lorabench trace, which lists the tensors at the peak"
         )
     if tokens is not None or calibration_file is not None:
         option = "--calibration" if tokens is None else "--tokens"
         raise UserError(
-            f"{option} takes the speed, which is worked out from the closed form, and model_type {spec.model_type} has "
-            "none: leave it out"
+            f"{option} needs a speed estimate, which needs a closed form, and model_type {spec.model_type} has none: "
+            "leave it out"
         )
 
 
@@ -134,12 +134,12 @@ def describe_recipe(recipe: Recipe) -> str:
     """Return the whole recipe, on lines that fit a terminal of 80 columns."""
     settings = recipe.describe()
     model, method = settings.pop("model"), settings.pop("method")
-    said = " ".join(f"{name}={value}" for name, value in settings.items())
-    return "\n".join([f"{model}: {method}", *folded(said, indent="  ", hanging="  ")])
+    listed = " ".join(f"{name}={value}" for name, value in settings.items())
+    return "\n".join([f"{model}: {method}", *folded(listed, indent="  ", hanging="  ")])
 
 
 def usable_of(memory_bytes: int, usable_bytes: int) -> str:
-    """Return a GPU's memory with what margins count from: 23.24 of 23.99 GiB usable."""
+    """Return the part of a GPU's memory that a process can use: 23.24 of 23.99 GiB usable."""
     return f"{usable_bytes / GIB:,.2f} of {in_gib(memory_bytes)} usable"
 
 
@@ -147,26 +147,28 @@ def remarks(assumptions: Sequence[str], warnings: Sequence[str], *, markdown: bo
     """Return each assumption, then each warning, as a paragraph for a terminal or in Markdown."""
     if markdown:
         return [f"**Assumed**: {one}" for one in assumptions] + [f"**Warning**: {one}" for one in warnings]
-    said = [f"assumed: {one}" for one in assumptions] + [f"warning: {one}" for one in warnings]
-    return ["\n".join(folded(one)) for one in said]
+    lines = [f"assumed: {one}" for one in assumptions] + [f"warning: {one}" for one in warnings]
+    return ["\n".join(folded(line)) for line in lines]
 
 
 def parameter_counts(counts: ParameterCounts) -> str:
-    """Return how many parameters there are, train and are quantised: two lines at most."""
-    said = f"{counts.total:,} parameters, {counts.trainable:,} trainable ({counts.trainable / counts.total:.2%})"
-    return said if not counts.quantized else f"{said},\n{counts.quantized:,} in 4 bits"
+    """Return the numbers of all, trainable and quantised parameters, in at most two lines."""
+    counted = f"{counts.total:,} parameters: {counts.trainable:,} trainable ({counts.trainable / counts.total:.2%})"
+    if counts.quantized:
+        counted += f", {counts.quantized:,} in 4 bits"
+    return "\n".join(folded(counted, hanging="  "))
 
 
 def _source(estimate: Estimate) -> list[str]:
     if estimate.source == "closed form":
         return []
-    return ["The step was traced, for this architecture has no closed form here."]
+    return ["Traced, because this architecture has no closed form."]
 
 
 def _state_columns(estimate: Estimate) -> list[Column]:
     terms = estimate.states
     return [
-        Column("held throughout", [term.what for term in terms], right=False, folds=True),
+        Column("persistent memory", [term.what for term in terms], right=False, folds=True),
         Column("elements", [f"{term.elements:,}" for term in terms]),
         Column("B each", [f"{term.bytes_per_element:.6g}" for term in terms]),
         Column("bytes", [f"{term.bytes:,}" for term in terms]),
@@ -175,70 +177,77 @@ def _state_columns(estimate: Estimate) -> list[Column]:
 
 
 def peak_columns(memory: Breakdown, replayed: bool = True) -> list[Column]:
-    """Return the breakdown at the peak, with what the allocator, if it was ``replayed``, and the device add."""
+    """Return the breakdown of the peak, then reserved memory and device total.
+
+    Args:
+        replayed: reserved memory is from a replay of the allocator, not from the sum of the tensors.
+    """
     rows = [(name, bytes_, COMPONENTS[name]) for name, bytes_ in memory.components.items() if bytes_]
-    rows.append(("peak allocated", memory.peak_allocated_bytes, "all of these, as torch counts them"))
+    rows.append(("peak allocated", memory.peak_allocated_bytes, "torch.cuda.max_memory_allocated"))
     if memory.peak_reserved_bytes is not None:
-        point = "in the allocator's segments" if replayed else "without gaps"
-        what = _with_range(point, memory.peak_reserved_range_bytes, "in segments")
+        what = "torch.cuda.max_memory_reserved"
+        if memory.peak_reserved_range_bytes is not None:
+            what = f"{range_in_gib(*memory.peak_reserved_range_bytes)}, depending on fragmentation"
+        if replayed:
+            what += "; allocator replayed"
         rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
-        what = _with_range("with context", memory.device_total_range_bytes, "in nvidia-smi")
+        what = "in nvidia-smi, with CUDA context"
+        if memory.device_total_range_bytes is not None:
+            what = f"{range_in_gib(*memory.device_total_range_bytes)} {what}"
         rows.append(("device total", memory.device_total_bytes, what))
     return [
-        Column(f"peak, in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
+        Column(f"peak in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
         Column("", [in_gib(bytes_) for _, bytes_, _ in rows]),
         Column("", [what for _, _, what in rows], right=False, folds=True),
     ]
 
 
-def _with_range(point: str, range_: tuple[int, int] | None, where: str) -> str:
-    return point if range_ is None else f"{point}; {range_in_gib(*range_)} {where}"
-
-
 def _verdict(estimate: Estimate) -> list[str]:
-    """Return the verdict, then what bears on it, a line each; nothing without a GPU."""
+    """Return the verdict, then related figures, one line each; nothing without a GPU."""
     memory, usable, margin = estimate.gpu_memory_bytes, estimate.gpu_usable_bytes, estimate.margin_bytes
     if memory is None or usable is None or margin is None:
         return []
-    left = f"{in_gib(abs(margin))} {'to spare' if estimate.fits else 'too much'} at worst"
+    left = f"at least {in_gib(margin)} to spare" if margin >= 0 else f"up to {in_gib(-margin)} too large"
     answer = f"{estimate.gpu} ({usable_of(memory, usable)}): {estimate.verdict}, {left}"
     if estimate.source == "trace":
-        mend = "" if estimate.fits else "what would make it fit, "
-        unsought = f"largest batch, longest sequence, {mend}speed: not sought, for each try takes a trace"
-        return [answer, unsought]
+        changes = "" if estimate.fits else "changes that make it fit, "
+        return [answer, f"not computed by tracing: largest batch, longest sequence, {changes}speed"]
     recipe = estimate.recipe
     batch, length, limit = estimate.largest_batch_size, estimate.longest_seq_len, estimate.max_position_embeddings
     lines = [
         answer,
-        f"largest batch that fits at length {recipe.seq_len}: {batch or 'none'}",
-        f"longest sequence that fits at batch {recipe.batch_size}: {length or 'none'} (the model takes {limit})",
+        f"largest batch size at length {recipe.seq_len}: {batch or 'none fits'}",
+        f"longest sequence at batch size {recipe.batch_size}: {length or 'none fits'} (model limit: {limit})",
     ]
     if estimate.verdict == "tight":
-        lines.append("lorabench trace, with the same options, replays the allocator for this very recipe")
+        lines.append("to replay the allocator for this recipe, run lorabench trace with the same options")
     for change in estimate.changes:
-        settings = " ".join(f"{name}={_said(value)}" for name, value in change.settings.items())
-        lines.append(f"fits with {settings}: takes {in_gib(change.device_total_most_bytes)} at most")
+        settings = " ".join(f"{name}={_in_words(value)}" for name, value in change.settings.items())
+        lines.append(f"fits with {settings}: at most {in_gib(change.device_total_most_bytes)}")
     if not estimate.fits and not estimate.changes:
-        lines.append("no two changes of loss, checkpointing, optimizer, batch, precision, method or length make it fit")
+        lines.append(
+            "nothing makes it fit: tried loss, checkpointing, optimizer, batch, precision, method and length, "
+            "alone and in pairs"
+        )
     return lines
 
 
 def _speed(estimate: Estimate) -> list[str]:
-    """Return how fast it trains, a line each; nothing where that is not known."""
+    """Return the speed and related figures, one line each; nothing if the speed is unknown."""
     if estimate.throughput is None:
         return []
     answer, *others = speed_lines(estimate.throughput)
     if estimate.emulated_dtype:
         others.append(
-            f"{estimate.gpu} has no {estimate.emulated_dtype}: PyTorch emulates it, slowly; float16 is faster"
+            f"{estimate.gpu} has no {estimate.emulated_dtype} hardware: PyTorch emulates it slowly; float16 is faster"
         )
-    condition = ", if it fitted" if estimate.verdict == "does not fit" else ""
+    condition = ", with enough memory" if estimate.verdict == "does not fit" else ""
     return [f"{estimate.gpu}{condition}: {answer}", *others]
 
 
 def _wrapped(verdict: list[str]) -> list[str]:
-    """Return an answer and what bears on it as one paragraph for a terminal of 80 columns; none of none."""
+    """Return the lines as one paragraph for a terminal of 80 columns, the first one unindented."""
     if not verdict:
         return []
     answer, *others = verdict
@@ -248,7 +257,7 @@ def _wrapped(verdict: list[str]) -> list[str]:
     return ["\n".join(lines)]
 
 
-def _said(value: object) -> str:
+def _in_words(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -257,7 +266,7 @@ def _as_markdown(estimate: Estimate) -> str:
     parts = [
         f"**{estimate.recipe.model}**: {settings}",
         *remarks(estimate.assumptions, estimate.warnings, markdown=True),
-        parameter_counts(estimate.parameters).replace("\n", " "),
+        " ".join(parameter_counts(estimate.parameters).split()),
         *_source(estimate),
         as_markdown(_state_columns(estimate)),
         as_markdown(peak_columns(estimate.memory, estimate.source == "trace")),

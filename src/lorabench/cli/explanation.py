@@ -1,4 +1,4 @@
-"""The derivation of an estimate, for a terminal and as Markdown."""
+"""The derivation of an estimate, as text and as Markdown."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ ROOM = WIDTH - len(INDENT)
 
 
 def explanation_as_text(explanation: Explanation) -> str:
-    """Return the derivation for a terminal: each term's formula, then its numbers, then where it comes from."""
+    """Return the derivation for a terminal: for each term the formula, the numbers, and the source."""
     legend = [f"{symbol.name} = {symbol.value:,}  {symbol.meaning}" for symbol in explanation.symbols]
-    return "\n\n".join([_block("Letters", legend), *map(_section_as_text, explanation.sections)])
+    return "\n\n".join([_block("Symbols", legend), *map(_section_as_text, explanation.sections)])
 
 
 def explanation_as_markdown(explanation: Explanation) -> str:
-    """Return the derivation as Markdown, one table for each subject."""
+    """Return the derivation as Markdown, one table per section."""
     legend = as_markdown(
         [
-            Column("letter", [symbol.name for symbol in explanation.symbols], right=False),
+            Column("symbol", [symbol.name for symbol in explanation.symbols], right=False),
             Column("value", [f"{symbol.value:,}" for symbol in explanation.symbols]),
             Column("meaning", [symbol.meaning for symbol in explanation.symbols], right=False),
         ]
     )
-    return "\n\n".join(["### Letters", legend, *map(_section_as_markdown, explanation.sections)])
+    return "\n\n".join(["### Symbols", legend, *map(_section_as_markdown, explanation.sections)])
 
 
 def _section_as_text(section: Derivation) -> str:
@@ -62,7 +62,7 @@ def _section_as_markdown(section: Derivation) -> str:
                     Column("values", [line.values for line in lines], right=False),
                     Column("bytes", [f"{line.bytes:,}" for line in lines]),
                     Column("", [in_gib(line.bytes) for line in lines]),
-                    Column("where it comes from", [line.source for line in lines], right=False),
+                    Column("source", [line.source for line in lines], right=False),
                 ]
             )
         )

@@ -1,4 +1,4 @@
-"""`lorabench gpus`: list the GPUs that --gpu knows by name."""
+"""`lorabench gpus`: list the GPUs known by name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DTYPES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16", "float16": "fp1
 @click.command("gpus", epilog=EXAMPLES)
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
 def command(format_: str) -> None:
-    """List the GPUs that --gpu knows by name.
+    """List the GPUs known by name.
 
-    Memory is all that the driver reports; JSON and CSV say what a process can use of it too. Peaks are dense matrix
-    products with float32 accumulation, never with sparsity; JSON and CSV say where each figure comes from. A GPU that
-    is not listed can be given by its memory, such as 24GB.
+    Memory is what the driver reports. Peaks are for dense matmuls with float32 accumulation, without sparsity. JSON and
+    CSV add the memory that a process can use, and the source of each figure. For a GPU that is not listed, pass its
+    memory size to --gpu, such as 24GB.
     """
     from lorabench.estimator.devices.device import all_devices
 
@@ -38,7 +38,7 @@ def command(format_: str) -> None:
         click.echo(as_markdown(_columns(devices)))
     else:
         click.echo(as_table(_columns(devices)))
-        click.echo(f"\nGiB: as the driver reports; a process can use all but {in_gib(DRIVER_BYTES)} of it")
+        click.echo(f"\nGiB: as the driver reports; a process can use all but {in_gib(DRIVER_BYTES)}")
         click.echo("fp32 to fp16: dense TFLOP/s with float32 accumulation, without sparsity")
 
 

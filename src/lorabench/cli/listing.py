@@ -1,4 +1,4 @@
-"""Lists of alike things, as a table for people or as JSON, Markdown or CSV for what reads them next."""
+"""Tables for people, and JSON, Markdown or CSV for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 FORMATS = ("table", "json", "markdown", "csv")
 
 WIDTH = 80
-"""Columns of the terminal that what people read is wrapped for."""
+"""Width in columns for text that people read."""
 
 
 class Column(NamedTuple):
@@ -18,22 +18,22 @@ class Column(NamedTuple):
 
     title: str
     cells: Sequence[str]
-    """One for each row; empty where there is nothing to say."""
+    """One cell per row; empty if there is nothing to show."""
     right: bool = True
-    """Whether it holds numbers, which line up on the right."""
+    """Align right, for numbers."""
     folds: bool = False
-    """Whether its cells go on below where lines would be too long for a terminal; of a table, one column may."""
+    """Wrap the cells if the table is too wide for a terminal; at most one column of a table may."""
 
 
 def folded(text: str, width: int = WIDTH, *, indent: str = "", hanging: str = "") -> list[str]:
-    """Return ``text`` in lines of ``width``, ``hanging`` before all but the first; names and paths stay whole."""
+    """Wrap ``text`` to ``width``, with ``hanging`` before all lines but the first. Names and paths stay whole."""
     return textwrap.wrap(
         text, width, initial_indent=indent, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False
     )
 
 
 def as_table(columns: Sequence[Column]) -> str:
-    """Return lines with the columns side by side, none cut, whatever the width of the terminal."""
+    """Return the columns side by side, never cut, whatever the width of the terminal."""
     cells = _lines_of_cells(columns)
     lines = [line for row in zip(*cells, strict=True) for line in zip_longest(*row, fillvalue="")]
     padded = []
@@ -45,7 +45,7 @@ def as_table(columns: Sequence[Column]) -> str:
 
 
 def _lines_of_cells(columns: Sequence[Column]) -> list[list[list[str]]]:
-    """Return the lines of each cell of each column, from its title down."""
+    """Return the lines of each cell of each column, its title first."""
     widths = [max(map(len, (column.title, *column.cells))) for column in columns]
     excess = max(0, sum(widths) + len(widths) - 1 - WIDTH)
     cells = []
@@ -67,7 +67,7 @@ def as_markdown(columns: Sequence[Column]) -> str:
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Return comma-separated values with a header; what is missing is empty."""
+    """Return comma-separated values with a header; a missing value is empty."""
     import csv
     import io
 
@@ -79,7 +79,7 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def as_json(answer: object) -> str:
-    """Return indented JSON of a struct, or of lists and objects of them."""
+    """Return indented JSON of a struct, or of a list or dictionary of structs."""
     import msgspec
 
     return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()

@@ -1,4 +1,4 @@
-"""`lorabench models`: list the models whose shapes are shipped."""
+"""`lorabench models`: list the models known by name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Examples:
 @click.command("models", epilog=EXAMPLES)
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
 def command(format_: str) -> None:
-    """List the models that are known by name, smallest first.
+    """List the models known by name, smallest first.
 
-    Wherever a command takes a MODEL, it may also be a config.json, the folder that holds one, or the id of a model
-    on the Hugging Face hub. Counts in JSON and CSV are exact.
+    Commands that take a MODEL also accept a config.json, its folder, or an id on the Hugging Face hub. JSON and CSV
+    have exact parameter counts.
     """
     from lorabench.estimator.models.catalogue import find_model, model_names
 
@@ -62,7 +62,7 @@ def _columns(specs: list[ModelSpec]) -> list[Column]:
 
 
 def _in_words(parameters: int) -> str:
-    """Return a count with three digits: 124M, 8.03B, 406B."""
+    """Return a parameter count with three digits: 124M, 8.03B, 406B."""
     value, unit = (parameters / 1e6, "M") if parameters < 999.5e6 else (parameters / 1e9, "B")
     decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{decimals}f}{unit}"

@@ -1,4 +1,4 @@
-"""Types of option values, which say the nearest valid choice, or what to write, when they refuse one."""
+"""Types of option values. A refusal names the nearest valid choice, or what to write."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lorabench.estimator.written_numbers import read_count, read_length
 
 
 class OneOf(click.Choice[str]):
-    """One of a few words; another is refused with the nearest of them."""
+    """One of a few words; any other is refused with the nearest of them."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return ``value`` where it is one of the choices."""
+        """Return ``value`` if it is one of the choices."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
@@ -25,7 +25,7 @@ class OneOf(click.Choice[str]):
 
 
 class NamedPath(click.Path):
-    """A path; empty text, as a variable that is not set leaves, is refused and no name of the current folder."""
+    """A path. Empty text, such as from an unset shell variable, is refused: it would mean the current folder."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -38,7 +38,7 @@ class NamedPath(click.Path):
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
-    """A share from 0 to under 1, written ``3%`` or ``0.03``, or ``off``, which is None."""
+    """A share from 0 to under 1, written ``3%`` or ``0.03``; or ``off``, which is None."""
 
     name = "share"
 

@@ -1,4 +1,4 @@
-"""`lorabench plan`: what to run on a GPU, or which GPU is enough."""
+"""`lorabench plan`: find what to run on a GPU, or which GPU is enough."""
 
 from __future__ import annotations
 
@@ -32,24 +32,28 @@ Examples:
   lorabench plan llama-3.1-8b --method full --all-gpus
 
 \b
-Exit codes: 0 something fits; 1 nothing does; 2 wrong use or bad input.
+Exit codes: 0 something fits; 1 nothing fits; 2 wrong use or bad input.
 """
 SEARCHED = {
     **dict.fromkeys(("method", "dtype", "mixed_precision", "optim", "batch_size"), "searched"),
     **dict.fromkeys(("gradient_checkpointing", "attn_implementation", "loss"), "searched"),
     "prepare_kbit": "no",
 }
-"""Option → what stands in its help in place of the default, which only --all-gpus goes by."""
+"""Option → text in its help instead of the default. Only --all-gpus uses the default."""
 SHORT_OPTIMIZERS = ("AdamW", "8-bit")
-"""What those are called here that are tried; another was asked for, and is that of every choice."""
+"""Short names of the optimizers that are tried. Any other one was requested, and all choices have it."""
 
 
 @click.command("plan", epilog=EXAMPLES)
 @click.argument("model")
 @recipe_options(SEARCHED)
-@click.option("--gpu", help="A GPU by name, its memory such as 24GB, or local.")
-@click.option("--all-gpus", is_flag=True, help="Say which GPUs run the recipe instead, the smallest first.")
-@click.option("--min-batch-tokens", type=Count(), help="Tokens of a step, by accumulation, such as 64k. [one pass]")
+@click.option("--gpu", help="GPU to plan for: a name, a memory size such as 24GB, or local.")
+@click.option("--all-gpus", is_flag=True, help="List the GPUs that fit one recipe instead, smallest first.")
+@click.option(
+    "--min-batch-tokens",
+    type=Count(),
+    help="Minimum tokens per step, reached by accumulation, such as 64k. [one micro-batch]",
+)
 @calibration_option
 @click.option("--format", "format_", type=OneOf(["table", "json", "markdown"]), default="table", show_default=True)
 def command(
@@ -61,15 +65,14 @@ def command(
     format_: str,
     **options: Any,
 ) -> int:
-    """Say what to run on a GPU: what fits of all that is left open, the fastest first.
+    """Find what to run on a GPU: list the recipes that fit, fastest first.
 
-    Options fix what they name; what is searched is tried where it is not given, optimizers as AdamW and its paged 8-bit
-    kind. Of 4-bit models, embedding, head and norms stay in 16 bits, which is both leaner and faster than peft's
-    preparation. With --all-gpus nothing is searched: one recipe, with the defaults of `lorabench estimate`, is held
-    against every GPU.
+    Options you pass are fixed; everything marked [searched] is tried. Optimizers tried: AdamW and paged 8-bit AdamW. In
+    QLoRA, embeddings, head and norms stay in 16 bits, which needs less memory and time than peft's preparation. With
+    --all-gpus nothing is searched: one recipe, with the defaults of `lorabench estimate`, is compared with every GPU.
 
-    "takes ≤" is the most that a choice may take; "buys" is what it has that none above it has: so much less memory, or
-    another method. "At its leanest" is a method with those of the searched settings that take least memory.
+    "needs ≤" is the upper end of the memory a choice needs. "why" is its advantage over all choices above: less memory,
+    or another method.
     """
     from lorabench.estimator.answers.plan import make_plan
     from lorabench.estimator.devices.device import find_device
@@ -80,7 +83,7 @@ def command(
     spec = find_model(model)
     if not has_closed_form(spec):
         raise UserError(
-            f"plan searches by the closed form, and model_type {spec.model_type} has none: "
+            f"plan needs a closed form, and model_type {spec.model_type} has none: "
             "use `lorabench estimate` for one recipe"
         )
     fixed = {name: value for name, value in options.items() if value is not None}
@@ -91,7 +94,7 @@ def command(
             (calibration_file, "--calibration"),
         ):
             if given is not None:
-                raise UserError(f"--all-gpus asks for one recipe on every GPU, and {name} has no meaning there")
+                raise UserError(f"{name} has no meaning with --all-gpus, which compares one recipe with every GPU")
         return _all_gpus(spec, recipe_for(spec, **fixed), format_)
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
@@ -117,12 +120,16 @@ def _all_gpus(spec: ModelSpec, resolved: Resolved, format_: str) -> int:
         facts = {"recipe": recipe, "gpus": found, "lacking": lacks, "assumptions": assumptions, "warnings": warnings}
         click.echo(as_json(facts))
     else:
-        said = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
+        listed = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
         for paragraph in (describe_recipe(recipe), *remarks(assumptions, warnings, markdown=format_ == "markdown")):
             click.echo(f"{paragraph}\n")
-        click.echo(f"fits on, the smallest first:\n\n{said}" if found else "fits on no single GPU of the catalogue")
+        click.echo(
+            f"fits on these GPUs, smallest first:\n\n{listed}" if found else "fits on no single GPU of the catalogue"
+        )
         for lack, names in lacks.items():
-            click.echo("\n" + _filled(f"Left out, for they have no {lack}: {', '.join(names)}", format_ == "markdown"))
+            click.echo(
+                "\n" + _filled(f"Left out because they have no {lack}: {', '.join(names)}", format_ == "markdown")
+            )
     return 0 if found else 1
 
 
@@ -137,10 +144,10 @@ def _plan_text(plan: Plan, markdown: Callable[[list[Column]], str] | None) -> st
     if plan.choices:
         parts.append(table(_choice_columns(plan.choices)))
         best = plan.choices[0].recipe
-        parts.append(_filled(f"The first as an estimate: {estimate_command(best, plan.gpu)}", bool(markdown)))
+        parts.append(_filled(f"Details of the first: {estimate_command(best, plan.gpu)}", bool(markdown)))
     else:
-        parts.append(f"Nothing fits of {plan.tried} recipes that were tried.")
-    parts.append(table(_method_columns(plan.methods)))
+        parts.append(f"None of {plan.tried} recipes fits.")
+    parts += ["Each method with the searched settings that need least memory:", table(_method_columns(plan.methods))]
     parts += [_filled(line, bool(markdown)) for line in _changes(plan.methods)]
     return "\n\n".join(parts)
 
@@ -160,10 +167,10 @@ def _choice_columns(choices: tuple[Choice, ...]) -> list[Column]:
         Column("ckpt", [_yes(choice.recipe.gradient_checkpointing) for choice in choices], right=False),
         Column("loss", [choice.recipe.loss for choice in choices], right=False),
         Column("batch", [_batch(choice.recipe) for choice in choices]),
-        Column("takes ≤", [_short_gib(choice.device_total_most_bytes) for choice in choices]),
+        Column("needs ≤", [_short_gib(choice.device_total_most_bytes) for choice in choices]),
         Column("spare", [_short_gib(choice.margin_bytes) for choice in choices]),
         Column("tokens/s", [_speed(choice.throughput) for choice in choices]),
-        Column("buys", _buys(choices), right=False, folds=True),
+        Column("why", _advantages(choices), right=False, folds=True),
     ]
 
 
@@ -171,23 +178,23 @@ def _short_gib(bytes_: int) -> str:
     return f"{bytes_ / 2**30:.1f} GiB"
 
 
-def _buys(choices: tuple[Choice, ...]) -> list[str]:
-    """Return what each choice has that none before it has: memory, or another method.
+def _advantages(choices: tuple[Choice, ...]) -> list[str]:
+    """Return the advantage of each choice over all before it: less memory, or another method.
 
-    The first is as fast as any, to within `plan.ALIKE`.
+    The first is the fastest, to within `plan.ALIKE`.
     """
     rates = [choice.throughput.tokens_per_second for choice in choices if choice.throughput is not None]
-    said = ["least work" if not rates else "fastest" if rates[0] == max(rates) else "as fast"]
+    advantages = ["least work" if not rates else "fastest" if rates[0] == max(rates) else "as fast"]
     for index, choice in enumerate(choices[1:], start=1):
         before = choices[:index]
         saved = min(one.device_total_most_bytes for one in before) - choice.device_total_most_bytes
         if saved > 0:
-            said.append(f"-{_short_gib(saved)}")
+            advantages.append(f"-{_short_gib(saved)}")
         elif choice.recipe.method not in {one.recipe.method for one in before}:
-            said.append({"full": "full", "lora": "16 bits", "qlora": "4 bits"}[choice.recipe.method])
+            advantages.append({"full": "full", "lora": "16-bit", "qlora": "4-bit"}[choice.recipe.method])
         else:
-            said.append("")
-    return said
+            advantages.append("")
+    return advantages
 
 
 def _method(recipe: Recipe) -> str:
@@ -202,7 +209,7 @@ def _batch(recipe: Recipe) -> str:
 
 
 def _speed(speed: Throughput | None) -> str:
-    """Return a rate and its range, with as many figures as an estimate deserves: 3.3k (2.4–4.0)."""
+    """Return a rate and its range with two significant figures: 3.3k (2.4–4.0)."""
     if speed is None:
         return "?"
     unit, sign = (1000, "k") if speed.tokens_per_second >= 1000 else (1, "")
@@ -219,16 +226,16 @@ def _two_figures(number: float) -> str:
 
 def _method_columns(methods: tuple[MethodLimits, ...]) -> list[Column]:
     return [
-        Column("at its leanest", [_method(one.leanest) for one in methods], right=False),
+        Column("method", [_method(one.leanest) for one in methods], right=False),
         Column("", ["fits" if one.fits else "does not fit" for one in methods], right=False),
-        Column("to spare", [in_gib(one.margin_bytes) for one in methods]),
+        Column("spare", [in_gib(one.margin_bytes) for one in methods]),
         Column("largest batch", [str(one.largest_batch_size or "–") for one in methods]),
         Column("longest sequence", [f"{one.longest_seq_len or '–'}" for one in methods]),
     ]
 
 
 def _changes(methods: tuple[MethodLimits, ...]) -> list[str]:
-    """Return what would make each method fit that does not; another that does has its own line in the table."""
+    """Return the changes that make each method fit that does not. A change to another fitting method is left out."""
     fitting = {one.method for one in methods if one.fits}
     lines = []
     for one in methods:
@@ -242,8 +249,8 @@ def _changes(methods: tuple[MethodLimits, ...]) -> list[str]:
         if one.fits or (fitting and not ways):
             continue
         lines.append(
-            f"{one.method} is {in_gib(-one.margin_bytes)} too large at worst; "
-            + (f"fits with {', or with '.join(ways)}" if ways else "no two changes make it fit")
+            f"{one.method}: up to {in_gib(-one.margin_bytes)} too large; "
+            + (f"fits with {', or with '.join(ways)}" if ways else "no one or two changes make it fit")
         )
     return lines
 
@@ -259,7 +266,7 @@ def _gpu_columns(found: list[EnoughGpu]) -> list[Column]:
 
 
 def estimate_command(recipe: Recipe, gpu: str) -> str:
-    """Return the `lorabench estimate` command of a recipe: what is not the default is named."""
+    """Return the `lorabench estimate` command of a recipe, with all settings that differ from the default."""
     from lorabench.estimator.recipes.recipe import make_recipe
 
     plain = make_recipe(recipe.model, method=recipe.method).describe()

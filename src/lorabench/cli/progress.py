@@ -1,4 +1,4 @@
-"""What `lorabench run` shows of a suite as it runs: lines that stay, and on a terminal what is under way."""
+"""Progress of `lorabench run`: a line per finished recipe and, on a terminal, what runs now."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 WIDEST_RESULT = 40
-"""Columns of ``ok 100.0 GiB 99,999 tok/s loss 10.00→9.00``; labels that leave it no room stick out of their column."""
+"""Width of ``ok 100.0 GiB 99,999 tok/s loss 10.00→9.00``. A label that leaves less room overflows its column."""
 INDENT = "    "
 
 
 class Lines(Watcher):
-    """Prints a line for each recipe that has ended."""
+    """Prints a line for each finished recipe."""
 
     def __init__(self, verbosity: int) -> None:
-        """Print what was found wrong only (−1), a line for each recipe (0), or all that is known of each (1)."""
+        """Print only problems (−1), a line per recipe (0), or all details (1)."""
         self.verbosity = verbosity
         self.total = self.lanes = 0
         self.done = 0
         self.label_width = 0
         self.measured_seconds: list[float] = []
-        """Of the tasks that were run."""
+        """Durations of the tasks that ran."""
         self.not_measured: list[Progress] = []
 
     def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
-        """Say what was found wrong in the folder, and what of the recipes nobody asked for."""
+        """Print problems found in the folder, and assumptions about the recipes."""
         self.total = len(tasks)
         self.lanes = len(lanes)
         room = self.columns - len(self._count(0)) - WIDEST_RESULT - 3
@@ -60,7 +60,7 @@ class Lines(Watcher):
                 self._say_wrapped(line, "")
 
     def ended(self, progress: Progress) -> None:
-        """Print what became of a recipe."""
+        """Print the result of a recipe."""
         self.done = progress.number
         if progress.record.outcome != "ok":
             self.not_measured.append(progress)
@@ -78,11 +78,11 @@ class Lines(Watcher):
 
     @property
     def columns(self) -> int:
-        """How wide lines may be."""
+        """Maximum width of a line."""
         return WIDTH
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a line."""
         click.echo(line)
 
     def _count(self, number: int) -> str:
@@ -101,7 +101,7 @@ class Lines(Watcher):
 
 
 class LiveLines(Lines):
-    """Shows, below those lines, what runs now, for how long, and how long the rest may take."""
+    """Also shows, below the finished recipes, what runs now and for how long, and the remaining time."""
 
     def __init__(self, verbosity: int) -> None:
         """See `Lines`."""
@@ -112,7 +112,7 @@ class LiveLines(Lines):
         self.console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.running: dict[tuple[Any, ...], tuple[str, float]] = {}
-        """Key of a task → its label and when it was started."""
+        """Key of a task → its label and start time."""
 
     def __enter__(self) -> Self:
         """Begin to draw."""
@@ -121,36 +121,36 @@ class LiveLines(Lines):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave only the lines that stay."""
+        """Remove what is drawn; printed lines stay."""
         self.live.stop()
 
     @property
     def columns(self) -> int:
-        """How wide the terminal is now."""
+        """Current width of the terminal."""
         return self.console.width
 
     def say(self, line: str) -> None:
-        """Print a line that stays, above what is drawn."""
+        """Print a line above what is drawn."""
         self.console.print(line, soft_wrap=True)
 
     def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
-        """Say what was found wrong in the folder, on a line of its own."""
+        """Print problems found in the folder, above what is drawn."""
         self.live.update("", refresh=True)
         super().prepared(tasks, lanes, notices)
         self.waiting()
 
     def started(self, task: Task) -> None:
-        """Draw that a recipe runs."""
+        """Draw that a recipe started."""
         self.running[task.key] = task.label, time.monotonic()
         self.waiting()
 
     def ended(self, progress: Progress) -> None:
-        """Draw that it does no more."""
+        """Draw that a recipe ended."""
         self.running.pop(progress.task.key, None)
         super().ended(progress)
 
     def waiting(self) -> None:
-        """Draw anew."""
+        """Redraw."""
         self.live.update(self._picture(), refresh=True)
 
     def _picture(self) -> Group:
@@ -166,12 +166,12 @@ class LiveLines(Lines):
 
 
 def watch(verbosity: int) -> Lines:
-    """Return what shows a suite's progress on standard output: drawn on a terminal, and otherwise line by line."""
+    """Return the progress display: drawn if standard output is a terminal, else line by line."""
     if verbosity >= 0 and sys.stdout.isatty():
         return LiveLines(verbosity)
     return Lines(verbosity)
 
 
 def seconds_left(measured: Sequence[float], left: int, lanes: int) -> float | None:
-    """Return the seconds that the rest takes if its recipes take what those before took on average."""
+    """Return the remaining seconds, if the other recipes take the average time of the finished ones."""
     return sum(measured) / len(measured) * left / lanes if measured else None

@@ -1,4 +1,4 @@
-"""The options that make a recipe, shared by the commands that take one."""
+"""The recipe options, shared by all commands that need a recipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _option(
     shown: str = "",
     **settings: Any,
 ) -> Callable[[Mapping[str, str]], Callable[[F], F]]:
-    """Return what makes an option whose help ends with the default that is ``shown``, or with what is shown instead."""
+    """Return a function that makes the option. Its help ends with the default ``shown``, or with a replacement."""
     field = names[-1].partition("/")[0].strip("-").replace("-", "_")
 
     def make(instead: Mapping[str, str]) -> Callable[[F], F]:
@@ -36,19 +36,24 @@ def _option(
 
 
 OPTIONS = [
-    _option("--method", type=_choice("method"), help="What trains: every weight, or adapters.", shown="lora"),
+    _option("--method", type=_choice("method"), help="Train all weights (full) or adapters.", shown="lora"),
     _option("-r", "--rank", type=int, help="Rank of the adapters.", shown="16"),
     _option("--lora-alpha", type=float, help="Adapters are scaled by alpha / r.", shown="2r"),
     _option("--lora-dropout", type=float, help="Dropout before each adapter.", shown="0.05"),
-    _option("--target-modules", help="all-linear, attention, mlp, or NAME,NAME…", shown="all-linear"),
-    _option("--modules-to-save", help="Embeddings or head that train whole besides: NAME,NAME…"),
+    _option("--target-modules", help="Modules to adapt: all-linear, attention, mlp, or NAME,NAME…", shown="all-linear"),
+    _option("--modules-to-save", help="Embeddings or head to train fully as well: NAME,NAME…"),
     _option("--adapter-dtype", type=_choice("adapter_dtype"), help="Dtype of the adapters.", shown="float32"),
     _option("--dtype", type=_choice("dtype"), help="Dtype of the base weights.", shown="full: float32, else bfloat16"),
-    _option("--mixed-precision", type=_choice("mixed_precision"), help="Autocast in forward.", shown="bf16"),
+    _option("--mixed-precision", type=_choice("mixed_precision"), help="Dtype of autocast.", shown="bf16"),
     _option("--quant-type", type=_choice("quant_type"), help="4-bit data type.", shown="nf4"),
-    _option("--double-quant/--no-double-quant", default=None, help="Quantise the constants too.", shown="yes"),
     _option(
-        "--prepare-kbit/--no-prepare-kbit", default=None, help="Raise what is not quantised to float32.", shown="yes"
+        "--double-quant/--no-double-quant", default=None, help="Quantise the quantisation constants too.", shown="yes"
+    ),
+    _option(
+        "--prepare-kbit/--no-prepare-kbit",
+        default=None,
+        help="Cast unquantised weights to float32, as peft does.",
+        shown="yes",
     ),
     _option(
         "--optim",
@@ -57,29 +62,32 @@ OPTIONS = [
         help=f"Optimizer, by transformers' name: {', '.join(CHOICES['optim'])}.",
         shown=DEFAULT_OPTIMIZER,
     ),
-    _option("--batch-size", type=int, help="Sequences in one pass.", shown="1"),
-    _option("--seq-len", type=Length(), help="Tokens in a sequence, such as 4k; k is 1024.", shown="2048"),
-    _option("--gradient-accumulation", type=int, help="Passes before each optimizer step.", shown="1"),
+    _option("--batch-size", type=int, help="Sequences per micro-batch.", shown="1"),
+    _option("--seq-len", type=Length(), help="Tokens per sequence, such as 4k; k is 1024.", shown="2048"),
+    _option("--gradient-accumulation", type=int, help="Micro-batches per optimizer step.", shown="1"),
     _option(
         "--gradient-checkpointing/--no-gradient-checkpointing",
         default=None,
         help="Recompute activations in the backward pass.",
         shown="yes",
     ),
-    _option("--attn-implementation", type=_choice("attn_implementation"), help="Attention's kernels.", shown="sdpa"),
+    _option("--attn-implementation", type=_choice("attn_implementation"), help="Attention kernel.", shown="sdpa"),
     _option(
         "--loss",
         type=_choice("loss"),
-        help="standard: transformers 5's; legacy: that of versions to 4.48; liger: a fused kernel.",
+        help="standard: transformers 5; legacy: transformers up to 4.48; liger: Liger's fused loss.",
         shown="standard",
     ),
 ]
 
 
 def recipe_options(shown: Mapping[str, str] | None = None) -> Callable[[F], F]:
-    """Return what adds the recipe options to a command, which gets them as keyword arguments, None where not given.
+    """Return a decorator that adds the recipe options to a command.
 
-    ``shown``: field → what its help shows in place of the default.
+    The command gets them as keyword arguments; an option that was not passed is None.
+
+    Args:
+        shown: field → text that its help shows instead of the default.
     """
 
     def add(command: F) -> F:
@@ -91,9 +99,9 @@ def recipe_options(shown: Mapping[str, str] | None = None) -> Callable[[F], F]:
 
 
 def option_here(name: str, command: click.Command) -> str | None:
-    """Return what to write instead of another tool's option ``name``; None where that is not known.
+    """Return what to write instead of another tool's option ``name``; None if unknown.
 
-    Commands without recipe options have no such hints.
+    Only commands with recipe options give such hints.
     """
     if not any(option.name == "method" for option in command.params):
         return None

@@ -1,4 +1,4 @@
-"""`lorabench report`: one HTML page of results, or of estimates."""
+"""`lorabench report`: make one HTML page of results or of estimates."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Examples:
 
 @click.command(name="report", epilog=EXAMPLES)
 @click.argument("folders", metavar="[RESULTS_DIR]…", nargs=-1, type=NamedPath())
-@click.option("--model", "models", multiple=True, help="A model to estimate on the page; several times for more.")
-@click.option("--gpu", "gpus", multiple=True, help="A GPU to ask about first; several times for more.")
-@click.option("--trace", "with_traces", is_flag=True, help="Trace each recipe that ran: seconds each, needs torch.")
+@click.option("--model", "models", multiple=True, help="Add estimates of this model. Repeatable.")
+@click.option("--gpu", "gpus", multiple=True, help="Select this GPU first. Repeatable.")
+@click.option("--trace", "with_traces", is_flag=True, help="Trace each recipe too: seconds each, needs torch.")
 @click.option("-o", "--output", type=NamedPath(), default=Path("report.html"), show_default=True)
-@click.option("--open", "open_page", is_flag=True, help="Show the page in the browser.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 def command(
     folders: tuple[Path, ...],
     models: tuple[str, ...],
@@ -42,10 +42,10 @@ def command(
     output: Path,
     open_page: bool,
 ) -> None:
-    """Make one HTML page of the results that `lorabench run` wrote into the folders, or of estimates alone.
+    """Make one HTML page of the results of `lorabench run`, or of estimates alone.
 
-    The page needs no network and sends nothing. Runs that failed are results too: they are listed with their messages.
-    What fits, and what if, is answered on it for the models that ran and those named, and all GPUs of `lorabench gpus`.
+    The page needs no network and sends nothing. It also lists failed runs, with their messages. Its sections "what fits"
+    and "what if" cover the models that ran, the models of --model, and all GPUs of `lorabench gpus`.
     """
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.reports.page import render_report, write_page
@@ -53,28 +53,28 @@ def command(
     from lorabench.reports.runs import read_runs
 
     if not folders and not models:
-        raise UserError("nothing to report on: name folders of results, or a model with --model NAME")
+        raise UserError("nothing to report: name folders of results, or a model with --model NAME")
     if with_traces and not folders:
-        raise UserError("--trace is of recipes that ran: name folders of results, or see lorabench trace MODEL")
+        raise UserError("--trace needs results: name folders of results, or run lorabench trace MODEL")
     specs, devices = _models(models), _devices(gpus)
     runs = read_runs(folders) if folders else []
     if with_traces:
         runs = _traced(runs)
     size = write_page(render_report(runs, specs, devices), output)
     failed = sum(run.record.outcome != "ok" for run in runs)
-    held = [f"{plural(len(runs), 'run')}, {failed} failed"] if runs else []
+    contents = [f"{plural(len(runs), 'run')}, {failed} failed"] if runs else []
     if specs:
-        held.append(f"estimates of {', '.join(spec.name for spec in specs)}")
+        contents.append(f"estimates of {', '.join(spec.name for spec in specs)}")
     assumptions = [assumed for spec in specs for assumed in recipe_for(spec).assumptions]
     assumptions += [assumed for device in devices for assumed in device.assumptions]
     for assumption in assumptions:
         click.echo("\n".join(folded(f"assumed: {assumption}")))
-    click.echo(f"wrote {output} ({format_bytes(size)}): {'; '.join(held)}")
+    click.echo(f"wrote {output} ({format_bytes(size)}): {'; '.join(contents)}")
     if open_page:
         import webbrowser
 
         if not webbrowser.open(output.resolve().as_uri()):
-            click.echo("no browser was found to show it in", err=True)
+            click.echo("no browser found to open the page", err=True)
 
 
 def _traced(runs: Sequence[Run]) -> list[Run]:
@@ -98,8 +98,8 @@ def _models(names: tuple[str, ...]) -> list[ModelSpec]:
     for spec in specs:
         if not has_closed_form(spec):
             raise UserError(
-                f"--model {spec.name}: {no_closed_form(spec.model_type)}, which the page's estimates are made from: "
-                "leave it out, or see lorabench estimate"
+                f"--model {spec.name}: {no_closed_form(spec.model_type)}, which estimates on the page need: "
+                "leave it out, or run lorabench estimate"
             )
     return specs
 

@@ -1,4 +1,4 @@
-"""What `lorabench run` says of a recipe that has ended: one line, and with ``-v`` all that was measured."""
+"""The result of a recipe in `lorabench run`: one line, and with ``-v`` everything that was measured."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lorabench.cli.speed import in_time
 from lorabench.estimator.quantities import in_gib
 
 GLUED = "\N{NO-BREAK SPACE}"
-"""Stands for a space at which no line may end, until lines are made."""
+"""Marks a space where no line may break; it becomes a space when lines are printed."""
 
 
 def result_line(progress: Progress) -> str:
-    """Return what became of a recipe, as one line in which figures are `GLUED` to their units."""
+    """Return the result of a recipe as one line. Figures are `GLUED` to their units."""
     record = progress.record
-    before = "rehearsed before" if record.rehearsed else "measured before"
-    notes = [before if record.outcome == "ok" else "there before"] if progress.resumed else []
+    earlier = "rehearsed earlier" if record.rehearsed else "measured earlier"
+    notes = [earlier if record.outcome == "ok" else "from an earlier run"] if progress.resumed else []
     measured = record.measurement
     if record.rehearsal is not None:
         reserved = record.rehearsal.memory.peak_reserved_bytes or 0
@@ -26,8 +26,8 @@ def result_line(progress: Progress) -> str:
         line = f"{record.outcome} {record.message}"
     else:
         peak = in_gib(measured.memory.peak_allocated_bytes)
-        learnt = _from_to(measured.losses[0], measured.losses[-1])
-        line = f"ok {peak:>8} {measured.tokens_per_second:>5,.0f} tok/s loss {learnt}".replace(" ", GLUED)
+        losses = _from_to(measured.losses[0], measured.losses[-1])
+        line = f"ok {peak:>8} {measured.tokens_per_second:>5,.0f} tok/s loss {losses}".replace(" ", GLUED)
         notes += [record.message] if record.message else []
         notes += ["step times unstable"] if measured.unstable else []
     return f"{line}  ({'; '.join(notes)})" if notes else line
@@ -38,11 +38,11 @@ def _from_to(first: float | None, last: float | None) -> str:
 
 
 def details(record: RunRecord) -> list[str]:
-    """Return the recipe's every setting, and what was measured besides the figures of `result_line`."""
-    said = [f"{setting}={value}" for setting, value in record.recipe.describe().items()]
+    """Return all settings of the recipe, and the measurements that `result_line` leaves out."""
+    settings = [f"{setting}={value}" for setting, value in record.recipe.describe().items()]
     lines = [
-        f"{record.file_name}: seed {record.seed}, {record.steps} timed steps after {record.warmup_steps} of warm-up",
-        " ".join(said),
+        f"{record.file_name}: seed {record.seed}, {record.warmup_steps} warm-up and {record.steps} timed steps",
+        " ".join(settings),
     ]
     return lines + _measured_details(record.measurement) if record.measurement is not None else lines
 
@@ -51,15 +51,15 @@ def _measured_details(measured: Measurement) -> list[str]:
     low, high = map(in_time, measured.step_seconds_interval)
     spread = in_time(measured.step_seconds_interquartile_range)
     rates = {
-        "in all": measured.tokens_per_second,
+        "all": measured.tokens_per_second,
         "without padding": measured.unpadded_tokens_per_second,
         "in the loss": measured.loss_tokens_per_second,
     }
     used = {"MFU": measured.mfu, "HFU": measured.hfu}
     bytes_ = {
         "reserved": measured.memory.peak_reserved_bytes,
-        "of the process on the GPU": measured.nvml_process_peak_bytes,
-        "in host memory": measured.rss_peak_bytes,
+        "in nvidia-smi": measured.nvml_process_peak_bytes,
+        "of host memory": measured.rss_peak_bytes,
     }
     lines = [
         f"step {in_time(measured.median_step_seconds)}, 95% interval {low} to {high}, interquartile range {spread}",
@@ -69,7 +69,7 @@ def _measured_details(measured: Measurement) -> list[str]:
     ]
     if measured.joules_per_thousand_tokens is not None:
         lines.append(f"energy: {measured.joules_per_thousand_tokens:,.1f} J per 1,000 tokens")
-    lines.append(f"loss {_from_to(measured.losses[0], measured.losses[-1])} from the first step to the last")
+    lines.append(f"loss {_from_to(measured.losses[0], measured.losses[-1])} from first to last step")
     if measured.held_out_loss_before is not None:
         lines.append(f"held-out loss {_from_to(measured.held_out_loss_before, measured.held_out_loss_after)}")
     return [line for line in lines if line] + [f"unstable: {reason}" for reason in measured.unstable]

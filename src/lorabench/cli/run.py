@@ -1,4 +1,4 @@
-"""`lorabench run`: really train recipes, and measure them."""
+"""`lorabench run`: train recipes for real and measure them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Examples:
 
 \b
 Exit codes:
-  0  at least one recipe was measured    1    not done within --time-limit, or
-  2  wrong use or bad input                   not all, with --require-all
+  0  at least one recipe was measured    1    --time-limit left recipes over,
+  2  wrong use or bad input                   or --require-all was not met
                                          3    nothing was measured
                                          130  interrupted
 """
@@ -42,7 +42,7 @@ OF_TRAINING = {
     *("output", "resume", "skip_unfit", "require_all", "timeout", "time_limit", "engine", "seed", "timeline"),
     *("memory_snapshot", "quiet", "verbose"),
 }
-"""Options that say nothing of what recipes take."""
+"""Options that do not change estimates."""
 MOST_MINUTES = 10**6
 INTERRUPTED = 130
 UNFINISHED = INCOMPLETE = 1
@@ -52,28 +52,31 @@ NOTHING_MEASURED = 3
 @click.command("run", epilog=EXAMPLES)
 @click.argument("target", metavar="SUITE|MODEL")
 @recipe_options()
-@click.option("-o", "--output", type=NamedPath(), help="Folder for the run records.")
-@click.option("--resume", is_flag=True, help="Keep the records that are there and ok or out of memory.")
-@click.option("--dry-run", is_flag=True, help="List the recipes, with estimates; run nothing.")
-@click.option("--gpu", help="Of --dry-run: the GPU to hold them against, or its memory. [this machine]")
-@click.option("--skip-unfit", is_flag=True, help="Do not try what is predicted not to fit.")
-@click.option("--require-all", is_flag=True, help="Exit 1 unless every recipe is measured.")
-@click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds a recipe.")
-@click.option("--time-limit", type=float, help="Minutes in all; --resume does the rest.")
-@click.option("--repeats", type=int, help="Runs of each recipe, each of another seed. [1]")
-@click.option("--steps", type=int, help="Timed steps, at least. [the suite's, or 20]")
-@click.option("--warmup-steps", type=int, help="Steps before the timed ones. [the suite's, or 3]")
+@click.option("-o", "--output", type=NamedPath(), help="Write the run records to this folder.")
+@click.option("--resume", is_flag=True, help="Skip recipes that have a record: ok or out of memory.")
+@click.option("--dry-run", is_flag=True, help="List the recipes with estimates; train nothing.")
+@click.option("--gpu", help="With --dry-run: GPU to estimate for, by name or memory size. [this machine]")
+@click.option("--skip-unfit", is_flag=True, help="Skip recipes that are predicted not to fit.")
+@click.option("--require-all", is_flag=True, help="Exit with code 1 unless every recipe is measured.")
+@click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds per recipe.")
+@click.option("--time-limit", type=float, help="Stop after this many minutes; --resume continues.")
+@click.option("--repeats", type=int, help="Runs per recipe, each with another seed. [1]")
+@click.option("--steps", type=int, help="Minimum number of timed steps. [the suite's, or 20]")
+@click.option("--warmup-steps", type=int, help="Minimum number of warm-up steps. [the suite's, or 3]")
 @click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
 @click.option(
-    "--engine", type=OneOf(["lorabench", "trainer"]), default="lorabench", help="Whose loop: trainer is transformers'."
+    "--engine",
+    type=OneOf(["lorabench", "trainer"]),
+    default="lorabench",
+    help="Training loop: lorabench's, or transformers' Trainer.",
 )
 @click.option("--weights", default="random", help="random, hub, or a FOLDER with *.safetensors. [random]")
-@click.option("--dataset", type=NamedPath(), help="Text or .jsonl file. [text that Python ships]")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1001), default=0, help="Of random weights and dropout. [0]")
-@click.option("--timeline", is_flag=True, help="Record live bytes over one step.")
+@click.option("--dataset", type=NamedPath(), help="Train on this text or .jsonl file. [Python's own text]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1001), default=0, help="Seed of random weights and dropout. [0]")
+@click.option("--timeline", is_flag=True, help="Record the live bytes over one step.")
 @click.option("--memory-snapshot", is_flag=True, help="Write CUDA's allocator history of one step, as gzipped JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print every setting, and tracebacks.")
+@click.option("-v", "--verbose", is_flag=True, help="Print all settings, all measurements and tracebacks.")
 @click.pass_obj
 def command(
     arguments: list[str],
@@ -101,21 +104,21 @@ def command(
     verbose: bool,
     **options: Any,
 ) -> int:
-    """Train each recipe of a suite, or one MODEL with recipe options, and write a run record of each.
+    """Train each recipe of a suite, or one MODEL with recipe options, and write a run record for each.
 
-    SUITE is a YAML file, or one that is shipped: demo, first, memory, methods, optimizers, ranks, reference, smoke. A
-    recipe that runs out of memory, fails or hangs is a record too, and the others go on. On several GPUs of one kind,
-    recipes run side by side. A line for each says its peak, its speed, and the loss of its first step and of its last.
+    SUITE is a YAML file, or a shipped suite: demo, first, memory, methods, optimizers, ranks, reference, smoke. If a
+    recipe runs out of memory, fails or hangs, its record says so and the others continue. On several GPUs of one kind,
+    recipes run side by side. One line per recipe shows the peak, the speed, and the loss of the first and last step.
     """
     if quiet and verbose:
-        raise UserError("--quiet and --verbose contradict each other: give one")
+        raise UserError("--quiet and --verbose contradict each other: pass one")
     if dry_run:
         _refuse_what_only_training_takes()
     elif gpu is not None:
-        raise UserError("--gpu is for --dry-run: recipes run on this machine's device, which --device chooses")
+        raise UserError("--gpu needs --dry-run: recipes train on this machine, where --device selects the device")
     elif output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    if time_limit is not None and not 0 < time_limit <= MOST_MINUTES:  # which holds for no NaN
+    if time_limit is not None and not 0 < time_limit <= MOST_MINUTES:  # false for NaN too
         raise UserError(f"--time-limit must be above 0 and at most {MOST_MINUTES} minutes, got {time_limit:g}")
     from lorabench.bench.records.run_settings import Settings
     from lorabench.bench.suites.suite import with_amounts
@@ -125,7 +128,7 @@ def command(
         suite_of(target, options), {name: count for name, count in amounts.items() if count is not None}
     )
     settings = Settings(
-        device="cpu",  # until it is known what --device means here
+        device="cpu",  # until --device is resolved
         steps=suite.steps,
         warmup_steps=suite.warmup_steps,
         seed=seed,
@@ -163,7 +166,7 @@ def command(
             )
     except KeyboardInterrupt:
         done = f" of {progress.total}" if progress.total else ""
-        click.echo(f"interrupted after {progress.done}{done} recipes; go on with: {_resuming(arguments)}", err=True)
+        click.echo(f"interrupted after {progress.done}{done} recipes; continue with: {_resuming(arguments)}", err=True)
         return INTERRUPTED
     if suite.probe and finished.records and not quiet:
         from lorabench.cli.gpu_errors import errors_on_gpu
@@ -173,13 +176,13 @@ def command(
 
 
 def _conclude(finished: Finished, output: Path, arguments: list[str], missing: list[Progress]) -> int:
-    """Say what became of the suite, and return the exit code; ``missing`` had to be measured and were not."""
+    """Print the summary of the suite, and return the exit code. ``missing``: required, but not measured."""
     outcomes = [record.outcome for record in finished.records]
     counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
     if outcomes:
         click.echo(f"{len(outcomes)} recipe{'s' if len(outcomes) > 1 else ''}: {counted}. Records are in {output}")
     if finished.left:
-        click.echo(f"no time for {finished.left} more; go on with: {_resuming(arguments)}", err=True)
+        click.echo(f"no time for {finished.left} more; continue with: {_resuming(arguments)}", err=True)
         return UNFINISHED
     if missing:
         click.echo("\n".join(_why_missing(missing, arguments)), err=True)
@@ -189,20 +192,20 @@ def _conclude(finished: Finished, output: Path, arguments: list[str], missing: l
 
 
 def _why_missing(missing: list[Progress], arguments: list[str]) -> list[str]:
-    """Return lines that say which recipes were not measured, why, and what to do; commands are uncut."""
+    """Return lines on the recipes that were not measured: why, and what to do. Commands are not wrapped."""
     lines = ["not measured:"]
     for each in missing:
-        said = f"{each.task.label}: {each.record.outcome} {each.record.message}"
-        lines += folded(said, indent="  ", hanging="    ")
+        reason = f"{each.task.label}: {each.record.outcome} {each.record.message}"
+        lines += folded(reason, indent="  ", hanging="    ")
     if any(each.record.outcome in ("error", "timeout") for each in missing):
         louder = [argument for argument in arguments if argument not in ("-q", "--quiet", "-v", "--verbose")]
-        lines.append(f"to try again, with every traceback: {_resuming([*louder, '-v'])}")
-    lines.append("to see what this machine lacks: lorabench doctor")
+        lines.append(f"to retry with all tracebacks: {_resuming([*louder, '-v'])}")
+    lines.append("to check this machine: lorabench doctor")
     return lines
 
 
 def suite_of(target: str, options: dict[str, Any]) -> Suite:
-    """Return the suite that ``target`` names, or one of a single recipe where it names a model."""
+    """Return the suite named ``target``, or a suite of a single recipe if it is a model."""
     from lorabench.bench.suites.suite import single_recipe
     from lorabench.bench.suites.suite_file import load_suite, shipped_suites
     from lorabench.estimator.models.catalogue import find_model
@@ -212,7 +215,7 @@ def suite_of(target: str, options: dict[str, Any]) -> Suite:
         given = [name for name, value in options.items() if value is not None]
         if given:
             option = f"--{given[0].replace('_', '-')}"
-            raise UserError(f"{option} is for a single MODEL: write {given[0]} into the suite {target}")
+            raise UserError(f"{option} needs a single MODEL: write {given[0]} into the suite {target} instead")
         return load_suite(target)
     try:
         spec = find_model(target)
@@ -223,22 +226,24 @@ def suite_of(target: str, options: dict[str, Any]) -> Suite:
 
 
 def _refuse_what_only_training_takes() -> None:
-    """Refuse options beside --dry-run that would change nothing of what it says."""
+    """Refuse options that have no effect with --dry-run."""
     context = click.get_current_context()
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         if given and option.name in OF_TRAINING:
-            raise UserError(f"{max(option.opts, key=len)} is for training, and --dry-run trains nothing: leave it out")
+            raise UserError(
+                f"{max(option.opts, key=len)} has no meaning with --dry-run, which trains nothing: leave it out"
+            )
 
 
 def _device(gpu: str | None, choice: DeviceChoice) -> tuple[DeviceFacts, tuple[str, ...]]:
-    """Return the device to hold estimates against, the GPU that is named or this machine's, and what that assumes."""
+    """Return the device to estimate for (the named GPU, or this machine's) and the assumptions about it."""
     if gpu is None:
         from lorabench.bench.machine.environment import probe_surroundings
 
         return probe_surroundings(choice).device, ()
     if choice != "auto":
-        raise UserError("--gpu and --device contradict each other: --gpu names the device to hold estimates against")
+        raise UserError("--gpu and --device contradict each other: --gpu names the device to estimate for")
     from lorabench.bench.records.record import DeviceFacts
     from lorabench.estimator.devices.device import find_device
 
@@ -247,14 +252,14 @@ def _device(gpu: str | None, choice: DeviceChoice) -> tuple[DeviceFacts, tuple[s
 
 
 def _resuming(arguments: list[str]) -> str:
-    """Return the command that goes on where this one stopped, to be pasted into a shell."""
+    """Return the command that continues this one, to paste into a shell."""
     resume = [] if "--resume" in arguments else ["--resume"]
     return shlex.join(["lorabench", *arguments, *resume])
 
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Have SIGTERM end what runs as Ctrl-C does."""
+    """Make SIGTERM end the run as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""How fast a recipe trains: the options that ask for it, and the answer as people read it."""
+"""Training speed: its options, and how it is printed."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 LEAST_SHARE = 0.005
-"""Groups of operations that take less of a step are not listed."""
+"""Groups of operations with a smaller share of the step time are not listed."""
 
 
 calibration_option = click.option(
     "--calibration",
     "calibration_file",
     type=NamedPath(),
-    help="Rates that `lorabench calibrate` measured. [those found under the GPU's name]",
+    help="File from `lorabench calibrate`. [found by the GPU's name]",
 )
 OPTIONS: list[Callable[[F], F]] = [
-    click.option("--tokens", type=Count(), help="Say how long so many tokens take, such as 50M."),
-    click.option("--price-per-hour", type=float, help="And what they cost, the GPU at this price."),
+    click.option("--tokens", type=Count(), help="Predict the time for this many tokens, such as 50M."),
+    click.option("--price-per-hour", type=float, help="Predict their cost at this GPU price."),
     calibration_option,
 ]
 
 
 def speed_options(command: F) -> F:
-    """Add the options about speed to ``command``: ``tokens``, ``price_per_hour``, ``calibration_file``."""
+    """Add the speed options to ``command``: ``tokens``, ``price_per_hour``, ``calibration_file``."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
@@ -45,28 +45,28 @@ def speed_options(command: F) -> F:
 def refuse_speed_without_rates(
     device: Device | None, tokens: int | None, price_per_hour: float | None, calibration_file: Path | None
 ) -> None:
-    """Refuse questions about speed that nothing answers.
+    """Refuse speed options that cannot be answered.
 
     Raises:
-        UserError: a price without tokens; or tokens, or a calibration, without a GPU whose rates are known.
+        UserError: a price without tokens; tokens or a calibration without a GPU; tokens for a GPU of unknown speed.
     """
     if price_per_hour is not None and tokens is None:
-        raise UserError("--price-per-hour needs to know what is paid for: add --tokens, such as --tokens 50M")
+        raise UserError("--price-per-hour needs a number of tokens: add --tokens, such as --tokens 50M")
     asked = "--tokens" if tokens is not None else "--calibration" if calibration_file is not None else None
     if asked and device is None:
-        raise UserError(f"{asked} needs a GPU: add --gpu NAME (lorabench gpus lists them)")
+        raise UserError(f"{asked} needs a GPU: add --gpu NAME (`lorabench gpus` lists names)")
     if tokens is not None and device and device.bandwidth_bytes_per_second is None and calibration_file is None:
         raise UserError(
-            f"--tokens needs a GPU whose speed is known, and {device.name} says its memory only: name the GPU, "
-            "or give --calibration FILE"
+            f"--tokens needs a GPU of known speed, but {device.name} is only a memory size: name the GPU, "
+            "or pass --calibration FILE"
         )
 
 
 def calibration_for(device: Device, file: Path | None) -> Calibration | None:
-    """Return the calibration in ``file``; without one, that which is found under the device's name, if any.
+    """Return the calibration in ``file``, or else the one found by the device's name, if any.
 
     Raises:
-        UserError: a file that is no calibration, or one of another device.
+        UserError: the file is not a calibration, or it is of another device.
     """
     from lorabench.estimator.speed.calibrations import file_name, find_calibration, read_calibration
 
@@ -75,15 +75,15 @@ def calibration_for(device: Device, file: Path | None) -> Calibration | None:
     calibration = read_calibration(file)
     if device.bandwidth_bytes_per_second is not None and file_name(calibration.device) != file_name(device.name):
         raise UserError(
-            f"calibration {file}: was measured on {calibration.device}, not on {device.name}: "
+            f"calibration {file} was measured on {calibration.device}, not on {device.name}: "
             f"leave --calibration out, or run `lorabench calibrate` on that GPU"
         )
     return calibration
 
 
 def speed_lines(speed: Throughput) -> list[str]:
-    """Return what is said about speed, a line each, the first of them the answer."""
-    source = "as calibrated" if speed.rates == "calibrated" else "by its datasheet (not calibrated)"
+    """Return the lines about speed, tokens per second first."""
+    source = "calibrated" if speed.rates == "calibrated" else "from the datasheet (not calibrated)"
     lines = [
         f"{_number(speed.tokens_per_second)} tokens/s ({_between(speed.tokens_per_second_range)}), {source}",
         f"step: {in_time(speed.step_seconds)} ({' to '.join(map(in_time, speed.step_seconds_range))})",
@@ -95,26 +95,26 @@ def speed_lines(speed: Throughput) -> list[str]:
         lines[-1] += f"; {_between(speed.watts_range)} W"
     shares = {group: seconds / speed.step_seconds for group, seconds in speed.groups_seconds.items()}
     ordered = sorted((share, group) for group, share in shares.items() if share >= LEAST_SHARE)
-    lines.append("time goes to: " + ", ".join(f"{group} {share:.0%}" for share, group in reversed(ordered)))
+    lines.append("share of time: " + ", ".join(f"{group} {share:.0%}" for share, group in reversed(ordered)))
     if speed.training is not None:
         lines.append(_training(speed.training))
     return lines
 
 
 def _training(training: Training) -> str:
-    said = f"{training.tokens:,} tokens: {in_time(training.seconds)} "
-    said += f"({' to '.join(map(in_time, training.seconds_range))})"
+    line = f"{training.tokens:,} tokens: {in_time(training.seconds)} "
+    line += f"({' to '.join(map(in_time, training.seconds_range))})"
     if training.cost is not None and training.cost_range is not None:
         low, high = training.cost_range
-        said += f", costing {training.cost:,.2f} ({low:,.2f} to {high:,.2f})"
+        line += f", cost {training.cost:,.2f} ({low:,.2f} to {high:,.2f})"
     if training.kilowatt_hours_range is not None:
         low, high = training.kilowatt_hours_range
-        said += f", {low:,.2g} to {high:,.2g} kWh"
-    return said
+        line += f", {low:,.2g} to {high:,.2g} kWh"
+    return line
 
 
 def in_time(seconds: float) -> str:
-    """Return seconds as people say them: 12.3 ms, 4.56 s, 7.8 min, 9.1 h, 12 days."""
+    """Return seconds in a readable unit: 12.3 ms, 4.56 s, 7.8 min, 9.1 h, 12 days."""
     for unit, length, until in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
         if seconds < until:
             return f"{_number(seconds / length)} {unit}"
@@ -126,5 +126,5 @@ def _between(range_: tuple[float, float]) -> str:
 
 
 def _number(value: float) -> str:
-    """Return three significant figures, or all whole ones."""
+    """Return three significant figures, or all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""`lorabench trace`: what a recipe takes, from the real step run on tensors without contents."""
+"""`lorabench trace`: run the real training step on meta tensors and follow every allocation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Examples:
   lorabench trace ./config.json --method full --format json > trace.json
 """
 SHOWN_TENSORS = 10
-"""Tensors that people see; JSON has more."""
+"""Number of tensors in the table; JSON has more."""
 
 
 @click.command("trace", epilog=EXAMPLES)
@@ -36,21 +36,21 @@ SHOWN_TENSORS = 10
     type=OneOf(("cuda", "cpu")),
     default="cuda",
     show_default=True,
-    help="Whose kernels the step goes through: a GPU's, or a CPU's.",
+    help="Trace the allocations of CUDA or of CPU kernels.",
 )
-@click.option("--gpu", help="A GPU by name: whose cuBLAS workspaces are counted.")
+@click.option("--gpu", help="GPU whose cuBLAS workspaces are counted.")
 @click.option(
     "--expandable-segments",
     is_flag=True,
-    help="Reserve as with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
+    help="Replay the allocator with expandable_segments:True.",
 )
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
 def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool, format_: str, **options: Any) -> None:
-    """Run the real training step of MODEL on meta tensors: exact, no GPU.
+    """Run the real training step of MODEL on meta tensors, without a GPU.
 
-    transformers, peft and bitsandbytes train two steps on tensors without contents, while every allocation is
-    followed. MODEL is a name of `lorabench models`, a config.json or the folder that holds one, or a hub id. In
-    brackets stand the defaults; one that MODEL cannot have gives way to what its users run, and the answer says so.
+    transformers, peft and bitsandbytes train two steps on tensors without contents, and every allocation is followed.
+    MODEL is a name of `lorabench models`, a config.json or its folder, or a hub id. Defaults are in brackets. If MODEL
+    does not support a default, the usual alternative is used and reported.
     """
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.models.catalogue import find_model
@@ -95,7 +95,7 @@ def _as_text(traced: Trace) -> str:
 
 
 def _tensor_list(traced: Trace) -> str:
-    """Return the largest tensors, two lines each: names of modules and operators leave no room for columns."""
+    """Return the largest tensors, two lines each: names of modules and operators are too long for columns."""
     tensors = traced.tensors[:SHOWN_TENSORS]
     heads = as_table(
         [
@@ -122,7 +122,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _moment(traced: Trace) -> str:
     peak = traced.peak
     where = f" of {peak.module}" if peak.module else ""
-    return f"The peak is in {peak.phase}, when {peak.operator}{where} runs. Largest tensors alive then:"
+    return f"The peak is in {peak.phase}, while {peak.operator}{where} runs. Largest live tensors:"
 
 
 def _tensor_columns(traced: Trace) -> list[Column]:
@@ -152,7 +152,7 @@ def _as_markdown(traced: Trace) -> str:
         [
             f"**{traced.recipe.model}**: {settings}",
             *remarks(traced.assumptions, traced.warnings, markdown=True),
-            parameter_counts(traced.parameters).replace("\n", " "),
+            " ".join(parameter_counts(traced.parameters).split()),
             as_markdown(peak_columns(traced.memory)),
             _moment(traced),
             as_markdown(_tensor_columns(traced)),
@@ -162,7 +162,7 @@ def _as_markdown(traced: Trace) -> str:
 
 
 def _as_csv(traced: Trace) -> str:
-    """Return one row: the recipe, the counts, each component in bytes, the peak's moment."""
+    """Return one row: the recipe, parameter counts, bytes of each component, and the operation at the peak."""
     memory = traced.memory
     return as_csv(
         [

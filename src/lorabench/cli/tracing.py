@@ -1,4 +1,4 @@
-"""What commands do around a trace: import the libraries that it runs, and say how far it is."""
+"""Import the libraries of a trace, and show its progress."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import click
 from lorabench.estimator.errors import UserError
 
 PATIENCE_SECONDS = 1.0
-"""Nothing is said of progress before."""
+"""Progress is shown only after this time."""
 
 
 def import_training_libraries(what: str) -> None:
-    """Import what a trace runs, or say that ``what`` needs it.
+    """Import the libraries of a trace for ``what``.
 
     Raises:
         UserError: a package of the ``bench`` extra is not installed.
@@ -32,7 +32,7 @@ def import_training_libraries(what: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function to say what is being done; it is shown on a terminal, and only when it takes long."""
+    """Yield a function that reports the current stage. It is shown only on a terminal, and only if it takes long."""
     if not sys.stderr.isatty():
         yield lambda what: None
         return
@@ -52,7 +52,7 @@ def progress() -> Iterator[Callable[[str], None]]:
         now = what
         show()
 
-    # What was said before patience ran out is shown when it has.
+    # Show the stage that was reported before PATIENCE_SECONDS had passed.
     timer = threading.Timer(PATIENCE_SECONDS, show)
     timer.daemon = True
     timer.start()
