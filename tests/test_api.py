@@ -62,7 +62,7 @@ def test_a_grid_has_the_speed_of_every_batch_and_length() -> None:
     assert grid.tokens_per_second.shape == (2, 3)
     assert grid.tokens_per_second[1, 1] == pytest.approx(one.tokens_per_second)
     assert grid.step_seconds_range[1][1, 1] == pytest.approx(one.step_seconds_range[1])
-    for gpu, said in [("24GB", "says its memory only"), ("h100-sxm", "learned positions for 1024 tokens")]:
+    for gpu, said in [("24GB", "not its speed: pass a GPU name"), ("h100-sxm", "learned positions for 1024 tokens")]:
         with pytest.raises(lorabench.UserError, match=said):
             lorabench.estimate_throughput_grid("gpt2", 1, [64, 2048], gpu=gpu)
 

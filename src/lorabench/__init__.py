@@ -1,4 +1,4 @@
-"""What fine-tuning a language model costs: estimated, traced, measured, and checked against each other.
+"""Predict, measure and check what fine-tuning a language model costs.
 
 >>> import lorabench
 >>> lorabench.estimate("meta-llama/Llama-3.1-8B", method="qlora", rank=16, gpu="rtx-4090").fits
@@ -74,21 +74,21 @@ def estimate_grid(
     gpu: str | float | Device | None = None,
     **options: Unpack[RecipeOptions],
 ) -> NDArray[np.int64]:
-    """Return the peak allocated bytes for every batch size, length and rank, a million in about a second.
-
-    The three are whole numbers that broadcast against each other, as numpy's do; the answer has the shape that they
-    broadcast to. Without ranks the recipe's own stands. It takes numpy.
+    """Return the peak allocated bytes for every batch size, length and rank: a million in about a second. Needs numpy.
 
     Args:
-        model: as of `estimate`.
-        batch_sizes: sequences in one pass.
-        seq_lens: tokens in a sequence.
-        ranks: of the adapters.
-        gpu: a GPU, whose cuBLAS workspaces are counted.
+        model: as in `estimate`.
+        batch_sizes: sequences per micro-batch; integers.
+        seq_lens: tokens per sequence; integers.
+        ranks: ranks of the adapters; integers. Default: the recipe's rank.
+        gpu: a GPU, for the size of its cuBLAS workspaces.
         options: the other settings of the recipe.
 
+    Returns:
+        Bytes, in the shape to which ``batch_sizes``, ``seq_lens`` and ``ranks`` broadcast.
+
     Raises:
-        UserError: what `estimate` refuses; arrays that do not broadcast, or numbers that no recipe can have.
+        UserError: as in `estimate`; the arrays do not broadcast, or a number is impossible for a recipe.
     """
     import numpy as np
     from msgspec.structs import replace
@@ -116,13 +116,13 @@ def estimate_throughput_grid(
     gpu: str | float | Device,
     **options: Unpack[RecipeOptions],
 ) -> ThroughputGrid:
-    """Return seconds a step and tokens a second, each with its range, for every batch size, length and rank.
+    """Return seconds per step and tokens per second, with ranges, for every batch size, length and rank.
 
-    Arguments are as of `estimate_grid`, and the rates of ``gpu`` as of `estimate`. Whether a recipe fits is another
-    question.
+    The arguments are those of `estimate_grid`; the speed of ``gpu`` is found as in `estimate`. The answer does not say
+    whether a recipe fits.
 
     Raises:
-        UserError: as `estimate_grid`; a GPU of which only the memory is known, or that lacks what the recipe runs on.
+        UserError: as in `estimate_grid`; or only the memory of ``gpu`` is known, or it cannot run the recipe.
     """
     import numpy as np
     from msgspec.structs import replace
@@ -140,7 +140,7 @@ def estimate_throughput_grid(
     calibration = find_calibration(device.name)
     found = grid.estimate_throughput_grid(spec, recipe, device, batch_sizes, seq_lens, ranks, calibration)
     if found is None:
-        raise UserError(f"{device.name} says its memory only, and no speed: name the GPU (lorabench gpus lists them)")
+        raise UserError(f"Only the memory of {device.name!r} is known, not its speed: pass a GPU name (lorabench gpus)")
     if found.step_seconds.size:
         refuse_impossible(spec, replace(recipe, seq_len=int(np.max(seq_lens))))
     return found
@@ -170,10 +170,12 @@ def _device(gpu: str | float | Device) -> Device:
 
 
 def find_model(model: str | Path) -> ModelSpec:
-    """Return the shapes of a model: a catalogue name, a config.json or its folder, or a hub id; a path is a file's.
+    """Return the shapes of a model, given by catalogue name, config.json or its folder, or hub id.
+
+    A `Path` is always a file or folder.
 
     Raises:
-        UserError: no such model, or a config that is no causal language model of a supported family.
+        UserError: there is no such model, or the config is not a causal language model of a supported family.
     """
     from lorabench.estimator.models import catalogue
 
@@ -197,7 +199,7 @@ def read_records(folder: str | Path) -> list[RunRecord]:
     """Return the run records that `lorabench run` wrote into ``folder``.
 
     Raises:
-        UserError: no such folder, no record in it, or one that is broken or was written by another schema.
+        UserError: the folder is missing or has no records, or a record is broken or has another schema.
     """
     from pathlib import Path
 

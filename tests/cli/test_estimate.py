@@ -247,7 +247,7 @@ def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: A
     assert "Traced, because this architecture has no closed form." in out
     assert "; allocator replayed" in " ".join(out.split())
     assert "24GB (23.25 of 24.00 GiB usable): fits" in out
-    assert "largest batch, longest sequence, speed: not sought, for each try takes a trace" in out
+    assert "not computed by tracing: largest batch, longest sequence, speed" in out
     assert max(map(len, out.splitlines())) <= max(80, len(olmo2) + 10)
     said = json.loads(estimate(olmo2, "--seq-len", "4096", "--gpu", "24GB", "--format", "json")[1])
     assert (said["source"], said["fits"]) == ("trace", True)
