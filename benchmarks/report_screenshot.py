@@ -30,7 +30,7 @@ def main() -> None:
         browser.run(
             "for (const section of document.querySelectorAll('section'))"
             " section.hidden = !arguments[0].includes(section.id);"
-            "for (const part of document.querySelectorAll('.held, .closely, footer')) part.hidden = true",
+            "for (const part of document.querySelectorAll('.persistent, .detail, footer')) part.hidden = true",
             SECTIONS,
         )
         height = browser.run("return Math.ceil(document.querySelector('main').getBoundingClientRect().bottom)")

@@ -1,7 +1,7 @@
-"""Arithmetic of the estimator written down, so that the page's scripts can follow it without having it themselves.
+"""Record the estimator's arithmetic, so the page's scripts can run it and each formula exists only in Python.
 
-A function of the estimator that takes numbers is given `Unknown`s. What it does with them is recorded as steps, which
-`js/expressions.js` runs with the numbers that people choose. So each formula stands in Python alone.
+A function of the estimator is called with `Unknown`s instead of numbers. Each operation on them is recorded as a step.
+`js/expressions.js` runs the steps with the numbers that the reader chooses.
 
 The alternative is a grid of results. The page offers 256 batch sizes, 1,024 lengths, 10 ranks and 6 recipes: 16 million
 results for each model and class of GPU. A coarser grid would need interpolation, which is not exact. The programs of
@@ -18,17 +18,16 @@ OPERATIONS = (
     *("add", "sub", "mul", "truediv", "floordiv", "neg", "abs", "gt", "ge", "le"),
     *("maximum", "minimum", "ceil", "floor"),
 )
-"""What `js/expressions.js` can do."""
+"""Operations that `js/expressions.js` supports."""
 
 Step = tuple[Any, ...]
-"""An operation and the places of the steps that it takes; or ``variable`` with its name, ``constant`` with its value.
-"""
+"""An operation with the indices of its operands' steps; or ``variable`` with its name, ``constant`` with its value."""
 Number = Any
-"""An int or a float that is known, or a `Unknown`."""
+"""A known int or float, or an `Unknown`."""
 
 
 class Unknown:
-    """A number that is not known yet."""
+    """A number that is unknown until the program runs."""
 
     __slots__ = ("place", "program")
 
@@ -89,21 +88,21 @@ class Unknown:
         return self.program.decide(self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *operands: Number, **options: Any) -> Any:
-        """Record what numpy is asked to do."""
+        """Record a numpy function."""
         return self._do(ufunc.__name__, *operands)
 
 
 class Program:
-    """Steps, each of which is recorded once."""
+    """A sequence of distinct steps."""
 
     def __init__(self) -> None:
         self._places: dict[Step, int] = {}
         self._path: list[tuple[int, bool]] = []
-        """Conditions that were asked for, and the outcomes that they are taken to have."""
+        """Conditions in the order of evaluation, with their assumed outcomes."""
         self._asked = 0
 
     def variable(self, name: str) -> Unknown:
-        """Return the number that the page's scripts know by ``name``."""
+        """Return the variable ``name`` of the page's scripts."""
         return Unknown(self, self._place(("variable", name)))
 
     def record(self, operation: str, *operands: Number) -> Unknown:
@@ -111,7 +110,7 @@ class Program:
         return Unknown(self, self._place((operation, *map(self.place_of, operands))))
 
     def place_of(self, number: Number) -> int:
-        """Return the place of the step that makes ``number``."""
+        """Return the index of the step that computes ``number``."""
         if isinstance(number, Unknown):
             return number.place
         return self._place(("constant", int(number) if isinstance(number, bool) else number))
@@ -120,14 +119,14 @@ class Program:
         return self._places.setdefault(step, len(self._places))
 
     def decide(self, condition: Unknown) -> bool:
-        """Return the outcome that ``condition`` is taken to have this time."""
+        """Return the outcome that is assumed for ``condition`` in this run."""
         if self._asked == len(self._path):
             self._path.append((condition.place, True))
         self._asked += 1
         return self._path[self._asked - 1][1]
 
     def decisions(self, ask: Callable[[], Any], known: Sequence[tuple[int, bool]] = ()) -> Any:
-        """Return what ``ask`` returns, or ``{"if": place, "then": …, "else": …}`` where that depends on a condition."""
+        """Return the result of ``ask``, or ``{"if": step, "then": …, "else": …}`` if it depends on a condition."""
         self._path, self._asked = list(known), 0
         answer = ask()
         if len(self._path) == len(known):
@@ -140,7 +139,7 @@ class Program:
         }
 
     def steps(self, needed: Sequence[int]) -> list[Step | None]:
-        """Return the steps in order, None for those that the ``needed`` places can do without."""
+        """Return the steps in order, with None for steps that the ``needed`` ones do not use."""
         steps = list(self._places)
         wanted = set(needed)
         for place in reversed(range(len(steps))):

@@ -1,4 +1,4 @@
-"""Data that a page holds compressed: records repeat themselves, and a thousand of them should stay easy to pass on."""
+"""Compress data for the page. Records are repetitive, and a page of a thousand must stay small enough to send."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ import msgspec
 
 
 def pack(data: Any) -> str:
-    """Return ``data`` as JSON, deflated, in base64: what `js/store.js` unpacks."""
+    """Return ``data`` as JSON, deflated, in base64; `js/store.js` unpacks it."""
     return b64encode(zlib.compress(msgspec.json.encode(data), 9)).decode()

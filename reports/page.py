@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks the network for nothing and runs only its own scripts."""
+"""The report as one HTML file. It needs no network and runs only its own scripts."""
 
 from __future__ import annotations
 
@@ -28,18 +28,22 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 STYLES = ("colours", "page", "summary", "charts", "tables", "environments", "planning", "print", "scriptless")
-"""Of ``css/``, in the order in which they apply."""
+"""Files in ``css/``, in order."""
 LIBRARY = "vendor/echarts/echarts.min.js"
 FOUNDATION = ("quantities", "store", "tables", "charts", "record")
-"""Of ``js/``: what the sections' own scripts import."""
+"""Files in ``js/`` that the sections' scripts import."""
 START = ("start",)
-"""What runs after them."""
+"""Files in ``js/`` that run last."""
 
 
 def render_report(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> str:
-    """Return the page of ``runs``, which `lorabench.reports.runs.read_runs` reads; without any, that of estimates.
+    """Return the page of ``runs``; without runs, a page of estimates.
 
-    ``models`` and ``devices`` are what people may ask questions about on it, beside the runs' own (`subject_of`).
+    Args:
+        runs: from `lorabench.reports.runs.read_runs`.
+        models: models to estimate on the page, besides those of the runs (`subject_of`).
+        devices: GPUs to select first on the page.
+
     There must be a run or a model.
 
     Raises:
@@ -54,10 +58,10 @@ def render_report(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices
 
 
 def render_page(title: str, lead: str, sections: Sequence[tuple[Section, dict[str, Any]]]) -> str:
-    """Return a page of ``sections``, each with what its template shows, as one file.
+    """Return a page of ``sections``, each with the data of its template, as one file.
 
-    Every script and the style are named in the page's content security policy by their hashes, and nothing else may
-    run, load or be sent. What comes from elsewhere is escaped text, or JSON that no parser takes for markup.
+    The page's content security policy allows its scripts and its style by hash, and nothing else may run, load or be
+    sent. Foreign text is escaped, or inside JSON that cannot be parsed as markup.
 
     Raises:
         UserError: jinja2 is not installed.
@@ -88,7 +92,7 @@ def render_page(title: str, lead: str, sections: Sequence[tuple[Section, dict[st
 
 
 def write_page(page: str, path: Path) -> int:
-    """Write ``page`` to ``path`` whole or not at all, with the folder that holds it, and return its size in bytes.
+    """Write ``page`` to ``path`` atomically, create its folder if needed, and return the size in bytes.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -96,7 +100,7 @@ def write_page(page: str, path: Path) -> int:
     content = page.encode("utf-8", errors="replace")
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a file, so the report cannot replace it: name a file with -o")
+            raise UserError(f"{path}: cannot write the report: not a file: name a file with -o")
         write_whole(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot write the report: {error.strerror}: name another file with -o") from error
@@ -107,7 +111,7 @@ def _jinja() -> Environment:
     try:
         import jinja2
     except ImportError as error:
-        raise UserError("the report needs jinja2, which is missing: pip install 'lorabench[report]'") from error
+        raise UserError("report needs jinja2, which is not installed: pip install 'lorabench[report]'") from error
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -131,7 +135,7 @@ def _jinja() -> Environment:
 
 
 def _json_data(data: Any) -> Markup:
-    """Return ``data`` as JSON for the inside of a script element, where only ``<`` could end it."""
+    """Return ``data`` as JSON for a script element. Only ``<`` could end the element, so it is escaped."""
     from markupsafe import Markup
 
     return Markup(msgspec.json.encode(data).decode().replace("<", "\\u003c"))  # noqa: S704
@@ -142,10 +146,10 @@ def _read(name: str) -> str:
 
 
 def _linked(names: Iterable[str]) -> str:
-    """Return the ES modules of ``js/`` as one script, since those of a page without addresses cannot import each other.
+    """Return the ES modules of ``js/`` as one script: inline modules cannot import each other.
 
-    Each becomes a function that returns what it exports, and stands after those that it imports. A statement of import
-    or export begins its line.
+    Each module becomes a function that returns its exports, after the modules that it imports. Import and export
+    statements must be at the start of a line.
     """
     linked = []
     for name in names:
@@ -160,7 +164,7 @@ def _linked(names: Iterable[str]) -> str:
 
 
 def _inline(text: str) -> Markup:
-    """Return our own script or style for the inside of its element."""
+    """Return our own script or style, marked as safe for its element."""
     from markupsafe import Markup
 
     assert not any(end in text.lower() for end in ("</script", "</style", "<!--")), "it would end its own element"
@@ -168,5 +172,5 @@ def _inline(text: str) -> Markup:
 
 
 def _source(inline: str) -> str:
-    """Return the policy's name for an inline script or style."""
+    """Return the content security policy's source of an inline script or style: its hash."""
     return f"'sha256-{b64encode(sha256(inline.encode()).digest()).decode()}'"

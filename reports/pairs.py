@@ -1,4 +1,4 @@
-"""Runs that differ in one choice only, so that the choice alone explains what differs between them."""
+"""Pair runs that differ only in one choice, so the choice explains the difference of their results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lorabench.estimator.recipes.recipe import ADAPTER_SETTINGS
 from lorabench.reports.runs import Run
 
 METHOD_SETTINGS = ("method", "dtype", "quant_type", "double_quant", "prepare_kbit")
-"""Each method takes base weights of its own dtype, as it does by default."""
+"""Settings that follow from the method: each has its own default dtype of the base weights."""
 
 
 def alike(runs: Sequence[Run], ignoring: Sequence[str]) -> Iterator[list[Run]]:
-    """Yield groups of runs of one model on one device, whose recipes differ at most in the settings ``ignoring``."""
+    """Yield groups of runs of one model on one device. Their recipes differ at most in the settings ``ignoring``."""
     groups: dict[object, list[Run]] = defaultdict(list)
     for run in runs:
         settings = msgspec.structs.asdict(run.record.recipe)
@@ -29,7 +29,7 @@ def alike(runs: Sequence[Run], ignoring: Sequence[str]) -> Iterator[list[Run]]:
 
 
 def checkpointing_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
-    """Yield runs without and with gradient checkpointing."""
+    """Yield pairs of runs without and with gradient checkpointing."""
     for group in alike(runs, ["gradient_checkpointing"]):
         by_choice = {run.record.recipe.gradient_checkpointing: run for run in group}
         if len(by_choice) == 2:
@@ -37,14 +37,14 @@ def checkpointing_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
 
 
 def method_pairs(runs: Sequence[Run], before: str, after: str) -> Iterator[tuple[Run, Run]]:
-    """Yield runs of two methods; LoRA and QLoRA share their adapters' settings."""
+    """Yield pairs of runs of two methods. LoRA and QLoRA must have equal adapter settings."""
     adapters = () if "full" not in (before, after) else ADAPTER_SETTINGS
     for group in alike(runs, [*METHOD_SETTINGS, *adapters]):
         yield from product(*([run for run in group if run.method == method] for method in (before, after)))
 
 
 def rank_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
-    """Yield runs of the lowest and of the highest rank; alpha goes along with it, as it does by default."""
+    """Yield pairs of runs of the lowest and the highest rank. Alpha may differ too: its default depends on the rank."""
     for group in alike([run for run in runs if run.record.recipe.rank], ["rank", "lora_alpha"]):
         ranked = sorted(group, key=lambda run: run.record.recipe.rank or 0)
         if ranked[0].record.recipe.rank != ranked[-1].record.recipe.rank:

@@ -1,4 +1,4 @@
-"""Tokens per second on a page: the estimator's own arithmetic, recorded for any sizes and any GPU (`expressions`)."""
+"""Tokens per second on a page: the estimator's arithmetic, recorded for any sizes and any GPU (`expressions`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lorabench.reports.expressions import Program
 from lorabench.reports.expressions import Step as ProgramStep
 
 BOUNDS: dict[str, Bound] = {"least": "slow", "likely": "typical", "most": "fast"}
-"""What the page calls a speed → the bound of the rates that it comes from."""
+"""Name of a speed on the page → bound of the rates behind it."""
 OPTIMIZER_BYTES = "optimizer_bytes"
 
 
@@ -31,7 +31,7 @@ class SpeedProgram:
         self._answers: list[int] = []
 
     def record(self, recipe: Recipe) -> int:
-        """Return the place of the tokens per second of all recipes for which the same runs as for ``recipe``."""
+        """Return the step with the tokens per second of all recipes that run the same operations as ``recipe``."""
         sizes: list[Any] = [*map(self._program.variable, ("batch_size", "seq_len", "rank"))]
         passed: Any = self._program.variable(OPTIMIZER_BYTES)
         step = StepWork(
@@ -47,24 +47,24 @@ class SpeedProgram:
 
     @property
     def steps(self) -> list[ProgramStep | None]:
-        """What it takes to work out all that was recorded."""
+        """The steps that compute all recorded speeds."""
         return self._program.steps(self._answers)
 
 
 def optimizer_bytes(spec: ModelSpec, recipe: Recipe) -> float:
-    """Return what the optimizer's step reads and writes."""
+    """Return the bytes that the optimizer step reads and writes."""
     return float(optimizer_step(spec, recipe).bytes)
 
 
 def rates(device: Device) -> dict[str, dict[str, float]] | None:
-    """Return least, likely and most → the rates of ``device`` by variable; None of a GPU that is a size alone."""
+    """Return ``least``, ``likely``, ``most`` → the rates of ``device`` by variable; None if unknown."""
     if device.bandwidth_bytes_per_second is None:
         return None
     return {name: _known(DatasheetRates(device, bound)) for name, bound in BOUNDS.items()}
 
 
 class _UnknownRates(DatasheetRates):
-    """Rates of a GPU that is not known yet."""
+    """Rates of a GPU that is chosen later, on the page."""
 
     def __init__(self, number: Callable[[str], Any]) -> None:
         self.peaks = {dtype: number(dtype) for dtype in ITEMSIZE}

@@ -1,7 +1,6 @@
 """The estimator on a page: its compiled forms and arithmetic as data, which the page's scripts evaluate.
 
-Both are exact for whatever people choose: the forms' coefficients and the arithmetic around them are the estimator's
-own (`expressions`).
+The results are exact for any choice: coefficients and arithmetic are the estimator's own (`expressions`).
 """
 
 from __future__ import annotations
@@ -30,26 +29,26 @@ from lorabench.reports.expressions import Program
 from lorabench.reports.planned_speed import SpeedProgram, optimizer_bytes, rates
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""That people can choose."""
+"""Selectable ranks."""
 LARGEST_BATCH_SIZE = 256
 SHORTEST, LONGEST = 128, 131072
-"""Lengths that people can choose, where the model has no fewer positions."""
+"""Range of selectable lengths, unless the model has fewer positions."""
 MOST_KEPT = 16
-"""Models kept for further pages: each takes a second."""
+"""Cache size in models: each takes a second to compute."""
 
 
 def longest_length(spec: ModelSpec) -> int:
-    """Return the longest sequence that people can choose."""
+    """Return the longest selectable sequence."""
     return min(spec.max_position_embeddings or LONGEST, LONGEST)
 
 
 def page_recipe(
     spec: ModelSpec, method: str, checkpointing: bool, rank: int | None = None, batch_size: int = 1, seq_len: int = 1
 ) -> Resolved:
-    """Return the recipe that the page means by what people choose: all else is the default, if the model can have it.
+    """Return the recipe of a choice on the page. Other settings are the defaults, if the model supports them.
 
     Raises:
-        UserError: the model can have none.
+        UserError: the model does not support the choice.
     """
     resolved = recipe_for(
         spec,
@@ -64,7 +63,7 @@ def page_recipe(
 
 
 def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str, Any]:
-    """Return the estimates of ``models`` on each of ``devices``, as data."""
+    """Return the data for estimates of ``models`` on each of ``devices``."""
     architectures = list(dict.fromkeys(device.compute_capability for device in devices))
     return {
         "components": list(COMPONENTS),
@@ -112,7 +111,7 @@ CHECKPOINTING = (("yes", True), ("no", False))
 
 
 def methods(spec: ModelSpec) -> list[str]:
-    """Return the methods that ``spec`` can be trained with."""
+    """Return the methods that ``spec`` supports."""
 
     def possible(method: str) -> bool:
         try:
@@ -145,9 +144,9 @@ def _recipe(
 
 
 def _by_branch(spec: ModelSpec, recipe: Recipe, make: Callable[[Recipe], Any]) -> list[list[Any]]:
-    """Return what ``make`` makes of the recipe of one sequence and of several, short of the model's window and past it.
+    """Return ``make`` of the recipe for each code path: batch size 1 or more, within the sliding window or beyond.
 
-    That is all that decides what runs (`branches`). None past the window of a model without one.
+    These two conditions select the code path (`branches`). Beyond the window is None for a model without one.
     """
     window = spec.config.get("sliding_window")
     return [
@@ -168,7 +167,7 @@ class SizesProgram:
         self._answers: set[int] = set(self._branches)
 
     def forms(self, recipe: Recipe) -> list[dict[str, Any]]:
-        """Return phase by phase the moments that may be the peak: component, place of a monomial, and its bytes."""
+        """Return for each phase the peak candidates: component, step of a monomial, and its bytes."""
         values = Values(self.spec, recipe, self._given)
         form = compile_form(Setup(self.spec, recipe, "cuda"))
         places = {monomial: self._program.place_of(values[monomial]) for monomial in form.monomials}
@@ -190,12 +189,12 @@ class SizesProgram:
         ]
 
     def written(self) -> dict[str, Any]:
-        """Return what it takes to work out all that was recorded, and on which side of each branch sizes are."""
+        """Return the recorded steps, and the steps that select the code path."""
         return {"steps": self._program.steps([*self._answers]), "branches": self._branches}
 
 
 def _held(spec: ModelSpec, recipe: Recipe) -> dict[str, Any]:
-    """Return phase → bytes by component of what is persistent; 1 stands for workspaces, which are the GPU's."""
+    """Return phase → persistent bytes by component. Workspaces are 1 or 0: their size depends on the GPU."""
     persistent = persistent_of(Setup(spec, recipe, "cuda"), recipe.optim, recipe.rank, None)
     return {
         phase: [int(bytes_.get(name, 0) > 0) if name == "workspaces" else bytes_.get(name, 0) for name in COMPONENTS]

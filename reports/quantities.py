@@ -1,4 +1,4 @@
-"""How the report writes quantities. `js/quantities.js` says the same for what the page's scripts write."""
+"""Format quantities for the templates. `js/quantities.js` has the same formats for the page's scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lorabench.estimator.quantities import in_gib
 
 
 def format_bytes(count: int | None) -> str:
-    """Return ``count`` bytes as lorabench writes them everywhere (`in_gib`)."""
+    """Return ``count`` bytes in GiB or MiB (`in_gib`)."""
     return "–" if count is None else in_gib(count)
 
 
@@ -23,7 +23,7 @@ def format_share(share: float | None) -> str:
 
 
 def format_number(number: float | None) -> str:
-    """Return ``number`` with three significant digits or all those before the decimal point."""
+    """Return ``number`` with three significant digits, or all digits before the decimal point."""
     if number is None:
         return "–"
     size = abs(number)
@@ -43,7 +43,7 @@ def format_loss(loss: float | None) -> str:
 
 
 def format_date(iso: str) -> str:
-    """Return the date and minute of an ISO 8601 time, or the text itself where it is none."""
+    """Return date and minute of an ISO 8601 time; any other text unchanged."""
     try:
         return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M")
     except ValueError:
@@ -51,5 +51,5 @@ def format_date(iso: str) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Return ``count`` and ``noun`` in its number."""
+    """Return ``count`` with ``noun`` in singular or plural."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

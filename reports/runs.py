@@ -1,4 +1,4 @@
-"""Runs as the report shows them: records in reading order, each with a name that tells it from the others."""
+"""The runs of a report: records in reading order, each with a unique name."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Run:
     """One record of the report."""
 
     index: int
-    """Its place among the runs of the report, which the page's scripts know it by."""
+    """Index among the runs of the report, used by the page's scripts."""
     folder: str
-    """The results folder that it came from, named as briefly as tells the folders apart."""
+    """Results folder of the record, as the shortest name that is unique."""
     folder_number: int
-    """From 0, in the order in which the folders were named."""
+    """Index of the folder on the command line, from 0."""
     name: str
-    """What sets it apart from the other runs of its model, such as ``lora r16 · 4×512``."""
+    """Unique name among the runs of its model, such as ``lora r16 · 4×512``."""
     record: RunRecord
     trace: Trace | None = None
-    """The trace of the recipe; None unless it was asked for, and where it cannot be traced."""
+    """Trace of the recipe; None if not requested or not possible."""
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """Every setting of the recipe that means something for it, as people read them."""
+        """All settings that apply to the recipe, as text."""
         return self.record.recipe.describe()
 
     @cached_property
     def breakdowns(self) -> dict[str, Breakdown]:
-        """``estimated``, ``traced``, ``measured`` → memory, of those that there are."""
+        """``estimated``, ``traced``, ``measured`` → memory, if it exists."""
         prediction, measurement = self.record.prediction, self.record.measurement
         answers = {
             "estimated": prediction.memory if prediction else None,
@@ -68,41 +68,41 @@ class Run:
 
     @property
     def full_name(self) -> str:
-        """The name among the runs of all models."""
+        """Name with the model, for lists of several models."""
         return f"{self.short_model} {self.name}"
 
     @property
     def estimated_peak_bytes(self) -> int | None:
-        """Estimated peak of allocated memory; None where the record holds no estimate."""
+        """Estimated peak allocated memory; None if the record has no estimate."""
         prediction = self.record.prediction
         return prediction.memory.peak_allocated_bytes if prediction else None
 
     @property
     def measured_peak_bytes(self) -> int | None:
-        """Measured peak of allocated memory; None where nothing was measured."""
+        """Measured peak allocated memory; None if nothing was measured."""
         measurement = self.record.measurement
         return measurement.memory.peak_allocated_bytes if measurement else None
 
     @property
     def peak_error(self) -> float | None:
-        """Estimated less measured peak, as a share of the measured one; None without both."""
+        """(estimated − measured) / measured peak; None if one is missing."""
         estimated, measured = self.estimated_peak_bytes, self.measured_peak_bytes
         return (estimated - measured) / measured if estimated is not None and measured else None
 
     @property
     def timed(self) -> Measurement | None:
-        """The measurement, where steps were timed."""
+        """The measurement, if steps were timed."""
         measurement = self.record.measurement
         return measurement if measurement and measurement.step_seconds else None
 
     @cached_property
     def tokens_per_second(self) -> float | None:
-        """Throughput at the median timed step; None where no step was timed."""
+        """Tokens per second at the median timed step; None if no step was timed."""
         return self.timed.tokens_per_second if self.timed else None
 
     @cached_property
     def tokens_per_second_interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the throughput; None with fewer than two timed steps."""
+        """95 % interval of the tokens per second; None with fewer than two timed steps."""
         if self.timed is None or len(self.timed.step_seconds) < 2:
             return None
         least, most = self.timed.step_seconds_interval
@@ -110,28 +110,28 @@ class Run:
 
     @property
     def unstable(self) -> tuple[str, ...]:
-        """Why its step times are not to be trusted."""
+        """Why its step times are unreliable; empty if they are not."""
         return self.record.measurement.unstable if self.record.measurement else ()
 
     @property
     def final_loss(self) -> float | None:
-        """Loss of the last step; None where there is none or it is not finite."""
+        """Loss of the last step; None if it is missing or not finite."""
         measurement = self.record.measurement
         return measurement.losses[-1] if measurement and measurement.losses else None
 
     @property
     def learnt_loss(self) -> float | None:
-        """The held-out loss after training where it was measured, else the loss of the last step."""
+        """The held-out loss after training if it was measured, else the loss of the last step."""
         measurement = self.record.measurement
         held_out = measurement.held_out_loss_after if measurement else None
         return self.final_loss if held_out is None else held_out
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the runs of all records in ``folders``, in reading order; a folder named twice counts once.
+    """Return the runs of all records in ``folders``, in reading order. A folder that is named twice counts once.
 
     Raises:
-        UserError: as `read_records`.
+        UserError: as in `read_records`.
     """
     distinct = {folder.resolve(): folder for folder in reversed(folders)}
     shared = os.path.commonpath([place.parent for place in distinct])
@@ -141,7 +141,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:
-    """Return the records of ``folders`` (folder's name → its records) as named runs, sorted by model and recipe."""
+    """Return the records of ``folders`` (name → records) as named runs, sorted by model and recipe."""
     runs = [
         Run(0, folder, number, "", record)
         for number, (folder, records) in enumerate(folders.items())
@@ -156,7 +156,7 @@ def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:
 
 
 def by_model(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each model, in the order in which models first appear."""
+    """Return the runs of each model, in order of first appearance."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.model].append(run)
@@ -170,9 +170,9 @@ def methods_of(runs: Iterable[Run]) -> list[str]:
 
 
 def varying_settings(runs: Sequence[Run]) -> list[str]:
-    """Return the names of the recipe settings whose values differ between ``runs``, in the recipe's own order.
+    """Return the names of the recipe settings that differ between ``runs``, in the order of the recipe's fields.
 
-    A setting that has no meaning for some of the runs, and one value for all others, does not differ.
+    A setting that does not apply to some runs, and is equal for all others, does not count as different.
     """
     fields = runs[0].record.recipe.__struct_fields__
     return [field for field in fields if len({run.settings[field] for run in runs if field in run.settings}) > 1]
@@ -196,9 +196,9 @@ def _reading_order(run: Run) -> tuple[object, ...]:
 
 
 def _tell_apart(runs: Sequence[Run]) -> list[str]:
-    """Return one name for each run of one model: method and rank, and whatever else it takes to tell them apart.
+    """Return a unique name for each run of one model: method, rank, and further settings only if needed.
 
-    A value that more than half of the runs have goes without saying.
+    A value that more than half of the runs share is left out.
     """
     names = [f"{run.method} r{run.record.recipe.rank}" if run.record.recipe.rank else run.method for run in runs]
     for say in _DISTINCTIONS:
@@ -244,4 +244,4 @@ _DISTINCTIONS: list[Callable[[Run], str | None]] = [
     lambda run: run.record.digest,
     lambda run: run.record.started_at,
 ]
-"""What can tell two recipes of a model apart, what people vary most first; only what does so enters the names."""
+"""Settings that can distinguish two runs of a model, the most often varied first. Names use only those that do."""

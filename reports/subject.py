@@ -1,4 +1,4 @@
-"""What a page is about: runs, and the models and GPUs that people may ask questions about on it."""
+"""The subject of a page: runs, models and GPUs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.reports.runs import Run
 
 MOST_MODELS = 4
-"""Models of the runs that the page takes estimates for: each takes a second or two."""
+"""Maximum number of the runs' models with estimates on the page: each takes a second or two."""
 USUAL_GPU = "rtx-4090"
-"""Chosen first where no GPU was named or ran."""
+"""The selected GPU if none was named and none ran."""
 
 
 class Subject(NamedTuple):
-    """What sections are made from; any of them may be empty."""
+    """The data of all sections; any field may be empty."""
 
     runs: Sequence[Run]
     models: Sequence[ModelSpec] = ()
-    """Those that have a closed form; no two alike."""
+    """Distinct models with a closed form."""
     devices: Sequence[Device] = ()
-    """The GPUs that were named, or else those that ran."""
+    """The named GPUs, or else the GPUs of the runs."""
 
     @property
     def gpus(self) -> list[Device]:
-        """All GPUs that people may ask about: `devices`, then the others of the catalogue."""
+        """All selectable GPUs: `devices`, then the rest of the catalogue."""
         found: dict[str, Device] = {}
         for device in (*(self.devices or [find_device(USUAL_GPU)]), *all_devices()):
             found.setdefault(device.name, device)
@@ -39,7 +39,7 @@ class Subject(NamedTuple):
 
 
 def subject_of(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices: Sequence[Device] = ()) -> Subject:
-    """Return the subject of a page: the models named, and those with most runs; the GPUs named, or the runs' own."""
+    """Return the subject of a page: named models and those with most runs; named GPUs, or those of the runs."""
     distinct: dict[bytes, ModelSpec] = {}
     for spec in (*models, *_models_of(runs)):
         distinct.setdefault(msgspec.json.encode(msgspec.structs.replace(spec, name="", assumptions=())), spec)

@@ -1,4 +1,4 @@
-"""The third answer beside estimate and measurement: the traces of the runs' recipes."""
+"""Trace the recipes of runs, to compare with estimate and measurement."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def add_traces(runs: Sequence[Run], on_progress: Callable[[str], None]) -> tuple[list[Run], list[str]]:
-    """Return ``runs`` with the traces of their recipes, each traced once, and why some of them have none.
+    """Return ``runs`` with the traces of their recipes, and the reasons for missing traces.
 
-    A recipe is traced on the kernels of the device that it ran on, with torch as it is installed here, in seconds.
+    Each recipe is traced once, for the kernels of the device that it ran on, with the installed torch. It takes
+    seconds.
 
     Raises:
         ImportError: torch, transformers, peft or bitsandbytes is not installed.
@@ -41,7 +42,7 @@ def add_traces(runs: Sequence[Run], on_progress: Callable[[str], None]) -> tuple
 
 
 def _trace(record: RunRecord) -> Trace | str:
-    """Return the trace of a record's recipe, or why there is none."""
+    """Return the trace of a record's recipe, or the reason for its absence."""
     from lorabench.estimator.trace.trace import trace
 
     try:

@@ -1,4 +1,4 @@
-// A chart in its element, and what charts share.
+// A chart in its element, and code that all charts share.
 
 import { byteScale, formatBytes, formatLoss, formatNumber, formatSeconds, formatShare } from "./quantities.js";
 import { load } from "./store.js";
@@ -8,7 +8,7 @@ export const FONT = "system-ui, sans-serif";
 export const AXIS_HEIGHT = 34;
 const PRINT_WIDTH = 820;
 
-// The colour of a method, here of a mark in a chart.
+// The colour of a method's mark in a chart.
 export const methodColour = (method) => `var(--${method})`;
 
 export const CHART = { animation: false, textStyle: { fontFamily: FONT, color: "var(--text)" } };
@@ -22,7 +22,7 @@ export const AXIS = {
 // The name of a vertical axis, above it.
 export const NAMED_ABOVE = { nameLocation: "end", nameGap: 12, nameTextStyle: { ...AXIS.nameTextStyle, align: "left" } };
 
-// What a chart can show along an axis: how it is written, and the unit that its scale counts in.
+// Quantities on an axis: how to write them, and the unit of the scale.
 export const QUANTITIES = {
   bytes: { write: formatBytes, unit: (longest) => byteScale(longest) },
   rate: { write: (rate) => `${formatNumber(rate)} tokens/s`, unit: () => ({ name: "tokens/s", size: 1 }) },
@@ -31,10 +31,10 @@ export const QUANTITIES = {
   share: { write: formatShare, unit: () => ({ name: "", size: 1 }) },
 };
 
-// Numbers on axes: few digits, thousands apart.
+// Numbers on axes: few digits, with thousands separators.
 export const onAxis = (value) => value.toLocaleString("en-US", { maximumSignificantDigits: 6 });
 
-// What bar charts share, with room at the right for the figures at the bars' ends.
+// Options that bar charts share, with room at the right for the figures at the ends of the bars.
 export function base(names, { right }) {
   return {
     ...CHART,
@@ -49,7 +49,7 @@ export function base(names, { right }) {
   };
 }
 
-// The names of the runs, `above` the middle of their bars: there even long ones have the whole width.
+// The names of the runs, `above` the middle of their bars, where long names have the full width.
 export function namesAbove(names, { width, above }) {
   return {
     type: "custom",
@@ -63,13 +63,13 @@ export function namesAbove(names, { width, above }) {
   };
 }
 
-// What is written to the right of stacked bars: a series at the end of their stack.
+// Text to the right of stacked bars: a series at the end of the stack.
 export function barEnds(bar, names, write, { color = "var(--text)", fontSize = 12 } = {}) {
   const label = { show: true, position: "right", color, fontSize, formatter: ({ dataIndex }) => write(dataIndex) };
   return { ...bar, silent: true, data: names.map(() => 0), label };
 }
 
-// A component as people read its name.
+// The readable name of a component.
 export const spaced = (component) => component.replaceAll("_", " ");
 
 export function valueAxis({ max, unit, width }) {
@@ -93,11 +93,11 @@ export function valueAxis({ max, unit, width }) {
 const tip = document.getElementById("tip");
 const KINDS = {};
 
-// Makes `kind` known as data-chart="NAME". It has
-// - height(data, width) and option(data, { width, hidden }), which draw it, `hidden` being keys of legend buttons;
-// - where whole records are needed for that, runs(data), which of them;
-// - where that makes sense, tip(data, place, hidden, chart), what is said beside the pointer, and table(data), both as
-//   asTable takes them; `place` is in the axes' units, and chart.pixel(place) where that is in the element.
+// Registers `kind` for data-chart="NAME". It has
+// - height(data, width) and option(data, { width, hidden }), which draw it; `hidden` has keys of legend buttons;
+// - optionally runs(data): the runs whose full records it needs;
+// - optionally tip(data, place, hidden, chart): the tooltip at the pointer, and table(data): all data, both in the format
+//   of asTable; `place` is in the axes' units, and chart.pixel(place) is its position in the element.
 export function register(name, kind) {
   KINDS[name] = kind;
 }
@@ -123,7 +123,7 @@ class Chart {
     element.addEventListener("pointerleave", () => tip.replaceChildren());
   }
 
-  // Resolves when there is all that drawing takes.
+  // Resolves when all data for drawing is loaded.
   ready() {
     return this.kind.runs ? load(this.kind.runs(this.data)) : Promise.resolve();
   }
@@ -139,7 +139,7 @@ class Chart {
     this.drawn.getZr().flush();
   }
 
-  // Draws it again where it was drawn, after its data or what is hidden changed.
+  // Redraws a drawn chart after its data or the hidden keys changed.
   async redraw() {
     await this.ready();
     if (this.drawn) this.draw();
@@ -155,7 +155,7 @@ class Chart {
     return this.drawn.convertToPixel("grid", place);
   }
 
-  // Says what is under the pointer, in a table beside it.
+  // Shows a tooltip for the place under the pointer.
   point({ clientX, clientY }) {
     const { left, top } = this.element.getBoundingClientRect();
     const place = this.drawn?.convertFromPixel("grid", [clientX - left, clientY - top]);
@@ -167,7 +167,7 @@ class Chart {
     tip.style.top = `${fit(clientY, height, innerHeight)}px`;
   }
 
-  // Paper is narrower than most windows, and what does not fit is cut off: draw for its width and let it scale.
+  // Paper is narrower than most windows and would cut the chart off: draw for its width and let it scale.
   enterPrint() {
     this.draw(this.element.closest(".side-by-side") ? PRINT_WIDTH / 2 : PRINT_WIDTH);
     const svg = this.element.querySelector("svg");

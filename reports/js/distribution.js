@@ -1,4 +1,4 @@
-// How many runs lie in each of some ranges: bars in the methods' colours, one upon the other.
+// Histogram of runs: stacked bars in the methods' colours.
 
 import { AXIS, CHART, methodColour, NAMED_ABOVE, register } from "./charts.js";
 
@@ -19,7 +19,7 @@ register("distribution", {
         ...AXIS,
         type: "category",
         data: data.ranges,
-        name: "estimated less measured, of measured",
+        name: "(estimated − measured) / measured",
         nameLocation: "middle",
         nameGap: slanted ? 58 : 26,
         axisLabel: { ...AXIS.axisLabel, interval: 0, rotate: slanted ? 35 : 0 },

@@ -1,4 +1,4 @@
-// Estimates for what people choose on the page, evaluated from what reports/planning.py made of the estimator.
+// Estimates of the choices on the page, computed from the data of reports/planning.py.
 
 import { chartIn } from "./charts.js";
 import { decided, runSteps } from "./expressions.js";
@@ -7,10 +7,10 @@ import { asTable } from "./tables.js";
 
 const element = document.getElementById("planning");
 
-// Models with their methods, GPUs and the ranks that can be chosen; null on a page without them.
+// Models with their methods, GPUs and selectable ranks; null on a page without estimates.
 export const PLANNING = element && (await unpack(element));
 
-// How a verdict is marked, beside its colour.
+// Marks of the verdicts, besides their colours.
 export const MARKS = { fits: "✓", tight: "~", "does not fit": "✗" };
 
 export const modelNamed = (name) => PLANNING.models.find((model) => model.name === name);
@@ -19,7 +19,7 @@ const gpuNamed = (name) => PLANNING.gpus.find((gpu) => gpu.name === name);
 const rankPlace = (rank) => (rank ? PLANNING.ranks.indexOf(rank) : 0);
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
-// The peak of a step: of the moments that may be it, the first that takes the most. Each is a list of [component, place of
+// The peak of a step: the first of the peak candidates with the most bytes. Each is a list of [component, place of
 // a monomial's value, bytes for each unit of it].
 function peakOf(forms, held, workspaces, values) {
   const ofWorkspaces = PLANNING.components.indexOf("workspaces");
@@ -50,7 +50,7 @@ function sized({ model, method, checkpointing, rank, batchSize, seqLen }) {
   return { recipe, sizes, values, many, filled, speed, place: adapted ? rankPlace(rank) : 0 };
 }
 
-// What the chosen recipe takes on the chosen GPU; null as `sized`.
+// The estimate of the chosen recipe on the chosen GPU; null as in `sized`.
 export function estimateOf(chosen) {
   const found = sized(chosen);
   if (!found) return null;
@@ -80,7 +80,7 @@ export function estimateOf(chosen) {
   };
 }
 
-// Tokens per second of the chosen recipe: { least, likely, most }; null as `sized`, or where the GPU's rates are not known.
+// Tokens per second of the chosen recipe: { least, likely, most }; null as in `sized`, or if the GPU's rates are unknown.
 export function speedOf(chosen) {
   const found = sized(chosen);
   const { rates } = gpuNamed(chosen.gpu);
@@ -91,7 +91,7 @@ export function speedOf(chosen) {
   return Object.fromEntries(Object.entries(rates).map(([bound, of]) => [bound, runSteps(speed, { ...variables, ...of })[answer]]));
 }
 
-// The controls of a section: selects and numbers by the name of what they choose. `changed` is told of each change.
+// The controls of a section: selects and number inputs by name. Calls `changed` on each change.
 export class Controls {
   constructor(section, changed) {
     this.fields = Object.fromEntries([...section.querySelectorAll("[name]")].map((field) => [field.name, field]));
@@ -111,7 +111,7 @@ export class Controls {
     if (seqLen.value) seqLen.value = Math.min(Math.max(seqLen.value, shortest), longest);
   }
 
-  // What is chosen; null while a number is none that the page can answer for.
+  // The current choice; null if a number is out of range.
   chosen() {
     const fields = Object.values(this.fields);
     if (!fields.every((field) => field.checkValidity())) return null;
@@ -120,7 +120,7 @@ export class Controls {
   }
 }
 
-// Draws a chart for what is chosen, says `caption` of it in words, and fills its table anew where that is open.
+// Draws a chart for the choice, sets its caption, and refreshes its table if that is open.
 export async function showChosen(element, chosen, captionOf) {
   const chart = chartIn(element);
   chart.data.chosen = chosen;

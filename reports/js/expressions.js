@@ -1,4 +1,4 @@
-// Runs the arithmetic that reports/expressions.py wrote down. Numbers up to 2 ** 53 come out exact.
+// Runs the arithmetic that reports/expressions.py recorded. Numbers up to 2 ** 53 are exact.
 
 const OPERATIONS = {
   add: (a, b) => a + b,
@@ -17,7 +17,7 @@ const OPERATIONS = {
   floor: Math.floor,
 };
 
-// The value of each step, undefined for those that nobody needs.
+// The value of each step; undefined for steps that no result needs.
 export function runSteps(steps, variables) {
   const values = [];
   for (const step of steps) {
@@ -29,7 +29,7 @@ export function runSteps(steps, variables) {
   return values;
 }
 
-// The answer that decisions come to.
+// The answer at the end of a decision tree.
 export function decided(tree, values) {
   while (tree?.if !== undefined) tree = values[tree.if] ? tree.then : tree.else;
   return tree;

@@ -8,7 +8,7 @@ const section = document.getElementById("fits");
 const COLOURS = { fits: "var(--fits)", tight: "var(--tight)", "does not fit": "var(--too-much)" };
 const CELL = 30;
 const TOP = 26;
-const DIGIT = 7; // pixels that one takes, and a little more
+const DIGIT = 7; // width of a digit in pixels, with some margin
 
 function lengthsOf({ lengths, chosen }) {
   if (!chosen) return [];
@@ -21,7 +21,7 @@ function cell({ method, chosen }, seqLen, batchSize) {
   return estimateOf({ ...chosen, method, seqLen, batchSize });
 }
 
-// In GiB with so many digits that they fit a cell.
+// In GiB, with as many digits as fit a cell.
 const brief = (bytes) => {
   const gib = bytes / GIB;
   return gib < 9.95 ? gib.toFixed(1) : String(Math.round(gib));
@@ -85,9 +85,9 @@ register("fits", {
       columns: ["", "estimated"],
       rows: [
         ["peak allocated", formatBytes(estimate.peakBytes)],
-        ["of the GPU, at worst", formatBytes(estimate.totalBytes[1])],
-        ["usable of the GPU", formatBytes(estimate.usableBytes)],
-        [estimate.marginBytes < 0 ? "too much" : "to spare", formatBytes(Math.abs(estimate.marginBytes))],
+        ["worst case on the GPU", formatBytes(estimate.totalBytes[1])],
+        ["usable", formatBytes(estimate.usableBytes)],
+        [estimate.marginBytes < 0 ? "too large by" : "to spare", formatBytes(Math.abs(estimate.marginBytes))],
       ],
     };
   },
@@ -104,18 +104,18 @@ register("fits", {
   },
 });
 
-// The longest sequence of one that fits, in words.
+// Caption: the longest sequence that fits.
 function caption(data) {
   const { model, gpu, rank, checkpointing } = data.chosen;
   const lengths = lengthsOf(data);
   if (!cell(data, lengths[0], 1)) return `${model} cannot be trained with ${data.method}.`;
   const fitting = lengths.filter((length) => cell(data, length, 1).verdict === "fits");
   const recipe = `${data.method}${data.method === "full" ? "" : ` r${rank}`}, checkpointing ${checkpointing}`;
-  if (!fitting.length) return `${model}, ${recipe}: nothing here fits ${gpu}.`;
+  if (!fitting.length) return `${model}, ${recipe}: nothing shown fits ${gpu}.`;
   const longest = fitting.at(-1);
   const most = data.batchSizes.filter((size) => cell(data, longest, size).verdict === "fits").at(-1);
   const sizes = most === 1 ? "batch size 1" : `batch sizes up to ${most}`;
-  return `${model}, ${recipe}: of the lengths shown, ${longest} is the longest that fits ${gpu}, at ${sizes}.`;
+  return `${model}, ${recipe}: the longest sequence shown that fits ${gpu} is ${longest}, at ${sizes}.`;
 }
 
 const map = (chosen) => Promise.all([...section.querySelectorAll(".chart")].map((element) => showChosen(element, chosen, caption)));

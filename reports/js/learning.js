@@ -1,4 +1,4 @@
-// Loss by step: one curve for each run, in its method's colour and with a stroke of its own; smoothed if asked.
+// Loss by step: one curve per run, in its method's colour and with its own stroke; optionally smoothed.
 
 import { AXIS, CHART, chartIn, methodColour, NAMED_ABOVE, register } from "./charts.js";
 import { formatLoss } from "./quantities.js";
@@ -7,7 +7,7 @@ import { entryOf } from "./store.js";
 const lossesOf = (run) => entryOf(run).record.measurement.losses;
 const lossText = (loss) => (loss == null ? "not finite" : formatLoss(loss));
 
-// The exponential moving average with `weight` on what came before, corrected for its start; gaps stay gaps.
+// Exponential moving average with `weight` on the past, with bias correction as in Adam; gaps stay gaps.
 function smoothed(losses, weight) {
   let mean = 0;
   let sum = 0;

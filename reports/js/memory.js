@@ -1,4 +1,4 @@
-// Memory by component: a stacked bar for each answer to each run, below its name.
+// Memory by component: a stacked bar for each answer (estimated, traced, measured) of each run.
 
 import { AXIS_HEIGHT, barEnds, base, namesAbove, register, spaced, valueAxis } from "./charts.js";
 import { byteScale, formatBytes, formatShare } from "./quantities.js";
@@ -28,7 +28,7 @@ function componentBytes(memory, component) {
   return memory && Object.hasOwn(memory.components, component) ? memory.components[component] : 0;
 }
 
-// What is written at the end of a bar.
+// Text at the end of a bar.
 function endText(answer, { run, error }, wordy) {
   const { outcome } = entryOf(run).record;
   const memory = breakdownsOf(run)[answer];

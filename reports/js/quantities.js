@@ -1,9 +1,9 @@
-// How the page's scripts write quantities; reports/quantities.py says the same for the templates.
+// Formats quantities for the page's scripts; reports/quantities.py has the same formats for the templates.
 
 const MIB = 2 ** 20;
 export const GIB = 2 ** 30;
 
-// Bytes often lie halfway between two figures; Python rounds those to the even one.
+// Bytes are often halfway between two figures; like Python, round half to even.
 const WITH_DECIMALS = [0, 1, 2].map(
   (decimals) =>
     new Intl.NumberFormat("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals, roundingMode: "halfEven" }),
@@ -32,7 +32,7 @@ export function formatSeconds(seconds) {
 
 export const formatLoss = (loss) => loss.toFixed(4);
 
-// The unit that a scale up to `longest` bytes is written in.
+// The unit of a scale up to `longest` bytes.
 export function byteScale(longest) {
   return longest >= GIB / 10 ? { name: "GiB", size: GIB } : { name: "MiB", size: MIB };
 }

@@ -1,4 +1,4 @@
-// Shows a run's whole record, its environment and the derivation of its estimate.
+// Shows a run's full record, its environment and the derivation of its estimate.
 
 import { formatBytes } from "./quantities.js";
 import { entryOf, load, RUNS } from "./store.js";
@@ -19,21 +19,21 @@ function environmentTable({ device, environment }) {
   const { packages, ...facts } = environment;
   const known = Object.entries(facts).map(([name, value]) => [name.replaceAll("_", " "), value]);
   const rows = [["device", device.name], ["memory", formatBytes(device.memory_bytes)], ...known, ...Object.entries(packages)];
-  return asTable({ columns: ["Fact", "version or value"], rows: rows.filter(([, value]) => isFact(value)).map(([name, value]) => [name, String(value)]) });
+  return asTable({ columns: ["fact", "value"], rows: rows.filter(([, value]) => isFact(value)).map(([name, value]) => [name, String(value)]) });
 }
 
-// Its terms as sentences: what, formula = numbers = bytes, and the source.
+// The terms of the derivation: name, formula = numbers = bytes, source.
 function derivationOf({ record, derivation }) {
   const made = element("div", undefined, "derivation");
   if (derivation === null || typeof derivation === "string") {
-    made.append(element("p", derivation ?? "A page of so many runs holds none: lorabench estimate --explain prints it."));
+    made.append(element("p", derivation ?? "This page has too many runs for derivations: use lorabench estimate --explain."));
     return made;
   }
   const predicted = record.prediction?.memory.peak_allocated_bytes;
   const terms = derivation.sections.filter((part) => part.component);
   const sum = terms.flatMap((part) => part.lines).reduce((total, line) => total + line.bytes, 0);
   if (predicted !== undefined && sum !== predicted)
-    made.append(element("p", `When it ran, lorabench ${record.environment.lorabench} estimated ${formatBytes(predicted)}.`, "note"));
+    made.append(element("p", `At the time of the run, lorabench ${record.environment.lorabench} estimated ${formatBytes(predicted)}.`, "note"));
   made.append(element("p", derivation.symbols.map(({ name, value, meaning }) => `${name} = ${value.toLocaleString("en-US")} (${meaning})`).join(", ")));
   for (const { title, lines, remark, component } of derivation.sections) {
     const total = lines.reduce((bytes, line) => bytes + line.bytes, 0);

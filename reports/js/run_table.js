@@ -1,4 +1,4 @@
-// The table of all runs: a page of it at a time, sorted and filtered, with the columns that somebody chose.
+// The table of all runs: page by page, sorted and filtered, with selectable columns.
 
 import { formatBytes, formatLoss, formatNumber, formatSeconds, formatShare } from "./quantities.js";
 import { openRecord } from "./record.js";
@@ -30,7 +30,7 @@ const write = (column, run) => {
   return value == null ? "–" : WRITE[column.kind](value);
 };
 
-// Runs that have every word of the filter in a shown column, the chosen settings, in the chosen order.
+// Runs that match the filter's words (in visible columns) and the selects, in the chosen order.
 function chosenRuns() {
   const words = section.querySelector("input.filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const shown = columns.filter((column) => column.shown);
@@ -94,13 +94,13 @@ function drawTable() {
   const until = Math.min(runs.length, from + room);
   section.querySelector(".shown").textContent = runs.length
     ? `${(from + 1).toLocaleString("en-US")} to ${until.toLocaleString("en-US")} of ${runs.length.toLocaleString("en-US")}`
-    : "No run is like that.";
+    : "No run matches.";
   section.querySelector("button.previous").disabled = from === 0;
   section.querySelector("button.next").disabled = until === runs.length;
   section.querySelector(".pages").hidden = runs.length <= IN_A_PAGE && first === 0 && runs.length === RUNS.names.length;
 }
 
-// Spreadsheets take a text that begins like a formula for one: an apostrophe stops that.
+// Spreadsheets run a text that looks like a formula; an apostrophe prevents that.
 function asCell(value) {
   if (value == null) return "";
   if (typeof value !== "string") return String(value);

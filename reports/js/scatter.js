@@ -1,4 +1,4 @@
-// Runs as points between two quantities, coloured by method, with a diagonal and its bands or with a front.
+// Scatter plot of two quantities, coloured by method, with a diagonal and bands, or with a Pareto front.
 
 import { AXIS, CHART, methodColour, NAMED_ABOVE, onAxis, QUANTITIES, register } from "./charts.js";
 import { fullName } from "./store.js";
@@ -18,7 +18,7 @@ function span(values, { zero }) {
   return { type: "value", min: zero ? 0 : low - margin, max: high + margin };
 }
 
-// Both axes, and over what they reach; one scale for both where a diagonal is drawn.
+// The ranges of both axes; equal if a diagonal is drawn.
 function spans(data) {
   const points = everyPoint(data);
   const [xs, ys] = [points.map((point) => point[1]), points.map((point) => point[2])];

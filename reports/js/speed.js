@@ -1,4 +1,4 @@
-// Tokens per second: one bar for each run below its name, with a line across the interval of its median step.
+// Tokens per second: one bar per run below its name, with the interval of its median step.
 
 import { AXIS_HEIGHT, base, FONT, methodColour, namesAbove, register, valueAxis } from "./charts.js";
 import { formatNumber, formatSeconds } from "./quantities.js";
@@ -71,7 +71,7 @@ register("speed", {
   },
 });
 
-// The line across the interval, and the figure to the right of it and of the bar.
+// The interval as a line, and the figure to the right of interval and bar.
 function barEnd(api, row, wordy) {
   const place = api.value(3);
   const [low, y] = api.coord([api.value(0), place]);

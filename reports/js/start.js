@@ -1,4 +1,4 @@
-// Draws each chart when it comes near the window, again when its width changes, and all that are shown for print.
+// Draws each chart when it comes near the viewport, again when its width changes, and all visible ones for print.
 
 import { chartIn } from "./charts.js";
 import { asTable } from "./tables.js";
@@ -6,7 +6,7 @@ import { asTable } from "./tables.js";
 const ELEMENTS = [...document.querySelectorAll(".chart")];
 const isShown = (element) => element.clientWidth > 0;
 
-// Figures that a section holds one at a time: it names them in a select, with buttons to the one before and after.
+// Galleries show one figure at a time: a select names them, and buttons go to the previous and the next.
 for (const gallery of document.querySelectorAll(".gallery")) {
   const figures = [...gallery.querySelectorAll(":scope > figure")];
   const choice = gallery.querySelector("select.figure");
@@ -22,7 +22,7 @@ for (const gallery of document.querySelectorAll(".gallery")) {
   next.addEventListener("click", () => show(choice.selectedIndex + 1));
 }
 
-// Records are there before anybody can print; those of figures that are not shown wait until they are.
+// Load records before anybody can print. Records of hidden figures are loaded when these are shown.
 await Promise.all(ELEMENTS.filter(isShown).map((element) => chartIn(element).ready()));
 
 let printing = false;

@@ -1,6 +1,6 @@
-// What the page holds of its runs. Facts that many parts need are unpacked at once, whole records when somebody asks.
+// The page's data about its runs. The table is unpacked at once; full records are unpacked on demand.
 
-// What `reports/packing.py` packed into an element.
+// Unpacks data that `reports/packing.py` packed into an element.
 export async function unpack(element) {
   const text = atob(element.textContent);
   const bytes = new Uint8Array(text.length);
@@ -15,17 +15,17 @@ const inABlock = Number(table?.dataset.inABlock);
 const unpacked = new Map();
 const loaded = [];
 
-// Names, models and methods by run, and the columns of the table of all runs with their values.
+// Names, models and methods of the runs, and the columns of the table with their values.
 export const RUNS = table ? await unpack(table) : { names: [], models: [], methods: [], columns: [], values: [] };
 
 const severalModels = new Set(RUNS.models).size > 1;
 
-// The name of a run among those of all models.
+// The name of a run, with its model if there are several.
 export function fullName(run) {
   return severalModels ? `${RUNS.models[run].split("/").at(-1)} ${RUNS.names[run]}` : RUNS.names[run];
 }
 
-// Unpacks what `runs` have beside the table; entryOf has it from then on.
+// Unpacks the full data of `runs`; afterwards entryOf returns it.
 export async function load(runs) {
   const places = new Set(runs.map((run) => Math.floor(run / inABlock)));
   for (const place of places) {
@@ -40,7 +40,7 @@ export function entryOf(run) {
   return loaded[run];
 }
 
-// The breakdowns of a loaded run by answer, undefined for the one that it has not.
+// The breakdowns of a loaded run by answer; undefined if missing.
 export function breakdownsOf(run) {
   const { record, traced } = loaded[run];
   return { estimated: record.prediction?.memory, traced: traced?.memory, measured: record.measurement?.memory };

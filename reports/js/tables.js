@@ -1,4 +1,4 @@
-// Makes the tables of the charts' data, when they are first opened: the page holds each figure once.
+// Makes the data tables of charts when they are first opened, so the page holds each figure only once.
 
 export function asTable({ caption, columns, rows }) {
   const table = document.createElement("table");
@@ -19,7 +19,7 @@ export function asTable({ caption, columns, rows }) {
   return table;
 }
 
-// Sorts a table by the column whose title is chosen; a second choice turns the order round. Empty cells stay last.
+// Sorts a table by the clicked column title; a second click reverses the order. Empty cells stay last.
 
 function sortBy(header) {
   const table = header.closest("table");

@@ -1,4 +1,4 @@
-// What if: estimates of the chosen recipe, and of the other methods beside it.
+// What if: estimates of the chosen recipe, and of the other methods for comparison.
 
 import { AXIS_HEIGHT, barEnds, base, namesAbove, register, spaced, valueAxis } from "./charts.js";
 import { Controls, estimateOf, MARKS, PLANNING, showChosen, speedOf } from "./estimates.js";
@@ -62,10 +62,10 @@ register("what_if", {
       rows: [
         ...PLANNING.components.map((component) => line(spaced(component), (one) => String(one.components[component]))),
         line("peak", (one) => String(one.peakBytes)),
-        line("reserved, least", (one) => String(one.reservedBytes[0])),
-        line("reserved, most", (one) => String(one.reservedBytes[1])),
-        line("of the GPU, least", (one) => String(one.totalBytes[0])),
-        line("of the GPU, most", (one) => String(one.totalBytes[1])),
+        line("reserved, low", (one) => String(one.reservedBytes[0])),
+        line("reserved, high", (one) => String(one.reservedBytes[1])),
+        line("on the GPU, low", (one) => String(one.totalBytes[0])),
+        line("on the GPU, high", (one) => String(one.totalBytes[1])),
         line("in phase", (one) => one.phase),
         line("verdict", (one) => one.verdict),
       ],
@@ -77,7 +77,7 @@ function say(name, text) {
   section.querySelector(name).textContent = text;
 }
 
-// Two sizes with a word between them, and the unit once where it is the same.
+// Two sizes with a word between them; an equal unit is written once.
 function both([first, second], word) {
   const [from, to] = [formatBytes(first), formatBytes(second)];
   if (from === to) return from;
@@ -95,15 +95,16 @@ function sayChosen(chosen, estimate) {
   say(".peak", formatBytes(estimate.peakBytes));
   say(".phase", `In ${estimate.phase}.`);
   say(".total", both(estimate.totalBytes, "to"));
-  const left = `${formatBytes(Math.abs(estimate.marginBytes))} ${estimate.marginBytes < 0 ? "too much" : "to spare"} at worst`;
+  const margin = formatBytes(Math.abs(estimate.marginBytes));
+  const left = estimate.marginBytes < 0 ? `up to ${margin} too large` : `at least ${margin} to spare`;
   say(".margin", `${both([estimate.usableBytes, estimate.memoryBytes], "of")} usable: ${left}.`);
   const speed = speedOf(chosen);
-  say(".answer .speed", speed ? `${formatNumber(speed.likely)} tokens/s` : "not known");
+  say(".answer .speed", speed ? `${formatNumber(speed.likely)} tokens/s` : "unknown");
   say(
     ".rates",
     speed
-      ? `${formatNumber(speed.least)} to ${formatNumber(speed.most)}, at datasheet rates${estimate.verdict === "does not fit" ? ", if it fitted" : ""}.`
-      : `Nothing is known of ${gpu} but its memory.`,
+      ? `${formatNumber(speed.least)} to ${formatNumber(speed.most)}, from the datasheet${estimate.verdict === "does not fit" ? ", with enough memory" : ""}.`
+      : `Only the memory of ${gpu} is known.`,
   );
   say(".trainable", estimate.trainable.toLocaleString("en-US"));
   const settings = Object.entries(estimate.settings).map(([name, value]) => `${name} ${value}`);
@@ -123,7 +124,7 @@ async function answer(chosen) {
   status.classList.toggle("without", !estimate);
   if (!estimate) {
     const { batchSize, seqLen } = controls.fields;
-    const numbers = `Batch sizes are whole numbers up to ${batchSize.max}, lengths from ${seqLen.min} to ${seqLen.max}.`;
+    const numbers = `Enter a whole batch size up to ${batchSize.max} and a length from ${seqLen.min} to ${seqLen.max}.`;
     say(".answer .verdict", chosen ? `${chosen.model} cannot be trained with ${chosen.method}.` : numbers);
     return;
   }

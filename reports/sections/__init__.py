@@ -1,6 +1,6 @@
-"""The report's sections: each is a function from the page's subject to what its template of the same name shows.
+"""The report's sections. Each is a function from the page's subject to the data of its template of the same name.
 
-A section that has nothing to show returns None and is left out.
+A section without data returns None and is left out.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ class Section(NamedTuple):
     """One part of the page."""
 
     name: str
-    """Its anchor, and its template ``templates/NAME.html``."""
+    """Anchor of the section, and name of its template ``templates/NAME.html``."""
     title: str
     data: Callable[[Subject], dict[str, Any] | None]
-    """What its template sees as ``data``."""
+    """Makes the template's variable ``data``."""
     scripts: tuple[str, ...] = ()
-    """Of ``js/``: its own, which draw its charts and listen to its controls."""
+    """Scripts in ``js/`` that draw its charts and handle its controls."""
 
 
 def _of_runs(show: Callable[[Sequence[Run]], dict[str, Any] | None]) -> Callable[[Subject], dict[str, Any] | None]:
-    """Return a section that is of runs alone, and left out where there are none."""
+    """Return a section that needs runs, and is left out without them."""
     return lambda subject: show(subject.runs) if subject.runs else None
 
 
 SECTIONS = (
     Section("summary", "Summary", summary),
-    Section("accuracy", "Predicted against measured", _of_runs(accuracy), ("scatter", "distribution")),
-    Section("memory", "Where the bytes go", _of_runs(memory), ("memory", "closely")),
+    Section("accuracy", "Estimated and measured", _of_runs(accuracy), ("scatter", "distribution")),
+    Section("memory", "Where the bytes go", _of_runs(memory), ("memory", "detail")),
     Section("speed", "Speed", _of_runs(speed), ("speed", "scatter")),
     Section("learning", "Learning", _of_runs(learning), ("learning", "scatter")),
     Section("comparison", "Side by side", _of_runs(comparison), ("scatter",)),
@@ -55,4 +55,4 @@ SECTIONS = (
     Section("environments", "Environment", _of_runs(environments)),
     Section("records", "All runs", _of_runs(records), ("run_table",)),
 )
-"""In the order of the page."""
+"""Sections in the order of the page."""

@@ -1,6 +1,6 @@
-"""What is claimed about fine-tuning, held against the estimates and, where they tell, the runs.
+"""Check common claims about fine-tuning against estimates and runs.
 
-The claims themselves are data: ``claims.toml``.
+The claims are data: ``claims.toml``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lorabench.reports.subject import Subject
 
 DATA = Path(__file__).parent.parent / "claims.toml"
 WITHIN = 0.10
-"""By which share a figure may miss the claimed one and agree: claims are rounded."""
+"""Relative tolerance of a claimed figure: claims are rounded."""
 HIGH_RANK = 256
 
 Unit = Literal["bytes", "bytes per parameter", "parameters", "bits", "share", "times"]
@@ -38,28 +38,28 @@ Agreement = Literal["agrees", "differs", "unknown"]
 
 
 class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One figure of a claim, and what answers it; nothing does where it has neither quantity nor runs."""
+    """One figure of a claim, and how to check it. Without quantity and runs it cannot be checked."""
 
     what: str
     claimed: float
     claimed_to: float | None = None
-    """The upper end, where a range is claimed."""
+    """The upper end, if a range is claimed."""
     unit: Unit
     quantity: str | None = None
     """Name of `OF_RECIPES` or `OF_ELEMENTS`."""
     model: str | None = None
     options: dict[str, Any] = {}
     against: dict[str, Any] = {}
-    """Options of the recipe that is compared with that of ``options``."""
+    """Options of the second recipe, which is compared with that of ``options``."""
     gpu: str | None = None
     elements: float | None = None
-    """Weights that are quantised."""
+    """Number of quantised weights."""
     runs: str | None = None
     """Name of `OF_RUNS`."""
 
 
 class Claim(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is said, and why that is so or not."""
+    """A claim, and why it is right or wrong."""
 
     topic: Literal["memory", "speed", "quality"]
     says: str
@@ -72,19 +72,19 @@ class _Claims(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Answered(NamedTuple):
-    """A figure with its answers, in its own unit."""
+    """A figure with its estimated and measured value, in its own unit."""
 
     figure: Figure
     estimated: float | None
     measured: float | None
     runs: int
-    """On how many runs, or pairs of them, it was measured."""
+    """Number of runs, or pairs of runs, behind ``measured``."""
     unstable: bool = False
-    """Whether it would be measured, but on runs alone whose step times are not to be trusted."""
+    """True if only runs with unstable step times could answer."""
 
     @property
     def verdict(self) -> Agreement:
-        """Whether the measurement agrees, or the estimate where there is none."""
+        """Whether the measurement agrees with the claim; without one, whether the estimate does."""
         answer = self.estimated if self.measured is None else self.measured
         if answer is None:
             return "unknown"
@@ -94,7 +94,7 @@ class Answered(NamedTuple):
 
     @property
     def shown(self) -> dict[str, str]:
-        """What is claimed, estimated and measured, as text."""
+        """The claimed, estimated and measured values as text."""
         figure = self.figure
         claimed = _write(figure.claimed, figure.unit)
         if figure.claimed_to is not None:
@@ -107,7 +107,7 @@ class Answered(NamedTuple):
 
 
 def claims(subject: Subject) -> dict[str, Any] | None:
-    """Return the claims by topic, with their answers."""
+    """Return the claims by topic, with their figures."""
     answered = [(claim, [_answer(figure, subject.runs) for figure in claim.figures]) for claim in read_claims()]
     verdicts = [one.verdict for _, figures in answered for one in figures]
     topics = list(dict.fromkeys(claim.topic for claim, _ in answered))
@@ -119,7 +119,7 @@ def claims(subject: Subject) -> dict[str, Any] | None:
 
 @cache
 def read_claims() -> tuple[Claim, ...]:
-    """Return the claims of the data file."""
+    """Return the claims in the data file."""
     return msgspec.toml.decode(DATA.read_bytes(), type=_Claims).claims
 
 
@@ -152,7 +152,7 @@ def _estimate(key: bytes) -> float:
 
 
 def _slower(spec: ModelSpec, figure: Figure) -> float:
-    """Return by which share fewer tokens a second are trained."""
+    """Return the relative loss in tokens per second."""
     assert figure.gpu is not None
     device = find_device(figure.gpu)
     before, after = (
@@ -164,18 +164,18 @@ def _slower(spec: ModelSpec, figure: Figure) -> float:
     return float(1 - before.total / after.total)
 
 
-def _held(spec: ModelSpec, recipe: Recipe) -> float:
+def _persistent(spec: ModelSpec, recipe: Recipe) -> float:
     return sum(term.bytes for term in states(spec, recipe, "cuda").terms)
 
 
 def _base_weights(spec: ModelSpec, recipe: Recipe) -> float:
-    held = states(spec, recipe, "cuda")
-    return held.component_bytes("weights") + held.component_bytes("quantized_weights")
+    found = states(spec, recipe, "cuda")
+    return found.component_bytes("weights") + found.component_bytes("quantized_weights")
 
 
 OF_RECIPES: dict[str, Callable[[ModelSpec, Recipe], float]] = {
-    "held": _held,
-    "held per parameter": lambda spec, recipe: _held(spec, recipe) / spec.parameters,
+    "persistent": _persistent,
+    "persistent per parameter": lambda spec, recipe: _persistent(spec, recipe) / spec.parameters,
     "base weights": _base_weights,
     "peak": lambda spec, recipe: estimate_memory(spec, recipe).peak_allocated_bytes,
     "trainable": lambda spec, recipe: count_parameters(spec, recipe).trainable,
@@ -183,12 +183,12 @@ OF_RECIPES: dict[str, Callable[[ModelSpec, Recipe], float]] = {
     "adapter file": lambda spec, recipe: count_parameters(spec, recipe).trainable * ITEMSIZE[recipe.trained_dtype],
     "linear parameters": lambda spec, recipe: spec.linear_parameters,
 }
-"""Quantity → what a recipe on a model comes to."""
+"""Quantity → its value for a recipe on a model."""
 
 
 def _constant_bytes(elements: int, double_quant: bool) -> float:
-    held = quantized_bytes(elements, double_quant=double_quant)
-    return held.absmax + held.nested_absmax
+    sizes = quantized_bytes(elements, double_quant=double_quant)
+    return sizes.absmax + sizes.nested_absmax
 
 
 OF_ELEMENTS: dict[str, Callable[[int, bool], float]] = {
@@ -196,11 +196,11 @@ OF_ELEMENTS: dict[str, Callable[[int, bool], float]] = {
     "constant bits": lambda elements, double_quant: 8 * _constant_bytes(elements, double_quant) / elements,
     "double quantisation saves": lambda elements, _: _constant_bytes(elements, False) - _constant_bytes(elements, True),
 }
-"""Quantity → what so many quantised weights come to, with or without double quantisation."""
+"""Quantity → its value for a number of quantised weights, with or without double quantisation."""
 
 
 def _measured(figure: Figure, runs: Sequence[Run]) -> Iterator[float]:
-    """Yield what runs of the figure's own recipe measured of it."""
+    """Yield the values that runs of the figure's own recipe measured on a GPU."""
     if figure.model is None or figure.quantity not in ("peak", "trainable"):
         return
     spec = find_model(figure.model)
@@ -260,13 +260,13 @@ OF_RUNS: dict[str, Callable[[Sequence[Run]], Iterator[float]]] = {
     "all-linear loss": lambda runs: _loss_changes(_target_pairs(runs)),
     "first loss": _first_losses,
 }
-"""Question → what each pair of runs that differ in this alone answers; the median is shown."""
+"""Question → a value from each pair of runs that differ only in this; the median is shown."""
 TIMED = {"qlora slower", "rank slower"}
-"""Those that rest on step times: unstable runs do not answer them."""
+"""Questions about step times; unstable runs are ignored."""
 
 
 def _write(value: float | None, unit: Unit) -> str:
-    """Return a figure as the claims write theirs: bytes in powers of ten."""
+    """Return a figure in the style of the claims: bytes in powers of ten."""
     if value is None:
         return "–"
     if unit == "bytes":

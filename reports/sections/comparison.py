@@ -1,4 +1,4 @@
-"""Results folders side by side: each against the one that was named first."""
+"""Compare results folders with the first one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lorabench.reports.runs import Run
 from lorabench.reports.sections.points import Quantity
 
 BAND = 0.05
-"""How far off the diagonal the charts' dashed lines are."""
+"""Distance of the charts' dashed lines from the diagonal."""
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return what changed from the first folder to each of the others; None of one folder."""
+    """Return the changes from the first folder to each other folder; None for a single folder."""
     folders: dict[int, list[Run]] = {}
     for run in runs:
         folders.setdefault(run.folder_number, []).append(run)
@@ -66,7 +66,7 @@ def _pair(before: Sequence[Run], after: Sequence[Run]) -> dict[str, Any]:
 
 
 def _compare(results: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> Comparison:
-    """Compare as `lorabench check` does, without the step times where the package that tests them is missing."""
+    """Compare as `lorabench check` does, but without step times if scipy is missing."""
     try:
         import scipy  # noqa: F401
     except ImportError:
@@ -108,8 +108,8 @@ def _charts(before: Sequence[Run], after: Sequence[Run]) -> list[dict[str, Any]]
                 {
                     "model": f"{label.capitalize()}, before and after",
                     "part": "",
-                    "caption": f"Above the diagonal {label} went up: {higher:,} of {plural(count, 'run')}. "
-                    f"The dashed lines are {BAND:.0%} off it.",
+                    "caption": f"Above the diagonal, {label} rose: {higher:,} of {plural(count, 'run')}. "
+                    f"The dashed lines are {BAND:.0%} off.",
                     "chart": {
                         "x": {"label": f"{label}, {before[0].folder}", "kind": kind, "zero": True},
                         "y": {"label": f"{label}, {after[0].folder}", "kind": kind, "zero": True},

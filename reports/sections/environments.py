@@ -1,4 +1,4 @@
-"""What the figures depend on besides the recipes."""
+"""The environments of the runs: devices, versions, driver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lorabench.reports.runs import Run
 
 
 def environments(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return every distinct environment as facts with the number of its runs, and which facts differ."""
+    """Return each distinct environment with its number of runs, and the facts that differ."""
     counts: dict[tuple[tuple[str, str], ...], int] = {}
     for run in runs:
         facts = tuple(_facts(run.record).items())
@@ -23,7 +23,7 @@ def environments(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def differing_facts(runs: Sequence[Run]) -> list[str]:
-    """Return the names of the facts about device and environment that are not the same for all ``runs``."""
+    """Return the names of the facts about device and environment that differ between ``runs``."""
     every = [_facts(run.record) for run in runs]
     names = dict.fromkeys(name for facts in every for name in facts)
     return [name for name in names if len({facts.get(name) for facts in every}) > 1]

@@ -1,4 +1,4 @@
-"""Runs that ran out of memory, crashed, hung or were not tried."""
+"""Runs that ran out of memory, failed, timed out or were skipped."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from lorabench.reports.runs import Run
 
 OUTCOMES = {"ok": "ok", "oom": "out of memory", "error": "error", "timeout": "timeout", "skipped": "skipped"}
-"""Outcome → how the page names it."""
-OUT_OF = {"device": "of the GPU", "host": "of the host", "killed": "of the host: killed by the kernel"}
-"""Which memory ran out → how the page says so."""
+"""Outcome → its name on the page."""
+OUT_OF = {"device": "of the GPU", "host": "of the host", "killed": "of the host; killed by the kernel"}
+"""``out_of`` → its text on the page."""
 
 
 def failures(runs: Sequence[Run]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Runs split into figures: one model each, and few enough runs for one figure to fit a printed page."""
+"""Split runs into figures: one model per figure, and few enough runs to fit a printed page."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from lorabench.reports.runs import Run, by_model
 
 
 class Figure(NamedTuple):
-    """The runs that one chart shows."""
+    """The runs of one chart."""
 
     model: str
     runs: list[Run]
     lowest: float
     highest: float
-    """Of what is shown of any run of the model: all its figures share one scale."""
+    """Lowest and highest value over all runs of the model, so all its figures share one scale."""
     part: str
-    """``1 of 3``, or empty where one figure holds all runs of the model."""
+    """``1 of 3``; empty if one figure shows all runs of the model."""
 
 
 def figures(runs: Iterable[Run], values: Callable[[Run], Iterable[float]], *, at_most: int) -> Iterator[Figure]:
-    """Yield figures of ``at_most`` runs of one model; ``values`` are those that they show of a run."""
+    """Yield figures of ``at_most`` runs of one model. ``values`` returns the displayed values of a run."""
     for model, of_model in by_model(runs).items():
         shown = [value for run in of_model for value in values(run)]
         lowest, highest = min(shown), max(shown)

@@ -1,4 +1,4 @@
-"""What fits: memory over length and batch size, for each method, on a GPU that people choose."""
+"""What fits: memory by length and batch size, for each method, on a chosen GPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lorabench.reports.subject import Subject
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-"""Those that a model has positions for are shown."""
+"""Lengths on the page, up to the model's limit."""
 
 
 def fits(subject: Subject) -> dict[str, Any] | None:
-    """Return what can be chosen, and the page's estimates."""
+    """Return the choices, and the data for the page's estimates."""
     if not subject.models:
         return None
     usual = recipe_for(subject.models[0]).recipe

@@ -1,4 +1,4 @@
-"""The figures that people quote: of the runs, and of estimates for the page's first model on its first GPU."""
+"""Headline figures: of the runs, and of estimates for the page's first model on its first GPU."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from lorabench.reports.runs import Run
 from lorabench.reports.subject import Subject
 
 METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
-"""Method → how headlines write it."""
+"""Method → its name in headlines."""
 
 
 class Headline(NamedTuple):
-    """One figure of the summary."""
+    """One headline of the summary."""
 
     name: str
     label: str
     value: str
     note: str
     section: str
-    """Where the page says more."""
+    """Section with the details."""
 
 
 def measured(runs: Sequence[Run]) -> list[Headline]:
-    """Return the headlines that the runs have."""
+    """Return the headlines of the runs."""
     return [found for find in (_accuracy, _memory_ratio, _fastest, _learnt) if (found := find(runs))]
 
 
@@ -48,7 +48,7 @@ def _accuracy(runs: Sequence[Run]) -> Headline | None:
     worst = runs[max(errors, key=errors.__getitem__)]
     return Headline(
         "accuracy",
-        "Estimated against measured peak memory",
+        "Error of estimated peak memory",
         f"{format_share(median(errors.values())).lstrip('+')} off",
         f"Median of {plural(len(errors), 'run')}; worst {format_share(worst.peak_error)} ({worst.full_name})."
         if len(errors) > 1
@@ -58,7 +58,7 @@ def _accuracy(runs: Sequence[Run]) -> Headline | None:
 
 
 def _memory_ratio(runs: Sequence[Run]) -> Headline | None:
-    """Full : LoRA : QLoRA for recipes that differ in nothing but the method, the largest such model's."""
+    """Peak memory full : LoRA : QLoRA, for recipes that differ only in the method; of the largest such model."""
     trios = list(_trios(runs))
     if not trios:
         return None
@@ -78,7 +78,7 @@ def _ratio(peaks: Sequence[int], note: str, section: str) -> Headline:
 
 
 def _trios(runs: Sequence[Run]) -> Iterator[tuple[Run, Run, Run]]:
-    """Yield measured full, LoRA and QLoRA runs that differ in their methods only."""
+    """Yield measured full, LoRA and QLoRA runs that differ only in the method."""
     measured = [run for run in runs if run.measured_peak_bytes]
     quantized: dict[int, list[Run]] = {}
     for lora, qlora in method_pairs(measured, "lora", "qlora"):
@@ -96,12 +96,12 @@ def _fastest(runs: Sequence[Run]) -> Headline | None:
     used = fastest.timed.mfu if fastest.timed else None
     note = f"{fastest.full_name}, at the median step" + (f"; MFU {100 * used:.1f}%." if used is not None else ".")
     if fastest.unstable:
-        note += " Its step times are not to be trusted."
+        note += " Its step times are unreliable."
     return Headline("fastest", "Fastest", f"{format_number(fastest.tokens_per_second)} tokens/s", note, "speed")
 
 
 def _learnt(runs: Sequence[Run]) -> Headline | None:
-    """The lowest held-out loss of the weights and text with most runs: losses of several are not to be compared."""
+    """The lowest held-out loss of the model, weights and text with most runs. Losses of others are not comparable."""
     learnt = [run for run in runs if run.timed and run.timed.held_out_loss_after is not None]
     if not learnt:
         return None
@@ -117,9 +117,9 @@ def _learning(run: Run) -> tuple[str, str | None, str | None]:
 
 
 def estimated(subject: Subject) -> list[Headline]:
-    """Return what fits the page's first GPU; where nothing ran, the methods' memory and speed too.
+    """Return what fits the page's first GPU; without runs, also memory and speed of the methods.
 
-    Runs on a CPU alone ask about no GPU.
+    If all runs were on a CPU, there is no GPU to ask about.
     """
     if not subject.models or (subject.runs and not subject.devices):
         return []
@@ -132,7 +132,7 @@ def estimated(subject: Subject) -> list[Headline]:
 
 
 def _usual_recipes(spec: ModelSpec) -> list[Recipe]:
-    """Return the default recipe of each method that the model can be trained with."""
+    """Return the default recipe of each method that the model supports."""
     seq_len = min(recipe_for(spec).recipe.seq_len, longest_length(spec))
     return [page_recipe(spec, method, True, seq_len=seq_len).recipe for method in methods(spec)]
 
@@ -151,7 +151,7 @@ def _longest(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Head
     longest = [judge(spec, one, _memory(spec, one, device), device).longest_seq_len for one in recipes]
     return Headline(
         "fits",
-        _named(f"Longest sequence that fits {device.name}", recipes),
+        _named(f"Longest sequence on {device.name}", recipes),
         " : ".join(f"{length:,}" if length else "none" for length in longest),
         f"tokens, estimated: {_common(spec, recipes)}, batch size 1.",
         "fits",
@@ -170,7 +170,7 @@ def _estimated_ratio(spec: ModelSpec, recipes: Sequence[Recipe], device: Device)
 
 
 def _speeds(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Headline | None:
-    """Tokens per second of the methods that may fit."""
+    """Tokens per second of the methods that fit, or may fit."""
     shown = []
     for recipe in recipes:
         speed = estimate_throughput(spec, recipe, device)
@@ -183,6 +183,6 @@ def _speeds(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Headl
         "speed",
         _named("Tokens per second", recipes),
         " : ".join(map(format_number, shown)),
-        f"of what fits, estimated at {device.name}'s datasheet rates: {sizes}.",
+        f"estimated from the datasheet of {device.name}, if it fits: {sizes}.",
         "what_if",
     )

@@ -1,4 +1,4 @@
-"""Loss curves by recipe, held-out loss, and loss against memory. The curves are read from the page's records."""
+"""Loss curves, held-out loss, and loss against memory. The page reads the curves from its records."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lorabench.reports.sections.figures import Figure, figures
 from lorabench.reports.sections.points import by_method, pareto_front
 
 DASHES = ("", "8 3", "2 3", "12 3 2 3", "5 5", "1 5", "12 6", "8 3 2 3 2 3")
-"""Stroke patterns that tell apart the curves of a figure, whose colours are their methods'."""
+"""Stroke patterns of the curves in a figure. The colour shows the method."""
 RUNS_IN_A_FIGURE = len(DASHES)
 
 
 def learning(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the figures of the runs with at least one finite loss, and what is known of their held-out loss."""
+    """Return the figures of the runs with at least one finite loss, and their held-out losses."""
     trained = [run for run in runs if _finite(run)]
     if not trained:
         return None
@@ -54,9 +54,9 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 def _caption(runs: Sequence[Run]) -> str:
     lowest = min(runs, key=lambda run: _finite(run)[-1])
-    said = f"Lowest at the end: {lowest.name}, {format_loss(_finite(lowest)[-1])}."
+    end = f"Lowest final loss: {lowest.name}, {format_loss(_finite(lowest)[-1])}."
     broken = sum(len(_finite(run)) < len(run.record.measurement.losses) for run in runs if run.record.measurement)
-    return f"{said} Gaps in {plural(broken, 'curve')} are losses that were not finite." if broken else said
+    return f"{end} Gaps in {plural(broken, 'curve')} are losses that were not finite." if broken else end
 
 
 def _front(model: str, runs: Sequence[Run]) -> dict[str, Any] | None:
@@ -65,14 +65,14 @@ def _front(model: str, runs: Sequence[Run]) -> dict[str, Any] | None:
         return None
     front = pareto_front(placed, lambda run: run.measured_peak_bytes, lambda run: run.learnt_loss, highest=False)
     least, best = front[0], front[-1]
-    said = f"Least memory: {least.name}, loss {format_loss(least.learnt_loss)}."
+    caption = f"Least memory: {least.name}, loss {format_loss(least.learnt_loss)}."
     if best is not least:
-        said += f" Lowest loss: {best.name}, {format_loss(best.learnt_loss)}."
+        caption += f" Lowest loss: {best.name}, {format_loss(best.learnt_loss)}."
     held_out = all(run.record.measurement and run.record.measurement.held_out_loss_after is not None for run in placed)
     return {
         "model": model,
         "part": "",
-        "caption": said,
+        "caption": caption,
         "chart": {
             "x": {"label": "measured peak", "kind": "bytes", "zero": False},
             "y": {"label": "held-out loss after" if held_out else "final loss", "kind": "loss", "zero": False},

@@ -1,4 +1,4 @@
-"""Where the bytes go: estimated, traced and measured memory by component, and by phase."""
+"""Where the bytes go: estimated, traced and measured memory by component and by phase."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES
 from lorabench.reports.quantities import format_bytes, format_share
 from lorabench.reports.runs import Run
 from lorabench.reports.sections.figures import Figure, figures
-from lorabench.reports.sections.held import held
+from lorabench.reports.sections.persistent import persistent_memory
 
 RUNS_IN_A_FIGURE = 10
 ANSWERS = ("estimated", "traced", "measured")
 
 
 def memory(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the figures and their legend, for the runs with an estimate, a trace or a measurement."""
+    """Return the figures and their legend, for runs with an estimate, a trace or a measurement."""
     shown = [run for run in runs if run.breakdowns]
     if not shown:
         return None
@@ -32,13 +32,13 @@ def memory(runs: Sequence[Run]) -> dict[str, Any] | None:
         "figures": [
             _figure(figure, components, answers) for figure in figures(shown, _lengths, at_most=RUNS_IN_A_FIGURE)
         ],
-        "held": held(shown),
-        "closely": _closely(shown, answers),
+        "persistent": persistent_memory(shown),
+        "detail": _detail(shown, answers),
     }
 
 
 def _components(runs: Sequence[Run]) -> list[str]:
-    """Return the components that any run has bytes in, the known ones first and in their own order."""
+    """Return the components that are not empty in all runs: known ones first, in their own order."""
     found = {
         name
         for run in runs
@@ -50,7 +50,7 @@ def _components(runs: Sequence[Run]) -> list[str]:
 
 
 def _lengths(run: Run) -> Iterator[int]:
-    """Yield how long a run's bars are, in bytes."""
+    """Yield the lengths of a run's bars in bytes."""
     for breakdown in run.breakdowns.values():
         yield max(breakdown.peak_allocated_bytes, sum(breakdown.components.values()))
 
@@ -72,26 +72,26 @@ def _figure(figure: Figure, components: list[str], answers: list[str]) -> dict[s
 def _caption(runs: Sequence[Run]) -> str:
     measured = [run for run in runs if run.measured_peak_bytes is not None]
     errors = [run.peak_error for run in runs if run.peak_error is not None]
-    said = []
+    sentences = []
     if measured:
         least = min(measured, key=lambda run: run.measured_peak_bytes or 0)
         most = max(measured, key=lambda run: run.measured_peak_bytes or 0)
-        said.append(f"Measured peaks: {format_bytes(least.measured_peak_bytes)} ({least.name})")
+        sentences.append(f"Measured peaks: {format_bytes(least.measured_peak_bytes)} ({least.name})")
         if most is not least:
-            said[0] += f" to {format_bytes(most.measured_peak_bytes)} ({most.name})"
-        said[0] += "."
+            sentences[0] += f" to {format_bytes(most.measured_peak_bytes)} ({most.name})"
+        sentences[0] += "."
     else:
-        said.append("None of these runs was measured: they failed.")
+        sentences.append("All of these runs failed, so none was measured.")
     if len(errors) == 1:
-        said.append(f"The estimate is off by {format_share(errors[0])}.")
+        sentences.append(f"The estimate is off by {format_share(errors[0])}.")
     elif errors:
         ends = dict.fromkeys(format_share(error) for error in (min(errors), max(errors)))
-        said.append(f"The estimates are off by {' to '.join(ends)}.")
-    return " ".join(said)
+        sentences.append(f"The estimates are off by {' to '.join(ends)}.")
+    return " ".join(sentences)
 
 
-def _closely(runs: Sequence[Run], answers: list[str]) -> dict[str, Any]:
-    """Return the charts of one run's phases and timeline, of which people choose the run."""
+def _detail(runs: Sequence[Run], answers: list[str]) -> dict[str, Any]:
+    """Return the charts of the phases and the timeline of one run, which the reader chooses."""
     with_timeline = [run for run in runs if has_timeline(run)]
     largest = max(
         with_timeline or runs, key=lambda run: max(one.peak_allocated_bytes for one in run.breakdowns.values())
@@ -110,6 +110,6 @@ def _closely(runs: Sequence[Run], answers: list[str]) -> dict[str, Any]:
 
 
 def has_timeline(run: Run) -> bool:
-    """Tell whether live bytes over a step are known, measured or traced."""
+    """Return whether live bytes over a step are known, measured or traced."""
     measurement = run.record.measurement
     return run.trace is not None or (measurement is not None and measurement.timeline is not None)

@@ -1,4 +1,4 @@
-"""Runs as points between two quantities, and the front of those that no other run beats at both."""
+"""Runs as points in two quantities, and their Pareto front."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Quantity = Callable[[Run], float | None]
 
 
 def by_method(runs: Iterable[Run], x: Quantity, y: Quantity) -> dict[str, list[tuple[int, float, float]]]:
-    """Return method → (run, x, y) of the runs that have both."""
+    """Return method → (run, x, y), for runs that have both values."""
     points: dict[str, list[tuple[int, float, float]]] = {}
     for run in runs:
         across, up = x(run), y(run)
@@ -20,9 +20,10 @@ def by_method(runs: Iterable[Run], x: Quantity, y: Quantity) -> dict[str, list[t
 
 
 def pareto_front(runs: Iterable[Run], least: Quantity, best: Quantity, *, highest: bool) -> list[Run]:
-    """Return the runs than which none has less of ``least`` and a better ``best``, by ``least`` from low to high.
+    """Return the Pareto front: no other run has less of ``least`` and a better ``best``. Sorted by ``least``.
 
-    ``highest`` tells whether more of ``best`` is better, or less. Of runs alike in both, the first is on the front.
+    Args:
+        highest: whether a higher ``best`` is better. Of runs with equal values, the first is on the front.
     """
     sign = -1.0 if highest else 1.0
     placed = [

@@ -1,4 +1,4 @@
-"""The table of all runs, and their whole records with the derivations of their estimates."""
+"""The table of all runs, and their full records with the derivations of their estimates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lorabench.reports.runs import Run, methods_of, varying_settings
 from lorabench.reports.sections.failures import OUTCOMES
 
 IN_A_BLOCK = 64
-"""Records that are packed, and unpacked, together: one is never read alone for long, and all of them need not be."""
+"""Records per compressed block. The page unpacks only the blocks that it needs."""
 DERIVED = 200
-"""The most runs whose derivations a page holds: each takes some twentieth of a second and several kB."""
+"""Maximum number of runs with derivations on a page: each takes about 1/20 s and several kB."""
 
 PLAIN = 50
-"""Runs that browsers without scripts show."""
+"""Number of runs that browsers without scripts show."""
 
 Kind = Literal["text", "bytes", "share", "fraction", "number", "seconds", "loss", "count"]
 WRITE: dict[Kind, Callable[[Any], str]] = {
@@ -40,16 +40,16 @@ class Column(NamedTuple):
     """One column of the table."""
 
     key: str
-    """Its name in downloads; bytes end in ``_bytes``, seconds in ``_seconds``."""
+    """Name in downloads; bytes end in ``_bytes``, seconds in ``_seconds``."""
     title: str
     kind: Kind
     value: Callable[[Run], Any]
     shown: bool = False
-    """Until somebody chooses otherwise; the others can be added."""
+    """Whether the column is visible at first."""
 
 
 def records(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the table's columns and values, and the records, all of them packed."""
+    """Return the table's columns and values, and the records, compressed."""
     columns = [column for column in _columns(runs) if any(column.value(run) is not None for run in runs)]
     table = {
         "names": [run.name for run in runs],
@@ -84,7 +84,7 @@ def records(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _plain(columns: Sequence[Column], runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the table as text, for browsers that run no scripts."""
+    """Return the table as text, for browsers without scripts."""
 
     def write(column: Column, run: Run) -> str:
         value = column.value(run)
@@ -94,13 +94,13 @@ def _plain(columns: Sequence[Column], runs: Sequence[Run]) -> dict[str, Any]:
 
 
 class _Derivations:
-    """Derivations of estimates, each worked out once."""
+    """Derivations of estimates, each computed once."""
 
     def __init__(self) -> None:
         self.done: dict[tuple[str, str], Explanation | str] = {}
 
     def __call__(self, record: RunRecord) -> Explanation | str:
-        """Return the derivation, or why there is none."""
+        """Return the derivation, or the reason for its absence."""
         place = record.digest, record.device.kind
         if place not in self.done:
             try:

@@ -1,4 +1,4 @@
-"""Tokens per second by recipe, what choices cost, and memory against speed."""
+"""Tokens per second by recipe, effects of single choices, and memory against speed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RUNS_IN_A_FIGURE = 16
 
 
 class Cost(NamedTuple):
-    """What one choice does to memory and speed, all else equal; shares are of what was before."""
+    """Effect of one choice on memory and speed, all else equal, as relative changes."""
 
     choice: str
     pairs: int
     unstable: int
-    """Of the pairs, those with a run whose step times are not to be trusted."""
+    """Number of pairs with unstable step times."""
     memory: float
     memory_range: tuple[float, float]
     speed: float
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 
 
 def speed(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the figures of the runs whose steps were timed, the costs of choices, and memory against speed."""
+    """Return figures of the timed runs, effects of choices, and memory against speed."""
     timed = [run for run in runs if run.tokens_per_second is not None]
     if not timed:
         return None
@@ -44,7 +44,7 @@ def speed(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def costs(runs: Sequence[Run]) -> list[Cost]:
-    """Return what checkpointing, QLoRA, LoRA and rank cost, from runs that differ in nothing else."""
+    """Return the effects of checkpointing, QLoRA, LoRA and rank, from runs that differ only in these."""
     ranks: dict[tuple[int, int], list[tuple[Run, Run]]] = defaultdict(list)
     for low, high in rank_pairs(runs):
         ranks[low.record.recipe.rank or 0, high.record.recipe.rank or 0].append((low, high))
@@ -66,7 +66,7 @@ def _cost(choice: str, pairs: Sequence[tuple[Run, Run]]) -> Cost:
 
 
 def _by_work(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each model; of another model, or of another device, the same speed means something else."""
+    """Return the runs of each model and device: speeds of different ones are not comparable."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.model, run.record.device.name].append(run)
@@ -77,13 +77,13 @@ def _by_work(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def _front(model: str, runs: Sequence[Run]) -> dict[str, Any]:
     front = pareto_front(runs, lambda run: run.measured_peak_bytes, lambda run: run.tokens_per_second, highest=True)
     least, fastest = front[0], front[-1]
-    on_it = f"{plural(len(front), 'recipe')} of {len(runs):,} on the front, from {least.name}"
+    on_it = f"{len(front):,} of {plural(len(runs), 'recipe')} on the front, from {least.name}"
     return {
         "model": model,
         "part": "",
         "caption": f"{on_it} (least memory) to {fastest.name} (fastest)."
         if least is not fastest
-        else f"{least.name} takes least memory and is fastest.",
+        else f"{least.name} needs least memory and is fastest.",
         "chart": {
             "x": {"label": "measured peak", "kind": "bytes", "zero": False},
             "y": {"label": "tokens/s", "kind": "rate", "zero": True},
@@ -125,14 +125,14 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _lengths(run: Run) -> tuple[float, ...]:
-    """Return how far a run's bar and interval reach."""
+    """Return the ends of a run's bar and interval."""
     return (run.tokens_per_second or 0, *(run.tokens_per_second_interval or ()))
 
 
 def _caption(runs: Sequence[Run]) -> str:
     fastest = max(runs, key=lambda run: run.tokens_per_second or 0)
     slowest = min(runs, key=lambda run: run.tokens_per_second or 0)
-    said = f"{fastest.name}: {format_number(fastest.tokens_per_second)} tokens/s"
+    best = f"{fastest.name}: {format_number(fastest.tokens_per_second)} tokens/s"
     if slowest is fastest:
-        return f"{said}."
-    return f"Fastest is {said}; slowest is {slowest.name}: {format_number(slowest.tokens_per_second)} tokens/s."
+        return f"{best}."
+    return f"Fastest is {best}; slowest is {slowest.name}: {format_number(slowest.tokens_per_second)} tokens/s."

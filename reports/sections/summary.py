@@ -1,4 +1,4 @@
-"""The page's first lines: what was run, where, and the figures that people quote."""
+"""The top of the page: what ran, where, and the headline figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorabench.reports.subject import Subject
 
 
 def summary(subject: Subject) -> dict[str, Any]:
-    """Return the headline figures that there are, and what is to be said of the runs, if there are any."""
+    """Return the headline figures, and a summary of the runs if there are any."""
     runs = subject.runs
     return {
         "headlines": [*measured(runs), *estimated(subject)],

@@ -1,4 +1,4 @@
-"""What if: a recipe that people choose on the page, estimated there and then."""
+"""What if: an estimate of a recipe that the reader chooses on the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorabench.reports.subject import Subject
 
 
 def what_if(subject: Subject) -> dict[str, Any] | None:
-    """Return what can be chosen; the estimates themselves are the page's `planning`."""
+    """Return the choices. The estimates use the page's `planning` data."""
     if not subject.models:
         return None
     first = subject.models[0]

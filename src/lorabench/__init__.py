@@ -42,17 +42,17 @@ __all__ = [
 def estimate(
     model: str | Path | ModelSpec, *, gpu: str | float | Device | None = None, **options: Unpack[RecipeOptions]
 ) -> Estimate:
-    """Return what fine-tuning ``model`` takes, worked out in milliseconds and without torch.
+    """Return memory, verdict and speed of fine-tuning ``model``, in milliseconds and without torch.
 
     Args:
-        model: a catalogue name, a config.json or the folder that holds one, a hub id; or a spec from `find_model`.
-        gpu: a GPU's name or its memory (``24GB``) to hold the answer against; or a device from `find_device`. Its speed
-            is as `lorabench calibrate` measured it, if it did, or else by its datasheet.
-        options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``. A default
-            that the model cannot have gives way to what people run on it, which the answer's ``assumptions`` say.
+        model: a catalogue name, a config.json or its folder, or a hub id; or a spec from `find_model`.
+        gpu: the GPU to fit: its name or memory size (``24GB``), or a device from `find_device`. Its speed comes from
+            `lorabench calibrate` if that was run for it, else from the datasheet.
+        options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``. If the model
+            does not support a default, the usual alternative is used and listed in the answer's ``assumptions``.
 
     Raises:
-        UserError: an unknown model, GPU or option, or options that contradict each other.
+        UserError: the model, GPU or an option is unknown, or options contradict each other.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
     from lorabench.estimator.recipes.defaults import recipe_for
@@ -147,10 +147,10 @@ def estimate_throughput_grid(
 
 
 def make_recipe(model: str | Path | ModelSpec, **options: Unpack[RecipeOptions]) -> Recipe:
-    """Return the recipe of ``model`` with ``options``; for what they leave out, what people run on it, as `estimate`.
+    """Return a recipe of ``model`` with ``options``, and for the rest the defaults that `estimate` uses for it.
 
     Raises:
-        UserError: an unknown model or option, a value out of range, or options that contradict each other.
+        UserError: the model or an option is unknown, a value is out of range, or options contradict each other.
     """
     from lorabench.estimator.recipes.defaults import recipe_for
 
@@ -183,12 +183,12 @@ def find_model(model: str | Path) -> ModelSpec:
 
 
 def find_device(gpu: str | float) -> Device:
-    """Return a GPU by its name, or one of which only the memory is known by a size such as ``24GB``, or 24.
+    """Return a GPU by name. For a size such as ``24GB`` or 24, return a GPU of which only the memory is known.
 
-    Of a name that fits several, it is the one that people mean, and its ``assumptions`` say so.
+    If several GPUs match, the most likely one is returned, and its ``assumptions`` say so.
 
     Raises:
-        UserError: no GPU has that name, or several that people mean.
+        UserError: no GPU matches, or several are equally likely.
     """
     from lorabench.estimator.devices import device
 

@@ -28,7 +28,7 @@ def test_what_a_legend_names_can_be_hidden_and_shown(browser: Browser, section: 
 
 def test_unstable_runs_are_named_where_it_matters(browser: Browser) -> None:
     browser.look("suite")
-    assert any("1 run of 9" in text for text in browser.texts("#summary .warning"))
+    assert any("1 of 9 runs" in text for text in browser.texts("#summary .warning"))
     assert any(text.endswith("unstable") for text in browser.texts("#speed .chart text"))
 
 
@@ -91,35 +91,37 @@ def test_points_tell_their_run_and_numbers(browser: Browser) -> None:
     }
 
 
-def test_one_run_is_shown_closely(browser: Browser) -> None:
+def test_one_run_is_shown_in_detail(browser: Browser) -> None:
     browser.show("suite")
-    [choice] = browser.find(".closely select")
+    [choice] = browser.find(".detail select")
     with_timeline = next(run for run in PAGES["suite"] if run.record.recipe.rank == 32)
     assert Select(choice).first_selected_option.text == with_timeline.full_name
     most = max(count for _, count in TIMELINE)
-    assert quantities.format_bytes(most) in browser.texts(".closely .timeline figcaption")[0]
-    browser.run("arguments[0].click()", browser.find(".closely .timeline summary")[0])
-    browser.wait("return document.querySelector('.closely .timeline table').tBodies.length")
-    assert len(browser.table(".closely .timeline table")) == len(TIMELINE)
+    assert quantities.format_bytes(most) in browser.texts(".detail .timeline figcaption")[0]
+    browser.run("arguments[0].click()", browser.find(".detail .timeline summary")[0])
+    browser.wait("return document.querySelector('.detail .timeline table').tBodies.length")
+    assert len(browser.table(".detail .timeline table")) == len(TIMELINE)
     other = PAGES["suite"][0]
     Select(choice).select_by_visible_text(other.full_name)
-    browser.wait("return document.querySelector('.closely .timeline figcaption').textContent.startsWith('No timeline')")
-    browser.run("arguments[0].click()", browser.find(".closely .phases summary")[0])
-    browser.wait("return document.querySelector('.closely .phases table').tBodies.length")
+    browser.wait(
+        "return document.querySelector('.detail .timeline figcaption').textContent.endsWith('has no timeline.')"
+    )
+    browser.run("arguments[0].click()", browser.find(".detail .phases summary")[0])
+    browser.wait("return document.querySelector('.detail .phases table').tBodies.length")
     assert other.record.prediction is not None
     assert other.record.measurement is not None
-    for phase, estimated, measured_peak in browser.table(".closely .phases table"):
+    for phase, estimated, measured_peak in browser.table(".detail .phases table"):
         assert estimated == quantities.format_bytes(other.record.prediction.memory.phase_peaks_bytes[phase])
         assert measured_peak == quantities.format_bytes(other.record.measurement.memory.phase_peaks_bytes[phase])
 
 
 def test_a_narrow_timeline_reaches_as_high_and_low_as_a_wide_one(browser: Browser) -> None:
-    line = ".closely .timeline path[fill='none'][stroke='var(--measured)']"
+    line = ".detail .timeline path[fill='none'][stroke='var(--measured)']"
     height = f'return document.querySelector("{line}").getBBox().height'
     browser.show("suite", width=1200)
     wide = browser.run(height)
     browser.resize(320, 3000)
-    browser.wait("return document.querySelector('.closely .timeline svg').clientWidth < 320")
+    browser.wait("return document.querySelector('.detail .timeline svg').clientWidth < 320")
     assert browser.run(height) == pytest.approx(wide, rel=0.02)
 
 

@@ -101,10 +101,10 @@ def test_what_if_says_what_estimate_says_to_the_byte(page: Browser) -> None:
             assert memory.device_total_range_bytes is not None
             expected = {name.replace("_", " "): str(count) for name, count in memory.components.items()} | {
                 "peak": str(memory.peak_allocated_bytes),
-                "reserved, least": str(memory.peak_reserved_range_bytes[0]),
-                "reserved, most": str(memory.peak_reserved_range_bytes[1]),
-                "of the GPU, least": str(memory.device_total_range_bytes[0]),
-                "of the GPU, most": str(memory.device_total_range_bytes[1]),
+                "reserved, low": str(memory.peak_reserved_range_bytes[0]),
+                "reserved, high": str(memory.peak_reserved_range_bytes[1]),
+                "on the GPU, low": str(memory.device_total_range_bytes[0]),
+                "on the GPU, high": str(memory.device_total_range_bytes[1]),
                 "in phase": memory.phase,
                 "verdict": verdict,
             }
@@ -139,7 +139,7 @@ def test_the_headlines_are_the_estimates(page: Browser) -> None:
     assert estimate.margin_bytes is not None
     assert text(page, "#what_if .peak") == format_bytes(estimate.memory.peak_allocated_bytes)
     spare = format_bytes(estimate.margin_bytes)
-    assert text(page, "#what_if .margin") == f"23.24 of 23.99 GiB usable: {spare} to spare at worst."
+    assert text(page, "#what_if .margin") == f"23.24 of 23.99 GiB usable: at least {spare} to spare."
     assert text(page, "#what_if .trainable") == f"{estimate.parameters.trainable:,}"
     settings = estimate.recipe.describe()
     for name, value in re.findall(r"(\w+) ([^,]+)", text(page, "#what_if .settings")):
@@ -170,14 +170,15 @@ def test_speed_is_the_estimate_for_any_sizes_on_any_gpu(page: Browser) -> None:
         least, most = map(format_number, speed.tokens_per_second_range)
         fits = estimated(model, gpu, method, rank, **options).verdict != "does not fit"
         assert (
-            text(page, "#what_if .rates") == f"{least} to {most}, at datasheet rates{'' if fits else ', if it fitted'}."
+            text(page, "#what_if .rates")
+            == f"{least} to {most}, from the datasheet{'' if fits else ', with enough memory'}."
         )
 
 
 def test_speed_is_left_open_where_only_the_memory_is_known(page: Browser) -> None:
     choose(page, "what_if", gpu="24GB")
-    assert text(page, "#what_if .speed") == "not known"
-    assert text(page, "#what_if .rates") == "Nothing is known of 24GB but its memory."
+    assert text(page, "#what_if .speed") == "unknown"
+    assert text(page, "#what_if .rates") == "Only the memory of 24GB is known."
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_speed_is_left_open_where_only_the_memory_is_known(page: Browser) -> Non
 def test_numbers_that_no_recipe_has_get_no_answer(page: Browser, chosen: dict[str, Any]) -> None:
     choose(page, "what_if", **chosen)
     assert text(page, "#what_if .verdict").startswith(
-        "Batch sizes are whole numbers up to 256, lengths from 128 to 131072"
+        "Enter a whole batch size up to 256 and a length from 128 to 131072"
     )
     assert not page.find("#what_if .peak")[0].is_displayed()
     choose(page, "what_if", batchSize=1, seqLen=128)

@@ -74,7 +74,7 @@ def test_runs_are_filtered_by_words_and_choices(browser: Browser) -> None:
     assert [row["rank"] for row in table_of_runs(browser)] == ["128"]
     field = browser.find("#records input.filter")[0]
     field.send_keys("no such run")
-    assert browser.texts("#records .shown") == ["No run is like that."]
+    assert browser.texts("#records .shown") == ["No run matches."]
     assert browser.table("#records table") == []
 
 
@@ -147,9 +147,9 @@ def test_a_record_opens_with_the_derivation_of_its_estimate(browser: Browser) ->
 
 def test_a_page_of_many_runs_says_where_their_derivations_are(browser: Browser) -> None:
     browser.show("many", draw=False)
-    assert "leaves to lorabench estimate --explain" in browser.texts("#records > p")[0]
+    assert "use lorabench estimate --explain" in browser.texts("#records > p")[0]
     browser.open_record(0)
-    assert "lorabench estimate --explain prints it" in browser.texts("dialog .derived")[0]
+    assert "use lorabench estimate --explain" in browser.texts("dialog .derived")[0]
 
 
 def downloaded(browser: Browser, button: str, name: str) -> str:

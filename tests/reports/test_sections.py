@@ -82,7 +82,7 @@ def test_the_fastest_run_is_marked_where_its_step_times_are_not_to_be_trusted() 
     record = msgspec.structs.replace(
         record, measurement=msgspec.structs.replace(record.measurement, unstable=("made up",))
     )
-    assert headlines(record)["fastest"].note.endswith("Its step times are not to be trusted.")
+    assert headlines(record)["fastest"].note.endswith("Its step times are unreliable.")
 
 
 def test_the_lowest_held_out_loss_is_among_runs_that_can_be_compared() -> None:
@@ -165,7 +165,7 @@ def test_what_each_method_holds_adds_up_per_parameter() -> None:
     records = [sample_record(method=method, rank=rank) for method, rank in (("full", None), ("lora", 8), ("lora", 9))]
     shown = memory(runs_of(*records))
     assert shown is not None
-    full, lora = shown["held"]
+    full, lora = shown["persistent"]
     parameters = records[0].prediction.parameters if records[0].prediction else None
     adapted = records[1].prediction.parameters if records[1].prediction else None
     assert parameters is not None
@@ -237,7 +237,7 @@ def test_the_distribution_of_errors_counts_every_run_once() -> None:
     chart = shown["distribution"]["chart"]
     counted = {name: count for name, count in zip(chart["ranges"], chart["counts"]["lora"], strict=True) if count}
     assert counted == {"−0.5% to +0.5%": 2, "−5% to −2%": 1, "+2% to +5%": 1, f"above +{100 * EDGES[-1]:g}%": 1}
-    assert shown["scatter"]["caption"].startswith("Of 5 runs, 2 within 1%, 4 within 5%.")
+    assert shown["scatter"]["caption"].startswith("5 runs: 2 within 1%, 4 within 5%.")
     assert [run.record.recipe.rank for run, _ in shown["worst"]] == [4, 2, 3]
 
 
@@ -250,8 +250,8 @@ def test_the_reason_names_the_component_that_is_furthest_off() -> None:
     measurement = msgspec.structs.replace(record.measurement, memory=changed)
     [run] = runs_of(msgspec.structs.replace(record, measurement=measurement))
     reason = why_off(run)
-    assert reason.startswith("peak expected in backward, measured in forward; logits: ")
-    assert reason.endswith("5 bytes less than measured")
+    assert reason.startswith("peak estimated in backward, measured in forward; logits: ")
+    assert reason.endswith(" measured, −5 bytes")
 
 
 def test_a_choice_costs_what_pairs_that_differ_in_it_alone_say() -> None:

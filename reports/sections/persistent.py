@@ -1,4 +1,4 @@
-"""What recipes hold for the whole training, term by term: 16P against 2P + 16·P_lora against 4-bit weights."""
+"""Persistent memory of recipes, term by term: 16P for full, 2P + 16·P_lora for LoRA, 4-bit weights for QLoRA."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.reports.runs import Run
 
 
-class Held(NamedTuple):
+class Persistent(NamedTuple):
     """Weights, adapters, gradients and optimizer states of one run's recipe."""
 
     run: Run
     bytes: int
     per_parameter: float
-    """Bytes for each parameter of the model."""
+    """Bytes per parameter of the model."""
     terms: tuple[str, ...]
 
 
-def held(runs: Sequence[Run]) -> list[Held]:
-    """Return what the first run of each model and method holds."""
+def persistent_memory(runs: Sequence[Run]) -> list[Persistent]:
+    """Return the persistent memory of the first run of each model and method."""
     first: dict[tuple[str, str], Run] = {}
     for run in runs:
         first.setdefault((run.model, run.method), run)
-    return [found for run in first.values() if (found := _held(run))]
+    return [found for run in first.values() if (found := _persistent(run))]
 
 
-def _held(run: Run) -> Held | None:
-    """Return what a run holds; None where that has no closed form."""
+def _persistent(run: Run) -> Persistent | None:
+    """Return the persistent memory of a run; None if its model has no closed form."""
     record = run.record
     if record.model_config.get("model_type") not in MODEL_TYPES:
         return None
@@ -41,4 +41,4 @@ def _held(run: Run) -> Held | None:
         return None
     total = sum(term.bytes for term in terms)
     written = tuple(f"{term.bytes_per_element:.3g} B × {term.elements:,} ({term.what})" for term in terms)
-    return Held(run, total, total / spec.parameters, written)
+    return Persistent(run, total, total / spec.parameters, written)

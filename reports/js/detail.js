@@ -1,4 +1,4 @@
-// One run closely: the peak of each phase of its step, and its live bytes over the step.
+// One run in detail: the peak of each phase, and the live bytes over a step.
 
 import { AXIS, CHART, chartIn, onAxis, register } from "./charts.js";
 import { byteScale, formatBytes, formatNumber } from "./quantities.js";
@@ -46,20 +46,20 @@ register("phases", {
     const phase = data.phases[place];
     if (phase === undefined) return null;
     const all = breakdownsOf(data.run);
-    const rows = data.answers.filter((answer) => all[answer]).map((answer) => [answer, said(phasePeak(all[answer], phase))]);
+    const rows = data.answers.filter((answer) => all[answer]).map((answer) => [answer, written(phasePeak(all[answer], phase))]);
     return { caption: phase, columns: ["", "peak"], rows };
   },
 
   table(data) {
     const all = breakdownsOf(data.run);
-    const rows = data.phases.map((phase) => [phase, ...data.answers.map((answer) => said(phasePeak(all[answer], phase)))]);
+    const rows = data.phases.map((phase) => [phase, ...data.answers.map((answer) => written(phasePeak(all[answer], phase)))]);
     return { columns: ["Phase", ...data.answers], rows };
   },
 });
 
-const said = (bytes) => (bytes === null ? "–" : formatBytes(bytes));
+const written = (bytes) => (bytes === null ? "–" : formatBytes(bytes));
 
-// [moment, bytes] of a step, measured where it was, else traced; null where neither.
+// [moment, bytes] over a step: measured if available, else traced; null without both.
 function timelineOf(run) {
   const { record, traced } = entryOf(run);
   const measured = record.measurement?.timeline;
@@ -88,7 +88,7 @@ register("timeline", {
         type: "value",
         min: "dataMin",
         max: "dataMax",
-        name: width >= 480 ? `${timeline.moment} since the step began` : timeline.moment,
+        name: width >= 480 ? `${timeline.moment} since the start of the step` : timeline.moment,
         nameLocation: "middle",
         nameGap: 26,
         splitLine: { show: false },
@@ -122,8 +122,8 @@ register("timeline", {
   },
 });
 
-// Says in words what the charts show of the run.
-function sayClosely(part, run) {
+// Writes the captions of the charts.
+function sayDetail(part, run) {
   const answers = Object.entries(breakdownsOf(run)).filter(([, memory]) => memory);
   const peaks = answers.map(([answer, memory]) => `${answer} ${formatBytes(memory.peak_allocated_bytes)}, in ${memory.phase}`);
   part.querySelector(".phases figcaption").textContent = `Peak of ${fullName(run)}: ${peaks.join("; ")}.`;
@@ -131,12 +131,12 @@ function sayClosely(part, run) {
   if (!figure) return;
   const timeline = timelineOf(run);
   figure.querySelector("figcaption").textContent = timeline
-    ? `Live bytes of ${fullName(run)} over one step, ${timeline.answer}: most ${formatBytes(Math.max(...timeline.points.map(([, bytes]) => bytes)))}.`
-    : `No timeline of ${fullName(run)} was recorded.`;
+    ? `Live bytes of ${fullName(run)} over one step, ${timeline.answer}: maximum ${formatBytes(Math.max(...timeline.points.map(([, bytes]) => bytes)))}.`
+    : `${fullName(run)} has no timeline.`;
   for (const element of figure.querySelectorAll(".chart, details")) element.hidden = !timeline;
 }
 
-for (const part of document.querySelectorAll(".closely")) {
+for (const part of document.querySelectorAll(".detail")) {
   const choice = part.querySelector("select");
   for (const run of JSON.parse(choice.dataset.runs)) {
     const option = choice.appendChild(document.createElement("option"));
@@ -149,7 +149,7 @@ for (const part of document.querySelectorAll(".closely")) {
     const charts = [...part.querySelectorAll(".chart")].map(chartIn);
     for (const chart of charts) chart.data.run = run;
     await charts[0].ready();
-    sayClosely(part, run);
+    sayDetail(part, run);
     for (const chart of charts) {
       chart.element.setAttribute("aria-label", chart.element.closest("figure").querySelector("figcaption").textContent);
       await chart.redraw();
