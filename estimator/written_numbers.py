@@ -28,7 +28,7 @@ def read_length(text: str) -> int:
     match = _LENGTH.fullmatch(text)
     tokens = match and _number(match[1]) * _OF_LENGTHS[match[2].lower()]
     if tokens is None or tokens % 1:
-        raise UserError(f"{text!r} is no length: write whole tokens, such as 4096, or 4k, where k is 1024")
+        raise UserError(f"{text!r} is not a length: write whole tokens, such as 4096, or 4k (k is 1024)")
     return int(tokens)
 
 
@@ -41,7 +41,7 @@ def read_count(text: str) -> int:
     match = _COUNT.fullmatch(text)
     tokens = match and _number(match[1]) * _OF_COUNTS[match[2].lower()]
     if not tokens or tokens % 1:
-        raise UserError(f"{text!r} is no number of tokens: write one such as 50M, 300k or 1500000")
+        raise UserError(f"{text!r} is not a number of tokens: write one such as 50M, 300k or 1500000")
     if tokens > LARGEST_COUNT:
         raise UserError(f"{text!r}: must be from 1 to {LARGEST_COUNT:,}")
     return int(tokens)

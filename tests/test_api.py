@@ -119,7 +119,7 @@ def test_a_gpu_is_named_as_on_the_command_line() -> None:
 
 def test_a_length_is_written_as_on_the_command_line() -> None:
     assert lorabench.estimate("llama-3.1-8b", seq_len="4k") == lorabench.estimate("llama-3.1-8b", seq_len=4096)
-    with pytest.raises(lorabench.UserError, match="seq_len: 'long' is no length: write whole tokens, such as 4096"):
+    with pytest.raises(lorabench.UserError, match="seq_len: 'long' is not a length: write whole tokens, such as 4096"):
         lorabench.estimate("llama-3.1-8b", seq_len="long")
 
 

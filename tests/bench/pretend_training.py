@@ -137,7 +137,7 @@ def pretend_here(set_: Callable[[object, str, Any], object], surroundings: Surro
     """Let this process's suites be trained by pretending workers, on a CPU or what ``surroundings`` say."""
     there = surroundings or Surroundings(device=FACTS.device, environment=FACTS.environment)
     set_(runner, "Workers", partial(Workers, command=SERVER))
-    set_(runner, "probe_surroundings", lambda device: there)
+    set_(runner, "probe_surroundings", lambda *_: there)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_lengths_and_counts_have_units(estimate: Any) -> None:
     assert long == written
     out = estimate(LLAMA, "--gpu", "h100-sxm", "--tokens", "10M", "--format", "json")[1]
     assert json.loads(out)["throughput"]["training"]["tokens"] == 10**7
-    assert "Tokens in a sequence, such as 4k; k is 1024. [2048]" in " ".join(estimate("--help")[1].split())
+    assert "Tokens per sequence, such as 4k; k is 1024. [2048]" in " ".join(estimate("--help")[1].split())
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
@@ -171,7 +171,7 @@ def test_a_config_that_is_no_model_is_refused(estimate: Any, tmp_path: Path, nam
         (["gpt2", "--gpu", "-24"], "GPU memory -24GB: must be above 0.75 GiB"),
         (["gpt2", "--gpu", "a100"], "'a100' is several GPUs: say a100-pcie-40gb or a100-sxm-40gb or a100-pcie-80gb"),
         (["gpt2", "--seq-len", "2k"], "seq_len 2048: openai-community/gpt2 has learned positions for 1024 tokens"),
-        (["gpt2", "--seq-len", "0.3k"], "is no length: write whole tokens, such as 4096, or 4k, where k is 1024"),
+        (["gpt2", "--seq-len", "0.3k"], "is not a length: write whole tokens, such as 4096, or 4k (k is 1024)"),
         (["gpt2", "--require-fit", "--seq-len", "64"], "--gpu"),
         (["gemma-2-2b", "--attn-implementation", "sdpa"], "use --attn-implementation eager"),
         (

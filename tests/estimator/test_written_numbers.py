@@ -30,11 +30,11 @@ def test_a_count_is_in_thousands(text: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "k", "long", "4kk", "0.3k", "4.5", "1e3", "4 KiB", "nan", "四"])
 def test_what_is_no_length_is_refused_with_how_to_write_one(text: str) -> None:
-    with pytest.raises(UserError, match="is no length: write whole tokens, such as 4096, or 4k, where k is 1024"):
+    with pytest.raises(UserError, match="is not a length: write whole tokens, such as 4096, or 4k \\(k is 1024\\)"):
         read_length(text)
 
 
-@pytest.mark.parametrize(("text", "said"), [("-5", "is no number of tokens"), ("0", "is no"), ("9e15", "from 1 to")])
+@pytest.mark.parametrize(("text", "said"), [("-5", "is not a number of tokens"), ("0", "is not a"), ("9e15", "from 1 to")])
 def test_what_is_no_count_is_refused(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         read_count(text)

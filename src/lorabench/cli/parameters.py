@@ -53,7 +53,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
 
 
 class Length(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
-    """Tokens of a sequence, in units of 1024 where so written: ``4096``, ``4k``."""
+    """Tokens of a sequence: ``4096``, or ``4k`` with k = 1024."""
 
     name = "length"
 
@@ -66,7 +66,7 @@ class Length(click.ParamType):  # type: ignore[type-arg]  # generic only from cl
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
-    """A whole number from 1 on, in thousands, millions or billions where so written: ``300k``, ``50M``, ``1e9``."""
+    """A whole number from 1 on, such as ``300k``, ``50M``, ``1e9``."""
 
     name = "count"
 

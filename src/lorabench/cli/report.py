@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """Make one HTML page of the results of `lorabench run`, or of estimates alone.
 
-    The page needs no network and sends nothing. It also lists failed runs, with their messages. Its sections "what fits"
-    and "what if" cover the models that ran, the models of --model, and all GPUs of `lorabench gpus`.
+    The page needs no network and sends nothing. It also lists failed runs, with their messages. Its sections "what
+    fits" and "what if" cover the models that ran, the models of --model, and all GPUs of `lorabench gpus`.
     """
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.reports.page import render_report, write_page

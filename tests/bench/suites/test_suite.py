@@ -36,7 +36,7 @@ def test_the_demo_covers_every_method_on_two_models() -> None:
 def test_lengths_are_written_as_on_the_command_line(tmp_path: Path) -> None:
     suite = load(tmp_path, f"matrix: {{model: {LLAMA}, seq_len: [128, 1k, 1.5k]}}")
     assert [planned.recipe.seq_len for planned in suite.recipes] == [128, 1024, 1536]
-    with pytest.raises(UserError, match="line 1: seq_len: '1kk' is no length"):
+    with pytest.raises(UserError, match="line 1: seq_len: '1kk' is not a length"):
         load(tmp_path, f"matrix: {{model: {LLAMA}, seq_len: 1kk}}")
 
 
