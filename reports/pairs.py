@@ -19,8 +19,7 @@ def alike(runs: Sequence[Run], ignoring: Sequence[str]) -> Iterator[list[Run]]:
     """Yield groups of runs of one model on one device. Their recipes differ at most in the settings ``ignoring``."""
     groups: dict[object, list[Run]] = defaultdict(list)
     for run in runs:
-        settings = msgspec.structs.asdict(run.record.recipe)
-        shared = tuple(value for field, value in settings.items() if field not in ignoring)
+        shared = tuple(pair for pair in run.record.recipe.settings().items() if pair[0] not in ignoring)
         config = msgspec.json.encode(run.record.model_config, order="sorted")
         record = run.record
         place = shared, record.device, record.engine, record.repeat, run.folder, config

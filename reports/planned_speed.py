@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lorabench.estimator.devices.device import Device
+from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.speed.extents import fill
 from lorabench.estimator.speed.operations import micro_batch_operations
 from lorabench.estimator.speed.optimizer_steps import optimizer_step

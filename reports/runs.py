@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.recipes.recipe import CHOICES
+from lorabench.estimator.recipes.recipe import CHOICES, SETTINGS
 
 if TYPE_CHECKING:
     from lorabench.estimator.trace.trace import Trace
@@ -174,8 +174,7 @@ def varying_settings(runs: Sequence[Run]) -> list[str]:
 
     A setting that does not apply to some runs, and is equal for all others, does not count as different.
     """
-    fields = runs[0].record.recipe.__struct_fields__
-    return [field for field in fields if len({run.settings[field] for run in runs if field in run.settings}) > 1]
+    return [field for field in SETTINGS if len({run.settings[field] for run in runs if field in run.settings}) > 1]
 
 
 def _reading_order(run: Run) -> tuple[object, ...]:

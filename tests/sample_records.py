@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import DeviceFacts, Environment, Outcome, Prediction, RunRecord
+from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES, Breakdown
 from lorabench.estimator.recipes.parameters import ParameterCounts
-from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 
 MODEL_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -52,7 +53,7 @@ def sample_record(
 ) -> RunRecord:
     """Return a record of a small Llama, trained with LoRA on a CPU, with what the arguments change.
 
-    ``recipe_options`` are fields of `Recipe`. ``model_config`` must have the keys of `MODEL_CONFIG`. Peaks are at
+    ``recipe_options`` are a recipe's settings. ``model_config`` must have the keys of `MODEL_CONFIG`. Peaks are at
     least the bytes of the states (weights, gradients, optimizer states); what they have above is activations and
     logits. Without peaks given, the prediction is 1 % under the measurement's activations.
     """
@@ -126,12 +127,13 @@ def _parameters(recipe: Recipe, config: dict[str, Any]) -> ParameterCounts:
         "head": 0 if config["tie_word_embeddings"] else vocab * hidden,
     }
     groups = {"all-linear": list(shapes), "attention": list(shapes)[:4], "mlp": list(shapes)[4:]}
-    targets = groups.get(recipe.target_modules or "", (recipe.target_modules or "").split(","))
-    adapter = layers * sum((recipe.rank or 0) * sum(shapes[name]) for name in targets if name)
+    targets = "" if recipe.adapter is None else recipe.adapter.target_modules or ""
+    adapted = groups.get(targets, targets.split(","))
+    adapter = layers * sum((recipe.rank or 0) * sum(shapes[name]) for name in adapted if name)
     return ParameterCounts(
         total=sum(parts.values()) + adapter,
-        trainable=adapter if recipe.method != "full" else sum(parts.values()),
-        quantized=attention + feed_forward if recipe.method == "qlora" else 0,
+        trainable=adapter if recipe.adapter is not None else sum(parts.values()),
+        quantized=attention + feed_forward if recipe.quantization is not None else 0,
         adapter=adapter,
         by_part=parts,
     )
@@ -139,14 +141,13 @@ def _parameters(recipe: Recipe, config: dict[str, Any]) -> ParameterCounts:
 
 def _states(recipe: Recipe, config: dict[str, Any], parameters: ParameterCounts) -> dict[str, int]:
     """Return the bytes that stay between steps, with the gradients, for an AdamW of two states."""
-    assert recipe.dtype is not None
     unquantized = parameters.total - parameters.adapter - parameters.quantized
-    wide = recipe.prepare_kbit or recipe.dtype == "float32"
+    wide = recipe.prepared or recipe.dtype == "float32"
     trained = parameters.trainable * ITEMSIZE[recipe.trained_dtype]
     return {
         "weights": unquantized * (4 if wide else ITEMSIZE[recipe.dtype]),
         "quantized_weights": parameters.quantized // 2 + math.ceil(parameters.quantized / 64),
-        "adapters": parameters.adapter * ITEMSIZE[recipe.adapter_dtype or "float32"],
+        "adapters": parameters.adapter * ITEMSIZE[recipe.trained_dtype],
         "gradients": trained,
         "optimizer_states": 2 * trained,
         "buffers": 2 * 8 * recipe.tokens,

@@ -13,6 +13,7 @@ FLOORS = (
     "estimator",
     "estimator/devices",
     "estimator/models",
+    "estimator/methods",
     "estimator/optimizers",
     "estimator/recipes",
     "estimator/memory",

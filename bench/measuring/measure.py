@@ -63,7 +63,7 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
     stages.end("model")
 
     held_out_before = _held_out_loss(meter, step, batches)
-    base_loss, adapted_loss = _first_losses(step, batches) if recipe.method != "full" else (None, None)
+    base_loss, adapted_loss = _first_losses(step, batches) if recipe.adapter is not None else (None, None)
     meter.settle()
     stages.end("held out")
     # Whatever was drawn before, every engine trains with the same random numbers from here on.

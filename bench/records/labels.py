@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import SETTINGS, Recipe, make_recipe
 
 
 def distinct_labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:
@@ -22,9 +22,7 @@ def distinct_labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:
     for label, digests in alike.items():
         settings = {digest: recipes[digest].describe() for digest in digests}
         differing = [
-            field
-            for field in Recipe.__struct_fields__
-            if field != "model" and len({said.get(field) for said in settings.values()}) > 1
+            field for field in SETTINGS if field != "model" and len({said.get(field) for said in settings.values()}) > 1
         ]
         told = {}
         for digest, said in settings.items():

@@ -17,11 +17,14 @@ from lorabench.estimator.devices.device import Device, known_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.parameters import ParameterCounts
-from lorabench.estimator.recipes.recipe import Recipe, digest_of
+from lorabench.estimator.recipes.recipe import Recipe, digest_of, make_recipe
 from lorabench.estimator.speed.throughput import Throughput
 from lorabench.estimator.typed_values import convert
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+NESTED_SINCE = 3
+"""The first schema in which adapter and quantisation have settings of their own; before it a recipe was flat. Digests
+are of flat settings in every schema, so that they are the same."""
 SUFFIX = ".record.json"
 SNAPSHOT_SUFFIX = ".memory-snapshot.json.gz"
 """Of the file beside a record in which CUDA's allocator tells what it did over one step, where that was asked for."""
@@ -228,17 +231,26 @@ def read_record(path: Path) -> RunRecord:
         record = convert(_migrated(content, version), RunRecord)
     except UserError as error:
         raise BrokenRecordError(f"{path}: broken run record ({error}): remove it, or run the recipe again") from error
-    # Held against the settings as they are in the file: a version that had fewer of them digested fewer.
-    if record.digest != digest_of(content["recipe"], record.model_config):
+    digest = record.recipe.digest(record.model_config)
+    # A version that had fewer settings digested fewer of them: those that are in the file.
+    as_written = digest if version >= NESTED_SINCE else digest_of(content["recipe"], record.model_config)
+    if record.digest != as_written:
         raise BrokenRecordError(f"{path}: its digest does not fit its recipe, so it was edited: run the recipe again")
     if record.outcome == "ok" and (record.measurement is None or not record.measurement.step_seconds):
         raise BrokenRecordError(f"{path}: says ok but holds no measurement: run the recipe again")
-    return msgspec.structs.replace(record, digest=record.recipe.digest(record.model_config))
+    return msgspec.structs.replace(record, digest=digest)
 
 
 def _migrated(content: dict[str, Any], version: int) -> dict[str, Any]:
-    """Return a record's content in this schema."""
+    """Return a record's content in this schema.
+
+    Raises:
+        UserError: a flat recipe that cannot be.
+    """
     content = {**content, "schema_version": SCHEMA_VERSION}
+    settings = content.get("recipe")
+    if version < NESTED_SINCE and isinstance(settings, dict) and "model" in settings:
+        content["recipe"] = msgspec.to_builtins(make_recipe(**settings))
     measurement = content.get("measurement")
     if version == 1 and isinstance(measurement, dict):
         for asked, done in (("steps", "step_seconds"), ("warmup_steps", "warmup_step_seconds")):

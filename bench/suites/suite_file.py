@@ -35,7 +35,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta, Struct
 
 from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
@@ -46,7 +45,7 @@ from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.other_names import name_here
-from lorabench.estimator.recipes.recipe import Recipe, has_meaning, make_recipe, option_value
+from lorabench.estimator.recipes.recipe import SETTINGS, make_recipe, option_value, settings_of
 from lorabench.estimator.typed_values import convert
 
 SHIPPED = Path(__file__).parent
@@ -85,7 +84,6 @@ KEYS = (
     "exclude",
     "check",
 )
-OPTION_TYPES = {field.name: field.type for field in msgspec.structs.fields(Recipe)}
 Condition = dict[str, list[Any]]
 """Recipe option → the values of which it must have one."""
 
@@ -126,7 +124,7 @@ class _SuiteFile:
         if not isinstance(value, dict):
             raise UserError(f"{self.path}: a suite is a mapping with the keys {', '.join(KEYS)}")
         for key in value:
-            if key in Recipe.__struct_fields__:
+            if key in SETTINGS:
                 raise self._error((key,), f"{key} is a recipe option: write it into matrix, include or defaults")
         self._known_keys(value, KEYS, (), "key")
         name = self._typed(value.get("name", self.path.stem), Annotated[str, Meta(min_length=1)], ("name",))
@@ -251,17 +249,16 @@ class _SuiteFile:
     def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
         """Tell whether a recipe with ``options``, which may be an impossible one, meets the condition."""
         options = _meaningful(options, options.get("method"))
-        recipe = make_recipe("any", method=options.get("method"), rank=options.get("rank"))
-        said = msgspec.structs.asdict(recipe) | options
+        said = make_recipe("any", method=options.get("method"), rank=options.get("rank")).settings() | options
         if "model" in options:
             spec = self._spec(options["model"], ("matrix", "model"))
             said["model"] = spec.name
             with suppress(UserError):  # options that contradict each other
-                said = msgspec.structs.asdict(recipe_for(spec, **_but_the_model(options)).recipe)
+                said = recipe_for(spec, **_but_the_model(options)).recipe.settings()
         for field in NAMES_OF_MODULES:
-            if said[field] is not None:
+            if field in said:
                 said[field] = _canonical(field, said[field])
-        return all(said[field] in values for field, values in condition.items())
+        return all(said.get(field) in values for field, values in condition.items())
 
     def _plan(self, options: dict[str, Any], path: Trail) -> Planned:
         if "model" not in options:
@@ -292,7 +289,7 @@ class _SuiteFile:
         """Return recipe options with checked types; each a list where ``lists``."""
         if not isinstance(value, dict):
             raise self._error(path, f"{_dotted(path)} must be a mapping of recipe options")
-        self._known_keys(value, Recipe.__struct_fields__, path, "recipe option")
+        self._known_keys(value, tuple(SETTINGS), path, "recipe option")
         options: dict[str, Any] = {}
         for field, given in value.items():
             at = (*path, field)
@@ -312,7 +309,7 @@ class _SuiteFile:
             value = option_value(field, value)
         except UserError as error:
             raise self._error(path, str(error)) from error
-        return self._typed(value, OPTION_TYPES[field], path)
+        return self._typed(value, SETTINGS[field], path)
 
     def _typed(self, value: Any, kind: Any, path: Trail) -> Any:
         try:
@@ -337,13 +334,13 @@ NAMES_OF_MODULES = {"target_modules", "modules_to_save"}
 
 def _canonical(field: str, names: str) -> Any:
     """Return the names of modules as a recipe writes them."""
-    return getattr(make_recipe("any", **{field: names}), field)
+    return make_recipe("any", **{field: names}).settings()[field]
 
 
 def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:
     """Return ``options`` without those that have no meaning for ``method``."""
-    method = make_recipe("any", method=method).method
-    return {key: value for key, value in options.items() if has_meaning(key, method)}
+    meant = settings_of(make_recipe("any", method=method).method)
+    return {key: value for key, value in options.items() if key in meant}
 
 
 def _but_the_model(options: dict[str, Any]) -> dict[str, Any]:

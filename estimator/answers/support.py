@@ -20,8 +20,8 @@ def _lack(recipe: Recipe, device: Device) -> _Lack | None:
     """Return what ``recipe`` cannot run without and ``device`` lacks; where that is not known, it has it."""
     if recipe.attn_implementation == "flash_attention_2" and device.supports_flash_attention is False:
         return _Lack("flash attention 2 (attn_implementation)", "sdpa or eager")
-    if recipe.method == "qlora" and device.supports_bitsandbytes is False:
-        return _Lack("bitsandbytes (method qlora)", "another")
+    if recipe.quantization is not None and device.supports_bitsandbytes is False:
+        return _Lack(f"bitsandbytes (method {recipe.method})", "another")
     if lacks_library(recipe.optim, device):
         return _Lack(f"bitsandbytes (optim {recipe.optim})", "another")
     return None

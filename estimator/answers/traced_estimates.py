@@ -75,13 +75,13 @@ def traced_terms(spec: ModelSpec, traced: Trace) -> tuple[Term, ...]:
 
 
 def _terms(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, bytes_: dict[str, int]) -> Iterator[Term]:
-    trained, adapted = counts.trainable, recipe.method != "full"
-    if counts.quantized:
-        what = f"linear layers, {recipe.quant_type}"
+    trained = counts.trainable
+    if recipe.quantization is not None:
+        what = f"linear layers, {recipe.quantization.quant_type}"
         yield Term("quantized_weights", what, counts.quantized, bytes_["quantized_weights"])
-    others = counts.total - counts.quantized - (trained if adapted else 0)
+    others = counts.total - counts.quantized - (0 if recipe.adapter is None else trained)
     yield Term("weights", "other weights" if counts.quantized else "weights", others, bytes_["weights"])
-    if adapted:
-        yield from trained_terms("adapters", "LoRA weights", spec, recipe, trained)
+    if recipe.adapter is not None:
+        yield from trained_terms("adapters", recipe.adapter.weights_name, spec, recipe, trained)
     yield from trained_terms("gradients", "gradients", spec, recipe, trained)
     yield Term("optimizer_states", f"{recipe.optim} states", trained, bytes_["optimizer_states"])

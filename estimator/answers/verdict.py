@@ -7,7 +7,7 @@ from itertools import combinations, islice
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from lorabench.estimator.answers.support import lacks_library
 from lorabench.estimator.closed_form.memory import estimate_memory
@@ -185,7 +185,7 @@ class _Search:
         Raises:
             UserError: settings that contradict each other.
         """
-        changed = {**asdict(setup.recipe), **settings}
+        changed = setup.recipe.settings() | settings
         del changed["model"]
         return setup._replace(recipe=recipe_for(self.spec, **changed).recipe)
 
@@ -201,7 +201,7 @@ class _Search:
         return None if setup.recipe.gradient_checkpointing else self._with(setup, gradient_checkpointing=True)
 
     def _no_preparation(self, setup: _Setup) -> _Setup | None:
-        return self._with(setup, prepare_kbit=False) if setup.recipe.prepare_kbit else None
+        return self._with(setup, prepare_kbit=False) if setup.recipe.prepared else None
 
     def _smaller_optimizer_states(self, setup: _Setup) -> _Setup | None:
         optim = OPTIMIZERS[setup.recipe.optim].smaller
@@ -217,15 +217,15 @@ class _Search:
 
     def _half_precision(self, setup: _Setup) -> _Setup | None:
         recipe = setup.recipe
-        if recipe.dtype != "float32" or (recipe.method == "full" and self.half == "float16"):
+        if recipe.dtype != "float32" or (recipe.adapter is None and self.half == "float16"):
             return None  # weights that train need bfloat16's range
         return self._with(setup, dtype=self.half)
 
     def _lora(self, setup: _Setup) -> _Setup | None:
-        return self._with(setup, method="lora", dtype=self._half_of(setup)) if setup.recipe.method == "full" else None
+        return self._with(setup, method="lora", dtype=self._half_of(setup)) if setup.recipe.adapter is None else None
 
     def _qlora(self, setup: _Setup) -> _Setup | None:
-        if setup.recipe.method == "qlora" or self.device.supports_bitsandbytes is False:
+        if setup.recipe.quantization is not None or self.device.supports_bitsandbytes is False:
             return None
         return self._with(setup, method="qlora", dtype=self._half_of(setup))
 
@@ -255,8 +255,8 @@ def _largest(fits: Callable[[int], bool], most: int) -> int | None:
 
 def _differences(before: _Setup, after: _Setup) -> dict[str, Any]:
     """Return the settings that changed, but for those that had no meaning before and take their defaults."""
-    old, new = asdict(before.recipe), asdict(after.recipe)
-    settings = {name: value for name, value in new.items() if old[name] is not None and value != old[name]}
+    old, new = before.recipe.settings(), after.recipe.settings()
+    settings = {name: value for name, value in new.items() if name in old and value != old[name]}
     if after.expandable_segments:
         variable, _, value = EXPANDABLE_SEGMENTS.partition("=")
         settings[variable] = value

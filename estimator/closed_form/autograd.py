@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from lorabench.estimator.closed_form.ledger import Block, Ledger
 from lorabench.estimator.closed_form.sizes import ONE, Monomial
 from lorabench.estimator.closed_form.work import Work
-from lorabench.estimator.recipes.recipe import ITEMSIZE
+from lorabench.estimator.dtypes import ITEMSIZE
 
 ITEMSIZES = {**ITEMSIZE, "int64": 8, "int32": 4, "bool": 1, "uint8": 1}
 PROMOTED = {("bfloat16", "float16"): "float32", ("float16", "bfloat16"): "float32"}

@@ -43,13 +43,11 @@ class Setup:
     def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Backend) -> None:
         self.spec = spec
         self.kernels = kernels
-        adapted = recipe.rank is not None
         many, filled = branches(spec, recipe.batch_size, recipe.seq_len)
         self.recipe = replace(
             recipe,
             model=spec.name,
-            rank=1 if adapted else None,
-            lora_alpha=1.0 if adapted else None,
+            adapter=None if recipe.adapter is None else recipe.adapter.rank_left_open(),
             batch_size=2 if many else 1,
             seq_len=spec.config["sliding_window"] if filled else 1,
             gradient_accumulation=min(recipe.gradient_accumulation, 2),
@@ -120,7 +118,7 @@ def _coefficients(moment: Moment, monomials: Iterable[Monomial]) -> tuple[int, .
 def persistent_of(setup: Setup, optim: Optim, rank: int | None, compute_capability: str | None) -> PersistentBytes:
     """Return what is persistent under ``setup`` with this optimizer and rank, on a GPU of ``compute_capability``."""
     return persistent_bytes(
-        setup.spec, replace(setup.recipe, optim=optim, rank=rank), setup.kernels, compute_capability
+        setup.spec, replace(setup.recipe.with_rank(rank), optim=optim), setup.kernels, compute_capability
     )
 
 

@@ -11,6 +11,7 @@ from lorabench.estimator.closed_form.forms import Setup, branches, compile_form,
 from lorabench.estimator.closed_form.sizes import B, R, S, Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.methods.catalogue import methods_with
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
@@ -78,7 +79,8 @@ def grid_parts(
     import numpy as np
 
     if ranks is not None and recipe.rank is None:
-        raise UserError(f"ranks have no meaning for method {recipe.method}: leave them out, or use lora or qlora")
+        others = " or ".join(methods_with("rank"))
+        raise UserError(f"ranks have no meaning for method {recipe.method}: leave them out, or use {others}")
     given = {"batch_sizes": batch_sizes, "seq_lens": seq_lens, "ranks": recipe.rank or 1 if ranks is None else ranks}
     arrays = [_settings(name, values) for name, values in given.items()]
     try:

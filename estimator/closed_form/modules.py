@@ -9,8 +9,8 @@ from __future__ import annotations
 from lorabench.estimator.closed_form.autograd import Leaf, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, R, S
+from lorabench.estimator.methods.base import AdapterTensor
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec
-from lorabench.estimator.recipes.parameters import adapters_of_expert, stacked_experts
 from lorabench.estimator.recipes.recipe import Recipe
 
 Rotary = tuple[Tensor, Tensor]
@@ -21,7 +21,6 @@ class Weights:
     """How a recipe keeps the model's parameters: in which dtype, and whether they train."""
 
     def __init__(self, recipe: Recipe) -> None:
-        assert recipe.dtype is not None
         self.recipe = recipe
         self.dtype = recipe.unquantized_dtype
         self.quantized_dtype = recipe.dtype
@@ -29,17 +28,17 @@ class Weights:
 
     def base(self, elements: int) -> Tensor:
         """Return a parameter of the model."""
-        leaf = self._leaf() if self.recipe.method == "full" else None
+        leaf = self._leaf() if self.recipe.adapter is None else None
         return Tensor(None, ONE, elements, self.dtype, leaf=leaf)
 
     def saved(self, elements: int) -> Tensor:
         """Return the copy of a parameter that trains in place of the model's own."""
         return Tensor(None, ONE, elements, self.dtype, leaf=self._leaf())
 
-    def adapter(self, features: int) -> Tensor:
-        """Return one of an adapter's two weights, (features, r) or its transpose."""
-        assert self.recipe.adapter_dtype is not None
-        return Tensor(None, ONE, features, self.recipe.adapter_dtype, times=R, leaf=self._leaf())
+    def adapter(self, tensor: AdapterTensor) -> Tensor:
+        """Return a tensor of an adapter: of its elements, those for each unit of the rank where it is ranked."""
+        times, elements = (R, tensor.elements // (self.recipe.rank or 1)) if tensor.ranked else (ONE, tensor.elements)
+        return Tensor(None, ONE, elements, self.recipe.trained_dtype, times=times, leaf=self._leaf())
 
     def _leaf(self) -> Leaf:
         return Leaf(accumulating=self.recipe.gradient_accumulation > 1)
@@ -66,22 +65,18 @@ class Modules:
         self.quantized_dtype = weights.quantized_dtype
         self.linears: dict[str, Linear] = {linear.name: linear for linear in layers.linears}
         self.weights: dict[str, Tensor] = {weight.name: weights.base(weight.parameters) for weight in layers.weights}
-        self.adapters: dict[str, tuple[Tensor, Tensor]] = {}
+        self.adapters: dict[str, tuple[Tensor, ...]] = {}
         for linear in layers.linears:
-            if recipe.method != "qlora":
+            if recipe.quantization is None:
                 self.weights[linear.name] = weights.base(linear.in_features * linear.out_features)
             if linear.bias:
                 self.weights[f"{linear.name}.bias"] = weights.base(linear.out_features)
-            if linear.name in adapted:
-                self.adapters[linear.name] = (
-                    weights.adapter(linear.in_features),
-                    weights.adapter(linear.out_features),
-                )
-        if recipe.target_modules == "all-linear":
-            for weight in stacked_experts(layers):
-                *_, out_features, in_features = weight.shape
-                many = adapters_of_expert(weight)
-                self.adapters[weight.name] = weights.adapter(many * in_features), weights.adapter(many * out_features)
+            if recipe.adapter is not None and linear.name in adapted:
+                self.adapters[linear.name] = tuple(map(weights.adapter, recipe.adapter.tensors(linear)))
+        for weight in layers.experts:
+            tensors = () if recipe.adapter is None else recipe.adapter.expert_tensors(weight)
+            if tensors:
+                self.adapters[weight.name] = tuple(map(weights.adapter, tensors))
 
     @property
     def query_width(self) -> int:
@@ -133,11 +128,11 @@ class Modules:
         with self.op.tape.scope("linear", name):
             if name not in self.adapters:
                 return self._base(name, x)
-            return self._adapted_4bit(name, x) if self.recipe.method == "qlora" else self._adapted(name, x)
+            return self._adapted(name, x) if self.recipe.quantization is None else self._adapted_4bit(name, x)
 
     def _base(self, name: str, x: Tensor) -> Tensor:
         linear = self.linears[name]
-        if self.recipe.method == "qlora":
+        if self.recipe.quantization is not None:
             elements = linear.in_features * linear.out_features
             return self.op.linear_4bit(x, elements, linear.out_features, self.compute_dtype, self.quantized_dtype)
         return self.op.linear(x, self.weights[name], linear.out_features, bias=self.weights.get(f"{name}.bias"))
@@ -164,7 +159,8 @@ class Modules:
 
     def _adapter(self, name: str, x: Tensor) -> Tensor:
         a, b = self.adapters[name]
-        dropout = self.recipe.lora_dropout or 0.0
+        assert self.recipe.adapter is not None
+        dropout = self.recipe.adapter.lora_dropout
         op, features = self.op, self.linears[name].out_features
         with op.tape.scope("adapter", name):
             return op.scale(op.linear(op.linear(op.dropout(x, dropout), a, 1, times=R), b, features))

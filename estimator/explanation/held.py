@@ -7,21 +7,21 @@ from collections.abc import Iterable, Iterator
 from math import prod
 
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.explanation.letters import Widths
 from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.optimizer_states import OptimizerStates
 from lorabench.estimator.explanation.trained import Trained
 from lorabench.estimator.memory.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
+from lorabench.estimator.methods.base import Adapter, AdapterTensor
 from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.parameters import (
     adapted_experts,
     adapted_linears,
-    adapters_of_expert,
-    stacked_experts,
     trained_tensors,
 )
-from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 
 PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norms"}
 """Part of a layer → what people call it."""
@@ -46,9 +46,9 @@ class Held:
         for weight in spec.embeddings:
             yield self._parameters(weight.name.removesuffix(".weight"), 1, [weight])
         for group in spec.layers:
-            stacked = stacked_experts(group)
+            stacked = group.experts
             tensors: list[Linear | Weight] = [weight for weight in group.weights if weight not in stacked]
-            if self.recipe.method != "qlora":
+            if self.recipe.quantization is None:
                 tensors = [*group.linears, *tensors]
             for part, name in PARTS.items():
                 chosen = [tensor for tensor in tensors if tensor.part == part]
@@ -63,7 +63,7 @@ class Held:
             yield self._parameters("head", 1, [spec.head])
         elif spec.head.bias:
             yield self._parameters("bias of the head", 1, [Weight("bias", (spec.head.out_features,), "head")])
-        if self.recipe.method == "qlora":
+        if self.recipe.quantization is not None:
             yield from self._biases()
 
     def _biases(self) -> Iterator[Line]:
@@ -119,13 +119,13 @@ class Held:
 
     def _dtype_and_source(self) -> tuple[str, str]:
         dtype = self.recipe.unquantized_dtype
-        if self.recipe.prepare_kbit:
+        if self.recipe.prepared:
             return dtype, "peft: prepare_model_for_kbit_training raises what is not quantised to float32"
         return dtype, f"transformers: loads parameters in {dtype}"
 
     def _dtype_and_source_of_experts(self) -> tuple[str, str]:
         dtype, source = self._dtype_and_source()
-        if self.recipe.method != "qlora":
+        if self.recipe.quantization is None:
             return dtype, source
         return dtype, f"bitsandbytes: quantises linear layers, and stacked experts are none; {source}"
 
@@ -134,9 +134,10 @@ class Held:
 
     def quantized_weights(self) -> Iterator[Line]:
         """Yield the tensors that bitsandbytes keeps of the linear layers' weights."""
-        if self.recipe.method != "qlora":
+        quantization = self.recipe.quantization
+        if quantization is None:
             return
-        double = bool(self.recipe.double_quant)
+        double = quantization.double_quant
         sizes = [
             (linear.in_features * linear.out_features, group.count)
             for group in self.spec.layers
@@ -147,7 +148,7 @@ class Held:
         absmax_itemsize = 1 if double else 4
         absmax = sum(part.absmax * count for part, count in kept)
         yield Line(
-            f"{self.recipe.quant_type} codes",
+            f"{quantization.quant_type} codes",
             "elements of the linear layers / 2 · 1 B",
             f"{elements:,} / 2 · 1",
             sum(part.codes * count for part, count in kept),
@@ -182,35 +183,53 @@ class Held:
 
     def adapters(self) -> Iterator[Line]:
         """Yield the adapters, by what they are on."""
-        if self.recipe.method == "full":
+        adapter = self.recipe.adapter
+        if adapter is None:
             return
-        name, rank = self.widths.name, {"r": self.recipe.rank or 0}
         for linear, count in adapted_linears(self.spec, self.recipe):
-            ends = f"({name(linear.in_features)} + {name(linear.out_features)})"
-            yield self._adapters(linear.name, count, rank, ends, linear.in_features + linear.out_features)
+            yield self._adapters(linear.name, count, adapter, adapter.tensors(linear), {}, {})
         for weight, count in adapted_experts(self.spec, self.recipe):
-            *stack, rows, columns = self._letters(weight)
-            ranks = {"2": 2} if adapters_of_expert(weight) == 2 * weight.shape[0] else {}
-            ranks |= dict.fromkeys(stack, weight.shape[0]) | rank
-            yield self._adapters(weight.name, count, ranks, f"({columns} + {rows})", sum(weight.shape[-2:]))
+            tensors = adapter.expert_tensors(weight)
+            stack, side_by_side = prod(weight.shape[:-2]), tensors[0].shape[0] // (adapter.rank or 1)
+            times = {"2": 2} if side_by_side == 2 * stack else {}
+            letters = self._letters(weight)
+            times |= dict.fromkeys(letters[:-2], stack)
+            ends = dict(zip(weight.shape[-2:], letters[-2:], strict=True))
+            yield self._adapters(weight.name, count, adapter, tensors, times, ends)
         for module in resolve_modules_to_save(self.spec, self.recipe):
-            tensors = [Weight(name, shape, "other") for name, shape in module.tensors]
+            weights = [Weight(name, shape, "other") for name, shape in module.tensors]
             dtype = self.recipe.unquantized_dtype
             yield self._parameters(
-                f"copy of {module.path}", 1, tensors, (dtype, f"peft: modules_to_save, copied as they are, {dtype}")
+                f"copy of {module.path}", 1, weights, (dtype, f"peft: modules_to_save, copied as they are, {dtype}")
             )
 
-    def _adapters(self, what: str, count: int, ranks: dict[str, int], ends: str, width: int) -> Line:
-        """Return the line of the adapters on what ``count`` layers have; their ranks are the product of ``ranks``."""
-        itemsize = ITEMSIZE[self.recipe.trained_dtype]
-        source = f"peft: A (r, in) and B (out, r), {self.recipe.trained_dtype}"
-        if "E" in ranks:
-            source += " for each expert" + (", of twice the rank where gate and up are fused" if "2" in ranks else "")
+    def _adapters(
+        self,
+        what: str,
+        count: int,
+        adapter: Adapter,
+        tensors: tuple[AdapterTensor, ...],
+        times: dict[str, int],
+        ends: dict[int, str],
+    ) -> Line:
+        """Return the line of the adapters on what ``count`` layers have, each ``times`` so many side by side.
+
+        ``ends``: widths that have letters of their own.
+        """
+        itemsize = ITEMSIZE[adapter.adapter_dtype]
+        factors = times | ({} if adapter.rank is None else {"r": adapter.rank})
+        widths = [tensor.elements // prod(factors.values()) for tensor in tensors]
+        letters = " + ".join(ends.get(width) or self.widths.name(width) for width in widths)
+        source = f"peft: {adapter.tensors_in_words}, {adapter.adapter_dtype}"
+        if "E" in times:
+            source += " for each expert" + (", of twice the rank where gate and up are fused" if "2" in times else "")
         return Line(
             what,
-            " · ".join([self._layers(count), *ranks, ends, f"{itemsize} B"]),
-            " · ".join(f"{factor:,}" for factor in (count, *ranks.values(), width, itemsize)),
-            count * prod(ranks.values()) * width * itemsize,
+            " · ".join(
+                [self._layers(count), *factors, f"({letters})" if len(widths) > 1 else letters, f"{itemsize} B"]
+            ),
+            " · ".join(f"{factor:,}" for factor in (count, *factors.values(), sum(widths), itemsize)),
+            count * prod(factors.values()) * sum(widths) * itemsize,
             source,
         )
 

@@ -59,7 +59,7 @@ def letters(spec: ModelSpec, recipe: Recipe) -> tuple[Letter, ...]:
     experts = spec.config.get("num_local_experts") or spec.config.get("num_experts")
     if experts:
         named.append(Letter("E", "experts", experts))
-    trains_whole = recipe.method == "full" or recipe.modules_to_save
+    trains_whole = recipe.adapter is None or recipe.modules_to_save
     if recipe.loss == "liger":
         named.append(of_step(CHUNK))
     if trains_whole and values[PARTS]:

@@ -174,7 +174,7 @@ def _source(item: Item, part: Part, recipe: Recipe) -> str:
     if part == "linear":
         if operation in ("add", "copy"):
             return _SOURCES["adapter"]
-        if recipe.method == "qlora":
+        if recipe.quantization is not None:
             return "bitsandbytes: the weight is dequantised for each product"
         return "torch: matrix product"
     if part == "attention":

@@ -11,12 +11,13 @@ from math import prod
 from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
 from lorabench.estimator.memory.quantization import quantized_bytes
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.parameters import trained_tensors
-from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 
 
 class Term(Struct, frozen=True):
@@ -53,8 +54,8 @@ def states(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> States:
     optimizer = optimizer_bytes(recipe.optim, tensors, kernels)
     # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
     terms = base_weights(spec, recipe, recipe.unquantized_dtype, recipe.compute_dtype)
-    if recipe.method != "full":
-        terms += trained_terms("adapters", "LoRA weights", spec, recipe, trained)
+    if recipe.adapter is not None:
+        terms += trained_terms("adapters", recipe.adapter.weights_name, spec, recipe, trained)
     terms += trained_terms("gradients", "gradients", spec, recipe, trained)
     terms.append(Term("optimizer_states", f"{recipe.optim} states", trained, optimizer.states))
     return States(tuple(terms), optimizer)
@@ -82,23 +83,23 @@ def _term(component: str, what: str, elements: int, dtype: str) -> Term:
 
 def loaded_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:
     """Return the base weights as they are loaded, before anything is prepared for training."""
-    assert recipe.dtype is not None
     return base_weights(spec, recipe, recipe.dtype, recipe.dtype)
 
 
 def base_weights(spec: ModelSpec, recipe: Recipe, dtype: str, bias_dtype: str) -> list[Term]:
     """Return the base weights, with ``dtype`` for what is not quantised and ``bias_dtype`` for 4-bit layers' biases."""
-    if recipe.method != "qlora":
+    quantization = recipe.quantization
+    if quantization is None:
         return [Term("weights", f"weights, {dtype}", spec.parameters, spec.parameters * ITEMSIZE[dtype])]
     quantized = biases = 0
     for group in spec.layers:
         for linear in group.linears:
             size = linear.in_features * linear.out_features
-            quantized += group.count * quantized_bytes(size, double_quant=bool(recipe.double_quant)).total
+            quantized += group.count * quantized_bytes(size, double_quant=quantization.double_quant).total
             biases += group.count * linear.out_features if linear.bias else 0
     other = spec.parameters - spec.linear_parameters - biases
     terms = [
-        Term("quantized_weights", f"linear layers, {recipe.quant_type}", spec.linear_parameters, quantized),
+        Term("quantized_weights", f"linear layers, {quantization.quant_type}", spec.linear_parameters, quantized),
         Term("weights", f"other weights, {dtype}", other, other * ITEMSIZE[dtype]),
     ]
     if biases:

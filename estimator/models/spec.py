@@ -57,6 +57,11 @@ class Layers(Struct, frozen=True):
     linears: tuple[Linear, ...]
     weights: tuple[Weight, ...]
 
+    @property
+    def experts(self) -> list[Weight]:
+        """The router and the stacks of experts of each layer: none where it is no mixture."""
+        return [weight for weight in self.weights if weight.part == "feed_forward"]
+
 
 class ModelSpec(Struct, frozen=True):
     """The shapes of one causal language model."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.parameters import adapted_experts, adapted_linears, stacked_experts
+from lorabench.estimator.obstacle import Obstacle
+from lorabench.estimator.recipes.parameters import adapted_linears
 from lorabench.estimator.recipes.recipe import Recipe
 
 FUSED_LOSS_MODEL_TYPES = frozenset(
@@ -52,40 +52,17 @@ def recipe_warnings(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
             f"seq_len {recipe.seq_len} is longer than the {longest} positions that {spec.name} was made for: it runs, "
             "but may not learn well there"
         )
-    if recipe.method == "qlora":
-        experts = sum(group.count * weight.parameters for group in spec.layers for weight in stacked_experts(group))
+    if recipe.quantization is not None:
+        experts = sum(group.count * weight.parameters for group in spec.layers for weight in group.experts)
         if experts:
             warnings.append(
-                f"qlora leaves {experts:,} of {spec.parameters:,} base weights in {recipe.unquantized_dtype}: "
+                f"{recipe.method} leaves {experts:,} of {spec.parameters:,} base weights in "
+                f"{recipe.unquantized_dtype}: "
                 "transformers 5 keeps experts and routers as parameters, and bitsandbytes quantises linear layers only"
             )
-    full_ranks = _full_ranks(spec, recipe)
-    reached = {name: full for name, full in full_ranks.items() if full <= (recipe.rank or 0)}
-    if reached:
-        which = "any matrix that it adapts" if reached == full_ranks else ", ".join(reached)
-        warnings.append(
-            f"rank {recipe.rank} is not low for {which}, whose full rank is {max(reached.values())} at most: such an "
-            "adapter has more parameters than the matrix itself"
-        )
+    if recipe.adapter is not None and has_closed_form(spec):  # of others, linear layers are not known without a trace
+        warnings += recipe.adapter.warnings([linear for linear, _ in adapted_linears(spec, recipe)])
     return tuple(warnings)
-
-
-def _full_ranks(spec: ModelSpec, recipe: Recipe) -> dict[str, int]:
-    """Return the full rank of each linear layer that gets an adapter; none where they are not known without a trace."""
-    if not has_closed_form(spec):
-        return {}
-    return {linear.name: min(linear.in_features, linear.out_features) for linear, _ in adapted_linears(spec, recipe)}
-
-
-class Obstacle(NamedTuple):
-    """A reason why transformers and peft cannot run a recipe on a model."""
-
-    setting: str
-    why: str
-    mend: str
-    """What to ask for instead, as people write it."""
-    instead: Mapping[str, Any] = {}
-    """Setting → what people run who do not ask for it; of several, the first that was not asked for is enough."""
 
 
 def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:
@@ -138,11 +115,5 @@ def obstacles(spec: ModelSpec, recipe: Recipe) -> Iterator[Obstacle]:
             f"Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}",
             "--loss standard",
         )
-    if recipe.lora_dropout and has_closed_form(spec) and any(True for _ in adapted_experts(spec, recipe)):
-        yield Obstacle(
-            "lora_dropout",
-            f"peft has no dropout for adapters of fused experts, which {spec.name} has",
-            "--lora-dropout 0, or --target-modules attention",
-            # As ms-swift's example of Mixtral: of rank 16, adapters of the experts too are 26 times as many parameters.
-            {"target_modules": "attention", "lora_dropout": 0.0},
-        )
+    if recipe.adapter is not None and has_closed_form(spec):
+        yield from recipe.adapter.obstacles(spec)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from math import prod
 
 from msgspec import Struct
 
+from lorabench.estimator.dtypes import ITEMSIZE
+from lorabench.estimator.methods.base import Adapter, AdapterTensor
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 from lorabench.estimator.recipes.modules_to_save import SavedModule, resolve_modules_to_save
-from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe
+from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.target_modules import resolve_target_modules
 
 
@@ -25,29 +27,11 @@ def adapted_linears(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[Linear, i
 
 
 def adapted_experts(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[Weight, int]]:
-    """Yield each router and stack of experts that gets an adapter, with the number of layers that have one like it.
-
-    They are parameters, not linear layers; peft 0.21 adapts them under all-linear only.
-    """
-    if recipe.target_modules == "all-linear":
-        for group in spec.layers:
-            for weight in stacked_experts(group):
+    """Yield each router and stack of experts that gets an adapter, with the number of layers that have one like it."""
+    for group in spec.layers:
+        for weight in group.experts:
+            if recipe.adapter is not None and recipe.adapter.expert_tensors(weight):
                 yield weight, group.count
-
-
-def stacked_experts(group: Layers) -> list[Weight]:
-    """Return the router and the stacks of experts of each layer of ``group``: none where it is no mixture."""
-    return [weight for weight in group.weights if weight.part == "feed_forward"]
-
-
-def adapters_of_expert(weight: Weight) -> int:
-    """Return how many adapters of the recipe's rank lie side by side on a router (1) or stack of experts.
-
-    One for each expert, and two where gate and up projection are fused: peft doubles the rank there
-    (`convert_peft_config_for_transformers`).
-    """
-    fused = 2 if weight.name.endswith("gate_up_proj") else 1
-    return fused * prod(weight.shape[:-2])
 
 
 class ParameterCounts(Struct, frozen=True, kw_only=True):
@@ -67,9 +51,9 @@ class ParameterCounts(Struct, frozen=True, kw_only=True):
 def trained_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[TrainedTensors]:
     """Yield the tensors that train, in the order of the model, in which an optimizer steps through them.
 
-    An adapter is A (rank, in_features) and B (out_features, rank), for a stack of experts side by side; modules to
-    save and, for full fine-tuning, all of the model train as they are. Of layers that are alike the first is yielded by
-    itself and the others together, so that every tensor that follows another does so here.
+    Those of adapters are what the method declares; modules to save and, for full fine-tuning, all of the model train as
+    they are. Of layers that are alike the first is yielded by itself and the others together, so that every tensor that
+    follows another does so here.
 
     Raises:
         UserError: target modules or modules to save that the model does not have.
@@ -89,16 +73,19 @@ def _saved_tensors(recipe: Recipe, modules: list[SavedModule]) -> Iterator[Train
 
 def _shapes(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[tuple[int, ...], int, bool]]:
     """Yield shape, number and whether it is an embedding: of adapters, or of the model's tensors where those train."""
-    if recipe.method == "full":
+    if recipe.adapter is None:
         for weight in spec.embeddings:
             yield weight.shape, 1, True
     targets = set(resolve_target_modules(spec, recipe))
     for group in spec.layers:
-        shapes = _full_shapes(group) if recipe.method == "full" else list(_adapter_shapes(group, recipe, targets))
+        if recipe.adapter is None:
+            shapes = _full_shapes(group)
+        else:
+            shapes = [tensor.shape for _, tensor in _adapter_tensors(group, recipe.adapter, targets)]
         for count in (1, group.count - 1):
             if count:
                 yield from ((shape, count, False) for shape in shapes)
-    if recipe.method == "full":
+    if recipe.adapter is None:
         for weight in spec.final_norm:
             yield weight.shape, 1, False
         if not spec.tie_word_embeddings:
@@ -116,19 +103,13 @@ def _full_shapes(group: Layers) -> list[tuple[int, ...]]:
     return [*shapes, *(weight.shape for weight in group.weights)]
 
 
-def _adapter_shapes(group: Layers, recipe: Recipe, targets: set[str]) -> Iterator[tuple[int, ...]]:
-    rank = recipe.rank
-    assert rank is not None
+def _adapter_tensors(group: Layers, adapter: Adapter, targets: Container[str]) -> Iterator[tuple[str, AdapterTensor]]:
+    """Yield the tensors that each layer of ``group`` gets, with the path of what they adapt."""
     for linear in group.linears:
         if linear.name in targets:
-            yield rank, linear.in_features
-            yield linear.out_features, rank
-    if recipe.target_modules == "all-linear":
-        for weight in stacked_experts(group):
-            *_, out_features, in_features = weight.shape
-            ranks = adapters_of_expert(weight) * rank
-            yield ranks, in_features
-            yield out_features, ranks
+            yield from ((linear.name, tensor) for tensor in adapter.tensors(linear))
+    for path, weight in _wrapped_paths(group.experts):
+        yield from ((path, tensor) for tensor in adapter.expert_tensors(weight))
 
 
 def count_parameters(spec: ModelSpec, recipe: Recipe) -> ParameterCounts:
@@ -138,12 +119,12 @@ def count_parameters(spec: ModelSpec, recipe: Recipe) -> ParameterCounts:
         UserError: target modules or modules to save that the model does not have.
     """
     adapter = 0
-    if recipe.method != "full":
+    if recipe.adapter is not None:
         adapter = sum(prod(alike.shape) * alike.many for alike in trained_tensors(spec, recipe))
     return ParameterCounts(
         total=spec.parameters + adapter,
-        trainable=spec.parameters if recipe.method == "full" else adapter,
-        quantized=spec.linear_parameters if recipe.method == "qlora" else 0,
+        trainable=spec.parameters if recipe.adapter is None else adapter,
+        quantized=spec.linear_parameters if recipe.quantization is not None else 0,
         adapter=adapter,
         by_part={str(part): count for part, count in spec.parameters_by_part.items()},
     )
@@ -159,9 +140,9 @@ def adapter_file_bytes(spec: ModelSpec, recipe: Recipe) -> int | None:
     Raises:
         UserError: target modules or modules to save that the model does not have.
     """
-    if recipe.method == "full":
+    if recipe.adapter is None:
         return None
-    tensors = [(recipe.trained_dtype, name, shape) for name, shape in _adapter_tensors(spec, recipe)]
+    tensors = [(recipe.trained_dtype, name, shape) for name, shape in adapter_state(spec, recipe)]
     for module in resolve_modules_to_save(spec, recipe):
         for name, shape in module.tensors:
             tensors.append((recipe.unquantized_dtype, f"base_model.model.{module.path}.{name}", shape))
@@ -180,28 +161,21 @@ SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Our name of a dtype → safetensors', in the order in which it writes them."""
 
 
-def _adapter_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the name in peft's state dict and the shape of each adapter tensor."""
-    rank = recipe.rank
-    assert rank is not None
+def adapter_state(spec: ModelSpec, recipe: Recipe) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the name in peft's state dict and the shape of each adapter tensor.
+
+    Raises:
+        UserError: target modules that the model does not have.
+    """
+    if recipe.adapter is None:
+        return
     targets = set(resolve_target_modules(spec, recipe))
     first = 0
     for group in spec.layers:
-        adapted = [
-            (linear.name, rank, linear.in_features, linear.out_features)
-            for linear in group.linears
-            if linear.name in targets
-        ]
-        if recipe.target_modules == "all-linear":
-            adapted += [
-                (path, adapters_of_expert(weight) * rank, weight.shape[-1], weight.shape[-2])
-                for path, weight in _wrapped_paths(stacked_experts(group))
-            ]
+        tensors = list(_adapter_tensors(group, recipe.adapter, targets))
         for index in range(first, first + group.count):
-            for path, ranks, in_features, out_features in adapted:
-                adapter = f"base_model.model.{spec.layers_path}.{index}.{path}"
-                yield f"{adapter}.lora_A.weight", (ranks, in_features)
-                yield f"{adapter}.lora_B.weight", (out_features, ranks)
+            for path, tensor in tensors:
+                yield f"base_model.model.{spec.layers_path}.{index}.{path}.{tensor.name}", tensor.shape
         first += group.count
 
 

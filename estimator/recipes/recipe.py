@@ -1,31 +1,32 @@
 """The recipe: everything that decides the memory and the speed of one fine-tuning step.
 
 One frozen object serves all three answers: what `estimate` computes from is what `trace` and `run` build and train.
-Most settings have the names that Hugging Face has; `other_names` says which have another. A setting that has no meaning
-for a method is None there, and naming one is refused, so that two recipes are equal exactly when they train the same
-thing.
+People write a recipe as flat settings, most of which have the names that Hugging Face has (`other_names` says which
+have another). A recipe holds what every recipe has as fields, and an adapter and a quantisation with settings of their
+own where it has them. `make_recipe` and `Recipe.settings` convert between the two; nothing else does.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args, get_origin
 
 import msgspec
-from msgspec import Meta, Struct
-from msgspec.structs import force_setattr
+from msgspec import Struct
+from msgspec.structs import replace
 
-from lorabench.estimator.dtypes import ITEMSIZE, Dtype
+from lorabench.estimator.dtypes import Dtype
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.methods.base import PositiveInt, setting_names
+from lorabench.estimator.methods.catalogue import METHODS, AnyAdapter, Method, method_of, methods_with
+from lorabench.estimator.methods.four_bit import FourBit, QuantType
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.other_names import name_here, value_meant
 from lorabench.estimator.typed_values import convert
 from lorabench.estimator.written_numbers import read_length
 
-Method = Literal["full", "lora", "qlora"]
-AdapterDtype = Literal["float32", "bfloat16", "float16"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
-QuantType = Literal["nf4", "fp4"]
 AttnImplementation = Literal["sdpa", "flash_attention_2", "eager"]
 Loss = Literal["standard", "legacy", "liger"]
 if TYPE_CHECKING:
@@ -34,45 +35,26 @@ if TYPE_CHECKING:
 else:
     Optim = Literal[tuple(OPTIMIZERS)]
 
-PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
+class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One fine-tuning setup. Constructing one validates the whole; `make_recipe` fills in the defaults of its method.
 
-class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
-    """One fine-tuning setup. Constructing one fills in the defaults of its method and validates the whole.
+    Frozen and hashable; `msgspec.json` and `msgspec.yaml` encode and decode it. Two recipes are equal exactly when they
+    train the same thing.
 
-    Frozen and hashable; `msgspec.json` and `msgspec.yaml` encode and decode it. What is left out (or given as None)
-    takes the default that people run; what has no meaning for the method stays None.
-
-    Raises ValueError where options contradict each other, naming the option and the way out.
+    Raises ValueError where settings contradict each other, naming the setting and the way out.
     """
 
     model: str
     """The model's name: a catalogue name, or what its config.json was read from."""
-    method: Method = "lora"
-    rank: PositiveInt | None = None
-    """Rank r of the adapters (lora, qlora; default 16)."""
-    lora_alpha: Annotated[float, Meta(gt=0, le=2**32 - 2)] | None = None
-    """Scale numerator: adapters are scaled by alpha / r (default 2r, so twice the largest rank is the largest). It
-    changes the training, not the memory."""
-    lora_dropout: Probability | None = None
-    """Dropout before each adapter (default 0.05)."""
-    target_modules: str | None = None
-    """all-linear, attention, mlp, or module names separated by commas (default all-linear)."""
-    modules_to_save: str | None = None
-    """Embeddings and the head that train whole beside the adapters, names separated by commas (default none)."""
-    adapter_dtype: AdapterDtype | None = None
-    """Dtype of the adapters' weights, gradients and optimizer states (default float32, as peft keeps them)."""
-    dtype: Dtype | None = None
+    adapter: AnyAdapter | None
+    """What trains beside the frozen model; None where the model itself trains."""
+    dtype: Dtype
     """Dtype of the base model's weights (default float32 for full, bfloat16 otherwise)."""
     mixed_precision: MixedPrecision = "bf16"
     """Autocast during forward: no, bf16 or fp16."""
-    quant_type: QuantType | None = None
-    """4-bit data type of the quantised weights (qlora; default nf4)."""
-    double_quant: bool | None = None
-    """Whether the quantisation constants are quantised too (qlora; default yes)."""
-    prepare_kbit: bool | None = None
-    """Whether peft's prepare_model_for_kbit_training raises what is not quantised to float32 (qlora; default yes)."""
+    quantization: FourBit | None
+    """How the linear layers' weights are quantised; None where they are not."""
     optim: Optim = DEFAULT_OPTIMIZER
     """A value of transformers' `OptimizerNames` that the table of optimizers has a row for."""
     batch_size: PositiveInt = 1
@@ -88,42 +70,42 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     cross-entropy."""
 
     def __post_init__(self) -> None:
-        adapted = self.method != "full"
-        self._belongs("rank", default=16)
-        self._belongs("lora_alpha", default=2.0 * (self.rank or 0))
-        self._belongs("lora_dropout", default=0.05)
-        self._belongs("target_modules", default="all-linear")
-        self._belongs("modules_to_save", default=None)
-        self._belongs("adapter_dtype", default="float32")
-        self._belongs("quant_type", default="nf4")
-        self._belongs("double_quant", default=True)
-        self._belongs("prepare_kbit", default=True)
-        if self.dtype is None:
-            force_setattr(self, "dtype", "bfloat16" if adapted else "float32")
-        if self.target_modules is not None:
-            force_setattr(self, "target_modules", _canonical_targets(self.target_modules))
-        if self.modules_to_save is not None:
-            force_setattr(self, "modules_to_save", _canonical_names("modules_to_save", self.modules_to_save))
-        trained = self.adapter_dtype if adapted else self.dtype
-        if self.mixed_precision == "fp16" and trained == "float16":
-            option = "adapter_dtype" if adapted else "dtype"
+        if method_of(self.adapter, self.quantization) is None:
+            raise ValueError("no method quantises the base weights so: leave quantization out, or use method qlora")
+        if self.mixed_precision != "fp16":
+            return
+        if self.trained_dtype == "float16":
+            option = "dtype" if self.adapter is None else "adapter_dtype"
             raise ValueError(
                 f"mixed_precision fp16 scales the gradients, which torch refuses on float16 weights: "
                 f"use {option} float32, or mixed_precision no"
             )
-        if self.mixed_precision == "fp16" and self.modules_to_save and self.unquantized_dtype == "float16":
+        if self.modules_to_save and self.unquantized_dtype == "float16":
             raise ValueError(
                 "mixed_precision fp16 scales the gradients, which torch refuses on float16 weights, and modules_to_save"
                 " keep the dtype of the base weights: use dtype float32, or mixed_precision no"
             )
 
-    def _belongs(self, field: str, *, default: Any) -> None:
-        value, meant = getattr(self, field), has_meaning(field, self.method)
-        if meant and value is None:
-            force_setattr(self, field, default)
-        elif not meant and value is not None:
-            methods = "qlora" if field in QUANTISED_SETTINGS else "lora or qlora"
-            raise ValueError(f"{field} has no meaning for method {self.method}: leave it out, or use method {methods}")
+    @property
+    def method(self) -> Method:
+        """What people call adapter and quantisation together."""
+        method = method_of(self.adapter, self.quantization)
+        assert method is not None
+        return method
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the adapters; None without adapters, and of those that have none."""
+        return None if self.adapter is None else self.adapter.rank
+
+    def with_rank(self, rank: int | None) -> Recipe:
+        """Return the recipe with adapters of another rank; itself where they have none."""
+        return self if self.adapter is None else replace(self, adapter=self.adapter.with_rank(rank))
+
+    @property
+    def modules_to_save(self) -> str | None:
+        """Names of modules that train whole beside the adapters; None where there are none."""
+        return None if self.adapter is None else self.adapter.modules_to_save
 
     @property
     def tokens(self) -> int:
@@ -136,44 +118,50 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
         ``modules_to_save`` keep the dtype of what they copy, `unquantized_dtype`.
         """
-        dtype = self.dtype if self.method == "full" else self.adapter_dtype
-        assert dtype is not None
-        return dtype
+        return self.dtype if self.adapter is None else self.adapter.adapter_dtype
 
     @property
     def unquantized_dtype(self) -> Dtype:
         """Dtype of the base weights that are not stored in 4 bits: peft's preparation raises it to float32."""
-        assert self.dtype is not None
-        return "float32" if self.prepare_kbit else self.dtype
+        return "float32" if self.prepared else self.dtype
+
+    @property
+    def prepared(self) -> bool:
+        """Whether peft's preparation raises what is not quantised to float32."""
+        return self.quantization is not None and self.quantization.prepare_kbit
 
     @property
     def compute_dtype(self) -> Dtype:
         """Dtype in which matrix products run: autocast's, or that of the base weights without autocast."""
         if self.mixed_precision != "no":
             return "bfloat16" if self.mixed_precision == "bf16" else "float16"
-        assert self.dtype is not None
         return self.dtype
+
+    def setting(self, name: str) -> Any:
+        """Return the value of a flat setting; None where it has no meaning for the method."""
+        if name == "method":
+            return self.method
+        parts = (part for part in (self, self.adapter, self.quantization) if part is not None)
+        return next((getattr(part, name) for part in parts if name in part.__struct_fields__), None)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the recipe as the flat settings that `make_recipe` makes it from, in the order people read them.
+
+        What has no meaning for the method is left out, as is what is None, or off as it is by default.
+        """
+        values = {name: self.setting(name) for name in SETTINGS}
+        return {name: value for name, value in values.items() if value is not None and (value or name not in OFF)}
 
     def digest(self, model_config: dict[str, Any]) -> str:
         """Return the 12 hex digits that stand for this recipe on this architecture, in file names and comparisons.
 
         The model's name is left out: the same shapes under another name or path are the same recipe.
         """
-        return digest_of(msgspec.to_builtins(self), model_config)
+        return digest_of(dict.fromkeys(STATED_WITHOUT_MEANING) | self.settings(), model_config)
 
     def describe(self) -> dict[str, str]:
         """Return every setting that means something for this recipe, in order, as people read them."""
-        said = {}
-        for field, value in msgspec.structs.asdict(self).items():
-            if value is not None:
-                said[field] = (
-                    {True: "yes", False: "no"}[value]
-                    if isinstance(value, bool)
-                    else str(value).removesuffix(".0")
-                    if isinstance(value, float)
-                    else str(value)
-                )
-        return said
+        return {name: _in_words(value) for name, value in self.settings().items()}
 
     def label(self) -> str:
         """Return a short name for tables and progress lines: what differs between the recipes of a suite."""
@@ -186,48 +174,64 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         return " ".join(parts)
 
 
-ADAPTER_SETTINGS = ("rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "adapter_dtype")
-QUANTISED_SETTINGS = ("quant_type", "double_quant", "prepare_kbit")
-
-
-def has_meaning(setting: str, method: Method) -> bool:
-    """Return whether ``setting`` has a meaning for ``method``."""
-    if setting in QUANTISED_SETTINGS:
-        return method == "qlora"
-    return setting not in ADAPTER_SETTINGS or method != "full"
-
-
-ADDED_SETTINGS = ("modules_to_save",)
-"""Settings that recipes did not have at first: without them digests stay what they were."""
+STATED_WITHOUT_MEANING = (
+    *("rank", "lora_alpha", "lora_dropout", "target_modules", "adapter_dtype"),
+    *("quant_type", "double_quant", "prepare_kbit"),
+)
+"""Settings that a digest states as null where they have no meaning: those of the first recipes. Of all others it states
+only what is set, so a new setting that is None or off by default leaves the digests of recipes without it."""
 
 
 def digest_of(settings: dict[str, Any], model_config: dict[str, Any]) -> str:
-    """Return the digest of a recipe from its settings as JSON has them; see `Recipe.digest`."""
-    settings = {key: value for key, value in settings.items() if key != "model"}
-    for added in ADDED_SETTINGS:
-        if settings.get(added) is None:
-            settings.pop(added, None)
-    canonical = msgspec.json.encode({"recipe": settings, "model_config": model_config}, order="sorted")
+    """Return the digest of a recipe from its flat settings as JSON has them; see `Recipe.digest`."""
+    stated = {
+        name: value
+        for name, value in settings.items()
+        if name != "model" and (value is not None or name in STATED_WITHOUT_MEANING)
+    }
+    canonical = msgspec.json.encode({"recipe": stated, "model_config": model_config}, order="sorted")
     return hashlib.sha256(canonical).hexdigest()[:12]
 
 
-def _canonical_names(option: str, given: str) -> str:
-    names = sorted({name.strip() for name in given.split(",")})
-    if not all(names):
-        raise ValueError(f"{option} {given!r} names an empty module: write NAME,NAME")
-    return ",".join(names)
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def _canonical_targets(targets: str) -> str:
-    names = _canonical_names("target_modules", targets).split(",")
-    groups = [name for name in names if name in ("all-linear", "attention", "mlp")]
-    if groups and len(names) > 1:
-        raise ValueError(f"target_modules {targets!r} mixes {groups[0]} with other names: use one or the other")
-    return ",".join(names)
+def _setting_types() -> dict[str, Any]:
+    types: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Recipe):
+        if field.name == "adapter":
+            for parts in METHODS.values():
+                if parts.adapter is not None:
+                    fields = {field.name: field.type for field in msgspec.structs.fields(parts.adapter)}
+                    types |= {name: fields[name] for name in setting_names(parts.adapter)}
+        elif field.name == "quantization":
+            types |= {field.name: field.type for field in msgspec.structs.fields(FourBit)}
+        else:
+            types[field.name] = field.type
+        if field.name == "model":
+            types["method"] = Method
+    return types
+
+
+SETTINGS: dict[str, Any] = _setting_types()
+"""Name → type of each flat setting, in the order in which people read them."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(kind) for name, kind in SETTINGS.items() if get_origin(kind) is Literal
+}
+"""Valid values of each setting that takes one of a few."""
+STRUCTS: tuple[type[Struct], ...] = (Recipe, FourBit, *(parts.adapter for parts in METHODS.values() if parts.adapter))
+"""What a recipe is made of."""
+OFF = frozenset(field.name for struct in STRUCTS for field in msgspec.structs.fields(struct) if field.default is False)
+"""Switches that are off by default."""
+ADAPTER_SETTINGS = tuple(name for name in SETTINGS if any(name in parts.of_adapter for parts in METHODS.values()))
+"""Settings of adapters, of whatever kind."""
 
 
 class RecipeOptions(TypedDict, total=False):
-    """The fields of `Recipe` but for the model, as keyword arguments."""
+    """The flat settings of a recipe but for the model, for type checkers: `SETTINGS` as keyword arguments."""
 
     method: Method
     rank: int
@@ -235,7 +239,7 @@ class RecipeOptions(TypedDict, total=False):
     lora_dropout: float
     target_modules: str
     modules_to_save: str
-    adapter_dtype: AdapterDtype
+    adapter_dtype: Dtype
     dtype: Dtype
     mixed_precision: MixedPrecision
     quant_type: QuantType
@@ -250,20 +254,27 @@ class RecipeOptions(TypedDict, total=False):
     loss: Loss
 
 
+def settings_of(method: Method) -> frozenset[str]:
+    """Return the settings that have a meaning for ``method``."""
+    return frozenset(SETTINGS) - set(ADAPTER_SETTINGS) - set(FourBit.__struct_fields__) | set(METHODS[method].settings)
+
+
 def make_recipe(model: str, **options: Any) -> Recipe:
-    """Return the recipe of ``model`` with ``options``, which are the fields of `Recipe` by name.
+    """Return the recipe of ``model`` with ``options``, which are flat settings by name; None is as good as left out.
+
+    What is left out takes the default that people run.
 
     Raises:
         UserError: an unknown option, a value of the wrong type or out of range, or options that contradict each
             other.
     """
-    fields = Recipe.__struct_fields__
     for option in options:
-        if option not in fields:
-            near = name_here(option, fields) or did_you_mean(option, fields)
+        if option not in SETTINGS:
+            near = name_here(option, SETTINGS) or did_you_mean(option, SETTINGS)
             raise UserError(f"unknown recipe option {option!r}: {near}")
     given = {option: option_value(option, value) for option, value in options.items() if value is not None}
-    return convert({"model": model, **given}, Recipe)
+    given = {"model": model, **given}
+    return _nested({option: convert(value, SETTINGS[option], option) for option, value in given.items()})
 
 
 def option_value(option: str, value: Any) -> Any:
@@ -286,28 +297,34 @@ def option_value(option: str, value: Any) -> Any:
     return value
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "method": get_args(Method),
-    "adapter_dtype": get_args(AdapterDtype),
-    "dtype": get_args(Dtype),
-    "mixed_precision": get_args(MixedPrecision),
-    "quant_type": get_args(QuantType),
-    "optim": tuple(OPTIMIZERS),
-    "attn_implementation": get_args(AttnImplementation),
-    "loss": get_args(Loss),
-}
-"""Valid values of each option that takes one of a few."""
+def _nested(settings: dict[str, Any]) -> Recipe:
+    """Return the recipe of flat settings that each have the right type.
 
-__all__ = [
-    "ADAPTER_SETTINGS",
-    "CHOICES",
-    "ITEMSIZE",
-    "Dtype",
-    "Optim",
-    "Recipe",
-    "RecipeOptions",
-    "digest_of",
-    "has_meaning",
-    "make_recipe",
-    "option_value",
-]
+    Raises:
+        UserError: settings that have no meaning for the method, or contradict each other.
+    """
+    method: Method = settings.pop("method", "lora")
+    parts = METHODS[method]
+    for setting in SETTINGS:
+        if setting in settings and setting not in settings_of(method):
+            others = _listed(methods_with(setting))
+            raise UserError(f"{setting} has no meaning for method {method}: leave it out, or use method {others}")
+    of_adapter, of_quantization, of_all = (
+        {name: value for name, value in settings.items() if name in names}
+        for names in (parts.of_adapter, parts.of_quantization, Recipe.__struct_fields__)
+    )
+    of_all.setdefault("dtype", "float32" if parts.adapter is None else "bfloat16")
+    try:
+        return Recipe(
+            adapter=None if parts.adapter is None else parts.adapter(**of_adapter),
+            quantization=None if parts.quantization is None else parts.quantization(**of_quantization),
+            **of_all,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _listed(methods: Sequence[str]) -> str:
+    """Return ``a``, ``a or b``, or ``a, b or c``."""
+    *others, last = methods
+    return f"{', '.join(others)} or {last}" if others else last

@@ -18,10 +18,12 @@ def resolve_target_modules(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
     Raises:
         UserError: a name that no linear layer has, or a model without linear layers in the named part.
     """
-    if recipe.target_modules is None:
+    if recipe.adapter is None:
         return ()
+    targets = recipe.adapter.target_modules
+    if targets is None:
+        return recipe.adapter.default_targets(spec)
     linears = list({linear.name: linear for group in spec.layers for linear in group.linears}.values())
-    targets = recipe.target_modules
     if targets == "all-linear":
         return tuple(linear.name for linear in linears)
     if targets in ("attention", "mlp"):

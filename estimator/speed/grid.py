@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec.structs import replace
-
 from lorabench.estimator.closed_form.memory_grid import GridPart, estimate_memory_grid, grid_parts
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device
@@ -79,7 +77,7 @@ def _step(spec: ModelSpec, part: GridPart, kernels: Backend) -> tuple[StepWork, 
     import numpy as np
 
     ranks, which = np.unique(part.ranks, return_inverse=True)
-    ranked = [replace(part.alike, rank=int(rank) or None) for rank in ranks]
+    ranked = [part.alike.with_rank(int(rank) or None) for rank in ranks]
     optimizers = [optimizer_step(spec, recipe) for recipe in ranked]
     paged_bytes = [states(spec, recipe, kernels).optimizer.paged for recipe in ranked]
     step = StepWork(

@@ -90,7 +90,8 @@ def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Backend = "
 
 @lru_cache(MOST_LISTS)
 def _operations(setup: Setup) -> MicroBatch:
-    nested = bool(setup.recipe.double_quant) and setup.kernels == "cuda"
+    quantization = setup.recipe.quantization
+    nested = quantization is not None and quantization.double_quant and setup.kernels == "cuda"
     tape = _CountingTape(nested_launches=NESTED_LAUNCHES if nested else 0)
     step_moments(setup.spec, setup.recipe, setup.kernels, tape)
     return MicroBatch(tuple(tape.counts.items()), tape.launches)

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from lorabench.estimator.closed_form.work import AttentionKernel
 from lorabench.estimator.devices.device import Device
+from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.quantities import MIB
-from lorabench.estimator.recipes.recipe import ITEMSIZE
 from lorabench.estimator.speed.elementwise import ceil, floor, larger, smaller
 from lorabench.estimator.speed.operations import HostPhase, Kernel
 

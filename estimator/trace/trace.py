@@ -175,7 +175,7 @@ def _untraceable(spec: ModelSpec, recipe: Recipe, error: Exception) -> UserError
             f"({reason}): measure it with lorabench run"
         )
     attention = any(linear.part == "attention" for layer in spec.layers for linear in layer.linears)
-    adapts_more = attention and recipe.target_modules not in (None, "attention")
+    adapts_more = attention and recipe.adapter is not None and recipe.adapter.target_modules != "attention"
     return UserError(
         f"{spec.name}: the step of a {spec.model_type} cannot be traced with this recipe ({reason}): "
         f"{'try --target-modules attention' if adapts_more else 'change the recipe'}, or measure it with lorabench run"

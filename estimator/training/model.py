@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.methods.base import Adapter
+from lorabench.estimator.methods.four_bit import FourBit
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
@@ -53,19 +55,19 @@ def build_model(
     resolve_target_modules(spec, recipe)
     torch.manual_seed(seed)
     model = _random_model(spec, recipe, device) if weights is None else _pretrained_model(weights, recipe, device)
-    if recipe.method == "qlora":
+    if recipe.quantization is not None:
         _keep_codes_in_place(model)
     on_loaded(model)
     model.config.use_cache = False
     set_loss(model, recipe)
-    if recipe.prepare_kbit:
+    if recipe.prepared:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if recipe.method == "full":
+    if recipe.adapter is None:
         model.requires_grad_(True)
     else:
-        model = _with_adapters(model, spec, recipe, device)
+        model = _with_adapters(model, spec, recipe, recipe.adapter, device)
     if recipe.gradient_checkpointing:
         _enable_checkpointing(model)
     model.train()
@@ -141,14 +143,14 @@ def _checkpoint_contexts() -> tuple[Any, Any]:
     return nullcontext(), _recomputing()
 
 
-def _quantization_config(recipe: Recipe) -> Any:
+def _quantization_config(quantization: FourBit, recipe: Recipe) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=recipe.quant_type,
-        bnb_4bit_use_double_quant=recipe.double_quant,
+        bnb_4bit_quant_type=quantization.quant_type,
+        bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, recipe.compute_dtype),
     )
 
@@ -157,11 +159,12 @@ def _pretrained_model(weights: str, recipe: Recipe, device: DeviceType) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    quantized = {"quantization_config": _quantization_config(recipe)} if recipe.method == "qlora" else {}
+    kept = recipe.quantization
+    quantized = {} if kept is None else {"quantization_config": _quantization_config(kept, recipe)}
     try:
         return AutoModelForCausalLM.from_pretrained(
             weights,
-            dtype=getattr(torch, str(recipe.dtype)),
+            dtype=getattr(torch, recipe.dtype),
             attn_implementation=recipe.attn_implementation,
             device_map={"": device},
             use_safetensors=True,
@@ -176,7 +179,7 @@ def _pretrained_model(weights: str, recipe: Recipe, device: DeviceType) -> Any:
 
 
 def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceType) -> Any:
-    """Return the model with initialised weights on ``device``, its linear layers quantised for qlora."""
+    """Return the model with initialised weights on ``device``, its linear layers quantised where the recipe says so."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -185,7 +188,7 @@ def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceType) -> Any:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, str(recipe.dtype)), attn_implementation=recipe.attn_implementation
+                config, dtype=getattr(torch, recipe.dtype), attn_implementation=recipe.attn_implementation
             )
     except ValueError as error:
         raise UserError(
@@ -193,8 +196,8 @@ def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceType) -> Any:
             f"({str(error).partition('. ')[0]}): use another, such as eager"
         ) from error
     _onto_meta(model)
-    if recipe.method == "qlora":
-        _materialize_quantized(model, recipe, device)
+    if recipe.quantization is not None:
+        _materialize_quantized(model, recipe, recipe.quantization, device)
     elif device != "meta":
         _materialize(model, device)
     return model
@@ -253,7 +256,7 @@ def _materialize(
         visit(model)
 
 
-def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceType) -> None:
+def _materialize_quantized(model: Any, recipe: Recipe, quantization: FourBit, device: DeviceType) -> None:
     """Materialise a meta model module by module, each linear layer quantised before the next is made.
 
     transformers' own quantizer decides which modules become 4-bit and makes their shells, as in from_pretrained.
@@ -266,7 +269,7 @@ def _materialize_quantized(model: Any, recipe: Recipe, device: DeviceType) -> No
 
     # bitsandbytes keeps the first nested codebook that it makes for the whole process: on meta it would have no values.
     bitsandbytes.functional.quantize_blockwise(torch.zeros(1))
-    quantizer = AutoHfQuantizer.from_config(_quantization_config(recipe))
+    quantizer = AutoHfQuantizer.from_config(_quantization_config(quantization, recipe))
     originals = dict(model.named_modules())
     quantizer.preprocess_model(model=model, device_map={"": device})
     shells = {name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
@@ -315,7 +318,7 @@ def _linear_like(shell: Any, recipe: Recipe) -> nn.Linear:
     import torch
     from torch import nn
 
-    dtype = getattr(torch, str(recipe.dtype))
+    dtype = getattr(torch, recipe.dtype)
     bias = shell.bias is not None
     return nn.Linear(shell.in_features, shell.out_features, bias=bias, device="meta", dtype=dtype)
 
@@ -350,26 +353,20 @@ def _quantized(shell: Any, linear: Any) -> Any:
     return shell
 
 
-def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, device: DeviceType) -> Any:
+def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, adapter: Adapter, device: DeviceType) -> Any:
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    saved = resolve_modules_to_save(spec, recipe)
-    targets = "all-linear" if recipe.target_modules == "all-linear" else list(resolve_target_modules(spec, recipe))
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=recipe.rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=targets,
-        modules_to_save=[module.path for module in saved] or None,
-        # Conv1D stores its weight transposed; bitsandbytes' 4-bit layers never do.
-        fan_in_fan_out=recipe.method == "lora" and any(linear.conv1d for linear in spec.layers[0].linears),
+    config = adapter.peft_config(
+        resolve_target_modules(spec, recipe),
+        [module.path for module in resolve_modules_to_save(spec, recipe)],
+        # bitsandbytes' 4-bit layers never store their weight transposed.
+        transposed=recipe.quantization is None and any(linear.conv1d for linear in spec.layers[0].linears),
     )
     with torch.device(device):
-        model = get_peft_model(model, config, autocast_adapter_dtype=recipe.adapter_dtype == "float32")
-    dtype: torch.dtype = getattr(torch, str(recipe.adapter_dtype))
+        model = get_peft_model(model, config, autocast_adapter_dtype=adapter.adapter_dtype == "float32")
+    dtype: torch.dtype = getattr(torch, adapter.adapter_dtype)
     for name, parameter in model.named_parameters():
-        if ".lora_" in name and parameter.dtype != dtype:
+        if f".{adapter.peft_prefix}" in name and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     return model

@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from lorabench.estimator.methods.catalogue import METHODS
 from lorabench.estimator.models.introspect import part_of
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.parameters import ParameterCounts
@@ -19,12 +20,16 @@ def count_built(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
     parts = _parts(spec)
     by_part = {str(part): 0 for part in spec.parameters_by_part}
     trainable = quantized = adapter = 0
+    marks = (
+        "modules_to_save.",
+        *(parts.adapter.peft_prefix for parts in METHODS.values() if parts.adapter is not None),
+    )
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         count = parameter.numel() if state is None else math.prod(state.shape)
         trainable += count if parameter.requires_grad else 0
         quantized += count if state is not None else 0
-        if ".lora_" in name or ".modules_to_save." in name:
+        if any(f".{mark}" in name for mark in marks):
             adapter += count
         else:
             plain = (

@@ -16,12 +16,13 @@ from msgspec import Struct
 
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.memory.quantization import quantized_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.parameters import count_parameters
-from lorabench.estimator.recipes.recipe import ITEMSIZE, Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.speed.throughput import likely_step_time
 from lorabench.reports.pairs import alike, method_pairs, rank_pairs
 from lorabench.reports.quantities import format_number, format_share
@@ -236,7 +237,7 @@ def _high_rank_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
 
 def _target_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
     for group in alike([run for run in runs if run.record.recipe.rank], ["target_modules"]):
-        by_targets = {run.record.recipe.target_modules: run for run in group}
+        by_targets = {run.settings.get("target_modules"): run for run in group}
         if {"attention", "all-linear"} <= set(by_targets):
             yield by_targets["attention"], by_targets["all-linear"]
 

@@ -9,7 +9,7 @@ from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.explanation import Explanation, explain
 from lorabench.estimator.models.read_config import read_config
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.recipe import SETTINGS
 from lorabench.reports.packing import pack
 from lorabench.reports.quantities import format_bytes, format_loss, format_number, format_seconds, format_share
 from lorabench.reports.runs import Run, methods_of, varying_settings
@@ -127,9 +127,7 @@ def _columns(runs: Sequence[Run]) -> list[Column]:
         return Column(key, key.replace("_", " "), "text", value, len({value(run) for run in runs}) > 1)
 
     settings = [
-        Column(field, field, "text", setting(field), field in varying)
-        for field in Recipe.__struct_fields__
-        if field != "model"
+        Column(field, field, "text", setting(field), field in varying) for field in SETTINGS if field != "model"
     ]
     return [
         Column("recipe", "Recipe", "text", lambda run: run.name, True),

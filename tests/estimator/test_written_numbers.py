@@ -34,7 +34,9 @@ def test_what_is_no_length_is_refused_with_how_to_write_one(text: str) -> None:
         read_length(text)
 
 
-@pytest.mark.parametrize(("text", "said"), [("-5", "is not a number of tokens"), ("0", "is not a"), ("9e15", "from 1 to")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("-5", "is not a number of tokens"), ("0", "is not a"), ("9e15", "from 1 to")]
+)
 def test_what_is_no_count_is_refused(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         read_count(text)

@@ -11,6 +11,7 @@ import pytest
 from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.reports.page import render_page, render_report
 from lorabench.reports.runs import Run, arrange
 from lorabench.reports.sections import SECTIONS
@@ -66,7 +67,7 @@ def hostile() -> list[RunRecord]:
     device = msgspec.structs.replace(record.device, name=HOSTILE)
     environment = msgspec.structs.replace(record.environment, packages={HOSTILE: HOSTILE, "__proto__": "1"})
     trained = sample_record(model="x" * 400, model_config={**MODEL_CONFIG, "k": HOSTILE})
-    recipe = msgspec.structs.replace(trained.recipe, target_modules=f"q_proj,{HOSTILE}")
+    recipe = make_recipe(**{**trained.recipe.settings(), "target_modules": f"q_proj,{HOSTILE}"})
     assert trained.measurement is not None
     memory = msgspec.structs.replace(
         trained.measurement.memory, phase=HOSTILE, components={HOSTILE: 9 * MIB, "__proto__": MIB}

@@ -19,8 +19,10 @@ from lorabench.bench.check.findings import (
     RecipeComparison,
     Unmatched,
 )
+from lorabench.cli import listing
 from lorabench.cli.listing import folded
 from lorabench.estimator.quantities import in_gib
+from lorabench.estimator.recipes.recipe import STRUCTS
 
 COLORS: dict[Judgement, str] = {
     "regression": "red",
@@ -58,6 +60,8 @@ class CheckAnswer(Comparison, frozen=True, kw_only=True):
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a `CheckAnswer`. It does not list the settings of a `Recipe` again."""
     schema = msgspec.json.schema(CheckAnswer)
+    for struct in STRUCTS:
+        schema["$defs"].pop(struct.__name__, None)
     schema["$defs"]["Recipe"] = {"type": "object", "description": "The recipe's settings, by the names of its options."}
     for definition in schema["$defs"].values():
         if "description" in definition:  # msgspec before 0.23 keeps a docstring's indentation
@@ -162,7 +166,7 @@ def as_json(comparison: Comparison) -> str:
     """Return JSON for programs: a `CheckAnswer`."""
     fields = {name: getattr(comparison, name) for name in Comparison.__struct_fields__}
     answer = CheckAnswer(exit_code=EXIT_CODES[comparison.verdict], **fields)
-    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
+    return listing.as_json(answer)
 
 
 def conclusion(comparison: Comparison) -> str:

@@ -79,7 +79,24 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def as_json(answer: object) -> str:
-    """Return indented JSON of a struct, or of a list or dictionary of structs."""
+    """Return indented JSON of a struct, or of a list or dictionary of structs; recipes as flat settings."""
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
+    plain = _with_flat_recipes(msgspec.to_builtins(answer))
+    return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+
+
+def _with_flat_recipes(value: Any) -> Any:
+    """Return ``value`` with the settings of each recipe in it as people write them, null where without a meaning."""
+    from msgspec import convert
+
+    from lorabench.estimator.recipes.recipe import SETTINGS, Recipe
+
+    if isinstance(value, list | tuple):
+        return [_with_flat_recipes(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == set(Recipe.__struct_fields__):
+        recipe = convert(value, Recipe)
+        return {name: recipe.setting(name) for name in SETTINGS}
+    return {key: _with_flat_recipes(item) for key, item in value.items()}

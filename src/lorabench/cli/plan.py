@@ -191,14 +191,20 @@ def _advantages(choices: tuple[Choice, ...]) -> list[str]:
         if saved > 0:
             advantages.append(f"-{_short_gib(saved)}")
         elif choice.recipe.method not in {one.recipe.method for one in before}:
-            advantages.append({"full": "full", "lora": "16-bit", "qlora": "4-bit"}[choice.recipe.method])
+            advantages.append(_of_another_method(choice.recipe))
         else:
             advantages.append("")
     return advantages
 
 
+def _of_another_method(recipe: Recipe) -> str:
+    if recipe.adapter is None:
+        return "full"
+    return "16-bit" if recipe.quantization is None else "4-bit"
+
+
 def _method(recipe: Recipe) -> str:
-    if recipe.method != "full":
+    if recipe.adapter is not None:
         return recipe.method
     return "full bf16" if recipe.dtype == "bfloat16" else "full fp32"
 

@@ -10,7 +10,7 @@ import click
 from lorabench.cli.parameters import Length, OneOf
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER
 from lorabench.estimator.recipes.other_names import name_here
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe
+from lorabench.estimator.recipes.recipe import CHOICES, SETTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,7 +105,7 @@ def option_here(name: str, command: click.Command) -> str | None:
     """
     if not any(option.name == "method" for option in command.params):
         return None
-    return name_here(name.strip("-").replace("-", "_"), Recipe.__struct_fields__, _written)
+    return name_here(name.strip("-").replace("-", "_"), SETTINGS, _written)
 
 
 def _written(option: str, value: str) -> str:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import fcntl
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import SCHEMA_VERSION, read_record, read_records, write_record
 from lorabench.bench.records.results import open_results
 from lorabench.estimator.errors import UserError
@@ -41,7 +43,7 @@ def test_records_of_other_engines_and_repeats_stand_beside_each_other(tmp_path: 
 
 def test_a_record_of_a_newer_schema_is_never_set_aside(tmp_path: Path) -> None:
     path = write_record(tmp_path, sample_record(suite="demo"))
-    path.write_bytes(path.read_bytes().replace(b'"schema_version": 2', b'"schema_version": 99'))
+    path.write_bytes(path.read_bytes().replace(b'"schema_version": %d' % SCHEMA_VERSION, b'"schema_version": 99'))
     assert SCHEMA_VERSION < 99
     with pytest.raises(UserError, match="record schema 99"), open_results(tmp_path, "demo"):
         pass
@@ -80,11 +82,26 @@ def test_a_file_system_without_locks_is_no_reason_not_to_run(tmp_path: Path, mon
     assert len(read_records(tmp_path)) == 1
 
 
-# Records of schema 1.
+# Records of older schemas.
+
+
+def as_schema_2(path: Path, **changes: object) -> None:
+    """Rewrite a record as schema 2 had it: the recipe flat, null where a setting has no meaning."""
+    content = msgspec.json.decode(path.read_bytes())
+    content["recipe"] = dict.fromkeys(SETTINGS_OF_SCHEMA_2) | read_record(path).recipe.settings()
+    path.write_bytes(msgspec.json.encode({**content, "schema_version": 2, **changes}))
+
+
+SETTINGS_OF_SCHEMA_2 = (
+    *("model", "method", "rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "adapter_dtype"),
+    *("dtype", "mixed_precision", "quant_type", "double_quant", "prepare_kbit", "optim", "batch_size", "seq_len"),
+    *("gradient_accumulation", "gradient_checkpointing", "attn_implementation", "loss"),
+)
 
 
 def as_schema_1(path: Path, **changes: object) -> None:
     """Rewrite a record as version 0.1.0 wrote it: without what schema 2 added."""
+    as_schema_2(path)
     content = msgspec.json.decode(path.read_bytes())
     added = ("engine", "repeat", "steps", "warmup_steps", "out_of", "dataset_digest")
     content = {key: value for key, value in content.items() if key not in added}
@@ -92,6 +109,43 @@ def as_schema_1(path: Path, **changes: object) -> None:
         first = ("parameters", "memory", "step_seconds", "warmup_step_seconds", "tokens_per_step", "losses")
         content["measurement"] = {key: content["measurement"][key] for key in first}
     path.write_bytes(msgspec.json.encode({**content, "schema_version": 1, **changes}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "full"},
+        {"method": "lora", "rank": 4, "target_modules": "q_proj,v_proj", "modules_to_save": "lm_head"},
+        {"method": "qlora", "double_quant": False, "lora_dropout": 0.0},
+    ],
+)
+def test_a_record_of_schema_2_is_read_as_one_of_today(tmp_path: Path, options: dict[str, Any]) -> None:
+    record = sample_record(**options)
+    path = write_record(tmp_path, record)
+    as_schema_2(path)
+    assert read_record(path) == record
+    with open_results(tmp_path, "demo") as results:  # as --resume finds it
+        assert list(results.records) == [record.key]
+
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "docs" / "examples" / "check").glob("*/*.record.json"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_committed_record_keeps_its_digest_its_settings_and_its_figures(path: Path) -> None:
+    written = msgspec.json.decode(path.read_bytes())
+    assert written["schema_version"] < SCHEMA_VERSION
+    record = read_record(path)
+    assert (record.digest, record.file_name) == (written["digest"], path.name)
+    assert record.recipe.settings() == {name: value for name, value in written["recipe"].items() if value is not None}
+    assert record.measurement == msgspec.convert(written["measurement"], Measurement | None)
+
+
+def test_an_old_record_of_a_recipe_that_cannot_be_is_set_aside(tmp_path: Path) -> None:
+    path = write_record(tmp_path, sample_record())
+    as_schema_2(path, recipe={"model": "x", "method": "full", "rank": 3})
+    with pytest.raises(UserError, match=r"broken run record.*rank has no meaning for method full"):
+        read_record(path)
 
 
 def test_a_record_of_schema_1_is_read_as_one_of_today(tmp_path: Path) -> None:
@@ -114,6 +168,7 @@ def test_schema_1_told_only_one_shortage_of_memory_apart(tmp_path: Path, message
 def test_a_record_from_before_a_recipe_option_has_the_digest_of_today(tmp_path: Path) -> None:
     record = sample_record()
     path = write_record(tmp_path, record)
+    as_schema_2(path)
     content = msgspec.json.decode(path.read_bytes())
     del content["recipe"]["loss"]  # as if this option were new; its default is what the record was trained with
     before = msgspec.json.decode(path.read_bytes())

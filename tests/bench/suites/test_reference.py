@@ -70,7 +70,7 @@ def test_it_has_a_hundred_recipes_over_six_shapes_and_one_of_70b() -> None:
     ],
 )
 def test_it_covers_each_axis_with_recipes_that_fit(field: str, values: set[Any]) -> None:
-    fitting = {getattr(each.recipe, field) for each, _, verdict in estimates("h200") if verdict == "fits"}
+    fitting = {each.recipe.settings().get(field) for each, _, verdict in estimates("h200") if verdict == "fits"}
     assert values <= fitting
 
 

@@ -60,7 +60,7 @@ matrix:
   quant_type: [nf4, fp4]
 """
     suite = load(tmp_path, text)
-    assert [(p.recipe.method, p.recipe.rank, p.recipe.quant_type) for p in suite.recipes] == [
+    assert [(p.recipe.method, p.recipe.rank, p.recipe.settings().get("quant_type")) for p in suite.recipes] == [
         ("full", None, None),
         ("lora", 2, None),
         ("lora", 4, None),
@@ -69,7 +69,7 @@ matrix:
         ("qlora", 4, "nf4"),
         ("qlora", 4, "fp4"),
     ]
-    assert {p.recipe.lora_alpha for p in suite.recipes} == {None, 8.0}
+    assert {p.recipe.settings().get("lora_alpha") for p in suite.recipes} == {None, 8.0}
     assert {p.recipe.seq_len for p in suite.recipes} == {64}
 
 
@@ -105,7 +105,10 @@ exclude:
 - {{target_modules: mlp, method: lora}}
 """
     suite = load(tmp_path, text)
-    assert [(*told, p.recipe.target_modules) for told, p in zip(recipes(suite), suite.recipes, strict=True)] == [
+    assert [
+        (*told, p.recipe.settings().get("target_modules"))
+        for told, p in zip(recipes(suite), suite.recipes, strict=True)
+    ] == [
         ("llama", "lora", 8, "attention"),
         ("llama", "qlora", 8, "attention"),
         ("llama", "qlora", 8, "mlp"),
@@ -139,7 +142,15 @@ include:
 """
     suite = load(tmp_path, text)
     assert [
-        (r.model[-4:], r.method, r.seq_len, r.optim, r.batch_size, r.gradient_accumulation, r.double_quant)
+        (
+            r.model[-4:],
+            r.method,
+            r.seq_len,
+            r.optim,
+            r.batch_size,
+            r.gradient_accumulation,
+            r.settings().get("double_quant"),
+        )
         for r in (planned.recipe for planned in suite.recipes)
     ] == [
         ("lama", "full", 32, "adamw_8bit", 1, 1, None),
@@ -153,7 +164,7 @@ include:
 
 def test_small_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     suite = load(tmp_path, f"matrix: {{model: {LLAMA}, lora_dropout: [5e-2, 0.25, .5, 0, 1.E-1]}}")
-    assert [planned.recipe.lora_dropout for planned in suite.recipes] == [0.05, 0.25, 0.5, 0.0, 0.1]
+    assert [planned.recipe.settings()["lora_dropout"] for planned in suite.recipes] == [0.05, 0.25, 0.5, 0.0, 0.1]
 
 
 def test_no_means_no_where_it_is_a_choice(tmp_path: Path) -> None:
@@ -161,7 +172,7 @@ def test_no_means_no_where_it_is_a_choice(tmp_path: Path) -> None:
         tmp_path, f"matrix: {{model: {LLAMA}, mixed_precision: [no, bf16], double_quant: true, method: qlora}}"
     )
     assert [p.recipe.mixed_precision for p in suite.recipes] == ["no", "bf16"]
-    assert suite.recipes[0].recipe.double_quant is True
+    assert suite.recipes[0].recipe.settings()["double_quant"] is True
 
 
 def test_recipes_of_one_label_are_told_apart_by_what_differs(tmp_path: Path) -> None:

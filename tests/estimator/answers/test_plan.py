@@ -133,7 +133,9 @@ def test_attention_is_what_the_model_and_the_gpu_have() -> None:
 
 def test_mixtures_have_adapters_beside_their_experts() -> None:
     plan = make_plan(find_model("mistralai/Mixtral-8x7B-v0.1"), find_device("h200"), {})
-    assert {choice.recipe.target_modules for choice in plan.choices if choice.recipe.method != "full"} == {"attention"}
+    assert {
+        choice.recipe.settings().get("target_modules") for choice in plan.choices if choice.recipe.adapter is not None
+    } == {"attention"}
     assert {limits.method for limits in plan.methods if limits.fits} >= {"lora"}
     assert [warning.partition(" ")[0] for warning in plan.warnings] == ["qlora"]
 

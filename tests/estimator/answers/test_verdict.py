@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec.structs import asdict
 
 from lorabench.cli import main
 from lorabench.estimator.answers.estimates import Estimate, estimate_recipe
@@ -197,7 +196,7 @@ def test_a_change_leaves_every_other_setting_alone() -> None:
     estimate = estimate_recipe(spec, recipe, gpu(14 * GIB))
     changes = {change.settings["method"]: change for change in estimate.changes if "method" in change.settings}
     assert changes["qlora"].settings == {"method": "qlora"}
-    quantized: Recipe = make_recipe(**{**asdict(recipe), "method": "qlora"})
+    quantized: Recipe = make_recipe(**{**recipe.settings(), "method": "qlora"})
     memory = estimate_memory(spec, quantized)
     assert memory.device_total_range_bytes is not None
     assert changes["qlora"].device_total_most_bytes == memory.device_total_range_bytes[1]

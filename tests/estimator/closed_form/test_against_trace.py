@@ -119,8 +119,8 @@ def test_the_sample_covers_the_option_space() -> None:
     drawn = [recipe for part in range(PARTS) for _, recipe in sample(part)]
     assert len(drawn) >= 500
     assert {recipe.model for recipe in drawn} == {f"small/{family}" for family in FAMILIES}
-    adapted = {(recipe.model, recipe.target_modules) for recipe in drawn}
+    adapted = {(recipe.model, recipe.settings().get("target_modules")) for recipe in drawn}
     assert adapted >= {(f"small/{family}", "all-linear") for family in FAMILIES}  # in mixtures, of the experts too
     for option, choices in CHOICES.items():
-        covered = {getattr(recipe, option) for recipe in drawn} - {None}
+        covered = {recipe.settings().get(option) for recipe in drawn} - {None}
         assert covered == set(choices), option

@@ -86,8 +86,7 @@ def test_arrays_say_what_single_recipes_say(family: str) -> None:
         assert peaks.shape == (4, 6, 4 if adapted else 1)
         for (batch, length, rank), peak in np.ndenumerate(peaks):
             changed = replace(recipe, batch_size=batch_sizes[batch], seq_len=seq_lens[length])
-            if adapted:
-                changed = replace(changed, rank=ranks[rank], lora_alpha=None)
+            changed = changed.with_rank(ranks[rank])
             assert peak == estimate_memory(spec, changed).peak_allocated_bytes, changed
 
 

@@ -106,9 +106,7 @@ def recipes(draw: st.DrawFn) -> tuple[ModelSpec, Recipe]:
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    from msgspec.structs import asdict
-
-    return make_recipe(**{**asdict(recipe), **changes})
+    return make_recipe(**{**recipe.settings(), **changes})
 
 
 @given(recipes())
@@ -171,5 +169,5 @@ def test_more_of_anything_never_takes_less(given_: tuple[ModelSpec, Recipe], fie
 @settings(max_examples=40)
 def test_names_and_alpha_change_nothing(given_: tuple[ModelSpec, Recipe]) -> None:
     spec, recipe = given_
-    other = changed(recipe, model="another/name", lora_alpha=None if recipe.method == "full" else 3.0)
+    other = changed(recipe, model="another/name", lora_alpha=None if recipe.adapter is None else 3.0)
     assert estimate_memory(spec, other) == estimate_memory(spec, recipe)

@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.dtypes import Dtype
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
 from lorabench.estimator.optimizers.states import Blockwise
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
-from lorabench.estimator.recipes.recipe import Dtype, make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")

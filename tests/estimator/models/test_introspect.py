@@ -129,9 +129,9 @@ def test_an_odd_architecture_is_traced_too(config: dict[str, Any], options: dict
     recipe = make_recipe(spec.name, seq_len=64, optim="adamw_torch", **options)
     estimate = estimate_recipe(spec, recipe)
     trained = estimate.parameters.trainable
-    assert trained == spec.parameters if recipe.method == "full" else 0 < trained < spec.parameters
+    assert trained == spec.parameters if recipe.adapter is None else 0 < trained < spec.parameters
     assert {term.component: term.bytes for term in estimate.states}["optimizer_states"] == 8 * trained
-    assert estimate.parameters.quantized >= (spec.parameters // 2 if recipe.method == "qlora" else 0)
+    assert estimate.parameters.quantized >= (spec.parameters // 2 if recipe.quantization is not None else 0)
 
 
 def test_families_with_a_closed_form_are_never_traced(monkeypatch: pytest.MonkeyPatch) -> None:

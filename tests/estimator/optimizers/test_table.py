@@ -12,14 +12,14 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.optimizers import optimizer_bytes
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, LEFT_OUT, OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
 
 TENSORS = [TrainedTensors((1024, 1024), 2, "float32")]
 
 
 def test_a_recipe_takes_the_names_of_the_table_and_no_other() -> None:
     assert CHOICES["optim"] == tuple(OPTIMIZERS)
-    assert Recipe(model="small").optim == DEFAULT_OPTIMIZER
+    assert make_recipe("small").optim == DEFAULT_OPTIMIZER
     with pytest.raises(KeyError, match="adam_of_old"):
         optimizer_bytes("adam_of_old", TENSORS, "cuda")
 

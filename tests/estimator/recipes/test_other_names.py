@@ -7,7 +7,7 @@ import pytest
 from lorabench.cli.estimate import command
 from lorabench.cli.recipe_options import option_here
 from lorabench.estimator.recipes.other_names import INSTEAD, NOT_HERE
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import SETTINGS, make_recipe
 
 FLAGS = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
 
@@ -15,7 +15,7 @@ FLAGS = {flag for option in command.params for flag in (*option.opts, *option.se
 @pytest.mark.parametrize("name", INSTEAD)
 def test_what_is_to_be_written_instead_is_an_option_and_a_value_of_it(name: str) -> None:
     option, _, value = INSTEAD[name].partition("=")
-    assert option in Recipe.__struct_fields__
+    assert option in SETTINGS
     if value:
         assert getattr(make_recipe("any", **{option: value}), option) == value
     said = option_here(f"--{name.replace('_', '-')}", command)
@@ -28,5 +28,5 @@ def test_what_is_to_be_written_instead_is_an_option_and_a_value_of_it(name: str)
 
 
 def test_no_name_of_another_tool_is_one_of_ours() -> None:
-    assert (INSTEAD.keys() | NOT_HERE.keys()) & set(Recipe.__struct_fields__) == {"model"}
+    assert (INSTEAD.keys() | NOT_HERE.keys()) & set(SETTINGS) == {"model"}
     assert not {f"--{name.replace('_', '-')}" for name in INSTEAD.keys() | NOT_HERE.keys()} & FLAGS

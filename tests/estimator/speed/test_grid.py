@@ -53,7 +53,7 @@ def test_each_of_a_grid_is_as_estimated_alone(
         )
         assert grid is not None
         for place, (batch_size, seq_len, rank) in enumerate(sizes):
-            sized = replace(recipe, batch_size=batch_size, seq_len=seq_len, rank=rank if recipe.rank else None)
+            sized = replace(recipe.with_rank(rank), batch_size=batch_size, seq_len=seq_len)
             speed = estimate_throughput(spec, sized, device, calibration)
             assert speed is not None
             for name in ("step_seconds", "tokens_per_second"):
@@ -70,7 +70,7 @@ def test_a_grid_has_the_shape_that_its_sizes_broadcast_to() -> None:
     grid = estimate_throughput_grid(spec, recipe, device, batch_sizes, seq_lens, ranks)
     assert grid is not None
     assert grid.tokens_per_second.shape == (2, 3, 2)
-    alone = estimate_throughput(spec, replace(recipe, batch_size=2, seq_len=4096, rank=8), device)
+    alone = estimate_throughput(spec, replace(recipe.with_rank(8), batch_size=2, seq_len=4096), device)
     assert alone is not None
     assert grid.tokens_per_second[1, 2, 0] == alone.tokens_per_second
 

@@ -19,7 +19,7 @@ from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.step import step_moments
 from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.operations import MicroBatch, _CountingTape
@@ -83,7 +83,7 @@ def test_mistral_7b_on_an_a100(row: dict[str, str]) -> None:
 @pytest.mark.parametrize("row", RECAST, ids=lambda row: f"batch{row['batch_size']}")
 def test_hidden_states_in_float32_slow_mistral_7b_down_on_an_a100(row: dict[str, str]) -> None:
     """No recipe of lorabench has embedding and head in bfloat16 and norms in float32; prepared ones come closest."""
-    recipe = replace(mistral_recipe(row), prepare_kbit=True)
+    recipe = make_recipe(**mistral_recipe(row).settings() | {"prepare_kbit": True})
     assert recomputed_whole(recipe) == pytest.approx(float(row["tokens_per_second"]), rel=0.10)
 
 
@@ -134,7 +134,7 @@ def test_the_page_says_what_was_measured_and_estimated_on_the_a100() -> None:
     for row in [*A100, *RECAST]:
         recipe = mistral_recipe(row)
         if row in RECAST:
-            recipe = replace(recipe, prepare_kbit=True)
+            recipe = make_recipe(**recipe.settings() | {"prepare_kbit": True})
         speed = estimate_throughput(find_model(row["model"]), recipe, find_device("a100-sxm-80gb"))
         assert speed is not None
         measured = float(row["tokens_per_second"])
@@ -189,12 +189,12 @@ CPU_RATES = [CalibratedRates(msgspec.convert(one, Calibration)) for one in CPU["
 
 def cpu_error(run: dict[str, Any], rates: CalibratedRates) -> float:
     """Return by how much the calibrated step is off the fastest that was measured."""
-    recipe = msgspec.convert(run["recipe"], Recipe)
+    recipe = make_recipe(**run["recipe"])
     seconds = step_time(size_step(find_model(recipe.model), recipe, "cpu"), rates).total
     return float(seconds / run["fastest_step_seconds"] - 1)
 
 
-@pytest.mark.parametrize("run", CPU["runs"], ids=lambda run: msgspec.convert(run["recipe"], Recipe).label())
+@pytest.mark.parametrize("run", CPU["runs"], ids=lambda run: make_recipe(**run["recipe"]).label())
 def test_the_demo_takes_as_long_as_the_calibrated_cpu_says(run: dict[str, Any]) -> None:
     for rates in CPU_RATES:
         assert abs(cpu_error(run, rates)) < CALIBRATED_ERROR

@@ -1,0 +1,108 @@
+"""LoRA: two low-rank factors beside each adapted weight (Hu et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+
+from msgspec import Meta
+from msgspec.structs import force_setattr, replace
+
+from lorabench.estimator.methods.base import Adapter, AdapterTensor, PositiveInt, Probability
+from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
+from lorabench.estimator.obstacle import Obstacle
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
+    """y = W x + (alpha / r) · B A x, with A (r, in_features) and B (out_features, r)."""
+
+    rank: PositiveInt = 16
+    """Rank r of the adapters (default 16)."""
+    lora_alpha: Annotated[float, Meta(gt=0, le=2**32 - 2)] | None = None
+    """Scale numerator: adapters are scaled by alpha / r (default 2r, so twice the largest rank is the largest). It
+    changes the training, not the memory."""
+    lora_dropout: Probability = 0.05
+    """Dropout before each adapter (default 0.05)."""
+
+    weights_name: ClassVar[str] = "LoRA weights"
+    tensors_in_words: ClassVar[str] = "A (r, in) and B (out, r)"
+    peft_prefix: ClassVar[str] = "lora_"
+
+    def __post_init__(self) -> None:
+        if self.lora_alpha is None:
+            force_setattr(self, "lora_alpha", 2.0 * self.rank)
+        if self.target_modules is None:
+            force_setattr(self, "target_modules", "all-linear")
+        super().__post_init__()
+
+    def tensors(self, linear: Linear) -> tuple[AdapterTensor, ...]:
+        """Return A and B."""
+        return self._factors(self.rank, linear.in_features, linear.out_features)
+
+    def expert_tensors(self, weight: Weight) -> tuple[AdapterTensor, ...]:
+        """Return A and B of every expert, side by side; twice as many where gate and up projection are fused.
+
+        Routers and experts are parameters, not linear layers: peft 0.21 adapts them under all-linear only, and doubles
+        the rank of fused projections (`convert_peft_config_for_transformers`).
+        """
+        if self.target_modules != "all-linear":
+            return ()
+        *experts, out_features, in_features = weight.shape
+        fused = 2 if weight.name.endswith("gate_up_proj") else 1
+        return self._factors(fused * prod(experts) * self.rank, in_features, out_features)
+
+    def _factors(self, ranks: int, in_features: int, out_features: int) -> tuple[AdapterTensor, ...]:
+        return (
+            AdapterTensor("lora_A.weight", (ranks, in_features), ranked=True),
+            AdapterTensor("lora_B.weight", (out_features, ranks), ranked=True),
+        )
+
+    def peft_config(self, targets: Sequence[str], modules_to_save: Sequence[str], *, transposed: bool) -> PeftConfig:
+        """Return a LoraConfig."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            # peft adapts stacked experts under this name alone.
+            target_modules="all-linear" if self.target_modules == "all-linear" else list(targets),
+            modules_to_save=list(modules_to_save) or None,
+            fan_in_fan_out=transposed,
+        )
+
+    def with_rank(self, rank: int | None) -> Self:
+        """Return the same adapter with another rank."""
+        return self if rank is None else replace(self, rank=rank)
+
+    def rank_left_open(self) -> Self:
+        """Return the adapter with rank 1 and alpha 1."""
+        return replace(self, rank=1, lora_alpha=1.0)
+
+    def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
+        """Yield dropout on adapters of experts."""
+        if self.lora_dropout and any(self.expert_tensors(weight) for group in spec.layers for weight in group.experts):
+            yield Obstacle(
+                "lora_dropout",
+                f"peft has no dropout for adapters of fused experts, which {spec.name} has",
+                "--lora-dropout 0, or --target-modules attention",
+                # As ms-swift's example of Mixtral: of rank 16, adapters of the experts too are 26 times as many
+                # parameters.
+                {"target_modules": "attention", "lora_dropout": 0.0},
+            )
+
+    def warnings(self, linears: Sequence[Linear]) -> Iterator[str]:
+        """Yield the layers whose full rank is not above the adapters'."""
+        full_ranks = {linear.name: min(linear.in_features, linear.out_features) for linear in linears}
+        reached = {name: full for name, full in full_ranks.items() if full <= self.rank}
+        if reached:
+            which = "any matrix that it adapts" if reached == full_ranks else ", ".join(reached)
+            yield (
+                f"rank {self.rank} is not low for {which}, whose full rank is {max(reached.values())} at most: such an "
+                "adapter has more parameters than the matrix itself"
+            )
