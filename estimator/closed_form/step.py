@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Tape, Tensor
-from lorabench.estimator.closed_form.decoders import DECODERS
+from lorabench.estimator.closed_form.decoders import decoder_of
 from lorabench.estimator.closed_form.ledger import Block, Ledger, Moment
 from lorabench.estimator.closed_form.masks import Masks, alike_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
@@ -11,7 +11,7 @@ from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, SHIFTED_TOKENS, TOKENS
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models.read_config import no_closed_form
+from lorabench.estimator.models.read_config import MODEL_TYPES, no_closed_form
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import Recipe
@@ -29,7 +29,7 @@ def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape |
     Raises:
         UserError: target modules that the model does not have, or a model that has no closed form.
     """
-    if spec.model_type not in DECODERS:
+    if spec.model_type not in MODEL_TYPES:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step without contents"
@@ -45,7 +45,7 @@ class _Step:
         self.ledger = tape.ledger
         self.tape = tape
         self.op = Operators(self.tape, kernels)
-        self.decoder = DECODERS[spec.model_type]
+        self.decoder = decoder_of(spec.model_type)
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
 

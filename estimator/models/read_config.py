@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.typed_values import convert
 
-MODEL_TYPES = (
-    "gemma",
-    "gemma2",
-    "gpt2",
-    "gpt_neox",
-    "granite",
-    "llama",
-    "mistral",
-    "mixtral",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-)
-"""The ``model_type`` values that have a file here, and a closed form."""
+FAMILIES = Path(__file__).parent / "families"
+MODEL_TYPES = tuple(sorted(path.stem for path in FAMILIES.glob("*.py") if path.stem != "__init__"))
+"""The ``model_type`` values that have a file in `families`, and a closed form."""
 
 OTHER_NAMES = {
     "gpt2": {

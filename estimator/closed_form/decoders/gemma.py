@@ -24,3 +24,6 @@ class Gemma(Decoder):
             weight = op.shift(op.cast(m.weights[f"{name}.weight"], "float32"))
             output = op.multiply(output, weight)
             return op.cast(output, dtype)
+
+
+DECODER = Gemma()

@@ -31,3 +31,6 @@ class Gemma2(Gemma):
         logits = op.scale(logits)
         logits = op.tanh(logits)
         return op.scale(logits)
+
+
+DECODER = Gemma2()

@@ -55,3 +55,6 @@ def gelu_new(m: Modules, x: Tensor) -> Tensor:
     op = m.op
     with op.tape.scope("feed-forward"):
         return op.multiply(op.scale(x), op.shift(op.tanh(op.scale(op.add(x, op.scale(op.power(x)))))))
+
+
+DECODER = Gpt2()

@@ -46,3 +46,6 @@ class GptNeoX(Decoder):
         with m.op.tape.scope("feed-forward"):
             states = m.op.activation(states)
         return m.linear("mlp.dense_4h_to_h", states)
+
+
+DECODER = GptNeoX()

@@ -30,3 +30,6 @@ class Granite(Decoder):
     def scale_logits(self, m: Modules, logits: Tensor) -> Tensor:
         """Return logits divided by ``logits_scaling``."""
         return m.op.scale(logits)
+
+
+DECODER = Granite()

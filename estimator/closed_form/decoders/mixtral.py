@@ -14,3 +14,6 @@ class Mixtral(Decoder):
     def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
         """Return the experts' output; the router's weights add up to one for each token, and stay float32."""
         return sparse_mlp(m, hidden, normed=True, float32_weights=True)
+
+
+DECODER = Mixtral()

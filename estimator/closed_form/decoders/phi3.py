@@ -41,3 +41,6 @@ class Phi3(Decoder):
             gate, up_states = m.op.split(up_states, width, width)
             up_states = m.op.multiply(up_states, m.op.activation(gate))
         return m.linear("mlp.down_proj", up_states)
+
+
+DECODER = Phi3()

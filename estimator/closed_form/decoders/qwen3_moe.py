@@ -16,3 +16,6 @@ class Qwen3Moe(Decoder):
         if "mlp.gate.weight" not in m.weights:
             return m.gated_mlp(hidden)
         return sparse_mlp(m, hidden, normed=m.spec.config["norm_topk_prob"], float32_weights=False)
+
+
+DECODER = Qwen3Moe()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lorabench.estimator.models.families.decoder import DecoderConfig, projections
-from lorabench.estimator.models.families.fields import Activation, Size
+from lorabench.estimator.models.config_fields.decoder import DecoderConfig, projections
+from lorabench.estimator.models.config_fields.fields import Activation, Size
 from lorabench.estimator.models.spec import Linear
 
 

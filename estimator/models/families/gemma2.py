@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lorabench.estimator.models.families.decoder import DecoderConfig, norms, projections
-from lorabench.estimator.models.families.fields import Activation, LayerType, PositiveFloat, Size, layer_types
+from lorabench.estimator.models.config_fields.decoder import DecoderConfig, norms, projections
+from lorabench.estimator.models.config_fields.fields import Activation, LayerType, PositiveFloat, Size, layer_types
 from lorabench.estimator.models.spec import Linear, Weight
 
 

@@ -7,8 +7,15 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import Struct
 
-from lorabench.estimator.models.families.decoder import NOT_TOKENS, norms
-from lorabench.estimator.models.families.fields import Activation, Dropout, Fraction, LayerCount, PositiveFloat, Size
+from lorabench.estimator.models.config_fields.decoder import NOT_TOKENS, norms
+from lorabench.estimator.models.config_fields.fields import (
+    Activation,
+    Dropout,
+    Fraction,
+    LayerCount,
+    PositiveFloat,
+    Size,
+)
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import Struct
 
-from lorabench.estimator.models.families.decoder import NOT_TOKENS, norms
-from lorabench.estimator.models.families.fields import (
+from lorabench.estimator.models.config_fields.decoder import NOT_TOKENS, norms
+from lorabench.estimator.models.config_fields.fields import (
     Activation,
     Dropout,
     Fraction,
@@ -16,7 +16,7 @@ from lorabench.estimator.models.families.fields import (
     PositiveFloat,
     Size,
 )
-from lorabench.estimator.models.families.rotary import Rotary, rotary_parameters
+from lorabench.estimator.models.config_fields.rotary import Rotary, rotary_parameters
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lorabench.estimator.models.families.decoder import DecoderConfig, gated_mlp, projections
+from lorabench.estimator.models.config_fields.decoder import DecoderConfig, gated_mlp, projections
 from lorabench.estimator.models.spec import Linear
 
 

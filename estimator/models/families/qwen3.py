@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from lorabench.estimator.models.config_fields.decoder import norms, projections
+from lorabench.estimator.models.config_fields.fields import Size
 from lorabench.estimator.models.families import qwen2
-from lorabench.estimator.models.families.decoder import norms, projections
-from lorabench.estimator.models.families.fields import Size
 from lorabench.estimator.models.spec import Linear, Weight
 
 

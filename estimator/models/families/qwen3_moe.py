@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import ClassVar
 
-from lorabench.estimator.models.families.decoder import DecoderConfig, experts, norms, projections
-from lorabench.estimator.models.families.fields import Size
+from lorabench.estimator.models.config_fields.decoder import DecoderConfig, experts, norms, projections
+from lorabench.estimator.models.config_fields.fields import Size
 from lorabench.estimator.models.spec import Layers, Linear, Weight
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from lorabench.estimator.models.families.fields import PositiveFloat, Size
+from lorabench.estimator.models.config_fields.fields import PositiveFloat, Size
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),

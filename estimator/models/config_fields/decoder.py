@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import Struct
 
-from lorabench.estimator.models.families.fields import (
+from lorabench.estimator.models.config_fields.fields import (
     Activation,
     Dropout,
     Fraction,
@@ -20,7 +20,7 @@ from lorabench.estimator.models.families.fields import (
     PositiveFloat,
     Size,
 )
-from lorabench.estimator.models.families.rotary import Rotary, rotary_parameters
+from lorabench.estimator.models.config_fields.rotary import Rotary, rotary_parameters
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 NOT_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
