@@ -48,6 +48,8 @@ class ProgramRehearsal(Struct, frozen=True, kw_only=True):
     """Functions of CUDA that the program called and that cannot be rehearsed."""
     launches: dict[str, int] = {}
     """Kernel → launches, if they were counted."""
+    assumptions: tuple[str, ...] = ()
+    """Those of the device."""
 
 
 def rehearse_program(
@@ -105,6 +107,7 @@ def rehearse_program(
         noticed=tuple(read_noticed(folder)),
         refused=tuple(read_refused(folder)),
         launches=read_launches(folder) if launches else {},
+        assumptions=device.assumptions,
     )
 
 

@@ -29,6 +29,8 @@ def as_text(rehearsal: ProgramRehearsal) -> str:
 
 def _lines(rehearsal: ProgramRehearsal) -> Iterator[str]:
     yield from folded(_headline(rehearsal))
+    for assumption in rehearsal.assumptions:
+        yield from folded(f"assumed: {assumption}")
     if rehearsal.processes:
         process = rehearsal.processes[0]
         gpu = max(process.gpus, key=lambda gpu: gpu.peak_allocated_bytes)

@@ -81,6 +81,8 @@ def _as_text(records: tuple[RunRecord, ...], labels: dict[str, str], device: Dev
     for record in records:
         if record.rehearsal is None:
             lines += folded(f"{labels[record.digest]}: {record.outcome} {record.message}", hanging="    ")
+    for assumption in device.assumptions:
+        lines += folded(f"assumed: {assumption}")
     lines.append(f"rehearsed on {device.name}, {in_gib(device.usable_bytes)} usable; the CUDA context is not counted")
     if output is not None:
         lines.append(f"Records are in {output}")
