@@ -76,7 +76,7 @@ def traced_terms(spec: ModelSpec, traced: Trace) -> tuple[Term, ...]:
 
 def _terms(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, bytes_: dict[str, int]) -> Iterator[Term]:
     trained = counts.trainable
-    if recipe.quantization is not None:
+    if recipe.quantization is not None and counts.quantized:
         what = f"linear layers, {recipe.quantization.quant_type}"
         yield Term("quantized_weights", what, counts.quantized, bytes_["quantized_weights"])
     others = counts.total - counts.quantized - (0 if recipe.adapter is None else trained)
