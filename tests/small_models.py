@@ -17,6 +17,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {**GROUPED, "head_dim": 32},
     "phi3": GROUPED,
     "granite": GROUPED,
+    "olmo2": GROUPED,
     "gpt2": {},
     "gpt_neox": {},
     "mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},

@@ -52,6 +52,7 @@ PUBLISHED = {
     "Qwen/Qwen3-8B": 8_190_735_360,
     "Qwen/QwQ-32B": 32_763_876_352,
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "allenai/OLMo-2-1124-7B": 7_298_617_344,
     "codellama/CodeLlama-13b-hf": 13_016_028_160,
     "codellama/CodeLlama-34b-hf": 33_743_970_304,
     "codellama/CodeLlama-7b-hf": 6_738_546_688,

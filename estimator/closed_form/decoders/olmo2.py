@@ -1,0 +1,52 @@
+"""OLMo 2: norms after each sublayer, and over all heads of queries and keys at once."""
+
+from __future__ import annotations
+
+from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.decoders.decoder import Decoder
+from lorabench.estimator.closed_form.modules import Modules, Rotary
+
+
+class Olmo2(Decoder):
+    """transformers' Olmo2Model."""
+
+    def inputs(self, m: Modules) -> tuple[Tensor, Rotary | None, tuple[Tensor, ...]]:
+        """Return the embeddings, and rotary tables that stay in float32."""
+        embedded = self.embed(m)
+        return embedded, m.rotary_tables("float32"), (embedded,)
+
+    def layer(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+        """Return the output of one layer."""
+        residual = hidden
+        hidden, _ = self.attention(m, hidden, rotary)
+        hidden = self.norm(m, "post_attention_layernorm", hidden)
+        hidden = m.op.add(residual, hidden)
+        residual = hidden
+        hidden = self.feed_forward(m, hidden)
+        hidden = self.norm(m, "post_feedforward_layernorm", hidden)
+        return m.op.add(residual, hidden)
+
+    def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
+        """Return the RMS norm whose weight is applied before the result is cast back from float32."""
+        op, dtype = m.op, hidden.dtype
+        with op.tape.scope("norm", name):
+            x32 = op.cast(hidden, "float32")
+            variance = op.mean(op.power(x32))
+            x32 = op.multiply(x32, op.tanh(op.shift(variance)))
+            return op.cast(op.multiply(x32, m.weights[f"{name}.weight"]), dtype)
+
+    def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
+        """Return the output of attention, whose queries and keys are normed before they are cut into heads."""
+        assert rotary is not None
+        q = self.norm(m, "self_attn.q_norm", m.linear("self_attn.q_proj", hidden))
+        k = self.norm(m, "self_attn.k_norm", m.linear("self_attn.k_proj", hidden))
+        v = m.linear("self_attn.v_proj", hidden)
+        # The float32 tables raise queries and keys to float32 until both are rotated.
+        rotated_q, rotated_k = m.rotate(q, rotary), m.rotate(k, rotary)
+        q, k = m.op.cast(rotated_q, q.dtype), m.op.cast(rotated_k, k.dtype)
+        del rotated_q, rotated_k
+        output, probabilities = m.attention(q, k, v, dropout=m.spec.config["attention_dropout"])
+        return m.linear("self_attn.o_proj", output), probabilities
+
+
+DECODER = Olmo2()
