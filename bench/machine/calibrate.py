@@ -17,6 +17,7 @@ from lorabench.bench.machine.environment import installed_version
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.quiet import quiet_libraries
 from lorabench.estimator.recipes.parameters import trained_tensors
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
@@ -51,6 +52,7 @@ HOST_STEPS = 30
 SOFTWARE = ("torch", "transformers", "peft", "bitsandbytes")
 
 
+@quiet_libraries()
 def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Callable[[str], None]) -> Calibration:
     """Return the rates of this machine's GPU or CPU, named ``device_name``, for products in ``dtypes``.
 

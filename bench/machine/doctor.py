@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from lorabench.bench.machine.asking import ask
 from lorabench.bench.machine.doctor_probe import Probe, ProbedGpu
 from lorabench.bench.machine.environment import (
     NEEDED,
@@ -119,19 +119,12 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
 def run_probe() -> Probe | str:
     """Return what the probe's process found, or how it ended without an answer."""
     try:
-        ran = subprocess.run(
-            [sys.executable, "-P", "-m", "lorabench.bench.machine.doctor_probe"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PROBE_SECONDS,
-        )
+        asked = ask("lorabench.bench.machine.doctor_probe", timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return f"importing them and asking CUDA was not done after {PROBE_SECONDS} s"
-    if ran.returncode == 0:
-        return msgspec.json.decode(ran.stdout.splitlines()[-1], type=Probe)
-    last = first_line(ran.stderr.strip().rpartition("\n")[2])
-    return f"importing them failed: {name_end(ran.returncode)}: {last}"
+    if asked.exit_code == 0:
+        return msgspec.json.decode(asked.answer, type=Probe)
+    return f"importing them failed: {name_end(asked.exit_code)}: {first_line(asked.last_words)}"
 
 
 # Packages.

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from lorabench.bench.machine.asking import answering
 from lorabench.bench.machine.environment import NEEDED, driver_version
 
 LARGEST_NF4_ERROR = 0.16
@@ -54,7 +55,12 @@ class Probe(Struct, frozen=True, kw_only=True):
 
 
 def main() -> None:
-    """Print what is found here."""
+    """Answer with what is found here."""
+    with answering() as answer:
+        answer(msgspec.json.encode(_probe()))
+
+
+def _probe() -> Probe:
     errors: dict[str, str] = {}
     for package in NEEDED:
         if importlib.util.find_spec(package) is not None:
@@ -64,7 +70,7 @@ def main() -> None:
     probe = Probe(import_errors=errors, driver=_driver())
     if importlib.util.find_spec("torch") is not None and "torch" not in errors:
         probe = _with_torch(probe)
-    print(msgspec.json.encode(probe).decode())
+    return probe
 
 
 def _with_torch(probe: Probe) -> Probe:

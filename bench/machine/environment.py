@@ -20,9 +20,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from lorabench.bench.machine.asking import answering, ask
 from lorabench.bench.measuring.meters.driver import NvmlGpu
 from lorabench.bench.null_gpu import NAME
 from lorabench.bench.records.record import DeviceFacts, Environment
+from lorabench.bench.records.text import name_end
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.optimizers.table import OPTIMIZERS
@@ -75,24 +77,22 @@ def probe_surroundings(choice: DeviceChoice, environment: Mapping[str, str] | No
         UserError: the packages that train are missing or cannot be imported, or there is no CUDA device.
     """
     require_bench_extra()
-    probe = subprocess.run(
-        [sys.executable, "-P", "-m", "lorabench.bench.machine.environment", choice],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | dict(environment or {}),
-    )
-    if probe.returncode == 0:
-        return msgspec.json.decode(probe.stdout.splitlines()[-1], type=Surroundings)
-    last = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
-    raise UserError(last if probe.returncode == 2 else f"torch cannot be used here: {last}")
+    asked = ask("lorabench.bench.machine.environment", choice, environment=environment)
+    if asked.exit_code == 0:
+        return msgspec.json.decode(asked.answer, type=Surroundings)
+    last = asked.last_words or name_end(asked.exit_code)
+    raise UserError(last if asked.exit_code == 2 else f"torch cannot be used here: {last}")
 
 
-def main() -> None:
-    """Print the surroundings as one line of JSON; exit with 2 and a reason where the device is not there."""
+def main(choice: str) -> None:
+    """Answer with the surroundings as JSON; exit with 2 and a reason where the device is not there."""
+    with answering() as answer:
+        answer(msgspec.json.encode(_surroundings(choice)))
+
+
+def _surroundings(choice: str) -> Surroundings:
     import torch
 
-    choice = sys.argv[1]
     if choice == "cuda" and not torch.cuda.is_available():
         built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         print(f"no CUDA device (torch {torch.__version__} is built {built_for}): use --device cpu", file=sys.stderr)
@@ -101,10 +101,9 @@ def main() -> None:
     device = _device_facts(kind)
     count = torch.cuda.device_count() if kind == "cuda" else 1
     alike = tuple(index for index in range(count) if _device_facts(kind, index) == device)
-    surroundings = Surroundings(
+    return Surroundings(
         device=device, alike=alike, environment=_environment(kind), null_gpu=kind == "cuda" and NAME in os.environ
     )
-    print(msgspec.json.encode(surroundings).decode())
 
 
 def _device_facts(kind: Backend, index: int = 0) -> DeviceFacts:
@@ -221,4 +220,4 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

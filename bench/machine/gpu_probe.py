@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
+from lorabench.bench.machine.asking import answering, ask
 from lorabench.bench.machine.doctor_probe import launch_triton_kernel, quantise_to_nf4
 from lorabench.bench.machine.environment import NEEDED, driver_version
 from lorabench.bench.measuring.meters.driver import NvmlGpu
@@ -83,13 +84,12 @@ def read_answers(path: Path) -> list[Answer]:
 
 def _run_process(path: Path) -> str:
     """Run the waiting probes in a process of its own; return how it ended, or "" if it ran to its end."""
-    command = [sys.executable, "-P", "-m", "lorabench.bench.machine.gpu_probe", str(path.absolute())]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PROBE_SECONDS)
+        asked = ask("lorabench.bench.machine.gpu_probe", str(path.absolute()), timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return f"not done after {PROBE_SECONDS} s"
-    last = ended.stderr.strip().rpartition("\n")[2]
-    return "" if ended.returncode == 0 else f"{name_end(ended.returncode)}: {first_line(without_own_folders(last))}"
+    last = first_line(without_own_folders(asked.last_words))
+    return "" if asked.exit_code == 0 else f"{name_end(asked.exit_code)}: {last}"
 
 
 def _add_for_the_dead(path: Path, ended: str) -> None:
@@ -105,18 +105,21 @@ def _append(path: Path, answer: Answer) -> None:
 
 
 def main(path: str) -> None:
-    """Run each probe without an answer in the file at ``path``."""
+    """Run each probe without an answer in the file at ``path``, and append its answer there."""
     done = {answer.probe for answer in read_answers(Path(path))}
-    for name, probe in PROBES.items():
-        if name in done:
-            continue
-        begun = time.perf_counter()
-        try:
-            answer = Answer(probe=name, found=probe(), seconds=time.perf_counter() - begun)
-        except Exception as error:
-            said = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
-            answer = Answer(probe=name, error=said, seconds=time.perf_counter() - begun)
-        _append(Path(path), answer)
+    with answering():
+        for name, probe in PROBES.items():
+            if name not in done:
+                _append(Path(path), _answer(name, probe))
+
+
+def _answer(name: str, probe: Callable[[], dict[str, Any]]) -> Answer:
+    begun = time.perf_counter()
+    try:
+        return Answer(probe=name, found=probe(), seconds=time.perf_counter() - begun)
+    except Exception as error:
+        said = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
+        return Answer(probe=name, error=said, seconds=time.perf_counter() - begun)
 
 
 # The probes. The context's comes first: it starts CUDA.

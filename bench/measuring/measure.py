@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from lorabench.bench.records.step_times import complaints_about, is_warm, steps_
 from lorabench.bench.training.batches import Batches, make_batches
 from lorabench.bench.training.steps import Training, mean_loss
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.quiet import quiet_libraries
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
@@ -38,6 +38,7 @@ PHASE_STEPS = 3
 """Steps whose phases are timed, apart from the timed steps."""
 
 
+@quiet_libraries()
 def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: str | None = None) -> Measurement:
     """Build the recipe's model, train it, and return what was measured; a memory snapshot goes to ``snapshot_path``.
 
@@ -49,7 +50,6 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
     """
     import torch
 
-    _silence_libraries()
     stages = Stages()
     learning_steps = settings.warmup_steps + settings.steps
     batches = make_batches(spec, recipe, settings, learning_steps)
@@ -206,12 +206,3 @@ def _phase_seconds(training: Training, meter: Meter) -> dict[str, tuple[float, .
         steps.append(step)
     training.step.on_phase = lambda phase: None
     return {phase: tuple(step[phase] for step in steps) for phase in steps[0]}
-
-
-def _silence_libraries() -> None:
-    """Keep the libraries' notices off the terminal; what matters of them is in the record."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")

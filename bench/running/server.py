@@ -36,6 +36,7 @@ import msgspec
 from lorabench.bench.running import worker
 from lorabench.bench.running.cuda_asleep import cuda_asleep
 from lorabench.bench.running.server_protocol import READ_BYTES, Ended, Notice, Ready, Request, Start
+from lorabench.estimator.quiet import own_stdout, quiet_libraries
 
 PRELOAD: tuple[str, ...] = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 """What every worker imports."""
@@ -56,10 +57,12 @@ FIRST_TO_KILL = 1000
 
 def main() -> None:
     """Serve until standard input closes."""
-    preload()
+    notices = own_stdout()
+    with quiet_libraries():
+        preload()
     gc.collect()
     gc.freeze()  # the collector then writes to no page that workers share
-    _Server(forks=cuda_survives_a_fork()).serve()
+    _Server(notices, forks=cuda_survives_a_fork()).serve()
     os._exit(0)  # without the seconds that libraries take for their leave
 
 
@@ -92,12 +95,10 @@ def cuda_survives_a_fork() -> bool:
 
 
 class _Server:
-    def __init__(self, *, forks: bool) -> None:
+    def __init__(self, notices: int, *, forks: bool) -> None:
         self.forks = forks
-        # What a library prints belongs to nobody's protocol.
-        self.requests, self.notices = os.dup(0), os.dup(1)
+        self.requests, self.notices = os.dup(0), notices
         _redirect(os.devnull, os.O_RDONLY, 0)
-        os.dup2(2, 1)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.requests, selectors.EVENT_READ)
         # Not by pidfd_open, which sandboxes such as gVisor lack.

@@ -23,6 +23,7 @@ from lorabench.bench.running.failures import answer_of_the_dead
 from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.server_protocol import READ_BYTES, End, Ended, Notice, Ready, Request, Start
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.quiet import pass_on, quiet_environment
 
 ENVIRONMENT = {
     # OpenMP threads that spin while they wait make training on a busy CPU five times slower.
@@ -121,7 +122,7 @@ class Workers:
                 stdout=subprocess.PIPE,
                 stderr=said,
                 bufsize=0,
-                env=ENVIRONMENT | os.environ | self.environment,
+                env=ENVIRONMENT | quiet_environment() | os.environ | self.environment,
                 start_new_session=True,
             )
 
@@ -137,6 +138,7 @@ class Workers:
             for notice in notices:
                 if isinstance(notice, Ready):
                     self.ready, self.forks = True, notice.forks
+                    pass_on(self._said(0))
 
     def _ask(self, request: Request) -> None:
         with suppress(BrokenPipeError):  # the server died, which wait() tells of
@@ -180,13 +182,15 @@ class Workers:
 
     def _answer(self, number: int, exit_code: int) -> JobResult:
         job, kills_before = self.jobs.pop(number)
+        said = self._said(number)
+        pass_on(said)
         try:
             if exit_code == 0:
                 with suppress(OSError, msgspec.DecodeError):
                     return msgspec.json.decode(self._path(number, "answer").read_bytes(), type=JobResult)
             kills = kernel_kills()
             risen = None if kills is None or kills_before is None else kills - kills_before
-            return answer_of_the_dead(exit_code, self._said(number), job.settings.device, risen)
+            return answer_of_the_dead(exit_code, said, job.settings.device, risen)
         finally:
             for name in ("job", "answer", "said"):
                 self._path(number, name).unlink(missing_ok=True)

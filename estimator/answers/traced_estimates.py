@@ -37,13 +37,9 @@ def trace_for_estimate(
         UserError: what cannot be traced, or a package that the trace takes is not installed.
     """
     try:
-        from lorabench.estimator.quiet import quiet_libraries
         from lorabench.estimator.trace.trace import trace
 
-        with quiet_libraries():
-            traced = trace(
-                spec, recipe, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress
-            )
+        traced = trace(spec, recipe, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress)
     except ImportError as error:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}, and to trace it takes {error.name}, which is not "

@@ -40,6 +40,7 @@ PARTS: dict[Part, str] = {
 """Part → what the paths of its modules have, in any case; the first that fits counts, and what fits none is other."""
 
 
+@quiet_libraries()
 def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     """Return the shapes of the model that transformers builds from ``config``, the contents of a config.json.
 
@@ -61,7 +62,7 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     try:
-        with quiet_libraries(), torch.device("meta"):
+        with torch.device("meta"):
             try:
                 built = AutoConfig.for_model(**shapes, **tokens)
             except Exception:  # some architectures insist on them

@@ -25,6 +25,7 @@ from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.quiet import quiet_libraries
 from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impossible
 from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
@@ -96,6 +97,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     """What is odd about the recipe, though it runs."""
 
 
+@quiet_libraries()
 def trace(
     spec: ModelSpec,
     recipe: Recipe,

@@ -11,7 +11,6 @@ import gc
 import importlib.abc
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +18,20 @@ _unlimited = functools.lru_cache(maxsize=None)
 
 
 def import_libraries() -> None:
-    """Import torch, bitsandbytes, transformers and peft, and keep their notices off the terminal.
+    """Import torch, bitsandbytes, transformers and peft, without a word.
 
     Raises:
         ImportError: one of them is not installed.
     """
+    from lorabench.estimator.quiet import quiet_libraries
+
+    with quiet_libraries():
+        _import_libraries()
+
+
+def _import_libraries() -> None:
     from lorabench.estimator.training.patches import replaced
 
-    warnings.simplefilter("ignore")
     # What is imported stays, and so does the model: to look through them for garbage again and again takes a second.
     gc.disable()
     gc.set_threshold(100_000)
@@ -47,11 +52,9 @@ def import_libraries() -> None:
         ):
             import peft  # noqa: F401
             import transformers.loss.loss_utils
-        from transformers.utils import logging
     finally:
         gc.freeze()
         gc.enable()
-    logging.set_verbosity_error()
 
 
 def _put_off_the_compiler() -> None:

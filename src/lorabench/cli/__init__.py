@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.quiet import command_line
 from lorabench.estimator.version import __version__
 
 COMMANDS = {
@@ -105,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        code = lorabench.main(given, prog_name="lorabench", standalone_mode=False, obj=given)
+        with command_line():
+            code = lorabench.main(given, prog_name="lorabench", standalone_mode=False, obj=given)
         if sys.stdout is not None:  # it is None if the shell closed it
             sys.stdout.flush()
     except UserError as error:

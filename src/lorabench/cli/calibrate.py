@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,8 @@ import click
 
 from lorabench.cli.listing import Column, as_table
 from lorabench.cli.parameters import NamedPath, OneOf
+from lorabench.cli.tracing import progress
+from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
     multiple=True,
     help="Dtype of the matmuls. Repeatable. [GPU: bfloat16, float32; CPU: float32]",
 )
+@verbose_option
 def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     """Measure the speed of this machine's GPU or CPU, in about a minute.
 
@@ -48,7 +50,6 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     from lorabench.bench.machine.calibrate import calibrate
     from lorabench.bench.machine.environment import probe_surroundings
     from lorabench.bench.records.whole_files import write_whole
-    from lorabench.estimator.quiet import quiet_libraries
     from lorabench.estimator.speed.calibrations import file_name, user_folder
 
     facts = probe_surroundings(device).device
@@ -57,11 +58,8 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     if path.is_dir():  # before a minute is spent
         raise UserError(f"{path}: cannot write: it is a folder: name a file with -o")
 
-    def say(what: str) -> None:
-        click.echo(f"measuring {what}", err=True)
-
-    with quiet_libraries():
-        calibration = calibrate(facts.kind, facts.name, chosen, say if sys.stderr.isatty() else lambda what: None)
+    with progress() as say:
+        calibration = calibrate(facts.kind, facts.name, chosen, lambda what: say(f"measuring {what}"))
     click.echo(as_text(calibration))
     try:
         write_whole(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")

@@ -20,6 +20,7 @@ from lorabench.bench.check.thresholds import Thresholds, with_shares
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.cli.check_formats import FORMATS, as_markdown, as_text
 from lorabench.cli.parameters import NamedPath, OneOf, Share
+from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 
 EXAMPLES = """\
@@ -80,6 +81,7 @@ def tolerance_options(command: Callable[..., int]) -> Callable[..., int]:
     show_default=True,
     help="markdown: pull request comment; junit: XML for test collectors; github: workflow annotations.",
 )
+@verbose_option
 @click.pass_context
 def command(
     context: click.Context,

@@ -8,6 +8,7 @@ import click
 
 from lorabench.cli.listing import as_json, folded
 from lorabench.cli.parameters import OneOf
+from lorabench.cli.verbosity import verbose_option
 
 if TYPE_CHECKING:
     from lorabench.bench.machine.doctor import Diagnosis
@@ -29,6 +30,7 @@ Exit codes:
     "--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="Check this device; cuda needs a GPU. [auto]"
 )
 @click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
+@verbose_option
 def command(device: Any, format_: str) -> int:
     """Show what this machine can train, what is missing, and the command that fixes it.
 

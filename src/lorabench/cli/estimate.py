@@ -13,6 +13,7 @@ from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
 from lorabench.cli.tracing import import_training_libraries, progress
+from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.quantities import GIB, in_gib, range_in_gib
@@ -46,6 +47,7 @@ Examples:
 @click.option("--require-fit", is_flag=True, help="Exit with code 1 if the recipe does not fit the GPU.")
 @click.option("--explain", is_flag=True, help="Show the derivation term by term, with this recipe's numbers.")
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+@verbose_option
 def command(
     model: str,
     gpu: str | None,

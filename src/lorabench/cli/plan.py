@@ -10,6 +10,7 @@ from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import Count, OneOf
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.speed import calibration_for, calibration_option
+from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
 
@@ -56,6 +57,7 @@ SHORT_OPTIMIZERS = ("AdamW", "8-bit")
 )
 @calibration_option
 @click.option("--format", "format_", type=OneOf(["table", "json", "markdown"]), default="table", show_default=True)
+@verbose_option
 def command(
     model: str,
     gpu: str | None,

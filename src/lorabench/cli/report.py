@@ -9,6 +9,7 @@ import click
 
 from lorabench.cli.listing import folded
 from lorabench.cli.parameters import NamedPath
+from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ Examples:
 @click.option("--trace", "with_traces", is_flag=True, help="Trace each recipe too: seconds each, needs torch.")
 @click.option("-o", "--output", type=NamedPath(), default=Path("report.html"), show_default=True)
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+@verbose_option
 def command(
     folders: tuple[Path, ...],
     models: tuple[str, ...],

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from lorabench.cli.listing import folded
 from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.recipe_options import recipe_options
+from lorabench.cli.verbosity import let_libraries_speak
 from lorabench.estimator.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -76,7 +77,13 @@ NOTHING_MEASURED = 3
 @click.option("--timeline", is_flag=True, help="Record the live bytes over one step.")
 @click.option("--memory-snapshot", is_flag=True, help="Write CUDA's allocator history of one step, as gzipped JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print all settings, all measurements and tracebacks.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    callback=let_libraries_speak,
+    help="Print all settings, measurements, tracebacks, and what libraries say.",
+)
 @click.pass_obj
 def command(
     arguments: list[str],

@@ -11,6 +11,7 @@ from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown,
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.tracing import import_training_libraries, progress
+from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
 
@@ -45,6 +46,7 @@ SHOWN_TENSORS = 10
     help="Replay the allocator with expandable_segments:True.",
 )
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+@verbose_option
 def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool, format_: str, **options: Any) -> None:
     """Run the real training step of MODEL on meta tensors, without a GPU.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
@@ -33,34 +36,61 @@ def import_training_libraries(what: str) -> None:
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Yield a function that reports the current stage. It is shown only on a terminal, and only if it takes long."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():  # it is None if the shell closed it
         yield lambda what: None
         return
-    started = time.monotonic()
-    now = ""
-    lock = threading.Lock()
-    ended = False
+    with _own_stderr() as stream:
+        shown = _Shown(stream)
+        try:
+            yield shown.say
+        finally:
+            shown.end()
 
-    def show() -> None:
-        with lock:
-            elapsed = time.monotonic() - started
-            if not ended and elapsed >= PATIENCE_SECONDS:
-                click.echo(f"\r\033[K{elapsed:.0f} s: {now}", nl=False, err=True)
 
-    def say(what: str) -> None:
-        nonlocal now
-        now = what
-        show()
+class _Shown:
+    """A line on a terminal that says what is being done, and for how long."""
 
-    # Show the stage that was reported before PATIENCE_SECONDS had passed.
-    timer = threading.Timer(PATIENCE_SECONDS, show)
-    timer.daemon = True
-    timer.start()
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._started = time.monotonic()
+        self._now = ""
+        self._lock = threading.Lock()
+        self._ended = False
+        # Show the stage that was reported before PATIENCE_SECONDS had passed.
+        self._timer = threading.Timer(PATIENCE_SECONDS, self._show)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def say(self, what: str) -> None:
+        """Show ``what``."""
+        self._now = what
+        self._show()
+
+    def end(self) -> None:
+        """Clear the line."""
+        self._timer.cancel()
+        with self._lock:
+            self._ended = True
+            if self._elapsed >= PATIENCE_SECONDS:
+                click.echo("\r\033[K", self._stream, nl=False)
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._ended and self._elapsed >= PATIENCE_SECONDS:
+                click.echo(f"\r\033[K{self._elapsed:.0f} s: {self._now}", self._stream, nl=False)
+
+
+@contextmanager
+def _own_stderr() -> Iterator[TextIO]:
+    """Yield standard error as it is now, to be written to while that of the libraries is turned away."""
     try:
-        yield say
-    finally:
-        timer.cancel()
-        with lock:
-            ended = True
-            if time.monotonic() - started >= PATIENCE_SECONDS:
-                click.echo("\r\033[K", nl=False, err=True)
+        descriptor = os.dup(sys.stderr.fileno())
+    except io.UnsupportedOperation:  # it is no file
+        yield sys.stderr
+        return
+    with os.fdopen(descriptor, "w", encoding=sys.stderr.encoding, errors="replace") as stream:
+        yield stream

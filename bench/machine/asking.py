@@ -1,0 +1,61 @@
+"""Ask a module of lorabench that runs in a process of its own.
+
+A broken library may take that process down, and CUDA takes memory on the GPU for as long as the process lives. The
+answer is the last line of its standard output; whatever libraries print goes to its standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from msgspec import Struct
+
+from lorabench.estimator.quiet import own_stdout, pass_on, quiet_environment, quiet_libraries
+
+
+class Asked(Struct, frozen=True):
+    """What came of it."""
+
+    exit_code: int
+    """Negative for a signal."""
+    answer: bytes
+    last_words: str
+    """Last line of its standard error."""
+
+
+def ask(
+    module: str, *arguments: str, timeout: float | None = None, environment: Mapping[str, str] | None = None
+) -> Asked:
+    """Run ``module`` with ``arguments`` to its end, with ``environment`` beside this process's.
+
+    Raises:
+        subprocess.TimeoutExpired: it was not done after ``timeout`` seconds.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=timeout,
+        env=quiet_environment() | os.environ | dict(environment or {}),
+    )
+    said = ran.stderr.decode(errors="replace")
+    pass_on(said)
+    return Asked(ran.returncode, ran.stdout.rpartition(b"\n")[2], said.strip().rpartition("\n")[2])
+
+
+@contextmanager
+def answering() -> Iterator[Callable[[bytes], None]]:
+    """Yield, in the module that is asked, the function that answers; libraries are imported and called inside."""
+    stdout = own_stdout()
+    with quiet_libraries():
+        yield lambda answer: _write(stdout, answer)
+
+
+def _write(descriptor: int, answer: bytes) -> None:
+    with os.fdopen(descriptor, "wb", closefd=False) as stdout:
+        stdout.write(answer)
