@@ -6,14 +6,19 @@ train on. The rearrangement itself is ordinary torch code, so that it would happ
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
 
 from lorabench.bench.records.measurement import Measurement
+from lorabench.bench.records.record import read_records
 from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.jobs import Job
 from lorabench.bench.running.worker import answer_job
@@ -142,3 +147,54 @@ def test_a_trace_tells_the_same(family: str, kernels: Any, monkeypatch: pytest.M
         pretend(monkeypatch, avx512_bf16=avx512_bf16)
         told.append(trace(spec_of(family), recipe_of(family), kernels=kernels))
     assert told[0] == told[1]
+
+
+PRETENDING = """
+import importlib.abc, importlib.util, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    asks = False
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "bitsandbytes.functional" or self.asks:
+            return None
+        self.asks = True
+        spec = importlib.util.find_spec(name)
+        self.asks = False
+        execute = spec.loader.exec_module
+        def exec_module(module):
+            execute(module)
+            module.has_avx512bf16 = lambda: True
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+"""Code of a process whose bitsandbytes believes that the CPU has AVX512-BF16."""
+
+
+def test_no_process_fetches_code_from_the_hub(tmp_path: Path) -> None:
+    """On such a CPU, bitsandbytes imports the package kernels, if it is installed, to fetch and run compiled code."""
+    planted, fetched = tmp_path / "planted", tmp_path / "fetched"
+    (planted / "kernels").mkdir(parents=True)
+    package = f"open({str(fetched)!r}, 'w').close()\ndef get_kernel(*_, **__): raise OSError\n"
+    (planted / "kernels" / "__init__.py").write_text(package)
+    (planted / "sitecustomize.py").write_text(PRETENDING)
+    config = tmp_path / "config.json"
+    config.write_bytes(msgspec.json.encode(small_config("llama", **SIZES)))
+    environment = {**os.environ, "PYTHONPATH": str(planted)}
+
+    def ends_well(*program: str) -> None:
+        ran = subprocess.run([sys.executable, *program], capture_output=True, text=True, check=False, env=environment)
+        assert (ran.returncode, ran.stderr) == (0, "")
+
+    ends_well("-c", "import logging; logging.disable(); import bitsandbytes")
+    assert fetched.exists()  # so that the rest could fail
+    fetched.unlink()
+    options = ("--method", "qlora", "--seq-len", "16")
+    ends_well("-m", "lorabench", "trace", str(config), *options)
+    ends_well("-m", "lorabench", "doctor", "--device", "cpu")
+    out = tmp_path / "out"
+    ends_well("-m", "lorabench", "run", str(config), *options, "--steps", "1", "-o", str(out), "--device", "cpu")
+    assert [record.outcome for record in read_records(out)] == ["ok"]
+    assert not fetched.exists()

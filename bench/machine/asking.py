@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from msgspec import Struct
 
 from lorabench.estimator.quiet import own_stdout, pass_on, quiet_environment, quiet_libraries
+from lorabench.estimator.training.libraries import leave_out_hub_kernels
 
 
 class Asked(Struct, frozen=True):
@@ -52,6 +53,7 @@ def ask(
 def answering() -> Iterator[Callable[[bytes], None]]:
     """Yield, in the module that is asked, the function that answers; libraries are imported and called inside."""
     stdout = own_stdout()
+    leave_out_hub_kernels()
     with quiet_libraries():
         yield lambda answer: _write(stdout, answer)
 

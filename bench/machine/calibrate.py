@@ -24,6 +24,7 @@ from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, 
 from lorabench.estimator.speed.flops import BACKWARD_PRODUCTS_DONE, FORWARD_PRODUCTS
 from lorabench.estimator.speed.operations import Kernel, micro_batch_operations
 from lorabench.estimator.speed.timing import dequantisation_bytes
+from lorabench.estimator.training.libraries import leave_out_hub_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Calla
 
     ``say`` is told what is measured next. It takes about a minute, and up to 4 GiB of memory on a GPU.
     """
+    leave_out_hub_kernels()
     import torch
 
     bench = _Bench(kind)

@@ -37,6 +37,7 @@ from lorabench.bench.running import worker
 from lorabench.bench.running.cuda_asleep import cuda_asleep
 from lorabench.bench.running.server_protocol import READ_BYTES, Ended, Notice, Ready, Request, Start
 from lorabench.estimator.quiet import own_stdout, quiet_libraries
+from lorabench.estimator.training.libraries import leave_out_hub_kernels
 
 PRELOAD: tuple[str, ...] = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 """What every worker imports."""
@@ -58,6 +59,7 @@ FIRST_TO_KILL = 1000
 def main() -> None:
     """Serve until standard input closes."""
     notices = own_stdout()
+    leave_out_hub_kernels()
     with quiet_libraries():
         preload()
     gc.collect()

@@ -18,6 +18,7 @@ from lorabench.bench.running.failures import answer_of
 from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.training.losses import complaint_about, complaint_about_adapters
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.training.libraries import leave_out_hub_kernels
 
 
 def main(job_path: str, answer_path: str) -> None:
@@ -43,4 +44,5 @@ def answer_job(job: Job) -> JobResult:
 
 
 if __name__ == "__main__":
+    leave_out_hub_kernels()
     main(*sys.argv[1:])

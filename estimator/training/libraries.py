@@ -25,8 +25,18 @@ def import_libraries() -> None:
     """
     from lorabench.estimator.quiet import quiet_libraries
 
+    leave_out_hub_kernels()
     with quiet_libraries():
         _import_libraries()
+
+
+def leave_out_hub_kernels() -> None:
+    """Let nothing in this process import the package kernels, if it is installed.
+
+    On a CPU with AVX512-BF16, bitsandbytes imports it to fetch compiled code from the hub and run that: code that
+    nobody asked for, and a minute of waiting without a network.
+    """
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 
 
 def _import_libraries() -> None:
