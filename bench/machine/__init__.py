@@ -1,1 +1,1 @@
-"""The machine that recipes run on: what it is, what it can run, and how fast it is."""
+"""The machine that recipes run on: its environment, what it can run, and its speed."""

@@ -1,8 +1,8 @@
-"""Measure how fast a device really works, for estimates of time: `lorabench calibrate`.
+"""Measure the speed of a device, for speed estimates: `lorabench calibrate`.
 
-What is measured is what a step is made of (`estimator.speed.operations`): matrix products by shape, passes over
-tensors, attention, 4-bit weights written out, and what the processor takes to send an operation off. None of it is a
-training run that estimates are held against.
+It measures the operations of a step (`estimator.speed.operations`): matmuls by shape, elementwise operations,
+attention, dequantisation of 4-bit weights, and launch overhead. None of it is a training run that estimates are
+compared with.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ PRODUCT_EXTENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": (16, 128, 1024, 4096, 16384),
     "cpu": (8, 32, 128, 512, 2048),
 }
-"""Rows and columns of the matrices: from ranks and short batches to long ones and wide layers."""
+"""Values of m, n and k of the matmuls: from ranks and short batches to long batches and wide layers."""
 PASS_ELEMENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": tuple(2**power for power in range(12, 29, 2)),
     "cpu": tuple(2**power for power in range(8, 25, 2)),
 }
 PASS_COLUMNS = 256
-"""Of what is normed or softmaxed row by row."""
+"""Row length of the tensors for row-wise kernels (norms, softmax)."""
 DEQUANTISED_ELEMENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": tuple(2**power for power in range(16, 29, 2)),
     "cpu": tuple(2**power for power in range(12, 23, 2)),
 }
 ATTENTION_SHAPES: dict[Backend, tuple[int, int, int, int]] = {"cuda": (4, 16, 2048, 128), "cpu": (2, 4, 256, 64)}
-"""Sequences, heads, tokens, columns of a head."""
+"""(B, H, S, head_dim)."""
 LEAST_SECONDS, MOST_REPEATS, LEAST_REPEATS = 0.03, 300, 5
-"""A measurement is repeated for so long, or so often."""
+"""A measurement is repeated for this time, or this number of times."""
 HOST_STEPS = 30
-"""Steps of the smallest model, of which the first third is warm-up."""
+"""Steps of the smallest model; the first third is warm-up."""
 SOFTWARE = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 @quiet_libraries()
 def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Callable[[str], None]) -> Calibration:
-    """Return the rates of this machine's GPU or CPU, named ``device_name``, for products in ``dtypes``.
+    """Return the rates of this machine's GPU or CPU, named ``device_name``, for matmuls in ``dtypes``.
 
-    ``say`` is told what is measured next. It takes about a minute, and up to 4 GiB of memory on a GPU.
+    ``say`` reports each stage. The calibration takes about a minute, and up to 4 GiB of memory on a GPU.
     """
     leave_out_hub_kernels()
     import torch
@@ -66,15 +66,15 @@ def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Calla
     products = {}
     attention = {}
     for dtype in dtypes:
-        say(f"matrix products, {dtype}")
+        say(f"matmuls, {dtype}")
         products[dtype] = bench.products(getattr(torch, dtype))
         say(f"attention, {dtype}")
         attention[dtype] = bench.attention(getattr(torch, dtype))
-    say("passes over tensors")
+    say("elementwise operations")
     passes = bench.passes()
-    say("4-bit weights")
+    say("dequantisation")
     dequantisation = bench.dequantisation(getattr(torch, dtypes[0]), dtypes[0])
-    say("sending operations off")
+    say("launch overhead")
     forward, backward, optimizer = _host_seconds(kind)
     return Calibration(
         device=device_name,
@@ -97,7 +97,7 @@ class _Bench:
         self.kind = kind
 
     def seconds(self, function: Callable[[], Any]) -> float:
-        """Return the median seconds that the device takes for ``function``."""
+        """Return the seconds that the device needs for ``function``: median on a GPU, fastest on a CPU."""
         return _gpu_seconds(function) if self.kind == "cuda" else _cpu_seconds(function)
 
     def random(self, *shape: int, dtype: torch.dtype, requires_grad: bool = False) -> torch.Tensor:
@@ -118,13 +118,13 @@ class _Bench:
         return ProductTimes(m=extents, n=extents, k=extents, seconds=tuple(seconds))
 
     def passes(self) -> dict[Kernel, PassTimes]:
-        """Time passes over float32, into what they allocate as training does."""
+        """Time elementwise operations on float32, with freshly allocated outputs as in training."""
         from torch.nn.functional import dropout, silu
 
         def columns(x: torch.Tensor) -> torch.Tensor:
             return x.view(-1, PASS_COLUMNS)
 
-        draws = {"cuda": 9, "cpu": 12}[self.kind]  # read, written, and the mask: a byte, or as wide as the rest
+        draws = {"cuda": 9, "cpu": 12}[self.kind]  # input, output, and the mask: 1 byte on CUDA, float32 on a CPU
         kernels: dict[Kernel, tuple[int, Callable[[torch.Tensor, torch.Tensor], Any]]] = {
             "arithmetic": (12, lambda x, y: x * y),
             "activation": (8, lambda x, _: silu(x)),
@@ -144,7 +144,7 @@ class _Bench:
         return PassTimes(bytes=tuple(size for size, _ in times), seconds=tuple(second for _, second in times))
 
     def attention(self, dtype: torch.dtype) -> AttentionRates:
-        """Time attention as `scaled_dot_product_attention` runs it, without a mask and with one."""
+        """Time `scaled_dot_product_attention` without and with a mask."""
         import torch
 
         batch, heads, length, columns = ATTENTION_SHAPES[self.kind]
@@ -172,7 +172,7 @@ class _Bench:
         return FORWARD_PRODUCTS * flops / forward, BACKWARD_PRODUCTS_DONE * flops / backward
 
     def dequantisation(self, dtype: torch.dtype, name: str) -> PassTimes | None:
-        """Time bitsandbytes writing 4-bit weights out; None where it is not there."""
+        """Time bitsandbytes' dequantisation of 4-bit weights; None if it is not installed."""
         try:
             from bitsandbytes.functional import dequantize_4bit, quantize_4bit
         except ImportError:
@@ -187,7 +187,7 @@ class _Bench:
 
 
 def _cpu_seconds(function: Callable[[], Any]) -> float:
-    """Return the seconds of the fastest call: what is above it is what else the machine was doing."""
+    """Return the seconds of the fastest call. Slower calls include the load of other processes."""
     function()
     times: list[float] = []
     started = time.perf_counter()
@@ -199,7 +199,7 @@ def _cpu_seconds(function: Callable[[], Any]) -> float:
 
 
 def _gpu_seconds(function: Callable[[], Any]) -> float:
-    """Return the seconds of one call among several sent off together, on the GPU's own clock."""
+    """Return the seconds of one call, from a batch of queued calls, on the GPU's own clock."""
     import torch
 
     def together(count: int) -> float:
@@ -220,9 +220,9 @@ def _gpu_seconds(function: Callable[[], Any]) -> float:
 
 
 def _host_seconds(kind: Backend) -> tuple[float, float, float]:
-    """Return what an operation of forward and backward, and a tensor of the optimizer's step, take of the processor.
+    """Return the CPU seconds of one forward operation, one backward operation, and one tensor in the optimizer step.
 
-    They are those of a model with so few elements that nothing else takes time.
+    The model is so small that nothing else takes time.
     """
     import torch
 
@@ -239,7 +239,7 @@ def _host_seconds(kind: Backend) -> tuple[float, float, float]:
 
     def mark(phase: str) -> None:
         if kind == "cuda":
-            torch.cuda.synchronize()  # or a full queue would make the processor wait
+            torch.cuda.synchronize()  # otherwise a full queue would make the CPU wait
         marks.append((phase, time.perf_counter()))
 
     step = TrainingStep(model, make_optimizer(model, recipe), recipe, on_phase=mark)

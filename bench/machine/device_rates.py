@@ -1,4 +1,4 @@
-"""What is known of how fast the device is that recipes run on."""
+"""The known speed of the device that recipes run on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
 
 
 class DeviceRates(NamedTuple):
-    """A device by its datasheet, if it is a GPU of the catalogue, and by its calibration, if it has one."""
+    """A device, with its datasheet if it is in the catalogue, and its calibration if it has one."""
 
     device: Device
     calibration: Calibration | None
 
     def throughput(self, spec: ModelSpec, recipe: Recipe) -> Throughput | None:
-        """Return how fast ``recipe`` should train, or None where neither is known or there is no closed form."""
+        """Return the estimated speed of ``recipe``; None without datasheet and calibration, or without closed form."""
         try:
             return estimate_throughput(spec, recipe, self.device, self.calibration)
         except UserError:
@@ -28,10 +28,10 @@ class DeviceRates(NamedTuple):
 
 
 def device_rates(facts: DeviceFacts) -> DeviceRates:
-    """Return what is known of the device that ``facts`` describe.
+    """Return the known speed of the device in ``facts``.
 
     Raises:
-        UserError: its calibration is a file that is none.
+        UserError: its calibration file is not a calibration.
     """
     device = facts.catalogued or Device(name=facts.name, title=facts.name, memory_bytes=facts.memory_bytes)
     return DeviceRates(device, find_calibration(facts.name))

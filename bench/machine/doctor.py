@@ -1,4 +1,4 @@
-"""What this machine can train, what is missing for more, and the command that mends it."""
+"""Find out what this machine can train, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ Status = Literal["ok", "limited", "missing", "unknown"]
 
 CHECKOUT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 PROBE_SECONDS = 120
-"""A driver that hangs must not hang the doctor; importing the libraries from a cold disk takes tens of seconds."""
+"""A hanging driver must not hang the doctor. Importing the libraries from a cold disk takes tens of seconds."""
 INSTALL = "pip install 'lorabench[bench]'"
 LEAST_FREE_BYTES = 64 * 2**20
-"""Records take some ten kilobytes a recipe; less free space than this is a full disk."""
+"""Records need about 10 kB per recipe; a disk with less free space than this counts as full."""
 
 
 class Check(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: Status
-    """limited: something cannot be done or is slow; missing: what `can_train` needs; unknown: nobody has tried."""
+    """limited: something is slow or not possible; missing: needed for training; unknown: never tested."""
     found: str
     mend: str | None = None
-    """The command, or the step, that mends it."""
+    """The command or step that fixes it."""
 
 
 class Diagnosis(Struct, frozen=True, kw_only=True):
@@ -69,17 +69,17 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
     """Package → installed version."""
     checks: tuple[Check, ...]
     device: Backend
-    """What recipes would train on."""
+    """The device that recipes would train on."""
     can_train: tuple[str, ...]
     """The methods that train here."""
     ready: bool
-    """Whether nothing that is needed is missing."""
+    """Whether everything needed is there."""
 
 
 def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
-    """Look at this machine; ``folder`` is where results would go.
+    """Check this machine. ``folder`` is where results would go.
 
-    With ``choice`` cuda, a GPU is needed; with cpu none is looked at; with auto one is used where it is there.
+    ``choice``: ``cuda`` needs a GPU, ``cpu`` ignores GPUs, ``auto`` uses one if there is any.
     """
     outcome = run_probe()
     probe = outcome if isinstance(outcome, Probe) else Probe()
@@ -117,11 +117,11 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
 
 
 def run_probe() -> Probe | str:
-    """Return what the probe's process found, or how it ended without an answer."""
+    """Return the result of the probe's process, or the reason why it has none."""
     try:
         asked = ask("lorabench.bench.machine.doctor_probe", timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"importing them and asking CUDA was not done after {PROBE_SECONDS} s"
+        return f"importing them and asking CUDA took more than {PROBE_SECONDS} s"
     if asked.exit_code == 0:
         return msgspec.json.decode(asked.answer, type=Probe)
     return f"importing them failed: {name_end(asked.exit_code)}: {first_line(asked.last_words)}"
@@ -132,20 +132,20 @@ def run_probe() -> Probe | str:
 
 @cache
 def admitted_versions() -> dict[str, str]:
-    """Return the packages that training needs → the versions that lorabench admits, as in ``>=5.17,<6``."""
+    """Return package → versions that lorabench allows, such as ``>=5.17,<6``, for all packages of training."""
     from packaging.requirements import Requirement
 
     try:
         lines = importlib.metadata.requires("lorabench") or []
         wanted = [each for each in map(Requirement, lines) if each.marker and each.marker.evaluate({"extra": "bench"})]
-    except importlib.metadata.PackageNotFoundError:  # it runs from a checkout that is not installed
+    except importlib.metadata.PackageNotFoundError:  # running from a checkout that is not installed
         project = tomllib.loads(CHECKOUT.read_text(encoding="utf-8"))["project"] if CHECKOUT.is_file() else {}
         wanted = [Requirement(line) for line in project.get("optional-dependencies", {}).get("bench", ())]
     return {requirement.name: str(requirement.specifier) for requirement in wanted}
 
 
 def check_package(name: str, version: str | None, import_error: str | None) -> Check:
-    """Tell whether a needed package is there, admitted and importable."""
+    """Check that a package is installed, in an allowed version, and importable."""
     from packaging.specifiers import SpecifierSet
 
     if version is None:
@@ -161,30 +161,30 @@ def check_package(name: str, version: str | None, import_error: str | None) -> C
 
 
 def check_together(installed: Mapping[str, str]) -> Check:
-    """Tell whether the installed versions are among those that are tested; others may well work, but nobody has tried.
+    """Check whether the installed versions are within the tested ones. Others may work, but nobody has tested them.
 
-    ``installed`` is package → version, of those that training needs.
+    ``installed``: package → version, for the packages of training.
     """
     missing = [package for package in NEEDED if package not in installed]
     if missing:
-        return Check(name="together", status="unknown", found=f"not known without {', '.join(missing)}", mend=INSTALL)
+        return Check(name="version set", status="unknown", found=f"unknown without {', '.join(missing)}", mend=INSTALL)
     name = matching_set({package: installed[package] for package in NEEDED})
     if name is not None:
-        return Check(name="together", status="ok", found=f"the {name} set, which {TESTED_BY[name]} pass with")
+        return Check(name="version set", status="ok", found=f"the {name} set: {TESTED_BY[name]} pass with it")
     outside = departures(installed)
     if not outside:
-        between = "each between the lowest and the newest that are tested, though not in this combination"
-        return Check(name="together", status="ok", found=between)
-    said = (
-        f"{each.package} {each.version} is {'newer' if each.newer else 'older'} than any tested ({each.nearest})"
+        between = "each is between the lowest and the newest tested version; this combination is untested"
+        return Check(name="version set", status="ok", found=between)
+    reasons = (
+        f"{each.package} {each.version} is {'newer' if each.newer else 'older'} than tested ({each.nearest})"
         for each in outside
     )
     wanted = " ".join(f"{each.package}=={each.nearest}" for each in outside)
     return Check(
-        name="together",
+        name="version set",
         status="unknown",
-        found="; ".join(said),
-        mend=f"nothing need be wrong; for the versions that were tested: pip install {wanted}",
+        found="; ".join(reasons),
+        mend=f"optional; to install tested versions: pip install {wanted}",
     )
 
 
@@ -192,7 +192,7 @@ def check_together(installed: Mapping[str, str]) -> Check:
 
 
 def check_gpus(probe: Probe, *, needed: bool) -> list[Check]:
-    """Tell which GPUs there are, or why there is none."""
+    """List the GPUs, or say why there is none."""
     if probe.gpus:
         found = [
             Check(
@@ -207,33 +207,33 @@ def check_gpus(probe: Probe, *, needed: bool) -> list[Check]:
         return [*found, cuda]
     status: Status = "missing" if needed else "limited"
     if probe.driver is None:
-        found_nothing = "no NVIDIA driver, so no GPU is used; small models train on the CPU"
-        mend = "install the driver (nvidia-smi must list the GPU), or go where a GPU is" if needed else None
+        found_nothing = "no NVIDIA driver, so no GPU; small models train on the CPU"
+        mend = "install the driver (nvidia-smi must list the GPU), or use another machine" if needed else None
         return [Check(name="GPU", status=status, found=found_nothing, mend=mend)]
     if probe.torch_cuda is None:
-        mend = "pip install --force-reinstall torch, in its build for CUDA"
+        mend = "pip install --force-reinstall torch, as a CUDA build"
         return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but torch without CUDA", mend=mend)]
     reason = probe.cuda_error or "CUDA lists no device"
-    mend = "nvidia-smi tells whether the driver sees the GPU; an older driver needs an older torch or an update"
+    mend = "check that nvidia-smi lists the GPU; if the driver is old, update it or install an older torch"
     return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but {reason}", mend=mend)]
 
 
 def check_bfloat16(gpus: tuple[ProbedGpu, ...]) -> Check:
-    """Tell whether the device computes in bfloat16, the default of recipes."""
+    """Check whether the device supports bfloat16, the default of recipes."""
     if gpus:
         without = sorted({gpu.name for gpu in gpus if not gpu.bfloat16})
         if not without:
             return Check(name="bfloat16", status="ok", found="in the GPU's tensor cores")
         mend = "use --mixed-precision fp16 --dtype float16"
-        return Check(name="bfloat16", status="limited", found=f"not in {', '.join(without)}, only emulated", mend=mend)
+        return Check(name="bfloat16", status="limited", found=f"only emulated on {', '.join(without)}", mend=mend)
     if computes_in_bfloat16(_processor_flags()):
         return Check(name="bfloat16", status="ok", found=f"in the CPU ({processor_name()})")
     mend = "use --mixed-precision no --dtype float32 on the CPU"
-    return Check(name="bfloat16", status="limited", found="emulated by this CPU, and slow", mend=mend)
+    return Check(name="bfloat16", status="limited", found="emulated by this CPU: slow", mend=mend)
 
 
 def computes_in_bfloat16(flags: set[str]) -> bool:
-    """Tell from the kernel's names of a CPU's features whether it multiplies in bfloat16 (x86 or Arm)."""
+    """Return whether a CPU multiplies in bfloat16, from the feature names of Linux (x86 or Arm)."""
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -247,24 +247,24 @@ def _processor_flags() -> set[str]:
 
 
 def check_quantization(probe: Probe, device: Backend, installed: bool) -> Check:
-    """Tell whether bitsandbytes really quantised a tensor on the device."""
+    """Check that bitsandbytes quantises a tensor on the device."""
     if device not in probe.quantization_errors:
-        found = f"bitsandbytes could not be tried on {_said(device)}" if installed else "no bitsandbytes"
+        found = f"bitsandbytes could not be tested on {_device(device)}" if installed else "no bitsandbytes"
         mend = None if installed else INSTALL
-        return Check(name="quantisation", status="missing", found=f"{found}, which qlora needs", mend=mend)
+        return Check(name="quantisation", status="missing", found=f"{found}; qlora needs it", mend=mend)
     error = probe.quantization_errors[device]
     if error is None:
-        return Check(name="quantisation", status="ok", found=f"a tensor went to NF4 and back on {_said(device)}")
-    mend = "python -m bitsandbytes says more; pip install --force-reinstall bitsandbytes"
-    return Check(name="quantisation", status="missing", found=f"fails on {_said(device)}: {error}", mend=mend)
+        return Check(name="quantisation", status="ok", found=f"NF4 round trip works on {_device(device)}")
+    mend = "pip install --force-reinstall bitsandbytes; for details: python -m bitsandbytes"
+    return Check(name="quantisation", status="missing", found=f"fails on {_device(device)}: {error}", mend=mend)
 
 
-def _said(device: str) -> str:
+def _device(device: str) -> str:
     return "the GPU" if device == "cuda" else "the CPU"
 
 
 def check_kernels(probe: Probe, gpu: bool) -> list[Check]:
-    """Tell whether attn_implementation flash_attention_2 and ``--loss liger`` run; the defaults need neither."""
+    """Check whether flash_attention_2 and ``--loss liger`` run. The defaults need neither."""
     return [
         _check_kernel(
             "flash attention",
@@ -291,7 +291,7 @@ def _check_kernel(
 ) -> Check:
     from packaging.version import Version
 
-    without = f"{default}, the default, does without"
+    without = f"the default, {default}, does not need it"
     if not gpu:
         return Check(name=name, status="limited", found=f"needs a GPU; {without}")
     mend = f"pip install {install}"
@@ -312,7 +312,7 @@ def _check_kernel(
 
 
 def check_host_memory() -> Check:
-    """Tell how much memory the host has: a recipe's process needs some for the libraries, on a GPU too."""
+    """Report the host's memory. Each recipe's process needs some for the libraries, on a GPU too."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = available_bytes()
     left = "" if free is None else f", {free / 2**30:.1f} GiB available"
@@ -320,17 +320,17 @@ def check_host_memory() -> Check:
 
 
 def check_disks(folder: Path) -> list[Check]:
-    """Tell the space where results go, and where the hub's weights would be kept."""
+    """Report the free space for results, temporary files and the hub's cache."""
     cache = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     checks = []
     places: tuple[tuple[str, Callable[[], Path | str], Status, str], ...] = (
-        ("disk, results", lambda: folder, "missing", "run it where results may be written, and name a folder with -o"),
-        ("disk, scratch", tempfile.gettempdir, "missing", "set TMPDIR to a folder with space"),
-        ("disk, hub cache", lambda: cache, "limited", "set HF_HOME to a folder"),
+        ("disk, results", lambda: folder, "missing", "run it in a writable folder, or name one with -o"),
+        ("disk, scratch", tempfile.gettempdir, "missing", "set TMPDIR to a folder with free space"),
+        ("disk, hub cache", lambda: cache, "limited", "set HF_HOME to a writable folder"),
     )
     for name, find, bad, mend in places:
         free = None
-        with suppress(OSError, RuntimeError):  # of a working folder that was deleted, no scratch folder, no known home
+        with suppress(OSError, RuntimeError):  # the working folder was deleted, or there is no temporary or home folder
             path = Path(find()).expanduser().absolute()
             there = next(parent for parent in (path, *path.parents) if parent.exists())
             free = shutil.disk_usage(there).free if os.access(there, os.W_OK) else None

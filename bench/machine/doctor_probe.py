@@ -1,8 +1,7 @@
-"""What training would meet on this machine, tried out in a process of its own, which prints it as a line of JSON.
+"""Try what training needs on this machine, in a separate process, and print the result as a line of JSON.
 
 ``python -m lorabench.bench.machine.doctor_probe`` imports the libraries, asks CUDA for its devices, and quantises a
-tensor. It is a process of its own because a broken library may take it down, and because asking CUDA takes memory on
-the GPU.
+tensor. It is a separate process because a broken library may crash it, and because a CUDA context takes GPU memory.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from lorabench.bench.machine.asking import answering
 from lorabench.bench.machine.environment import NEEDED, driver_version
 
 LARGEST_NF4_ERROR = 0.16
-"""Of a block's largest value. NF4's codes are at most 0.304 apart (−1 and −0.696; Dettmers et al. 2023, appendix E), so
-rounding errs by half of that at most."""
+"""As a share of a block's largest value. NF4's codes are at most 0.304 apart (−1 and −0.696; Dettmers et al. 2023,
+appendix E), so the rounding error is at most half of that."""
 
 
 class ProbedGpu(Struct, frozen=True, kw_only=True):
@@ -30,32 +29,32 @@ class ProbedGpu(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     free_bytes: int
     capability: str
-    """Compute capability, as in ``9.0``."""
+    """Compute capability, such as ``9.0``."""
     bfloat16: bool
     """Whether its tensor cores compute in bfloat16."""
 
 
 class Probe(Struct, frozen=True, kw_only=True):
-    """What was found."""
+    """The result of the probe."""
 
     import_errors: dict[str, str] = {}
-    """Package → why it cannot be imported, for those that are installed and cannot."""
+    """Package → import error, for installed packages that cannot be imported."""
     torch_cuda: str | None = None
     """The CUDA version that torch is built for."""
     cuda_error: str | None = None
-    """What CUDA said when it was asked for its devices, where it has none."""
+    """CUDA's error, if it lists no device."""
     driver: str | None = None
     gpus: tuple[ProbedGpu, ...] = ()
     quantization_errors: dict[str, str | None] = {}
-    """Device that bitsandbytes was tried on (cpu, cuda) → what went wrong there, None where it quantises."""
+    """Device on which bitsandbytes was tested (cpu, cuda) → error; None if it works."""
     flash_attention_error: str | None = None
-    """Why flash attention, which is installed, does not run here."""
+    """Why the installed flash attention does not run here."""
     liger_error: str | None = None
-    """Why Liger's kernels, which are installed, do not run here."""
+    """Why the installed Liger kernels do not run here."""
 
 
 def main() -> None:
-    """Answer with what is found here."""
+    """Answer with the probe's result."""
     with answering() as answer:
         answer(msgspec.json.encode(_probe()))
 
@@ -99,7 +98,7 @@ def _with_torch(probe: Probe) -> Probe:
 
 
 def _error_of(run: Callable[[], object]) -> str | None:
-    """Return the first line of what ``run`` raises, None where it returns."""
+    """Return the first line of the error that ``run`` raises; None if it raises none."""
     try:
         run()
     except Exception as error:
@@ -109,7 +108,7 @@ def _error_of(run: Callable[[], object]) -> str | None:
 
 
 def _driver() -> str | None:
-    """Return the NVIDIA driver's version as its management library or else the kernel tells it; None without one."""
+    """Return the NVIDIA driver's version from NVML, or else from the kernel; None without a driver."""
     if importlib.util.find_spec("pynvml") is not None:
         version = driver_version()
         if version is not None:
@@ -122,7 +121,7 @@ def _driver() -> str | None:
 
 
 def driver_of_kernel_module(line: str) -> str | None:
-    """Return the version in the first line of /proc/driver/nvidia/version, which names the module before it."""
+    """Return the version from the first line of /proc/driver/nvidia/version: it follows the module's name."""
     words = line.partition("Kernel Module")[2].split()
     return next((word for word in words if word[0].isdigit()), None)
 
@@ -142,19 +141,19 @@ def _gpu(index: int) -> ProbedGpu:
 
 
 def quantise_to_nf4(device: str) -> float:
-    """Quantise a tensor to NF4 on ``device`` and back, as qlora does; return the largest error.
+    """Quantise a tensor to NF4 on ``device`` and back, as QLoRA does, and return the largest error.
 
     Raises RuntimeError if the result is not the input, rounded to the nearest code.
     """
     import bitsandbytes
     import torch
 
-    # Every block of 64 values has the same range, so that the constants' own quantisation is exact.
+    # Every block of 64 values has the same range, so double quantisation of the constants is exact.
     values = torch.linspace(-1, 1, 64, device=device).repeat(128, 1)
     packed, state = bitsandbytes.functional.quantize_4bit(values, quant_type="nf4", compress_statistics=True)
     error = (bitsandbytes.functional.dequantize_4bit(packed, state) - values).abs()
     if not (error <= LARGEST_NF4_ERROR).all():
-        raise RuntimeError(f"quantised values come back wrong by up to {error.max().item():.3g}")
+        raise RuntimeError(f"dequantised values are off by up to {error.max().item():.3g}")
     return float(error.max().item())
 
 
@@ -174,10 +173,10 @@ def _liger() -> None:
 
 
 def launch_triton_kernel() -> None:
-    """Compile a Triton kernel, as Liger's are, and run it.
+    """Compile and run a Triton kernel, since Liger uses Triton.
 
-    Triton compiles its launcher with the machine's C compiler against Python's headers and the driver's library, so an
-    import shows nothing. Raises whatever is missing, and RuntimeError if the result is wrong.
+    Importing is not enough: Triton compiles its launcher with the machine's C compiler, Python's headers and the
+    driver's library. Raises the error of whatever is missing, and RuntimeError if the result is wrong.
     """
     import torch
     import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -187,7 +186,7 @@ def launch_triton_kernel() -> None:
     numbers = torch.zeros(128, device="cuda")
     add_one[(1,)](numbers, COUNT=triton.next_power_of_2(numbers.numel()))
     if not (numbers == 1).all():
-        raise RuntimeError("a Triton kernel ran, and its result is wrong")
+        raise RuntimeError("a Triton kernel returned a wrong result")
 
 
 if __name__ == "__main__":

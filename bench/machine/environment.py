@@ -1,7 +1,7 @@
-"""What a measurement depends on besides its recipe: the device and the software, and nothing that names a host.
+"""The device and the software of a measurement, without anything that identifies the host.
 
-It is looked up in a process of its own (``python -m lorabench.bench.machine.environment``), because asking CUDA takes
-memory on the GPU for as long as the asking process lives.
+A separate process looks them up (``python -m lorabench.bench.machine.environment``): a CUDA context takes GPU memory
+for as long as its process lives.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     """Where recipes run."""
 
     device: DeviceFacts
-    """The first of the devices of the kind that was asked for."""
+    """The first device of the requested kind."""
     alike: tuple[int, ...] = (0,)
-    """Indices of the devices that are like the first, which is one of them."""
+    """Indices of all devices equal to the first one, itself included."""
     environment: Environment
     null_gpu: bool = False
-    """Whether the device is a null GPU, on which nothing is measured."""
+    """Whether the device is a null GPU, which measures nothing."""
 
 
 def require_bench_extra() -> None:
-    """Refuse to go on where the packages that train are not installed.
+    """Refuse to continue without the packages for training.
 
     Raises:
-        UserError: which packages are missing, and what to install.
+        UserError: packages are missing; the message says which, and what to install.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -71,10 +71,10 @@ def require_bench_extra() -> None:
 
 
 def probe_surroundings(choice: DeviceChoice, environment: Mapping[str, str] | None = None) -> Surroundings:
-    """Return the device that ``choice`` means on this machine (auto: CUDA where there is a GPU) and the software.
+    """Return the device of ``choice`` on this machine (auto: CUDA if there is a GPU) and the software.
 
     Raises:
-        UserError: the packages that train are missing or cannot be imported, or there is no CUDA device.
+        UserError: packages for training are missing or cannot be imported, or there is no CUDA device.
     """
     require_bench_extra()
     asked = ask("lorabench.bench.machine.environment", choice, environment=environment)
@@ -85,7 +85,7 @@ def probe_surroundings(choice: DeviceChoice, environment: Mapping[str, str] | No
 
 
 def main(choice: str) -> None:
-    """Answer with the surroundings as JSON; exit with 2 and a reason where the device is not there."""
+    """Answer with the surroundings as JSON; exit with 2 and a reason if there is no such device."""
     with answering() as answer:
         answer(msgspec.json.encode(_surroundings(choice)))
 
@@ -117,7 +117,7 @@ def _device_facts(kind: Backend, index: int = 0) -> DeviceFacts:
 
 
 def processor_name() -> str:
-    """Return the CPU's name as the kernel has it."""
+    """Return the CPU's name from the kernel."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -149,13 +149,13 @@ def _environment(kind: Backend) -> Environment:
 
 
 def _installed_packages() -> dict[str, str]:
-    """Return the version of each package that is installed, of `PACKAGES` and of those with optimizers."""
+    """Return the versions of installed packages, out of `PACKAGES` and the packages of optimizers."""
     names = [*PACKAGES, *(optimizer.library.package for optimizer in OPTIMIZERS.values())]
     return {name: version for name in names if (version := installed_version(name)) is not None}
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, None where it is not there."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -163,7 +163,7 @@ def installed_version(package: str) -> str | None:
 
 
 def operating_system() -> str:
-    """Return the distribution and the machine's architecture, as in ``Debian GNU/Linux 12 (bookworm), x86_64``."""
+    """Return distribution and architecture, such as ``Debian GNU/Linux 12 (bookworm), x86_64``."""
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
@@ -172,7 +172,7 @@ def operating_system() -> str:
 
 
 def driver_version() -> str | None:
-    """Return the NVIDIA driver's version, or None where the management library does not answer."""
+    """Return the NVIDIA driver's version; None if NVML does not answer."""
     import pynvml
 
     try:
@@ -188,35 +188,35 @@ def driver_version() -> str | None:
 
 
 def commit() -> str | None:
-    """Return the commit of lorabench that runs, with a ``+`` where files differ from it; None where it is not known.
+    """Return the commit of the running lorabench, with a ``+`` if files differ from it; None if unknown.
 
-    It is known of an installation from a repository, and of a checkout.
+    It is known for an installation from a repository, and for a checkout.
     """
     if installed := _installed_commit():
         return installed
     here = Path(__file__).resolve()
     head = _git(here.parent, "rev-parse", "HEAD")
-    # Of a checkout that lorabench itself is part of, not of one that it happens to be installed in.
+    # The checkout must contain lorabench's own files, and not just a virtual environment with lorabench in it.
     if head is None or _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
     return head + ("+" if _git(here.parent, "status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _installed_commit() -> str | None:
-    """Return the commit that pip installed lorabench from (direct_url.json of the packaging user guide)."""
+    """Return the commit that pip installed lorabench from (direct_url.json, see the packaging user guide)."""
     try:
-        told = importlib.metadata.distribution("lorabench").read_text("direct_url.json")
-        return str(json.loads(told or "{}")["vcs_info"]["commit_id"])
+        url = importlib.metadata.distribution("lorabench").read_text("direct_url.json")
+        return str(json.loads(url or "{}")["vcs_info"]["commit_id"])
     except (importlib.metadata.PackageNotFoundError, ValueError, LookupError):
         return None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        told = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=10)
+        ran = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() if told.returncode == 0 else None
+    return ran.stdout.strip() if ran.returncode == 0 else None
 
 
 if __name__ == "__main__":

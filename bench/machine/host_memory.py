@@ -1,4 +1,4 @@
-"""The host's memory as Linux tells of it: what a process may still take, and whom the kernel killed for want of it."""
+"""The host's memory on Linux: available bytes, and processes that the kernel's OOM killer ended."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from pathlib import Path
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
-"""The mount of cgroups, version 2, or of all controllers of version 1."""
+"""Mount point of cgroups: version 2, or all controllers of version 1."""
 LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""Files of a container's limit and of what it takes, in versions 2 and 1."""
+"""Files with a container's memory limit and usage, in versions 2 and 1."""
 
 
 def available_bytes() -> int | None:
-    """Return the bytes that can be taken without swapping (MemAvailable), within the container's limit.
+    """Return the bytes available without swapping (MemAvailable), within the container's limit.
 
-    None where the kernel does not say.
+    None if the kernel does not report it.
     """
     left = [found for found in (_mem_available(), *(_left_of(*names) for names in LIMITS)) if found is not None]
     return min(left) if left else None
 
 
 def kernel_kills() -> int | None:
-    """Return how many processes the kernel has killed so far because memory ran out; None where it does not say.
+    """Return the number of processes that the OOM killer has ended so far; None if the kernel does not report it.
 
-    Those of this container where it says so, and otherwise those of the whole machine.
+    It counts this container if possible, else the whole machine.
     """
     for path in (CGROUP / "memory.events", PROC / "vmstat"):
         count = _figure(path, "oom_kill")
@@ -40,7 +40,7 @@ def _mem_available() -> int | None:
 def _left_of(limit_name: str, usage_name: str) -> int | None:
     try:
         limit, usage = (int((CGROUP / name).read_text()) for name in (limit_name, usage_name))
-    except (OSError, ValueError):  # there is no such file, or the limit is "max"
+    except (OSError, ValueError):  # no such file, or the limit is "max"
         return None
     return max(0, limit - usage)
 

@@ -1,4 +1,4 @@
-"""The sets of versions that lorabench is tested with: what `make` installs, and what the doctor compares with."""
+"""The version sets that lorabench is tested with. `make` installs them, and the doctor compares with them."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ TESTED_BY = {
     "newest": "lorabench's tests of the libraries",
     "lowest": "lorabench's tests of the libraries",
 }
-"""Set, which is a file of pip's constraints → what runs with it in CI."""
+"""Set (a pip constraints file) → the tests that run with it in CI."""
 
 
 class Departure(Struct, frozen=True):
-    """A package outside the versions that were tested."""
+    """A package outside the tested versions."""
 
     package: str
     version: str
     nearest: str
-    """The newest that was tested where ``version`` is newer, and otherwise the oldest."""
+    """The newest tested version if ``version`` is newer, else the oldest."""
     newer: bool
 
 
 @cache
 def version_sets() -> dict[str, dict[str, Version]]:
-    """Return for each set of `TESTED_BY` its packages, by their names in lower case, and their versions."""
+    """Return each set of `TESTED_BY` as package (lower case) → version."""
     return {name: _read(FOLDER / f"{name}.txt") for name in TESTED_BY}
 
 
 def _read(path: Path) -> dict[str, Version]:
-    """Return what a file of pip's constraints pins; each of its lines is empty, a comment, or NAME==VERSION."""
+    """Return the pins of a pip constraints file. Each line is empty, a comment, or NAME==VERSION."""
     from packaging.version import Version
 
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
@@ -47,9 +47,9 @@ def _read(path: Path) -> dict[str, Version]:
 
 
 def matching_set(installed: Mapping[str, str]) -> str | None:
-    """Return the set that has all ``installed`` versions (package → version); None where none has.
+    """Return the set that contains all ``installed`` versions (package → version); None if none does.
 
-    A build's own mark, as in 2.13.0+cpu, does not count.
+    Local versions, such as in 2.13.0+cpu, are ignored.
     """
     from packaging.version import Version
 
@@ -58,7 +58,7 @@ def matching_set(installed: Mapping[str, str]) -> str | None:
 
 
 def departures(installed: Mapping[str, str]) -> list[Departure]:
-    """Return the packages of ``installed`` (package → version) that are older than in any set, or newer."""
+    """Return the packages of ``installed`` (package → version) that are older or newer than in all sets."""
     from packaging.version import Version
 
     found = []

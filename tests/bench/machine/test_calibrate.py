@@ -41,7 +41,7 @@ def test_larger_work_takes_longer_and_runs_faster() -> None:
         assert 1e-7 < seconds < 1e-2
     assert calibration.attention["float32"].forward > 1e8
     assert calibration.threads == 1
-    assert told[0] == "matrix products, float32"
+    assert told[0] == "matmuls, float32"
 
 
 def test_the_command_writes_what_estimates_read(
@@ -56,8 +56,8 @@ def test_the_command_writes_what_estimates_read(
     assert stopped.value.code == 0
     path = tmp_path / "lorabench" / "calibrations" / "test-cpu.json"
     out = capsys.readouterr().out
-    assert f"written to {path}" in out
-    assert out.startswith("Test CPU, 1 thread\nmatrix products, float32 up to ")
+    assert f"wrote {path}" in out
+    assert out.startswith("Test CPU, 1 thread\nmatmuls, float32 up to ")
     assert read_calibration(path).device == "Test CPU"
 
 
@@ -71,7 +71,7 @@ def test_a_folder_for_the_file_is_refused_before_anything_is_measured(
     with pytest.raises(SystemExit) as stopped:
         main(["calibrate", "--device", "cpu", "-o", str(tmp_path)])
     assert stopped.value.code == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot write: it is a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

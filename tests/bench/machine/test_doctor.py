@@ -82,7 +82,7 @@ def test_without_bitsandbytes_all_but_qlora_trains(machine: dict[str, Any]) -> N
     del machine["installed"]["bitsandbytes"]
     machine["probe"] = Probe()
     assert diagnose().can_train == ("full", "lora")
-    assert check("quantisation").found == "no bitsandbytes, which qlora needs"
+    assert check("quantisation").found == "no bitsandbytes; qlora needs it"
 
 
 def test_versions_that_are_too_old_or_too_new_are_missing_with_those_that_are_needed(machine: dict[str, Any]) -> None:
@@ -101,29 +101,29 @@ def test_a_package_that_cannot_be_imported_is_missing_with_its_error() -> None:
 @pytest.mark.parametrize("name", ["pinned", "newest", "lowest"])
 def test_each_tested_set_is_known_by_its_versions(machine: dict[str, Any], name: str) -> None:
     machine["installed"] = installed_as(name, torch_build="+cpu")
-    assert check("together").status == "ok"
-    assert check("together").found.startswith(f"the {name} set")
+    assert check("version set").status == "ok"
+    assert check("version set").found.startswith(f"the {name} set")
 
 
 def test_versions_between_the_tested_ones_are_fine_and_said_to_be_another_combination(machine: dict[str, Any]) -> None:
     machine["installed"] = installed_as("pinned") | {"transformers": installed_as("lowest")["transformers"]}
-    assert (check("together").status, check("together").mend) == ("ok", None)
-    assert "not in this combination" in check("together").found
+    assert (check("version set").status, check("version set").mend) == ("ok", None)
+    assert "this combination is untested" in check("version set").found
 
 
 def test_versions_newer_than_any_that_was_tested_are_unknown_and_not_broken(machine: dict[str, Any]) -> None:
     newest = installed_as("newest", torch_build="")
     machine["installed"] = newest | {"torch": "2.99.0+cu140", "peft": "0.99"}
-    together = check("together")
+    together = check("version set")
     assert together.status == "unknown"
-    assert f"torch 2.99.0+cu140 is newer than any tested ({newest['torch']})" in together.found
+    assert f"torch 2.99.0+cu140 is newer than tested ({newest['torch']})" in together.found
     assert str(together.mend).endswith(f"pip install torch=={newest['torch']} peft=={newest['peft']}")
     assert diagnose().ready
 
 
 def test_nothing_is_said_of_versions_together_where_one_is_missing(machine: dict[str, Any]) -> None:
     del machine["installed"]["peft"]
-    assert (check("together").status, check("together").found) == ("unknown", "not known without peft")
+    assert (check("version set").status, check("version set").found) == ("unknown", "unknown without peft")
 
 
 def test_a_gpu_is_needed_only_where_it_is_asked_for(machine: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ def test_a_gpu_without_bfloat16_is_told_what_to_use(machine: dict[str, Any]) -> 
     assert check("bfloat16").status == "ok"
     machine["probe"] = msgspec.structs.replace(ON_A100, gpus=(A100, T4))
     told = check("bfloat16")
-    assert (told.status, told.found) == ("limited", "not in T4, only emulated")
+    assert (told.status, told.found) == ("limited", "only emulated on T4")
     assert "--mixed-precision fp16" in str(told.mend)
 
 
