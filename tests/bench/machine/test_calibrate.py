@@ -57,7 +57,7 @@ def test_the_command_writes_what_estimates_read(
     path = tmp_path / "lorabench" / "calibrations" / "test-cpu.json"
     out = capsys.readouterr().out
     assert f"wrote {path}" in out
-    assert out.startswith("Test CPU, 1 thread\nmatmuls, float32 up to ")
+    assert out.startswith("Test CPU, 1 thread\nmatmul, float32         up to ")
     assert read_calibration(path).device == "Test CPU"
 
 
