@@ -83,8 +83,9 @@ def _build(cuda: InstalledCuda, compiler: str, folder: Path) -> None:
         raise UserError(f"the null GPU cannot be built: {error}") from None
     try:
         objects = _compile(cuda, compiler, scratch)
-        link = [compiler, "-shared", f"-Wl,-soname,{NAME}", *_static_runtime(compiler), *objects, "-ldl", "-pthread"]
-        _run([*link, "-o", str(scratch / NAME)])
+        link = [compiler, "-shared", f"-Wl,-soname,{NAME}", f"-Wl,--version-script={SOURCES / 'exports.map'}"]
+        link += [*_static_runtime(compiler), *objects, "-ldl", "-pthread", "-o", str(scratch / NAME)]
+        _run(link)
         for path in objects:
             Path(path).unlink()
         for other in OTHER_NAMES:
@@ -119,7 +120,8 @@ def _static_runtime(compiler: str) -> list[str]:
     """Return what links C++'s runtime into the library, if that is there: programs may bring an older one along."""
     asked = [compiler, "-print-file-name=libstdc++.a"]
     told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    return ["-static-libstdc++", "-static-libgcc"] if Path(told).is_absolute() else []
+    hidden = "-Wl,--exclude-libs,ALL"  # from programs, which have their own
+    return ["-static-libstdc++", "-static-libgcc", hidden] if Path(told).is_absolute() else []
 
 
 def _run(command: list[str]) -> None:

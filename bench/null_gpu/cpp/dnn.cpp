@@ -20,7 +20,9 @@ constexpr int success = 0, bad_parameter = 2000, not_supported = 3000;
 enum Attribute {
   heuristic_results = 202,
   configuration_engine = 300,
+  configuration_knobs = 302,
   configuration_workspace = 303,
+  configuration_shared_memory = 304,
   plan_workspace = 402,
   engine_global_count = 802,
   engine_global_index = 1300 + 1,
@@ -144,6 +146,10 @@ EXPORT int cudnnBackendGetAttribute(const Descriptor* descriptor, int attribute,
     case configuration_workspace:
     case engine_global_index: return whole_number(values, 0);
     case engine_global_count: return whole_number(values, 1);
+    case configuration_shared_memory:
+      if (values != nullptr) *static_cast<int32_t*>(values) = 0;
+      return success;
+    case configuration_knobs:
     case engine_knobs:
     case engine_numerical_notes:
     case engine_behaviour_notes: *count = 0; return success;

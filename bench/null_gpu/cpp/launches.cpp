@@ -1,7 +1,6 @@
 #include "launches.h"
 
 #include <cxxabi.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include "addresses.h"
 #include "card.h"
 #include "context.h"
+#include "kernels.h"
 #include "refusals.h"
 
 using namespace null_gpu;
@@ -35,20 +35,14 @@ std::map<std::string, long>& counts() {
   return *all;
 }
 
-// Host function that stands for a kernel → the kernel's name.
-std::unordered_map<const void*, const char*>& names() {
-  static auto* all = new std::unordered_map<const void*, const char*>;
-  return *all;
-}
+struct AtExit {
+  ~AtExit() { write_launches(); }
+} at_exit;
 
-const char* name_of(const void* function) {
-  std::lock_guard<std::mutex> guard(lock);
-  const auto found = names().find(function);
-  return found == names().end() ? "a kernel without a name" : found->second;
-}
+}  // namespace
 
-// Writes the counts of this process, if it is the one that launched: count, tab, name.
-void write_counts() {
+// Count, tab, name.
+void write_launches() {
   if (!counting() || counts().empty()) return;
   const std::string path = note_path("launches." + std::to_string(getpid()));
   FILE* file = path.empty() ? nullptr : fopen(path.c_str(), "w");
@@ -61,12 +55,6 @@ void write_counts() {
   }
   fclose(file);
 }
-
-struct AtExit {
-  ~AtExit() { write_counts(); }
-} at_exit;
-
-}  // namespace
 
 cudaError_t launched(const char* name, Extent grid, Extent block) {
   const unsigned long long threads = 1ull * block.x * block.y * block.z;
@@ -88,28 +76,6 @@ int resident_blocks(int threads, size_t shared) {
 }
 
 }  // namespace null_gpu
-
-// Processes that end by _exit, as forked workers do, run no destructors.
-EXPORT [[noreturn]] void _exit(int status) {
-  write_counts();
-  for (;;) syscall(SYS_exit_group, status);
-}
-
-// How compiled CUDA code announces its kernels and variables, and launches.
-EXPORT void** __cudaRegisterFatBinary(void*) {
-  static void* none;
-  return &none;
-}
-EXPORT void __cudaRegisterFatBinaryEnd(void**) {}
-EXPORT void __cudaUnregisterFatBinary(void**) {}
-EXPORT char __cudaInitModule(void**) { return 1; }
-
-EXPORT void __cudaRegisterFunction(void**, const void* host, char*, const char* kernel, int, void*, void*, void*, void*,
-                                   int*) {
-  if (!counting()) return;
-  std::lock_guard<std::mutex> guard(lock);
-  names()[host] = kernel;
-}
 
 namespace {
 struct Variable {
@@ -184,7 +150,8 @@ EXPORT cudaError_t __cudaPopCallConfiguration(Extent* grid, Extent* block, size_
 namespace {
 cudaError_t launch(const void* function, Extent grid, Extent block) {
   BEGIN;
-  const cudaError_t error = launched(counting() ? name_of(function) : "", grid, block);
+  const Kernel kernel = kernel_of(function);
+  const cudaError_t error = kernel.runs ? launched(kernel.name, grid, block) : cudaErrorNoKernelImageForDevice;
   return error == cudaSuccess ? error : failed(error);
 }
 }  // namespace
@@ -208,12 +175,15 @@ EXPORT cudaError_t cudaLaunchKernelExC(const Extent* grid_and_block, const void*
   return launch(function, grid_and_block[0], grid_and_block[1]);
 }
 
-EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
   BEGIN;
+  const Kernel kernel = kernel_of(function);
+  if (!kernel.runs) return failed(cudaErrorNoKernelImageForDevice);
   memset(attributes, 0, sizeof *attributes);
   attributes->maxThreadsPerBlock = 1024;
   attributes->numRegs = 32;
-  attributes->ptxVersion = attributes->binaryVersion = card().major * 10 + card().minor;
+  attributes->ptxVersion = kernel.ptx_version;
+  attributes->binaryVersion = kernel.binary_version;
   attributes->maxDynamicSharedSizeBytes = static_cast<int>(card().shared_bytes_per_block);
   return cudaSuccess;
 }

@@ -12,6 +12,9 @@ struct Extent {
 // The kernel of `name` was launched.
 cudaError_t launched(const char* name, Extent grid, Extent block);
 
+// Writes the counts of this process into the folder of notes, if they were asked for and there are any.
+void write_launches();
+
 // Blocks of `threads` threads and `shared` bytes that a multiprocessor holds, registers aside, which are not known.
 int resident_blocks(int threads, size_t shared);
 

@@ -13,11 +13,13 @@ BEGIN = "NULL_GPU_BEGIN"
 
 def begin() -> None:
     """Give small tensors their values, in this thread and in all that are started from now on."""
+    from lorabench.bench.null_gpu.inside.absent_ranks import go_alone
     from lorabench.bench.null_gpu.inside.knowledge import Knowledge
     from lorabench.bench.null_gpu.inside.printing import print_from_the_host
     from lorabench.bench.null_gpu.inside.real_values import RealValues
 
     print_from_the_host()
+    go_alone()
     knowledge = Knowledge()
     RealValues(knowledge).__enter__()  # type: ignore[no-untyped-call]
     run: Any = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]

@@ -20,6 +20,15 @@ OF_ACTIVATIONS = re.compile(
 """Products are not computed even where they are small: nothing that a program decides on comes out of them alone."""
 
 
+def _histogram(values: torch.Tensor, *bins: Any, **more: Any) -> torch.Tensor:
+    counted: torch.Tensor = torch.ops.aten.histc.default(values.double(), *bins, **more)
+    return counted.to(values.dtype)
+
+
+ON_THE_HOST = {torch.ops.aten.histc.default: _histogram}
+"""What to do on the host for operations that take integers on a GPU only."""
+
+
 class Operation(NamedTuple):
     """Facts of one overload of one operation."""
 
@@ -27,6 +36,8 @@ class Operation(NamedTuple):
     is_view: bool
     computed: bool
     """Whether the host has the same operation, and its results are of use."""
+    collective: bool
+    """Whether ranks of a distributed training exchange values in it."""
     counted: bool
     """Whether the shape of what it returns depends on values."""
     random: bool
@@ -53,6 +64,7 @@ def operation(func: Any) -> Operation:
         name=name,
         is_view=func.is_view,
         computed=namespace in ("aten", "prims") and name not in WITHOUT_VALUES and not OF_ACTIVATIONS.fullmatch(name),
+        collective=namespace in ("c10d", "_c10d_functional", "c10d_functional"),
         counted=torch.Tag.dynamic_output_shape in func.tags or func in INDEXED,
         random=random,
         reads_no_values=name in READ_NO_VALUES,

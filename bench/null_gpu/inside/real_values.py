@@ -20,7 +20,7 @@ from lorabench.bench.null_gpu.inside import guesses, shapes
 from lorabench.bench.null_gpu.inside.host_views import INTEGERS, MOST_GUESSED, host_view, is_real
 from lorabench.bench.null_gpu.inside.knowledge import Knowledge, covers
 from lorabench.bench.null_gpu.inside.notes import note
-from lorabench.bench.null_gpu.inside.operations import Operation, operation, tensors_of
+from lorabench.bench.null_gpu.inside.operations import ON_THE_HOST, Operation, operation, tensors_of
 
 aten = torch.ops.aten
 
@@ -28,6 +28,12 @@ LEAVES_OPERATIONS_TO_TORCH: Any = torch._C._disabled_torch_dispatch_impl
 """What subclasses have in place of a function that takes operations apart; parameters among them."""
 BYTES_REALLY_COPIED = 2**20
 """As addresses.h has it."""
+TRACERS = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+    torch._C._TorchDispatchModeKey.PROXY,
+)
+"""Of the compiler; they are asked after this one."""
 OF_THE_DEVICE = ("pin_memory", "generator")
 """Arguments that do not go to the host."""
 
@@ -55,11 +61,14 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what was asked for on the null GPU, then give its small results their values."""
         kwargs = kwargs or {}
+        traced = any(torch._C._get_dispatch_mode(key) is not None for key in TRACERS)
+        if traced or not isinstance(func, torch._ops.OpOverload):
+            return func(
+                *args, **kwargs
+            )  # the tensors are no real ones; or an operator over functions, whose own come here
         for each in types:
             if each.__torch_dispatch__ is not LEAVES_OPERATIONS_TO_TORCH:
                 return NotImplemented  # a subclass first takes itself apart
-        if not isinstance(func, torch._ops.OpOverload):
-            return func(*args, **kwargs)  # an operator over functions, whose own operations come here
         of_this = operation(func)
         if of_this.counted:
             return self._of_counted_shape(func, of_this, args, kwargs)
@@ -76,14 +85,20 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         changed = of_this.changed(args, kwargs) if of_this.changes else []
         made = [each for each in tensors_of(out) if not any(each is other for other in changed)]
-        if not changed and not any(is_real(each, known=True) for each in made):
+        if not changed and not of_this.collective and not any(is_real(each, known=True) for each in made):
             if func is aten._local_scalar_dense.default:
                 self._note_decision("branch", args, func)
             return out
         given = [*tensors_of(args), *tensors_of(kwargs)]
         if not any(each.device.type == "cuda" for each in (*given, *made)):
             return out
-        if not of_this.computed:
+        if of_this.collective:
+            for each in (*given, *made):
+                if each.dtype in INTEGERS and each.numel() * each.element_size() <= BYTES_REALLY_COPIED:
+                    self.knowledge.learn(each)  # absent ranks hold what this one holds; present ones said it
+                else:
+                    self.knowledge.forget(each)
+        elif not of_this.computed:
             self._guess(made)
             self._forget(changed)
         elif func is aten._amp_foreach_non_finite_check_and_unscale_.default:
@@ -121,6 +136,9 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if choice is not None:
                 self._guess(made, choice(*args, **kwargs))
                 note("balanced", str(func))
+                for each in made:
+                    if each.dtype in INTEGERS:
+                        self.knowledge.learn(each)  # by construction; what follows from it need not be noted again
                 return
         if not all(is_real(each, known=self.knowledge.knows(each)) for each in read) or not all(
             is_real(each, known=known) for each in (*made, *changed)
@@ -131,7 +149,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         whole = [self.knowledge.knows(each) or covers(each) for each in changed]
         try:
             with self._own_random_numbers() if of_this.random else nullcontext():
-                values = func(*tree_map(on_host, args), **host_arguments(kwargs))
+                values = ON_THE_HOST.get(func, func)(*tree_map(on_host, args), **host_arguments(kwargs))
         except Exception as error:  # what the host's kernels cannot do, of many kinds
             if known:
                 note("not computed", f"{func}: {str(error).partition('.')[0]}")

@@ -55,6 +55,7 @@ def run_on(tmp_path: Path) -> Run:
             capture_output=True,
             text=True,
             check=False,
+            timeout=300,
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,17 @@
+// The kernels of compiled CUDA code, which announces them when its library is loaded.
+#pragma once
+
+namespace null_gpu {
+
+struct Kernel {
+  const char* name;
+  // Compute capabilities, times ten: of the machine code that this card would run, and of what it was compiled from.
+  int binary_version, ptx_version;
+  // Whether the library has code that this card can run at all.
+  bool runs;
+};
+
+// The kernel that a host function stands for. One that no library announced runs on every card.
+Kernel kernel_of(const void* host_function);
+
+}  // namespace null_gpu

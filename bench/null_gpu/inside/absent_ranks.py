@@ -1,0 +1,66 @@
+"""A distributed training of which only one rank runs: nobody else is there to meet, or to wait for."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from importlib import import_module
+from typing import Any
+
+NCCL_ID = bytes(128)
+"""What rank 0 would tell the others before their first collective."""
+
+
+def go_alone() -> None:
+    """Have this rank meet the others in a store of its own, if it was said that they are not there."""
+    if "NULL_GPU_ABSENT_RANKS" not in os.environ:
+        return
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        return
+
+    class AloneStore(dist.Store):  # type: ignore[name-defined, misc]
+        """Keeps what this rank says, and never waits for what others would."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.values: dict[str, bytes] = {}
+
+        def set(self, key: str, value: Any) -> None:
+            self.values[key] = value.encode() if isinstance(value, str) else bytes(value)
+
+        def get(self, key: str) -> bytes:
+            return self.values.get(key, NCCL_ID)
+
+        def add(self, key: str, amount: int) -> int:
+            total = int(self.values.get(key, b"0")) + amount
+            self.values[key] = str(total).encode()
+            return total
+
+        def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+            if self.values.get(key, b"").decode() == expected:
+                self.values[key] = desired.encode()
+            return self.values.get(key, expected.encode())
+
+        def delete_key(self, key: str) -> bool:
+            return self.values.pop(key, None) is not None
+
+        def check(self, keys: list[str]) -> bool:
+            return all(key in self.values for key in keys)
+
+        def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+            pass
+
+        def num_keys(self) -> int:
+            return len(self.values)
+
+        def set_timeout(self, timeout: timedelta) -> None:
+            pass
+
+    patched: Any = import_module("torch.distributed.rendezvous")  # torch.distributed has a function of that name
+    store = AloneStore()  # one for all groups, which torch keeps apart by prefixes, and for as long as the process
+    patched._create_c10d_store = lambda *_, **__: store
+    # Groups are made anew, not split off others: NCCL would ask the absent which of them belong to which.
+    patched = import_module("torch.distributed.distributed_c10d")
+    patched._get_split_source = lambda group: None
