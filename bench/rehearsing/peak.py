@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lorabench.bench.records.text import without_own_folders
 from lorabench.bench.rehearsing.result import AliveTensors, Peak
 
 MOST_GROUPS = 20
@@ -80,7 +81,7 @@ def _owner(seen: Sequence[tuple[int, Owner]], event: Mapping[str, Any], freed: f
 def stack_of(frames: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return Python frames as ``file:line in function``, innermost first, without those of torch and of this."""
     return [
-        f"{frame['filename']}:{frame['line']} in {frame['name']}"
+        without_own_folders(f"{frame['filename']}:{frame['line']} in {frame['name']}")
         for frame in frames
         if not LIBRARIES.search(str(frame["filename"]))
     ]

@@ -16,23 +16,26 @@ class AfterTorch(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:  # noqa: D102 - inherited
         if fullname != "torch":
             return None
-        sys.meta_path.remove(self)
-        spec = next(filter(None, (each.find_spec(fullname, path, target) for each in sys.meta_path)), None)
+        # Libraries look for torch before they import it, so this finder stays until torch is imported.
+        others = [each for each in sys.meta_path if each is not self]
+        spec = next(filter(None, (each.find_spec(fullname, path, target) for each in others)), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = Added(spec.loader)
+            spec.loader = Added(spec.loader, self)
         return spec
 
 
 class Added(Loader):
     """Loads torch, then what makes integers real."""
 
-    def __init__(self, torchs: Any) -> None:
+    def __init__(self, torchs: Any, finder: AfterTorch) -> None:
         self.torchs = torchs
+        self.finder = finder
 
     def create_module(self, spec: ModuleSpec) -> Any:  # noqa: D102 - inherited
         return self.torchs.create_module(spec)
 
     def exec_module(self, module: Any) -> None:  # noqa: D102 - inherited
+        sys.meta_path.remove(self.finder)
         module.__spec__.loader = module.__loader__ = self.torchs
         self.torchs.exec_module(module)
         from lorabench.bench.null_gpu.inside import begin

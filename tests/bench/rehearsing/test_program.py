@@ -15,8 +15,8 @@ from lorabench.estimator.errors import UserError
 pytestmark = pytest.mark.cuda_build
 
 MODEL = """
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+import torch
 config = AutoConfig.for_model(
     "llama", hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024
 )
