@@ -234,7 +234,7 @@ _DISTINCTIONS: list[Callable[[Run], str | None]] = [
     *map(_setting, ["target_modules", "modules_to_save", "optim", "dtype", "adapter_dtype", "mixed_precision"]),
     *map(_setting, ["attn_implementation", "loss", "gradient_accumulation"]),
     *map(_setting, ["quant_type", "double_quant", "prepare_kbit"]),
-    *map(_setting, ["lora_alpha", "lora_dropout"]),
+    *map(_setting, ["lora_alpha", "lora_dropout", "use_rslora"]),
     lambda run: run.record.engine,
     lambda run: run.record.device.name,
     lambda run: run.record.suite,

@@ -8,11 +8,13 @@ is replaced by itself plus its adapters' product, a tensor as large as all exper
 
 from __future__ import annotations
 
-from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Node, Tape, Tensor, promote
+from lorabench.estimator.closed_form.adapters import Router, Stack
+from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Tensor, promote
 from lorabench.estimator.closed_form.modules import Modules
-from lorabench.estimator.closed_form.sizes import ONE, TOKENS, R
+from lorabench.estimator.closed_form.sizes import ONE, TOKENS
 from lorabench.estimator.closed_form.work import Matmul
 
+ROUTER = "mlp.gate.weight"
 INDEX = "indices"
 
 
@@ -35,7 +37,7 @@ def _route(m: Modules, hidden: Tensor, *, normed: bool, float32_weights: bool) -
     """Return the router's logits, (B·S, experts), and each token's weights for its experts, (B·S, experts a token)."""
     op = m.op
     experts, chosen = _counts(m)
-    router = Router(m)
+    router = Router(op, m.weights[ROUTER], m.adapters.get(ROUTER))
     weight = router.weight()
     logits = op.linear(hidden, weight, experts)
     probabilities = op.softmax(logits, "float32")
@@ -75,7 +77,7 @@ def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     _, chosen = _counts(m)
     width = m.spec.hidden_size
     inner = m.spec.config.get("moe_intermediate_size") or m.spec.intermediate_size
-    down_stack, gate_up_stack = Stack(m, "mlp.experts.down_proj"), Stack(m, "mlp.experts.gate_up_proj")
+    down_stack, gate_up_stack = _stack(m, "mlp.experts.down_proj"), _stack(m, "mlp.experts.gate_up_proj")
     by_expert = tape.new(TOKENS, chosen, "int64", name=INDEX)
     order = tape.new(TOKENS, chosen, "int64", name=INDEX)
     selected = _gather(m, hidden, width * chosen)
@@ -98,75 +100,8 @@ def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     return total
 
 
-class Router:
-    """The router's weight, with its adapter while the router runs."""
-
-    def __init__(self, m: Modules) -> None:
-        name = "mlp.gate.weight"
-        self.op = m.op
-        self.base = m.weights[name]
-        self.delta: Tensor | None = None
-        if name in m.adapters:
-            a, b = m.adapters[name]
-            with m.op.tape.scope("adapted router"):
-                self.delta = m.op.cast(m.op.scale(m.op.linear(b, a, self.base.features)), self.base.dtype)
-            self.weight()  # torch tries a parametrization when it is registered
-
-    def weight(self) -> Tensor:
-        """Return the weight, a new tensor where it is adapted."""
-        if self.delta is None:
-            return self.base
-        with self.op.tape.scope("adapted router"):
-            return self.op.add(self.base, self.delta)
-
-
-class Stack:
-    """The stacked weights of all experts, with their adapters while the experts run."""
-
-    def __init__(self, m: Modules, name: str) -> None:
-        self.tape = m.op.tape
-        self.base = m.weights[name]
-        self.experts = _counts(m)[0]
-        self.factors: tuple[Tensor, Tensor] | None = None
-        if name in m.adapters:
-            a, b = m.adapters[name]
-            dtype = self.base.dtype
-            with self.tape.scope("adapted experts"):
-                self.factors = m.op.cast(_by_expert(self.tape, b), dtype), m.op.cast(a, dtype)
-            self.weight()  # torch tries a parametrization when it is registered
-
-    def weight(self) -> Tensor:
-        """Return the weights: where they are adapted, base + scale · B · A for each expert, in one batched product."""
-        if self.factors is None:
-            return self.base
-        tape, base = self.tape, self.base
-        shapes = [(factor.tokens, factor.features, factor.dtype) for factor in self.factors]
-
-        rank = (1, R)
-        outer, inner = ((factor.features / self.experts, ONE) for factor in self.factors)
-        batch = (self.experts, ONE)
-        to_outer = Matmul("adapters", outer, rank, inner, base.dtype, batch)
-        to_inner = Matmul("adapters", rank, inner, outer, base.dtype, batch)
-
-        def forward() -> Tensor:
-            with tape.working(Matmul("adapters", outer, inner, rank, base.dtype, batch)):
-                return tape.like(base)
-
-        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            gradients = []
-            for shape, work in zip(shapes, (to_outer, to_inner), strict=True):
-                with tape.working(work):
-                    product = tape.new(*shape, times=R)
-                gradients.append(tape.like(product))  # scaled
-            return None, *gradients
-
-        with tape.scope("adapted experts"):
-            return tape.record("adapters of experts", (base, *self.factors), backward, self.factors, forward)
-
-
-def _by_expert(tape: Tape, b: Tensor) -> Tensor:
-    """Return B, which lies by output feature, as seen by expert; its gradient is copied to lie as B does."""
-    return b.view(node=Node(tape, "copy", lambda g, _: (tape.like(g),), (b,), ()))
+def _stack(m: Modules, name: str) -> Stack:
+    return Stack(m.op, m.weights[name], m.adapters.get(name), _counts(m)[0])
 
 
 def _counts(m: Modules) -> tuple[int, int]:

@@ -6,6 +6,7 @@ they decide what is alive at the peak.
 
 from __future__ import annotations
 
+from lorabench.estimator.closed_form.adapters import adapted_linear
 from lorabench.estimator.closed_form.autograd import Leaf, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, R, S
@@ -128,7 +129,16 @@ class Modules:
         with self.op.tape.scope("linear", name):
             if name not in self.adapters:
                 return self._base(name, x)
-            return self._adapted(name, x) if self.recipe.quantization is None else self._adapted_4bit(name, x)
+            assert self.recipe.adapter is not None
+            return adapted_linear(
+                self.op,
+                self.recipe.adapter,
+                self.linears[name],
+                self.adapters[name],
+                lambda x: self._base(name, x),
+                x,
+                quantized=self.recipe.quantization is not None,
+            )
 
     def _base(self, name: str, x: Tensor) -> Tensor:
         linear = self.linears[name]
@@ -136,34 +146,6 @@ class Modules:
             elements = linear.in_features * linear.out_features
             return self.op.linear_4bit(x, elements, linear.out_features, self.compute_dtype, self.quantized_dtype)
         return self.op.linear(x, self.weights[name], linear.out_features, bias=self.weights.get(f"{name}.bias"))
-
-    # A module's caller holds its input while it runs, so what is made of an input gets a name of its own.
-
-    def _adapted(self, name: str, x: Tensor) -> Tensor:
-        result = self._base(name, x)
-        dtype = result.dtype
-        cast = self.op.cast(x, self.adapters[name][0].dtype)
-        result = self.op.add(result, self._adapter(name, cast))
-        return self.op.cast(result, dtype)
-
-    def _adapted_4bit(self, name: str, x: Tensor) -> Tensor:
-        result = self._base(name, x)
-        result = self.op.copy(result)
-        if self.op.autocast is not None and self.op.kernels == "cuda":
-            # peft asks for autocast without naming a device, which torch answers for CUDA.
-            return self.op.add(result, self._adapter(name, x))
-        cast = self.op.cast(x, self.adapters[name][0].dtype)
-        output = self._adapter(name, cast)
-        output = self.op.cast(output, result.dtype)
-        return self.op.add(result, output)
-
-    def _adapter(self, name: str, x: Tensor) -> Tensor:
-        a, b = self.adapters[name]
-        assert self.recipe.adapter is not None
-        dropout = self.recipe.adapter.lora_dropout
-        op, features = self.op, self.linears[name].out_features
-        with op.tape.scope("adapter", name):
-            return op.scale(op.linear(op.linear(op.dropout(x, dropout), a, 1, times=R), b, features))
 
     # Norms
 

@@ -27,6 +27,9 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
     changes the training, not the memory."""
     lora_dropout: Probability = 0.05
     """Dropout before each adapter (default 0.05)."""
+    use_rslora: bool = False
+    """Whether adapters are scaled by alpha / √r in place of alpha / r (Kalajdzievski 2023; default no). It changes the
+    training, not the memory."""
 
     weights_name: ClassVar[str] = "LoRA weights"
     tensors_in_words: ClassVar[str] = "A (r, in) and B (out, r)"
@@ -70,6 +73,7 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
             r=self.rank,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
+            use_rslora=self.use_rslora,
             # peft adapts stacked experts under this name alone.
             target_modules="all-linear" if self.target_modules == "all-linear" else list(targets),
             modules_to_save=list(modules_to_save) or None,
@@ -81,8 +85,8 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
         return self if rank is None else replace(self, rank=rank)
 
     def rank_left_open(self) -> Self:
-        """Return the adapter with rank 1 and alpha 1."""
-        return replace(self, rank=1, lora_alpha=1.0)
+        """Return the adapter with rank 1 and scale 1."""
+        return replace(self, rank=1, lora_alpha=1.0, use_rslora=False)
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
         """Yield dropout on adapters of experts."""

@@ -21,6 +21,7 @@ INSTEAD = {
     "lora_rank": "rank",
     "alpha": "lora_alpha",
     "dropout": "lora_dropout",
+    "rslora": "use_rslora",
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
     "torch_dtype": "dtype",
@@ -54,7 +55,7 @@ INSTEAD = {
 
 _RATE = "the learning rate is fixed: it changes neither memory nor speed"
 _ONE_GPU = "a recipe is for one GPU"
-_ADAPTERS = "adapters are plain LoRA"
+_DORA = "DoRA is not among the methods"
 NOT_HERE = {
     "lr": _RATE,
     "learning_rate": _RATE,
@@ -63,10 +64,8 @@ NOT_HERE = {
     "fsdp": _ONE_GPU,
     "deepspeed": _ONE_GPU,
     "packing": "text is always packed",
-    "dora": _ADAPTERS,
-    "use_dora": _ADAPTERS,
-    "rslora": _ADAPTERS,
-    "use_rslora": _ADAPTERS,
+    "dora": _DORA,
+    "use_dora": _DORA,
     "load_in_8bit": "weights are quantised to 4 bits only, by method qlora",
 }
 """A name of another tool → why nothing here has its meaning."""

@@ -237,6 +237,7 @@ class RecipeOptions(TypedDict, total=False):
     rank: int
     lora_alpha: float
     lora_dropout: float
+    use_rslora: bool
     target_modules: str
     modules_to_save: str
     adapter_dtype: Dtype

@@ -275,7 +275,7 @@ def _gpu_columns(found: list[EnoughGpu]) -> list[Column]:
 
 def estimate_command(recipe: Recipe, gpu: str) -> str:
     """Return the `lorabench estimate` command of a recipe, with all settings that differ from the default."""
-    from lorabench.estimator.recipes.recipe import make_recipe
+    from lorabench.estimator.recipes.recipe import SETTINGS, make_recipe
 
     plain = make_recipe(recipe.model, method=recipe.method).describe()
     words = [f"lorabench estimate {recipe.model} --method {recipe.method}"]
@@ -284,7 +284,7 @@ def estimate_command(recipe: Recipe, gpu: str) -> str:
             continue
         option = "--" + name.replace("_", "-")
         flag = {"yes": option, "no": option.replace("--", "--no-", 1)}
-        is_switch = name in ("gradient_checkpointing", "double_quant", "prepare_kbit")
+        is_switch = SETTINGS[name] is bool
         words.append(flag[value] if is_switch else f"{option} {value}")
     return " ".join([*words, f"--gpu {gpu}"])
 

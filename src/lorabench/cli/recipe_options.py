@@ -40,6 +40,7 @@ OPTIONS = [
     _option("-r", "--rank", type=int, help="Rank of the adapters.", shown="16"),
     _option("--lora-alpha", type=float, help="Adapters are scaled by alpha / r.", shown="2r"),
     _option("--lora-dropout", type=float, help="Dropout before each adapter.", shown="0.05"),
+    _option("--use-rslora/--no-use-rslora", default=None, help="Scale adapters by alpha / √r.", shown="no"),
     _option("--target-modules", help="Modules to adapt: all-linear, attention, mlp, or NAME,NAME…", shown="all-linear"),
     _option("--modules-to-save", help="Embeddings or head to train fully as well: NAME,NAME…"),
     _option("--adapter-dtype", type=_choice("adapter_dtype"), help="Dtype of the adapters.", shown="float32"),

@@ -278,7 +278,7 @@ def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("matrix: 3", 1, "matrix must be a mapping"),
         ("matrix:\n  model: M\n  rnk: 3", 3, "unknown recipe option 'rnk': did you mean rank?"),
         ("matrix:\n  model: M\n  load_in_4bit: true", 3, "'load_in_4bit': write method: qlora"),
-        ("matrix:\n  model: M\n  method: dora", 3, "unknown method 'dora': adapters are plain LoRA"),
+        ("matrix:\n  model: M\n  method: dora", 3, "unknown method 'dora': DoRA is not among the methods"),
         ("matrix:\n  model: M\n  rank:\n  - 4\n  - eight", 5, "matrix.rank[1] must be a whole number"),
         ("matrix:\n  model: M\n  rank: 0", 3, "matrix.rank must be a whole number from 1 to 2147483647, got 0"),
         ("matrix:\n  model: M\n  rank: []", 3, "matrix.rank is an empty list"),
