@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from lorabench.estimator.answers.plan import TRIED_METHODS
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, persistent_of
 from lorabench.estimator.closed_form.sizes import B, R, S, Values
@@ -111,7 +112,7 @@ CHECKPOINTING = (("yes", True), ("no", False))
 
 
 def methods(spec: ModelSpec) -> list[str]:
-    """Return the methods that ``spec`` supports."""
+    """Return the methods of a plan that ``spec`` supports."""
 
     def possible(method: str) -> bool:
         try:
@@ -121,7 +122,7 @@ def methods(spec: ModelSpec) -> list[str]:
             return False
         return True
 
-    return [method for method in CHOICES["method"] if possible(method)]
+    return [method for method in CHOICES["method"] if method in TRIED_METHODS and possible(method)]
 
 
 def _recipe(

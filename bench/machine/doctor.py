@@ -33,6 +33,7 @@ from lorabench.bench.machine.tested_versions import TESTED_BY, departures, match
 from lorabench.bench.records.text import first_line, name_end
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
+from lorabench.estimator.methods.catalogue import METHODS, Method
 from lorabench.estimator.version import __version__
 
 Status = Literal["ok", "limited", "missing", "unknown"]
@@ -111,9 +112,14 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
         packages=installed,
         checks=tuple(checks),
         device=device,
-        can_train=() if without else ("full", "lora") if missing else ("full", "lora", "qlora"),
+        can_train=() if without else _methods(quantized=not missing),
         ready=not missing,
     )
+
+
+def _methods(*, quantized: bool) -> tuple[Method, ...]:
+    """Return the methods, without those that quantise unless that works."""
+    return tuple(method for method, parts in METHODS.items() if quantized or parts.quantization is None)
 
 
 def run_probe() -> Probe | str:

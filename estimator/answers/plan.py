@@ -22,6 +22,7 @@ from lorabench.estimator.answers.verdict import LARGEST_BATCH, Change, hold_agai
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.methods.catalogue import METHODS, Method, Parts
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.defaults import Resolved, recipe_for
@@ -31,7 +32,7 @@ from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
 
-METHODS = ("lora", "qlora", "full")
+TRIED_METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 TRIED_OPTIMIZERS = (DEFAULT_OPTIMIZER, OPTIMIZERS[DEFAULT_OPTIMIZER].smaller or DEFAULT_OPTIMIZER)
 """The fastest, and the leanest of its kind."""
 MOST_CHOICES = 8
@@ -204,21 +205,14 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
     Raises:
         UserError: there is none.
     """
-    half, mixed = ("float16", "fp16") if device.supports_bfloat16 is False else ("bfloat16", "bf16")
-    precisions: dict[str, list[dict[str, Any]]] = {
-        "lora": [{"dtype": half, "mixed_precision": mixed}],
-        "qlora": [{"dtype": half, "mixed_precision": mixed, "prepare_kbit": False}],  # both leaner and faster
-        "full": [{"dtype": "float32", "mixed_precision": mixed}],
-    }
-    if half == "bfloat16":  # float16 has not the range to train weights in
-        precisions["full"].append({"dtype": "bfloat16", "mixed_precision": "no"})
+    half = "float16" if device.supports_bfloat16 is False else "bfloat16"
     usual = recipe_for(spec, seq_len=fixed.get("seq_len")).recipe
     refusal: UserError | None = None
     lacks: list[str] = []
     found: set[Recipe] = set()
-    for method in [fixed["method"]] if "method" in fixed else METHODS:
+    for method in [fixed["method"]] if "method" in fixed else TRIED_METHODS:
         for precision, attention, loss, optim, checkpointing in product(
-            precisions[method],
+            _precisions(METHODS[method], half),
             _attentions(device, usual, spec.config.get("sliding_window")),
             ("standard", "liger") if spec.model_type in FUSED_LOSS_MODEL_TYPES else ("standard",),
             TRIED_OPTIMIZERS,
@@ -252,6 +246,18 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
             raise UserError(f"{device.name} has no {lacks[0]}, which was asked for: leave that open")
         assert refusal is not None
         raise refusal
+
+
+def _precisions(parts: Parts, half: str) -> list[dict[str, Any]]:
+    """Return the precisions to try of a method, in ``half``, the leanest last."""
+    mixed = "fp16" if half == "float16" else "bf16"
+    if parts.adapter is not None:
+        unprepared = {} if parts.quantization is None else {"prepare_kbit": False}  # both leaner and faster
+        return [{"dtype": half, "mixed_precision": mixed, **unprepared}]
+    of_full: list[dict[str, Any]] = [{"dtype": "float32", "mixed_precision": mixed}]
+    if half == "bfloat16":  # float16 has not the range to train weights in
+        of_full.append({"dtype": "bfloat16", "mixed_precision": "no"})
+    return of_full
 
 
 def _attentions(device: Device, usual: Recipe, window: int | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, R
 from lorabench.estimator.closed_form.work import Matmul
 from lorabench.estimator.methods.base import Adapter
+from lorabench.estimator.methods.ia3 import IA3
 from lorabench.estimator.methods.lora import LoRA
 from lorabench.estimator.models.spec import Linear
 
@@ -39,6 +40,8 @@ def adapted_linear(
         case LoRA():
             lora = _lora_4bit if quantized else _lora
             return lora(op, adapter, linear, tensors, base, x)
+        case IA3() if not quantized:
+            return _ia3(op, adapter, linear, tensors, base, x)
     raise NotImplementedError(f"no forward pass of {type(adapter).__name__}")
 
 
@@ -74,6 +77,21 @@ def _low_rank(op: Operators, adapter: LoRA, linear: Linear, tensors: tuple[Tenso
         return op.scale(
             op.linear(op.linear(op.dropout(x, adapter.lora_dropout), a, 1, times=R), b, linear.out_features)
         )
+
+
+def _ia3(op: Operators, adapter: IA3, linear: Linear, tensors: tuple[Tensor, ...], base: Base, x: Tensor) -> Tensor:
+    [scales] = tensors
+    dtype = x.dtype
+    with op.tape.scope("adapter", linear.name):
+        scaling = op.scale(scales)  # peft multiplies the scales of all active adapters, from 1
+        if adapter.scales_input(linear):
+            cast = op.cast(x, scales.dtype)
+            scaled = op.cast(op.multiply(cast, scaling), dtype)
+    if adapter.scales_input(linear):
+        return base(scaled)
+    result = base(x)
+    with op.tape.scope("adapter", linear.name):
+        return op.cast(op.multiply(result, scaling), result.dtype)
 
 
 # LoRA of parameters that are no linear layers: while their module runs, each is replaced by itself plus its adapters'

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 COMPONENTS: dict[str, str] = {
     "weights": "base weights that are not quantised",
     "quantized_weights": "4-bit codes and quantisation constants",
-    "adapters": "LoRA weights, and modules_to_save",
+    "adapters": "adapter weights, and modules_to_save",
     "gradients": "gradients of trained weights",
     "optimizer_states": "kept by the optimizer between steps",
     "activations": "saved for the backward pass",

@@ -6,11 +6,12 @@ from typing import Literal, NamedTuple
 
 from lorabench.estimator.methods.base import Adapter, setting_names
 from lorabench.estimator.methods.four_bit import FourBit
+from lorabench.estimator.methods.ia3 import IA3
 from lorabench.estimator.methods.lora import LoRA
 
-AnyAdapter = LoRA
+AnyAdapter = LoRA | IA3
 """The kinds of adapters."""
-Method = Literal["full", "lora", "qlora"]
+Method = Literal["full", "lora", "qlora", "ia3"]
 
 
 class Parts(NamedTuple):
@@ -41,6 +42,7 @@ METHODS: dict[Method, Parts] = {
     "full": Parts(None, None),
     "lora": Parts(LoRA, None),
     "qlora": Parts(LoRA, FourBit),
+    "ia3": Parts(IA3, None),
 }
 
 

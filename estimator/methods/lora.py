@@ -10,6 +10,7 @@ from msgspec import Meta
 from msgspec.structs import force_setattr, replace
 
 from lorabench.estimator.methods.base import Adapter, AdapterTensor, PositiveInt, Probability
+from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
 from lorabench.estimator.obstacle import Obstacle
 
@@ -90,7 +91,8 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
         """Yield dropout on adapters of experts."""
-        if self.lora_dropout and any(self.expert_tensors(weight) for group in spec.layers for weight in group.experts):
+        experts = [weight for group in spec.layers for weight in group.experts if self.expert_tensors(weight)]
+        if self.lora_dropout and experts and spec.model_type in MODEL_TYPES:  # of others, experts are not known
             yield Obstacle(
                 "lora_dropout",
                 f"peft has no dropout for adapters of fused experts, which {spec.name} has",

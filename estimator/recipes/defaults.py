@@ -38,6 +38,6 @@ def recipe_for(spec: ModelSpec, **options: Any) -> Resolved:
         if setting is not None:
             chosen[setting] = obstacle.instead[setting]
             recipe = make_recipe(spec.name, **given, **chosen)
-            now, before = recipe.describe()[setting], usual.describe()[setting]
+            now, before = recipe.describe()[setting], usual.describe().get(setting, "a default")
             assumptions.append(f"{setting} {now} instead of {before}: {obstacle.why}")
     return Resolved(make_recipe(spec.name, **given, **chosen), tuple(assumptions))

@@ -74,7 +74,7 @@ def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:
             fused loss for; dropout on adapters of experts.
     """
     for obstacle in obstacles(spec, recipe):
-        value = recipe.describe()[obstacle.setting]
+        value = recipe.describe().get(obstacle.setting, "left out")
         raise UserError(f"{obstacle.setting} {value}: {obstacle.why}: use {obstacle.mend}")
 
 
@@ -115,5 +115,5 @@ def obstacles(spec: ModelSpec, recipe: Recipe) -> Iterator[Obstacle]:
             f"Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}",
             "--loss standard",
         )
-    if recipe.adapter is not None and has_closed_form(spec):
+    if recipe.adapter is not None:
         yield from recipe.adapter.obstacles(spec)

@@ -5,7 +5,7 @@ import { fullName } from "./store.js";
 
 const REACH = 30;
 const DECADE = 20;
-const SYMBOLS = { full: "circle", lora: "triangle", qlora: "diamond" };
+const SYMBOLS = { full: "circle", lora: "triangle", qlora: "diamond", ia3: "rect" };
 
 // data: { x, y: { label, kind, zero }, points: { METHOD: [[run, x, y], …] }, bands: [share, …] | null, front: [run, …] | null }
 const shownMethods = (data, hidden) => Object.keys(data.points).filter((method) => !hidden.has(method));

@@ -21,7 +21,7 @@ from lorabench.reports.quantities import format_bytes, format_number, format_sha
 from lorabench.reports.runs import Run
 from lorabench.reports.subject import Subject
 
-METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA", "ia3": "IA3"}
 """Method → its name in headlines."""
 
 

@@ -26,6 +26,8 @@ CHOSEN = {
     "qwen3_moe": ("target_modules", "attention"),
 }
 """model_type → the setting whose default it cannot have, and what its users run."""
+WITHOUT_IA3_TARGETS = ("granite", "phi3", "qwen3_moe")
+"""Of which peft names none."""
 
 
 def json_of(lorabench: Any, *arguments: str) -> Any:
@@ -40,8 +42,10 @@ def test_every_model_answers_without_an_option(lorabench: Any, model: str, metho
     said = json_of(lorabench, "estimate", model, "--method", method)
     assert said["memory"]["peak_allocated_bytes"] > 0
     setting, value = CHOSEN.get(find_model(model).model_type, ("", None))
-    if setting == "target_modules" and method == "full":
+    if setting == "target_modules" and method in ("full", "ia3"):
         setting = ""
+    if method == "ia3" and find_model(model).model_type in WITHOUT_IA3_TARGETS:
+        setting, value = "target_modules", "all-linear"
     assert [one.partition(" instead")[0] for one in said.get("assumptions", [])] == [f"{setting} {value}"] * bool(
         setting
     )

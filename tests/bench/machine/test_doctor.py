@@ -64,7 +64,7 @@ def test_a_checkout_that_is_not_installed_knows_what_it_needs(monkeypatch: pytes
 
 def test_a_machine_with_all_libraries_can_train_by_every_method(machine: dict[str, Any]) -> None:
     told = diagnose()
-    assert (told.ready, told.can_train, told.device) == (True, ("full", "lora", "qlora"), "cpu")
+    assert (told.ready, told.can_train, told.device) == (True, ("full", "lora", "qlora", "ia3"), "cpu")
     assert {check.status for check in told.checks} <= {"ok", "limited"}
 
 
@@ -81,7 +81,7 @@ def test_a_package_that_is_not_installed_is_missing(machine: dict[str, Any], pac
 def test_without_bitsandbytes_all_but_qlora_trains(machine: dict[str, Any]) -> None:
     del machine["installed"]["bitsandbytes"]
     machine["probe"] = Probe()
-    assert diagnose().can_train == ("full", "lora")
+    assert diagnose().can_train == ("full", "lora", "ia3")
     assert check("quantisation").found == "no bitsandbytes; qlora needs it"
 
 
@@ -155,7 +155,7 @@ def test_why_there_is_no_gpu_is_said(machine: dict[str, Any], probe: Probe, foun
 def test_bitsandbytes_must_quantise_on_the_device_that_trains(machine: dict[str, Any]) -> None:
     errors = {"cpu": None, "cuda": "RuntimeError: no kernel image"}
     machine["probe"] = msgspec.structs.replace(ON_A100, quantization_errors=errors)
-    assert (diagnose().can_train, diagnose().ready) == (("full", "lora"), False)
+    assert (diagnose().can_train, diagnose().ready) == (("full", "lora", "ia3"), False)
     assert check("quantisation").found == "fails on the GPU: RuntimeError: no kernel image"
     assert diagnose("cpu").ready
 

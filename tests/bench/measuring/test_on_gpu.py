@@ -71,7 +71,7 @@ def test_the_doctor_finds_the_gpu_and_quantises_on_it() -> None:
     import torch
 
     told = diagnose("cuda")
-    assert told.can_train == ("full", "lora", "qlora"), told.checks
+    assert told.can_train == ("full", "lora", "qlora", "ia3"), told.checks
     assert told.gpus[0].name == torch.cuda.get_device_properties(0).name
     assert told.gpus[0].memory_bytes == torch.cuda.get_device_properties(0).total_memory
     assert told.driver is not None

@@ -10,7 +10,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.methods.catalogue import METHODS, Method
+from lorabench.estimator.recipes.recipe import (
+    CHOICES,
+    SETTINGS,
+    STATED_WITHOUT_MEANING,
+    Recipe,
+    RecipeOptions,
+    make_recipe,
+    settings_of,
+)
 
 ADAPTED = {
     "rank": st.integers(1, 2**31 - 1),
@@ -39,12 +48,13 @@ ANY = {
 }
 
 
-def options_of(method: str) -> st.SearchStrategy[dict[str, Any]]:
-    optional = {**ANY, **(ADAPTED if method != "full" else {}), **(QUANTIZED if method == "qlora" else {})}
+def options_of(method: Method) -> st.SearchStrategy[dict[str, Any]]:
+    meant = {name: values for name, values in {**ADAPTED, **QUANTIZED}.items() if name in settings_of(method)}
+    optional = {**ANY, **meant}
     return st.fixed_dictionaries({"model": st.text(min_size=1), "method": st.just(method)}, optional=optional)
 
 
-recipes = st.sampled_from(CHOICES["method"]).flatmap(options_of).map(lambda options: make_recipe(**options))
+recipes = st.sampled_from(list(METHODS)).flatmap(options_of).map(lambda options: make_recipe(**options))
 
 
 @given(recipes)
@@ -111,6 +121,24 @@ def test_what_is_left_out_takes_the_default_that_people_run(method: str) -> None
     expected = {**DEFAULTS[method], **shared, "gradient_checkpointing": True, "attn_implementation": "sdpa"}
     assert {name: recipe.settings().get(name) for name in expected} == expected
     assert recipe.settings().get("target_modules") == (None if method == "full" else "all-linear")
+
+
+def test_type_checkers_know_every_setting_as_a_keyword() -> None:
+    assert [*RecipeOptions.__annotations__] == [name for name in SETTINGS if name != "model"]
+
+
+def test_a_setting_that_came_later_changes_no_digest_of_recipes_without_it() -> None:
+    """Settings of the first recipes are in every digest; any other is None or off by default."""
+    for method in CHOICES["method"]:
+        stated = {*make_recipe("any", method=method).settings(), *STATED_WITHOUT_MEANING}
+        assert stated <= FIRST_SETTINGS, method
+
+
+FIRST_SETTINGS = {
+    *("model", "method", "rank", "lora_alpha", "lora_dropout", "target_modules", "adapter_dtype", "dtype"),
+    *("mixed_precision", "quant_type", "double_quant", "prepare_kbit", "optim", "batch_size", "seq_len"),
+    *("gradient_accumulation", "gradient_checkpointing", "attn_implementation", "loss"),
+}
 
 
 def test_lora_is_the_default_and_alpha_is_twice_the_rank() -> None:
