@@ -41,7 +41,11 @@ OPTIONS = [
     _option("--lora-alpha", type=float, help="Adapters are scaled by alpha / r.", shown="2r"),
     _option("--lora-dropout", type=float, help="Dropout before each adapter.", shown="0.05"),
     _option("--use-rslora/--no-use-rslora", default=None, help="Scale adapters by alpha / √r.", shown="no"),
-    _option("--target-modules", help="Modules to adapt: all-linear, attention, mlp, or NAME,NAME…", shown="all-linear"),
+    _option(
+        "--target-modules",
+        help="Modules to adapt: all-linear, attention, mlp, or NAME,NAME…",
+        shown="all-linear; ia3: peft's",
+    ),
     _option("--modules-to-save", help="Embeddings or head to train fully as well: NAME,NAME…"),
     _option("--adapter-dtype", type=_choice("adapter_dtype"), help="Dtype of the adapters.", shown="float32"),
     _option("--dtype", type=_choice("dtype"), help="Dtype of the base weights.", shown="full: float32, else bfloat16"),
