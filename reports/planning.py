@@ -177,13 +177,13 @@ class SizesProgram:
         return [
             {
                 "phase": of_phase.phase,
-                "moments": [
+                "candidates": [
                     [
                         (components.index(component), places[monomial], bytes_)
-                        for (component, monomial), bytes_ in moment.live.items()
+                        for (component, monomial), bytes_ in candidate.live.items()
                         if bytes_
                     ]
-                    for moment in of_phase.moments
+                    for candidate in of_phase.candidates
                 ],
             }
             for of_phase in form.phases

@@ -18,7 +18,7 @@ from lorabench.cli.estimate import command
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.dtypes import DTYPES
-from lorabench.estimator.explanation.moments import Moments
+from lorabench.estimator.explanation.peak import Peak
 from lorabench.estimator.memory.optimizers import optimizer_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.memory.workspaces import workspaces
@@ -143,7 +143,7 @@ def test_one_layer_saves_what_its_formula_says(row: Row, model: str) -> None:
     values = letters(recipe)
     formula = re.sub(r"[a-zC]+", lambda letter: str(values[letter[0]]), row["bytes per token and layer"])
     spec = find_model(model)
-    saved = Moments(spec, recipe, "cuda", estimate_memory(spec, recipe)).layer_bytes_per_token()
+    saved = Peak(spec, recipe, "cuda", estimate_memory(spec, recipe)).layer_bytes_per_token()
     assert saved == value_of(formula)
     if model == "meta-llama/Llama-3.1-8B":
         assert f"{saved:,}" == row["Llama-3.1-8B"]

@@ -14,7 +14,7 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, HELD_THROUGHOUT, reserve
+from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, PERSISTENT, reserve
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
@@ -79,7 +79,7 @@ def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
 def states_fit(spec: ModelSpec, recipe: Recipe, usable: int) -> bool:
     """Return whether ``usable`` bytes hold what stays throughout: if not, nothing else need be worked out."""
     held = states(spec, recipe, "cuda")
-    return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in HELD_THROUGHOUT) <= usable
+    return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in PERSISTENT) <= usable
 
 
 class _Setup(NamedTuple):

@@ -6,7 +6,7 @@ is a whole number times a product of symbols such as batch, length and rank (`si
 linear forms whose maximum is the peak.
 
 - `sizes`: the symbols, their products, and what these come to;
-- `ledger`: live bytes, and the moments at which they may peak;
+- `ledger`: live bytes, and the peak candidates;
 - `autograd`: tensors, the tape, the backward pass, checkpointing, autocast;
 - `operators`: torch's operators, each with what it saves and what it allocates;
 - `modules`: linear layers with adapters and quantisation, norms, attention;

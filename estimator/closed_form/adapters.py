@@ -134,7 +134,7 @@ class Stack:
             self.weight()  # torch tries a parametrization when it is registered
 
     def weight(self) -> Tensor:
-        """Return the weights: where they are adapted, base + scale · B · A for each expert, in one batched product."""
+        """Return the weights: where they are adapted, base + scale · B · A for each expert, in one batched matmul."""
         if self.factors is None:
             return self.base
         tape, base = self.tape, self.base
@@ -151,6 +151,7 @@ class Stack:
                 return tape.like(base)
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # bmm: self: grad.bmm(mat2.transpose(1, 2)), mat2: self.transpose(1, 2).bmm(grad); mul: grad * scale
             gradients = []
             for shape, work in zip(shapes, (to_outer, to_inner), strict=True):
                 with tape.working(work):

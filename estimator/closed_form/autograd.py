@@ -127,8 +127,8 @@ class Broadcast(NamedTuple):
 class Leaf:
     """A weight that trains, or an activation that is made to require a gradient: where its gradient gathers.
 
-    ``accumulating``: its gradient is there from an earlier pass, and counted elsewhere. ``holds``: the activation,
-    which the graph keeps alive. ``awaited``: how many gradients have still to come; they meet before they are added.
+    ``accumulating``: the gradient exists from an earlier micro-batch, and is persistent. ``holds``: the activation,
+    which the graph keeps alive. ``awaited``: gradients still to arrive; they are summed before they are accumulated.
     """
 
     __slots__ = ("accumulating", "awaited", "grad", "holds")
@@ -273,7 +273,7 @@ class Tape:
 
     def working(self, work: Work) -> AbstractContextManager[object]:
         """Return a context for ``work``, which makes what is allocated in it."""
-        return NOTHING_TOLD
+        return NO_CONTEXT
 
     def record(
         self,
@@ -357,11 +357,11 @@ class Tape:
         recomputed, self._recomputed = self._recomputed, {}
         return recomputed
 
-    # Layers that are alike
+    # Identical layers
 
     @contextmanager
     def repeated(self, copies: int) -> Iterator[Callable[[Tensor, Tensor], None]]:
-        """Run one layer for ``copies`` that are alike; call the yielded function with its input and output."""
+        """Run one layer for ``copies`` identical ones; call the yielded function with its input and output."""
         if copies == 1:
             yield lambda _input, _output: None
             return
@@ -499,8 +499,8 @@ def _label_saved(tensor: Tensor) -> None:
         tensor.block.relabel("activations")
 
 
-NOTHING_TOLD = nullcontext()
-"""For memory it does not matter what made a tensor."""
+NO_CONTEXT = nullcontext()
+"""A context that does nothing: the memory tape needs to know of no work."""
 
 HELD_ONCE = 2
 """What sys.getrefcount returns for a block that one tensor owns: the owner, and the call's own argument."""
@@ -511,7 +511,7 @@ def _sole_owner(tensor: Tensor) -> bool:
 
 
 class Autocast:
-    """torch.autocast: casts for matrix products, with its cache of casts of trainable leaves."""
+    """torch.autocast: casts for matmuls, with its cache of casts of trainable leaves."""
 
     def __init__(self, tape: Tape, dtype: str) -> None:
         self.tape = tape

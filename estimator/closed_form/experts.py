@@ -1,4 +1,4 @@
-"""Mixtures of experts: the router, and the experts as one grouped product over their stacked weights.
+"""Mixtures of experts: the router, and the experts as one grouped matmul over their stacked weights.
 
 transformers 5 keeps all experts of a layer in two three-dimensional parameters, which bitsandbytes does not quantise,
 and runs them through `grouped_mm`, whose sizes depend on the number of tokens and not on where the router sends them
@@ -51,6 +51,7 @@ def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
     """Return the largest probabilities of each token; their indices, int64, are saved."""
     tape, experts = m.op.tape, probabilities.features
     indices = tape.new(TOKENS, chosen, "int64", name=INDEX)
+    # topk: value_selecting_reduction_backward(grad, dim, indices, sizes): zeros with grad scattered into them.
     return tape.record(
         "choice",
         (probabilities,),
@@ -63,9 +64,11 @@ def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
 def _normed(m: Modules, top: Tensor) -> Tensor:
     """Return the weights divided in place by each token's sum; the undivided ones are saved in a copy."""
     tape, chosen = m.op.tape, top.features
+    # sum: grad.expand(sizes), a view
     total = tape.record("sum", (top,), lambda g, _: (g.view(chosen),), (), lambda: tape.new(TOKENS, 1, "float32"))
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+        # div: self: grad / other, other: -grad * ((self / other) / other), summed to one number a token.
         return tape.like(g), Broadcast(tape.like(g), TOKENS, 1)
 
     saved = (top, total) if top.requires_grad else ()
@@ -86,11 +89,11 @@ def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     gate_up_weight = gate_up_stack.weight()
     gate_up = _grouped(m, selected, gate_up_weight, 2 * inner * chosen)
     gate, up = op.split(gate_up, inner * chosen, inner * chosen)
-    product = op.multiply(op.activation(gate), up)
+    gated = op.multiply(op.activation(gate), up)
     del gate, up, gate_up
     down_weight = down_stack.weight()
-    output = _grouped(m, product, down_weight, width * chosen)
-    del product
+    output = _grouped(m, gated, down_weight, width * chosen)
+    del gated
     weighted = _weight(m, output, sorted_scores, chosen)
     weighted = _gather(m, weighted, width * chosen)
     total = _sum_of_experts(m, weighted, width)
@@ -122,6 +125,7 @@ def _gather(m: Modules, x: Tensor, features: int, index: Tensor | None = None) -
     dtype = x.dtype
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+        # index: index_backward(grad.new_zeros(sizes), indices, grad)
         added = tape.new(TOKENS, was, g.dtype)
         scratch = [tape.new(TOKENS, chosen, "int64") for _ in range(6)] if cuda else []
         del scratch
@@ -131,7 +135,7 @@ def _gather(m: Modules, x: Tensor, features: int, index: Tensor | None = None) -
 
 
 def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:
-    """Return the grouped product with stacked weights, in their dtype: autocast leaves it alone.
+    """Return the grouped matmul with stacked weights, in their dtype: autocast leaves it alone.
 
     Each expert is taken to get as many tokens as any other.
     """
@@ -147,6 +151,7 @@ def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:
             return tape.new(TOKENS, features, dtype)
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+        # _grouped_mm: self: grad @ mat2.transpose(-2, -1), mat2: self.transpose(-2, -1) @ grad, group by group.
         to_x = to_weight = None
         if x_needs:
             with tape.working(Matmul("linear layers", tokens, k, n, dtype, batch)):
@@ -166,6 +171,7 @@ def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
     output_needs, scores_need = output.requires_grad, scores.requires_grad
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+        # mul: self: grad * other, other: grad * self, summed over the features.
         to_output = tape.like(g) if output_needs else None
         to_scores = Broadcast(tape.like(g), TOKENS, chosen) if scores_need else None
         return to_output, to_scores

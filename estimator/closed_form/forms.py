@@ -1,7 +1,7 @@
 """The closed form compiled: what a step takes as sums of monomials of batch, length and rank, found once.
 
-`step_moments` leaves batch size, length and rank open but for a few branches. What is persistent is added to it: that
-depends on the rank in its own ways (8-bit states of large tensors only). So one form serves all recipes that differ in
+`peak_candidates` leaves batch size, length and rank open but for a few branches. What is persistent is added: its bytes
+depend on the rank in their own ways (8-bit states of large tensors only). So one form serves all recipes that differ in
 these three alone, one number or arrays of them.
 """
 
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.ledger import Moment
+from lorabench.estimator.closed_form.ledger import PeakCandidate
 from lorabench.estimator.closed_form.sizes import Monomial
-from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.persistent import PersistentBytes, persistent_bytes
 from lorabench.estimator.models.spec import ModelSpec
@@ -43,12 +43,12 @@ class Setup:
     def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Backend) -> None:
         self.spec = spec
         self.kernels = kernels
-        many, filled = branches(spec, recipe.batch_size, recipe.seq_len)
+        several, filled = branches(spec, recipe.batch_size, recipe.seq_len)
         self.recipe = replace(
             recipe,
             model=spec.name,
             adapter=None if recipe.adapter is None else recipe.adapter.rank_left_open(),
-            batch_size=2 if many else 1,
+            batch_size=2 if several else 1,
             seq_len=spec.config["sliding_window"] if filled else 1,
             gradient_accumulation=min(recipe.gradient_accumulation, 2),
             optim="sgd",  # any: its states are persistent, and its step is no part of the form
@@ -74,12 +74,12 @@ def branches(spec: ModelSpec, batch_size: Any, seq_len: Any) -> tuple[Any, Any]:
 
 
 class PhaseForm(NamedTuple):
-    """The moments of one phase that may be its peak, in order, without what is persistent."""
+    """The peak candidates of one phase, in order, without what is persistent."""
 
     phase: str
-    moments: tuple[Moment, ...]
+    candidates: tuple[PeakCandidate, ...]
     coefficients: tuple[tuple[int, ...], ...]
-    """Of each moment, over all components: bytes for each of `Form.monomials`."""
+    """Of each candidate, over all components: bytes for each of `Form.monomials`."""
 
 
 class Form(NamedTuple):
@@ -97,21 +97,23 @@ def compile_form(setup: Setup) -> Form:
     Raises:
         UserError: target modules that the model does not have, or a combination that has no closed form.
     """
-    moments = step_moments(setup.spec, setup.recipe, setup.kernels)
-    kept = {phase: _undominated(list(group)) for phase, group in groupby(moments, lambda moment: moment.phase)}
-    used = {monomial for of_phase in kept.values() for moment in of_phase for monomial, n in moment.total.items() if n}
+    candidates = peak_candidates(setup.spec, setup.recipe, setup.kernels)
+    kept = {phase: _undominated(list(group)) for phase, group in groupby(candidates, lambda candidate: candidate.phase)}
+    used = {
+        monomial for of_phase in kept.values() for candidate in of_phase for monomial, n in candidate.total.items() if n
+    }
     monomials = tuple(sorted(used))
     return Form(
         monomials,
         tuple(
-            PhaseForm(phase, tuple(of_phase), tuple(_coefficients(moment, monomials) for moment in of_phase))
+            PhaseForm(phase, tuple(of_phase), tuple(_coefficients(candidate, monomials) for candidate in of_phase))
             for phase, of_phase in kept.items()
         ),
     )
 
 
-def _coefficients(moment: Moment, monomials: Iterable[Monomial]) -> tuple[int, ...]:
-    return tuple(moment.total.get(monomial, 0) for monomial in monomials)
+def _coefficients(candidate: PeakCandidate, monomials: Iterable[Monomial]) -> tuple[int, ...]:
+    return tuple(candidate.total.get(monomial, 0) for monomial in monomials)
 
 
 @lru_cache(MOST_RANKS)
@@ -122,15 +124,15 @@ def persistent_of(setup: Setup, optim: Optim, rank: int | None, compute_capabili
     )
 
 
-def _undominated(moments: list[Moment]) -> list[Moment]:
-    """Return those moments that can be the first that takes the most, whatever the batch, the length and the rank.
+def _undominated(candidates: list[PeakCandidate]) -> list[PeakCandidate]:
+    """Return the candidates that can take the most, the first of equals, whatever the batch, the length and the rank.
 
     One that another equals or exceeds in every coefficient cannot: no monomial is negative.
     """
-    monomials = {monomial for moment in moments for monomial in moment.total}
+    monomials = {monomial for candidate in candidates for monomial in candidate.total}
     first: dict[tuple[int, ...], int] = {}
-    for index, moment in enumerate(moments):
-        first.setdefault(_coefficients(moment, monomials), index)
+    for index, candidate in enumerate(candidates):
+        first.setdefault(_coefficients(candidate, monomials), index)
     kept: list[tuple[int, ...]] = []
     for total in sorted(first, key=sum, reverse=True):  # what exceeds another comes before it
         for place, larger in enumerate(kept):
@@ -139,4 +141,4 @@ def _undominated(moments: list[Moment]) -> list[Moment]:
                 break
         else:
             kept.append(total)
-    return [moments[index] for index in sorted(first[total] for total in kept)]
+    return [candidates[index] for index in sorted(first[total] for total in kept)]

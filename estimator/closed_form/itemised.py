@@ -1,6 +1,6 @@
-"""A step recorded tensor by tensor: which module's which operation made what is alive at each moment.
+"""A step recorded tensor by tensor: which operation of which module made what is alive at each peak candidate.
 
-The same step as everywhere (`step_moments`), on a tape and a ledger that also remember where each block comes from.
+The same step as everywhere (`peak_candidates`), on a tape and a ledger that also remember where each block comes from.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from lorabench.estimator.closed_form.autograd import NOWHERE, Place, Tape, Tensor
 from lorabench.estimator.closed_form.forms import Setup
-from lorabench.estimator.closed_form.ledger import Block, Ledger, Live, Moment, Slot
+from lorabench.estimator.closed_form.ledger import Block, Ledger, Live, PeakCandidate, Slot
 from lorabench.estimator.closed_form.sizes import ONE, Monomial
-from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
@@ -56,17 +56,17 @@ Alive = dict[tuple[Slot, Maker], int]
 
 
 class ItemisedStep(NamedTuple):
-    """The moments of a step, and what each consists of."""
+    """The candidates of a step, and what each consists of."""
 
-    moments: list[Moment]
+    candidates: list[PeakCandidate]
     alive: list[Alive]
     latest: list[Maker]
-    """What was made last before each moment."""
+    """What was made last before each candidate."""
     one_layer: Alive
     """What each layer of the largest group of alike ones leaves behind in forward; empty where no two are alike."""
 
     def items(self, index: int) -> list[Item]:
-        """Return what is alive at moment ``index``, in the order in which it was made."""
+        """Return what is alive at candidate ``index``, in the order in which it was made."""
         return _items(self.alive[index])
 
     def layer_items(self) -> list[Item]:
@@ -86,8 +86,8 @@ def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> Itemised
 @lru_cache(MOST_STEPS)
 def _step(setup: Setup) -> ItemisedStep:
     ledger = _ItemisedLedger()
-    moments = step_moments(setup.spec, setup.recipe, setup.kernels, _ItemisedTape(ledger))
-    return ItemisedStep(moments, ledger.alive, ledger.latest, ledger.one_layer)
+    candidates = peak_candidates(setup.spec, setup.recipe, setup.kernels, _ItemisedTape(ledger))
+    return ItemisedStep(candidates, ledger.alive, ledger.latest, ledger.one_layer)
 
 
 def _items(alive: Alive) -> list[Item]:
@@ -144,9 +144,9 @@ class _ItemisedLedger(Ledger):
         self._change.clear()
 
     def mark(self) -> None:
-        known = len(self.moments)
+        known = len(self.candidates)
         super().mark()
-        if len(self.moments) > known:
+        if len(self.candidates) > known:
             alive = Counter(self._held)
             for reference, maker in self._blocks.values():
                 block = reference()
@@ -155,9 +155,9 @@ class _ItemisedLedger(Ledger):
             self.alive.append(alive)
             self.latest.append(self.making)
 
-    def _add_shifted_moments(self, change: Live) -> None:
+    def _add_shifted_candidates(self, change: Live) -> None:
         started = self._repeat_started
-        super()._add_shifted_moments(change)
+        super()._add_shifted_candidates(change)
         for index in range(started, len(self.alive)):
             alive = Counter(self.alive[index])
             alive.update(self._change)

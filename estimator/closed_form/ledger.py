@@ -1,4 +1,4 @@
-"""The ledger of live bytes, and the moments at which they may peak."""
+"""The ledger of live bytes, and the peak candidates: the points in time at which they may peak."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Live = Mapping[Slot, int]
 """Bytes by slot."""
 
 
-class Moment(NamedTuple):
-    """What is alive when an allocation may set the peak."""
+class PeakCandidate(NamedTuple):
+    """What is alive at one point in time that may be the peak: between the last allocation and the next free."""
 
     phase: str
     live: Live
@@ -62,19 +62,19 @@ class Block:
 
 
 class Ledger:
-    """Live bytes, and the moments at which they may peak.
+    """Live bytes, and the peak candidates.
 
     Of identical layers one runs and stands for ``copies`` of them. Live bytes change by the same amount from each copy
-    to the next, so the peak is in the first copy or in the last, and their moments are enough: in forward the last runs
-    on top of what all the others left behind; in backward the first frees its own share only, and the last runs when
-    the others' shares are gone and their gradients are there.
+    to the next, so the peak is in the first copy or in the last, and their candidates are enough. In forward the last
+    runs on top of what all the others left behind. In backward the first frees its own share only, and the last runs
+    when the others' shares are gone and their gradients are there.
     """
 
     def __init__(self) -> None:
         self.live: defaultdict[Slot, int] = defaultdict(int)
         self.total: defaultdict[Monomial, int] = defaultdict(int)
         self.phase = "loaded"
-        self.moments: list[Moment] = []
+        self.candidates: list[PeakCandidate] = []
         self._rising = False
         self._watched: list[weakref.ref[Block]] | None = None
         self._repeat: defaultdict[Slot, int] | None = None
@@ -101,9 +101,9 @@ class Ledger:
         self.total[slot[1]] += bytes_
 
     def mark(self) -> None:
-        """Record the present as a moment, if anything was allocated since the last one."""
+        """Record the present as a peak candidate, if anything was allocated since the last one."""
         if self._rising:
-            self.moments.append(Moment(self.phase, dict(self.live), dict(self.total)))
+            self.candidates.append(PeakCandidate(self.phase, dict(self.live), dict(self.total)))
             self._rising = False
 
     def enter(self, phase: str) -> None:
@@ -116,29 +116,29 @@ class Ledger:
         """Begin the forward pass of the layer that stands for several."""
         self.mark()
         self._watched = []
-        self._repeat_started = len(self.moments)
+        self._repeat_started = len(self.candidates)
 
     def left_behind(self) -> list[Block]:
         """Return the blocks that were allocated since the repeat began and are still alive."""
         return [block for reference in self._watched or () if (block := reference()) is not None]
 
     def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
-        """Let ``blocks`` stand for ``copies`` of themselves, and the moments of the last copy follow the first's."""
+        """Let ``blocks`` stand for ``copies`` of themselves, and the candidates of the last copy follow the first's."""
         self.mark()
         self._watched = None
         change: defaultdict[Slot, int] = defaultdict(int)
         for block in blocks:
             change[block.slot] += (copies - 1) * block.bytes
             block.copies = copies
-        self._add_shifted_moments(change)
+        self._add_shifted_candidates(change)
 
-    def _add_shifted_moments(self, change: Live) -> None:
-        """Add the moments since the repeat began once more, with ``change`` on top of each, and of what is alive."""
+    def _add_shifted_candidates(self, change: Live) -> None:
+        """Add the candidates since the repeat began once more, with ``change`` on top of each, and of what is alive."""
         total: defaultdict[Monomial, int] = defaultdict(int)
         for (_, monomial), bytes_ in change.items():
             total[monomial] += bytes_
-        for phase, live, live_total in self.moments[self._repeat_started :]:
-            self.moments.append(Moment(phase, _sum(live, change), _sum(live_total, total)))
+        for phase, live, live_total in self.candidates[self._repeat_started :]:
+            self.candidates.append(PeakCandidate(phase, _sum(live, change), _sum(live_total, total)))
         for slot, bytes_ in change.items():
             self._count(slot, bytes_)
         self._rising = True
@@ -147,7 +147,7 @@ class Ledger:
         """Begin the backward pass of the layer that stands for several."""
         self.mark()
         self._repeat = defaultdict(int)
-        self._repeat_started = len(self.moments)
+        self._repeat_started = len(self.candidates)
 
     def defer(self, block: Block, copies: int) -> None:
         """Count the gradients of the other copies in, once the repeat ends."""
@@ -160,12 +160,12 @@ class Ledger:
         return self._repeat is not None
 
     def end_backward_repeat(self) -> None:
-        """Let the other copies run: add the moments of the last of them, and what all of them leave."""
+        """Let the other copies run: add the candidates of the last of them, and what all of them leave."""
         self.mark()
         change = self._repeat
         assert change is not None
         self._repeat = None
-        self._add_shifted_moments(change)
+        self._add_shifted_candidates(change)
 
 
 Key = TypeVar("Key")

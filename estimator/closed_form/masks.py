@@ -46,7 +46,7 @@ def layers_with_window(spec: ModelSpec) -> list[bool]:
     return [config.get("sliding_window") is not None] * spec.num_hidden_layers
 
 
-def alike_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
+def identical_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
     """Yield the layers to run, how many each stands for, and whether it has a window.
 
     The first layer runs for itself, for its input is the embedding. Where layers with and without a window alternate

@@ -31,14 +31,14 @@ def estimate_memory(
     values = Values(spec, recipe)
     factors = [values[monomial] for monomial in form.monomials]
     phase_peaks: dict[str, int] = {}
-    peak, at_peak = -1, form.phases[0].moments[0]
+    peak, at_peak = -1, form.phases[0].candidates[0]
     for of_phase in form.phases:
         totals = [sum(map(mul, coefficients, factors)) for coefficients in of_phase.coefficients]
         working = max(totals)
         total = working + sum(persistent[of_phase.phase].values())
         phase_peaks[of_phase.phase] = total
         if total > peak:
-            peak, at_peak = total, of_phase.moments[totals.index(working)]
+            peak, at_peak = total, of_phase.candidates[totals.index(working)]
     components = at_peak.component_bytes(values)
     for name, bytes_ in persistent[at_peak.phase].items():
         components[name] += bytes_

@@ -24,7 +24,7 @@ LARGEST_SETTING = 2**31 - 1
 LARGEST_EXACT = 2**53
 """Sums are formed in float64, which holds every whole number up to this: 8 PiB."""
 CHUNK = 8192
-"""Recipes worked on at a time, so that the moments of all of them stay in the processor's cache."""
+"""Recipes worked on at a time, so that the candidates of all of them stay in the processor's cache."""
 
 
 def estimate_memory_grid(
@@ -51,7 +51,7 @@ def estimate_memory_grid(
     shape, parts = grid_parts(spec, recipe, batch_sizes, seq_lens, ranks)
     peaks = np.empty(shape, np.int64)
     for part in parts:
-        peaks.flat[part.places] = _peaks(Setup(spec, part.alike, kernels), recipe, compute_capability, part)
+        peaks.flat[part.places] = _peaks(Setup(spec, part.example, kernels), recipe, compute_capability, part)
     return peaks
 
 
@@ -60,7 +60,7 @@ class GridPart(NamedTuple):
 
     places: NDArray[np.int64]
     """Of each in the flat grid."""
-    alike: Recipe
+    example: Recipe
     """One of them, but for its rank."""
     batch_sizes: NDArray[np.float64]
     seq_lens: NDArray[np.float64]
@@ -96,13 +96,13 @@ def _parts(
 ) -> Iterator[GridPart]:
     import numpy as np
 
-    many, filled = branches(spec, batch, length)
-    for branch in (many & filled, many & ~filled, ~many & filled, ~many & ~filled):
+    several, filled = branches(spec, batch, length)
+    for branch in (several & filled, several & ~filled, ~several & filled, ~several & ~filled):
         places = np.flatnonzero(branch)
         for start in range(0, places.size, CHUNK):
             some = places[start : start + CHUNK]
-            alike = replace(recipe, batch_size=int(batch[some[0]]), seq_len=int(length[some[0]]))
-            yield GridPart(some, alike, batch[some].astype(np.float64), length[some].astype(np.float64), rank[some])
+            example = replace(recipe, batch_size=int(batch[some[0]]), seq_len=int(length[some[0]]))
+            yield GridPart(some, example, batch[some].astype(np.float64), length[some].astype(np.float64), rank[some])
 
 
 def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:

@@ -1,11 +1,11 @@
-"""One training step of a recipe, in sizes: what is alive at every moment that may be the peak."""
+"""One training step of a recipe, in sizes: what is alive at each peak candidate."""
 
 from __future__ import annotations
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import decoder_of
-from lorabench.estimator.closed_form.ledger import Block, Ledger, Moment
-from lorabench.estimator.closed_form.masks import Masks, alike_layers
+from lorabench.estimator.closed_form.ledger import Block, Ledger, PeakCandidate
+from lorabench.estimator.closed_form.masks import Masks, identical_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, SHIFTED_TOKENS, TOKENS
@@ -20,11 +20,11 @@ from lorabench.estimator.recipes.target_modules import resolve_target_modules
 GRADIENT_OF_LOSS = "gradient of the loss"
 
 
-def step_moments(spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape | None = None) -> list[Moment]:
-    """Return the moments of a steady step at which memory may peak, in order.
+def peak_candidates(spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape | None = None) -> list[PeakCandidate]:
+    """Return the points in time of a steady step at which memory may peak, in order.
 
-    Batch size and length are left open: a moment holds bytes for each monomial. What is persistent is not among
-    them (`persistent_bytes`). A ``tape`` given records the step, for those who want more of it than its moments.
+    Batch size and length are left open: a candidate holds bytes for each monomial. What is persistent is not among
+    them (`persistent_bytes`). A ``tape`` given records the step, for those who want more of it than its candidates.
 
     Raises:
         UserError: target modules that the model does not have, or a model that has no closed form.
@@ -49,7 +49,7 @@ class _Step:
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
 
-    def run(self) -> list[Moment]:
+    def run(self) -> list[PeakCandidate]:
         ledger = self.ledger
         for phase in ("loaded", "adapted", "forward"):  # before the step nothing is there but what is persistent
             ledger.enter(phase)
@@ -67,7 +67,7 @@ class _Step:
         ledger.enter("optimizer")
         ledger.mark()
         del batch
-        return ledger.moments
+        return ledger.candidates
 
     # Forward
 
@@ -105,7 +105,7 @@ class _Step:
         hidden, rotary, held = self.decoder.inputs(outside)
         masks = Masks(self.op, spec, recipe, hidden.dtype)
         adapted = frozenset(resolve_target_modules(spec, recipe))
-        for group, copies, window in alike_layers(spec, masks):
+        for group, copies, window in identical_layers(spec, masks):
             modules = Modules(self.op, spec, recipe, group, adapted, masks.mask(window))
             with tape.repeated(copies) as finish:
                 output = self._layer(modules, hidden, rotary)

@@ -6,7 +6,7 @@ peak; those of the phases are the phases' peaks, whose highest is the peak.
 - `lines`: what an explanation is made of;
 - `letters`: the letters for a model's sizes;
 - `held`: weights, adapters, gradients, optimizer states;
-- `moments`: activations, logits, temporaries, phases;
+- `peak`: activations, logits, temporaries, phases;
 - `tensor_names`: what people call the tensors of a step.
 """
 
@@ -21,7 +21,7 @@ from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.explanation.held import Held
 from lorabench.estimator.explanation.letters import letters
 from lorabench.estimator.explanation.lines import Derivation, Explanation, Line
-from lorabench.estimator.explanation.moments import Moments
+from lorabench.estimator.explanation.peak import Peak
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import (
     CUDA_CONTEXT_BYTES,
@@ -47,22 +47,22 @@ def explain(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", device: 
     compute_capability = None if device is None else device.compute_capability
     memory = estimate_memory(spec, recipe, kernels, compute_capability)
     held = Held(spec, recipe, kernels)
-    moments = Moments(spec, recipe, kernels, memory, compute_capability)
+    peak = Peak(spec, recipe, kernels, memory, compute_capability)
     sections = [
         Derivation("Weights", tuple(held.weights()), "weights"),
         Derivation("Quantised weights", tuple(held.quantized_weights()), "quantized_weights"),
         Derivation("Adapters", tuple(held.adapters()), "adapters"),
-        _gradients(held, moments, memory),
+        _gradients(held, peak, memory),
         Derivation(
             "Optimizer states", tuple(_optimizer_states(held, memory)), "optimizer_states", held.optimizer_remark()
         ),
-        _one_layer(moments, recipe),
-        Derivation("Activations at the peak", tuple(moments.at_peak("activations")), "activations"),
-        Derivation("Logits at the peak", tuple(moments.at_peak("logits")), "logits"),
-        Derivation("Temporaries at the peak", tuple(moments.at_peak("temporaries")), "temporaries"),
-        Derivation("Buffers", tuple(moments.at_peak("buffers")), "buffers"),
+        _one_layer(peak, recipe),
+        Derivation("Activations at the peak", tuple(peak.at_peak("activations")), "activations"),
+        Derivation("Logits at the peak", tuple(peak.at_peak("logits")), "logits"),
+        Derivation("Temporaries at the peak", tuple(peak.at_peak("temporaries")), "temporaries"),
+        Derivation("Buffers", tuple(peak.at_peak("buffers")), "buffers"),
         Derivation("Workspaces", tuple(_workspaces(memory)), "workspaces"),
-        Derivation("Phases", tuple(moments.phases()), remark=f"The highest decides: {memory.phase}."),
+        Derivation("Phases", tuple(peak.phases()), remark=f"The highest decides: {memory.phase}."),
         Derivation("Allocator and device", tuple(_device(memory, workspaces(compute_capability)))),
     ]
     if device is not None and kernels == "cuda":
@@ -76,7 +76,7 @@ def _optimizer_states(held: Held, memory: Breakdown) -> list[Line]:
     return list(held.optimizer_states()) if memory.components["optimizer_states"] else []
 
 
-def _gradients(held: Held, moments: Moments, memory: Breakdown) -> Derivation:
+def _gradients(held: Held, peak: Peak, memory: Breakdown) -> Derivation:
     everything = held.all_gradients()
     if memory.components["gradients"] == everything.bytes:
         return Derivation("Gradients", (everything,), "gradients")
@@ -86,14 +86,14 @@ def _gradients(held: Held, moments: Moments, memory: Breakdown) -> Derivation:
         f"after the optimizer's step. At the end of backward they take {everything.formula} = {everything.values} "
         f"= {everything.bytes:,} B."
     )
-    return Derivation("Gradients", tuple(moments.at_peak("gradients")), "gradients", remark)
+    return Derivation("Gradients", tuple(peak.at_peak("gradients")), "gradients", remark)
 
 
-def _one_layer(moments: Moments, recipe: Recipe) -> Derivation:
-    lines = tuple(moments.one_layer())
+def _one_layer(peak: Peak, recipe: Recipe) -> Derivation:
+    lines = tuple(peak.one_layer())
     if not lines:
         return Derivation("What one layer saves for backward", ())
-    remark = f"{moments.layer_bytes_per_token():,} B for each token"
+    remark = f"{peak.layer_bytes_per_token():,} B for each token"
     if recipe.gradient_checkpointing:
         remark += (
             ". Gradient checkpointing keeps each layer's input only, and has this of one layer at a time while it is "

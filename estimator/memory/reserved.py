@@ -21,7 +21,7 @@ by driver and GPU; this is the upper end, so that what is said to fit does."""
 SMALLEST_CUDA_CONTEXT_BYTES = 300 * MIB
 """The lower end of it."""
 
-HELD_THROUGHOUT = ("weights", "quantized_weights", "adapters", "optimizer_states", "workspaces")
+PERSISTENT = ("weights", "quantized_weights", "adapters", "optimizer_states", "workspaces")
 """Components that stay from step to step; the others are working bytes, which come and go."""
 WORST_FRAGMENTATION_PERCENT = 61
 """Most that a replay reserved above allocated, in percent of the working bytes at the peak, with room to do so. On a
@@ -43,7 +43,7 @@ class Reserved(NamedTuple):
 
 def working_bytes(components: Mapping[str, int]) -> int:
     """Return the bytes that come and go in a step, of a breakdown's components."""
-    return sum(bytes_ for name, bytes_ in components.items() if name not in HELD_THROUGHOUT)
+    return sum(bytes_ for name, bytes_ in components.items() if name not in PERSISTENT)
 
 
 def with_context(low: Any, high: Any) -> tuple[Any, Any]:

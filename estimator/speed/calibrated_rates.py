@@ -10,7 +10,7 @@ from lorabench.estimator.closed_form.work import AttentionKernel
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.speed.calibrations import Calibration, PassTimes, ProductTimes
 from lorabench.estimator.speed.elementwise import at, count_up_to, exp, larger, log, smaller
-from lorabench.estimator.speed.operations import HostPhase, Kernel
+from lorabench.estimator.speed.operations import Kernel, LaunchPhase
 from lorabench.estimator.speed.rates import BOUNDS, PAGING
 
 
@@ -31,13 +31,13 @@ class CalibratedRates:
         }
         # A processor that is the device itself does the operation too, which is counted with the device's time.
         own = 0.0 if self.asynchronous else calibration.passes["arithmetic"].seconds[0]
-        self._host_seconds = {phase: max(0.0, seconds - own) for phase, seconds in host.items()}
+        self._launch_seconds = {phase: max(0.0, seconds - own) for phase, seconds in host.items()}
 
-    def host_seconds(self, phase: HostPhase) -> float:
+    def launch_seconds(self, phase: LaunchPhase) -> float:
         """Return the seconds that the processor takes for one operation, or for one tensor of the optimizer's step."""
-        return self._host_seconds[phase]
+        return self._launch_seconds[phase]
 
-    def product(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
+    def matmul(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
         """Return the seconds of ``batch`` products, each as fast as between the nearest that were measured.
 
         Raises:
@@ -59,9 +59,9 @@ class CalibratedRates:
             rate = measured.masked_backward if backward else measured.masked_forward
         else:
             rate = measured.backward if backward else measured.forward
-        return larger(flops / rate, self.passing(bytes_))
+        return larger(flops / rate, self.memory_bound(bytes_))
 
-    def passing(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
+    def memory_bound(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
         """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes."""
         return self._passes[kernel].seconds(bytes_)
 

@@ -77,14 +77,14 @@ def _step(spec: ModelSpec, part: GridPart, kernels: Backend) -> tuple[StepWork, 
     import numpy as np
 
     ranks, which = np.unique(part.ranks, return_inverse=True)
-    ranked = [part.alike.with_rank(int(rank) or None) for rank in ranks]
+    ranked = [part.example.with_rank(int(rank) or None) for rank in ranks]
     optimizers = [optimizer_step(spec, recipe) for recipe in ranked]
     paged_bytes = [states(spec, recipe, kernels).optimizer.paged for recipe in ranked]
     step = StepWork(
-        micro_batch_operations(spec, part.alike, kernels),
-        fill(spec, part.alike, part.batch_sizes, part.seq_lens, part.ranks),
+        micro_batch_operations(spec, part.example, kernels),
+        fill(spec, part.example, part.batch_sizes, part.seq_lens, part.ranks),
         optimizers[0]._replace(bytes=np.array([one.bytes for one in optimizers])[which]),
-        part.alike.gradient_accumulation,
+        part.example.gradient_accumulation,
         kernels,
     )
     return step, np.array(paged_bytes)[which]

@@ -25,7 +25,7 @@ from lorabench.estimator.closed_form.autograd import (
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.ledger import Ledger
 from lorabench.estimator.closed_form.sizes import Monomial
-from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.closed_form.work import Dequantisation, Work
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.models.spec import ModelSpec
@@ -37,7 +37,7 @@ MOST_LISTS = 256
 NESTED_LAUNCHES = 2
 """By bitsandbytes on a GPU for the constants of a 4-bit weight where they are quantised too: they are written out, and
 their offset is added. So small are they that sending that off is all that it costs."""
-HostPhase = Literal["forward", "backward", "optimizer"]
+LaunchPhase = Literal["forward", "backward", "optimizer"]
 """What the processor sends operations off in; recomputation is forward."""
 Kernel = Literal["arithmetic", "activation", "tanh", "rows", "random"]
 """What a pass does: adds, multiplies, copies; an activation; tanh; a norm or a softmax of rows; draws for dropout. On a
@@ -60,7 +60,7 @@ class Operation(NamedTuple):
 
     work: Work | None
     """None of a pass over tensors."""
-    passed: Sizes
+    traffic: Sizes
     """Bytes that a pass reads and writes; none where there is work, which has bytes of its own."""
     logits: bool = False
     """Whether a pass is over logits."""
@@ -73,7 +73,7 @@ class MicroBatch(NamedTuple):
 
     operations: tuple[tuple[Operation, int], ...]
     """Each, and how often."""
-    launches: dict[HostPhase, int]
+    launches: dict[LaunchPhase, int]
     """How many operations the processor sends off, forward and backward."""
 
 
@@ -93,7 +93,7 @@ def _operations(setup: Setup) -> MicroBatch:
     quantization = setup.recipe.quantization
     nested = quantization is not None and quantization.double_quant and setup.kernels == "cuda"
     tape = _CountingTape(nested_launches=NESTED_LAUNCHES if nested else 0)
-    step_moments(setup.spec, setup.recipe, setup.kernels, tape)
+    peak_candidates(setup.spec, setup.recipe, setup.kernels, tape)
     return MicroBatch(tuple(tape.counts.items()), tape.launches)
 
 
@@ -104,32 +104,32 @@ class _CountingTape(Tape):
         super().__init__(Ledger())
         self._nested_launches = nested_launches
         self.counts: Counter[Operation] = Counter()
-        self.launches: dict[HostPhase, int] = {"forward": 0, "backward": 0}
-        self._phase: HostPhase = "forward"
+        self.launches: dict[LaunchPhase, int] = {"forward": 0, "backward": 0}
+        self._phase: LaunchPhase = "forward"
         self._times = 0
         """How many layers the node stands for whose backward runs; 0 in forward."""
         self._made: list[Tensor] = []
-        self._told = False
+        self._counted_as_work = False
         self._over_logits = False
 
-    # Telling
+    # Work
 
     @contextmanager
-    def _telling(self, work: Work) -> Iterator[None]:
-        assert not self._told
+    def _working(self, work: Work) -> Iterator[None]:
+        assert not self._counted_as_work
         self._count(Operation(work, ()))
-        self._told = True
+        self._counted_as_work = True
         try:
             yield
         finally:
-            self._told = False
+            self._counted_as_work = False
 
     def working(self, work: Work) -> Any:
-        return self._telling(work)
+        return self._working(work)
 
     def new(self, *args: Any, **options: Any) -> Tensor:
         tensor = super().new(*args, **options)
-        if not self._told:
+        if not self._counted_as_work:
             # Its size is what counts: holding the tensor itself would keep its block alive.
             self._made.append(Tensor(None, tensor.tokens, tensor.features, tensor.dtype, times=tensor.times))
             self._over_logits |= tensor.block is not None and tensor.block.component == "logits"
@@ -142,14 +142,14 @@ class _CountingTape(Tape):
             return super().record(operation, inputs, *args, **options)
         finally:
             if self._made:
-                self._pass((*inputs, *self._take()), _kernels(operation)[0])
+                self._memory_bound((*inputs, *self._take()), _kernels(operation)[0])
 
     def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
         self._phase, self._times = "backward", node.repeat
         node.backward = self._counted(node)
         super()._run(node, waiting, queue)
         for made in self._take():  # casts of the gradients to the dtype of what they belong to, and copies
-            self._pass((made, made))
+            self._memory_bound((made, made))
 
     def _counted(self, node: Node) -> Backward:
         backward, kernel = node.backward, _kernels(node.operation)[1]
@@ -162,7 +162,7 @@ class _CountingTape(Tape):
                 # Each kernel reads what arrived, and all of them together what was saved.
                 read = arrived if isinstance(arrived, list) else [arrived]
                 for tensor in made:
-                    self._pass((*read, tensor), kernel, saved, 1 / len(made))
+                    self._memory_bound((*read, tensor), kernel, saved, 1 / len(made))
             return gradients
 
         return counted
@@ -177,12 +177,12 @@ class _CountingTape(Tape):
     def sum(self, first: Tensor, second: Tensor) -> Tensor:
         result = super().sum(first, second)
         self._made.clear()
-        self._pass((first, second, second))
+        self._memory_bound((first, second, second))
         return result
 
     def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
         if leaf.accumulating or leaf.grad is not None:
-            self._pass((gradient, gradient, gradient))
+            self._memory_bound((gradient, gradient, gradient))
             super()._gather(leaf, gradient, repeat)
             self._made.clear()
         else:
@@ -194,7 +194,7 @@ class _CountingTape(Tape):
         made, self._made = self._made, []
         return made
 
-    def _pass(
+    def _memory_bound(
         self,
         tensors: Iterable[Tensor],
         kernel: Kernel = "arithmetic",

@@ -1,6 +1,6 @@
 """How fast a device works: from its datasheet, within documented bounds, or as calibrated on it.
 
-Times are those that a device takes for an operation once it has it. `host_seconds`, what the processor takes to send
+Times are those that a device takes for an operation once it has it. `launch_seconds`, what the processor takes to send
 one off, is apart: on a GPU it passes while the device works on earlier ones.
 """
 
@@ -13,7 +13,7 @@ from lorabench.estimator.devices.device import Device
 from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.quantities import MIB
 from lorabench.estimator.speed.elementwise import ceil, floor, larger, smaller
-from lorabench.estimator.speed.operations import HostPhase, Kernel
+from lorabench.estimator.speed.operations import Kernel, LaunchPhase
 
 Bound = Literal["slow", "typical", "fast"]
 TILE = 128
@@ -30,19 +30,19 @@ class Rates(Protocol):
     def asynchronous(self) -> bool:
         """Whether the processor runs ahead of the device, as it does of a GPU."""
 
-    def host_seconds(self, phase: HostPhase) -> float:
+    def launch_seconds(self, phase: LaunchPhase) -> float:
         """Return the seconds that the processor takes for one operation, or for one tensor of the optimizer's step.
 
         With what PyTorch, transformers and peft do around it; without what a device that is the processor does.
         """
 
-    def product(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
+    def matmul(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
         """Return the seconds of ``batch`` products of (m × k) and (k × n) matrices."""
 
     def attention(self, flops: Any, bytes_: Any, dtype: str, kernel: AttentionKernel, *, backward: bool) -> Any:
         """Return the seconds of attention in one kernel."""
 
-    def passing(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
+    def memory_bound(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
         """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes, together."""
 
     def dequantisation(self, bytes_: Any) -> Any:
@@ -55,7 +55,7 @@ class Rates(Protocol):
 class Fractions(NamedTuple):
     """Which part of a datasheet's figures software gets to use."""
 
-    product: float
+    matmul: float
     """Of the peak rate, by large matrix products that fill the device."""
     attention: float
     """Of the peak rate, by the kernel that torch takes for attention without a mask, forward."""
@@ -77,13 +77,13 @@ class Fractions(NamedTuple):
     """Of the float32 rate, by bfloat16 products on a GPU without units for them: they are widened first."""
     paging: float
     """Bytes a second of unified memory that moves between host and device: a part of what PCIe 3 to 5 takes."""
-    host_seconds: float
+    launch_seconds: float
     kernel_seconds: float
     """That the shortest kernel takes, until the next one runs."""
 
 
 # Where these come from is in docs/speed.md. None of them was fitted to the runs that they are held against there.
-PRODUCT_FRACTIONS: dict[str, tuple[float, float, float]] = {
+MATMUL_FRACTIONS: dict[str, tuple[float, float, float]] = {
     "8.0": (0.70, 0.84, 0.87),
     "9.0": (0.68, 0.82, 0.84),
     "gfx90a": (0.64, 0.77, 0.77),
@@ -91,7 +91,7 @@ PRODUCT_FRACTIONS: dict[str, tuple[float, float, float]] = {
 }
 """Compute capability or AMD's target → least, usual and most fraction of the peak. Of what was measured with the best
 shapes, the mean is usual and the highest most; a sixth less than usual is least."""
-UNMEASURED_PRODUCT_FRACTIONS = (0.50, 0.70, 0.95)
+UNMEASURED_MATMUL_FRACTIONS = (0.50, 0.70, 0.95)
 ATTENTION_FRACTIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "8.0": ((0.45, 0.58, 0.68), (0.35, 0.48, 0.60)),
     "9.0": ((0.25, 0.60, 0.69), (0.20, 0.52, 0.60)),
@@ -115,7 +115,7 @@ def datasheet_fractions(device: Device, bound: Bound) -> Fractions:
     attention = ATTENTION_FRACTIONS.get(compute_capability, UNMEASURED_ATTENTION_FRACTIONS)
     flash = FLASH_ATTENTION_2_FRACTIONS.get(compute_capability, attention)
     return Fractions(
-        product=PRODUCT_FRACTIONS.get(compute_capability, UNMEASURED_PRODUCT_FRACTIONS)[index],
+        matmul=MATMUL_FRACTIONS.get(compute_capability, UNMEASURED_MATMUL_FRACTIONS)[index],
         attention=attention[0][index],
         attention_backward=attention[1][index],
         flash_attention_2=flash[0][index],
@@ -127,7 +127,7 @@ def datasheet_fractions(device: Device, bound: Bound) -> Fractions:
         unknown_cache_bytes=(0, 0, 128 * MIB)[index],
         emulated_bfloat16=(0.4, 0.5, 1.0)[index],
         paging=PAGING[index],
-        host_seconds=(15e-6, 8e-6, 4e-6)[index],
+        launch_seconds=(15e-6, 8e-6, 4e-6)[index],
         kernel_seconds=(4e-6, 2.5e-6, 1.5e-6)[index],
     )
 
@@ -148,13 +148,13 @@ class DatasheetRates:
         self.cache_bytes = unknown if device.cache_bytes is None else device.cache_bytes
         self.bandwidth = device.bandwidth_bytes_per_second * self.fractions.bandwidth
 
-    def host_seconds(self, phase: HostPhase) -> float:
+    def launch_seconds(self, phase: LaunchPhase) -> float:
         """Return the seconds that the processor takes for one operation."""
-        return self.fractions.host_seconds
+        return self.fractions.launch_seconds
 
-    def product(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
+    def matmul(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
         """Return the seconds of ``batch`` products of (m × k) and (k × n) matrices: a roofline of three."""
-        rate = self.peak(dtype) * self.fractions.product * self._filled(m, n, k, batch)
+        rate = self.peak(dtype) * self.fractions.matmul * self._tile_efficiency(m, n, k, batch)
         bytes_ = batch * (m * k + k * n + m * n) * ITEMSIZE[dtype]
         roofline = larger(batch * 2 * m * n * k / rate, bytes_ / self.bandwidth)
         return larger(roofline, self.fractions.kernel_seconds)
@@ -171,7 +171,7 @@ class DatasheetRates:
         roofline = larger(flops / (self.peak(dtype) * share), bytes_ / self.bandwidth)
         return larger(roofline, fractions.kernel_seconds)
 
-    def passing(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
+    def memory_bound(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
         """Return the seconds of reading and writing so many bytes.
 
         What the operation before left in the cache is read from there, and what is written there is overwritten
@@ -195,15 +195,15 @@ class DatasheetRates:
         """Return the floating-point operations a second of dense products in ``dtype``."""
         return self.peaks.get(dtype) or self.fractions.emulated_bfloat16 * self.peaks["float32"]
 
-    def _filled(self, m: Any, n: Any, k: Any, batch: Any) -> Any:
+    def _tile_efficiency(self, m: Any, n: Any, k: Any, batch: Any) -> Any:
         """Return which part of the multiprocessors' time goes into elements of the result that are wanted.
 
-        Tiles are dealt out in rounds, the last of which may leave multiprocessors idle; and a tile that reaches over
+        Tiles are dealt out in waves, the last of which may leave multiprocessors idle; and a tile that reaches over
         the edge is worked out in full.
         """
         high, wide = ceil(m / TILE), ceil(n / TILE)
         tiles = batch * high * wide
         tiles = tiles * larger(1, smaller(floor(k / LEAST_DEPTH), floor(self.multiprocessors / tiles)))
-        rounds = ceil(tiles / self.multiprocessors)
+        waves = ceil(tiles / self.multiprocessors)
         wanted = (m / (TILE * high)) * (n / (TILE * wide))
-        return wanted * tiles / (rounds * self.multiprocessors)
+        return wanted * tiles / (waves * self.multiprocessors)

@@ -19,18 +19,18 @@ from lorabench.estimator.speed.optimizer_steps import OptimizerStep, optimizer_s
 from lorabench.estimator.speed.rates import Rates
 
 GROUPS: dict[str, str] = {
-    "linear layers": "products with the layers' weights, and their gradients",
-    "adapters": "the low-rank products",
+    "linear layers": "matmuls with the layers' weights, and their gradients",
+    "adapters": "the low-rank matmuls",
     "attention": "scores, and the values that they weigh",
     "logits and loss": "the head, softmax and cross-entropy",
     "dequantisation": "4-bit weights written out, at every use",
     "elementwise": "norms, activations, rotary positions, dropout, casts, residuals",
     "optimizer": "the optimizer's step, and gradients clipped",
     "paging": "optimizer states that the device has no room for, there and back",
-    "waiting for the host": "the device idles while the processor sends off the next operation",
+    "launch overhead": "the device idles while the processor launches the next operation",
 }
 """Groups of operations, in the order in which people read them, each with what it is."""
-PASSES_OVER_LOGITS = 3
+ACCESSES_OF_LOGITS = 3
 """By the kernel of a fused loss: read for the maximum and the sum, read again, and written as gradients."""
 
 
@@ -82,20 +82,22 @@ def step_time(step: StepWork, rates: Rates, paged_bytes: Any = 0) -> StepTime:
         group, seconds = _seconds(operation, step.filled, rates)
         groups[group] = groups[group] + batches * times * seconds
     launches = step.micro_batch.launches.items()
-    host_seconds = batches * sum(times * rates.host_seconds(phase) for phase, times in launches)
-    waiting = _waiting(sum(groups.values()), host_seconds, rates)
+    launch_seconds = batches * sum(times * rates.launch_seconds(phase) for phase, times in launches)
+    overhead = _launch_overhead(sum(groups.values()), launch_seconds, rates)
     optimizer = step.optimizer
-    passes = optimizer.kernels if step.kernels == "cuda" else optimizer.tensors
-    groups["optimizer"] = passes * rates.passing(optimizer.bytes / passes)
+    kernels = optimizer.kernels if step.kernels == "cuda" else optimizer.tensors
+    groups["optimizer"] = kernels * rates.memory_bound(optimizer.bytes / kernels)
     groups["paging"] = rates.paging(2 * paged_bytes)
-    waiting = waiting + _waiting(groups["optimizer"], optimizer.calls * rates.host_seconds("optimizer"), rates)
-    groups["waiting for the host"] = waiting
+    overhead = overhead + _launch_overhead(
+        groups["optimizer"], optimizer.calls * rates.launch_seconds("optimizer"), rates
+    )
+    groups["launch overhead"] = overhead
     return StepTime(groups)
 
 
-def _waiting(device_seconds: Any, host_seconds: float, rates: Rates) -> Any:
+def _launch_overhead(device_seconds: Any, launch_seconds: float, rates: Rates) -> Any:
     """Return how much longer than the device's own work it takes until the processor is through too."""
-    return larger(0.0, host_seconds - device_seconds) if rates.asynchronous else host_seconds
+    return larger(0.0, launch_seconds - device_seconds) if rates.asynchronous else launch_seconds
 
 
 def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, Any]:
@@ -103,7 +105,7 @@ def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, A
     work = operation.work
     if isinstance(work, Matmul):
         m, n, k, batch = filled(work.m), filled(work.n), filled(work.k), filled(work.batch)
-        return work.group, rates.product(m, n, k, batch, work.dtype)
+        return work.group, rates.matmul(m, n, k, batch, work.dtype)
     if isinstance(work, AttentionWork):
         flops = work_flops(work, filled)
         bytes_ = _attention_bytes(work, filled)
@@ -112,8 +114,8 @@ def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, A
         return "dequantisation", rates.dequantisation(dequantisation_bytes(work.elements, work.dtype))
     if isinstance(work, ChunkedLoss):
         return "logits and loss", _chunked_loss(work, filled, rates)
-    return "logits and loss" if operation.logits else "elementwise", rates.passing(
-        filled.sum(operation.passed), operation.kernel
+    return "logits and loss" if operation.logits else "elementwise", rates.memory_bound(
+        filled.sum(operation.traffic), operation.kernel
     )
 
 
@@ -142,9 +144,9 @@ def _chunked_loss(work: ChunkedLoss, filled: Filled, rates: Rates) -> Any:
     tokens = filled.values[CHUNK]
     chunks = filled.values[TOKENS] / tokens
     features, vocabulary = work.features, work.vocabulary
-    seconds = rates.product(tokens, vocabulary, features, 1, work.dtype)
-    seconds = seconds + rates.product(tokens, features, vocabulary, 1, work.dtype)
+    seconds = rates.matmul(tokens, vocabulary, features, 1, work.dtype)
+    seconds = seconds + rates.matmul(tokens, features, vocabulary, 1, work.dtype)
     if work.trains:
-        seconds = seconds + rates.product(vocabulary, features, tokens, 1, work.dtype)
-    seconds = seconds + rates.passing(PASSES_OVER_LOGITS * tokens * vocabulary * ITEMSIZES[work.dtype], "rows")
+        seconds = seconds + rates.matmul(vocabulary, features, tokens, 1, work.dtype)
+    seconds = seconds + rates.memory_bound(ACCESSES_OF_LOGITS * tokens * vocabulary * ITEMSIZES[work.dtype], "rows")
     return chunks * seconds

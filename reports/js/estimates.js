@@ -24,8 +24,8 @@ const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 function peakOf(forms, held, workspaces, values) {
   const ofWorkspaces = PLANNING.components.indexOf("workspaces");
   let peak = { bytes: -1 };
-  for (const { phase, moments } of forms)
-    for (const live of moments) {
+  for (const { phase, candidates } of forms)
+    for (const live of candidates) {
       const components = [...held[phase]];
       components[ofWorkspaces] *= workspaces;
       for (const [component, place, bytes] of live) components[component] += bytes * values[place];

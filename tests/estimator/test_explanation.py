@@ -9,7 +9,7 @@ from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.closed_form.itemised import itemised_step
 from lorabench.estimator.closed_form.ledger import Slot
 from lorabench.estimator.closed_form.memory import estimate_memory
-from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.explanation import Derivation, Explanation, explain
@@ -126,17 +126,17 @@ def test_every_line_is_the_product_that_it_states(case: tuple[str, dict[str, Any
 def test_recording_a_step_changes_nothing_of_it(case: tuple[str, dict[str, Any]]) -> None:
     spec, recipe = recipe_of(case)
     step = itemised_step(spec, recipe, "cuda")
-    assert step.moments == step_moments(spec, recipe, "cuda")
-    for moment, alive in zip(step.moments, step.alive, strict=True):
+    assert step.candidates == peak_candidates(spec, recipe, "cuda")
+    for candidate, alive in zip(step.candidates, step.alive, strict=True):
         live = Counter[Slot]()
         for (slot, _), bytes_ in alive.items():
             live[slot] += bytes_
-        assert live == Counter(moment.live)
+        assert live == Counter(candidate.live)
 
 
 @pytest.mark.parametrize("kernels", ["cuda", "cpu"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_tensor_of_every_moment_has_a_name_and_a_source(family: str, kernels: Backend) -> None:
+def test_every_tensor_of_every_candidate_has_a_name_and_a_source(family: str, kernels: Backend) -> None:
     """An explanation names only what is alive at its peak; another recipe peaks elsewhere."""
     spec = small_model(family)
     for method, attention, loss in (
@@ -147,7 +147,7 @@ def test_every_tensor_of_every_moment_has_a_name_and_a_source(family: str, kerne
         options = {"attn_implementation": attention, "loss": loss, "batch_size": 2, "gradient_accumulation": 2}
         recipe = make_recipe(spec.name, method=method, **options)
         step = itemised_step(spec, recipe, kernels)
-        items = {item for index in range(len(step.moments)) for item in step.items(index)}
+        items = {item for index in range(len(step.candidates)) for item in step.items(index)}
         shown = {"activations", "logits", "temporaries", "buffers", "gradients"}
         named = [tensor_name(item, recipe) for item in items if item.component in shown]
         assert all(name.what and name.source for name in named)

@@ -14,7 +14,7 @@ from lorabench.estimator.closed_form import forms
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
 from lorabench.estimator.closed_form.sizes import Values
-from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.persistent import persistent_bytes
@@ -63,16 +63,16 @@ def test_forms_say_what_the_step_says(family: str, kernels: Backend) -> None:
     for spec, recipe in sample(family, 5):
         values = Values(spec, recipe)
         persistent = persistent_bytes(spec, recipe, kernels, None)
-        moments = [
-            (moment.phase, Counter(moment.component_bytes(values)) + Counter(persistent[moment.phase]))
-            for moment in step_moments(spec, recipe, kernels)
+        candidates = [
+            (candidate.phase, Counter(candidate.component_bytes(values)) + Counter(persistent[candidate.phase]))
+            for candidate in peak_candidates(spec, recipe, kernels)
         ]
-        phase, components = max(moments, key=lambda moment: moment[1].total())
+        phase, components = max(candidates, key=lambda candidate: candidate[1].total())
         memory = estimate_memory(spec, recipe, kernels)
         assert memory.peak_allocated_bytes == components.total(), recipe
         assert (memory.phase, Counter(memory.components)) == (phase, components), recipe
         for phase, phase_peak in memory.phase_peaks_bytes.items():
-            assert phase_peak == max(bytes_.total() for at, bytes_ in moments if at == phase), recipe
+            assert phase_peak == max(bytes_.total() for at, bytes_ in candidates if at == phase), recipe
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,9 +123,9 @@ def test_a_form_serves_every_batch_length_and_rank_of_its_setup(monkeypatch: pyt
 
     def watched(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> Any:
         runs.append(recipe)
-        return step_moments(spec, recipe, kernels)
+        return peak_candidates(spec, recipe, kernels)
 
-    monkeypatch.setattr(forms, "step_moments", watched)
+    monkeypatch.setattr(forms, "peak_candidates", watched)
     for batch_size, seq_len, rank in [(2, 128, 8), (3, 4096, 64), (2**20, 1, 1)]:
         spec = small_model("llama")  # equal, not the same
         estimate_memory(spec, make_recipe(spec.name, batch_size=batch_size, seq_len=seq_len, rank=rank))

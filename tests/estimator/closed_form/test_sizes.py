@@ -43,7 +43,7 @@ def test_a_symbol_of_its_own_is_all_that_a_method_s_tensors_take() -> None:
     ledger.enter("forward")
     keys = Tape(ledger).new(B * prefix, 64, "float32", "adapters")
     ledger.mark()
-    [*_, moment] = ledger.moments
+    [*_, candidate] = ledger.candidates
     values = Values(SPEC, make_recipe(SPEC.name, batch_size=3))
-    assert moment.component_bytes(values)["adapters"] == 3 * 20 * 64 * 4
+    assert candidate.component_bytes(values)["adapters"] == 3 * 20 * 64 * 4
     assert keys.tokens.name == "B·v"

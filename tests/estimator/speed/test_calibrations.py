@@ -58,12 +58,12 @@ def made_up(kind: str = "cuda", **changes: Any) -> Calibration:
 def test_where_every_shape_is_as_fast_so_is_any_between_and_beyond() -> None:
     rates = CalibratedRates(made_up())
     for m, n, k in [(16, 256, 4096), (100, 300, 999), (16384, 4096, 14336)]:
-        assert rates.product(m, n, k, 3, "bfloat16") == pytest.approx(3 * 2 * m * n * k / TFLOPS)
+        assert rates.matmul(m, n, k, 3, "bfloat16") == pytest.approx(3 * 2 * m * n * k / TFLOPS)
 
 
 def test_a_product_smaller_than_any_measured_takes_as_long_as_the_smallest() -> None:
     rates = CalibratedRates(made_up())
-    assert rates.product(1, 256, 256, 1, "bfloat16") == pytest.approx(rates.product(16, 256, 256, 1, "bfloat16"))
+    assert rates.matmul(1, 256, 256, 1, "bfloat16") == pytest.approx(rates.matmul(16, 256, 256, 1, "bfloat16"))
 
 
 def test_between_two_points_the_rate_is_their_geometric_mean() -> None:
@@ -72,14 +72,14 @@ def test_between_two_points_the_rate_is_their_geometric_mean() -> None:
     )
     products = {"bfloat16": ProductTimes(m=EXTENTS, n=EXTENTS, k=EXTENTS, seconds=slow_ranks)}
     rates = CalibratedRates(made_up(products=products))
-    assert rates.product(256, 64, 256, 1, "bfloat16") == pytest.approx(2 * 256 * 64 * 256 / (TFLOPS / 2))
+    assert rates.matmul(256, 64, 256, 1, "bfloat16") == pytest.approx(2 * 256 * 64 * 256 / (TFLOPS / 2))
 
 
 def test_passes_take_the_time_of_the_smallest_and_the_rate_of_the_largest() -> None:
     rates = CalibratedRates(made_up())
-    assert rates.passing(1) == pytest.approx(1e-6)
-    assert rates.passing(4 * 10**9) == pytest.approx(4e-3)
-    assert rates.passing((10_000 * 10**9) ** 0.5) == pytest.approx((1e-6 * 1e-3) ** 0.5)
+    assert rates.memory_bound(1) == pytest.approx(1e-6)
+    assert rates.memory_bound(4 * 10**9) == pytest.approx(4e-3)
+    assert rates.memory_bound((10_000 * 10**9) ** 0.5) == pytest.approx((1e-6 * 1e-3) ** 0.5)
 
 
 def test_attention_is_as_measured_with_a_mask_and_without_but_no_faster_than_its_bytes() -> None:
@@ -91,8 +91,8 @@ def test_attention_is_as_measured_with_a_mask_and_without_but_no_faster_than_its
 
 def test_a_processor_s_own_work_is_not_counted_twice() -> None:
     gpu, cpu = CalibratedRates(made_up()), CalibratedRates(made_up("cpu"))
-    assert gpu.host_seconds("forward") == 5e-6
-    assert cpu.host_seconds("forward") == pytest.approx(4e-6)  # the shortest pass takes 1 µs of it
+    assert gpu.launch_seconds("forward") == 5e-6
+    assert cpu.launch_seconds("forward") == pytest.approx(4e-6)  # the shortest pass takes 1 µs of it
     assert gpu.asynchronous
     assert not cpu.asynchronous
 
@@ -100,7 +100,7 @@ def test_a_processor_s_own_work_is_not_counted_twice() -> None:
 def test_what_was_not_measured_is_refused() -> None:
     rates = CalibratedRates(made_up(dequantisation=None))
     with pytest.raises(UserError, match="lorabench calibrate --dtype float16"):
-        rates.product(1, 1, 1, 1, "float16")
+        rates.matmul(1, 1, 1, 1, "float16")
     with pytest.raises(UserError, match="has no 4-bit weights"):
         rates.dequantisation(1.0)
 

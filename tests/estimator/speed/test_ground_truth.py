@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.autograd import Checkpoint, Tensor
 from lorabench.estimator.closed_form.forms import Setup
-from lorabench.estimator.closed_form.step import step_moments
+from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
@@ -66,7 +66,7 @@ def recomputed_whole(recipe: Recipe) -> float:
 
     spec, device = find_model(recipe.model), find_device("a100-sxm-80gb")
     tape = Reentrant()
-    step_moments(spec, Setup(spec, recipe, "cuda").recipe, "cuda", tape)
+    peak_candidates(spec, Setup(spec, recipe, "cuda").recipe, "cuda", tape)
     step = size_step(spec, recipe)._replace(micro_batch=MicroBatch(tuple(tape.counts.items()), tape.launches))
     return float(recipe.tokens / step_time(step, DatasheetRates(device, "typical")).total)
 

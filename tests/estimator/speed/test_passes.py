@@ -68,7 +68,7 @@ def test_a_step_passes_over_the_bytes_that_torch_s_operations_do(family: str, se
         loss.backward()
     filled = fill_recipe(spec, recipe)
     operations = micro_batch_operations(spec, recipe, "cpu").operations
-    counted = sum(times * filled.sum(operation.passed) for operation, times in operations)
+    counted = sum(times * filled.sum(operation.traffic) for operation, times in operations)
     assert counted == pytest.approx(counter.bytes, rel=0.07)
 
 

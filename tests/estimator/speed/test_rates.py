@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -15,17 +16,17 @@ from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, LEAST_POWER, 
 from tests.estimator.speed.test_ground_truth import PAGE, documented
 
 FRACTIONS = {
-    "of peak, products": ["product"],
+    "of peak, matmuls": ["matmul"],
     "of peak, attention forward, backward": ["attention", "attention_backward"],
     "of peak, flash_attention_2 forward, backward": ["flash_attention_2", "flash_attention_2_backward"],
     "of peak, attention with a mask": ["masked_attention"],
-    "of bandwidth, passes": ["bandwidth"],
+    "of bandwidth, elementwise": ["bandwidth"],
     "of bandwidth, from the cache": ["cache"],
     "of bandwidth, dequantisation": ["dequantisation"],
-    "cache, where its size has no source": ["unknown_cache_bytes"],
-    "of float32's peak, bfloat16 without units for it": ["emulated_bfloat16"],
+    "cache, if no source states its size": ["unknown_cache_bytes"],
+    "of float32's peak, bfloat16 without hardware for it": ["emulated_bfloat16"],
     "paging": ["paging"],
-    "processor, an operation": ["host_seconds"],
+    "launch overhead per operation": ["launch_seconds"],
     "shortest kernel": ["kernel_seconds"],
 }
 """What the page calls each of `Fractions`."""
@@ -53,8 +54,9 @@ def test_the_page_tells_every_fraction_of_every_gpu() -> None:
 
 
 def test_the_page_tells_what_else_is_assumed() -> None:
-    assert f"from {100 * LEAST_POWER:.0f} % of its power" in PAGE
-    assert f"Of a calibrated device the range is {100 * CALIBRATED_ERROR:.0f} % either way" in PAGE
+    limits = (Path(__file__).parents[3] / "docs" / "limits.md").read_text(encoding="utf-8")
+    assert f"from {100 * LEAST_POWER:.0f} % of its power" in limits
+    assert f"The range is {100 * CALIBRATED_ERROR:.0f} % either way" in PAGE
 
 
 @pytest.mark.parametrize("backward", [False, True])

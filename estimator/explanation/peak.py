@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.itemised import GIVEN, Item, itemised_step
-from lorabench.estimator.closed_form.ledger import Moment
+from lorabench.estimator.closed_form.ledger import PeakCandidate
 from lorabench.estimator.closed_form.sizes import ONE, TOKENS, Monomial, R, Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.explanation.letters import Widths
@@ -23,7 +23,7 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
 
 
-class _Alike(NamedTuple):
+class _Group(NamedTuple):
     """What tensors have in common that share a line."""
 
     place: str
@@ -34,8 +34,8 @@ class _Alike(NamedTuple):
     monomial: Monomial
 
 
-class Moments:
-    """The step of one recipe, and the moment at which ``memory`` peaks."""
+class Peak:
+    """The step of one recipe, and the peak candidate at which ``memory`` peaks."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Moments:
         """Return what is alive of ``component`` at the peak."""
         phase = self.memory.phase
         stays = Item(component, ONE, GIVEN, self.persistent[phase][component])
-        items = [item for item in self.step.items(self._moment_of(phase)) if item.component == component]
+        items = [item for item in self.step.items(self._candidate_of(phase)) if item.component == component]
         lines = self._lines([stays, *items] if stays.bytes else items)
         return sorted(lines, key=lambda line: -line.bytes)
 
@@ -81,7 +81,7 @@ class Moments:
     def phases(self) -> Iterator[Line]:
         """Yield each phase's peak, as the sum of its components."""
         for phase, peak in self.memory.phase_peaks_bytes.items():
-            index = self._moment_of(phase)
+            index = self._candidate_of(phase)
             parts = {name.replace("_", " "): bytes_ for name, bytes_ in self._component_bytes(index).items() if bytes_}
             yield Line(
                 phase,
@@ -92,14 +92,14 @@ class Moments:
             )
 
     def _component_bytes(self, index: int) -> dict[str, int]:
-        """Return component → bytes at moment ``index``, with what is persistent."""
-        moment = self.step.moments[index]
-        stays = self.persistent[moment.phase]
-        return {name: bytes_ + stays[name] for name, bytes_ in moment.component_bytes(self.values).items()}
+        """Return component → bytes at candidate ``index``, with what is persistent."""
+        candidate = self.step.candidates[index]
+        stays = self.persistent[candidate.phase]
+        return {name: bytes_ + stays[name] for name, bytes_ in candidate.component_bytes(self.values).items()}
 
     def _just_made(self, index: int) -> str:
         latest = self.step.latest[index]
-        if latest == GIVEN or self.step.moments[index].phase in ("loaded", "adapted", "optimizer"):
+        if latest == GIVEN or self.step.candidates[index].phase in ("loaded", "adapted", "optimizer"):
             return "what is held from outside the passes"
         item = next((item for item in self.step.items(index) if item.maker == latest), None)
         if item is None:
@@ -107,35 +107,35 @@ class Moments:
         name = tensor_name(item, self.recipe)
         return f"last made: {name.module or name.place}, {name.what}"
 
-    def _moment_of(self, phase: str) -> int:
-        """Return the index of the first moment at which ``phase`` peaks; of the decisive one, with its components."""
+    def _candidate_of(self, phase: str) -> int:
+        """Return the first peak candidate of ``phase`` that is its peak; of the decisive one, with its components."""
         wanted = self.memory.phase_peaks_bytes[phase] - sum(self.persistent[phase].values())
         decisive = phase == self.memory.phase
-        for index, moment in enumerate(self.step.moments):
-            if moment.phase != phase or self._total(moment) != wanted:
+        for index, candidate in enumerate(self.step.candidates):
+            if candidate.phase != phase or self._total(candidate) != wanted:
                 continue
             if not decisive or self._component_bytes(index) == self.memory.components:
                 return index
-        raise AssertionError(f"no moment of the step has the peak of {phase}")
+        raise AssertionError(f"no candidate of the step has the peak of {phase}")
 
-    def _total(self, moment: Moment) -> int:
-        return sum(bytes_ * self.values[monomial] for monomial, bytes_ in moment.total.items() if bytes_)
+    def _total(self, candidate: PeakCandidate) -> int:
+        return sum(bytes_ * self.values[monomial] for monomial, bytes_ in candidate.total.items() if bytes_)
 
     def _lines(self, items: Iterable[Item]) -> list[Line]:
         """Return a line for tensors that are alike in all but their module."""
-        alike: Counter[_Alike] = Counter()
-        modules: dict[_Alike, list[str]] = {}
+        groups: Counter[_Group] = Counter()
+        modules: dict[_Group, list[str]] = {}
         for item in items:
             name, maker = tensor_name(item, self.recipe), item.maker
-            tensors = _Alike(name.place, name.what, name.source, maker.features, maker.dtype, item.monomial)
-            alike[tensors] += item.bytes
+            tensors = _Group(name.place, name.what, name.source, maker.features, maker.dtype, item.monomial)
+            groups[tensors] += item.bytes
             named = modules.setdefault(tensors, [])
             if name.module and name.module not in named:
                 named.append(name.module)
-        lines = (self._line(tensors, modules[tensors], bytes_) for tensors, bytes_ in alike.items())
+        lines = (self._line(tensors, modules[tensors], bytes_) for tensors, bytes_ in groups.items())
         return [line for line in lines if line.bytes]  # a monomial may come to nothing
 
-    def _line(self, tensors: _Alike, modules: list[str], bytes_: int) -> Line:
+    def _line(self, tensors: _Group, modules: list[str], bytes_: int) -> Line:
         """Return the line of tensors that take ``bytes_`` for each unit of their monomial."""
         count = self.values[tensors.monomial]
         factors = [(tensors.monomial.name, count)]
