@@ -208,9 +208,10 @@ def run_on_meta(
     """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta, stepping_on_meta
     from lorabench.estimator.trace.meta_results import MetaResults
+    from lorabench.estimator.trace.model_tensors import model_bytes
     from lorabench.estimator.trace.origins import Origins
     from lorabench.estimator.trace.scratch import cpu_scratch, cuda_scratch
-    from lorabench.estimator.trace.storages import StorageLedger, model_bytes
+    from lorabench.estimator.trace.storages import StorageLedger
     from lorabench.estimator.training.model import build_model
     from lorabench.estimator.training.optimizer import make_optimizer
     from lorabench.estimator.training.parameters import count_built

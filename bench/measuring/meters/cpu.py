@@ -15,7 +15,8 @@ from lorabench.bench.measuring.meters.counted_step import count_step, thinned
 from lorabench.bench.measuring.meters.meter import Readings, Timeline
 from lorabench.estimator.memory.breakdown import PHASES, Breakdown
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.trace.storages import StorageLedger, model_bytes
+from lorabench.estimator.trace.model_tensors import model_bytes
+from lorabench.estimator.trace.storages import StorageLedger
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,9 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.parameters import count_parameters
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
+from lorabench.estimator.trace.model_tensors import model_bytes
 from lorabench.estimator.trace.scratch import cuda_scratch
-from lorabench.estimator.trace.storages import StorageLedger, model_bytes
+from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.trace.trace import TIMELINE_POINTS, trace
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer

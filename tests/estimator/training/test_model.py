@@ -15,7 +15,8 @@ from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
-from lorabench.estimator.trace.storages import StorageLedger, model_bytes
+from lorabench.estimator.trace.model_tensors import model_bytes
+from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
 from lorabench.estimator.training.step import TrainingStep

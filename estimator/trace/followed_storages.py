@@ -1,0 +1,126 @@
+"""Which storage each tensor of a step is on, from the operation that makes it until nothing refers to it any more."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lorabench.estimator.trace.model_tensors import tensors_in
+from lorabench.estimator.trace.storage_history import StorageHistory
+from lorabench.estimator.trace.watched_operations import references_of_a_gathered_gradient, sharers, use_count
+from lorabench.estimator.training.model import Recomputation
+
+if TYPE_CHECKING:
+    import torch
+
+
+class FollowedStorages(StorageHistory):
+    """Follows storages on some device types by weak reference, and writes their history down."""
+
+    def __init__(
+        self, device_types: tuple[str, ...], on_birth: Callable[[int, torch.Tensor, Any], None] | None = None
+    ) -> None:
+        super().__init__()
+        self.device_types = device_types
+        self._on_birth = on_birth
+        self._sids: dict[int, int] = {}
+        """id of a live storage → its number here; Python keeps one object for each storage while it lives."""
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self._recomputing = False
+        self._in_head = False
+        """Whether the head or its backward runs, whose widest tensors are logits."""
+        self._vocabulary = 0
+
+    def _live_bytes(self) -> int:
+        return sum(self._sizes[sid] for sid in self._sids.values())
+
+    def _record(self, operation: Any, result: Any) -> None:
+        import torch
+
+        if Recomputation.running != self._recomputing:
+            self._recomputing = Recomputation.running
+            if not self._recomputing:
+                self._recompute_ends[-1] = len(self._events)
+            else:
+                self._recompute_ends.append(0)
+        for tensor in (result,) if isinstance(result, torch.Tensor) else tensors_in((result,)):
+            known = len(self._sizes)
+            sid = self._follow(tensor, operation)
+            if sid is None:
+                continue
+            if sid < known:
+                continue
+            if self._recomputing:
+                self._recomputed[sid] = len(self._recompute_ends) - 1
+            if self._in_head and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary:
+                self._components[sid] = "logits"
+
+    def _follow(self, tensor: torch.Tensor, operation: Any = None) -> int | None:
+        """Return the number of the tensor's storage, a new one if it was not followed; None if it takes no bytes."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        sid = self._sids.get(key)
+        size = storage.nbytes()
+        if sid is not None:
+            if self._sizes[sid] == size:
+                return sid
+            # It was resized in place: to the ledger, another storage in its stead.
+            self._events.append(~sid)
+            component = self._components.get(sid)
+        elif size == 0 or tensor.device.type not in self.device_types:
+            return None
+        else:
+            component = None
+            self._references[key] = weakref.ref(storage, lambda _: self._forget(key))
+        sid = len(self._sizes)
+        self._sizes.append(size)
+        self._sids[key] = sid
+        self._events.append(sid)
+        if self._on_birth is not None:
+            self._on_birth(sid, tensor, operation)
+        if component is not None:
+            self._components[sid] = component
+        return sid
+
+    def _forget(self, key: int) -> None:
+        self._events.append(~self._sids.pop(key))
+        del self._references[key]
+
+    def _put(self, zeros: torch.Tensor, total: torch.Tensor) -> None:
+        """Let ``total`` take over the storage of ``zeros``, to which autograd would have added in place.
+
+        The gradient of ``x[index]`` is put into zeros in place (`index_backward` of torch's FunctionsManual.cpp); but
+        out of place under a dispatch mode such as this ledger's.
+        """
+        sid = self._sids.get(id(zeros.untyped_storage()))
+        if sid is not None:
+            self._take_over(sid, zeros, total)
+
+    def _accumulate(self, gathered: torch.Tensor, total: torch.Tensor) -> None:
+        """Let ``total`` take over the storage of ``gathered`` where autograd would have added to it in place.
+
+        Where gradients meet, autograd adds the second to the first in place if nobody else holds it
+        (torch/csrc/autograd/input_buffer.cpp); but never under a dispatch mode such as this ledger's, nor on meta.
+        """
+        storage = gathered.untyped_storage()
+        sid = self._sids.get(id(storage))
+        if (
+            sid is None
+            or sharers(storage) != 1
+            or gathered._is_view()
+            or use_count(gathered) != references_of_a_gathered_gradient()
+            or gathered.numel() * gathered.element_size() != storage.nbytes()
+            or (total.shape, total.dtype) != (gathered.shape, gathered.dtype)
+        ):
+            return
+        self._take_over(sid, gathered, total)
+
+    def _take_over(self, sid: int, former: torch.Tensor, total: torch.Tensor) -> None:
+        """Let the storage of ``total`` be number ``sid`` from now on, which that of ``former`` was."""
+        key = id(former.untyped_storage())
+        del self._sids[key], self._references[key]
+        taker = total.untyped_storage()
+        key = id(taker)
+        self._sids[key] = sid
+        self._references[key] = weakref.ref(taker, lambda _: self._forget(key))

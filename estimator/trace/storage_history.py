@@ -1,0 +1,118 @@
+"""When storages were born and died, and what that says of a step: components, and the peak of each phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
+
+
+class StorageHistory:
+    """The storages of some steps by number, in the order of their births, and all births and deaths."""
+
+    def __init__(self) -> None:
+        self.loaded_bytes: int | None = None
+        """What the base model took before it was prepared and adapted, where somebody who saw it says so."""
+        self.adapted_bytes = 0
+        self._sizes: list[int] = []
+        self._events: list[int] = []
+        """Storage number where it was born, its complement where it died."""
+        self._components: dict[int, str] = {}
+        """What is known for sure; the rest follows from birth and death."""
+        self._recomputed: dict[int, int] = {}
+        """Storage made while a layer was recomputed → the number of that recomputation."""
+        self._recompute_ends: list[int] = []
+        """For each recomputation, the event at which it was over."""
+        self._phases: list[tuple[int, str]] = []
+        """Where each phase of the last step begins: an event, and the phase's name."""
+
+    # What it says.
+
+    def breakdown(self) -> Breakdown:
+        """Return the bytes of the last step at its peak, by component, and the peak of each of its phases."""
+        components = self._attribute()
+        held = dict.fromkeys(COMPONENTS, 0)
+        live = peak = 0
+        at_peak, peak_phase = dict(held), "adapted"
+        phase_peaks = {} if self.loaded_bytes is None else {"loaded": self.loaded_bytes}
+        phase_peaks["adapted"] = self.adapted_bytes
+        phases = iter([*self._phases, (len(self._events) + 1, "")])
+        phase, (next_start, next_phase) = "", next(phases)
+        for index, event in enumerate([*self._events, None]):
+            while index >= next_start:
+                phase = next_phase
+                next_start, next_phase = next(phases)
+                if phase:
+                    phase_peaks[phase] = max(phase_peaks.get(phase, 0), live)
+            if event is None:
+                break
+            sid = event if event >= 0 else ~event
+            size = self._sizes[sid] if event >= 0 else -self._sizes[sid]
+            live += size
+            held[components[sid]] += size
+            if phase and live > phase_peaks[phase]:
+                phase_peaks[phase] = live
+            if phase and live > peak:
+                peak, peak_phase, at_peak = live, phase, dict(held)
+        return Breakdown(components=at_peak, phase=peak_phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks)
+
+    def allocations(self) -> list[tuple[int, int]]:
+        """Return every allocation and free since the beginning: the storage's number, and its bytes or 0 for a free."""
+        return [(event, self._sizes[event]) if event >= 0 else (~event, 0) for event in self._events]
+
+    def live_bytes_of_step(self) -> Iterator[tuple[int, str, int]]:
+        """Yield the number and phase of each event of the last step, and the live bytes after it."""
+        live = 0
+        phases = iter([*self._phases, (len(self._events), "")])
+        phase, (next_start, next_phase) = "", next(phases)
+        for index, event in enumerate(self._events):
+            while index >= next_start:
+                phase = next_phase
+                next_start, next_phase = next(phases, (len(self._events) + 1, ""))
+            live += self._sizes[event] if event >= 0 else -self._sizes[~event]
+            if phase:
+                yield index, phase, live
+
+    def peak_event(self) -> int:
+        """Return the number of the event that completes the last step's peak: an allocation."""
+        points = self.live_bytes_of_step()
+        return max(points, key=lambda point: point[2])[0]
+
+    def storage_of(self, event: int) -> int:
+        """Return the number of the storage that ``event`` made or freed."""
+        made = self._events[event]
+        return made if made >= 0 else ~made
+
+    def alive_after(self, event: int) -> Iterator[tuple[int, str, int]]:
+        """Yield number, component and bytes of each storage that is alive after ``event``."""
+        components = self._attribute()
+        freed = {~made for made in self._events[: event + 1] if made < 0}
+        for made in self._events[: event + 1]:
+            if made >= 0 and made not in freed:
+                yield made, components[made], self._sizes[made]
+
+    # Attributing bytes.
+
+    def _attribute(self) -> list[str]:
+        """Return the component of every storage: what outlives its forward pass or recomputation was saved by it."""
+        died = {~event: index for index, event in enumerate(self._events) if event < 0}
+        never = len(self._events)
+        components = ["buffers"] * len(self._sizes)
+        phases = iter(self._phases)
+        phase, end = "", 0
+        upcoming = next(phases, None)
+        for index, event in enumerate(self._events):
+            while upcoming is not None and index >= upcoming[0]:
+                phase = upcoming[1]
+                upcoming = next(phases, None)
+                end = upcoming[0] if upcoming is not None else never
+            if event < 0 or not phase:
+                continue
+            saved_until = end if phase == "forward" else never + 1
+            if event in self._recomputed:
+                saved_until = self._recompute_ends[self._recomputed[event]]
+            outlives = died.get(event, never) >= saved_until
+            components[event] = "activations" if outlives else "temporaries"
+        for sid, component in self._components.items():
+            components[sid] = component
+        return components
