@@ -8,8 +8,8 @@ from typing import Any
 
 from lorabench.estimator.closed_form.work import AttentionKernel
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.speed.arithmetic import at, count_up_to, exp, larger, log, smaller
 from lorabench.estimator.speed.calibrations import Calibration, PassTimes, ProductTimes
-from lorabench.estimator.speed.elementwise import at, count_up_to, exp, larger, log, smaller
 from lorabench.estimator.speed.operations import Kernel, LaunchPhase
 from lorabench.estimator.speed.rates import BOUNDS, PAGING
 

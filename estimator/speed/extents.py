@@ -9,7 +9,7 @@ from lorabench.estimator.closed_form.sizes import B, Extent, Monomial, R, S, Val
 from lorabench.estimator.closed_form.work import AttentionWork
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.speed.elementwise import larger
+from lorabench.estimator.speed.arithmetic import larger
 
 
 class Filled(NamedTuple):

@@ -12,7 +12,7 @@ from lorabench.estimator.closed_form.work import AttentionKernel
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.quantities import MIB
-from lorabench.estimator.speed.elementwise import ceil, floor, larger, smaller
+from lorabench.estimator.speed.arithmetic import ceil, floor, larger, smaller
 from lorabench.estimator.speed.operations import Kernel, LaunchPhase
 
 Bound = Literal["slow", "typical", "fast"]

@@ -15,9 +15,9 @@ from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.speed.arithmetic import larger
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
-from lorabench.estimator.speed.elementwise import larger
 from lorabench.estimator.speed.flops import StepFlops, step_flops
 from lorabench.estimator.speed.rates import DatasheetRates, Rates
 from lorabench.estimator.speed.timing import StepTime, StepWork, size_step, step_time

@@ -11,7 +11,7 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.speed.elementwise import larger
+from lorabench.estimator.speed.arithmetic import larger
 from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.flops import work_flops
 from lorabench.estimator.speed.operations import MicroBatch, Operation, micro_batch_operations

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorabench.reports.quantities import format_bytes, format_share, plural
 from lorabench.reports.runs import Run, methods_of
-from lorabench.reports.sections.points import by_method
+from lorabench.reports.sections.charts import by_method
 
 BANDS = (0.01, 0.05)
 EDGES = (-0.2, -0.1, -0.05, -0.02, -0.01, -0.005, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)

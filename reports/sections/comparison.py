@@ -14,7 +14,7 @@ from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.errors import UserError
 from lorabench.reports.quantities import format_bytes, format_loss, format_seconds, format_share, plural
 from lorabench.reports.runs import Run
-from lorabench.reports.sections.points import Quantity
+from lorabench.reports.sections.charts import Quantity
 
 BAND = 0.05
 """Distance of the charts' dashed lines from the diagonal."""

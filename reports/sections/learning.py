@@ -7,8 +7,7 @@ from typing import Any
 
 from lorabench.reports.quantities import format_loss, plural
 from lorabench.reports.runs import Run, by_model, methods_of
-from lorabench.reports.sections.figures import Figure, figures
-from lorabench.reports.sections.points import by_method, pareto_front
+from lorabench.reports.sections.charts import Figure, by_method, figures, pareto_front
 
 DASHES = ("", "8 3", "2 3", "12 3 2 3", "5 5", "1 5", "12 6", "8 3 2 3 2 3")
 """Stroke patterns of the curves in a figure. The colour shows the method."""

@@ -8,7 +8,7 @@ from typing import Any
 from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES
 from lorabench.reports.quantities import format_bytes, format_share
 from lorabench.reports.runs import Run
-from lorabench.reports.sections.figures import Figure, figures
+from lorabench.reports.sections.charts import Figure, figures
 from lorabench.reports.sections.persistent import persistent_memory
 
 RUNS_IN_A_FIGURE = 10

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from lorabench.reports.pairs import checkpointing_pairs, method_pairs, rank_pairs
 from lorabench.reports.quantities import format_number, plural
 from lorabench.reports.runs import Run, methods_of
-from lorabench.reports.sections.figures import Figure, figures
-from lorabench.reports.sections.points import by_method, pareto_front
+from lorabench.reports.sections.charts import Figure, by_method, figures, pareto_front
 
 RUNS_IN_A_FIGURE = 16
 

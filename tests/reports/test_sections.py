@@ -16,12 +16,12 @@ from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.reports.runs import Run, arrange
 from lorabench.reports.sections import SECTIONS
 from lorabench.reports.sections.accuracy import EDGES, accuracy, why_off
+from lorabench.reports.sections.charts import pareto_front
 from lorabench.reports.sections.comparison import comparison
 from lorabench.reports.sections.environments import environments
 from lorabench.reports.sections.headlines import Headline
 from lorabench.reports.sections.learning import learning
 from lorabench.reports.sections.memory import memory
-from lorabench.reports.sections.points import pareto_front
 from lorabench.reports.sections.records import records
 from lorabench.reports.sections.speed import costs, speed
 from lorabench.reports.sections.summary import summary
