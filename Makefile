@@ -32,7 +32,9 @@ demo: $(INSTALLED) ## Estimate an 8B model, train small ones, report and check t
 		$(BIN)/lorabench estimate $(MODEL) --method $$method --gpu $$gpu; echo; \
 	done; done
 	rm -rf demo-results report.html
-	$(BIN)/lorabench run $(SUITE) -o demo-results --require-all
+	@echo "$(BIN)/lorabench run $(SUITE) -o demo-results --require-all"
+	@$(BIN)/lorabench run $(SUITE) -o demo-results --require-all || \
+		{ echo "The demo failed: the recipes above were not measured. Here lorabench is $(BIN)/lorabench." >&2; exit 1; }
 	$(BIN)/lorabench report demo-results -o report.html
 	$(BIN)/lorabench check demo-results --baseline demo-results
 	@echo

@@ -22,7 +22,13 @@ OF_VERSIONS = (
     "tests/bench/measuring/",
     "tests/bench/running/test_workers.py",
     "tests/bench/training/",
-    "tests/cli/",
+    "tests/cli/check/",
+    "tests/cli/test_cli.py",
+    "tests/cli/test_doctor.py",
+    "tests/cli/test_report.py",
+    "tests/cli/test_run.py",
+    "tests/cli/test_startup.py",
+    "tests/cli/test_trace.py",
     *(
         f"tests/estimator/closed_form/test_against_trace.py::test_the_closed_form_meets_the_trace[{part}]"
         for part in range(3)
@@ -30,11 +36,13 @@ OF_VERSIONS = (
     "tests/estimator/closed_form/test_memory.py",
     "tests/estimator/memory/test_optimizers.py",
     "tests/estimator/memory/test_quantization.py",
+    "tests/estimator/optimizers/test_against_trace.py",
     "tests/estimator/recipes/test_parameters.py",
     "tests/estimator/speed/test_flops.py",
     "tests/estimator/trace/",
     "tests/estimator/training/",
     "tests/test_api.py",
+    "tests/test_cpus.py",
     "tests/test_packaging.py",
 )
 """Where tests begin that are marked ``versions``: they build, train and trace models, parse and print the command line,
