@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -144,10 +145,8 @@ def test_threads_see_real_values(run_on: Run) -> None:
     assert told.values == {"sum": 10}
 
 
-def test_a_sitecustomize_of_the_users_runs_too(run_on: Run, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path
-
-    folder = Path(str(tmp_path)) / "users"
+def test_a_sitecustomize_of_the_users_runs_too(run_on: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "users"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text("import sys\nsys.users_own = True\n")
     monkeypatch.setenv("PYTHONPATH", str(folder))
