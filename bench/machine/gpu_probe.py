@@ -1,7 +1,7 @@
-"""What only a real GPU can tell, asked before the first recipe: one line of JSON for each question.
+"""Probe facts that only a real GPU can show, before the first recipe: one line of JSON per probe.
 
-``python -m lorabench.bench.machine.gpu_probe FILE`` asks what ``FILE`` has no answer to yet and appends each answer as
-it comes. So a probe that fails, hangs or takes the process down loses nothing but its own answer.
+``python -m lorabench.bench.machine.gpu_probe FILE`` runs the probes without an answer in ``FILE`` and appends each
+answer at once. A probe that fails, hangs or crashes the process therefore loses only its own answer.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import torch
 
 PROBE_SECONDS = 120
-"""Longest time for one process; what it was asking then is recorded as not answered."""
+"""Time limit of one process; the probe that was running is recorded without an answer."""
 FILE_NAME = "probe.jsonl"
 LOOKS = 50
-"""Calls of NVML that are timed."""
+"""Number of timed NVML calls."""
 SIDE = 2048
 """Rows and columns of the matrices and of the attention scores that the probes multiply."""
 
@@ -79,7 +79,7 @@ def read_answers(path: Path) -> list[Answer]:
     try:
         return msgspec.json.Decoder(Answer).decode_lines(path.read_bytes())
     except msgspec.MsgspecError as error:
-        raise UserError(f"{path}: not a probe's answers ({error}): remove it, and it is written anew") from error
+        raise UserError(f"{path}: not a probe's answers ({error}): remove the file; it is written again") from error
 
 
 def _run_process(path: Path) -> str:
@@ -87,7 +87,7 @@ def _run_process(path: Path) -> str:
     try:
         asked = ask("lorabench.bench.machine.gpu_probe", str(path.absolute()), timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"not done after {PROBE_SECONDS} s"
+        return f"not finished after {PROBE_SECONDS} s"
     last = first_line(without_own_folders(asked.last_words))
     return "" if asked.exit_code == 0 else f"{name_end(asked.exit_code)}: {last}"
 
@@ -118,8 +118,8 @@ def _answer(name: str, probe: Callable[[], dict[str, Any]]) -> Answer:
     try:
         return Answer(probe=name, found=probe(), seconds=time.perf_counter() - begun)
     except Exception as error:
-        said = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
-        return Answer(probe=name, error=said, seconds=time.perf_counter() - begun)
+        reason = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
+        return Answer(probe=name, error=reason, seconds=time.perf_counter() - begun)
 
 
 # The probes. The context's comes first: it starts CUDA.
@@ -136,7 +136,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _context() -> dict[str, Any]:
-    """Bytes that the process takes on the GPU beyond what torch's allocator reserves, after each first use."""
+    """Bytes of the process on the GPU beyond torch's reserved memory, after each first use."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -188,7 +188,7 @@ def _device() -> dict[str, Any]:
 
 
 def _workspaces() -> dict[str, Any]:
-    """Bytes that cuBLAS keeps for each thread that multiplies: the caller's, and autograd's."""
+    """Bytes of cuBLAS workspaces per thread that runs matmuls: the caller's thread, and autograd's."""
     import torch
 
     matrix = torch.zeros(SIDE, SIDE, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -203,7 +203,7 @@ def _workspaces() -> dict[str, Any]:
 
 
 def _attention_kernels() -> dict[str, Any]:
-    """Backward function of sdpa, which names the kernel, by dtype, heads, head size and mask."""
+    """sdpa's kernel, named by its backward function, by dtype, heads, head size and mask."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -260,7 +260,7 @@ def _nf4() -> dict[str, Any]:
 
 
 def _softmax_backward() -> dict[str, Any]:
-    """Requested, allocated and reserved peaks of softmax's backward beyond what lived before, in units of the scores.
+    """Requested, allocated and reserved peaks of softmax's backward above the bytes before, in units of the scores.
 
     The scores are (1, 4, 2048, 2048) float32.
     """
@@ -298,11 +298,11 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "nf4": _nf4,
     "softmax backward": _softmax_backward,
 }
-"""Question → what answers it, in the order in which they are asked."""
+"""Probe → its function, in order."""
 
 
 def summary(answers: list[Answer]) -> Iterator[str]:
-    """Yield a line for each answer that people look for first, and for each probe that failed."""
+    """Yield a line for the most important answers, and for each failed probe."""
     found = {answer.probe: answer.found for answer in answers}
     last = list(found.get("context", {}).values())[-1:]
     for moment in last:

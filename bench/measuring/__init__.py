@@ -1,1 +1,1 @@
-"""Measure a recipe while it trains: meters, and what they measured."""
+"""Measure a recipe while it trains."""

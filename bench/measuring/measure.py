@@ -33,17 +33,20 @@ if TYPE_CHECKING:
 
 EXTRA_WARM_UP_STEPS = 10
 EXTRA_WARM_UP_SECONDS = 5.0
-"""How far warm-up goes on beyond the steps that were asked for, while steps are not alike yet."""
+"""Maximum extra warm-up beyond the requested steps, while step times still differ."""
 PHASE_STEPS = 3
-"""Steps whose phases are timed, apart from the timed steps."""
+"""Extra steps whose phases are timed."""
 
 
 @quiet_libraries()
 def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: str | None = None) -> Measurement:
-    """Build the recipe's model, train it, and return what was measured; a memory snapshot goes to ``snapshot_path``.
+    """Build the recipe's model, train it, and return the measurement.
 
-    In this order, each pass apart from the others: build; held-out loss and the base model's own; warm-up; timed steps,
-    with nothing between them; phases, by time; held-out loss; memory by phase and component.
+    The stages run one after the other: build; held-out loss and losses of the first batch; warm-up; timed steps with
+    nothing between them; phase times; held-out loss; memory by phase and component.
+
+    Args:
+        snapshot_path: file for a memory snapshot; None: no snapshot.
 
     Raises:
         UserError: the recipe cannot be built here, or the weights or the dataset cannot be read.
@@ -66,7 +69,7 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
     base_loss, adapted_loss = _first_losses(step, batches) if recipe.adapter is not None else (None, None)
     meter.settle()
     stages.end("held out")
-    # Whatever was drawn before, every engine trains with the same random numbers from here on.
+    # From here on every engine trains with the same random numbers.
     torch.manual_seed(settings.seed)
     with _steps_of(settings.engine, training, settings.seed) as train_step:
         warmup_seconds = _warm_up(train_step, meter, settings.warmup_steps)
@@ -120,7 +123,7 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
 
 
 def _steps_of(engine: Engine, training: Training, seed: int) -> AbstractContextManager[Callable[[], None]]:
-    """Return the context that gives the function which trains the next step, by lorabench's own loop or Trainer's."""
+    """Return a context with the function that trains the next step, by lorabench's own loop or Trainer's."""
     if engine == "lorabench":
         return nullcontext(training)
     from lorabench.bench.training.trainer_engine import trainer_steps
@@ -129,7 +132,7 @@ def _steps_of(engine: Engine, training: Training, seed: int) -> AbstractContextM
 
 
 def timed_steps(train_step: Callable[[], None], meter: Meter, count: int) -> list[float]:
-    """Train ``count`` steps and return the seconds of each; on a GPU the host runs ahead, as in any training."""
+    """Train ``count`` steps and return the seconds of each. On a GPU the host runs ahead, as in normal training."""
     for _ in range(count):
         meter.mark()
         train_step()
@@ -138,7 +141,7 @@ def timed_steps(train_step: Callable[[], None], meter: Meter, count: int) -> lis
 
 
 def _build(spec: ModelSpec, recipe: Recipe, settings: Settings, meter: Meter) -> tuple[nn.Module, dict[str, int]]:
-    """Return the model, and what was held once its base was loaded and once it was adapted."""
+    """Return the model, and the allocated bytes after loading the base and after adapting it."""
     held_bytes: dict[str, int] = {}
 
     def note_loaded(model: nn.Module) -> None:
@@ -152,7 +155,7 @@ def _build(spec: ModelSpec, recipe: Recipe, settings: Settings, meter: Meter) ->
 
 
 def _held_out_loss(meter: Meter, step: TrainingStep, batches: Batches) -> float | None:
-    """Return the loss on the text that nothing trains on, or None where none could be held out."""
+    """Return the held-out loss; None if the dataset is too short to hold out text."""
     step.optimizer.zero_grad(set_to_none=True)
     with meter.evaluating(step.model, step.optimizer):
         held_out = list(batches.held_out())
@@ -160,7 +163,7 @@ def _held_out_loss(meter: Meter, step: TrainingStep, batches: Batches) -> float 
 
 
 def _first_losses(step: TrainingStep, batches: Batches) -> tuple[float | None, float | None]:
-    """Return the loss of the first batch without adapters and with them, before they have learnt anything."""
+    """Return the loss of the first batch without and with the untrained adapters."""
     model: Any = step.model
     losses = []
     for adapters in (model.disable_adapter(), nullcontext()):
@@ -170,7 +173,7 @@ def _first_losses(step: TrainingStep, batches: Batches) -> tuple[float | None, f
 
 
 def _warm_up(train_step: Callable[[], None], meter: Meter, least: int) -> list[float]:
-    """Train until two steps in succession take alike long, ``least`` steps at least; none where ``least`` is 0."""
+    """Train at least ``least`` steps, until two successive ones take equally long; none if ``least`` is 0."""
     seconds = timed_steps(train_step, meter, least)
     extra: list[float] = []
     while (
@@ -184,9 +187,9 @@ def _warm_up(train_step: Callable[[], None], meter: Meter, least: int) -> list[f
 
 
 def _phase_seconds(training: Training, meter: Meter) -> dict[str, tuple[float, ...]]:
-    """Return the seconds of each phase in each of a few more steps.
+    """Return the seconds of each phase in each of `PHASE_STEPS` extra steps.
 
-    What comes before the first phase (clearing gradients, fetching the first batch) is in none of them.
+    Time before the first phase (clearing gradients, fetching the first batch) is not counted.
     """
     steps: list[dict[str, float]] = []
     begun: list[str] = []

@@ -1,4 +1,4 @@
-"""What share of a device's peak rate a step's arithmetic makes up."""
+"""MFU and HFU of a step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lorabench.estimator.speed.flops import step_flops
 
 
 class Utilisation(NamedTuple):
-    """Shares of the peak rate; None where the device's peak or the recipe's arithmetic is not known."""
+    """Shares of the peak rate; None if the device's peak or the recipe's FLOPs are unknown."""
 
     mfu: float | None = None
     hfu: float | None = None
 
 
 def utilisation(spec: ModelSpec, recipe: Recipe, device_name: str | None, step_seconds: float) -> Utilisation:
-    """Return what ``recipe``, at ``step_seconds`` a step, makes of the device, named as its driver does.
+    """Return MFU and HFU of ``recipe`` at ``step_seconds`` per step. ``device_name``: as the driver reports it.
 
-    The peak is the catalogue's dense rate for the dtype in which the recipe's matrix products run. Float32 products are
-    held against the float32 rate, since torch leaves TF32 off unless told otherwise.
+    The peak is the catalogue's dense rate for the dtype of the recipe's matmuls. For float32 it is the float32 rate,
+    since torch does not use TF32 by default.
     """
     device = None if device_name is None else known_device(device_name)
     peak = None if device is None else device.peak_flops_per_second.get(recipe.compute_dtype)

@@ -1,4 +1,4 @@
-"""The text of one run as tensors: what it trains on, and what is held out."""
+"""The text of one run as tensors: training batches and held-out batches."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ if TYPE_CHECKING:
     from lorabench.estimator.training.step import Batch
 
 HELD_OUT_TOKENS = 2048
-"""At least so many tokens are held out, in whole batches: enough for a mean, at the cost of few steps."""
+"""Minimum of held-out tokens, in whole batches: enough for a mean, and only few steps."""
 IGNORED = -100
-"""Label of a position that the loss leaves out, in transformers."""
+"""Label of a position that transformers' loss ignores."""
 
 
 class TokenCounts(Struct, frozen=True):
     """Tokens of one step."""
 
     all: int
-    """None of them padding, since rows are packed."""
+    """Rows are packed, so no token is padding."""
     in_loss: int
-    """Those that the loss has a term for: the first of a row is predicted by nothing."""
+    """Tokens with a term in the loss: all but the first of each row, which nothing predicts."""
 
 
 class Batches:
-    """Packed rows of token ids in host memory, made before anything is measured; batches are copies on the device."""
+    """Packed rows of token ids in host memory, made before the measurement. Batches are copies on the device."""
 
     def __init__(
         self, held_out: list[torch.Tensor], trained: list[torch.Tensor], gradient_accumulation: int, device: str
     ) -> None:
-        """Hand out (batch_size, seq_len) blocks of ids."""
+        """Take blocks of ids, each of shape (B, S)."""
         self._held_out = held_out
         self.trained = trained
         self._each = gradient_accumulation
         self._device = device
 
     def of_step(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of step ``number``, from 0, each copied when it is wanted; over again when used up."""
+        """Yield the batches of step ``number``, from 0. Each is copied on demand; the data repeats when used up."""
         for index in range(number * self._each, (number + 1) * self._each):
             yield self._on_device(self.trained[index % len(self.trained)])
 
     def held_out(self) -> Iterator[Batch]:
-        """Yield the batches that nothing trains on; none where the dataset is too short to do without."""
+        """Yield the held-out batches; none if the dataset is too short."""
         return map(self._on_device, self._held_out)
 
     def tokens_per_step(self) -> TokenCounts:
-        """Return the tokens of the first step, counted on its batches."""
+        """Return the token counts of the first step."""
         counts = [_count(batch) for batch in self.of_step(0)]
         return TokenCounts(*map(sum, zip(*counts, strict=True)))
 
@@ -66,10 +66,10 @@ class Batches:
 
 
 def make_batches(spec: ModelSpec, recipe: Recipe, settings: Settings, steps: int) -> Batches:
-    """Return the text of a run that trains for ``steps`` steps.
+    """Return the batches of a run that trains for ``steps`` steps.
 
     Raises:
-        UserError: the dataset or the tokenizer cannot be read, or the vocabulary is too small for text without one.
+        UserError: the dataset or the tokenizer cannot be read, or the vocabulary is too small for bytes as tokens.
     """
     import torch
 
@@ -90,7 +90,7 @@ def make_batches(spec: ModelSpec, recipe: Recipe, settings: Settings, steps: int
 
 
 def _tokenizer(spec: ModelSpec, settings: Settings) -> Callable[[str], list[int]]:
-    """Return the tokenizer of the weights, or that of bytes for random ones."""
+    """Return the tokenizer of the weights; for random weights, a byte tokenizer."""
     if settings.weights is None:
         return byte_tokenizer(spec.vocab_size)
     from transformers import AutoTokenizer
@@ -99,7 +99,7 @@ def _tokenizer(spec: ModelSpec, settings: Settings) -> Callable[[str], list[int]
     try:
         tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"weights {weights}: their tokenizer cannot be loaded ({error})") from error
+        raise UserError(f"weights {weights}: cannot load the tokenizer ({error})") from error
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return lambda document: [*tokenizer(document, verbose=False)["input_ids"], *end]
 

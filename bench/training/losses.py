@@ -1,4 +1,4 @@
-"""Whether the losses of a run are those of a training that works."""
+"""Check that the losses of a run look like working training."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 
 DIVERGED = 1.1
-"""A loss has diverged where every one of the last quarter of the steps is above every one of the first quarter by this
-factor: beyond what one batch differs from the next, and not undone by single good or bad steps."""
+"""A loss has diverged if every loss of the last quarter exceeds every loss of the first quarter by this factor. That is
+more than the difference between batches, and single good or bad steps do not matter."""
 
 UNCHANGED = 1e-4
-"""Relative difference of two means over thousands of bfloat16 products that is nothing but the order of additions."""
+"""Relative difference that the order of additions alone can cause, in means over thousands of bfloat16 products."""
 
 
 def complaint_about(losses: Sequence[float | None]) -> str | None:
-    """Return what is wrong with the losses of successive steps, None for one that is not finite; None if nothing is."""
+    """Return what is wrong with the losses of successive steps; None if nothing is. A None loss is not finite."""
     lost = [number for number, loss in enumerate(losses, 1) if loss is None]
     if lost:
         return f"the loss was not finite in {len(lost)} of {len(losses)} steps, first in step {lost[0]}"
@@ -24,15 +24,16 @@ def complaint_about(losses: Sequence[float | None]) -> str | None:
         return None
     before, after = max(finite[:quarter]), min(finite[-quarter:])
     if after > DIVERGED * before:
-        return f"the loss diverged: from at most {before:.4g} in the first quarter to at least {after:.4g} in the last"
+        return f"the loss diverged: at most {before:.4g} in the first quarter, at least {after:.4g} in the last"
     return None
 
 
 def complaint_about_adapters(base_loss: float | None, adapted_loss: float | None) -> str | None:
-    """Return what is wrong with adapters that have learnt nothing, given one batch's loss without them and with them.
+    """Return what is wrong with untrained adapters, given one batch's loss without and with them; None if nothing is.
 
-    They start with B = 0, so they add nothing and the losses are equal, but for kernels that add in no fixed order.
+    Adapters start with B = 0 and add nothing, so the losses are equal, except for kernels with no fixed summation
+    order.
     """
     if base_loss is None or adapted_loss is None or math.isclose(base_loss, adapted_loss, rel_tol=UNCHANGED):
         return None
-    return f"adapters changed the loss before they learnt anything, from {base_loss:.6g} to {adapted_loss:.6g}"
+    return f"untrained adapters changed the loss from {base_loss:.6g} to {adapted_loss:.6g}"

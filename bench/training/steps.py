@@ -1,4 +1,4 @@
-"""The training of one run: its steps in order, with what each says of itself."""
+"""The training of one run: its steps in order, with their losses and gradient norms."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Training:
-    """Trains for ``steps`` steps, and goes on without learning: the same work at a learning rate of 0.
+    """Trains for ``steps`` steps; further steps do the same work with learning rate 0.
 
-    So a meter may take as many steps as it needs, while losses depend on nothing but the recipe and the seed.
+    A meter may therefore run as many steps as it needs, and losses depend only on the recipe and the seed.
     """
 
     def __init__(self, step: TrainingStep, batches: Batches, steps: int) -> None:
@@ -39,23 +39,23 @@ class Training:
         self.note(loss, self.step.gradient_norm)
 
     def note(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        """Take down what a step said of itself, whoever trained it."""
+        """Record loss and gradient norm of a step of any engine."""
         if self.done < self.steps:
             self._losses.append(loss)
             self._gradient_norms.append(gradient_norm)
         self.done += 1
 
     def losses(self) -> tuple[float | None, ...]:
-        """Return the loss of each step that learnt; None where it was not finite."""
+        """Return the loss of each step that updated the weights; None if it was not finite."""
         return _finite(self._losses)
 
     def gradient_norms(self) -> tuple[float | None, ...]:
-        """Return the norm of all gradients in each step that learnt, before clipping; None where it was not finite."""
+        """Return the gradient norm of each step that updated the weights, before clipping; None if not finite."""
         return _finite(self._gradient_norms)
 
 
 def mean_loss(step: TrainingStep, batches: Iterable[Batch]) -> float | None:
-    """Return the mean loss of the model over ``batches``, without dropout or training; None where it is not finite."""
+    """Return the mean loss of the model over ``batches``, without dropout or training; None if it is not finite."""
     import torch
 
     with step.evaluating(), torch.no_grad(), step.autocast():
@@ -65,5 +65,5 @@ def mean_loss(step: TrainingStep, batches: Iterable[Batch]) -> float | None:
 
 
 def _finite(values: list[torch.Tensor]) -> tuple[float | None, ...]:
-    told = (value.item() for value in values)
-    return tuple(value if math.isfinite(value) else None for value in told)
+    numbers = (value.item() for value in values)
+    return tuple(number if math.isfinite(number) else None for number in numbers)

@@ -1,4 +1,4 @@
-"""Training text: what every Python ships or a file, in tokens, packed into batches without padding."""
+"""Training text: Python's own text or a file, as tokens, packed into batches without padding."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lorabench.estimator.errors import UserError
 
 BYTES = 256
 LARGEST_TEXT_BYTES = 2**28
-"""Of a text file, which is tokenised at once; a run trains on some megabytes."""
+"""Limit of a text file, which is tokenised at once. A run trains on some megabytes."""
 NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
-"""Folders under the standard library's that are not installed everywhere or are not part of it."""
+"""Folders in the standard library's folder that are not installed everywhere, or do not belong to it."""
 
 
 def shipped_documents() -> Iterator[str]:
-    """Yield prose and code that Python itself ships, in a fixed order: the language reference, then the library."""
+    """Yield text that Python itself ships, in a fixed order: the language reference, then the library's source."""
     from pydoc_data.topics import topics
 
     for topic in sorted(topics):
@@ -30,14 +30,14 @@ def shipped_documents() -> Iterator[str]:
 
 
 def file_documents(path: Path) -> Iterator[str]:
-    """Yield the documents in ``path``: a .jsonl file's "text" fields, line by line, or the whole of any other file.
+    """Yield the documents in ``path``: the "text" field of each line of a .jsonl file, or any other file as a whole.
 
     Raises:
-        UserError: it is no file, cannot be read, is empty or, as a whole, too large; or a line is no JSON object with
-            a "text" string; with its number.
+        UserError: ``path`` is not a file, cannot be read, is empty or too large; or a line is not a JSON object with a
+            "text" string (with the line number).
     """
     if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a file: a dataset is a text or .jsonl file, which every recipe reads")
+        raise UserError(f"{path}: not a file: name a text or .jsonl file")
     try:
         with path.open("rb") as file:
             if path.suffix == ".jsonl":
@@ -48,8 +48,8 @@ def file_documents(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: cannot read the dataset: {error.strerror}") from error
     if len(raw) > LARGEST_TEXT_BYTES:
         raise UserError(
-            f"{path}: over {LARGEST_TEXT_BYTES // 2**20} MiB of text in one piece: give a part of it, or a .jsonl file,"
-            " which is read line by line"
+            f"{path}: more than {LARGEST_TEXT_BYTES // 2**20} MiB of text: use a part of it, or a .jsonl file, "
+            "which is read line by line"
         )
     text = _decoded(path, raw, 1)
     if not text.strip():
@@ -58,7 +58,7 @@ def file_documents(path: Path) -> Iterator[str]:
 
 
 def _texts(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
-    wanted = 'each line of a .jsonl file is a JSON object with a "text" field'
+    wanted = 'each line of a .jsonl file must be a JSON object with a "text" field'
     empty = True
     for number, raw in enumerate(lines, 1):
         line = _decoded(path, raw, number)
@@ -85,23 +85,23 @@ def _decoded(path: Path, raw: bytes, first_line: int) -> str:
 
 
 def byte_tokenizer(vocab_size: int) -> Callable[[str], list[int]]:
-    """Return a tokenizer for models without one: a token for each byte of UTF-8.
+    """Return a tokenizer for models without one: one token per byte of UTF-8.
 
-    Where the vocabulary has room, each document begins with token 256 and ends with 257.
+    If the vocabulary is large enough, each document begins with token 256 and ends with 257.
 
     Raises:
         UserError: the vocabulary has fewer than 256 tokens.
     """
     if vocab_size < BYTES:
-        raise UserError(f"a vocabulary of {vocab_size} tokens is too small for byte-level text: it takes {BYTES}")
+        raise UserError(f"a vocabulary of {vocab_size} tokens is too small for byte-level text, which needs {BYTES}")
     begin, end = ([BYTES], [BYTES + 1]) if vocab_size >= BYTES + 2 else ([], [])
     return lambda document: [*begin, *document.encode(errors="replace"), *end]
 
 
 def pack(documents: Iterable[Iterable[int]], batch_size: int, seq_len: int) -> Iterator[list[list[int]]]:
-    """Yield batches of ``batch_size`` rows of ``seq_len`` tokens: the documents end to end, cut where a row is full.
+    """Yield batches of shape (batch_size, seq_len): the concatenated documents, cut into rows.
 
-    No token is padding, dropped or repeated, but for the last few that fill no whole batch.
+    No token is padding or repeated. Only the last tokens, which do not fill a batch, are dropped.
     """
     stream = chain.from_iterable(documents)
     while True:
@@ -114,13 +114,13 @@ def pack(documents: Iterable[Iterable[int]], batch_size: int, seq_len: int) -> I
 def held_out_and_training(
     dataset: Path | None, tokenize: Callable[[str], list[int]], batch_size: int, seq_len: int, *, held_out: int
 ) -> tuple[list[list[list[int]]], Iterator[list[list[int]]]]:
-    """Return the first ``held_out`` packed batches of the dataset, or of the shipped text, and batches of the rest.
+    """Return the first ``held_out`` packed batches of the dataset (or of Python's own text), and batches of the rest.
 
-    Those of the rest have no end: it starts over when it is used up. A dataset that has no whole batch to train on
-    besides holds nothing out.
+    The batches of the rest never end: the rest repeats when it is used up. If the dataset would have no full batch left
+    for training, nothing is held out.
 
     Raises:
-        UserError: the dataset is bad, or makes no token at all.
+        UserError: the dataset is bad, or its text has no tokens.
     """
 
     def once() -> Iterator[int]:
@@ -131,7 +131,7 @@ def held_out_and_training(
     first = once()
     taken = list(islice(first, (held_out + 1) * size))
     if not taken:
-        raise UserError(f"{dataset}: the tokenizer makes no token of the dataset's text")
+        raise UserError(f"{dataset}: the tokenizer returns no tokens for the dataset's text")
     kept = held_out * size if len(taken) == (held_out + 1) * size else 0
     over_again = (islice(once(), kept, None) for _ in repeat(None))
     return list(pack([taken[:kept]], batch_size, seq_len)), pack(

@@ -1,7 +1,7 @@
 """The same training through transformers' Trainer: its loop, data loader, optimizer, clipping, autocast and callbacks.
 
-Trainer runs a whole training at a time, while meters want a step at a time. So it runs in a thread of its own, which
-waits after each step until the next is wanted; never do both threads work at once.
+Trainer runs a whole training, but meters need single steps. Trainer therefore runs in its own thread, which waits after
+each step until the next is requested. The two threads never work at the same time.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 MOST_STEPS = 10**6
-"""Trainer wants to know how many steps there will be at most; it is stopped when no more are wanted."""
+"""Trainer needs a maximum number of steps; it is stopped when no more are requested."""
 
 
 @contextmanager
 def trainer_steps(training: Training, seed: int) -> Iterator[Callable[[], None]]:
-    """Return a function that lets Trainer take the next step of ``training``, until the context ends.
+    """Return a function that makes Trainer train the next step of ``training``, until the context ends.
 
-    Trainer makes the optimizer, which becomes that of ``training``. Its settings are its defaults, but for what the
-    recipe says, the learning rate that lorabench trains with, held constant, and rows in order instead of shuffled.
-    Dropout is seeded as in lorabench's own loop, with ``seed`` just before the first step.
+    Trainer makes the optimizer, which replaces that of ``training``. Trainer's settings are the defaults, except for
+    the recipe's settings, lorabench's constant learning rate, and rows in order instead of shuffled. Dropout is seeded
+    as in lorabench's own loop, with ``seed`` just before the first step.
 
     Raises:
         UserError: Trainer cannot train the recipe on this device.
@@ -48,18 +48,18 @@ def trainer_steps(training: Training, seed: int) -> Iterator[Callable[[], None]]
 
 
 def refuse_impossible(recipe: Recipe, device: str) -> None:
-    """Refuse what Trainer does not do.
+    """Refuse what Trainer does not support.
 
     Raises:
-        UserError: fp16 autocast on a CPU, which accelerate refuses.
+        UserError: the recipe has fp16 autocast on a CPU, which accelerate refuses.
     """
     if recipe.mixed_precision == "fp16" and device == "cpu":
-        raise UserError("engine trainer has no mixed_precision fp16 on a CPU: use bf16 or no, or engine lorabench")
+        raise UserError("engine trainer has no mixed_precision fp16 on a CPU: use bf16, no, or engine lorabench")
 
 
 @contextmanager
 def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Take off ``model`` the autocast in which accelerate wraps its forward pass."""
+    """Afterwards remove the autocast that accelerate wrapped around the forward pass of ``model``."""
     before = vars(model).get("forward")
     try:
         yield
@@ -82,7 +82,7 @@ class _TrainerThread:
         self._thread = threading.Thread(target=self._train, name="trainer", daemon=True)
 
     def take_step(self) -> None:
-        """Let Trainer go on until the end of its next step; raise what it raised."""
+        """Let Trainer run until the end of its next step; raise its error, if any."""
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -102,21 +102,21 @@ class _TrainerThread:
     def _train(self) -> None:
         try:
             self._trainer.train()
-        except BaseException as error:  # the thread that waits raises it
+        except BaseException as error:  # raised in the waiting thread
             self._error = error
             self._over.release()
 
     def _between_steps(self) -> bool:
-        """Wait until another step is wanted; tell whether none is any more."""
+        """Wait until the next step is requested; return whether Trainer shall stop instead."""
         self._over.release()
         self._wanted.acquire()
         return self._stopping
 
 
 def make_trainer(training: Training, seed: int, folder: str, between_steps: Callable[[], bool]) -> Any:
-    """Return a Trainer of the model of ``training``, whose optimizer becomes that of its step.
+    """Return a Trainer for the model of ``training``. Its optimizer replaces that of the training's step.
 
-    It calls ``between_steps`` after each step, and ends where that says so.
+    It calls ``between_steps`` after each step, and stops if that returns True.
     """
     from torch.optim.lr_scheduler import LambdaLR
     from torch.utils.data import SequentialSampler
@@ -125,18 +125,18 @@ def make_trainer(training: Training, seed: int, folder: str, between_steps: Call
     step, recipe = training.step, training.step.recipe
 
     class OrderedTrainer(Trainer):  # type: ignore[misc]
-        """Takes the rows in order, and tells the loss and the gradient norm of each step."""
+        """Takes the rows in order, and reports the loss and the gradient norm of each step."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
             return SequentialSampler(self.train_dataset)
 
         def training_step(self, *arguments: Any, **options: Any) -> Any:
             loss = super().training_step(*arguments, **options)
-            told.losses.append(loss)
+            reports.losses.append(loss)
             return loss
 
-    class Told(TrainerCallback):  # type: ignore[misc]
-        """What a step says of itself, and the pause after it."""
+    class Reports(TrainerCallback):  # type: ignore[misc]
+        """Collects loss and gradient norm of a step, and pauses after it."""
 
         losses: list[torch.Tensor]
         gradient_norm: torch.Tensor
@@ -155,27 +155,30 @@ def make_trainer(training: Training, seed: int, folder: str, between_steps: Call
             control.should_training_stop = between_steps()
 
     forget_overrides()
-    told = Told()
+    reports = Reports()
     rows = Rows(training.batches, recipe.batch_size)
     trainer = OrderedTrainer(
-        model=step.model, args=_arguments(recipe, step.device_type, seed, folder), train_dataset=rows, callbacks=[told]
+        model=step.model,
+        args=_arguments(recipe, step.device_type, seed, folder),
+        train_dataset=rows,
+        callbacks=[reports],
     )
     trainer.remove_callback(PrinterCallback)
     step.optimizer = trainer.create_optimizer()
-    # At a learning rate of 0 from the step on at which `Training` learns no more.
+    # The learning rate becomes 0 at the step from which `Training` no longer updates the weights.
     trainer.lr_scheduler = LambdaLR(step.optimizer, lambda done: 1.0 if done < training.steps else 0.0)
     clip = trainer.accelerator.clip_grad_norm_
 
-    def clip_and_tell(*arguments: Any, **options: Any) -> Any:
-        told.gradient_norm = clip(*arguments, **options)
-        return told.gradient_norm
+    def clip_and_report(*arguments: Any, **options: Any) -> Any:
+        reports.gradient_norm = clip(*arguments, **options)
+        return reports.gradient_norm
 
-    trainer.accelerator.clip_grad_norm_ = clip_and_tell
+    trainer.accelerator.clip_grad_norm_ = clip_and_report
     return trainer
 
 
 def _arguments(recipe: Recipe, device: str, seed: int, folder: str) -> Any:
-    """Return Trainer's settings; gradient checkpointing is not among them, for the model was built with it."""
+    """Return Trainer's settings, without gradient checkpointing: the model is already built with it."""
     from transformers import TrainingArguments
 
     arguments = TrainingArguments(
@@ -195,14 +198,14 @@ def _arguments(recipe: Recipe, device: str, seed: int, folder: str) -> Any:
         save_strategy="no",
         disable_tqdm=True,
     )
-    # Asking for the device counts the GPUs that are visible; over several, Trainer would split every batch.
+    # n_gpu counts the visible GPUs; with several, Trainer would split every batch.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
 
 
 class Rows:
-    """The rows of a training's batches as a dataset: one sequence each, in the order in which they are trained."""
+    """The rows of a training's batches as a dataset: one sequence per item, in training order."""
 
     def __init__(self, batches: Batches, batch_size: int) -> None:
         self._blocks = batches.trained
@@ -215,7 +218,7 @@ class Rows:
         block, row = divmod(index, self._batch_size)
         ids = self._blocks[block][row]
         labels = ids.clone()
-        # Nothing predicts a row's first token; said like this, every version of Trainer leaves it out of the mean.
+        # Nothing predicts a row's first token. With this label every version of Trainer leaves it out of the mean.
         labels[0] = IGNORED
         return {"input_ids": ids, "labels": labels}
 

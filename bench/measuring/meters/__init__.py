@@ -1,11 +1,11 @@
-"""Meters: what training takes of a device while it runs, read from torch, the driver and the kernel.
+"""Meters: memory, time and energy of training, read from torch, the driver and the kernel.
 
-- `meter`: what every meter tells, whatever the device;
+- `meter`: the protocol of every meter;
 - `cpu`: live storages and resident memory;
-- `cuda`: the caching allocator's counters, CUDA events, and what the driver says meanwhile;
-- `driver`: NVIDIA's management library, one function for each fact;
-- `allocator_history`: the allocator's own record of one step, as a timeline and as a snapshot;
-- `counted_step`: one more step whose storages are counted by component;
-- `core_waits`: how long the process waited for a core;
-- `resident_memory`: what the process has in RAM.
+- `cuda`: the caching allocator's counters, CUDA events, and samples from the driver;
+- `driver`: NVML, one function per fact;
+- `allocator_history`: the allocator's history of one step, as timeline and snapshot;
+- `counted_step`: an extra step whose storages are counted by component;
+- `core_waits`: time that threads waited for a core;
+- `resident_memory`: RAM of the process.
 """

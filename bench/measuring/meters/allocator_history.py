@@ -1,4 +1,4 @@
-"""The CUDA caching allocator's own record of a step: as a timeline, and as a snapshot of all that it knows."""
+"""The CUDA caching allocator's history of a step, as a timeline and as a full snapshot."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lorabench.bench.records.whole_files import write_whole
 from lorabench.estimator.errors import UserError
 
 MOST_EVENTS = 1_000_000
-"""Kept of one recording; a step makes some thousands."""
+"""Maximum number of events in one recording; a step has some thousands."""
 FRAMES_KEPT = 16
-"""Innermost Python frames of each event: they reach the module that asked. Whole stacks make a step 12 to 166 MiB."""
+"""Innermost Python frames per event: enough to reach the module. Full stacks make a step 12 to 166 MiB."""
 BLOCK = 512
 """The allocator rounds every request up to a multiple of this (c10/cuda/CUDACachingAllocator, kMinBlockSize)."""
 
 
 @contextmanager
 def recording(*, stacks: bool) -> Iterator[Callable[[], Any]]:
-    """Let the allocator record what it does inside, with the Python ``stacks`` that asked for it or without.
+    """Let the allocator record its events inside the context, optionally with Python ``stacks``.
 
-    The function returns its snapshot so far: ``segments`` and ``device_traces``.
+    The yielded function returns the snapshot so far: ``segments`` and ``device_traces``.
     """
     import torch
 
@@ -41,10 +41,10 @@ def recording(*, stacks: bool) -> Iterator[Callable[[], Any]]:
 
 
 def live_bytes(events: list[dict[str, Any]], allocated_before: int) -> Timeline:
-    """Return the allocated bytes after each of the allocator's ``events``, from so many before, by seconds.
+    """Return (seconds, allocated bytes) after each of the allocator's ``events``, starting from ``allocated_before``.
 
-    ``events`` are of one device, in order. A block that stays larger than its request, since what is left of it is too
-    small to be split off, is counted as its request, rounded up.
+    ``events`` are of one device, in order. A block that is larger than its request, because the rest is too small to be
+    split off, counts as its request rounded up to `BLOCK`.
     """
     live = allocated_before
     points: list[tuple[float, int]] = []
@@ -61,23 +61,23 @@ def live_bytes(events: list[dict[str, Any]], allocated_before: int) -> Timeline:
 
 
 def record_step(step: Callable[[], object], path: Path) -> None:
-    """Run ``step`` and write all that the allocator did meanwhile to ``path``, with the stacks that asked for it."""
+    """Run ``step`` and write all events of the allocator to ``path``, with their stacks."""
     import torch
 
     with recording(stacks=True) as snapshot:
         step()
         torch.cuda.synchronize()
-        told = snapshot()
-    write_snapshot(told, path)
+        taken = snapshot()
+    write_snapshot(taken, path)
 
 
 def write_snapshot(snapshot: dict[str, Any], path: Path) -> None:
-    """Write the allocator's ``snapshot`` as gzipped JSON, whole or not at all.
+    """Write the allocator's ``snapshot`` as gzipped JSON, atomically.
 
-    Each event keeps its innermost `FRAMES_KEPT` frames. Paths in it do not tell whose they are.
+    Each event keeps its innermost `FRAMES_KEPT` frames. The paths do not contain the user's folders.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     thin = snapshot | {
         "device_traces": [

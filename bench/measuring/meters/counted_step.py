@@ -1,4 +1,4 @@
-"""One more step, whose live storages are counted by component."""
+"""An extra step whose live storages are counted by component."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorabench.estimator.training.step import Batch, TrainingStep
 
 TIMELINE_POINTS = 2000
-"""Most points of a timeline."""
+"""Maximum number of points of a timeline."""
 
 
 def count_step(model: nn.Module, step: TrainingStep, spec: ModelSpec, batches: Iterator[Batch]) -> StorageLedger:
@@ -44,17 +44,17 @@ def count_step(model: nn.Module, step: TrainingStep, spec: ModelSpec, batches: I
 def components_of_step(
     model: nn.Module, step: TrainingStep, spec: ModelSpec, batches: Iterator[Batch]
 ) -> dict[str, int]:
-    """Return the bytes of one more step's storages at their peak, by component.
+    """Return the bytes of an extra step's storages at their peak, by component.
 
-    Following storages takes memory: autograd then adds some gradients out of place. Where that is more than the GPU
-    has, only what outlasts a step is counted.
+    Following storages costs memory: autograd then adds some gradients out of place. If the GPU has not enough, only
+    storages that outlive a step are counted.
     """
     import torch
 
     try:
         return count_step(model, step, spec, batches).breakdown().components
     except torch.OutOfMemoryError:
-        pass  # and only then is the memory of its frames free
+        pass  # the memory of its frames is free only after this block
     step.optimizer.zero_grad(set_to_none=True)
     outlasting = StorageLedger(step.device_type)
     outlasting.begin_phase("optimizer")
@@ -64,7 +64,7 @@ def components_of_step(
 
 
 def thinned(points: list[tuple[float, int]]) -> tuple[tuple[float, int], ...]:
-    """Return at most `TIMELINE_POINTS` of ``points``: of each stretch the highest, the first and the last of all."""
+    """Return at most `TIMELINE_POINTS` points: the first, the last, and the highest of each interval between."""
     if len(points) <= TIMELINE_POINTS:
         return tuple(points)
     stretches = TIMELINE_POINTS - 2

@@ -1,4 +1,4 @@
-"""The meter of a CPU: no allocator counts there, so live storages are counted, and the kernel tells of RAM."""
+"""The meter of a CPU. There is no allocator with counters, so it counts live storages; the kernel reports RAM."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class CpuMeter:
-    """A `Meter` of this process on the CPU."""
+    """A `Meter` for this process on the CPU."""
 
     def __init__(self) -> None:
         self.readings = Readings()
@@ -36,7 +36,7 @@ class CpuMeter:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Count what building makes; what other threads make, as when weights are read from files, is not seen."""
+        """Count storages while the model is built. Storages made by other threads (reading weights) are missed."""
         with _counting("loaded") as peak:
             yield
         self.readings.loading_peak_bytes = peak()
@@ -47,26 +47,26 @@ class CpuMeter:
 
     @contextmanager
     def evaluating(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Count what is made inside, on top of ``model`` and the states of ``optimizer``."""
+        """Count storages made inside, on top of ``model`` and the states of ``optimizer``."""
         with _counting("forward", model, optimizer) as peak:
             yield
         self.readings.evaluation_peak_bytes = max(peak(), self.readings.evaluation_peak_bytes or 0)
 
     def settle(self) -> None:
-        """Do nothing: what is freed on a CPU is given back or not as the C library likes."""
+        """Do nothing: on a CPU the C library decides when freed memory returns to the system."""
 
     def mark(self) -> None:
-        """Note the time."""
+        """Record the time."""
         self._marks.append(time.perf_counter())
 
     def laps(self) -> list[float]:
-        """Return the seconds between successive marks, and forget them."""
+        """Return the seconds between successive marks, and clear them."""
         marks, self._marks = self._marks, []
         return [end - start for start, end in pairwise(marks)]
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """Read the timed steps' peak of resident memory and their waits for a core, where the kernel tells."""
+        """Record peak resident memory and waits for a core during the timed steps, if the kernel reports them."""
         forgotten = resident_memory.forget_peak()
         begun, waits_before = time.perf_counter(), core_waits.waited_seconds()
         yield
@@ -102,7 +102,7 @@ class CpuMeter:
 def _counting(
     phase: str, model: nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
 ) -> Iterator[Callable[[], int]]:
-    """Count storages that live inside; the function returns the most bytes of them at once, afterwards."""
+    """Count storages that are alive inside. Afterwards the function returns their peak in bytes."""
     ledger = StorageLedger("cpu")
 
     def peak() -> int:

@@ -1,4 +1,4 @@
-"""The meter of an NVIDIA GPU: the caching allocator's counters, CUDA events, and what the driver says meanwhile."""
+"""The meter of an NVIDIA GPU: the caching allocator's counters, CUDA events, and samples from the driver."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class CudaMeter:
-    """A `Meter` of this process on the first GPU that it sees."""
+    """A `Meter` for this process on its first visible GPU."""
 
     def __init__(self) -> None:
         import torch
@@ -38,7 +38,7 @@ class CudaMeter:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Read the allocator's peak of what runs inside."""
+        """Record the allocator's peak inside the context."""
         import torch
 
         torch.cuda.reset_peak_memory_stats()
@@ -46,7 +46,7 @@ class CudaMeter:
         self.readings.loading_peak_bytes = torch.cuda.max_memory_allocated()
 
     def held_bytes(self, model: nn.Module) -> int:
-        """Return the bytes that the allocator has given out."""
+        """Return the allocated bytes."""
         import torch
 
         gc.collect()
@@ -54,7 +54,7 @@ class CudaMeter:
 
     @contextmanager
     def evaluating(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Read the allocator's peak of what runs inside."""
+        """Record the allocator's peak inside the context."""
         import torch
 
         torch.cuda.reset_peak_memory_stats()
@@ -64,7 +64,7 @@ class CudaMeter:
         )
 
     def settle(self) -> None:
-        """Give back to the GPU what is not in use, cuBLAS' workspaces among it, which threads take anew."""
+        """Free unused memory on the GPU, including cuBLAS workspaces, which threads allocate again."""
         import torch
 
         gc.collect()
@@ -73,7 +73,7 @@ class CudaMeter:
         torch.cuda.empty_cache()
 
     def mark(self) -> None:
-        """Note the time on the GPU's own time line; the host does not wait for it."""
+        """Record the time on the GPU's own timeline, without waiting for the GPU."""
         import torch
 
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ class CudaMeter:
         self._marks.append(event)
 
     def laps(self) -> list[float]:
-        """Return the seconds between successive marks, and forget them; the GPU is through with its work then."""
+        """Return the seconds between successive marks, and clear them. Waits for the GPU."""
         import torch
 
         torch.cuda.synchronize()
@@ -90,7 +90,7 @@ class CudaMeter:
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """Read the allocator's peaks of what runs inside, its energy, and what the driver sees meanwhile."""
+        """Record the allocator's peaks, the energy and the driver's samples inside the context."""
         import torch
 
         watch = nullcontext(Seen()) if self._gpu is None else Watch(self._gpu)
@@ -102,20 +102,20 @@ class CudaMeter:
             yield
             torch.cuda.synchronize()
             after = None if self._gpu is None else self._gpu.joules()
-        told = self.readings
+        readings = self.readings
         self._allocated_peak = torch.cuda.max_memory_allocated()
         self._reserved_peak = torch.cuda.max_memory_reserved()
         counters = torch.cuda.memory_stats()
-        told.active_peak_bytes = counters["active_bytes.all.peak"]
-        told.requested_peak_bytes = counters["requested_bytes.all.peak"]
-        # Each thread that multiplied keeps a workspace. Trainer's thread is gone, and its own would be counted too.
+        readings.active_peak_bytes = counters["active_bytes.all.peak"]
+        readings.requested_peak_bytes = counters["requested_bytes.all.peak"]
+        # Each thread that ran a matmul keeps a workspace. Trainer's thread is gone; its workspace would still count.
         torch._C._cuda_clearCublasWorkspaces()
-        told.rss_peak_bytes = resident_memory.peak_bytes() if forgotten else None
-        told.energy_joules = None if before is None or after is None else after - before
-        told.nvml_process_peak_bytes = seen.process_peak_bytes
-        told.nvml_device_peak_bytes = seen.device_peak_bytes
-        told.sm_clock_mhz = seen.sm_clock_mhz
-        told.disturbances = tuple(seen.disturbances())
+        readings.rss_peak_bytes = resident_memory.peak_bytes() if forgotten else None
+        readings.energy_joules = None if before is None or after is None else after - before
+        readings.nvml_process_peak_bytes = seen.process_peak_bytes
+        readings.nvml_device_peak_bytes = seen.device_peak_bytes
+        readings.sm_clock_mhz = seen.sm_clock_mhz
+        readings.disturbances = tuple(seen.disturbances())
 
     def breakdown(
         self,
@@ -125,12 +125,12 @@ class CudaMeter:
         batches: Callable[[], Iterator[Batch]],
         held_bytes: dict[str, int],
     ) -> Breakdown:
-        """Return the allocator's own peaks of the timed steps, and of each phase of one more step.
+        """Return the allocator's peaks over the timed steps, and of each phase of an extra step.
 
-        Components are as counted in yet another step, in which following the storages may keep some alive a little
-        longer. Workspaces are what cuBLAS gives back when asked to. What else the allocator has beyond the live
-        storages (rounding to 512 B, what kernels work in; where counting took too much memory, all that a step makes)
-        is temporaries.
+        Components are counted in another extra step; following the storages may keep some alive slightly longer.
+        Workspaces are the bytes that cuBLAS frees on request. The rest of the allocator's peak counts as temporaries:
+        rounding to 512 B, kernels' workspaces and, if counting needed too much memory, everything that a step
+        allocates.
         """
         in_step = phase_peaks(step, batches())
         components = components_of_step(model, step, spec, batches())
@@ -145,7 +145,7 @@ class CudaMeter:
         )
 
     def timeline(self, step: TrainingStep, batches: Callable[[], Iterator[Batch]]) -> Timeline:
-        """Return what the allocator had given out after each allocation and free of one more step."""
+        """Return the allocated bytes after each allocation and free of an extra step."""
         import torch
 
         with recording(stacks=False) as snapshot:
@@ -157,7 +157,7 @@ class CudaMeter:
 
 
 def phase_peaks(step: TrainingStep, batches: Iterator[Batch]) -> dict[str, int]:
-    """Train one step and return the allocator's peak in each of its phases."""
+    """Train one step and return the allocator's peak in each phase."""
     import torch
 
     peaks: dict[str, int] = {}
@@ -180,9 +180,9 @@ def phase_peaks(step: TrainingStep, batches: Iterator[Batch]) -> dict[str, int]:
 
 
 def with_rest(components: dict[str, int], total: int) -> dict[str, int]:
-    """Return ``components`` with the temporaries made to fill up ``total`` bytes.
+    """Return ``components`` with temporaries adjusted so that the sum is ``total`` bytes.
 
-    Where they count more than ``total``, temporaries shrink first, then activations, and so on from the least sure.
+    If the sum exceeds ``total``, temporaries shrink first, then activations, and so on, the least certain first.
     """
     fitted = dict(components)
     rest = total - sum(components.values())

@@ -1,6 +1,6 @@
-"""What NVIDIA's driver says of one GPU, through its management library: one function for each fact.
+"""NVML for one GPU: one function per fact.
 
-Every fact may be missing: of older GPUs, of parts of one (MIG), in containers, and where there is no library.
+Every fact may be missing: on older GPUs, on MIG devices, in containers, and without the library.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any, Self, TypeVar
 from msgspec import Struct
 
 SAMPLE_SECONDS = 0.05
-"""Between two samples of the GPU."""
+"""Time between two samples of the GPU."""
 SLOWDOWNS = {
     0x08: "a hardware slowdown (temperature, power brake or supply)",
     0x20: "its temperature, as the driver decided",
     0x40: "its temperature, as the hardware decided",
     0x80: "an external power brake",
 }
-"""nvmlClocksEventReasons bits of disturbances. The power cap (0x04) is none: a board at its power limit is the rule."""
+"""nvmlClocksEventReasons bits that count as disturbances. The power cap (0x04) does not: it is normal under load."""
 
 Fact = TypeVar("Fact")
 
 
 class NvmlGpu:
-    """One GPU of the driver."""
+    """A GPU in NVML."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
@@ -35,7 +35,7 @@ class NvmlGpu:
 
     @classmethod
     def open(cls, uuid: str) -> Self | None:
-        """Return the GPU with torch's ``uuid``, or None where the driver does not know it."""
+        """Return the GPU with torch's ``uuid``; None if the driver does not know it."""
         try:
             import pynvml
 
@@ -50,14 +50,14 @@ class NvmlGpu:
         return None
 
     def _ask(self, question: Callable[..., Fact], *arguments: Any) -> Fact | None:
-        # A driver older than the library lacks functions; pynvml then raises an error that is no NVMLError.
+        # A driver older than the library lacks functions; pynvml then raises an error that is not an NVMLError.
         try:
             return question(*arguments)
         except (self._nvml.NVMLError, self._nvml.NVMLLibraryMismatchError):
             return None
 
     def device_bytes(self) -> int | None:
-        """Return the bytes of its memory that are taken, by whomever."""
+        """Return the used bytes of its memory, of all processes."""
         memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, self._handle)
         return None if memory is None else int(memory.used)
 
@@ -77,48 +77,48 @@ class NvmlGpu:
         return None if taken is None else int(taken), max(0, len(listed) - 1)
 
     def joules(self) -> float | None:
-        """Return the energy that it has taken since the driver was loaded."""
+        """Return the energy used since the driver was loaded."""
         millijoules = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
         return None if millijoules is None else millijoules / 1000
 
     def sm_clock_mhz(self) -> int | None:
-        """Return the clock of its processors."""
+        """Return the SM clock."""
         return self._ask(self._nvml.nvmlDeviceGetClockInfo, self._handle, self._nvml.NVML_CLOCK_SM)
 
     def highest_sm_clock_mhz(self) -> int | None:
-        """Return the highest clock of its processors."""
+        """Return the maximum SM clock."""
         return self._ask(self._nvml.nvmlDeviceGetMaxClockInfo, self._handle, self._nvml.NVML_CLOCK_SM)
 
     def highest_memory_clock_mhz(self) -> int | None:
-        """Return the highest clock of its memory."""
+        """Return the maximum memory clock."""
         return self._ask(self._nvml.nvmlDeviceGetMaxClockInfo, self._handle, self._nvml.NVML_CLOCK_MEM)
 
     def power_limit_watts(self) -> float | None:
-        """Return the power that it is held to."""
+        """Return the enforced power limit."""
         milliwatts = self._ask(self._nvml.nvmlDeviceGetEnforcedPowerLimit, self._handle)
         return None if milliwatts is None else milliwatts / 1000
 
     def slowdowns(self) -> set[str]:
-        """Return what holds its clocks down now, of `SLOWDOWNS`."""
-        # The name that libraries older than 12.560 do not have is the newer one; both are there today.
+        """Return the `SLOWDOWNS` that lower its clocks now."""
+        # Libraries before 12.560 have only this older name; newer ones have both.
         bits = self._ask(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons, self._handle) or 0
         return {what for bit, what in SLOWDOWNS.items() if bits & bit}
 
 
 class Seen(Struct):
-    """What was seen of a GPU over a stretch of time."""
+    """Samples of a GPU over a period."""
 
     process_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     sm_clock_mhz: tuple[int, int] | None = None
-    """Lowest and highest."""
+    """Lowest and highest clock."""
     most_others: int = 0
     slowdowns: set[str] = set()
     broke_off: str = ""
     """The error that ended the sampling early; "" if none did."""
 
     def look(self, gpu: NvmlGpu) -> None:
-        """Take in what ``gpu`` is like now."""
+        """Add a sample of ``gpu``."""
         process_bytes, others = gpu.processes()
         self.process_peak_bytes = _larger(self.process_peak_bytes, process_bytes)
         self.device_peak_bytes = _larger(self.device_peak_bytes, gpu.device_bytes())
@@ -130,18 +130,18 @@ class Seen(Struct):
         self.slowdowns = self.slowdowns | gpu.slowdowns()
 
     def disturbances(self) -> list[str]:
-        """Return what may have slowed work on it, each in one line."""
+        """Return possible causes of slow steps, one line each."""
         shared = []
         if self.most_others:
             plural = "es" if self.most_others > 1 else ""
             shared.append(f"the GPU was shared with {self.most_others} other process{plural}")
-        held_down = [f"the GPU's clocks were held down by {what}" for what in sorted(self.slowdowns)]
+        slowed = [f"the GPU's clocks were lowered by {what}" for what in sorted(self.slowdowns)]
         unseen = [f"the GPU was not watched to the end: {self.broke_off}"] if self.broke_off else []
-        return shared + held_down + unseen
+        return shared + slowed + unseen
 
 
 class Watch:
-    """A context in which a thread looks at a GPU every `SAMPLE_SECONDS`."""
+    """A context in which a thread samples a GPU every `SAMPLE_SECONDS`."""
 
     def __init__(self, gpu: NvmlGpu) -> None:
         self.seen = Seen()
@@ -163,7 +163,7 @@ class Watch:
         try:
             while not self._over.wait(SAMPLE_SECONDS):
                 self.seen.look(self._gpu)
-        except Exception as error:  # a thread's exception reaches nobody, and the readings would look complete
+        except Exception as error:  # nobody would see a thread's exception, and the readings would look complete
             self.seen.broke_off = f"{type(error).__name__}: {error}"
 
 

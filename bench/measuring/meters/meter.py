@@ -1,4 +1,4 @@
-"""What every meter tells, whatever the device."""
+"""The protocol of every meter, for any device."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from lorabench.estimator.training.step import Batch, TrainingStep
 
 Timeline = tuple[tuple[float, int], ...]
-"""(seconds since the step began, or the number of the allocation or free; live bytes after it)."""
+"""(seconds since the start of the step, or the number of the allocation or free; live bytes after it)."""
 
 
 class Readings(Struct, kw_only=True):
-    """What a meter has read so far; what a device does not tell stays None."""
+    """The readings so far; None if the device does not report a value."""
 
     loading_peak_bytes: int | None = None
     evaluation_peak_bytes: int | None = None
@@ -33,35 +33,35 @@ class Readings(Struct, kw_only=True):
     rss_peak_bytes: int | None = None
     energy_joules: float | None = None
     sm_clock_mhz: tuple[int, int] | None = None
-    """Lowest and highest clock of the GPU's processors seen while steps were timed."""
+    """Lowest and highest SM clock during the timed steps."""
     disturbances: tuple[str, ...] = ()
-    """What may have slowed the timed steps, each in one line."""
+    """Possible causes of slow timed steps, one line each."""
 
 
 class Meter(Protocol):
-    """Reads one device; used in this order."""
+    """Reads one device. The methods are called in this order."""
 
     readings: Readings
     device_name: str | None
-    """As its driver has it; None for a CPU, of which no catalogue has the rates."""
+    """Name from the driver; None for a CPU, whose rates are in no catalogue."""
 
     def loading(self) -> AbstractContextManager[None]:
         """Return the context in which the model is built."""
 
     def held_bytes(self, model: nn.Module) -> int:
-        """Return the bytes that are allocated now, while ``model`` is all there is."""
+        """Return the allocated bytes while only ``model`` is in memory."""
 
     def evaluating(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-        """Return the context in which losses of ``model`` are worked out without training."""
+        """Return the context in which losses of ``model`` are computed without training."""
 
     def settle(self) -> None:
-        """Give back to the device what only that took which came before."""
+        """Free memory that only earlier stages needed."""
 
     def mark(self) -> None:
-        """Note the time on the device's own time line."""
+        """Record the time on the device's own timeline."""
 
     def laps(self) -> list[float]:
-        """Return the seconds between successive marks, and forget them; the device is through with its work then."""
+        """Return the seconds between successive marks, and clear them. Waits for the device."""
 
     def steady(self) -> AbstractContextManager[None]:
         """Return the context in which the timed steps run."""
@@ -74,10 +74,12 @@ class Meter(Protocol):
         batches: Callable[[], Iterator[Batch]],
         held_bytes: dict[str, int],
     ) -> Breakdown:
-        """Return what the timed steps held, by the components of one or two more steps.
+        """Return the peak of the timed steps, with the components of one or two extra steps.
 
-        ``batches`` returns those of one step, ``held_bytes`` is what was held before the first (`held_bytes`).
+        Args:
+            batches: returns the batches of one step.
+            held_bytes: bytes that were allocated before the first step (`held_bytes`), by phase.
         """
 
     def timeline(self, step: TrainingStep, batches: Callable[[], Iterator[Batch]]) -> Timeline:
-        """Return the live bytes over one more step, moment by moment."""
+        """Return the live bytes over an extra step, event by event."""

@@ -1,4 +1,4 @@
-"""What this process has in RAM, as Linux counts it."""
+"""Resident memory of this process, from Linux."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 PROCESS = Path("/proc/self")
 FORGET_PEAK = "5"
-"""What `clear_refs` takes to set the peak back to the present (proc_pid_clear_refs(5))."""
+"""Value for `clear_refs` that resets the peak to the current size (proc_pid_clear_refs(5))."""
 
 
 def forget_peak() -> bool:
-    """Let the peak of resident memory begin anew; tell whether the kernel does so."""
+    """Reset the peak of resident memory; return whether the kernel supports it."""
     try:
         (PROCESS / "clear_refs").write_text(FORGET_PEAK)
     except OSError:
@@ -19,7 +19,7 @@ def forget_peak() -> bool:
 
 
 def peak_bytes() -> int | None:
-    """Return the most bytes in RAM since `forget_peak`, or since the process began; None where Linux does not say."""
+    """Return peak resident bytes since `forget_peak` or the start of the process; None if Linux does not report it."""
     try:
         lines = (PROCESS / "status").read_text().splitlines()
     except OSError:

@@ -61,7 +61,7 @@ def test_answers_that_are_there_are_not_asked_again(tmp_path: Path, monkeypatch:
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "probe.jsonl").write_text("not json\n")
-    with pytest.raises(UserError, match=r"probe\.jsonl: not a probe's answers .*: remove it"):
+    with pytest.raises(UserError, match=r"probe\.jsonl: not a probe's answers .*: remove the file"):
         read_answers(tmp_path / "probe.jsonl")
 
 

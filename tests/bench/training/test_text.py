@@ -104,7 +104,7 @@ def test_datasets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         (tmp_path / "missing.txt", "cannot read the dataset: No such file"),
         (tmp_path, "not a file"),
         (Path("/dev/zero"), "not a file"),
-        (tmp_path / "large.txt", "over 256 MiB of text in one piece: give a part of it, or a .jsonl file"),
+        (tmp_path / "large.txt", "more than 256 MiB of text: use a part of it, or a .jsonl file"),
     ):
         with pytest.raises(UserError, match=complaint):
             list(file_documents(path))
@@ -112,5 +112,5 @@ def test_datasets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 def test_text_that_makes_no_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
-    with pytest.raises(UserError, match="makes no token"):
+    with pytest.raises(UserError, match="returns no tokens"):
         held_out_and_training(tmp_path / "a.txt", lambda document: [], 1, 4, held_out=1)

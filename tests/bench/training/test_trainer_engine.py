@@ -145,5 +145,5 @@ def test_leaving_without_a_step_is_fine() -> None:
 
 def test_fp16_autocast_on_a_cpu_is_refused_with_a_way_out() -> None:
     training = training_of(recipe_of(method="lora", rank=4, mixed_precision="fp16"))
-    with pytest.raises(UserError, match="use bf16 or no, or engine lorabench"), trainer_steps(training, seed=7):
+    with pytest.raises(UserError, match="use bf16, no, or engine lorabench"), trainer_steps(training, seed=7):
         pass

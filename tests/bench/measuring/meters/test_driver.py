@@ -113,7 +113,7 @@ def test_a_hot_gpu_is_a_disturbance_and_one_at_its_power_limit_is_not() -> None:
     seen.look(gpu(reasons=0x20 | 0x04, processes=[(os.getpid(), 1), (os.getpid() + 1, 1), (os.getpid() + 2, 1)]))
     assert seen.disturbances() == [
         "the GPU was shared with 2 other processes",
-        "the GPU's clocks were held down by its temperature, as the driver decided",
+        "the GPU's clocks were lowered by its temperature, as the driver decided",
     ]
 
 
