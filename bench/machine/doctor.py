@@ -33,6 +33,7 @@ from lorabench.bench.machine.tested_versions import TESTED_BY, departures, match
 from lorabench.bench.records.text import first_line, name_end
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
+from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.methods.catalogue import METHODS, Method
 from lorabench.estimator.version import __version__
 
@@ -259,6 +260,12 @@ def check_quantization(probe: Probe, device: Backend, installed: bool) -> Check:
         mend = None if installed else INSTALL
         return Check(name="quantisation", status="missing", found=f"{found}; qlora needs it", mend=mend)
     error = probe.quantization_errors[device]
+    if error is None and device == "cpu" and probe.part_blocks_wrong:
+        found = (
+            f"NF4 round trip works on {_device(device)}, except for rows that are no whole number of blocks of {BLOCK}: "
+            "a fault of bitsandbytes on this CPU; losses of models with such rows are wrong"
+        )
+        return Check(name="quantisation", status="limited", found=found)
     if error is None:
         return Check(name="quantisation", status="ok", found=f"NF4 round trip works on {_device(device)}")
     mend = "pip install --force-reinstall bitsandbytes; for details: python -m bitsandbytes"

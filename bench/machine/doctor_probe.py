@@ -16,6 +16,8 @@ from msgspec import Struct
 
 from lorabench.bench.machine.asking import answering
 from lorabench.bench.machine.environment import NEEDED, driver_version
+from lorabench.bench.machine.unpacking import columns_unpacked_wrong
+from lorabench.estimator.memory.quantization import BLOCK
 
 LARGEST_NF4_ERROR = 0.16
 """As a share of a block's largest value. NF4's codes are at most 0.304 apart (−1 and −0.696; Dettmers et al. 2023,
@@ -47,6 +49,8 @@ class Probe(Struct, frozen=True, kw_only=True):
     gpus: tuple[ProbedGpu, ...] = ()
     quantization_errors: dict[str, str | None] = {}
     """Device on which bitsandbytes was tested (cpu, cuda) → error; None if it works."""
+    part_blocks_wrong: bool = False
+    """Whether bitsandbytes on the CPU dequantises wrongly if a row is no whole number of blocks."""
     flash_attention_error: str | None = None
     """Why the installed flash attention does not run here."""
     liger_error: str | None = None
@@ -81,6 +85,7 @@ def _with_torch(probe: Probe) -> Probe:
     if importlib.util.find_spec("bitsandbytes") is not None and "bitsandbytes" not in probe.import_errors:
         for device in ("cpu", "cuda") if gpus else ("cpu",):
             quantized[device] = _error_of(lambda device=device: quantise_to_nf4(device))  # type: ignore[misc]
+    part_blocks = BLOCK + BLOCK // 2
     tried = {"flash_attn": (bool(gpus), _flash_attention), "liger_kernel": (bool(gpus), _liger)}
     found = {
         package: _error_of(run) if wanted and importlib.util.find_spec(package) is not None else None
@@ -92,6 +97,7 @@ def _with_torch(probe: Probe) -> Probe:
         cuda_error=cuda_error,
         gpus=gpus,
         quantization_errors=quantized,
+        part_blocks_wrong=quantized.get("cpu", "") is None and columns_unpacked_wrong([part_blocks], "nf4") != [],
         flash_attention_error=found["flash_attn"],
         liger_error=found["liger_kernel"],
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from lorabench.bench.machine.unpacking import complaint_about_unpacking
 from lorabench.bench.measuring.measure import measure
 from lorabench.bench.records.text import without_own_folders
 from lorabench.bench.running.failures import answer_of
@@ -38,6 +39,7 @@ def answer_job(job: Job) -> JobResult:
     complaints = (
         complaint_about(measurement.losses),
         complaint_about_adapters(measurement.base_loss, measurement.adapted_loss),
+        complaint_about_unpacking(job.spec, job.recipe, job.settings.device),
     )
     message = "; ".join(complaint for complaint in complaints if complaint) or None
     return JobResult(outcome="ok", message=message, measurement=measurement)
