@@ -262,7 +262,7 @@ def check_quantization(probe: Probe, device: Backend, installed: bool) -> Check:
     error = probe.quantization_errors[device]
     if error is None and device == "cpu" and probe.part_blocks_wrong:
         found = (
-            f"NF4 round trip works on {_device(device)}, except for rows that are no whole number of blocks of {BLOCK}: "
+            f"NF4 round trip works on {_device(device)}, except for rows that are no multiple of {BLOCK}: "
             "a fault of bitsandbytes on this CPU; losses of models with such rows are wrong"
         )
         return Check(name="quantisation", status="limited", found=found)
