@@ -12,15 +12,16 @@ VENV ?= .venv$(if $(filter-out pinned,$(VERSIONS)),-$(VERSIONS))$(if $(filter-ou
 python-version = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CUDA_VENV := .venv-cuda
 
 $(if $(wildcard $(CONSTRAINTS)),,$(error VERSIONS=$(VERSIONS) is no set of versions: say lowest, pinned or newest))
 $(if $(filter yes no,$(BROWSER)),,$(error BROWSER=$(BROWSER): say yes or no))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean browser
+.PHONY: help demo test test-cuda lint format clean browser compiler
 
 help: ## Say what there is to make.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "make test BROWSER=no           skip the tests in Chromium; else it is installed"
 	@echo "make test VERSIONS=newest      test with the newest libraries, or the lowest"
@@ -51,6 +52,10 @@ test: $(INSTALLED)
 	$(BIN)/pytest -n auto --dist worksteal -m versions
 endif
 
+# Where an index offers builds of torch without CUDA too, such as 2.13.0+cpu, === takes the one without a suffix.
+test-cuda: compiler $(CUDA_VENV)/.installed ## Run the tests on a null GPU, with a CUDA build of torch (5 GB).
+	$(CUDA_VENV)/bin/pytest -n auto --dist worksteal -m cuda_build
+
 lint: $(INSTALLED) ## Run ruff and mypy.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -76,6 +81,15 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+$(CUDA_VENV)/.installed: pyproject.toml bench/machine/versions/pinned.txt
+	$(PYTHON) -m venv $(CUDA_VENV)
+	PIP_CONSTRAINT=bench/machine/versions/pinned.txt $(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check \
+		torch===$$(sed -n 's/^torch==//p' bench/machine/versions/pinned.txt) -e '.[dev]'
+	@touch $@
+
+compiler:
+	@command -v c++ > /dev/null || { $(call apt,g++) }
 
 # The report is looked at in Chromium, or Chrome. Ubuntu names Chromium's packages otherwise than Debian.
 browser:
