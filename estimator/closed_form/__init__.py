@@ -9,7 +9,8 @@ linear forms whose maximum is the peak.
 - `ledger`: live bytes, and the peak candidates;
 - `autograd`: tensors, the tape, the backward pass, checkpointing, autocast;
 - `operators`: torch's operators, each with what it saves and what it allocates;
-- `modules`: linear layers with adapters and quantisation, norms, attention;
+- `modules`: linear layers and their quantisation, norms, attention;
+- `adapters`: what each method adds to a linear layer, and to stacked experts;
 - `decoders`: the forward pass of each architecture;
 - `step`: one training step of a recipe.
 """
