@@ -26,7 +26,7 @@ CHOSEN = {
     "qwen3_moe": ("target_modules", "attention"),
 }
 """model_type → the setting whose default it cannot have, and what its users run."""
-WITHOUT_IA3_TARGETS = ("granite", "phi3", "qwen3_moe")
+WITHOUT_IA3_TARGETS = ("granite", "olmo2", "phi3", "qwen3_moe")
 """Of which peft names none."""
 
 
