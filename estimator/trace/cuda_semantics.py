@@ -214,8 +214,9 @@ def stepping_on_meta(optimizer: torch.optim.Optimizer, kernels: Backend, results
         for hook in hooks:
             patches.callback(hook.remove)
         if kernels == "cuda" and module.__name__ == "optimi.stableadamw":
+            for group in optimizer.param_groups:
+                group["triton"] = True
             # Its kernels of Triton's allocate nothing.
-            patches.enter_context(replaced(module, "_default_to_triton", lambda tensors: True))
             patches.enter_context(replaced(module, "stableadamw", lambda **_: None))
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any, cast
 
 from lorabench.estimator.recipes.recipe import Recipe
@@ -31,10 +32,17 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if "optim_bits" in options:
         forget_overrides()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.optim == "stable_adamw":
+        # Left to itself it runs Triton's kernels wherever Triton is installed, which a CPU cannot.
+        options["triton"] = all(parameter.is_cuda for parameter in trained) and _has_triton()
     optimizer = cast("torch.optim.Optimizer", cast(Any, make)(trained, **options))
     if options.get("optim_bits") == 8:
         _keep_embeddings_whole(model)
     return optimizer
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def stop_learning(optimizer: torch.optim.Optimizer) -> None:

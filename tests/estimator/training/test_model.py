@@ -319,6 +319,11 @@ def test_every_optimizer_trains(optim: str) -> None:
     )
 
 
+def test_no_kernels_of_triton_are_asked_for_on_a_cpu_whether_or_not_triton_is_installed() -> None:
+    optimizer = make_optimizer(*build("llama", method="lora", optim="stable_adamw"))
+    assert [group["triton"] for group in optimizer.param_groups] == [False]
+
+
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_every_method_learns_a_repeated_batch(method: str, mixed_precision: str) -> None:
