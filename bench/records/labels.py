@@ -1,4 +1,4 @@
-"""Short names of recipes that are to be told apart."""
+"""Short, unique names of recipes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lorabench.estimator.recipes.recipe import SETTINGS, Recipe, make_recipe
 
 
 def distinct_labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:
-    """Return a name for each recipe by its digest, unlike every other name.
+    """Return digest → unique name of each recipe.
 
-    It is the recipe's label. Where several have the same, the setting in which they differ is added, or, of several
-    such settings, those that are not the usual ones; and where that tells nothing (models of one name with different
-    shapes), the digest.
+    The name is the recipe's label. If several recipes share a label, the setting that differs is added; if several
+    settings differ, only those that are not the default. If this is not unique either (models of one name with
+    different shapes), the digest is added.
     """
     alike: dict[str, list[str]] = {}
     for digest, recipe in recipes.items():

@@ -1,4 +1,4 @@
-"""Run records: one recipe's measurement with its estimate, environment and outcome, one JSON file each."""
+"""Run records: one JSON file per run, with the recipe's measurement, estimate, environment and outcome."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ NESTED_SINCE = 3
 are of flat settings in every schema, so that they are the same."""
 SUFFIX = ".record.json"
 SNAPSHOT_SUFFIX = ".memory-snapshot.json.gz"
-"""Of the file beside a record in which CUDA's allocator tells what it did over one step, where that was asked for."""
+"""Suffix of the file beside a record with the allocator's history of one step, if requested."""
 
 Outcome = Literal["ok", "oom", "error", "timeout", "skipped"]
 Engine = Literal["lorabench", "trainer"]
-"""Whose loop trains: lorabench's own, or `transformers.Trainer`."""
+"""The training loop: lorabench's own, or `transformers.Trainer`."""
 Memory = Literal["device", "host", "killed"]
-"""Which memory ran out: the GPU's; the host's, as the process was told; or the host's, so that the kernel killed it."""
+"""Which memory ran out: the GPU's; the host's, with an error; or the host's, and the kernel killed the process."""
 
 Key = tuple[str, Engine, int]
-"""Digest, engine and repeat: what one record of a folder is found by."""
+"""(digest, engine, repeat): unique among the records of a folder."""
 
 
 class DeviceFacts(Struct, frozen=True, kw_only=True):
@@ -44,45 +44,45 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
 
     kind: Backend
     name: str
-    """As the driver or the kernel names it, such as ``NVIDIA H200``."""
+    """Name from the driver or the kernel, such as ``NVIDIA H200``."""
     memory_bytes: int
-    """All of its memory."""
+    """Total memory."""
 
     @property
     def catalogued(self) -> Device | None:
-        """The GPU of the catalogue that it is; None of a CPU, and of a GPU that is not in the catalogue."""
+        """The GPU in the catalogue; None for a CPU, or a GPU that is not in the catalogue."""
         return None if self.kind == "cpu" else known_device(self.name)
 
     @property
     def compute_capability(self) -> str | None:
-        """Of `catalogued`, whose kernels' workspaces depend on it; None where that is None."""
+        """Compute capability of `catalogued`, which decides the size of workspaces; None if that is None."""
         device = self.catalogued
         return None if device is None else device.compute_capability
 
 
 class Environment(Struct, frozen=True, kw_only=True):
-    """What a figure depends on besides the recipe; nothing that names a person or a host."""
+    """What a measurement depends on besides the recipe, without anything that identifies a person or a host."""
 
     lorabench: str
     python: str
     operating_system: str
     packages: dict[str, str]
-    """Package → version, of those that the step runs through."""
+    """Package → version, for packages that the step uses."""
     cpu_threads: int
     cuda: str | None = None
     driver: str | None = None
     allocator: str | None = None
-    """PYTORCH_CUDA_ALLOC_CONF or its newer name, where set."""
+    """PYTORCH_CUDA_ALLOC_CONF, or its newer name, if set."""
     commit: str | None = None
-    """Of lorabench's own repository, where it runs from one; with ``+`` where files there differ from it."""
+    """Commit of lorabench's own repository, if it runs from one; with ``+`` if files differ from it."""
     power_limit_watts: float | None = None
-    """What the GPU is held to."""
+    """Enforced power limit of the GPU."""
     highest_sm_clock_mhz: int | None = None
-    """Of the GPU's processors; what they ran at is in the measurement."""
+    """Maximum SM clock of the GPU. The measurement has the actual clocks."""
     highest_memory_clock_mhz: int | None = None
 
     def facts(self) -> dict[str, str | None]:
-        """Return all of it as people read it: the name of a fact or package → what it is, None where not known."""
+        """Return all facts as text: name of a fact or package → value; None if unknown."""
         return {
             "lorabench": self.lorabench,
             "lorabench's commit": self.commit,
@@ -101,61 +101,61 @@ class Environment(Struct, frozen=True, kw_only=True):
         }
 
     def differences(self, other: Environment) -> list[str]:
-        """Return the names of those of the `facts` that are others in ``other``."""
+        """Return the names of the `facts` that differ in ``other``."""
         here, there = self.facts(), other.facts()
         return [name for name in here | there if here.get(name) != there.get(name)]
 
 
 class Prediction(Struct, frozen=True, kw_only=True):
-    """The estimate of the recipe for the device that it ran on, as it stood when it ran."""
+    """The estimate of the recipe for its device, made when it ran."""
 
     parameters: ParameterCounts
     memory: Breakdown
     speed: Throughput | None = None
-    """None where the device's rates were not known."""
+    """None if the device's speed was unknown."""
 
 
 class RunRecord(Struct, frozen=True, kw_only=True):
-    """One recipe, run once."""
+    """One run of one recipe."""
 
     schema_version: int = SCHEMA_VERSION
     digest: str
-    """`Recipe.digest` of recipe and model_config: equal digests are the same work."""
+    """`Recipe.digest` of recipe and model_config. Equal digests mean the same work."""
     suite: str
     recipe: Recipe
     model_config: dict[str, Any]
     engine: Engine = "lorabench"
     repeat: Annotated[int, Meta(ge=0)] = 0
-    """From 0: which of the runs of this recipe it is, each with a seed of its own."""
+    """Index of the run among the runs of this recipe, from 0. Each has its own seed."""
     seed: int = 0
-    """Of random weights and of dropout."""
+    """Seed of random weights and dropout."""
     steps: int | None = None
-    """Timed steps that were asked for; None where the record does not say (schema 1)."""
+    """Requested timed steps; None if the record does not say (schema 1)."""
     warmup_steps: int | None = None
     weights: Literal["random", "pretrained"] = "random"
     weights_digest: str | None = None
-    """First 12 hex digits of the SHA-256 of those of the folder's ``*.safetensors``, by name; None for random weights,
-    those of the hub, and where the record does not say."""
+    """First 12 hex digits of the SHA-256 over the SHA-256s of the folder's ``*.safetensors``, by name. None for random
+    weights, for the hub's weights, and if the record does not say."""
     dataset: str | None = None
-    """Name of the text file, without its folder; None for the text that Python ships."""
+    """Name of the text file, without its folder; None for Python's own text."""
     dataset_digest: str | None = None
     """First 12 hex digits of the text file's SHA-256."""
     started_at: str
     """UTC, ISO 8601."""
     seconds: Annotated[float, Meta(ge=0)] | None = None
-    """From the request for a worker to its answer; None if the record does not say. What the measurement's
-    ``stage_seconds`` leave of it is the start of the process."""
+    """From the request for a worker to its answer; None if the record does not say. The difference to the sum of the
+    measurement's ``stage_seconds`` is the start of the process."""
     device: DeviceFacts
     environment: Environment
     outcome: Outcome
     out_of: Memory | None = None
-    """Which memory ran out, where the outcome is oom; None where the record does not say (schema 1)."""
+    """Which memory ran out, if the outcome is oom; None if the record does not say (schema 1)."""
     message: str | None = None
-    """Why it is not ok, or what is worth knowing, in one line."""
+    """One line: why the outcome is not ok, or a remark."""
     traceback: str | None = None
     prediction: Prediction | None = None
     measurement: Measurement | None = None
-    """None unless the outcome is ok, and of a rehearsal."""
+    """None for a rehearsal, and unless the outcome is ok."""
     rehearsed: bool = False
     """Whether it ran on a null GPU. Then nothing in the record was measured."""
     rehearsal: Rehearsal | None = None
@@ -168,27 +168,27 @@ class RunRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> Key:
-        """What tells it from the other records of a folder."""
+        """Unique key among the records of a folder."""
         return self.digest, self.engine, self.repeat
 
     @property
     def file_name(self) -> str:
-        """Name of its file."""
+        """Name of the record's file."""
         return file_stem(self.key) + SUFFIX
 
 
 def file_stem(key: Key) -> str:
-    """Return what the names of a run's files begin with: the digest, then engine and repeat where they are unusual."""
+    """Return the stem of a run's file names: the digest, plus engine and repeat unless they are the default."""
     digest, engine, repeat = key
     return digest + ("" if engine == "lorabench" else f".{engine}") + (f".repeat-{repeat}" if repeat else "")
 
 
 class BrokenRecordError(UserError):
-    """A file that is named as a record and holds none that can be relied on."""
+    """A file is named like a record, but is not a valid one."""
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
-    """Write ``record`` into ``folder`` whole or not at all, and return its path.
+    """Write ``record`` into ``folder`` atomically, and return its path.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -199,16 +199,16 @@ def write_record(folder: Path, record: RunRecord) -> Path:
         write_whole(path, text + b"\n")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "free some and go on with --resume" if full else "name another folder with -o"
+        mend = "free some space and continue with --resume" if full else "name another folder with -o"
         raise UserError(f"{path}: cannot write the record: {error.strerror}: {mend}") from error
     return path
 
 
 def read_record(path: Path) -> RunRecord:
-    """Return the record in the file ``path``; one of an older schema is brought up to this one.
+    """Return the record in the file ``path``. A record of an older schema is converted.
 
     Raises:
-        BrokenRecordError: the file is no lorabench record, or was edited.
+        BrokenRecordError: the file is not a lorabench record, or was edited.
         UserError: the file cannot be read, or has a schema newer than this one.
     """
     try:
@@ -235,9 +235,9 @@ def read_record(path: Path) -> RunRecord:
     # A version that had fewer settings digested fewer of them: those that are in the file.
     as_written = digest if version >= NESTED_SINCE else digest_of(content["recipe"], record.model_config)
     if record.digest != as_written:
-        raise BrokenRecordError(f"{path}: its digest does not fit its recipe, so it was edited: run the recipe again")
+        raise BrokenRecordError(f"{path}: its digest does not match its recipe, so it was edited: run the recipe again")
     if record.outcome == "ok" and (record.measurement is None or not record.measurement.step_seconds):
-        raise BrokenRecordError(f"{path}: says ok but holds no measurement: run the recipe again")
+        raise BrokenRecordError(f"{path}: its outcome is ok, but it has no measurement: run the recipe again")
     return msgspec.structs.replace(record, digest=digest)
 
 
@@ -257,7 +257,7 @@ def _migrated(content: dict[str, Any], version: int) -> dict[str, Any]:
             if isinstance(measurement.get(done), list):
                 content[asked] = len(measurement[done])
     if version == 1 and content.get("message") == "killed by the kernel, as it does when memory runs out":
-        # The one cause that schema 1 told apart; it counted every other shortage alike.
+        # The only kind of memory that schema 1 distinguished.
         content["out_of"] = "killed"
     return content
 
@@ -266,7 +266,7 @@ def read_records(folder: Path) -> list[RunRecord]:
     """Return all records in ``folder``, sorted by file name.
 
     Raises:
-        UserError: no such folder, no record in it, or a record that `read_record` refuses.
+        UserError: the folder is missing or has no record, or `read_record` refuses a record.
     """
     try:
         fault = None if folder.is_dir() else "not a folder" if folder.exists() else "no such folder"
@@ -276,7 +276,7 @@ def read_records(folder: Path) -> list[RunRecord]:
         raise UserError(f"{folder}: {fault}: name the folder that `lorabench run -o` wrote")
     paths = sorted(folder.glob(f"*{SUFFIX}"))
     if not paths:
-        raise UserError(f"{folder}: holds no run records (*{SUFFIX}): name the folder that `lorabench run -o` wrote")
+        raise UserError(f"{folder}: no run records (*{SUFFIX}) here: name the folder that `lorabench run -o` wrote")
     return [read_record(path) for path in paths]
 
 

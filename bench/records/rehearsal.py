@@ -1,4 +1,4 @@
-"""What a rehearsal of a recipe counted: memory alone."""
+"""The result of a rehearsed recipe: memory only."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lorabench.estimator.recipes.parameters import ParameterCounts
 
 
 class Rehearsal(Struct, frozen=True, kw_only=True):
-    """What the real CUDA libraries allocated for a recipe on a GPU that is not there.
+    """The memory that the real CUDA libraries allocated for a recipe on a null GPU.
 
     It has no times, losses or energy: a null GPU computes nothing.
     """
 
     parameters: ParameterCounts
-    """Counted on the model that was built."""
+    """Counted on the built model."""
     memory: Breakdown
-    """As torch's caching allocator counts it. The device total is None: nobody knows the size of a CUDA context
-    without the driver."""
+    """From torch's caching allocator. The device total is None: without a driver the size of a CUDA context is
+    unknown."""
     requested_peak_bytes: Bytes | None = None
-    """Most bytes that tensors asked the allocator for, before it rounded them up to blocks."""
+    """Peak bytes that tensors requested from the allocator, before rounding to blocks."""
     active_peak_bytes: Bytes | None = None
-    """Most bytes in blocks that were in use or waited for a stream."""
+    """Peak bytes in blocks that were in use or waited for a stream."""
     loading_peak_bytes: Bytes | None = None
-    """Most bytes allocated while the model was built."""
+    """Peak allocated bytes while the model was built."""
     evaluation_peak_bytes: Bytes | None = None
-    """Most bytes allocated while the held-out loss was worked out."""
+    """Peak allocated bytes while the held-out loss was computed."""
 
     @property
     def nvml_process_peak_bytes(self) -> None:
@@ -39,7 +39,7 @@ class Rehearsal(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, counted: Measurement) -> Self:
-        """Return what a null GPU can know of what the harness read on it."""
+        """Return the part of the harness' readings that is valid on a null GPU."""
         return cls(
             parameters=counted.parameters,
             memory=replace(counted.memory, device_total_bytes=None),
@@ -51,4 +51,4 @@ class Rehearsal(Struct, frozen=True, kw_only=True):
 
 
 Counted = Measurement | Rehearsal
-"""What an allocator counted."""
+"""A result with an allocator's counters."""

@@ -1,4 +1,4 @@
-"""A folder of run records while a suite writes into it: one runner at a time, and nothing in it is lost."""
+"""A folder of run records while a suite writes into it: one runner at a time, and no record is lost."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from lorabench.bench.records.whole_files import remove_scratch_files
 from lorabench.estimator.errors import UserError
 
 SET_ASIDE = ".broken"
-"""Added to the name of a file that is no record, though it is named as one."""
+"""Suffix for a file that is named like a record, but is not one."""
 
 
 class Results:
     """The records of one suite in a folder."""
 
     def __init__(self, folder: Path, suite_name: str) -> None:
-        """Read the records that are there, and set aside what is none once all are read.
+        """Read the existing records, then rename broken ones.
 
         Raises:
-            UserError: a record of another suite or of a newer schema, or one that cannot be read or set aside.
+            UserError: a record is of another suite or a newer schema, or cannot be read or renamed.
         """
         self.folder = folder
         self.records: dict[Key, RunRecord] = {}
         self.notices: list[str] = []
-        """A line for each broken record: which it is, and where it is now."""
+        """One line per broken record, with its new name."""
         self._paths: dict[Key, Path] = {}
         broken: list[Path] = []
         for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -41,24 +41,24 @@ class Results:
                 continue
             if record.suite != suite_name:
                 raise UserError(
-                    f"{folder}: holds records of the suite {record.suite!r}, not {suite_name!r}: "
+                    f"{folder}: has records of the suite {record.suite!r}, not {suite_name!r}: "
                     "name another folder with -o"
                 )
             self.records[record.key] = record
             self._paths[record.key] = path
         for path in broken:
             aside = _set_aside(path)
-            self.notices.append(f"{path}: not a record that can be relied on: it is now {aside.name}")
+            self.notices.append(f"{path}: broken record, renamed to {aside.name}")
 
     def write(self, record: RunRecord) -> None:
-        """Write ``record`` in the place of the one that is there with the same key.
+        """Write ``record``, and replace an existing one with the same key.
 
         Raises:
-            UserError: it cannot be written, or the disk is full; what was there stays.
+            UserError: it cannot be written, or the disk is full; the existing record stays.
         """
         path = write_record(self.folder, record)
         before = self._paths.get(record.key, path)
-        if before != path:  # a version with other recipe options named it otherwise
+        if before != path:  # a version with other recipe options used another name
             before.unlink(missing_ok=True)
         self.records[record.key] = record
         self._paths[record.key] = path
@@ -66,10 +66,10 @@ class Results:
 
 @contextmanager
 def open_results(folder: Path, suite_name: str) -> Iterator[Results]:
-    """Make the folder, keep other runners out of it, and give its records.
+    """Create the folder, lock it against other runners, and yield its records.
 
     Raises:
-        UserError: it cannot be made or written, another run is writing there, or `Results` refuses its records.
+        UserError: the folder cannot be created or written, another run is writing there, or `Results` refuses a record.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _lock(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        # A file system without locks is no reason not to run.
+        # Run on file systems without locks too.
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise UserError(
                 f"{folder}: another lorabench run is writing there: wait for it, or name another folder with -o"
@@ -100,7 +100,7 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a broken record, over nothing, and return its new path."""
+    """Rename a broken record to an unused name, and return its new path."""
     names = (f"{path.name}{SET_ASIDE}{number}" for number in ("", *range(2, 10**6)))
     aside = next(aside for aside in map(path.with_name, names) if not aside.exists())
     try:

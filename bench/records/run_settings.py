@@ -1,4 +1,4 @@
-"""How a suite is run: the settings that all of its recipes share."""
+"""The run settings that all recipes of a suite share."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from lorabench.estimator.devices.backend import Backend
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """How a suite is run: what is the same for all of its recipes."""
+    """The run settings of a suite."""
 
     device: Backend
     steps: int
-    """Timed steps, at least."""
+    """Minimum number of timed steps."""
     warmup_steps: int
-    """Steps before them, at least."""
+    """Minimum number of warm-up steps."""
     least_seconds: float = 1.0
-    """Timed steps take at least so long, together."""
+    """Minimum total time of the timed steps."""
     seed: int = 0
-    """Of the weights and of dropout."""
+    """Seed of random weights and dropout."""
     weights: str | None = None
-    """``hub`` for those of the model's name on the hub, or a folder with safetensors; None for random weights."""
+    """``hub`` for the model's weights on the hub, or a folder with safetensors; None for random weights."""
     dataset: str | None = None
-    """A text or .jsonl file; None for the text that Python ships."""
+    """A text or .jsonl file; None for Python's own text."""
     engine: Engine = "lorabench"
-    """Whose loop trains."""
+    """The training loop."""
     timeline: bool = False
-    """Whether the live bytes of one step are part of the measurement, moment by moment."""
+    """Whether to record the live bytes over one step."""
     memory_snapshot: bool = False
-    """Whether a snapshot of CUDA's allocator over one step is written beside the record (cuda)."""
+    """Whether to write a snapshot of CUDA's allocator over one step beside the record (cuda)."""

@@ -1,4 +1,4 @@
-"""What successive step times say: their spread, an interval of their median, and whether they may be trusted."""
+"""Statistics of step times: spread, interval of the median, and reliability."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-"""Of the bootstrap: the ends of an interval then rest on 50 resamples each."""
+"""Bootstrap resamples: 50 of them are beyond each end of an interval."""
 ALIKE = 0.1
-"""Two successive steps are alike where neither takes this much longer than the other. What warm-up is for (kernels
-that are compiled or chosen, memory that is taken from the device) costs a step far more."""
+"""Two successive steps are equally long if neither takes longer than the other by this share. Warm-up effects
+(compiling or choosing kernels, requesting device memory) cost far more."""
 WIDE = 0.05
-"""An interval is wide where it spans this share of the median: comparisons at 5 % then rest on chance."""
+"""An interval that spans more than this share of the median is wide: a 5 % change could then be chance."""
 
 
 def median_interval(seconds: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the median of ``seconds`` by a percentile bootstrap, the same at each call.
+    """Return the 95 % percentile bootstrap interval of the median of ``seconds``; deterministic.
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
@@ -36,7 +36,7 @@ def median_interval(seconds: Sequence[float]) -> tuple[float, float]:
 
 @lru_cache(32)
 def _middle_ranks(size: int) -> NDArray[np.intp]:
-    """Return the two ranks between which the median of each resample of ``size`` values lies, as (2, RESAMPLES)."""
+    """Return the two middle ranks of each resample of ``size`` values, of shape (2, RESAMPLES)."""
     import numpy as np
 
     drawn = np.random.default_rng(0).integers(size, size=(RESAMPLES, size))
@@ -45,7 +45,7 @@ def _middle_ranks(size: int) -> NDArray[np.intp]:
 
 
 def interquartile_range(seconds: Sequence[float]) -> float:
-    """Return the span of the middle half of ``seconds``."""
+    """Return the interquartile range of ``seconds``."""
     import numpy as np
 
     low, high = np.quantile(np.asarray(seconds, np.float64), [0.25, 0.75])
@@ -53,7 +53,7 @@ def interquartile_range(seconds: Sequence[float]) -> float:
 
 
 def is_warm(seconds: Sequence[float]) -> bool:
-    """Tell whether the last two steps took alike long."""
+    """Return whether the last two steps took equally long."""
     if len(seconds) < 2:
         return False
     short, long = sorted(seconds[-2:])
@@ -61,15 +61,15 @@ def is_warm(seconds: Sequence[float]) -> bool:
 
 
 def steps_missing(seconds: Sequence[float], least_seconds: float) -> int:
-    """Return how many more steps like ``seconds`` it takes until they add up to ``least_seconds``."""
+    """Return the number of further steps until the total reaches ``least_seconds``."""
     missing = least_seconds - sum(seconds)
     return math.ceil(missing / median(seconds)) if missing > 0 else 0
 
 
 def complaints_about(seconds: Sequence[float]) -> list[str]:
-    """Return why ``seconds`` are not to be trusted, each in one line; nothing where they are."""
+    """Return why ``seconds`` are unreliable, one line each; empty if they are not."""
     if len(seconds) < 2:
-        return ["one step was timed, which says nothing of the spread"]
+        return ["only one step was timed, so its spread is unknown"]
     low, high = median_interval(seconds)
     share = (high - low) / median(seconds)
     if share <= WIDE:

@@ -1,4 +1,4 @@
-"""Texts of errors and of dead processes, as records keep them and terminals show them."""
+"""Texts of errors and ended processes, for records and terminals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sysconfig
 
 
 def name_end(exit_code: int) -> str:
-    """Return how a process ended, in words; negative codes are signals."""
+    """Return how a process ended, in words. Negative codes are signals."""
     if exit_code >= 0:
         return f"exit code {exit_code}"
     try:
@@ -18,14 +18,14 @@ def name_end(exit_code: int) -> str:
 
 
 def without_own_folders(text: str) -> str:
-    """Return ``text`` without the paths that tell where Python is installed and who the user is: records are shared."""
+    """Return ``text`` without the paths of Python's installation and the user's home, since records are shared."""
     for name in ("purelib", "platlib", "stdlib"):
         text = text.replace(sysconfig.get_path(name) + os.sep, "")
-    home = os.path.expanduser("~")  # noqa: PTH111  # Path.home() fails where none is known
+    home = os.path.expanduser("~")  # noqa: PTH111  # Path.home() fails if none is known
     return text.replace(home + os.sep, "~" + os.sep)
 
 
 def first_line(text: str) -> str:
-    """Return the first line of an error's text, no longer than a terminal takes."""
+    """Return the first line of an error's text, cut to 300 characters."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else "no message"

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import tempfile
 from pathlib import Path
 
 PREFIX, SUFFIX = ".lorabench-", ".tmp"
-"""Of the names of files that are not whole yet."""
+"""Prefix and suffix of unfinished files."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, replacing what is there, readable by whom the umask lets read.
-
-    Its folder is made where it is missing.
+    """Write ``content`` to ``path`` atomically, with the permissions of the umask. Create its folder if needed.
 
     Raises:
-        OSError: it cannot be written, or the disk is full; what was there before stays.
+        OSError: it cannot be written, or the disk is full; an existing file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=PREFIX, suffix=SUFFIX, delete=False) as file:
@@ -34,13 +32,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def remove_scratch_files(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left in ``folder``; nobody may be writing there."""
+    """Remove unfinished files of killed processes in ``folder``. Nobody may be writing there."""
     for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name survive a power failure too."""
+    """Make the new name survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -49,7 +47,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def umask() -> int:
-    """Return the umask, which can only be read by setting it."""
+    """Return the umask. It can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

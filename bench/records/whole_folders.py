@@ -1,4 +1,4 @@
-"""Folders that are replaced as a whole or not at all."""
+"""Replace folders atomically."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP)
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Have ``fill`` write into a new folder, which then takes the place of ``folder`` in one step.
+    """Let ``fill`` write into a new folder, which then atomically replaces ``folder``.
 
-    A reader sees the old content or the new, never a mixture; where ``fill`` fails or is killed, the old stays. (A
-    file system without renameat2's exchange, such as NFS, has an instant in which ``folder`` is not there.)
+    A reader sees the old or the new content, never a mixture. If ``fill`` fails or is killed, the old folder stays. (On
+    a file system without renameat2's exchange, such as NFS, ``folder`` is missing for an instant.)
 
     Raises:
-        OSError: it cannot be written, or the disk is full; what was there before stays.
+        OSError: it cannot be written, or the disk is full; the old folder stays.
     """
     target = folder.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)

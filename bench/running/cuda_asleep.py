@@ -1,4 +1,4 @@
-"""Import libraries that ask for the GPU without starting CUDA, which no fork survives."""
+"""Import libraries that query the GPU without initialising CUDA: a forked process could not use CUDA then."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 @contextmanager
 def cuda_asleep() -> Iterator[None]:
-    """Let the driver's management library answer what imports inside ask torch of a GPU.
+    """Let NVML answer GPU queries of the imports inside the context.
 
-    That is its compute capability, which bitsandbytes wants to know (`bitsandbytes.cuda_specs`) and torch starts CUDA
-    to tell. Where the library cannot tell either, torch does. Afterwards the library is as if it had never been asked,
-    so that each forked worker opens the driver for itself.
+    bitsandbytes asks torch for the compute capability (`bitsandbytes.cuda_specs`), and torch would initialise CUDA for
+    it. If NVML cannot answer, torch does. Afterwards NVML is shut down, so each forked worker opens the driver itself.
     """
     import torch
 
@@ -26,7 +25,7 @@ def cuda_asleep() -> Iterator[None]:
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda._get_nvml_device_index(device))
             major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        except Exception:  # a MIG device, say, or no library
+        except Exception:  # for example a MIG device, or no NVML
             return by_torch(device)
         return major, minor
 
@@ -39,10 +38,10 @@ def cuda_asleep() -> Iterator[None]:
 
 
 def _close_the_driver() -> None:
-    """Undo every nvmlInit of this process: torch's count of GPUs makes some that it never undoes."""
+    """Undo every nvmlInit of this process. torch calls nvmlInit to count GPUs, and never nvmlShutdown."""
     with suppress(Exception):
         import pynvml
 
         pynvml.nvmlInit()
         while True:
-            pynvml.nvmlShutdown()  # raises NVMLError_Uninitialized when none is left
+            pynvml.nvmlShutdown()  # raises NVMLError_Uninitialized at the end

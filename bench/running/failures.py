@@ -1,4 +1,4 @@
-"""What an exception, an error's text or a process's death says of why a recipe was not measured."""
+"""Classify failures of a recipe, from an exception, an error's text or the end of a process."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ OF_THE_DEVICE = (
     "cudnn_status_alloc_failed",
     "cudaerrormemoryallocation",
 )
-"""What torch's CUDA allocator, the driver and its libraries say when the GPU's memory runs out."""
+"""Messages of torch's CUDA allocator, the driver and its libraries if GPU memory runs out."""
 OF_THE_HOST = ("can't allocate memory", "cannot allocate memory", "bad_alloc")
-"""What torch's CPU allocator, the C library and C++ say when the process is given no more memory."""
+"""Messages of torch's CPU allocator, the C library and C++ if host memory runs out."""
 OF_EITHER = "out of memory"
-"""What bitsandbytes says of the GPU's memory, and others of the host's."""
+"""Message of bitsandbytes for GPU memory, and of others for host memory."""
 LINES_KEPT = 40
-"""Of what a worker said before it died."""
+"""Number of last lines kept of a dead worker's output."""
 
 
 def answer_of(error: Exception, device: Backend, traceback: str) -> JobResult:
-    """Return the answer that an exception makes, which was raised while a recipe was measured."""
+    """Return the result for an exception that was raised while a recipe was measured."""
     message = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
     memory = which_memory(error, device)
     if memory is not None:
@@ -35,7 +35,7 @@ def answer_of(error: Exception, device: Backend, traceback: str) -> JobResult:
 
 
 def which_memory(error: BaseException, device: Backend) -> Memory | None:
-    """Return which memory ran out, as ``error`` says; None where it says no such thing."""
+    """Return which memory ran out according to ``error``; None if none did."""
     import torch
 
     if isinstance(error, MemoryError):
@@ -46,7 +46,7 @@ def which_memory(error: BaseException, device: Backend) -> Memory | None:
 
 
 def memory_in_text(text: str, device: Backend) -> Memory | None:
-    """Return which memory ran out, as an error's text says; None where it says no such thing."""
+    """Return which memory ran out according to an error's text; None if none did."""
     lowered = text.lower()
     if any(phrase in lowered for phrase in OF_THE_DEVICE):
         return "device"
@@ -58,18 +58,19 @@ def memory_in_text(text: str, device: Backend) -> Memory | None:
 
 
 def answer_of_the_dead(exit_code: int, said: str, device: Backend, kernel_kills: int | None) -> JobResult:
-    """Return the answer of a worker that ended without one.
+    """Return the result of a worker that ended without an answer.
 
-    ``exit_code`` is negative for a signal; ``kernel_kills`` counts the processes that the kernel has killed for want of
-    memory since the worker was started, None where it does not say.
+    Args:
+        exit_code: negative for a signal.
+        kernel_kills: processes that the OOM killer has ended since the worker started; None if unknown.
     """
     if exit_code == -signal.SIGKILL and kernel_kills != 0:
-        certain = "killed by the kernel, which had run out of memory"
-        likely = "killed by SIGKILL, as the kernel does when memory runs out (here it does not say whether it did)"
+        certain = "killed by the kernel's OOM killer"
+        likely = "killed by SIGKILL, probably by the kernel's OOM killer (this system does not report its kills)"
         return JobResult(outcome="oom", out_of="killed", message=likely if kernel_kills is None else certain)
     end = name_end(exit_code)
     if exit_code == -signal.SIGKILL:
-        end += ", and not for want of memory"
+        end += ", but not by the OOM killer"
     last = [line for line in without_own_folders(said).splitlines() if line.strip()][-LINES_KEPT:]
     reason = f"the worker ended without an answer: {end}" + (f": {first_line(last[-1])}" if last else "")
     memory = memory_in_text(said, device)

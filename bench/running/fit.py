@@ -1,4 +1,4 @@
-"""Whether a recipe is predicted to fit the device that it would run on."""
+"""Predict whether a recipe fits the device that it would run on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lorabench.estimator.quantities import MIB
 
 
 def predict_fit(memory: Breakdown, device: DeviceFacts) -> Fit:
-    """Return the verdict on a recipe that is estimated to take ``memory``, an estimate for that kind of device.
+    """Return the verdict on a recipe, given its estimate for that kind of device.
 
-    Of a GPU as `lorabench estimate --gpu` gives it; of a CPU by what the host can hand out now.
+    On a GPU it is the verdict of `lorabench estimate --gpu`; on a CPU it compares with the available host memory.
     """
     if device.kind == "cuda":
         from lorabench.estimator.answers.verdict import hold_against
@@ -22,13 +22,13 @@ def predict_fit(memory: Breakdown, device: DeviceFacts) -> Fit:
 
 
 def reason_to_skip(memory: Breakdown, device: DeviceFacts) -> str | None:
-    """Return why a recipe need not be tried: not even the point estimate fits. None where it may fit."""
+    """Return why a recipe is not worth trying: even the point estimate does not fit. None if it may fit."""
     if predict_fit(memory, device) != "does not fit":
         return None
     taken, there = memory.device_total_bytes, device.memory_bytes
     if device.kind == "cpu" or taken is None:
         taken, there = memory.peak_allocated_bytes, _host_bytes(device)
-    return f"predicted not to fit: {taken // MIB:,} MiB of {there // MIB:,} MiB (--skip-unfit)"
+    return f"predicted not to fit: needs {taken // MIB:,} MiB of {there // MIB:,} MiB (--skip-unfit)"
 
 
 def _host_bytes(device: DeviceFacts) -> int:

@@ -1,4 +1,4 @@
-"""What the runner asks of a worker process, and what the worker answers."""
+"""Job and result: the messages between runner and worker."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Job(Struct, frozen=True, kw_only=True):
     spec: ModelSpec
     settings: Settings
     snapshot_path: str | None = None
-    """Where the memory snapshot goes, where one is asked for."""
+    """File for the memory snapshot; None: no snapshot."""
 
 
 class JobResult(Struct, frozen=True, kw_only=True):
-    """How it went."""
+    """The result of a job."""
 
     outcome: Outcome
     out_of: Memory | None = None
-    """Which memory ran out, where the outcome is oom."""
+    """Which memory ran out, if the outcome is oom."""
     message: str | None = None
-    """What went wrong, or is worth knowing, in one line."""
+    """One line: what went wrong, or a remark."""
     traceback: str | None = None
     measurement: Measurement | None = None

@@ -1,4 +1,4 @@
-"""Which records of its folder a run takes as they are, which it replaces, and what to know of either before."""
+"""Decide which existing records a run keeps and which it replaces, with notices about both."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lorabench.bench.records.results import Results
 from lorabench.bench.running.tasks import Task
 
 CONCLUSIVE = ("ok", "oom")
-"""Outcomes that a resumed suite takes as they are; what was an error, a timeout or skipped is tried again."""
+"""Outcomes that a resumed suite keeps; error, timeout and skipped are run again."""
 
 
 def differences(results: Results, task: Task) -> list[str] | None:
-    """Return in what the record that is there is not as ``task`` asks; None where none is `CONCLUSIVE`."""
+    """Return how the existing record differs from ``task``; None if there is no `CONCLUSIVE` one."""
     record = results.records.get(task.key)
     if record is None or record.outcome not in CONCLUSIVE:
         return None
@@ -24,29 +24,29 @@ def differences(results: Results, task: Task) -> list[str] | None:
 
 
 def snapshot_path(folder: Path, task: Task) -> Path:
-    """Return where the memory snapshot of ``task`` goes."""
+    """Return the file for the memory snapshot of ``task``."""
     return folder.absolute() / (file_stem(task.key) + SNAPSHOT_SUFFIX)
 
 
 def replaced(results: Results, tasks: Iterable[Task]) -> list[str]:
-    """Return, a line each, which records ``tasks`` will replace, and how they are kept."""
+    """Return lines on the records that ``tasks`` will replace, and how to keep them."""
     found = [one for task in tasks if (one := differences(results, task)) is not None]
     counts = {
         "--resume keeps them": found.count([]),
         f"they differ in {_listed(found)}; another folder with -o keeps them": len(found) - found.count([]),
     }
     return [
-        f"{results.folder}: records replaced as their recipes run again: {count} ({how})"
+        f"{results.folder}: {count} record{'s' if count > 1 else ''} will be replaced ({how})"
         for how, count in counts.items()
         if count
     ]
 
 
 def from_elsewhere(results: Results, tasks: Iterable[Task], here: Environment) -> list[str]:
-    """Return, in one line, how the environments of the records that are kept for ``tasks`` differ from this one."""
+    """Return one line if kept records of ``tasks`` are from another environment, else nothing."""
     found = [one for task in tasks if (one := results.records[task.key].environment.differences(here))]
-    where = f"{results.folder}: records kept that were measured in another environment"
-    return [f"{where}: {len(found)} (they differ in {_listed(found)})"] if found else []
+    count = f"{len(found)} kept record{'s are' if len(found) > 1 else ' is'}"
+    return [f"{results.folder}: {count} from another environment ({_listed(found)})"] if found else []
 
 
 def _listed(differing: Iterable[list[str]]) -> str:

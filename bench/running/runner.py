@@ -1,4 +1,4 @@
-"""Run a suite: one process for each recipe, one record for each, whatever becomes of it."""
+"""Run a suite: one process and one record per recipe, even if a recipe fails."""
 
 from __future__ import annotations
 
@@ -35,48 +35,48 @@ from lorabench.estimator.training.model import refuse_missing_kernels
 
 TIMEOUT_SECONDS = 3600.0
 LONGEST_WAIT_SECONDS = 0.25
-"""After which whoever watches hears that time goes by."""
+"""Maximum time between two calls of `Watcher.waiting`."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """What became of one task."""
+    """The result of one task."""
 
     number: int
-    """From 1, in the order in which they end."""
+    """From 1, in the order of ending."""
     task: Task
     record: RunRecord
     seconds: float = 0.0
     """From start to end."""
     resumed: bool = False
-    """Whether the record was there already."""
+    """Whether the record existed already."""
 
 
 class Watcher:
-    """Told of a suite as it runs. This one is not interested."""
+    """Base listener: ignores all events."""
 
     def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
-        """Hear what is to run on what, and what was found wrong in the folder."""
+        """Called before the first task, with notices about the folder."""
 
     def started(self, task: Task) -> None:
-        """Hear that a task starts."""
+        """Called when a task starts."""
 
     def ended(self, progress: Progress) -> None:
-        """Hear what became of a task, once its record is written."""
+        """Called when a task has ended and its record is written."""
 
     def probed(self, answers: Sequence[Answer]) -> None:
-        """Hear what the GPU answered to the suite's probe."""
+        """Called with the answers of the GPU probe."""
 
     def waiting(self) -> None:
-        """Hear, a few times a second, that time goes by."""
+        """Called several times a second while waiting."""
 
 
 class Finished(Struct, frozen=True, kw_only=True):
-    """What became of a suite."""
+    """The result of a suite."""
 
     records: tuple[RunRecord, ...]
-    """In the order of the suite."""
+    """Records in the order of the suite."""
     left: int
-    """Tasks for which the time limit left no time."""
+    """Number of tasks that did not start or finish within the time limit."""
 
 
 def run_suite(
@@ -92,24 +92,23 @@ def run_suite(
     watcher: Watcher | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
-    """Train every recipe of ``suite`` and write a record of each into ``folder``; on several GPUs, side by side.
+    """Train every recipe of ``suite`` and write a record for each into ``folder``; on several GPUs, side by side.
 
-    A recipe that runs out of memory, fails or takes longer than ``timeout_seconds`` is a record like any other, and so
-    is, with ``skip_unfit``, one that is not run because it is predicted not to fit. ``settings`` holds for all, but for
-    the device, which is what ``device`` means here, and the seed, to which the number of the repeat is added.
+    A recipe that runs out of memory, fails or takes longer than ``timeout_seconds`` gets a record too.
 
-    ``environment`` has variables for the processes that train, such as those of a null GPU (`null_gpu_environment`);
-    what runs on one is recorded as rehearsed.
-
-    With ``resume``, a task is not run again where its record is there, was asked for in the same way and is
-    `resuming.CONCLUSIVE`; tasks without a record come first. When ``time_limit_seconds`` are over, what runs is ended
-    and leaves no record.
+    Args:
+        settings: for all recipes. ``device`` replaces its device; the index of the repeat is added to its seed.
+        resume: skip a task if its record exists, was requested in the same way and is `resuming.CONCLUSIVE`. Tasks
+            without a record come first.
+        skip_unfit: skip recipes that are predicted not to fit; their records say so.
+        time_limit_seconds: after this time, running tasks are ended without a record.
+        environment: variables for the training processes, such as those of a null GPU (`null_gpu_environment`). Runs on
+            a null GPU are recorded as rehearsed.
 
     Raises:
-        UserError: before anything is trained: the packages that train are missing, there is no such device, the
-            dataset or the weights are bad, the only recipe has no kernels there, or the folder cannot be written or
-            holds records of another suite or device. Or later: a record cannot be written; those of the tasks before
-            are there.
+        UserError: before training: packages for training are missing, there is no such device, the dataset or the
+            weights are bad, the only recipe has no kernels there, or the folder cannot be written or has records of
+            another suite or device. Later: a record cannot be written; earlier records exist.
     """
     begun = time.monotonic()
     require_bench_extra()
@@ -158,11 +157,11 @@ class _Running(Struct):
     started: float
     started_at: str
     ended: float | None = None
-    """When it was told to end because its time was up."""
+    """When it was told to end after the timeout."""
 
 
 class _Run:
-    """One call of `run_suite`, once all is prepared."""
+    """One call of `run_suite`, after preparation."""
 
     def __init__(
         self,
@@ -182,10 +181,10 @@ class _Run:
         self.watcher = watcher
         self.done: set[Key] = set()
         self.longest = 0.0
-        """Seconds of the task that took longest so far."""
+        """Seconds of the longest task so far."""
 
     def keep(self, task: Task) -> None:
-        """Take the record that is there for this task's, and tell of it."""
+        """Keep the existing record for this task, and report it."""
         self._tell(task, self.results.records[task.key], resumed=True)
 
     def run(
@@ -197,7 +196,7 @@ class _Run:
         timeout_seconds: float,
         end: float | None,
     ) -> None:
-        """Run ``tasks``, each on a lane that is free, until none is left or ``end`` (monotonic seconds) is come."""
+        """Run ``tasks`` on free lanes until none is left, or until ``end`` (monotonic seconds)."""
         queue, free = deque(tasks), deque(lanes)
         running: dict[int, _Running] = {}
         while queue or running:
@@ -208,9 +207,9 @@ class _Run:
                 if self._begin(queue.popleft(), free[0], running, skip_unfit):
                     free.popleft()
             if not running:
-                return  # what is left would not be done in time
+                return  # the remaining tasks would not finish in time
             for number, answer in self.workers.wait(LONGEST_WAIT_SECONDS).items():
-                # One that was given up may answer yet.
+                # A task that was given up may still answer.
                 if number in running:
                     free.append(running[number].lane)
                     self._finish(running.pop(number), answer, timeout_seconds)
@@ -220,7 +219,7 @@ class _Run:
             self.watcher.waiting()
 
     def _begin(self, task: Task, lane: Lane, running: dict[int, _Running], skip_unfit: bool) -> bool:
-        """Start ``task`` on ``lane``; or return False, with its record written, where it is not worth trying."""
+        """Start ``task`` on ``lane``. If it is not worth trying, write its record and return False."""
         started = time.monotonic()
         begun = _Running(task, lane, predict(task.planned, lane.device), started, _now())
         if skip_unfit and begun.prediction is not None:
@@ -241,7 +240,7 @@ class _Run:
         return True
 
     def _late(self, running: dict[int, _Running], timeout_seconds: float) -> list[tuple[int, _Running]]:
-        """End tasks whose time is up, and return those that cannot be ended."""
+        """End tasks after their timeout, and return those that cannot be ended."""
         now = time.monotonic()
         for number, one in running.items():
             if one.ended is None and now - one.started >= timeout_seconds:
@@ -251,7 +250,7 @@ class _Run:
 
     def _finish(self, one: _Running, answer: JobResult, timeout_seconds: float) -> None:
         if one.ended is not None:
-            answer = JobResult(outcome="timeout", message=f"not done after {timeout_seconds:g} s (--timeout)")
+            answer = JobResult(outcome="timeout", message=f"took over {timeout_seconds:g} s (--timeout)")
         self._record(one, answer)
 
     def _record(self, one: _Running, answer: JobResult) -> None:
@@ -287,7 +286,7 @@ class _Run:
 
 
 def predict(planned: Planned, device: DeviceFacts) -> Prediction | None:
-    """Return the estimate for ``device``, or None where the recipe has no closed form there."""
+    """Return the estimate for ``device``; None if the recipe has no closed form there."""
     spec, recipe = planned.spec, planned.recipe
     rates = device_rates(device)
     try:
@@ -299,26 +298,26 @@ def predict(planned: Planned, device: DeviceFacts) -> Prediction | None:
 
 
 def check_device(settings: Settings) -> None:
-    """Refuse what cannot be measured on the device.
+    """Refuse settings that the device does not support.
 
     Raises:
-        UserError: a snapshot of CUDA's allocator is asked for, and recipes run on the CPU.
+        UserError: a snapshot of CUDA's allocator is requested, but recipes run on the CPU.
     """
     if settings.memory_snapshot and settings.device == "cpu":
         raise UserError(
-            "--memory-snapshot is of CUDA's allocator, and recipes run on the CPU here: use --timeline, "
+            "--memory-snapshot needs CUDA's allocator, but recipes run on the CPU here: use --timeline, "
             "which counts live tensors"
         )
 
 
 def _probe(suite: Suite, settings: Settings, folder: Path, watcher: Watcher, *, resume: bool) -> None:
-    """Probe the GPU, as the suite asks; with ``resume`` only what has no answer yet.
+    """Probe the GPU, as the suite requests; with ``resume`` only what has no answer yet.
 
     Raises:
         UserError: recipes run on the CPU.
     """
     if settings.device != "cuda":
-        raise UserError(f"suite {suite.name} probes a GPU, and recipes run on the CPU here: run another, such as smoke")
+        raise UserError(f"suite {suite.name} probes a GPU, but recipes run on the CPU here: run another, such as smoke")
     path = folder / FILE_NAME
     if not resume:
         path.unlink(missing_ok=True)
@@ -326,10 +325,10 @@ def _probe(suite: Suite, settings: Settings, folder: Path, watcher: Watcher, *, 
 
 
 def _without_kernels(suite: Suite, device: Backend) -> list[str]:
-    """Return, for each reason why recipes of ``suite`` cannot run on ``device``, which those are and the reason.
+    """Return the recipes of ``suite`` that cannot run on ``device``, one line per reason.
 
     Raises:
-        UserError: the only recipe cannot.
+        UserError: the only recipe cannot run there.
     """
     labels = suite.labels()
     unable: dict[str, list[str]] = defaultdict(list)
@@ -348,7 +347,7 @@ def _scratch_folder() -> Iterator[Path]:
     try:
         folder = tempfile.TemporaryDirectory(prefix="lorabench-")
     except OSError as error:
-        raise UserError(f"no temporary folder can be made: {error.strerror}: set TMPDIR to one with space") from error
+        raise UserError(f"cannot create a temporary folder: {error.strerror}: set TMPDIR to one with space") from error
     with folder as path:
         yield Path(path)
 
@@ -358,13 +357,13 @@ def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:
     for record in results.records.values():
         if (record.device.kind, record.device.name) != (here.kind, here.name):
             raise UserError(
-                f"{results.folder}: holds records of {record.device.name} ({record.device.kind}), and this is "
+                f"{results.folder}: has records of {record.device.name} ({record.device.kind}), but this is "
                 f"{here.name} ({here.kind}): name another folder with -o"
             )
 
 
 def _modules_of(suite: Suite) -> list[str]:
-    """Return the modules in which transformers has the suite's architectures."""
+    """Return the modules of transformers with the suite's architectures."""
     types = {planned.spec.model_type for planned in suite.recipes}
     return [f"transformers.models.{name}.modeling_{name}" for name in sorted(types) if name.isidentifier()]
 

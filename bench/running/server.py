@@ -1,20 +1,20 @@
-"""The process from which each recipe's worker is forked (``python -m lorabench.bench.running.server``).
+"""The server process that forks a worker for each recipe (``python -m lorabench.bench.running.server``).
 
-It has the heavy imports done, and nothing else: it has not started CUDA, has no threads of its own, draws no random
-number and runs no tensor operation, so that a worker starts in milliseconds and inherits nothing but code.
+It does the heavy imports and nothing else: it does not initialise CUDA, start threads, draw random numbers or run
+tensor operations. A worker therefore starts in milliseconds and inherits only code.
 
 It reads a `Request` from each line of standard input and writes a `Notice` to each line of standard output
-(`server_protocol`). When standard input closes, because the runner ended however that came, it ends every worker and
-itself. A worker is the leader of a process group of its own, and is killed by the kernel when the server dies.
+(`server_protocol`). If standard input closes, the runner has ended, and the server ends all workers and itself. A
+worker leads its own process group, and the kernel kills it if the server dies.
 
 A forked worker starts in 0.13 s, a fresh interpreter with the same imports in 21 s on the same busy machine and in 4 s
 on an idle one (`benchmarks/worker_start.py`, two cores of an AMD EPYC, November 2026): 8 minutes over the 120 recipes
 of the reference suite. The standard library's ``multiprocessing.forkserver`` forks as fast, but it
 
-- swallows errors of its imports, and there is one for the whole process, whose imports are fixed at its first use;
-- waits for a worker before anybody can kill the worker's process group, whose id may be another's by then;
-- gives exit code 255 if the server died, as if the worker had returned that;
-- hands the runner's own terminal to every import.
+- ignores import errors, and there is only one per process, whose imports are fixed at its first use;
+- reaps a worker before anybody can kill the worker's process group, whose id may be reused by then;
+- reports exit code 255 if the server died, as if the worker had returned it;
+- gives every import access to the runner's terminal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from lorabench.estimator.quiet import own_stdout, quiet_libraries
 from lorabench.estimator.training.libraries import leave_out_hub_kernels
 
 PRELOAD: tuple[str, ...] = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-"""What every worker imports."""
+"""Imports of every worker."""
 PRELOAD_WHERE_THERE: tuple[str, ...] = (
     "torch._dynamo",
     "transformers.conversion_mapping",
@@ -49,11 +49,11 @@ PRELOAD_WHERE_THERE: tuple[str, ...] = (
     "peft.tuners.lora.bnb",
     "pydoc_data.topics",
 )
-"""What these import only when it is used, and takes long; by names that may change."""
+"""Modules that these import lazily and slowly. Their names may change."""
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent dies."""
+"""Option of prctl(2): signal to receive when the parent dies."""
 FIRST_TO_KILL = 1000
-"""Of oom_score_adj, proc(5): when memory runs out, a worker goes before anything else on the machine."""
+"""Value for oom_score_adj, proc(5): if memory runs out, the OOM killer takes a worker first."""
 
 
 def main() -> None:
@@ -63,25 +63,26 @@ def main() -> None:
     with quiet_libraries():
         preload()
     gc.collect()
-    gc.freeze()  # the collector then writes to no page that workers share
+    gc.freeze()  # so the collector does not write to pages shared with workers
     _Server(notices, forks=cuda_survives_a_fork()).serve()
     os._exit(0)  # without the seconds that libraries take for their leave
 
 
 def preload() -> None:
-    """Import what workers would."""
+    """Import the modules that workers need."""
     with cuda_asleep():
         for module in PRELOAD:
             importlib.import_module(module)
         for module in (*PRELOAD_WHERE_THERE, *sys.argv[1:]):
-            with suppress(ImportError):  # the worker that needs it will say so
+            with suppress(ImportError):  # the worker that needs it will report it
                 importlib.import_module(module)
 
 
 def cuda_survives_a_fork() -> bool:
-    """Tell whether a process forked from this one can use CUDA, by trying it out in one.
+    """Return whether a forked process can use CUDA, by trying it.
 
-    It cannot where an import has started CUDA; workers are then started afresh. True where there is no CUDA device.
+    It cannot if an import has initialised CUDA; workers are then started as new interpreters. True without a CUDA
+    device.
     """
     child = os.fork()
     if child == 0:
@@ -103,13 +104,13 @@ class _Server:
         _redirect(os.devnull, os.O_RDONLY, 0)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.requests, selectors.EVENT_READ)
-        # Not by pidfd_open, which sandboxes such as gVisor lack.
+        # Not with pidfd_open: sandboxes such as gVisor lack it.
         self.deaths, self.told_of_deaths = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self.told_of_deaths, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         self.selector.register(self.deaths, selectors.EVENT_READ)
         self.workers: dict[int, int] = {}
-        """Number → process id, of those that live or were not yet waited for."""
+        """Number → process id of workers that live or are not reaped yet."""
 
     def serve(self) -> None:
         self._tell(Ready(forks=self.forks))
@@ -167,22 +168,22 @@ class _Server:
         except BaseException:
             traceback.print_exc()
         finally:
-            # Not through the exit handlers of the server, which are not this process's.
+            # Skip the exit handlers inherited from the server.
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(exit_code)
 
     def _kill(self, number: int) -> None:
-        pid = self.workers[number]  # nobody else's, as long as it was not waited for
+        pid = self.workers[number]  # cannot be reused before it is reaped
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        # It may have had no time yet to make itself a group.
+        # It may not have created its group yet.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
     def _wait_for(self, number: int) -> None:
-        """Take leave of a worker that has ended, and end what it left behind."""
+        """Reap a worker that has ended, and kill processes that it left behind."""
         pid = self.workers.pop(number)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
@@ -195,12 +196,12 @@ class _Server:
 
 
 def _has_ended(pid: int) -> bool:
-    """Tell whether the child has, without waiting for it: until then its id stays its own."""
+    """Return whether the child has ended, without reaping it, so its id cannot be reused yet."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, or end at once where that has happened already."""
+    """Make the kernel kill this process when its parent dies. End at once if that has already happened."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

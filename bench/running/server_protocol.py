@@ -1,29 +1,29 @@
-"""What the runner asks of the server that workers are forked from, and what that tells: a line of JSON each."""
+"""Messages between the runner and the server that forks workers: one line of JSON each."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
 READ_BYTES = 2**16
-"""To read at once."""
+"""Bytes per read."""
 
 
 class Start(Struct, frozen=True, kw_only=True, tag=True):
-    """Ask for a worker."""
+    """Start a worker."""
 
     number: int
-    """By which it is called from then on."""
+    """Number of the worker in later messages."""
     job: str
     """Path of its job; see `worker.main`."""
     answer: str
     said: str
-    """Path of the file that takes its standard output and error."""
+    """File for its standard output and error."""
     environment: dict[str, str]
-    """Variables that it has besides the server's."""
+    """Variables in addition to the server's."""
 
 
 class End(Struct, frozen=True, kw_only=True, tag=True):
-    """Ask that a worker be killed; one that has ended already is no mistake."""
+    """Kill a worker. It may have ended already."""
 
     number: int
 
@@ -35,11 +35,11 @@ class Ready(Struct, frozen=True, kw_only=True, tag=True):
     """The imports are done."""
 
     forks: bool
-    """Whether workers are forked; otherwise CUDA would not survive that, and each is started afresh."""
+    """Whether workers are forked. If CUDA would not survive that, each is a new interpreter."""
 
 
 class Ended(Struct, frozen=True, kw_only=True, tag=True):
-    """A worker has ended, and all that it had started with it."""
+    """A worker has ended, with all processes that it started."""
 
     number: int
     exit_code: int

@@ -1,4 +1,4 @@
-"""The weights and the text that recipes are given to train on: whether they can be used, and what tells them apart."""
+"""Check and identify the weights and the text that recipes use."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import find_model
 
 DIGITS = 12
-"""Of a digest."""
+"""Hex digits of a digest."""
 
 
 class SourceDigests(Struct, frozen=True, kw_only=True):
-    """What tells one text and one folder of weights from another, wherever they are."""
+    """Digests that identify the text and the weights by content."""
 
     dataset: str | None = None
     weights: str | None = None
 
 
 def check_sources(suite: Suite, settings: Settings) -> None:
-    """Refuse weights and datasets that cannot be used, before anything is trained.
+    """Refuse unusable weights and datasets before training.
 
     Raises:
-        UserError: the dataset is bad, or the weights' folder holds none or those of another model.
+        UserError: the dataset is bad, or the folder has no weights, or weights of another model.
     """
     if settings.dataset is not None:
         for _ in file_documents(Path(settings.dataset)):
@@ -38,17 +38,18 @@ def check_sources(suite: Suite, settings: Settings) -> None:
     if weights is None or weights == "hub":
         return
     if not (weights and _weight_files(weights)):
-        raise UserError(f"weights {weights}: no folder with *.safetensors: name one, or hub, or random")
+        raise UserError(f"weights {weights}: not a folder with *.safetensors: name one, or write hub or random")
     config = find_model(str(Path(weights).resolve())).config
     for planned in suite.recipes:
         if planned.spec.config != config:
-            raise UserError(f"weights {weights}: they are of another model than {planned.spec.name}: run that folder")
+            raise UserError(f"weights {weights}: of another model than {planned.spec.name}: run this folder as MODEL")
 
 
 def digest_sources(settings: Settings) -> SourceDigests:
-    """Return the digests of the files that `check_sources` has let pass; none of random weights and the hub's.
+    """Return the digests of the files that `check_sources` has accepted; none for random weights and the hub's.
 
-    All of a folder's weights are read, files side by side: some GB a second from memory, where workers then find them.
+    It reads all weights of a folder, several files in parallel: some GB per second from memory. Afterwards they are in
+    the page cache for the workers.
 
     Raises:
         UserError: a file cannot be read.
@@ -60,7 +61,7 @@ def digest_sources(settings: Settings) -> SourceDigests:
             weights=None if weights is None or weights == "hub" else _digest_of_weights(_weight_files(weights)),
         )
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot read it: {error.strerror}") from error
+        raise UserError(f"{error.filename}: cannot read the file: {error.strerror}") from error
 
 
 def _weight_files(folder: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a suite comes to on this machine: tasks to run, and the devices to run them on."""
+"""The tasks of a suite, and the devices to run them on."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Task(Struct, frozen=True, kw_only=True):
 
     planned: Planned
     label: str
-    """Unlike that of any other task."""
+    """Unique among the tasks."""
     settings: Settings
     repeat: int
     digests: SourceDigests
 
     @property
     def key(self) -> Key:
-        """What its record is found by."""
+        """Key of its record."""
         return self.planned.digest, self.settings.engine, self.repeat
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What its record says of how it was asked to run, besides the recipe and the device."""
+        """The requested settings in its record, besides recipe and device."""
         return {
             "engine": self.settings.engine,
             "repeat": self.repeat,
@@ -48,7 +48,7 @@ class Task(Struct, frozen=True, kw_only=True):
         }
 
     def differences(self, record: RunRecord) -> list[str]:
-        """Return in what ``record``, which has the key of this task, is not as this task asks."""
+        """Return the names of the settings in which ``record``, of the same key, differs from this task."""
         measured = record.measurement
         lacks = self.settings.timeline and measured is not None and measured.timeline is None
         differing = [name for name, value in self.facts.items() if getattr(record, name) != value]
@@ -56,15 +56,15 @@ class Task(Struct, frozen=True, kw_only=True):
 
 
 class Lane(Struct, frozen=True):
-    """A device, on which one task runs at a time."""
+    """A device; it runs one task at a time."""
 
     device: DeviceFacts
     environment: dict[str, str] = {}
-    """Variables that make it the only GPU that a worker sees."""
+    """Variables that make it the only visible GPU of a worker."""
 
 
 def tasks_of(suite: Suite, settings: Settings, digests: SourceDigests) -> Iterator[Task]:
-    """Yield every recipe of ``suite``, and that again for each repeat, each repeat with a seed of its own."""
+    """Yield every recipe of ``suite`` for each repeat. Each repeat has its own seed."""
     labels = suite.labels()
     for repeat in range(suite.repeats):
         for planned in suite.recipes:
@@ -78,7 +78,7 @@ def tasks_of(suite: Suite, settings: Settings, digests: SourceDigests) -> Iterat
 
 
 def lanes_of(surroundings: Surroundings) -> list[Lane]:
-    """Return a lane for each GPU that is like the first; one lane for a CPU, which two trainings cannot share."""
+    """Return a lane for each GPU equal to the first; one lane for a CPU, which two trainings cannot share."""
     if len(surroundings.alike) == 1:
         return [Lane(surroundings.device)]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")

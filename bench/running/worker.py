@@ -1,7 +1,7 @@
-"""One recipe in a process of its own: reads a `Job`, does it, and writes an `JobResult`.
+"""The worker process: reads a `Job`, measures its recipe, and writes a `JobResult`.
 
-It is forked from the `server`, or started as ``python -m lorabench.bench.running.worker JOB ANSWER`` where CUDA does
-not survive a fork.
+It is forked from the `server`. If CUDA does not survive a fork, it is started as
+``python -m lorabench.bench.running.worker JOB ANSWER``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lorabench.estimator.training.libraries import leave_out_hub_kernels
 
 
 def main(job_path: str, answer_path: str) -> None:
-    """Do the job in the file ``job_path``, and write the answer to ``answer_path``, both JSON."""
+    """Do the job in the file ``job_path``, and write the result to ``answer_path``, both as JSON."""
     job = msgspec.json.decode(Path(job_path).read_bytes(), type=Job)
     Path(answer_path).write_bytes(msgspec.json.encode(answer_job(job)))
 
 
 def answer_job(job: Job) -> JobResult:
-    """Return how measuring the job's recipe went; whatever it raises is part of the answer."""
+    """Measure the job's recipe and return the result, including any exception."""
     try:
         measurement = measure(job.spec, job.recipe, job.settings, job.snapshot_path)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Start, end and hear of worker processes, through the server that they are forked from."""
+"""Start and end worker processes, through the server that forks them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.quiet import pass_on, quiet_environment
 
 ENVIRONMENT = {
-    # OpenMP threads that spin while they wait make training on a busy CPU five times slower.
+    # Spinning OpenMP threads make training on a busy CPU five times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # To count GPUs through the driver's management library, not through CUDA, which no fork survives.
+    # Count GPUs with NVML instead of CUDA, which does not survive a fork.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
-"""The server's and the workers', unless set otherwise."""
+"""Defaults for the environment of server and workers."""
 SERVER = (sys.executable, "-P", "-m", "lorabench.bench.running.server")
 LEAST_SCRATCH_BYTES = 2**24
-"""More than jobs, answers and what workers say take at once."""
+"""More than jobs, answers and output of workers need at the same time."""
 END_SECONDS = 10
-"""How long a process that was killed may take to be gone; one that waits for a driver may never be."""
+"""Maximum time for a killed process to end. A process that waits for a driver may never end."""
 
 
 class Workers:
-    """A context in which workers can be started; whatever still runs when it is left is killed."""
+    """A context in which workers can be started. At its end, running workers are killed."""
 
     def __init__(
         self,
@@ -49,19 +49,22 @@ class Workers:
         command: Sequence[str] = SERVER,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Begin to start the server, and return before it is ready.
+        """Launch the server, and return before it is ready.
 
-        ``scratch`` is a folder for jobs and answers, ``preload`` names modules that workers would import, and
-        ``command`` starts the server. ``environment`` has variables for it beside this process's own.
+        Args:
+            scratch: folder for jobs and answers.
+            preload: modules that workers need.
+            command: starts the server.
+            environment: variables for the server in addition to this process's own.
         """
         self.environment = dict(environment or {})
         self.scratch = scratch
         self.command = [*command, *preload]
         self.jobs: dict[int, tuple[Job, int | None]] = {}
-        """Number → job, and what `kernel_kills` said before, of the workers that have not ended."""
+        """Number → (job, `kernel_kills` before the start) of the workers that have not ended."""
         self.started = 0
         self.forks: bool | None = None
-        """Whether workers are forked or started afresh; None before the first is started."""
+        """Whether workers are forked or new interpreters; None before the first start."""
         self._serve()
 
     def __enter__(self) -> Self:
@@ -71,7 +74,7 @@ class Workers:
         self._end_server()
 
     def start(self, job: Job, environment: dict[str, str]) -> int:
-        """Start a worker on ``job`` with variables beside the runner's, and return the number that it is called by.
+        """Start a worker on ``job`` with additional variables, and return its number.
 
         Raises:
             UserError: no worker can be started here.
@@ -86,20 +89,20 @@ class Workers:
         return number
 
     def _write_job(self, number: int, job: Job) -> None:
-        mend = "set TMPDIR to a folder with space"
+        mend = "set TMPDIR to a folder with free space"
         if shutil.disk_usage(self.scratch).free < LEAST_SCRATCH_BYTES:
-            raise UserError(f"{self.scratch.parent}: no space for what workers answer: {mend}")
+            raise UserError(f"{self.scratch.parent}: no space for the answers of workers: {mend}")
         try:
             self._path(number, "job").write_bytes(msgspec.json.encode(job))
         except OSError as error:
-            raise UserError(f"{self.scratch.parent}: cannot write there: {error.strerror}: {mend}") from error
+            raise UserError(f"{self.scratch.parent}: cannot write here: {error.strerror}: {mend}") from error
 
     def end(self, number: int) -> None:
-        """Kill the worker, with all that it has started, if it lives."""
+        """Kill the worker and all processes that it started."""
         self._ask(End(number=number))
 
     def wait(self, seconds: float) -> dict[int, JobResult]:
-        """Return the answers of the workers that have ended, by number, waiting for one so long at most."""
+        """Return number → result of workers that have ended; wait at most ``seconds`` for one."""
         until = time.monotonic() + seconds
         while True:
             notices = self._hear(max(0.0, until - time.monotonic()))
@@ -115,7 +118,7 @@ class Workers:
         self.ready = False
         self.buffer = b""
         with self._path(0, "said").open("wb") as said:
-            # A session of its own: an interrupt at the terminal reaches the runner alone.
+            # Own session: an interrupt at the terminal must reach only the runner.
             self.server = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
@@ -141,11 +144,11 @@ class Workers:
                     pass_on(self._said(0))
 
     def _ask(self, request: Request) -> None:
-        with suppress(BrokenPipeError):  # the server died, which wait() tells of
+        with suppress(BrokenPipeError):  # the server died; wait() reports it
             _open(self.server.stdin).write(msgspec.json.encode(request) + b"\n")
 
     def _hear(self, seconds: float | None) -> list[Notice] | None:
-        """Return what the server says within so many seconds (None: however long), or None where it has died."""
+        """Return the server's notices within ``seconds`` (None: no limit), or None if the server has died."""
         with selectors.DefaultSelector() as selector:
             selector.register(_open(self.server.stdout), selectors.EVENT_READ)
             if not selector.select(seconds):
@@ -157,9 +160,9 @@ class Workers:
         return [msgspec.json.decode(line, type=Notice) for line in lines]
 
     def _end_server(self) -> int:
-        """End the server with its workers, and return its exit code."""
+        """End the server and its workers, and return the server's exit code."""
         if not self.ready:
-            self.server.kill()  # it would import to the end before it hears, and has no workers yet
+            self.server.kill()  # it would finish its imports first, and has no workers yet
         with suppress(BrokenPipeError):
             _open(self.server.stdin).close()
         try:
@@ -172,13 +175,13 @@ class Workers:
         return self.server.returncode if self.server.returncode is not None else -signal.SIGKILL
 
     def _server_died(self) -> dict[int, JobResult]:
-        """Return the answers of the workers that died with the server; the next start() starts another."""
-        message = f"the process that workers are forked from ended: {name_end(self._end_server())}"
+        """Return the results of the workers that died with the server. The next start() launches a new one."""
+        message = f"the server that forks workers ended: {name_end(self._end_server())}"
         answers = {number: JobResult(outcome="error", message=message) for number in self.jobs}
         self.jobs.clear()
         return answers
 
-    # What workers leave.
+    # Files of workers.
 
     def _answer(self, number: int, exit_code: int) -> JobResult:
         job, kills_before = self.jobs.pop(number)

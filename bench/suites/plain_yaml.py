@@ -1,4 +1,4 @@
-"""YAML of plain values only, with the line of each, so that a complaint can say where."""
+"""Read YAML with plain values only, and the line of each value for error messages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import yaml
 from lorabench.estimator.errors import UserError
 
 Trail = tuple[str | int, ...]
-"""Keys and list indices that lead to a value."""
+"""Path of keys and list indices to a value."""
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Only what looks like a number is one, and only ``true`` and ``false`` are booleans; all else is a word.
+    """Only ``true`` and ``false`` are booleans, and only decimal numbers are numbers; anything else is text.
 
-    PyYAML, which follows YAML 1.1, reads ``no`` as false, 010 as 8, 1:30 as 90, and 1e-4 as a word.
+    PyYAML follows YAML 1.1: it reads ``no`` as false, 010 as 8, 1:30 as 90, and 1e-4 as text.
     """
 
 
@@ -31,10 +31,11 @@ for _tag, _pattern, _first in (
 
 
 def read_plain_yaml(text: str, source: str) -> tuple[Any, dict[Trail, int]]:
-    """Return the value that ``text`` holds, and the line, from 1, of every value in it.
+    """Return the value of ``text``, and the line of every value in it, from 1.
 
     Raises:
-        UserError: not YAML, a tag or an alias, a key that is no word or is given twice; with ``source`` and line.
+        UserError: not YAML; a tag or an alias; a key that is not a plain word, or repeated. The message has ``source``
+            and line.
     """
     try:
         for token in yaml.scan(text, _PlainLoader):

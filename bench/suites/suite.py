@@ -1,4 +1,4 @@
-"""Suites: recipes to run, each checked against its model, and how much of each is run."""
+"""Suites: recipes to run, each checked against its model, with steps and repeats."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ AMOUNTS: dict[str, Any] = {
     "warmup_steps": Annotated[int, Meta(ge=0, le=100_000)],
     "repeats": Annotated[int, Meta(ge=1, le=1_000)],
 }
-"""How much of each recipe is run."""
+"""Steps and repeats of each recipe, with their ranges."""
 BY_HAND = "by hand"
-"""Suite name of recipes that were given on the command line."""
+"""Suite name of a recipe from the command line."""
 
 
 class Planned(Struct, frozen=True):
@@ -33,39 +33,39 @@ class Planned(Struct, frozen=True):
     recipe: Recipe
     spec: ModelSpec
     assumptions: tuple[str, ...] = ()
-    """What of the recipe nobody asked for, though it is not the default, and why."""
+    """Settings that replace a default which the model does not support, with the reason."""
 
     @property
     def digest(self) -> str:
-        """What names its record."""
+        """Digest in the name of its record."""
         return self.recipe.digest(self.spec.config)
 
 
 class Suite(Struct, frozen=True, kw_only=True):
-    """Recipes to run one after another, each checked against its model."""
+    """Recipes to run, each checked against its model."""
 
     name: str
     recipes: tuple[Planned, ...]
-    """In the order of the matrix, each once."""
+    """In the order of the matrix, without duplicates."""
     description: str = ""
     steps: int = 20
     """Timed steps of each recipe."""
     warmup_steps: int = 3
-    """Steps before the timed ones."""
+    """Warm-up steps of each recipe."""
     repeats: int = 1
-    """How often each recipe runs, each time with another seed."""
+    """Runs of each recipe, each with another seed."""
     probe: bool = False
-    """Whether the GPU itself is probed before the first recipe (`gpu_probe`)."""
+    """Whether to probe the GPU before the first recipe (`gpu_probe`)."""
     thresholds: Thresholds = Thresholds()
-    """How much worse its results may get."""
+    """Thresholds for `lorabench check`."""
 
     @property
     def assumptions(self) -> list[str]:
-        """Those of its recipes, each once."""
-        return list(dict.fromkeys(said for planned in self.recipes for said in planned.assumptions))
+        """The assumptions of its recipes, without duplicates."""
+        return list(dict.fromkeys(assumption for planned in self.recipes for assumption in planned.assumptions))
 
     def labels(self) -> dict[str, str]:
-        """Return a name for each recipe, by its digest, that tells it from the others."""
+        """Return digest → unique name of each recipe."""
         return distinct_labels({planned.digest: planned.recipe for planned in self.recipes})
 
 
@@ -80,7 +80,7 @@ def single_recipe(spec: ModelSpec, recipe: Recipe, assumptions: tuple[str, ...] 
 
 
 def with_amounts(suite: Suite, given: dict[str, int]) -> Suite:
-    """Return ``suite`` with those of `AMOUNTS` that are ``given`` as options.
+    """Return ``suite`` with the `AMOUNTS` in ``given`` replaced.
 
     Raises:
         UserError: one is out of range.
@@ -93,8 +93,9 @@ def check_trainable(spec: ModelSpec, recipe: Recipe) -> None:
     """Refuse a recipe that cannot train its model on any device.
 
     Raises:
-        UserError: target modules or modules to save that the model does not have, more tokens than it has positions,
-            or a vocabulary that byte-level text does not fit.
+        UserError: the model lacks the target modules or modules to save, has fewer positions than the recipe has
+        tokens,
+            or has a vocabulary that is too small for byte-level text.
     """
     refuse_impossible(spec, recipe)
     resolve_target_modules(spec, recipe)

@@ -54,16 +54,17 @@ LARGEST_FILE_BYTES = 2**20
 
 
 def shipped_suites() -> dict[str, Path]:
-    """Return the suites that come with lorabench, by name."""
+    """Return name → path of the shipped suites."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def load_suite(name_or_path: str) -> Suite:
-    """Return the suite in a YAML file, or the shipped one of that name; all of it is checked before it is returned.
+    """Return the suite in a YAML file, or the shipped suite of that name, fully checked.
 
     Raises:
-        UserError: no such file, not YAML, a tag, an unknown or repeated key, a value of the wrong type, a model or
-            module that is not there, options that contradict each other, or no recipe left; with file and line.
+        UserError: no such file, not YAML, a tag, an unknown or repeated key, a value of the wrong type, an unknown
+        model
+            or module, options that contradict each other, or no recipe left. The message has file and line.
     """
     path = shipped_suites().get(name_or_path, Path(name_or_path))
     return _SuiteFile(path).suite()
@@ -85,11 +86,11 @@ KEYS = (
     "check",
 )
 Condition = dict[str, list[Any]]
-"""Recipe option → the values of which it must have one."""
+"""Recipe option → permitted values."""
 
 
 class _Conditional(Struct):
-    """Defaults for those recipes for which a condition holds."""
+    """Defaults for recipes that meet a condition."""
 
     when: Condition
     use: dict[str, Any]
@@ -97,7 +98,7 @@ class _Conditional(Struct):
 
 
 class _SuiteFile:
-    """A suite's YAML file; every complaint says its line."""
+    """A suite's YAML file. Every error message has the line."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -110,12 +111,12 @@ class _SuiteFile:
         except OSError as error:
             raise UserError(f"{path}: cannot read the suite: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text, so it is no suite") from error
+            raise UserError(f"{path}: not a suite: not UTF-8 text") from error
         if len(raw) > LARGEST_FILE_BYTES:
-            raise UserError(f"{path}: too large for a suite")
+            raise UserError(f"{path}: not a suite: larger than {LARGEST_FILE_BYTES // 2**20} MiB")
         self.path = path
         self.specs: dict[str, ModelSpec] = {}
-        """By the name that the suite has."""
+        """Name in the suite → shapes."""
         self.value, self.lines = read_plain_yaml(text, str(path))
 
     def suite(self) -> Suite:
@@ -129,7 +130,7 @@ class _SuiteFile:
         self._known_keys(value, KEYS, (), "key")
         name = self._typed(value.get("name", self.path.stem), Annotated[str, Meta(min_length=1)], ("name",))
         if name == BY_HAND:
-            raise self._error(("name",), f"{BY_HAND!r} stands for single recipes: name the suite otherwise")
+            raise self._error(("name",), f"{BY_HAND!r} is reserved for single recipes: choose another name")
         description = self._typed(value.get("description", ""), str, ("description",))
         amounts = {key: self._typed(value[key], kind, (key,)) for key, kind in AMOUNTS.items() if key in value}
         return Suite(
@@ -142,7 +143,7 @@ class _SuiteFile:
         )
 
     def _recipes(self) -> tuple[Planned, ...]:
-        """Return those of the matrix that are not excluded, and those that are included, each once."""
+        """Return the recipes of the matrix that are not excluded, and the included ones, without duplicates."""
         self.defaults = self._options(self.value.get("defaults", {}), ("defaults",))
         self.conditional = [self._conditional(entry, path) for path, entry in self._entries("defaults_when")]
         planned: dict[str, Planned] = {}
@@ -152,12 +153,14 @@ class _SuiteFile:
             planned.setdefault(item.digest, item)
         if not planned:
             if "exclude" in self.value:
-                raise self._error(("exclude",), "exclude leaves no recipe of the matrix: exclude less, or include some")
-            raise UserError(f"{self.path}: no recipe in it: give it a matrix or an include")
+                raise self._error(
+                    ("exclude",), "exclude drops every recipe of the matrix: exclude less, or include some"
+                )
+            raise UserError(f"{self.path}: no recipe in it: add matrix or include")
         for index, conditional in enumerate(self.conditional):
             if not conditional.applied:
                 raise self._error(
-                    ("defaults_when", index), "this condition holds for no recipe of the suite: remove or mend it"
+                    ("defaults_when", index), "no recipe of the suite meets this condition: remove or fix it"
                 )
         return tuple(planned.values())
 
@@ -173,7 +176,7 @@ class _SuiteFile:
                 yield self._plan(options, ("matrix",))
         if not all(useful):
             raise self._error(
-                ("exclude", useful.index(False)), "exclude matches no recipe of the matrix: remove or mend it"
+                ("exclude", useful.index(False)), "exclude matches no recipe of the matrix: remove or fix it"
             )
 
     def _included(self) -> Iterator[Planned]:
@@ -184,7 +187,7 @@ class _SuiteFile:
             yield self._plan({**_meaningful(defaults, method), **options}, path)
 
     def _then(self) -> tuple[Planned, ...]:
-        """Return the recipes of the shipped suite that follows this one; none if ``then`` names none."""
+        """Return the recipes of the shipped suite that ``then`` names; none without ``then``."""
         if "then" not in self.value:
             return ()
         name = self._typed(self.value["then"], str, ("then",))
@@ -207,19 +210,19 @@ class _SuiteFile:
         return with_shares(Thresholds(), shares)
 
     def _matrix(self) -> Iterator[dict[str, Any]]:
-        """Yield the options of every combination."""
+        """Yield the options of every combination of the matrix."""
         matrix = self.value.get("matrix", {})
         if not matrix:
             return
         axes = self._options(matrix, ("matrix",), lists=True)
         count = math.prod(map(len, axes.values()))
         if count > MOST_RECIPES:
-            raise self._error(("matrix",), f"it expands to {count:,} recipes: at most {MOST_RECIPES:,} are run")
+            raise self._error(("matrix",), f"it expands to {count:,} recipes, but at most {MOST_RECIPES:,} are allowed")
         for combination in itertools.product(*axes.values()):
             yield dict(zip(axes, combination, strict=True))
 
     def _defaults_of(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the suite's defaults for a recipe with ``options``, which need not have a meaning for its method."""
+        """Return the suite's defaults for a recipe with ``options``. Some may not apply to its method."""
         defaults = dict(self.defaults)
         for conditional in self.conditional:
             if self._holds(conditional.when, {**defaults, **options}):
@@ -233,12 +236,12 @@ class _SuiteFile:
         self._known_keys(entry, ("when", "use"), path, "key")
         for key in ("when", "use"):
             if not entry.get(key):
-                raise self._error(path, f"{_dotted(path)} has no {key}: it says when to use which defaults")
+                raise self._error(path, f"{_dotted(path)} has no {key}: write both when and use")
         when = self._condition(entry["when"], (*path, "when"))
         return _Conditional(when, self._options(entry["use"], (*path, "use")))
 
     def _condition(self, value: Any, path: Trail) -> Condition:
-        """Return a condition with its values written as recipes have them."""
+        """Return a condition with its values in the spelling of recipes."""
         condition: Condition = self._options(value, path, lists=True)
         if "model" in condition:
             condition["model"] = [self._spec(name, (*path, "model")).name for name in condition["model"]]
@@ -247,7 +250,7 @@ class _SuiteFile:
         return condition
 
     def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
-        """Tell whether a recipe with ``options``, which may be an impossible one, meets the condition."""
+        """Return whether a recipe with ``options``, possible or not, meets the condition."""
         options = _meaningful(options, options.get("method"))
         said = make_recipe("any", method=options.get("method"), rank=options.get("rank")).settings() | options
         if "model" in options:
@@ -262,7 +265,7 @@ class _SuiteFile:
 
     def _plan(self, options: dict[str, Any], path: Trail) -> Planned:
         if "model" not in options:
-            raise self._error(path, "names no model: give model here or in defaults")
+            raise self._error(path, "no model: add model here or in defaults")
         spec = self._spec(options["model"], (*path, "model"))
         try:
             recipe, assumptions = recipe_for(spec, **_but_the_model(options))
@@ -286,7 +289,7 @@ class _SuiteFile:
         return [((key, index), entry) for index, entry in enumerate(entries)]
 
     def _options(self, value: Any, path: Trail, *, lists: bool = False) -> dict[str, Any]:
-        """Return recipe options with checked types; each a list where ``lists``."""
+        """Return recipe options with checked types; as lists if ``lists``."""
         if not isinstance(value, dict):
             raise self._error(path, f"{_dotted(path)} must be a mapping of recipe options")
         self._known_keys(value, tuple(SETTINGS), path, "recipe option")
@@ -295,7 +298,7 @@ class _SuiteFile:
             at = (*path, field)
             if lists and isinstance(given, list):
                 if not given:
-                    raise self._error(at, f"{_dotted(at)} is an empty list: give it a value or remove it")
+                    raise self._error(at, f"{_dotted(at)} is an empty list: add a value or remove it")
                 options[field] = [self._option(item, field, (*at, index)) for index, item in enumerate(given)]
             else:
                 option = self._option(given, field, at)
@@ -304,7 +307,7 @@ class _SuiteFile:
 
     def _option(self, value: Any, field: str, path: Trail) -> Any:
         if value is None:
-            raise self._error(path, f"{_dotted(path)} has no value: give it one or remove it")
+            raise self._error(path, f"{_dotted(path)} has no value: add one or remove it")
         try:
             value = option_value(field, value)
         except UserError as error:
@@ -333,12 +336,12 @@ NAMES_OF_MODULES = {"target_modules", "modules_to_save"}
 
 
 def _canonical(field: str, names: str) -> Any:
-    """Return the names of modules as a recipe writes them."""
+    """Return names of modules in the spelling of recipes."""
     return make_recipe("any", **{field: names}).settings()[field]
 
 
 def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:
-    """Return ``options`` without those that have no meaning for ``method``."""
+    """Return ``options`` without those that do not apply to ``method``."""
     meant = settings_of(make_recipe("any", method=method).method)
     return {key: value for key, value in options.items() if key in meant}
 

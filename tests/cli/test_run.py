@@ -168,7 +168,7 @@ def test_a_recipe_that_takes_too_long_is_a_timeout(
 ) -> None:
     monkeypatch.setenv(HOW, '{"lora": "hang"}')
     assert run("smoke", "-o", str(tmp_path), "--timeout", "2") == 0
-    assert "timeout not done after 2 s (--timeout)" in capsys.readouterr().out
+    assert "timeout took over 2 s (--timeout)" in capsys.readouterr().out
 
 
 def test_what_the_time_limit_leaves_is_exit_1_and_the_command_that_goes_on(
@@ -199,7 +199,7 @@ def test_a_broken_record_is_said_on_standard_error(tmp_path: Path, capsys: pytes
     (tmp_path / "x.record.json").write_text("{")
     assert run("smoke", "-o", str(tmp_path), "-q") == 0
     assert capsys.readouterr().err == (
-        f"lorabench: {tmp_path}/x.record.json: not a record that can be relied on: it is now x.record.json.broken\n"
+        f"lorabench: {tmp_path}/x.record.json: broken record, renamed to x.record.json.broken\n"
     )
 
 
@@ -343,10 +343,10 @@ def test_the_rest_takes_what_those_before_took(
         (["smoke", "--gpu", "a100", "-o", "out"], "--gpu needs --dry-run"),
         (["smoke", "--dry-run", "--gpu", "rtx-4091"], "did you mean rtx-4090?"),
         (["smoke", "--dry-run", "--gpu", "rtx-4090", "--device", "cpu"], "--gpu and --device contradict each other"),
-        (["smoke", "--dry-run", "--weights", "missing"], "weights missing: no folder with *.safetensors"),
+        (["smoke", "--dry-run", "--weights", "missing"], "weights missing: not a folder with *.safetensors"),
         (["smoke", "--dry-run", "--dataset", "missing.txt"], "missing.txt: cannot read the dataset"),
         ([LLAMA, "--loss", "liger", "-o", "out"], "loss liger runs on CUDA only, and this is cpu: use loss standard"),
-        (["smoke", "-o", "out", "--memory-snapshot"], "--memory-snapshot is of CUDA's allocator"),
+        (["smoke", "-o", "out", "--memory-snapshot"], "--memory-snapshot needs CUDA's allocator"),
         *(
             (["smoke", "--dry-run", *option], f"{option[0]} has no meaning with --dry-run, which trains nothing")
             for option in (
@@ -371,7 +371,7 @@ def test_the_rest_takes_what_those_before_took(
         ),
         ([LLAMA, "--seed", "-1", "-o", "out"], "--seed"),
         ([LLAMA, "--dataset", "missing.txt", "-o", "out"], "missing.txt: cannot read the dataset"),
-        ([LLAMA, "--weights", "missing", "-o", "out"], "weights missing: no folder with *.safetensors"),
+        ([LLAMA, "--weights", "missing", "-o", "out"], "weights missing: not a folder with *.safetensors"),
         (["lorabench/demo-gpt2", "--seq-len", "2000", "-o", "out"], "learned positions for 1024 tokens"),
         ([LLAMA, "-o", "file"], "file: is a file"),
         ([LLAMA, "-o", "file/out"], "file/out: cannot write there"),

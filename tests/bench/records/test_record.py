@@ -39,8 +39,8 @@ def spoil(path: Path, **changes: object) -> None:
         ({"schema_version": SCHEMA_VERSION + 1}, "record schema"),
         ({"schema_version": "x"}, "not a lorabench run record"),
         ({"outcome": "fine"}, "broken run record"),
-        ({"measurement": None}, "says ok but holds no measurement"),
-        ({"digest": "000000000000"}, "its digest does not fit its recipe"),
+        ({"measurement": None}, "its outcome is ok, but it has no measurement"),
+        ({"digest": "000000000000"}, "its digest does not match its recipe"),
         ({"recipe": {"model": "x", "method": "full", "rank": 3}}, "broken run record"),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_record_cut_short_is_refused(tmp_path: Path) -> None:
 def test_missing_folders_and_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         read_records(tmp_path / "missing")
-    with pytest.raises(UserError, match="holds no run records"):
+    with pytest.raises(UserError, match="no run records"):
         read_records(tmp_path)
     with pytest.raises(UserError, match="cannot read the record"):
         read_record(tmp_path)

@@ -173,7 +173,7 @@ def test_a_record_from_before_a_recipe_option_has_the_digest_of_today(tmp_path: 
     del content["recipe"]["loss"]  # as if this option were new; its default is what the record was trained with
     before = msgspec.json.decode(path.read_bytes())
     path.write_bytes(msgspec.json.encode(content))
-    with pytest.raises(UserError, match="its digest does not fit its recipe"):
+    with pytest.raises(UserError, match="its digest does not match its recipe"):
         read_record(path)
     content["digest"] = digest_of(content["recipe"], content["model_config"])
     assert content["digest"] != before["digest"]

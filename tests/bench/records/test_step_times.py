@@ -69,4 +69,4 @@ def test_a_wide_interval_is_complained_about_and_a_narrow_one_is_not() -> None:
     [complaint] = complaints_about([0.5, 1.5] * 5)
     assert complaint.startswith("the 95% interval of the median step spans ")
     assert complaint.endswith(" of it over 10 steps")
-    assert complaints_about([1.0]) == ["one step was timed, which says nothing of the spread"]
+    assert complaints_about([1.0]) == ["only one step was timed, so its spread is unknown"]

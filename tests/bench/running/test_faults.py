@@ -56,7 +56,7 @@ def resume(out: Path, options: tuple[str, ...] = ("--resume",)) -> tuple[str, st
     """Finish the suite, and return the methods that were there before and the rest of what it said."""
     done = subprocess.run([*RUN, str(out), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    there = re.findall(r"\] demo-llama (\w+)[^\[]+\(measured before\)", done.stdout)
+    there = re.findall(r"\] demo-llama (\w+)[^\[]+\(measured earlier\)", done.stdout)
     assert len(read_records(out)) == 3
     assert not list(out.glob(".*"))
     return " ".join(there), done.stderr
@@ -73,7 +73,7 @@ def test_an_interrupt_ends_all_cleanly_and_says_how_to_go_on(
     said, complaint = running.communicate(timeout=120)
     assert running.returncode == 130
     command = shlex.join(["lorabench", "run", "smoke", "-o", str(out), "--resume"])
-    assert complaint == f"interrupted after 1 of 3 recipes; go on with: {command}\n"
+    assert complaint == f"interrupted after 1 of 3 recipes; continue with: {command}\n"
     assert len(said.splitlines()) == 1
     assert all(gone(worker["pid"]) for worker in workers)
     assert [path.name for path in out.iterdir()] == [record.file_name for record in read_records(out)]
@@ -136,7 +136,7 @@ def test_a_full_disk_keeps_the_records_that_are_written(tmp_path: Path, bell: Pa
     assert done.returncode == 2
     assert complaint.startswith(f"lorabench: {out}/")
     assert complaint.count("\n") == 1
-    assert "cannot write the record: No space left on device: free some and go on with --resume" in complaint
+    assert "cannot write the record: No space left on device: free some space and continue with --resume" in complaint
     kept = tmp_path / "kept"
     there = read_records(kept)
     assert sorted(path.name for path in kept.iterdir()) == sorted(record.file_name for record in there)

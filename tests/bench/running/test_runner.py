@@ -118,14 +118,14 @@ def test_a_recipe_that_hangs_is_ended_when_its_time_is_up(tmp_path: Path, preten
     hour = Hour(pretending, tmp_path / "bell", "lora")
     finished, _ = run(tmp_path / "out", listener=hour, timeout_seconds=1800)
     assert outcomes(finished) == ["ok", "timeout", "ok"]
-    assert finished.records[1].message == "not done after 1800 s (--timeout)"
+    assert finished.records[1].message == "took over 1800 s (--timeout)"
 
 
 def test_a_recipe_ends_with_the_server_and_the_suite_goes_on(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
     behave(pretending, full="kill the server")
     finished, _ = run(tmp_path / "out")
     assert outcomes(finished) == ["error", "ok", "ok"]
-    assert "the process that workers are forked from ended" in str(finished.records[0].message)
+    assert "the server that forks workers ended" in str(finished.records[0].message)
 
 
 def test_a_record_says_what_it_was_asked_for_and_names_no_folder(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_weights_without_a_name_are_not_those_of_the_current_folder(
     (tmp_path / "model.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     check_sources(PICK, msgspec.structs.replace(SETTINGS, weights="."))
-    with pytest.raises(UserError, match="no folder with"):
+    with pytest.raises(UserError, match="not a folder with"):
         check_sources(PICK, msgspec.structs.replace(SETTINGS, weights=""))
 
 
@@ -235,15 +235,15 @@ def test_what_will_be_replaced_is_said_before(tmp_path: Path, pretending: pytest
         run(tmp_path / "out", listener=listener, **options)
         return listener.notices
 
-    replaced = f"{tmp_path}/out: records replaced as their recipes run again"
+    folder = f"{tmp_path}/out"
     behave(pretending, full="raise")
     assert notices() == []
     behave(pretending)
-    assert notices() == [f"{replaced}: 2 (--resume keeps them)"]
+    assert notices() == [f"{folder}: 2 records will be replaced (--resume keeps them)"]
     assert notices(resume=True) == []
     otherwise = msgspec.structs.replace(SETTINGS, seed=1, warmup_steps=2)
     assert notices(resume=True, settings=otherwise) == [
-        f"{replaced}: 3 (they differ in seed, warmup steps; another folder with -o keeps them)"
+        f"{folder}: 3 records will be replaced (they differ in seed, warmup steps; another folder with -o keeps them)"
     ]
 
 
@@ -260,8 +260,7 @@ def test_records_that_are_kept_from_another_environment_are_spoken_of(
     pretend_here(pretending.setattr, Surroundings(device=FACTS.device, environment=elsewhere))
     run(tmp_path / "out", listener=listener, resume=True)
     assert listener.notices == [
-        f"{tmp_path}/out: records kept that were measured in another environment: 3 "
-        "(they differ in CPU threads, liger-kernel, torch)"
+        f"{tmp_path}/out: 3 kept records are from another environment (CPU threads, liger-kernel, torch)"
     ]
 
 
@@ -392,17 +391,17 @@ def test_what_is_predicted_is_for_the_very_gpu() -> None:
 
 def test_records_of_another_suite_or_device_are_left_alone(tmp_path: Path) -> None:
     write_record(tmp_path / "suite", sample_record(suite="other"))
-    with pytest.raises(UserError, match="holds records of the suite 'other', not 'smoke'"):
+    with pytest.raises(UserError, match="has records of the suite 'other', not 'smoke'"):
         run(tmp_path / "suite")
     write_record(tmp_path / "device", sample_record(suite="smoke", device_kind="cuda", device_name="Another"))
-    with pytest.raises(UserError, match=r"holds records of Another \(cuda\), and this is Example CPU"):
+    with pytest.raises(UserError, match=r"has records of Another \(cuda\), but this is Example CPU"):
         run(tmp_path / "device", resume=True)
     assert len(read_records(tmp_path / "suite")) == len(read_records(tmp_path / "device")) == 1
 
 
 def test_a_memory_snapshot_goes_beside_the_record_of_a_gpu(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
     asked = msgspec.structs.replace(SETTINGS, memory_snapshot=True)
-    with pytest.raises(UserError, match=r"--memory-snapshot is of CUDA's allocator.* use --timeline"):
+    with pytest.raises(UserError, match=r"--memory-snapshot needs CUDA's allocator.* use --timeline"):
         run(tmp_path / "cpu", PICK, settings=asked)
     pretend_here(pretending.setattr, Surroundings(device=GPU, environment=FACTS.environment))
     finished, _ = run(tmp_path / "gpu", PICK, settings=asked)
@@ -432,7 +431,7 @@ def test_a_broken_record_is_set_aside_and_its_recipe_runs_again(tmp_path: Path) 
         listener = Listener()
         run_suite(load_suite("smoke"), tmp_path / "out", settings=SETTINGS, resume=True, watcher=listener)
         aside = f"{broken.name}.broken{number}"
-        assert listener.notices == [f"{broken}: not a record that can be relied on: it is now {aside}"]
+        assert listener.notices == [f"{broken}: broken record, renamed to {aside}"]
         assert (tmp_path / "out" / aside).read_bytes() == half
         assert [one.resumed for one in listener.seen] == [True, True, False]
     assert len(read_records(tmp_path / "out")) == 3
@@ -443,10 +442,10 @@ def test_bad_text_and_weights_are_refused_before_training(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="line 1"):
         run(tmp_path / "out", settings=msgspec.structs.replace(SETTINGS, dataset=str(tmp_path / "bad.jsonl")))
     weights = msgspec.structs.replace(SETTINGS, weights=str(tmp_path))
-    with pytest.raises(UserError, match=r"no folder with \*\.safetensors"):
+    with pytest.raises(UserError, match=r"not a folder with \*\.safetensors"):
         run(tmp_path / "out", settings=weights)
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_bytes(msgspec.json.encode(LLAMA))
-    with pytest.raises(UserError, match="they are of another model than lorabench/demo-llama"):
+    with pytest.raises(UserError, match="of another model than lorabench/demo-llama"):
         run(tmp_path / "out", settings=weights)
     assert not (tmp_path / "out").exists()

@@ -83,7 +83,7 @@ def behave(how: str) -> dict[str, str]:
     ("how", "expected"),
     [
         ("segfault", ("error", None, f"{ENDED}: killed by SIGSEGV")),
-        ("kill", ("error", None, f"{ENDED}: killed by SIGKILL, and not for want of memory")),
+        ("kill", ("error", None, f"{ENDED}: killed by SIGKILL, but not by the OOM killer")),
         ("exit", ("error", None, f"{ENDED}: exit code 1: SystemExit: no more of this")),
         ("say and exit", ("oom", "device", f"{ENDED}: exit code 3: CUDA error: out of memory")),
         ("fill the memory", ("oom", "host", "MemoryError")),
@@ -126,7 +126,7 @@ def test_a_worker_that_the_kernel_kills_for_its_memory_is_out_of_memory(workers:
     group = {"LORABENCH_PRETEND_GROUP": str(small_group / "cgroup.procs")}
     answer = answer_of(workers, workers.start(job(), behave("fill the memory of a group") | group))
     assert (answer.outcome, answer.out_of) == ("oom", "killed")
-    assert answer.message == "killed by the kernel, which had run out of memory"
+    assert answer.message == "killed by the kernel's OOM killer"
 
 
 @pytest.mark.parametrize("how", ["hang", "stop"])
@@ -135,7 +135,7 @@ def test_a_worker_that_hangs_or_is_stopped_can_be_ended(workers: Workers, bell: 
     [worker] = heard(bell)
     assert workers.wait(0.1) == {}
     workers.end(number)
-    assert answer_of(workers, number).message == f"{ENDED}: killed by SIGKILL, and not for want of memory"
+    assert answer_of(workers, number).message == f"{ENDED}: killed by SIGKILL, but not by the OOM killer"
     assert gone(worker["pid"])
 
 
@@ -166,7 +166,7 @@ def test_workers_end_when_the_server_dies_and_the_next_gets_another(workers: Wor
     heard(bell)
     killing = workers.start(job(), behave("kill the server"))
     answers = _all(workers, [hanging, killing])
-    said = "the process that workers are forked from ended: killed by SIGKILL"
+    said = "the server that forks workers ended: killed by SIGKILL"
     assert [(answer.outcome, answer.message) for answer in answers] == [("error", said)] * 2
     assert all(gone(worker["pid"]) for worker in heard(bell, count=2))
     assert answer_of(workers, workers.start(job(), {})).outcome == "ok"
@@ -210,11 +210,11 @@ def test_scratch_space_that_is_full_is_said_before_a_worker_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: Workers
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**23))
-    with pytest.raises(UserError, match=rf"^{tmp_path.parent}: no space for what workers answer: set TMPDIR"):
+    with pytest.raises(UserError, match=rf"^{tmp_path.parent}: no space for the answers of workers: set TMPDIR"):
         workers.start(job(), {})
     monkeypatch.undo()
     (tmp_path / "2.job").mkdir()
-    with pytest.raises(UserError, match=r"cannot write there: Is a directory: set TMPDIR"):
+    with pytest.raises(UserError, match=r"cannot write here: Is a directory: set TMPDIR"):
         workers.start(job(), {})
 
 
