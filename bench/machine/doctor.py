@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from lorabench.bench.machine import control_groups
 from lorabench.bench.machine.asking import ask
 from lorabench.bench.machine.doctor_probe import Probe, ProbedGpu
 from lorabench.bench.machine.environment import (
@@ -97,6 +98,7 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
         check_quantization(probe, device, "bitsandbytes" in installed),
         *check_kernels(probe, bool(gpus)),
         check_host_memory(),
+        check_cores(),
         *check_disks(folder),
     ]
     if not isinstance(outcome, Probe):
@@ -329,7 +331,20 @@ def check_host_memory() -> Check:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = available_bytes()
     left = "" if free is None else f", {free / 2**30:.1f} GiB available"
-    return Check(name="host memory", status="ok", found=f"{total / 2**30:.1f} GiB{left}, {os.cpu_count()} CPU cores")
+    return Check(name="host memory", status="ok", found=f"{total / 2**30:.1f} GiB{left}")
+
+
+def check_cores() -> Check:
+    """Tell how many of the CPU's cores may be used, and whether threads would have to wait for them."""
+    cores, usable = os.cpu_count(), len(os.sched_getaffinity(0))
+    found = f"{usable}" if usable == cores else f"{usable} of {cores} may be used"
+    allowed = control_groups.cores_allowed()
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    threads = int(asked) if asked.isdecimal() else usable
+    if allowed is None or threads <= max(1, allowed):
+        return Check(name="CPU cores", status="ok", found=found)
+    found += f", but a control group allows {allowed:.3g} cores' time, for which {threads} threads wait: slow, unstable"
+    return Check(name="CPU cores", status="limited", found=found, mend=f"export OMP_NUM_THREADS={max(1, int(allowed))}")
 
 
 def check_disks(folder: Path) -> list[Check]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lorabench.bench.machine import control_groups
+
 PROC = Path("/proc")
-CGROUP = Path("/sys/fs/cgroup")
-"""Mount point of cgroups: version 2, or all controllers of version 1."""
-LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""Files with a container's memory limit and usage, in versions 2 and 1."""
 
 
 def available_bytes() -> int | None:
-    """Return the bytes available without swapping (MemAvailable), within the container's limit.
+    """Return the bytes available without swapping (MemAvailable), within the limits of control groups.
 
     None if the kernel does not report it.
     """
-    left = [found for found in (_mem_available(), *(_left_of(*names) for names in LIMITS)) if found is not None]
+    left = [found for found in (_mem_available(), control_groups.memory_left()) if found is not None]
     return min(left) if left else None
 
 
@@ -25,7 +23,7 @@ def kernel_kills() -> int | None:
 
     It counts this container if possible, else the whole machine.
     """
-    for path in (CGROUP / "memory.events", PROC / "vmstat"):
+    for path in (control_groups.MOUNT / "memory.events", PROC / "vmstat"):
         count = _figure(path, "oom_kill")
         if count is not None:
             return count
@@ -35,14 +33,6 @@ def kernel_kills() -> int | None:
 def _mem_available() -> int | None:
     kibibytes = _figure(PROC / "meminfo", "MemAvailable:")
     return None if kibibytes is None else kibibytes * 1024
-
-
-def _left_of(limit_name: str, usage_name: str) -> int | None:
-    try:
-        limit, usage = (int((CGROUP / name).read_text()) for name in (limit_name, usage_name))
-    except (OSError, ValueError):  # no such file, or the limit is "max"
-        return None
-    return max(0, limit - usage)
 
 
 def _figure(path: Path, name: str) -> int | None:

@@ -103,7 +103,8 @@ def files(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
             path.write_text(text)
 
     monkeypatch.setattr("lorabench.bench.machine.host_memory.PROC", tmp_path / "proc")
-    monkeypatch.setattr("lorabench.bench.machine.host_memory.CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr("lorabench.bench.machine.control_groups.MOUNT", tmp_path / "cgroup")
+    monkeypatch.setattr("lorabench.bench.machine.control_groups.MEMBERSHIP", tmp_path / "proc" / "self" / "cgroup")
     return put
 
 
