@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from lorabench.estimator.answers.plan import TRIED_METHODS
 from lorabench.estimator.answers.verdict import hold_against, judge
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device
@@ -163,7 +164,7 @@ def _memory(spec: ModelSpec, recipe: Recipe, device: Device) -> Breakdown:
 
 
 def _estimated_ratio(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Headline | None:
-    if len(recipes) < len(METHODS):
+    if len(recipes) < len(TRIED_METHODS):
         return None
     peaks = [_memory(spec, one, device).peak_allocated_bytes for one in recipes]
     return _ratio(peaks, f"estimated, {_common(spec, recipes)}, 1×{recipes[0].seq_len}.", "what_if")

@@ -233,27 +233,27 @@ def test_experts_that_stay_unquantised_are_warned_of(
 
 
 @pytest.fixture
-def olmo2(tmp_path: Path) -> str:
+def olmo3(tmp_path: Path) -> str:
     """Return the path of a config.json whose architecture has no closed form."""
     sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model_type": "olmo2", **sizes, "num_attention_heads": 4, "num_key_value_heads": 4}))
+    path.write_text(json.dumps({"model_type": "olmo3", **sizes, "num_attention_heads": 4, "num_key_value_heads": 4}))
     return str(path)
 
 
-def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: Any, olmo2: str) -> None:
-    code, out, err = estimate(olmo2, "--seq-len", "64", "--gpu", "24GB", "--require-fit")
+def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: Any, olmo3: str) -> None:
+    code, out, err = estimate(olmo3, "--seq-len", "64", "--gpu", "24GB", "--require-fit")
     assert (code, err) == (0, "")
     assert "Traced, because this architecture has no closed form." in out
     assert "; allocator replayed" in " ".join(out.split())
     assert "24GB (23.25 of 24.00 GiB usable): fits" in out
     assert "not computed by tracing: largest batch, longest sequence, speed" in out
-    assert max(map(len, out.splitlines())) <= max(80, len(olmo2) + 10)
-    said = json.loads(estimate(olmo2, "--seq-len", "4096", "--gpu", "24GB", "--format", "json")[1])
+    assert max(map(len, out.splitlines())) <= max(80, len(olmo3) + 10)
+    said = json.loads(estimate(olmo3, "--seq-len", "4096", "--gpu", "24GB", "--format", "json")[1])
     assert (said["source"], said["fits"]) == ("trace", True)
     assert "longer than the 2048 positions" in said["warnings"][0]
     assert "largest_batch_size" not in said
-    (row,) = csv.DictReader(io.StringIO(estimate(olmo2, "--seq-len", "64", "--format", "csv")[1]))
+    (row,) = csv.DictReader(io.StringIO(estimate(olmo3, "--seq-len", "64", "--format", "csv")[1]))
     assert row["source"] == "trace"
     assert json.loads(estimate("gpt2", "--seq-len", "64", "--format", "json")[1])["source"] == "closed form"
 
@@ -266,8 +266,8 @@ def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: A
     ],
 )
 def test_what_takes_a_closed_form_is_refused_without_one(
-    estimate: Any, olmo2: str, arguments: list[str], said: str
+    estimate: Any, olmo3: str, arguments: list[str], said: str
 ) -> None:
-    code, out, err = estimate(olmo2, "--seq-len", "64", *arguments)
+    code, out, err = estimate(olmo3, "--seq-len", "64", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err

@@ -118,7 +118,7 @@ def test_all_gpus_hold_what_the_model_can_have(lorabench: Any, model: str, optio
 def test_the_help_says_searched_of_what_a_plan_searches(lorabench: Any) -> None:
     of_plan, of_estimate = (" ".join(lorabench(command, "--help")[1].split()) for command in ("plan", "estimate"))
     for option, help_, default in (
-        ("--method [full|lora|qlora]", "Train all weights (full) or adapters.", "lora"),
+        ("--method [full|lora|qlora|ia3]", "Train all weights (full) or adapters.", "lora"),
         ("--batch-size INTEGER", "Sequences per micro-batch.", "1"),
     ):
         assert f"{option} {help_} [searched]" in of_plan

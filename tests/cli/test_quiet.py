@@ -64,7 +64,7 @@ def model(tmp_path: Path) -> str:
 @pytest.fixture
 def unknown_model(tmp_path: Path) -> str:
     """One whose architecture has no closed form, so that the libraries are asked for its shapes already."""
-    return written({**small_config("llama", **TINY), "model_type": "olmo2"}, tmp_path / "olmo2")
+    return written({**small_config("llama", **TINY), "model_type": "olmo3"}, tmp_path / "olmo3")
 
 
 def written(config: dict[str, object], folder: Path) -> str:
@@ -157,13 +157,13 @@ def test_calibrating_prints_rates_alone(planted: Program, tmp_path: Path) -> Non
     ran = planted("-c", program)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "CHATTER" not in ran.stdout
-    assert ran.stdout.endswith(f"\nwritten to {tmp_path / 'calibration'}\n")
+    assert ran.stdout.endswith(f"\nwrote {tmp_path / 'calibration'}\n")
 
 
 def test_bad_input_is_one_line_in_spite_of_them(unknown_model: str, planted: Program) -> None:
     ran = planted("-m", "lorabench", "plan", unknown_model, "--gpu", "24GB")
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
-    assert ran.stderr.startswith("lorabench: plan searches by the closed form")
+    assert ran.stderr.startswith("lorabench: plan needs a closed form")
 
 
 def test_outputs_that_are_closed_stay_closed(model: str) -> None:

@@ -54,4 +54,4 @@ def test_a_record_names_the_layers_that_compute_with_wrong_weights(monkeypatch: 
 
 def test_the_doctor_says_so() -> None:
     told = check_quantization(Probe(quantization_errors={"cpu": None}, part_blocks_wrong=True), "cpu", installed=True)
-    assert (told.status, "come back wrong" in told.found) == ("limited", True)
+    assert (told.status, "no multiple of 64" in told.found) == ("limited", True)

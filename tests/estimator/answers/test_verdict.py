@@ -215,7 +215,9 @@ def test_require_fit_wants_more_than_tight(capsys: pytest.CaptureFixture[str]) -
         out = capsys.readouterr().out
         assert stopped.value.code == 0
         assert "16GB (15.25 of 16.00 GiB usable): tight, " in out
-        assert "lorabench trace, with the same options, replays the allocator" in " ".join(out.split())
-        takes = f"takes {in_gib(said['changes'][0]['device_total_most_bytes'])} at most"
+        assert "to replay the allocator for this recipe, run lorabench trace with the same options" in " ".join(
+            out.split()
+        )
+        takes = f"at most {in_gib(said['changes'][0]['device_total_most_bytes'])}"
         assert f"fits with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: {takes}" in " ".join(out.split())
-        assert "(the model takes 131072)" in out
+        assert "(model limit: 131072)" in out

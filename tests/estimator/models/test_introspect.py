@@ -28,7 +28,7 @@ SIZES = {
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
 JETMOE = {"model_type": "jetmoe", **GROUPED}
 OTHERS: dict[str, dict[str, Any]] = {
-    "olmo2": {**SIZES, "num_key_value_heads": 2},
+    "olmo3": {**SIZES, "num_key_value_heads": 2},
     "starcoder2": {**SIZES, "num_key_value_heads": 2},
     "opt": {**SIZES, "ffn_dim": 96, "word_embed_proj_dim": 64},
     "falcon": {**SIZES, "multi_query": True},
@@ -55,8 +55,8 @@ def test_the_census_of_a_family_lists_what_its_own_file_lists(family: str) -> No
     }
 
 
-def test_olmo2_has_the_parameters_that_its_paper_gives_its_layers() -> None:
-    spec = read_config(other_config("olmo2"), "small/olmo2")
+def test_olmo3_has_the_parameters_that_its_paper_gives_its_layers() -> None:
+    spec = read_config(other_config("olmo3"), "small/olmo3")
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 64 + 32 + 2 * 64  # q, o; k, v; feed-forward; four norms
     assert spec.parameters == 2 * layer + 2 * 512 * 64 + 64
     assert spec.parameters_by_part["feed_forward"] == 2 * 3 * 64 * 96
@@ -69,12 +69,12 @@ def test_what_is_neither_attention_nor_feed_forward_is_other() -> None:
 
 
 def test_keys_that_say_nothing_of_shapes_are_left_out() -> None:
-    spoken = other_config("olmo2", torch_dtype="bfloat16", transformers_version="4.48.0", eos_token_id=99999)
-    assert read_config(spoken, "one").config == read_config(other_config("olmo2"), "other").config
+    spoken = other_config("olmo3", torch_dtype="bfloat16", transformers_version="4.48.0", eos_token_id=99999)
+    assert read_config(spoken, "one").config == read_config(other_config("olmo3"), "other").config
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("model_type", ["olmo2", "starcoder2", "opt", "falcon"])
+@pytest.mark.parametrize("model_type", ["olmo3", "starcoder2", "opt", "falcon"])
 def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_type: str, method: str) -> None:
     spec = read_config(other_config(model_type), f"small/{model_type}")
     recipe = make_recipe(spec.name, method=method, seq_len=64, optim="adamw_torch")
@@ -142,20 +142,20 @@ def test_families_with_a_closed_form_are_never_traced(monkeypatch: pytest.Monkey
 
 def test_without_torch_the_families_that_need_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"olmo2.*no closed form.*gemma.*llama.*torch.*lorabench\[bench\]"):
-        read_config(other_config("olmo2"), "small/olmo2")
+    with pytest.raises(UserError, match=r"olmo3.*no closed form.*gemma.*llama.*torch.*lorabench\[bench\]"):
+        read_config(other_config("olmo3"), "small/olmo3")
 
 
 def test_without_peft_the_trace_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = read_config(other_config("olmo2"), "small/olmo2")
+    spec = read_config(other_config("olmo3"), "small/olmo3")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"no closed form.*takes peft.*lorabench\[bench\]"):
         estimate_recipe(spec, make_recipe(spec.name, seq_len=64))
 
 
 def test_the_closed_form_itself_is_refused_never_guessed() -> None:
-    spec = read_config(other_config("olmo2"), "small/olmo2")
-    with pytest.raises(UserError, match="model_type 'olmo2' has no closed form"):
+    spec = read_config(other_config("olmo3"), "small/olmo3")
+    with pytest.raises(UserError, match="model_type 'olmo3' has no closed form"):
         estimate_memory(spec, make_recipe(spec.name, seq_len=64))
 
 
@@ -164,7 +164,7 @@ def test_learned_positions_end_where_their_table_does() -> None:
     refuse_impossible(spec, make_recipe(spec.name, seq_len=512))
     with pytest.raises(UserError, match="learned positions for 512 tokens"):
         refuse_impossible(spec, make_recipe(spec.name, seq_len=513))
-    rotary = read_config(other_config("olmo2"), "small/olmo2")
+    rotary = read_config(other_config("olmo3"), "small/olmo3")
     refuse_impossible(rotary, make_recipe(rotary.name, seq_len=513))
 
 
@@ -177,7 +177,7 @@ def test_learned_positions_end_where_their_table_does() -> None:
             "attn_implementation sdpa: .* for model_type mamba: use another, such as --attn-implementation eager",
         ),
         (other_config("mamba"), {"attn_implementation": "eager"}, "cannot be traced with this recipe"),
-        (other_config("olmo2"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),
+        (other_config("olmo3"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),
         (JETMOE, {"method": "full"}, "does not support .* checkpointing.*--no-gradient-checkpointing"),
         (JETMOE, {"method": "full", "gradient_checkpointing": False}, "goes by the values of tensors.*lorabench run"),
     ],
@@ -192,12 +192,12 @@ def test_what_cannot_be_traced_is_refused_in_one_line(config: Any, options: Any,
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_attention_heads": "four"}, "transformers cannot build this olmo2"),
+        ({"num_attention_heads": "four"}, "transformers cannot build this olmo3"),
         ({"auto_map": {"AutoModel": "x.Y"}, "model_type": "olmo9"}, "its own code (auto_map) is never run"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused_in_one_line(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as refused:
-        read_config(other_config("olmo2") | change, "folder/config.json")
+        read_config(other_config("olmo3") | change, "folder/config.json")
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
