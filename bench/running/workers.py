@@ -26,8 +26,9 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.quiet import pass_on, quiet_environment
 
 ENVIRONMENT = {
-    # Spinning OpenMP threads make training on a busy CPU five times slower.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # Spinning OpenMP threads make training on a busy CPU five times slower. In lower case: in a Turkish locale libgomp
+    # takes no I for an i.
+    "OMP_WAIT_POLICY": "passive",
     # Count GPUs with NVML instead of CUDA, which does not survive a fork.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }

@@ -193,7 +193,7 @@ def test_each_worker_has_the_variables_it_was_given_and_a_session_of_its_own(wor
         assert answer_of(workers, number).outcome == "ok"
     seen = heard(bell, count=2)
     assert sorted(worker["environ"]["CUDA_VISIBLE_DEVICES"] for worker in seen) == ["0", "1"]
-    assert {worker["environ"]["OMP_WAIT_POLICY"] for worker in seen} == {"PASSIVE"}
+    assert {worker["environ"]["OMP_WAIT_POLICY"] for worker in seen} == {"passive"}
     assert len({worker["pid"] for worker in seen} | {worker["session"] for worker in seen}) == 2
     assert {worker["oom_score_adj"] for worker in seen} == {1000}
 
