@@ -120,7 +120,7 @@ def test_a_config_file_or_its_folder_is_a_model(estimate: Any, tmp_path: Path, a
     config.write_text(json.dumps(small_config("llama")))
     code, out, _ = estimate(str(tmp_path if as_folder else config), "--format", "json", "--seq-len", "64")
     assert code == 0
-    assert json.loads(out)["parameters"]["adapter"] == 3 * 16 * (2 * 256 + 2 * 192 + 3 * 480)
+    assert json.loads(out)["parameters"]["adapter"] == 3 * 16 * (2 * 256 + 2 * 192 + 3 * 512)
 
 
 CONFIGS = {

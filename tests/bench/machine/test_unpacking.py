@@ -48,7 +48,7 @@ def test_a_record_names_the_layers_that_compute_with_wrong_weights(monkeypatch: 
     assert str(said).partition(" unpacks ")[2].startswith("the 4-bit weights of mlp.down_proj wrongly on this CPU (")
     assert complaint_about_unpacking(spec, lora, "cpu") is None
     assert complaint_about_unpacking(spec, qlora, "cuda") is None
-    whole = small_model("llama", **{**TINY, "intermediate_size": 128})
+    whole = small_model("llama", **TINY)
     assert complaint_about_unpacking(whole, qlora, "cpu") is None
 
 

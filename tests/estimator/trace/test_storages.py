@@ -113,7 +113,7 @@ def test_two_layers_hold_what_arithmetic_says() -> None:
 
 
 LLAMA = small_config("llama", **{**TINY, "num_hidden_layers": 3})
-LINEARS = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96
+LINEARS = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128
 """Weights of one layer's linear modules."""
 OTHERS = 2 * 300 * 64 + (2 * 3 + 1) * 64
 """Embedding, head and norms."""
@@ -145,7 +145,7 @@ def train_llama(steps: int = 2, device: Any = "cpu", **options: Any) -> Breakdow
     return ledger.breakdown()
 
 
-ADAPTERS = 3 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96))
+ADAPTERS = 3 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ LLAMA_LINEARS = {  # in, out
     "self_attn.k_proj": (64, 32),
     "self_attn.v_proj": (64, 32),
     "self_attn.o_proj": (64, 64),
-    "mlp.gate_proj": (64, 96),
-    "mlp.up_proj": (64, 96),
-    "mlp.down_proj": (96, 64),
+    "mlp.gate_proj": (64, 128),
+    "mlp.up_proj": (64, 128),
+    "mlp.down_proj": (128, 64),
 }
 GPT2_LINEARS = {
     "attn.c_attn": (64, 192),
@@ -110,8 +110,6 @@ def test_every_method_starts_from_the_same_base_weights(family: str) -> None:
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             plain = full[name.removeprefix("base_model.model.").replace(".base_layer", "") + ".weight"]
             unpacked = bitsandbytes.functional.dequantize_4bit(module.weight, module.weight.quant_state)
-            if module.in_features % 64:
-                continue  # part blocks: bitsandbytes unpacks them wrongly on some CPUs (bench/machine/unpacking.py)
             error = (unpacked - (plain.T if family == "gpt2" else plain)).abs().max()
             assert error < 0.25 * plain.abs().max()  # the widest gap of NF4 is 0.304 of the block's maximum
 
