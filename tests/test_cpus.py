@@ -185,7 +185,8 @@ def test_no_process_fetches_code_from_the_hub(tmp_path: Path) -> None:
 
     def ends_well(*program: str) -> None:
         ran = subprocess.run([sys.executable, *program], capture_output=True, text=True, check=False, env=environment)
-        assert (ran.returncode, ran.stderr) == (0, "")
+        # What is written besides is not looked at here: Triton of torch 2.15 may list what leaked when a process ends.
+        assert ran.returncode == 0, ran.stderr
 
     ends_well("-c", "import logging; logging.disable(); import bitsandbytes")
     assert fetched.exists()  # so that the rest could fail
