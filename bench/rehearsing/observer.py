@@ -26,7 +26,6 @@ FOLDER = "NULL_GPU_NOTES"
 SNAPSHOT = "LORABENCH_REHEARSED_SNAPSHOT"
 """Set if each process writes its allocator's snapshot too, as ``snapshot.PID.json.gz``."""
 MOST_EVENTS = 2_000_000
-FRAMES_KEPT = 12
 
 
 def begin() -> None:
@@ -188,6 +187,7 @@ class Observer:
     def _stop(self) -> None:
         self.stopped = True
         self.report()
+        atexit.unregister(self.report)  # it would read the whole history once more
         raise SystemExit(0)
 
     # Reports
@@ -195,7 +195,7 @@ class Observer:
     def _note_out_of_memory(self, device: int, requested: int, device_total: int, device_free: int) -> None:
         import torch
 
-        from lorabench.bench.rehearsing.peak import stack_of
+        from lorabench.bench.rehearsing.peak import FRAMES_KEPT, stack_of
         from lorabench.bench.rehearsing.result import OutOfMemory
 
         frames = [

@@ -14,12 +14,10 @@ from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.runner import run_suite
 from lorabench.cli.listing import Column, as_json, as_table, folded
 from lorabench.cli.progress import watch
+from lorabench.cli.rehearse import NOTHING_REHEARSED, OUT_OF_MEMORY
 from lorabench.cli.run import suite_of
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.quantities import in_gib
-
-OUT_OF_MEMORY = 1
-NOTHING_REHEARSED = 3
 
 
 def rehearse_recipes(
