@@ -18,8 +18,8 @@ from lorabench.estimator.closed_form.forms import compile_form, persistent_of
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
 from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 BATCH_SIZES = np.arange(1, 101)
 SEQ_LENS = np.arange(1, 101) * 256
@@ -38,27 +38,27 @@ def least_seconds(function: Callable[[], object], times: int) -> float:
     return least
 
 
-def figures(spec: ModelSpec, recipe: Recipe) -> list[str]:
+def figures(resolved: ResolvedRecipe) -> list[str]:
     """Return the times of the first estimate, the next, one of a rank not seen before, and the arrays."""
 
     def first() -> None:
         compile_form.cache_clear()
-        estimate_memory(spec, recipe)
+        estimate_memory(resolved)
 
     def new_rank() -> None:
         persistent_of.cache_clear()
-        estimate_memory(spec, recipe)
+        estimate_memory(resolved)
 
     def million() -> None:
-        if recipe.rank is None:
-            estimate_memory_grid(spec, recipe, BATCH_SIZES[:, None], np.arange(1, 10_001))
+        if resolved.recipe.rank is None:
+            estimate_memory_grid(resolved, BATCH_SIZES[:, None], np.arange(1, 10_001))
         else:
             batch_sizes, seq_lens, ranks = np.ix_(BATCH_SIZES, SEQ_LENS, RANKS)
-            estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks)
+            estimate_memory_grid(resolved, batch_sizes, seq_lens, ranks)
 
     return [
         f"{1e3 * least_seconds(first, 5):.1f} ms",
-        f"{1e6 * least_seconds(lambda: estimate_memory(spec, recipe), 500):.0f} µs",
+        f"{1e6 * least_seconds(lambda: estimate_memory(resolved), 500):.0f} µs",
         f"{1e6 * least_seconds(new_rank, 100):.0f} µs",
         f"{least_seconds(million, 3):.2f} s",
     ]
@@ -68,7 +68,7 @@ def main() -> None:
     """Measure each model."""
     print(f"{'':32}", *(f"{heading:>10}" for heading in ("first", "next", "new rank", "a million")))
     for name, method in MODELS.items():
-        times = figures(find_model(name), make_recipe(name, method=method))
+        times = figures(ResolvedRecipe(find_model(name), make_recipe(name, method=method)))
         print(f"{name:25}{method:>7}", *(f"{time_:>10}" for time_ in times))
 
 

@@ -25,11 +25,11 @@ from lorabench.bench.measuring.meters.cuda import CudaMeter
 from lorabench.bench.measuring.meters.meter import Meter
 from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.records.step_times import median_interval
-from lorabench.bench.suites.suite import Planned
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.bench.training.batches import Batches, make_batches
 from lorabench.bench.training.steps import Training
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
 from lorabench.estimator.training.step import MAX_GRAD_NORM, TrainingStep
@@ -115,12 +115,12 @@ def turns() -> tuple[Turn, Turn]:
     return harness_turn, bare_turn
 
 
-def shortest_step(planned: Planned) -> float:
+def shortest_step(resolved: ResolvedRecipe) -> float:
     """Return the seconds of the shortest of some steps of a recipe in a bare loop."""
-    spec, recipe = planned.spec, planned.recipe
-    model = build_model(spec, recipe, DEVICE)
+    recipe = resolved.recipe
+    model = build_model(resolved, DEVICE)
     optimizer = make_optimizer(model, recipe)
-    batches = make_batches(spec, recipe, Settings(device=DEVICE, steps=1, warmup_steps=0), 1)
+    batches = make_batches(resolved, Settings(device=DEVICE, steps=1, warmup_steps=0), 1)
     train = bare_loop(model, optimizer, batches, TrainingStep(model, optimizer, recipe).autocast)
     return min(seconds_of(lambda: train(1)) for _ in range(SHORT_STEPS))
 

@@ -22,15 +22,15 @@ from lorabench.estimator.devices.device import all_devices
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.reserved import working_bytes
 from lorabench.estimator.models.catalogue import find_model, model_names
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.allocator import replay
 from lorabench.estimator.trace.trace import run_on_meta
 
 SMALLEST_MODEL = 300_000_000
 
 
-def draw_recipe(draw: random.Random) -> tuple[ModelSpec, Recipe]:
+def draw_recipe(draw: random.Random) -> ResolvedRecipe:
     """Return a model of the catalogue and a recipe for it that some GPU could hold."""
     largest = max(device.memory_bytes for device in all_devices())
     while True:
@@ -47,11 +47,12 @@ def draw_recipe(draw: random.Random) -> tuple[ModelSpec, Recipe]:
                 attn_implementation=draw.choice(["sdpa", "sdpa", "sdpa", "flash_attention_2", "eager"]),
                 dtype=draw.choice([None, None, "bfloat16"]),
             )
-            estimate = estimate_recipe(spec, recipe)
+            resolved = ResolvedRecipe(spec, recipe)
+            estimate = estimate_recipe(resolved)
         except UserError:
             continue
         if spec.parameters >= SMALLEST_MODEL and estimate.memory.peak_allocated_bytes <= largest:
-            return spec, recipe
+            return resolved
 
 
 class Surplus(NamedTuple):
@@ -62,9 +63,9 @@ class Surplus(NamedTuple):
     needed_expandable: float
 
 
-def surplus(spec: ModelSpec, recipe: Recipe) -> Surplus:
-    """Trace ``recipe`` and replay its allocations."""
-    ledger, _, _ = run_on_meta(spec, recipe, "cuda", steps=2, on_progress=lambda what: None)
+def surplus(resolved: ResolvedRecipe) -> Surplus:
+    """Trace the recipe and replay its allocations."""
+    ledger, _, _ = run_on_meta(resolved, "cuda", steps=2, on_progress=lambda what: None)
     memory, allocations = ledger.breakdown(), ledger.allocations()
     working = working_bytes(memory.components)
     return Surplus(
@@ -97,10 +98,13 @@ def main() -> None:
     print(f"{'kept':>8}{'needed':>8}{'expandable':>12}")
     surpluses = []
     for _ in range(recipes):
-        spec, recipe = draw_recipe(draw)
-        found = surplus(spec, recipe)
+        resolved = draw_recipe(draw)
+        found = surplus(resolved)
         surpluses.append(found)
-        print(f"{found.kept:8.1%}{found.needed:8.1%}{found.needed_expandable:12.1%}  {recipe.label()}", flush=True)
+        print(
+            f"{found.kept:8.1%}{found.needed:8.1%}{found.needed_expandable:12.1%}  {resolved.recipe.label()}",
+            flush=True,
+        )
     columns = [sorted(column) for column in zip(*surpluses, strict=True)]
     for name, at in {"least": 0.0, "median": 0.5, "9 in 10": 0.9, "most": 1.0}.items():
         kept, needed, expandable = (column[round(at * (recipes - 1))] for column in columns)

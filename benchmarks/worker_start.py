@@ -20,11 +20,11 @@ from lorabench.bench.running.server import PRELOAD
 from lorabench.bench.running.workers import Workers
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 SPEC = find_model("lorabench/demo-llama")
 JOB = Job(
-    recipe=make_recipe(SPEC.name),
-    spec=SPEC,
+    resolved=ResolvedRecipe(SPEC, make_recipe(SPEC.name)),
     settings=Settings(device="cpu", steps=1, warmup_steps=0, dataset="/nonexistent/text.txt"),
 )
 

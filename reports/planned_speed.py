@@ -7,8 +7,7 @@ from typing import Any
 
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.dtypes import ITEMSIZE
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.extents import fill
 from lorabench.estimator.speed.operations import micro_batch_operations
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
@@ -25,24 +24,23 @@ OPTIMIZER_BYTES = "optimizer_bytes"
 class SpeedProgram:
     """The speeds of one model's recipes. Its variables are batch size, length, rank, `optimizer_bytes` and `rates`."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
+    def __init__(self) -> None:
         self._program = Program()
         self._rates = _UnknownRates(self._program.variable)
         self._answers: list[int] = []
 
-    def record(self, recipe: Recipe) -> int:
-        """Return the step with the tokens per second of all recipes that run the same operations as ``recipe``."""
+    def record(self, resolved: ResolvedRecipe) -> int:
+        """Return the step with the tokens per second of all recipes that run the same operations as this one."""
         sizes: list[Any] = [*map(self._program.variable, ("batch_size", "seq_len", "rank"))]
         passed: Any = self._program.variable(OPTIMIZER_BYTES)
         step = StepWork(
-            micro_batch_operations(self.spec, recipe),
-            fill(self.spec, recipe, *sizes),
-            optimizer_step(self.spec, recipe)._replace(bytes=passed),
-            recipe.gradient_accumulation,
+            micro_batch_operations(resolved),
+            fill(resolved, *sizes),
+            optimizer_step(resolved)._replace(bytes=passed),
+            resolved.recipe.gradient_accumulation,
             "cuda",
         )
-        tokens = sizes[0] * sizes[1] * recipe.gradient_accumulation
+        tokens = sizes[0] * sizes[1] * resolved.recipe.gradient_accumulation
         self._answers.append(self._program.place_of(tokens / step_time(step, self._rates).total))
         return self._answers[-1]
 
@@ -52,9 +50,9 @@ class SpeedProgram:
         return self._program.steps(self._answers)
 
 
-def optimizer_bytes(spec: ModelSpec, recipe: Recipe) -> float:
+def optimizer_bytes(resolved: ResolvedRecipe) -> float:
     """Return the bytes that the optimizer step reads and writes."""
-    return float(optimizer_step(spec, recipe).bytes)
+    return float(optimizer_step(resolved).bytes)
 
 
 def rates(device: Device) -> dict[str, dict[str, float]] | None:

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from lorabench.estimator.answers.plan import TRIED_METHODS
 from lorabench.estimator.answers.verdict import hold_against
@@ -22,10 +21,10 @@ from lorabench.estimator.memory.breakdown import COMPONENTS, Breakdown
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.defaults import Resolved, recipe_for
+from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
-from lorabench.estimator.recipes.parameters import count_parameters
-from lorabench.estimator.recipes.recipe import CHOICES, Recipe
+from lorabench.estimator.recipes.recipe import CHOICES
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.reports.expressions import Program
 from lorabench.reports.planned_speed import SpeedProgram, optimizer_bytes, rates
 
@@ -45,7 +44,7 @@ def longest_length(spec: ModelSpec) -> int:
 
 def page_recipe(
     spec: ModelSpec, method: str, checkpointing: bool, rank: int | None = None, batch_size: int = 1, seq_len: int = 1
-) -> Resolved:
+) -> ResolvedRecipe:
     """Return the recipe of a choice on the page. Other settings are the defaults, if the model supports them.
 
     Raises:
@@ -59,7 +58,7 @@ def page_recipe(
         batch_size=batch_size,
         seq_len=seq_len,
     )
-    refuse_impossible(spec, resolved.recipe)
+    refuse_impossible(resolved)
     return resolved
 
 
@@ -93,7 +92,7 @@ def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str
 @lru_cache(MOST_KEPT)
 def _model(encoded: bytes) -> dict[str, Any]:
     spec = msgspec.json.decode(encoded, type=ModelSpec)
-    speed, sizes = SpeedProgram(spec), SizesProgram(spec)
+    speed, sizes = SpeedProgram(), SizesProgram(spec)
     recipes = {
         method: {answer: _recipe(spec, method, checkpointing, speed, sizes) for answer, checkpointing in CHECKPOINTING}
         for method in methods(spec)
@@ -117,7 +116,7 @@ def methods(spec: ModelSpec) -> list[str]:
     def possible(method: str) -> bool:
         try:
             for _, checkpointing in CHECKPOINTING:
-                compile_form(Setup(spec, page_recipe(spec, method, checkpointing).recipe, "cuda"))
+                compile_form(Setup(page_recipe(spec, method, checkpointing), "cuda"))
         except UserError:
             return False
         return True
@@ -128,30 +127,30 @@ def methods(spec: ModelSpec) -> list[str]:
 def _recipe(
     spec: ModelSpec, method: str, checkpointing: bool, speed: SpeedProgram, sizes: SizesProgram
 ) -> dict[str, Any]:
-    recipe, assumptions = page_recipe(spec, method, checkpointing)
-    settings = recipe.describe()
+    resolved = page_recipe(spec, method, checkpointing)
+    settings = resolved.recipe.describe()
     chosen = ("model", "method", "rank", "lora_alpha", "batch_size", "seq_len", "gradient_checkpointing")
-    ranks = RANKS if recipe.rank else (None,)
-    ranked = [page_recipe(spec, method, checkpointing, rank).recipe for rank in ranks]
+    ranks = RANKS if resolved.recipe.rank else (None,)
+    ranked = [page_recipe(spec, method, checkpointing, rank) for rank in ranks]
     return {
         "settings": {name: value for name, value in settings.items() if name not in chosen},
-        "assumptions": assumptions,
-        "forms": _by_branch(spec, recipe, sizes.forms),
-        "tokensPerSecond": _by_branch(spec, recipe, speed.record),
-        "held": [_held(spec, one) for one in ranked],
-        "trainable": [count_parameters(spec, one).trainable for one in ranked],
-        "optimizerBytes": [optimizer_bytes(spec, one) for one in ranked],
+        "assumptions": resolved.assumptions,
+        "forms": _by_branch(resolved, sizes.forms),
+        "tokensPerSecond": _by_branch(resolved, speed.record),
+        "held": [_held(one) for one in ranked],
+        "trainable": [one.parameters.trainable for one in ranked],
+        "optimizerBytes": [optimizer_bytes(one) for one in ranked],
     }
 
 
-def _by_branch(spec: ModelSpec, recipe: Recipe, make: Callable[[Recipe], Any]) -> list[list[Any]]:
+def _by_branch(resolved: ResolvedRecipe, make: Callable[[ResolvedRecipe], Any]) -> list[list[Any]]:
     """Return ``make`` of the recipe for each code path: batch size 1 or more, within the sliding window or beyond.
 
     These two conditions select the code path (`branches`). Beyond the window is None for a model without one.
     """
-    window = spec.config.get("sliding_window")
+    window = resolved.spec.config.get("sliding_window")
     return [
-        [make(replace(recipe, batch_size=batch_size, seq_len=length)) if length else None for length in (1, window)]
+        [make(resolved.replaced(batch_size=batch_size, seq_len=length)) if length else None for length in (1, window)]
         for batch_size in (1, 2)
     ]
 
@@ -160,17 +159,16 @@ class SizesProgram:
     """What the monomials of one model's forms come to, recorded for any batch size, length and rank."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
         self._program = Program()
         batch_size, seq_len, rank = map(self._program.variable, ("batch_size", "seq_len", "rank"))
         self._given = {B: batch_size, S: seq_len, R: rank}
         self._branches = [self._program.place_of(branch) for branch in branches(spec, batch_size, seq_len)]
         self._answers: set[int] = set(self._branches)
 
-    def forms(self, recipe: Recipe) -> list[dict[str, Any]]:
+    def forms(self, resolved: ResolvedRecipe) -> list[dict[str, Any]]:
         """Return for each phase the peak candidates: component, step of a monomial, and its bytes."""
-        values = Values(self.spec, recipe, self._given)
-        form = compile_form(Setup(self.spec, recipe, "cuda"))
+        values = Values(resolved, self._given)
+        form = compile_form(Setup(resolved, "cuda"))
         places = {monomial: self._program.place_of(values[monomial]) for monomial in form.monomials}
         self._answers.update(places.values())
         components = list(COMPONENTS)
@@ -194,9 +192,9 @@ class SizesProgram:
         return {"steps": self._program.steps([*self._answers]), "branches": self._branches}
 
 
-def _held(spec: ModelSpec, recipe: Recipe) -> dict[str, Any]:
+def _held(resolved: ResolvedRecipe) -> dict[str, Any]:
     """Return phase → persistent bytes by component. Workspaces are 1 or 0: their size depends on the GPU."""
-    persistent = persistent_of(Setup(spec, recipe, "cuda"), recipe.optim, recipe.rank, None)
+    persistent = persistent_of(Setup(resolved, "cuda"), resolved.recipe.optim, resolved.recipe.rank, None)
     return {
         phase: [int(bytes_.get(name, 0) > 0) if name == "workspaces" else bytes_.get(name, 0) for name in COMPONENTS]
         for phase, bytes_ in persistent.items()

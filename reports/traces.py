@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.reports.runs import Run
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def _trace(record: RunRecord) -> Trace | str:
     try:
         spec = read_config(record.model_config, record.recipe.model)
         return trace(
-            spec, record.recipe, kernels=record.device.kind, compute_capability=record.device.compute_capability
+            ResolvedRecipe(spec, record.recipe),
+            kernels=record.device.kind,
+            compute_capability=record.device.compute_capability,
         )
     except UserError as error:
         return str(error)

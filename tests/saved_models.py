@@ -10,6 +10,7 @@ import msgspec
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
 
 WORDS = ("[UNK]", "</s>", "the", "a", "of", "to", "and", "in")
@@ -21,7 +22,7 @@ def save_with_tokenizer(config: dict[str, Any], folder: Path) -> ModelSpec:
     from transformers import PreTrainedTokenizerFast
 
     recipe = make_recipe("test/saved", method="full", dtype="float32", mixed_precision="no")
-    model: Any = build_model(read_config(config, "test/saved"), recipe, "cpu", seed=9)
+    model: Any = build_model(ResolvedRecipe(read_config(config, "test/saved"), recipe), "cpu", seed=9)
     model.save_pretrained(folder)
     whole = config | {"architectures": model.config.architectures}
     (folder / "config.json").write_bytes(msgspec.json.encode(whole))

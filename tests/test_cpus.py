@@ -26,6 +26,7 @@ from lorabench.bench.training.steps import mean_loss
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
@@ -56,7 +57,7 @@ def recipe_of(family: str, **options: Any) -> Recipe:
 
 
 def step_of(family: str, recipe: Recipe, weights: str | None) -> TrainingStep:
-    model = build_model(spec_of(family), recipe, "cpu", seed=3, weights=weights)
+    model = build_model(ResolvedRecipe(spec_of(family), recipe), "cpu", seed=3, weights=weights)
     return TrainingStep(model, make_optimizer(model, recipe), recipe)
 
 
@@ -123,7 +124,7 @@ def test_a_run_measures_the_same_losses_and_memory(
     if source == "folder":
         spec = save_with_tokenizer(small_config(family, **TINY), tmp_path)
         settings = replace(settings, weights=str(tmp_path))
-    job = Job(recipe=recipe_of(family), spec=spec, settings=settings)
+    job = Job(resolved=ResolvedRecipe(spec, recipe_of(family)), settings=settings)
     told = []
     for avx512_bf16 in (False, True):
         pretend(monkeypatch, avx512_bf16=avx512_bf16)
@@ -144,7 +145,7 @@ def test_a_trace_tells_the_same(family: str, kernels: Any, monkeypatch: pytest.M
     told = []
     for avx512_bf16 in (False, True):
         pretend(monkeypatch, avx512_bf16=avx512_bf16)
-        told.append(trace(spec_of(family), recipe_of(family), kernels=kernels))
+        told.append(trace(ResolvedRecipe(spec_of(family), recipe_of(family)), kernels=kernels))
     assert told[0] == told[1]
 
 

@@ -23,12 +23,12 @@ from lorabench.estimator.memory.optimizers import optimizer_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import LEFT_OUT, OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 from lorabench.estimator.quantities import in_gib
-from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.recipes.adapter_file import adapter_file_bytes
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.arithmetic import value_of
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +143,9 @@ def test_one_layer_saves_what_its_formula_says(row: Row, model: str) -> None:
     values = letters(recipe)
     formula = re.sub(r"[a-zC]+", lambda letter: str(values[letter[0]]), row["bytes per token and layer"])
     spec = find_model(model)
-    saved = Peak(spec, recipe, "cuda", estimate_memory(spec, recipe)).layer_bytes_per_token()
+    saved = Peak(
+        ResolvedRecipe(spec, recipe), "cuda", estimate_memory(ResolvedRecipe(spec, recipe))
+    ).layer_bytes_per_token()
     assert saved == value_of(formula)
     if model == "meta-llama/Llama-3.1-8B":
         assert f"{saved:,}" == row["Llama-3.1-8B"]
@@ -196,13 +198,15 @@ def test_the_page_says_what_was_measured_and_estimated_on_the_a100() -> None:
         named = {"method": row["method"], "batch": row["batch_size"]}
         assert peak == named | compared(
             int(row["peak_allocated_bytes"]),
-            estimate_memory(spec, recipe, compute_capability=A100_ARCHITECTURE).peak_allocated_bytes,
+            estimate_memory(ResolvedRecipe(spec, recipe), compute_capability=A100_ARCHITECTURE).peak_allocated_bytes,
         )
-        assert held_row == named | compared(int(row["steady_allocated_bytes"]), held_between_steps(spec, recipe))
+        assert held_row == named | compared(
+            int(row["steady_allocated_bytes"]), held_between_steps(ResolvedRecipe(spec, recipe))
+        )
 
 
-def held_between_steps(spec: ModelSpec, recipe: Recipe) -> int:
-    terms = states(spec, recipe, "cuda").terms
+def held_between_steps(resolved: ResolvedRecipe) -> int:
+    terms = states(resolved, "cuda").terms
     kept = sum(term.bytes for term in terms if term.component != "gradients")
     return kept + workspaces(A100_ARCHITECTURE).bytes
 
@@ -230,7 +234,9 @@ def test_the_recast_rows_are_what_the_page_takes_them_for() -> None:
     for row, said, unprepared in zip(recast, rows("ground_truth.md", "batch"), left_alone, strict=True):
         recipe = mistral_recipe(row)
         spec = find_model(recipe.model)
-        prepared = estimate_memory(spec, recipe, compute_capability=A100_ARCHITECTURE).peak_allocated_bytes
+        prepared = estimate_memory(
+            ResolvedRecipe(spec, recipe), compute_capability=A100_ARCHITECTURE
+        ).peak_allocated_bytes
         table = spec.vocab_size * spec.hidden_size
         taken = {
             "embedding and head": 2 * table * 2,
@@ -262,9 +268,9 @@ def test_adapters_of_the_l40s_are_those_of_the_page() -> None:
         )
         assert list(row.values())[1:] == [
             f"{int(experiment['trainable_params']):,}",
-            f"{count_parameters(spec, recipe).trainable:,}",
+            f"{ResolvedRecipe(spec, recipe).parameters.trainable:,}",
             f"{int(experiment['adapter_file_bytes']):,}",
-            f"{adapter_file_bytes(spec, recipe):,}",
+            f"{adapter_file_bytes(ResolvedRecipe(spec, recipe)):,}",
         ]
 
 

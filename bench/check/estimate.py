@@ -25,7 +25,8 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.feasibility import has_closed_form, refuse_impossible
-from lorabench.estimator.recipes.parameters import ParameterCounts, count_parameters
+from lorabench.estimator.recipes.parameters import ParameterCounts
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds | None = None) -> Comparison:
@@ -66,11 +67,12 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     """
     recipe, device = runs.recipe, runs.device
     spec = read_config(runs.records[0].model_config, recipe.model)
-    refuse_impossible(spec, recipe)
+    resolved = ResolvedRecipe(spec, recipe)
+    refuse_impossible(resolved)
     if not has_closed_form(spec):
-        traced = trace_for_estimate(spec, recipe, device.compute_capability, kernels=device.kind)
+        traced = trace_for_estimate(resolved, device.compute_capability, kernels=device.kind)
         return traced.parameters, traced.memory
-    return count_parameters(spec, recipe), estimate_memory(spec, recipe, device.kind, device.compute_capability)
+    return resolved.parameters, estimate_memory(resolved, device.kind, device.compute_capability)
 
 
 def _judge(runs: Runs, tolerance: float | None) -> list[Finding]:

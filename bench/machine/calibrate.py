@@ -18,8 +18,8 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.quiet import quiet_libraries
-from lorabench.estimator.recipes.parameters import trained_tensors
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
 from lorabench.estimator.speed.flops import BACKWARD_PRODUCTS_DONE, FORWARD_PRODUCTS
 from lorabench.estimator.speed.operations import Kernel, micro_batch_operations
@@ -234,7 +234,8 @@ def _host_seconds(kind: Backend) -> tuple[float, float, float]:
     recipe = make_recipe(
         spec.name, rank=1, dtype="float32", mixed_precision="no", seq_len=8, gradient_checkpointing=False
     )
-    model = build_model(spec, recipe, kind, seed=0)
+    resolved = ResolvedRecipe(spec, recipe)
+    model = build_model(resolved, kind, seed=0)
     marks: list[tuple[str, float]] = []
 
     def mark(phase: str) -> None:
@@ -252,8 +253,8 @@ def _host_seconds(kind: Backend) -> tuple[float, float, float]:
         if number >= HOST_STEPS // 3:
             for (phase, begun), (_, ended) in zip(marks, [*marks[1:], ("", end)], strict=True):
                 spent[phase].append(ended - begun)
-    launches = micro_batch_operations(spec, recipe, kind).launches
-    tensors = sum(alike.many for alike in trained_tensors(spec, recipe))
+    launches = micro_batch_operations(resolved, kind).launches
+    tensors = sum(alike.many for alike in resolved.trained_tensors)
     return (
         min(spent["forward"]) / launches["forward"],
         min(spent["backward"]) / launches["backward"],

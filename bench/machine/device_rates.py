@@ -7,8 +7,7 @@ from typing import NamedTuple
 from lorabench.bench.records.record import DeviceFacts
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import Calibration, find_calibration
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
 
@@ -19,10 +18,10 @@ class DeviceRates(NamedTuple):
     device: Device
     calibration: Calibration | None
 
-    def throughput(self, spec: ModelSpec, recipe: Recipe) -> Throughput | None:
-        """Return the estimated speed of ``recipe``; None without datasheet and calibration, or without closed form."""
+    def throughput(self, resolved: ResolvedRecipe) -> Throughput | None:
+        """Return the estimated speed of the recipe; None without datasheet and calibration, or without closed form."""
         try:
-            return estimate_throughput(spec, recipe, self.device, self.calibration)
+            return estimate_throughput(resolved, self.device, self.calibration)
         except UserError:
             return None
 

@@ -7,18 +7,18 @@ from collections.abc import Iterable
 from lorabench.bench.machine.environment import installed_version
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 ROWS = 4
 
 
-def complaint_about_unpacking(spec: ModelSpec, recipe: Recipe, device: Backend) -> str | None:
-    """Return which linear layers of ``spec`` compute with wrong weights on ``device``; None if none does."""
-    if recipe.quantization is None or device != "cpu":
+def complaint_about_unpacking(resolved: ResolvedRecipe, device: Backend) -> str | None:
+    """Return which linear layers of the model compute with wrong weights on ``device``; None if none does."""
+    quantization = resolved.recipe.quantization
+    if quantization is None or device != "cpu":
         return None
-    columns = {linear.name: linear.in_features for group in spec.layers for linear in group.linears}
-    wrong = set(columns_unpacked_wrong(columns.values(), recipe.quantization.quant_type))
+    columns = {linear.name: linear.in_features for group in resolved.spec.layers for linear in group.linears}
+    wrong = set(columns_unpacked_wrong(columns.values(), quantization.quant_type))
     if not wrong:
         return None
     names = ", ".join(dict.fromkeys(name for name, count in columns.items() if count in wrong))

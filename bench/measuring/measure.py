@@ -20,9 +20,8 @@ from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.records.step_times import complaints_about, is_warm, steps_missing
 from lorabench.bench.training.batches import Batches, make_batches
 from lorabench.bench.training.steps import Training, mean_loss
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.quiet import quiet_libraries
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
 from lorabench.estimator.training.parameters import count_built
@@ -39,7 +38,7 @@ PHASE_STEPS = 3
 
 
 @quiet_libraries()
-def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: str | None = None) -> Measurement:
+def measure(resolved: ResolvedRecipe, settings: Settings, snapshot_path: str | None = None) -> Measurement:
     """Build the recipe's model, train it, and return the measurement.
 
     The stages run one after the other: build; held-out loss and losses of the first batch; warm-up; timed steps with
@@ -53,13 +52,14 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
     """
     import torch
 
+    spec, recipe = resolved.spec, resolved.recipe
     stages = Stages()
     learning_steps = settings.warmup_steps + settings.steps
-    batches = make_batches(spec, recipe, settings, learning_steps)
+    batches = make_batches(resolved, settings, learning_steps)
     stages.end("text")
     meter: Meter = CudaMeter() if settings.device == "cuda" else CpuMeter()
     stages.end("device")
-    model, held_bytes = _build(spec, recipe, settings, meter)
+    model, held_bytes = _build(resolved, settings, meter)
     optimizer = make_optimizer(model, recipe)
     step = TrainingStep(model, optimizer, recipe)
     training = Training(step, batches, learning_steps)
@@ -89,7 +89,7 @@ def measure(spec: ModelSpec, recipe: Recipe, settings: Settings, snapshot_path: 
     stages.end("memory")
 
     tokens, read = batches.tokens_per_step(), meter.readings
-    used = utilisation(spec, recipe, meter.device_name, median(step_seconds))
+    used = utilisation(resolved, meter.device_name, median(step_seconds))
     return Measurement(
         parameters=count_built(model, spec),
         memory=memory,
@@ -140,16 +140,16 @@ def timed_steps(train_step: Callable[[], None], meter: Meter, count: int) -> lis
     return meter.laps()[::2]
 
 
-def _build(spec: ModelSpec, recipe: Recipe, settings: Settings, meter: Meter) -> tuple[nn.Module, dict[str, int]]:
+def _build(resolved: ResolvedRecipe, settings: Settings, meter: Meter) -> tuple[nn.Module, dict[str, int]]:
     """Return the model, and the allocated bytes after loading the base and after adapting it."""
     held_bytes: dict[str, int] = {}
 
     def note_loaded(model: nn.Module) -> None:
         held_bytes["loaded"] = meter.held_bytes(model)
 
-    weights = spec.name if settings.weights == "hub" else settings.weights
+    weights = resolved.spec.name if settings.weights == "hub" else settings.weights
     with meter.loading():
-        model = build_model(spec, recipe, settings.device, settings.seed, weights=weights, on_loaded=note_loaded)
+        model = build_model(resolved, settings.device, settings.seed, weights=weights, on_loaded=note_loaded)
     held_bytes["adapted"] = meter.held_bytes(model)
     return model, held_bytes
 

@@ -7,15 +7,13 @@ from msgspec import Struct
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import Memory, Outcome
 from lorabench.bench.records.run_settings import Settings
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Job(Struct, frozen=True, kw_only=True):
     """One recipe to measure."""
 
-    recipe: Recipe
-    spec: ModelSpec
+    resolved: ResolvedRecipe
     settings: Settings
     snapshot_path: str | None = None
     """File for the memory snapshot; None: no snapshot."""

@@ -26,11 +26,11 @@ from lorabench.bench.running.resuming import differences, from_elsewhere, replac
 from lorabench.bench.running.sources import check_sources, digest_sources
 from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
-from lorabench.bench.suites.suite import Planned, Suite
+from lorabench.bench.suites.suite import Suite
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes.parameters import count_parameters
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import refuse_missing_kernels
 
 TIMEOUT_SECONDS = 3600.0
@@ -221,15 +221,14 @@ class _Run:
     def _begin(self, task: Task, lane: Lane, running: dict[int, _Running], skip_unfit: bool) -> bool:
         """Start ``task`` on ``lane``. If it is not worth trying, write its record and return False."""
         started = time.monotonic()
-        begun = _Running(task, lane, predict(task.planned, lane.device), started, _now())
+        begun = _Running(task, lane, predict(task.resolved, lane.device), started, _now())
         if skip_unfit and begun.prediction is not None:
             reason = reason_to_skip(begun.prediction.memory, lane.device)
             if reason is not None:
                 self._record(begun, JobResult(outcome="skipped", message=reason))
                 return False
         job = Job(
-            recipe=task.planned.recipe,
-            spec=task.planned.spec,
+            resolved=task.resolved,
             settings=task.settings,
             snapshot_path=str(snapshot_path(self.results.folder, task)) if task.settings.memory_snapshot else None,
         )
@@ -256,13 +255,13 @@ class _Run:
     def _record(self, one: _Running, answer: JobResult) -> None:
         seconds = time.monotonic() - one.started
         self.longest = max(self.longest, seconds)
-        planned = one.task.planned
+        resolved = one.task.resolved
         rehearsing = self.rehearsing
         record = RunRecord(
-            digest=planned.digest,
+            digest=resolved.digest,
             suite=self.suite_name,
-            recipe=planned.recipe,
-            model_config=planned.spec.config,
+            recipe=resolved.recipe,
+            model_config=resolved.spec.config,
             started_at=one.started_at,
             seconds=None if rehearsing else seconds,
             device=one.lane.device,
@@ -285,16 +284,15 @@ class _Run:
         self.watcher.ended(Progress(number=len(self.done), task=task, record=record, seconds=seconds, resumed=resumed))
 
 
-def predict(planned: Planned, device: DeviceFacts) -> Prediction | None:
+def predict(resolved: ResolvedRecipe, device: DeviceFacts) -> Prediction | None:
     """Return the estimate for ``device``; None if the recipe has no closed form there."""
-    spec, recipe = planned.spec, planned.recipe
     rates = device_rates(device)
     try:
-        memory = estimate_memory(spec, recipe, device.kind, rates.device.compute_capability)
+        memory = estimate_memory(resolved, device.kind, rates.device.compute_capability)
     except UserError:
         return None
-    speed = rates.throughput(spec, recipe)
-    return Prediction(parameters=count_parameters(spec, recipe), memory=memory, speed=speed)
+    speed = rates.throughput(resolved)
+    return Prediction(parameters=resolved.parameters, memory=memory, speed=speed)
 
 
 def check_device(settings: Settings) -> None:
@@ -332,13 +330,13 @@ def _without_kernels(suite: Suite, device: Backend) -> list[str]:
     """
     labels = suite.labels()
     unable: dict[str, list[str]] = defaultdict(list)
-    for planned in suite.recipes:
+    for resolved in suite.recipes:
         try:
-            refuse_missing_kernels(planned.recipe, device)
+            refuse_missing_kernels(resolved.recipe, device)
         except UserError as error:
             if len(suite.recipes) == 1:
                 raise
-            unable[str(error)].append(labels[planned.digest])
+            unable[str(error)].append(labels[resolved.digest])
     return [f"cannot run here: {', '.join(names)}: {reason}" for reason, names in unable.items()]
 
 
@@ -364,7 +362,7 @@ def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:
 
 def _modules_of(suite: Suite) -> list[str]:
     """Return the modules of transformers with the suite's architectures."""
-    types = {planned.spec.model_type for planned in suite.recipes}
+    types = {resolved.spec.model_type for resolved in suite.recipes}
     return [f"transformers.models.{name}.modeling_{name}" for name in sorted(types) if name.isidentifier()]
 
 

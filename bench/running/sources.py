@@ -40,9 +40,9 @@ def check_sources(suite: Suite, settings: Settings) -> None:
     if not (weights and _weight_files(weights)):
         raise UserError(f"weights {weights}: not a folder with *.safetensors: name one, or write hub or random")
     config = find_model(str(Path(weights).resolve())).config
-    for planned in suite.recipes:
-        if planned.spec.config != config:
-            raise UserError(f"weights {weights}: of another model than {planned.spec.name}: run this folder as MODEL")
+    for resolved in suite.recipes:
+        if resolved.spec.config != config:
+            raise UserError(f"weights {weights}: of another model than {resolved.spec.name}: run this folder as MODEL")
 
 
 def digest_sources(settings: Settings) -> SourceDigests:

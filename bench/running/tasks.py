@@ -14,13 +14,14 @@ from lorabench.bench.machine.environment import Surroundings
 from lorabench.bench.records.record import DeviceFacts, Key, RunRecord
 from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.sources import SourceDigests
-from lorabench.bench.suites.suite import Planned, Suite
+from lorabench.bench.suites.suite import Suite
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Task(Struct, frozen=True, kw_only=True):
     """One run of one recipe."""
 
-    planned: Planned
+    resolved: ResolvedRecipe
     label: str
     """Unique among the tasks."""
     settings: Settings
@@ -30,7 +31,7 @@ class Task(Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> Key:
         """Key of its record."""
-        return self.planned.digest, self.settings.engine, self.repeat
+        return self.resolved.digest, self.settings.engine, self.repeat
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -67,10 +68,10 @@ def tasks_of(suite: Suite, settings: Settings, digests: SourceDigests) -> Iterat
     """Yield every recipe of ``suite`` for each repeat. Each repeat has its own seed."""
     labels = suite.labels()
     for repeat in range(suite.repeats):
-        for planned in suite.recipes:
+        for resolved in suite.recipes:
             yield Task(
-                planned=planned,
-                label=labels[planned.digest] + (f" #{repeat + 1}" if suite.repeats > 1 else ""),
+                resolved=resolved,
+                label=labels[resolved.digest] + (f" #{repeat + 1}" if suite.repeats > 1 else ""),
                 settings=replace(settings, seed=settings.seed + repeat),
                 repeat=repeat,
                 digests=digests,

@@ -31,7 +31,7 @@ def main(job_path: str, answer_path: str) -> None:
 def answer_job(job: Job) -> JobResult:
     """Measure the job's recipe and return the result, including any exception."""
     try:
-        measurement = measure(job.spec, job.recipe, job.settings, job.snapshot_path)
+        measurement = measure(job.resolved, job.settings, job.snapshot_path)
     except UserError as error:
         return JobResult(outcome="error", message=without_own_folders(str(error)))
     except Exception as error:
@@ -39,7 +39,7 @@ def answer_job(job: Job) -> JobResult:
     complaints = (
         complaint_about(measurement.losses),
         complaint_about_adapters(measurement.base_loss, measurement.adapted_loss),
-        complaint_about_unpacking(job.spec, job.recipe, job.settings.device),
+        complaint_about_unpacking(job.resolved, job.settings.device),
     )
     message = "; ".join(complaint for complaint in complaints if complaint) or None
     return JobResult(outcome="ok", message=message, measurement=measurement)

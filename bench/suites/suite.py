@@ -10,11 +10,8 @@ from msgspec.structs import replace
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.training.text import byte_tokenizer
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.feasibility import refuse_impossible
-from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.recipes.target_modules import resolve_target_modules
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.typed_values import convert
 
 AMOUNTS: dict[str, Any] = {
@@ -27,25 +24,11 @@ BY_HAND = "by hand"
 """Suite name of a recipe from the command line."""
 
 
-class Planned(Struct, frozen=True):
-    """A recipe with the shapes of its model."""
-
-    recipe: Recipe
-    spec: ModelSpec
-    assumptions: tuple[str, ...] = ()
-    """Settings that replace a default which the model does not support, with the reason."""
-
-    @property
-    def digest(self) -> str:
-        """Digest in the name of its record."""
-        return self.recipe.digest(self.spec.config)
-
-
 class Suite(Struct, frozen=True, kw_only=True):
     """Recipes to run, each checked against its model."""
 
     name: str
-    recipes: tuple[Planned, ...]
+    recipes: tuple[ResolvedRecipe, ...]
     """In the order of the matrix, without duplicates."""
     description: str = ""
     steps: int = 20
@@ -62,21 +45,21 @@ class Suite(Struct, frozen=True, kw_only=True):
     @property
     def assumptions(self) -> list[str]:
         """The assumptions of its recipes, without duplicates."""
-        return list(dict.fromkeys(assumption for planned in self.recipes for assumption in planned.assumptions))
+        return list(dict.fromkeys(assumption for resolved in self.recipes for assumption in resolved.assumptions))
 
     def labels(self) -> dict[str, str]:
         """Return digest → unique name of each recipe."""
-        return distinct_labels({planned.digest: planned.recipe for planned in self.recipes})
+        return distinct_labels({resolved.digest: resolved.recipe for resolved in self.recipes})
 
 
-def single_recipe(spec: ModelSpec, recipe: Recipe, assumptions: tuple[str, ...] = ()) -> Suite:
+def single_recipe(resolved: ResolvedRecipe) -> Suite:
     """Return a suite of one recipe.
 
     Raises:
         UserError: the recipe cannot train this model.
     """
-    check_trainable(spec, recipe)
-    return Suite(name=BY_HAND, recipes=(Planned(recipe, spec, assumptions),))
+    check_trainable(resolved)
+    return Suite(name=BY_HAND, recipes=(resolved,))
 
 
 def with_amounts(suite: Suite, given: dict[str, int]) -> Suite:
@@ -89,7 +72,7 @@ def with_amounts(suite: Suite, given: dict[str, int]) -> Suite:
     return replace(suite, **{name: convert(count, AMOUNTS[name], options[name]) for name, count in given.items()})
 
 
-def check_trainable(spec: ModelSpec, recipe: Recipe) -> None:
+def check_trainable(resolved: ResolvedRecipe) -> None:
     """Refuse a recipe that cannot train its model on any device.
 
     Raises:
@@ -97,7 +80,6 @@ def check_trainable(spec: ModelSpec, recipe: Recipe) -> None:
         tokens,
             or has a vocabulary that is too small for byte-level text.
     """
-    refuse_impossible(spec, recipe)
-    resolve_target_modules(spec, recipe)
-    resolve_modules_to_save(spec, recipe)
-    byte_tokenizer(spec.vocab_size)
+    refuse_impossible(resolved)
+    _ = resolved.target_modules, resolved.modules_to_save  # raise if the model lacks one
+    byte_tokenizer(resolved.spec.vocab_size)

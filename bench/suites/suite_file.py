@@ -39,13 +39,14 @@ from msgspec import Meta, Struct
 
 from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
 from lorabench.bench.suites.plain_yaml import Trail, read_plain_yaml
-from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Planned, Suite, check_trainable
+from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Suite, check_trainable
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.other_names import name_here
 from lorabench.estimator.recipes.recipe import SETTINGS, make_recipe, option_value, settings_of
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.typed_values import convert
 
 SHIPPED = Path(__file__).parent
@@ -142,16 +143,16 @@ class _SuiteFile:
             **amounts,
         )
 
-    def _recipes(self) -> tuple[Planned, ...]:
+    def _recipes(self) -> tuple[ResolvedRecipe, ...]:
         """Return the recipes of the matrix that are not excluded, and the included ones, without duplicates."""
         self.defaults = self._options(self.value.get("defaults", {}), ("defaults",))
         self.conditional = [self._conditional(entry, path) for path, entry in self._entries("defaults_when")]
-        planned: dict[str, Planned] = {}
+        found: dict[str, ResolvedRecipe] = {}
         for item in itertools.chain(self._of_matrix(), self._included()):
-            planned.setdefault(item.digest, item)
+            found.setdefault(item.digest, item)
         for item in self._then():
-            planned.setdefault(item.digest, item)
-        if not planned:
+            found.setdefault(item.digest, item)
+        if not found:
             if "exclude" in self.value:
                 raise self._error(
                     ("exclude",), "exclude drops every recipe of the matrix: exclude less, or include some"
@@ -162,9 +163,9 @@ class _SuiteFile:
                 raise self._error(
                     ("defaults_when", index), "no recipe of the suite meets this condition: remove or fix it"
                 )
-        return tuple(planned.values())
+        return tuple(found.values())
 
-    def _of_matrix(self) -> Iterator[Planned]:
+    def _of_matrix(self) -> Iterator[ResolvedRecipe]:
         excluded = [self._condition(entry, path) for path, entry in self._entries("exclude")]
         useful = [False] * len(excluded)
         for axes in self._matrix():
@@ -179,14 +180,14 @@ class _SuiteFile:
                 ("exclude", useful.index(False)), "exclude matches no recipe of the matrix: remove or fix it"
             )
 
-    def _included(self) -> Iterator[Planned]:
+    def _included(self) -> Iterator[ResolvedRecipe]:
         for path, entry in self._entries("include"):
             options = self._options(entry, path)
             defaults = self._defaults_of(options)
             method = {**defaults, **options}.get("method")
             yield self._plan({**_meaningful(defaults, method), **options}, path)
 
-    def _then(self) -> tuple[Planned, ...]:
+    def _then(self) -> tuple[ResolvedRecipe, ...]:
         """Return the recipes of the shipped suite that ``then`` names; none without ``then``."""
         if "then" not in self.value:
             return ()
@@ -263,16 +264,16 @@ class _SuiteFile:
                 said[field] = _canonical(field, said[field])
         return all(said.get(field) in values for field, values in condition.items())
 
-    def _plan(self, options: dict[str, Any], path: Trail) -> Planned:
+    def _plan(self, options: dict[str, Any], path: Trail) -> ResolvedRecipe:
         if "model" not in options:
             raise self._error(path, "no model: add model here or in defaults")
         spec = self._spec(options["model"], (*path, "model"))
         try:
-            recipe, assumptions = recipe_for(spec, **_but_the_model(options))
-            check_trainable(spec, recipe)
+            resolved = recipe_for(spec, **_but_the_model(options))
+            check_trainable(resolved)
         except UserError as error:
             raise self._error(path, str(error)) from error
-        return Planned(recipe, spec, assumptions)
+        return resolved
 
     def _spec(self, name: str, path: Trail) -> ModelSpec:
         if name not in self.specs:

@@ -13,7 +13,7 @@ from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.training.text import byte_tokenizer, held_out_and_training
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -65,18 +65,19 @@ class Batches:
         return {"input_ids": ids.to(self._device, copy=True), "labels": ids.to(self._device, copy=True)}
 
 
-def make_batches(spec: ModelSpec, recipe: Recipe, settings: Settings, steps: int) -> Batches:
+def make_batches(resolved: ResolvedRecipe, settings: Settings, steps: int) -> Batches:
     """Return the batches of a run that trains for ``steps`` steps.
 
     Raises:
         UserError: the dataset or the tokenizer cannot be read, or the vocabulary is too small for bytes as tokens.
     """
+    recipe = resolved.recipe
     import torch
 
     dataset = None if settings.dataset is None else Path(settings.dataset)
     held_out, training = held_out_and_training(
         dataset,
-        _tokenizer(spec, settings),
+        _tokenizer(resolved.spec, settings),
         recipe.batch_size,
         recipe.seq_len,
         held_out=-(-HELD_OUT_TOKENS // recipe.tokens),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 from msgspec import Struct
@@ -14,10 +14,10 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.states import Term, states
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.feasibility import has_closed_form, recipe_warnings, refuse_impossible
-from lorabench.estimator.recipes.parameters import ParameterCounts, count_parameters
+from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
 
@@ -68,43 +68,42 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def estimate_recipe(
-    spec: ModelSpec,
-    recipe: Recipe,
+    resolved: ResolvedRecipe,
     device: Device | None = None,
     calibration: Calibration | None = None,
     on_progress: Callable[[str], None] = lambda what: None,
-    assumptions: Sequence[str] = (),
 ) -> Estimate:
-    """Return the estimate of ``recipe`` on ``spec``, held against ``device`` if one is given.
+    """Return the estimate of the recipe on its model, compared with ``device`` if one is given.
 
-    Its speed is at the rates of ``calibration``, or else of the device's datasheet. An architecture that has no closed
-    form is traced, which takes some seconds: ``on_progress`` is told what is being done. ``assumptions``, of how the
-    recipe came about, are handed on, and the device's own with them.
+    Its speed is at the rates of ``calibration``, or else of the device's datasheet. An architecture without a closed
+    form is traced, which takes some seconds: ``on_progress`` is called with each stage. The estimate has the
+    assumptions of the recipe and of the device.
 
     Raises:
         UserError: the model lacks the recipe's target modules, or cannot take sequences as long as the recipe's; the
             device lacks what the recipe runs on; the model has no closed form, and cannot be traced or not here.
     """
-    refuse_impossible(spec, recipe)
+    spec, recipe = resolved.spec, resolved.recipe
+    refuse_impossible(resolved)
+    assumptions = resolved.assumptions
     if device is not None:
         refuse_lacking(recipe, device)
-    if device is not None:
-        assumptions = [*assumptions, *device.assumptions]
+        assumptions = (*assumptions, *device.assumptions)
     if not has_closed_form(spec):
-        return replace(_estimate_by_trace(spec, recipe, device, on_progress), assumptions=tuple(assumptions))
-    memory = estimate_memory(spec, recipe, compute_capability=None if device is None else device.compute_capability)
+        return replace(_estimate_by_trace(resolved, device, on_progress), assumptions=assumptions)
+    memory = estimate_memory(resolved, compute_capability=None if device is None else device.compute_capability)
     estimate = Estimate(
         source="closed form",
         recipe=recipe,
-        parameters=count_parameters(spec, recipe),
-        states=states(spec, recipe, "cuda").terms,
+        parameters=resolved.parameters,
+        states=states(resolved, "cuda").terms,
         memory=memory,
-        assumptions=tuple(assumptions),
-        warnings=recipe_warnings(spec, recipe),
+        assumptions=assumptions,
+        warnings=recipe_warnings(resolved),
     )
     if device is None:
         return estimate
-    verdict = judge(spec, recipe, memory, device)
+    verdict = judge(resolved, memory, device)
     return replace(
         estimate,
         gpu=device.name,
@@ -117,22 +116,20 @@ def estimate_recipe(
         longest_seq_len=verdict.longest_seq_len,
         max_position_embeddings=spec.max_position_embeddings,
         changes=verdict.changes,
-        throughput=estimate_throughput(spec, recipe, device, calibration),
+        throughput=estimate_throughput(resolved, device, calibration),
         emulated_dtype=emulated(recipe, device),
     )
 
 
-def _estimate_by_trace(
-    spec: ModelSpec, recipe: Recipe, device: Device | None, on_progress: Callable[[str], None]
-) -> Estimate:
+def _estimate_by_trace(resolved: ResolvedRecipe, device: Device | None, on_progress: Callable[[str], None]) -> Estimate:
     from lorabench.estimator.answers.traced_estimates import trace_for_estimate, traced_terms
 
-    traced = trace_for_estimate(spec, recipe, None if device is None else device.compute_capability, on_progress)
+    traced = trace_for_estimate(resolved, None if device is None else device.compute_capability, on_progress)
     estimate = Estimate(
         source="trace",
-        recipe=recipe,
+        recipe=resolved.recipe,
         parameters=traced.parameters,
-        states=traced_terms(spec, traced),
+        states=traced_terms(resolved, traced),
         memory=traced.memory,
         warnings=traced.warnings,
     )
@@ -147,5 +144,5 @@ def _estimate_by_trace(
         verdict=answer,
         fits=answer == "fits",
         margin_bytes=margin,
-        max_position_embeddings=spec.max_position_embeddings or None,
+        max_position_embeddings=resolved.spec.max_position_embeddings or None,
     )

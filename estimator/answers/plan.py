@@ -14,7 +14,6 @@ from math import log
 from typing import Any, NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.answers.support import unsupported
@@ -25,9 +24,10 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.methods.catalogue import METHODS, Method, Parts
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
-from lorabench.estimator.recipes.defaults import Resolved, recipe_for
+from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import FUSED_LOSS_MODEL_TYPES, recipe_warnings, refuse_impossible
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
@@ -105,7 +105,7 @@ class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Fitting(NamedTuple):
-    recipe: Recipe
+    resolved: ResolvedRecipe
     device_total_most_bytes: int
     margin_bytes: int
 
@@ -139,52 +139,52 @@ def make_plan(
     """
     tried = 0
     fitting: list[_Fitting] = []
-    leanest: dict[str, Recipe] = {}
+    leanest: dict[str, ResolvedRecipe] = {}
     assumptions: dict[str, None] = {}
-    for recipe, assumed in _open_recipes(spec, device, fixed):
-        assumptions |= dict.fromkeys(assumed)
-        leanest[recipe.method] = recipe  # the last of each method takes least
-        for sized in _micro_batches(recipe, "batch_size" in fixed, min_batch_tokens):
+    for resolved in _open_recipes(spec, device, fixed):
+        assumptions |= dict.fromkeys(resolved.assumptions)
+        leanest[resolved.recipe.method] = resolved  # the last of each method takes least
+        for sized in _micro_batches(resolved, "batch_size" in fixed, min_batch_tokens):
             tried += 1
-            held = _hold(spec, sized, device)
+            held = _hold(sized, device)
             if held is None:
                 break  # no larger micro-batch fits either
             fitting.append(held)
-    named = _named(spec, device, calibration, fitting)
+    named = _named(device, calibration, fitting)
     return Plan(
         model=spec.name,
         gpu=device.name,
         gpu_memory_bytes=device.memory_bytes,
         gpu_usable_bytes=device.usable_bytes,
-        seq_len=next(iter(leanest.values())).seq_len,
+        seq_len=next(iter(leanest.values())).recipe.seq_len,
         tried=tried,
         choices=tuple(
             Choice(
-                recipe=one.recipe,
+                recipe=one.resolved.recipe,
                 device_total_most_bytes=one.device_total_most_bytes,
                 margin_bytes=one.margin_bytes,
-                throughput=estimate_throughput(spec, one.recipe, device, calibration),
+                throughput=estimate_throughput(one.resolved, device, calibration),
             )
             for one in named
         ),
-        methods=tuple(_limits(spec, device, recipe) for recipe in leanest.values()),
+        methods=tuple(_limits(resolved, device) for resolved in leanest.values()),
         assumptions=(*assumptions, *device.assumptions),
-        warnings=tuple(dict.fromkeys(said for one in leanest.values() for said in recipe_warnings(spec, one))),
+        warnings=tuple(dict.fromkeys(said for one in leanest.values() for said in recipe_warnings(one))),
     )
 
 
-def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
-    """Return the GPUs of the catalogue that ``recipe`` fits: the least memory first, then the lowest board power.
+def enough_gpus(resolved: ResolvedRecipe) -> list[EnoughGpu]:
+    """Return the GPUs of the catalogue that the recipe fits: the least memory first, then the lowest board power.
 
     Raises:
         UserError: a recipe that the model cannot have.
     """
-    refuse_impossible(spec, recipe)
+    refuse_impossible(resolved)
     found = []
     for device in sorted(all_devices(), key=lambda device: (device.memory_bytes, device.tdp_watts or 0)):
-        if unsupported(recipe, device):
+        if unsupported(resolved.recipe, device):
             continue
-        held = _hold(spec, recipe, device)
+        held = _hold(resolved, device)
         if held is not None:
             found.append(
                 EnoughGpu(
@@ -193,13 +193,13 @@ def enough_gpus(spec: ModelSpec, recipe: Recipe) -> list[EnoughGpu]:
                     gpu_memory_bytes=device.memory_bytes,
                     gpu_usable_bytes=device.usable_bytes,
                     margin_bytes=held.margin_bytes,
-                    throughput=estimate_throughput(spec, recipe, device),
+                    throughput=estimate_throughput(resolved, device),
                 )
             )
     return found
 
 
-def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[Resolved]:
+def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[ResolvedRecipe]:
     """Yield recipes at micro-batch 1 with each combination of what is not fixed, of each method the leanest last.
 
     Raises:
@@ -229,7 +229,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
             }
             try:
                 resolved = recipe_for(spec, **settings)
-                refuse_impossible(spec, resolved.recipe)
+                refuse_impossible(resolved)
             except UserError as error:
                 refusal = error
                 continue
@@ -274,12 +274,13 @@ def _attentions(device: Device, usual: Recipe, window: int | None) -> tuple[str,
     return (attention, "flash_attention_2") if window and usual.seq_len >= window else (attention,)
 
 
-def _micro_batches(recipe: Recipe, sized: bool, min_batch_tokens: int) -> Iterator[Recipe]:
-    """Yield ``recipe`` with each micro-batch, accumulated to at least ``min_batch_tokens`` a step.
+def _micro_batches(resolved: ResolvedRecipe, sized: bool, min_batch_tokens: int) -> Iterator[ResolvedRecipe]:
+    """Yield the recipe with each micro-batch, accumulated to at least ``min_batch_tokens`` a step.
 
     Raises:
         UserError: that takes more passes than a recipe can have.
     """
+    recipe = resolved.recipe
     size = recipe.batch_size
     while True:
         passes = max(recipe.gradient_accumulation, -(-min_batch_tokens // (size * recipe.seq_len)))
@@ -288,44 +289,45 @@ def _micro_batches(recipe: Recipe, sized: bool, min_batch_tokens: int) -> Iterat
                 f"at least {min_batch_tokens:,} tokens a step take {passes:,} passes of {size * recipe.seq_len:,}, and "
                 f"{LARGEST_BATCH:,} are the most: ask for fewer"
             )
-        yield replace(recipe, batch_size=size, gradient_accumulation=passes)
+        yield resolved.replaced(batch_size=size, gradient_accumulation=passes)
         size *= 2
         if sized or size > LARGEST_MICRO_BATCH:
             return
 
 
-def _hold(spec: ModelSpec, recipe: Recipe, device: Device) -> _Fitting | None:
+def _hold(resolved: ResolvedRecipe, device: Device) -> _Fitting | None:
     """Return what the recipe takes and leaves, or None where it does not fit."""
-    if not states_fit(spec, recipe, device.usable_bytes):
+    if not states_fit(resolved, device.usable_bytes):
         return None
-    memory = estimate_memory(spec, recipe, compute_capability=device.compute_capability)
+    memory = estimate_memory(resolved, compute_capability=device.compute_capability)
     answer, margin = hold_against(memory, device.memory_bytes)
     assert memory.device_total_range_bytes is not None
-    return _Fitting(recipe, memory.device_total_range_bytes[1], margin) if answer == "fits" else None
+    return _Fitting(resolved, memory.device_total_range_bytes[1], margin) if answer == "fits" else None
 
 
-def _named(spec: ModelSpec, device: Device, calibration: Calibration | None, fitting: list[_Fitting]) -> list[_Fitting]:
+def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitting]) -> list[_Fitting]:
     """Return the recipes to name: the fastest of each method, and what takes less memory than all that is faster."""
 
     def seconds_a_token(one: _Fitting) -> float:
-        tokens = one.recipe.tokens * one.recipe.gradient_accumulation
-        likely = likely_step_time(spec, one.recipe, device, calibration)
-        return step_flops(spec, one.recipe).hardware / tokens if likely is None else likely.total / tokens
+        recipe = one.resolved.recipe
+        tokens = recipe.tokens * recipe.gradient_accumulation
+        likely = likely_step_time(one.resolved, device, calibration)
+        return step_flops(one.resolved).hardware / tokens if likely is None else likely.total / tokens
 
     def order(one: _Fitting) -> tuple[int, int, int]:
         """Return the rank of a recipe: by speed, and of what is as fast the plainest first, then what takes least."""
-        return round(log(seconds_a_token(one)) / ALIKE), _oddities(one.recipe), one.device_total_most_bytes
+        return round(log(seconds_a_token(one)) / ALIKE), _oddities(one.resolved.recipe), one.device_total_most_bytes
 
     ordered = sorted(fitting, key=order)
     named: list[_Fitting] = []
     methods: set[str] = set()
     least = float("inf")
     for one in ordered:
-        if one.device_total_most_bytes < (1 - LEAST_SAVING) * least or one.recipe.method not in methods:
+        if one.device_total_most_bytes < (1 - LEAST_SAVING) * least or one.resolved.recipe.method not in methods:
             named.append(one)
-            methods.add(one.recipe.method)
+            methods.add(one.resolved.recipe.method)
             least = min(least, one.device_total_most_bytes)
-    fastest = {one.recipe.method: one for one in reversed(named)}.values()
+    fastest = {one.resolved.recipe.method: one for one in reversed(named)}.values()
     others = [one for one in named if one not in fastest]
     kept = [*fastest, *others[: MOST_CHOICES - len(fastest)]]
     return [one for one in named if one in kept]
@@ -337,13 +339,13 @@ def _oddities(recipe: Recipe) -> int:
     return sum(getattr(recipe, name) not in (value, None) for name, value in plain.items())
 
 
-def _limits(spec: ModelSpec, device: Device, recipe: Recipe) -> MethodLimits:
-    estimate = estimate_recipe(spec, recipe, device)
+def _limits(resolved: ResolvedRecipe, device: Device) -> MethodLimits:
+    estimate = estimate_recipe(resolved, device)
     assert estimate.fits is not None
     assert estimate.margin_bytes is not None
     return MethodLimits(
-        method=recipe.method,
-        leanest=recipe,
+        method=resolved.recipe.method,
+        leanest=resolved.recipe,
         fits=estimate.fits,
         margin_bytes=estimate.margin_bytes,
         largest_batch_size=estimate.largest_batch_size,

@@ -16,30 +16,29 @@ from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.states import Term, trained_terms
 from lorabench.estimator.models.read_config import no_closed_form
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.parameters import ParameterCounts
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 if TYPE_CHECKING:
     from lorabench.estimator.trace.trace import Trace
 
 
 def trace_for_estimate(
-    spec: ModelSpec,
-    recipe: Recipe,
+    resolved: ResolvedRecipe,
     compute_capability: str | None,
     on_progress: Callable[[str], None] = lambda what: None,
     kernels: Backend = "cuda",
 ) -> Trace:
-    """Return the trace of ``recipe``; on CUDA its reserved bytes and device total have ranges as an estimate's.
+    """Return the trace of the recipe; on CUDA its reserved bytes and device total have ranges as an estimate's.
 
     Raises:
         UserError: what cannot be traced, or a package that the trace takes is not installed.
     """
+    spec = resolved.spec
     try:
         from lorabench.estimator.trace.trace import trace
 
-        traced = trace(spec, recipe, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress)
+        traced = trace(resolved, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress)
     except ImportError as error:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}, and to trace it takes {error.name}, which is not "
@@ -65,12 +64,13 @@ def _including(ends: tuple[int, int], point: int) -> tuple[int, int]:
     return min(ends[0], point), max(ends[1], point)
 
 
-def traced_terms(spec: ModelSpec, traced: Trace) -> tuple[Term, ...]:
-    """Return what is held for the whole training, as the trace counted it."""
-    return tuple(_terms(spec, traced.recipe, traced.parameters, traced.memory.components))
+def traced_terms(resolved: ResolvedRecipe, traced: Trace) -> tuple[Term, ...]:
+    """Return what is held for the whole training, as the trace of the recipe counted it."""
+    return tuple(_terms(resolved, traced.parameters, traced.memory.components))
 
 
-def _terms(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, bytes_: dict[str, int]) -> Iterator[Term]:
+def _terms(resolved: ResolvedRecipe, counts: ParameterCounts, bytes_: dict[str, int]) -> Iterator[Term]:
+    recipe = resolved.recipe
     trained = counts.trainable
     if recipe.quantization is not None and counts.quantized:
         what = f"linear layers, {recipe.quantization.quant_type}"
@@ -78,6 +78,6 @@ def _terms(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, bytes_: dic
     others = counts.total - counts.quantized - (0 if recipe.adapter is None else trained)
     yield Term("weights", "other weights" if counts.quantized else "weights", others, bytes_["weights"])
     if recipe.adapter is not None:
-        yield from trained_terms("adapters", recipe.adapter.weights_name, spec, recipe, trained)
-    yield from trained_terms("gradients", "gradients", spec, recipe, trained)
+        yield from trained_terms("adapters", recipe.adapter.weights_name, resolved, trained)
+    yield from trained_terms("gradients", "gradients", resolved, trained)
     yield Term("optimizer_states", f"{recipe.optim} states", trained, bytes_["optimizer_states"])

@@ -7,7 +7,6 @@ from itertools import combinations, islice
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from lorabench.estimator.answers.support import lacks_library
 from lorabench.estimator.closed_form.memory import estimate_memory
@@ -16,11 +15,11 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, PERSISTENT, reserve
 from lorabench.estimator.memory.states import states
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 LENGTH_STEP = 128
 """Lengths below the model's are sought among the multiples of this."""
@@ -52,11 +51,11 @@ class Verdict(NamedTuple):
     changes: tuple[Change, ...]
 
 
-def judge(spec: ModelSpec, recipe: Recipe, memory: Breakdown, device: Device) -> Verdict:
-    """Return whether ``recipe``, which takes ``memory``, fits ``device``."""
+def judge(resolved: ResolvedRecipe, memory: Breakdown, device: Device) -> Verdict:
+    """Return whether the recipe, which takes ``memory``, fits ``device``."""
     answer, margin = hold_against(memory, device.memory_bytes)
-    search = _Search(spec, device, device.usable_bytes)
-    setup = _Setup(recipe)
+    search = _Search(device, device.usable_bytes)
+    setup = _Setup(resolved)
     return Verdict(
         answer=answer,
         margin_bytes=margin,
@@ -76,22 +75,29 @@ def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
     return "tight" if memory.device_total_bytes <= device_bytes else "does not fit", margin
 
 
-def states_fit(spec: ModelSpec, recipe: Recipe, usable: int) -> bool:
+def states_fit(resolved: ResolvedRecipe, usable: int) -> bool:
     """Return whether ``usable`` bytes hold what stays throughout: if not, nothing else need be worked out."""
-    held = states(spec, recipe, "cuda")
+    held = states(resolved, "cuda")
     return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in PERSISTENT) <= usable
 
 
 class _Setup(NamedTuple):
-    recipe: Recipe
+    resolved: ResolvedRecipe
     expandable_segments: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.resolved.recipe
+
+    def replaced(self, **fields: Any) -> _Setup:
+        """Return the setup with other values of some fields of `Recipe`."""
+        return self._replace(resolved=self.resolved.replaced(**fields))
 
 
 class _Search:
     """What fits a device."""
 
-    def __init__(self, spec: ModelSpec, device: Device, usable: int) -> None:
-        self.spec = spec
+    def __init__(self, device: Device, usable: int) -> None:
         self.device = device
         self.usable = usable
         self.half = "float16" if device.supports_bfloat16 is False else "bfloat16"
@@ -102,12 +108,12 @@ class _Search:
 
     def hopeless(self, setup: _Setup) -> bool:
         """Return whether what stays throughout is too much already, which is quicker to tell."""
-        return not states_fit(self.spec, setup.recipe, self.usable)
+        return not states_fit(setup.resolved, self.usable)
 
     def device_total(self, setup: _Setup) -> int:
         """Return the upper end of the device total."""
         compute_capability = self.device.compute_capability
-        components = estimate_memory(self.spec, setup.recipe, compute_capability=compute_capability).components
+        components = estimate_memory(setup.resolved, compute_capability=compute_capability).components
         taken = reserve(
             components, compute_capability=compute_capability, expandable_segments=setup.expandable_segments
         )
@@ -117,16 +123,16 @@ class _Search:
         """Return the largest batch size that fits."""
 
         def fits(batch_size: int) -> bool:
-            return self.fits(setup._replace(recipe=replace(setup.recipe, batch_size=batch_size)))
+            return self.fits(setup.replaced(batch_size=batch_size))
 
         return _largest(fits, LARGEST_BATCH)
 
     def longest_seq_len(self, setup: _Setup) -> int | None:
         """Return the longest sequence that fits: the model's, or else a multiple of `LENGTH_STEP`."""
-        longest = self.spec.max_position_embeddings
+        longest = setup.resolved.spec.max_position_embeddings
 
         def fits(length: int) -> bool:
-            return self.fits(setup._replace(recipe=replace(setup.recipe, seq_len=length)))
+            return self.fits(setup.replaced(seq_len=length))
 
         if fits(longest):
             return longest
@@ -158,7 +164,7 @@ class _Search:
                 if following is None:
                     return None
                 changed = following
-            refuse_impossible(self.spec, changed.recipe)
+            refuse_impossible(changed.resolved)
             if self.hopeless(changed) or (total := self.device_total(changed)) > self.usable:
                 return None
         except UserError:
@@ -187,7 +193,7 @@ class _Search:
         """
         changed = setup.recipe.settings() | settings
         del changed["model"]
-        return setup._replace(recipe=recipe_for(self.spec, **changed).recipe)
+        return setup._replace(resolved=recipe_for(setup.resolved.spec, **changed))
 
     # Each returns the setup with one change, or None where that is no change or cannot be.
 

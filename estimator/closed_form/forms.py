@@ -23,7 +23,8 @@ from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.persistent import PersistentBytes, persistent_bytes
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Optim, Recipe
+from lorabench.estimator.recipes.recipe import Optim
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 MOST_FORMS = 128
 """Forms kept: a form takes some 100 kB."""
@@ -38,13 +39,13 @@ class Setup:
     since it may hold dictionaries and has no hash.
     """
 
-    __slots__ = ("_hash", "_key", "kernels", "recipe", "spec")
+    __slots__ = ("_hash", "_key", "kernels", "resolved")
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Backend) -> None:
-        self.spec = spec
+    def __init__(self, resolved: ResolvedRecipe, kernels: Backend) -> None:
+        spec, recipe = resolved.spec, resolved.recipe
         self.kernels = kernels
         several, filled = branches(spec, recipe.batch_size, recipe.seq_len)
-        self.recipe = replace(
+        left_open = replace(
             recipe,
             model=spec.name,
             adapter=None if recipe.adapter is None else recipe.adapter.rank_left_open(),
@@ -53,7 +54,8 @@ class Setup:
             gradient_accumulation=min(recipe.gradient_accumulation, 2),
             optim="sgd",  # any: its states are persistent, and its step is no part of the form
         )
-        self._key = (msgspec.msgpack.encode(spec), self.recipe, kernels)
+        self.resolved = ResolvedRecipe(spec, left_open)
+        self._key = (msgspec.msgpack.encode(spec), left_open, kernels)
         self._hash = hash(self._key)
 
     def __hash__(self) -> int:
@@ -97,7 +99,7 @@ def compile_form(setup: Setup) -> Form:
     Raises:
         UserError: target modules that the model does not have, or a combination that has no closed form.
     """
-    candidates = peak_candidates(setup.spec, setup.recipe, setup.kernels)
+    candidates = peak_candidates(setup.resolved, setup.kernels)
     kept = {phase: _undominated(list(group)) for phase, group in groupby(candidates, lambda candidate: candidate.phase)}
     used = {
         monomial for of_phase in kept.values() for candidate in of_phase for monomial, n in candidate.total.items() if n
@@ -119,9 +121,9 @@ def _coefficients(candidate: PeakCandidate, monomials: Iterable[Monomial]) -> tu
 @lru_cache(MOST_RANKS)
 def persistent_of(setup: Setup, optim: Optim, rank: int | None, compute_capability: str | None) -> PersistentBytes:
     """Return what is persistent under ``setup`` with this optimizer and rank, on a GPU of ``compute_capability``."""
-    return persistent_bytes(
-        setup.spec, replace(setup.recipe.with_rank(rank), optim=optim), setup.kernels, compute_capability
-    )
+    spec, recipe = setup.resolved.spec, setup.resolved.recipe
+    resolved = ResolvedRecipe(spec, replace(recipe.with_rank(rank), optim=optim))
+    return persistent_bytes(resolved, setup.kernels, compute_capability)
 
 
 def _undominated(candidates: list[PeakCandidate]) -> list[PeakCandidate]:

@@ -16,8 +16,7 @@ from lorabench.estimator.closed_form.ledger import Block, Ledger, Live, PeakCand
 from lorabench.estimator.closed_form.sizes import ONE, Monomial
 from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Maker(NamedTuple):
@@ -74,19 +73,19 @@ class ItemisedStep(NamedTuple):
         return _items(self.one_layer)
 
 
-def itemised_step(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> ItemisedStep:
-    """Return the step of ``recipe`` with the maker of all that is alive, but for what is persistent.
+def itemised_step(resolved: ResolvedRecipe, kernels: Backend) -> ItemisedStep:
+    """Return the step of the recipe with the maker of all that is alive, but for what is persistent.
 
     Raises:
         UserError: a combination that has no closed form.
     """
-    return _step(Setup(spec, recipe, kernels))
+    return _step(Setup(resolved, kernels))
 
 
 @lru_cache(MOST_STEPS)
 def _step(setup: Setup) -> ItemisedStep:
     ledger = _ItemisedLedger()
-    candidates = peak_candidates(setup.spec, setup.recipe, setup.kernels, _ItemisedTape(ledger))
+    candidates = peak_candidates(setup.resolved, setup.kernels, _ItemisedTape(ledger))
     return ItemisedStep(candidates, ledger.alive, ledger.latest, ledger.one_layer)
 
 

@@ -12,13 +12,14 @@ from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import PAIRS, S
 from lorabench.estimator.models.spec import Layers, ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Masks:
     """The masks of one forward pass: for layers with a sliding window, and for those without."""
 
-    def __init__(self, op: Operators, spec: ModelSpec, recipe: Recipe, dtype: str) -> None:
+    def __init__(self, op: Operators, resolved: ResolvedRecipe, dtype: str) -> None:
+        spec, recipe = resolved.spec, resolved.recipe
         window = spec.config.get("sliding_window") or 0
         self.windowed = layers_with_window(spec)
         self._masks: dict[bool, Tensor | None] = {}

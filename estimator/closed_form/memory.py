@@ -11,24 +11,23 @@ from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import reserve
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 def estimate_memory(
-    spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", compute_capability: str | None = None
+    resolved: ResolvedRecipe, kernels: Backend = "cuda", compute_capability: str | None = None
 ) -> Breakdown:
-    """Return the breakdown of ``recipe`` on ``spec``, on one device that runs ``kernels``.
+    """Return the breakdown of the recipe on one device that runs ``kernels``.
 
     ``compute_capability`` (of `Device`) decides what cuBLAS works in; see `workspaces` for what None stands for.
 
     Raises:
         UserError: target modules that the model does not have, or a combination that no kernel runs.
     """
-    setup = Setup(spec, recipe, kernels)
+    setup = Setup(resolved, kernels)
     form = compile_form(setup)
-    persistent = persistent_of(setup, recipe.optim, recipe.rank, compute_capability)
-    values = Values(spec, recipe)
+    persistent = persistent_of(setup, resolved.recipe.optim, resolved.recipe.rank, compute_capability)
+    values = Values(resolved)
     factors = [values[monomial] for monomial in form.monomials]
     phase_peaks: dict[str, int] = {}
     peak, at_peak = -1, form.phases[0].candidates[0]

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec.structs import replace
-
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, persistent_of
 from lorabench.estimator.closed_form.sizes import B, R, S, Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.methods.catalogue import methods_with
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,15 +25,14 @@ CHUNK = 8192
 
 
 def estimate_memory_grid(
-    spec: ModelSpec,
-    recipe: Recipe,
+    resolved: ResolvedRecipe,
     batch_sizes: ArrayLike,
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
     kernels: Backend = "cuda",
     compute_capability: str | None = None,
 ) -> NDArray[np.int64]:
-    """Return ``peak_allocated_bytes`` of ``recipe`` with each batch size, length and rank in place of its own.
+    """Return ``peak_allocated_bytes`` of the recipe with each batch size, length and rank in place of its own.
 
     The three are whole numbers of any shapes that broadcast against each other; the answer has the shape that they
     broadcast to (``numpy.ix_`` makes a grid of three lists). Without ranks, the recipe's own stands. Element by
@@ -48,10 +44,10 @@ def estimate_memory_grid(
     """
     import numpy as np
 
-    shape, parts = grid_parts(spec, recipe, batch_sizes, seq_lens, ranks)
+    shape, parts = grid_parts(resolved, batch_sizes, seq_lens, ranks)
     peaks = np.empty(shape, np.int64)
     for part in parts:
-        peaks.flat[part.places] = _peaks(Setup(spec, part.example, kernels), recipe, compute_capability, part)
+        peaks.flat[part.places] = _peaks(part, kernels, compute_capability)
     return peaks
 
 
@@ -60,7 +56,7 @@ class GridPart(NamedTuple):
 
     places: NDArray[np.int64]
     """Of each in the flat grid."""
-    example: Recipe
+    example: ResolvedRecipe
     """One of them, but for its rank."""
     batch_sizes: NDArray[np.float64]
     seq_lens: NDArray[np.float64]
@@ -69,7 +65,7 @@ class GridPart(NamedTuple):
 
 
 def grid_parts(
-    spec: ModelSpec, recipe: Recipe, batch_sizes: ArrayLike, seq_lens: ArrayLike, ranks: ArrayLike | None
+    resolved: ResolvedRecipe, batch_sizes: ArrayLike, seq_lens: ArrayLike, ranks: ArrayLike | None
 ) -> tuple[tuple[int, ...], Iterator[GridPart]]:
     """Return the shape of the grid, and the grid in parts of up to `CHUNK` recipes.
 
@@ -78,6 +74,7 @@ def grid_parts(
     """
     import numpy as np
 
+    recipe = resolved.recipe
     if ranks is not None and recipe.rank is None:
         others = " or ".join(methods_with("rank"))
         raise UserError(f"ranks have no meaning for method {recipe.method}: leave them out, or use {others}")
@@ -88,20 +85,20 @@ def grid_parts(
     except ValueError as error:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(given, arrays, strict=True))
         raise UserError(f"shapes that do not broadcast against each other: {shapes}") from error
-    return batch.shape, _parts(spec, recipe, batch.ravel(), length.ravel(), rank.ravel() * (recipe.rank is not None))
+    return batch.shape, _parts(resolved, batch.ravel(), length.ravel(), rank.ravel() * (recipe.rank is not None))
 
 
 def _parts(
-    spec: ModelSpec, recipe: Recipe, batch: NDArray[np.int64], length: NDArray[np.int64], rank: NDArray[np.int64]
+    resolved: ResolvedRecipe, batch: NDArray[np.int64], length: NDArray[np.int64], rank: NDArray[np.int64]
 ) -> Iterator[GridPart]:
     import numpy as np
 
-    several, filled = branches(spec, batch, length)
+    several, filled = branches(resolved.spec, batch, length)
     for branch in (several & filled, several & ~filled, ~several & filled, ~several & ~filled):
         places = np.flatnonzero(branch)
         for start in range(0, places.size, CHUNK):
             some = places[start : start + CHUNK]
-            example = replace(recipe, batch_size=int(batch[some[0]]), seq_len=int(length[some[0]]))
+            example = resolved.replaced(batch_size=int(batch[some[0]]), seq_len=int(length[some[0]]))
             yield GridPart(some, example, batch[some].astype(np.float64), length[some].astype(np.float64), rank[some])
 
 
@@ -119,13 +116,14 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _peaks(setup: Setup, recipe: Recipe, compute_capability: str | None, part: GridPart) -> NDArray[np.int64]:
+def _peaks(part: GridPart, kernels: Backend, compute_capability: str | None) -> NDArray[np.int64]:
     import numpy as np
 
+    setup, optim = Setup(part.example, kernels), part.example.recipe.optim
     ranks, which = np.unique(part.ranks, return_inverse=True)
-    persistent = [persistent_of(setup, recipe.optim, int(rank) or None, compute_capability) for rank in ranks]
+    persistent = [persistent_of(setup, optim, int(rank) or None, compute_capability) for rank in ranks]
     form = compile_form(setup)
-    values = Values(setup.spec, recipe, {B: part.batch_sizes, S: part.seq_lens, R: part.ranks})
+    values = Values(part.example, {B: part.batch_sizes, S: part.seq_lens, R: part.ranks})
     factors = np.stack(np.broadcast_arrays(*(values[monomial] for monomial in form.monomials)))
     peaks = np.zeros(part.places.size)
     for of_phase in form.phases:

@@ -11,8 +11,9 @@ from lorabench.estimator.closed_form.autograd import Leaf, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, R, S
 from lorabench.estimator.methods.base import AdapterTensor
-from lorabench.estimator.models.spec import Layers, Linear, ModelSpec
+from lorabench.estimator.models.spec import Layers, Linear
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, one row for each position."""
@@ -51,15 +52,14 @@ class Modules:
     def __init__(
         self,
         op: Operators,
-        spec: ModelSpec,
-        recipe: Recipe,
+        resolved: ResolvedRecipe,
         layers: Layers,
-        adapted: frozenset[str],
         mask: Tensor | None,
     ) -> None:
+        recipe = resolved.recipe
         weights = Weights(recipe)
         self.op = op
-        self.spec = spec
+        self.spec = resolved.spec
         self.recipe = recipe
         self.mask = mask
         self.compute_dtype = recipe.compute_dtype
@@ -72,7 +72,7 @@ class Modules:
                 self.weights[linear.name] = weights.base(linear.in_features * linear.out_features)
             if linear.bias:
                 self.weights[f"{linear.name}.bias"] = weights.base(linear.out_features)
-            if recipe.adapter is not None and linear.name in adapted:
+            if recipe.adapter is not None and linear.name in resolved.target_modules:
                 self.adapters[linear.name] = tuple(map(weights.adapter, recipe.adapter.tensors(linear)))
         for weight in layers.experts:
             tensors = () if recipe.adapter is None else recipe.adapter.expert_tensors(weight)

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
 from lorabench.estimator.memory.fused_loss import chunk_rows
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Symbol(NamedTuple):
@@ -70,10 +69,10 @@ def _product(*symbols: Symbol) -> Monomial:
 class Values:
     """The value of each monomial, worked out when it is first asked for."""
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, given: Mapping[Monomial, Any] | None = None) -> None:
+    def __init__(self, resolved: ResolvedRecipe, given: Mapping[Monomial, Any] | None = None) -> None:
         """Take the values of ``given`` symbols (numbers, or arrays of float64) in place of the recipe's own."""
-        self.spec = spec
-        self.recipe = recipe
+        self.spec = resolved.spec
+        self.recipe = resolved.recipe
         self._known: dict[Monomial, Any] = {ONE: 1, **(given or {})}
 
     def __getitem__(self, monomial: Monomial) -> Any:

@@ -12,15 +12,13 @@ from lorabench.estimator.closed_form.sizes import ONE, SHIFTED_TOKENS, TOKENS
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import MODEL_TYPES, no_closed_form
-from lorabench.estimator.models.spec import Layers, ModelSpec
-from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.recipes.target_modules import resolve_target_modules
+from lorabench.estimator.models.spec import Layers
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 GRADIENT_OF_LOSS = "gradient of the loss"
 
 
-def peak_candidates(spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape | None = None) -> list[PeakCandidate]:
+def peak_candidates(resolved: ResolvedRecipe, kernels: Backend, tape: Tape | None = None) -> list[PeakCandidate]:
     """Return the points in time of a steady step at which memory may peak, in order.
 
     Batch size and length are left open: a candidate holds bytes for each monomial. What is persistent is not among
@@ -29,16 +27,19 @@ def peak_candidates(spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tap
     Raises:
         UserError: target modules that the model does not have, or a model that has no closed form.
     """
+    spec = resolved.spec
     if spec.model_type not in MODEL_TYPES:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step without contents"
         )
-    return _Step(spec, recipe, kernels, tape or Tape(Ledger())).run()
+    return _Step(resolved, kernels, tape or Tape(Ledger())).run()
 
 
 class _Step:
-    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Backend, tape: Tape) -> None:
+    def __init__(self, resolved: ResolvedRecipe, kernels: Backend, tape: Tape) -> None:
+        spec, recipe = resolved.spec, resolved.recipe
+        self.resolved = resolved
         self.spec = spec
         self.recipe = recipe
         self.kernels = kernels
@@ -73,8 +74,8 @@ class _Step:
 
     def _forward(self) -> Tensor:
         spec, recipe, op = self.spec, self.recipe, self.op
-        outside = Modules(op, spec, recipe, Layers(1, (), (*spec.embeddings, *spec.final_norm)), frozenset(), None)
-        saved = {module.path for module in resolve_modules_to_save(spec, recipe)}
+        outside = Modules(op, self.resolved, Layers(1, (), (*spec.embeddings, *spec.final_norm)), None)
+        saved = {module.path for module in self.resolved.modules_to_save}
         for table in spec.embeddings:
             if table.name.removesuffix(".weight") in saved:
                 outside.weights[table.name] = Weights(recipe).saved(table.parameters)
@@ -101,12 +102,11 @@ class _Step:
         return weights.base(elements)
 
     def _hidden_states(self, outside: Modules) -> Tensor:
-        spec, recipe, tape = self.spec, self.recipe, self.tape
+        tape = self.tape
         hidden, rotary, held = self.decoder.inputs(outside)
-        masks = Masks(self.op, spec, recipe, hidden.dtype)
-        adapted = frozenset(resolve_target_modules(spec, recipe))
-        for group, copies, window in identical_layers(spec, masks):
-            modules = Modules(self.op, spec, recipe, group, adapted, masks.mask(window))
+        masks = Masks(self.op, self.resolved, hidden.dtype)
+        for group, copies, window in identical_layers(self.spec, masks):
+            modules = Modules(self.op, self.resolved, group, masks.mask(window))
             with tape.repeated(copies) as finish:
                 output = self._layer(modules, hidden, rotary)
                 finish(hidden, output)

@@ -30,14 +30,14 @@ from lorabench.estimator.memory.reserved import (
     working_bytes,
 )
 from lorabench.estimator.memory.workspaces import HANDLES, Workspaces, workspaces
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 __all__ = ["Derivation", "Explanation", "Line", "explain"]
 
 
-def explain(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", device: Device | None = None) -> Explanation:
-    """Return how the memory of ``recipe`` on ``spec`` comes about, in the order in which a person would reason.
+def explain(resolved: ResolvedRecipe, kernels: Backend = "cuda", device: Device | None = None) -> Explanation:
+    """Return how the memory of the recipe comes about, in the order in which a person would reason.
 
     A CUDA ``device`` decides what cuBLAS works in, and the recipe is held against it.
 
@@ -45,9 +45,9 @@ def explain(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", device: 
         UserError: what `estimate_memory` refuses.
     """
     compute_capability = None if device is None else device.compute_capability
-    memory = estimate_memory(spec, recipe, kernels, compute_capability)
-    held = Held(spec, recipe, kernels)
-    peak = Peak(spec, recipe, kernels, memory, compute_capability)
+    memory = estimate_memory(resolved, kernels, compute_capability)
+    held = Held(resolved, kernels)
+    peak = Peak(resolved, kernels, memory, compute_capability)
     sections = [
         Derivation("Weights", tuple(held.weights()), "weights"),
         Derivation("Quantised weights", tuple(held.quantized_weights()), "quantized_weights"),
@@ -56,7 +56,7 @@ def explain(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", device: 
         Derivation(
             "Optimizer states", tuple(_optimizer_states(held, memory)), "optimizer_states", held.optimizer_remark()
         ),
-        _one_layer(peak, recipe),
+        _one_layer(peak, resolved.recipe),
         Derivation("Activations at the peak", tuple(peak.at_peak("activations")), "activations"),
         Derivation("Logits at the peak", tuple(peak.at_peak("logits")), "logits"),
         Derivation("Temporaries at the peak", tuple(peak.at_peak("temporaries")), "temporaries"),
@@ -68,7 +68,7 @@ def explain(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda", device: 
     if device is not None and kernels == "cuda":
         sections.append(_verdict(memory, device))
     said = [section for section in sections if section.lines or section.remark]
-    return Explanation(letters(spec, recipe), tuple(said))
+    return Explanation(letters(resolved), tuple(said))
 
 
 def _optimizer_states(held: Held, memory: Breakdown) -> list[Line]:

@@ -14,14 +14,8 @@ from lorabench.estimator.explanation.optimizer_states import OptimizerStates
 from lorabench.estimator.explanation.trained import Trained
 from lorabench.estimator.memory.quantization import BLOCK, NESTED_BLOCK, quantized_bytes
 from lorabench.estimator.methods.base import Adapter, AdapterTensor
-from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
-from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.recipes.parameters import (
-    adapted_experts,
-    adapted_linears,
-    trained_tensors,
-)
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.models.spec import Linear, Weight
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norms"}
 """Part of a layer → what people call it."""
@@ -30,12 +24,13 @@ PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norm
 class Held:
     """The terms of one recipe."""
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, kernels: Backend) -> None:
-        self.spec = spec
-        self.recipe = recipe
+    def __init__(self, resolved: ResolvedRecipe, kernels: Backend) -> None:
+        self.resolved = resolved
+        self.spec = resolved.spec
+        self.recipe = resolved.recipe
         self.kernels = kernels
-        self.widths = Widths(spec)
-        self.tensors = list(trained_tensors(spec, recipe))
+        self.widths = Widths(resolved.spec)
+        self.tensors = resolved.trained_tensors
         self.trained = Trained(self.tensors)
 
     # Weights
@@ -186,9 +181,9 @@ class Held:
         adapter = self.recipe.adapter
         if adapter is None:
             return
-        for linear, count in adapted_linears(self.spec, self.recipe):
+        for linear, count in self.resolved.adapted_linears:
             yield self._adapters(linear.name, count, adapter, adapter.tensors(linear), {}, {})
-        for weight, count in adapted_experts(self.spec, self.recipe):
+        for weight, count in self.resolved.adapted_experts:
             tensors = adapter.expert_tensors(weight)
             stack, side_by_side = prod(weight.shape[:-2]), tensors[0].shape[0] // (adapter.rank or 1)
             times = {"2": 2} if side_by_side == 2 * stack else {}
@@ -196,7 +191,7 @@ class Held:
             times |= dict.fromkeys(letters[:-2], stack)
             ends = dict(zip(weight.shape[-2:], letters[-2:], strict=True))
             yield self._adapters(weight.name, count, adapter, tensors, times, ends)
-        for module in resolve_modules_to_save(self.spec, self.recipe):
+        for module in self.resolved.modules_to_save:
             weights = [Weight(name, shape, "other") for name, shape in module.tensors]
             dtype = self.recipe.unquantized_dtype
             yield self._parameters(

@@ -19,7 +19,7 @@ from lorabench.estimator.closed_form.sizes import (
     Values,
 )
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 MAX_FACTOR = 8
 """Widths are recognised as up to so many times a named one."""
@@ -33,10 +33,11 @@ class Letter(Struct, frozen=True):
     value: int
 
 
-def letters(spec: ModelSpec, recipe: Recipe) -> tuple[Letter, ...]:
-    """Return the letters that the formulas of ``recipe`` on ``spec`` use."""
+def letters(resolved: ResolvedRecipe) -> tuple[Letter, ...]:
+    """Return the letters that the formulas of the recipe use."""
+    spec, recipe = resolved.spec, resolved.recipe
     heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
-    values = Values(spec, recipe)
+    values = Values(resolved)
 
     def of_step(monomial: Monomial) -> Letter:
         [symbol] = monomial.symbols

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.explanation.lines import Line
@@ -26,7 +26,7 @@ from lorabench.estimator.optimizers.tensors import TrainedTensors
 class OptimizerStates:
     """The terms of one optimizer, a name of the table, over ``tensors``."""
 
-    def __init__(self, optim: str, tensors: list[TrainedTensors], kernels: Backend) -> None:
+    def __init__(self, optim: str, tensors: Sequence[TrainedTensors], kernels: Backend) -> None:
         self.optim = optim
         self.optimizer = OPTIMIZERS[optim]
         self.library = self.optimizer.library.package

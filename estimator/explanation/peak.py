@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
 from lorabench.estimator.closed_form.autograd import ITEMSIZES
 from lorabench.estimator.closed_form.itemised import GIVEN, Item, itemised_step
 from lorabench.estimator.closed_form.ledger import PeakCandidate
@@ -19,8 +17,7 @@ from lorabench.estimator.explanation.lines import Line
 from lorabench.estimator.explanation.tensor_names import tensor_name
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.persistent import persistent_bytes
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class _Group(NamedTuple):
@@ -39,20 +36,20 @@ class Peak:
 
     def __init__(
         self,
-        spec: ModelSpec,
-        recipe: Recipe,
+        resolved: ResolvedRecipe,
         kernels: Backend,
         memory: Breakdown,
         compute_capability: str | None = None,
     ) -> None:
-        self.spec = spec
-        self.recipe = recipe
+        self.resolved = resolved
+        self.spec = resolved.spec
+        self.recipe = resolved.recipe
         self.kernels = kernels
         self.memory = memory
-        self.widths = Widths(spec)
-        self.values = Values(spec, recipe)
-        self.step = itemised_step(spec, recipe, kernels)
-        self.persistent = persistent_bytes(spec, recipe, kernels, compute_capability)
+        self.widths = Widths(resolved.spec)
+        self.values = Values(resolved)
+        self.step = itemised_step(resolved, kernels)
+        self.persistent = persistent_bytes(resolved, kernels, compute_capability)
 
     def at_peak(self, component: str) -> list[Line]:
         """Return what is alive of ``component`` at the peak."""
@@ -75,7 +72,7 @@ class Peak:
     def _layer_activations(self) -> list[Item]:
         step = self.step
         if self.recipe.gradient_checkpointing:
-            step = itemised_step(self.spec, replace(self.recipe, gradient_checkpointing=False), self.kernels)
+            step = itemised_step(self.resolved.replaced(gradient_checkpointing=False), self.kernels)
         return [item for item in step.layer_items() if item.component == "activations"]
 
     def phases(self) -> Iterator[Line]:

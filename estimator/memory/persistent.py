@@ -9,24 +9,21 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.memory.states import loaded_weights, states
 from lorabench.estimator.memory.workspaces import workspaces
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 PersistentBytes = dict[str, dict[str, int]]
 """Phase (of `breakdown.PHASES`) → component → bytes."""
 
 
-def persistent_bytes(
-    spec: ModelSpec, recipe: Recipe, kernels: Backend, compute_capability: str | None
-) -> PersistentBytes:
+def persistent_bytes(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None) -> PersistentBytes:
     """Return the bytes of weights, adapters, optimizer states, workspaces and, between micro-batches, gradients.
 
     The optimizer's temporaries are counted in its phase: they depend on the same tensors, and live until its step ends.
     cuBLAS' workspaces are those of ``compute_capability``; see `workspaces` for what None stands for.
     """
-    of_recipe = states(spec, recipe, kernels)
+    of_recipe = states(resolved, kernels)
     loaded = dict.fromkeys(COMPONENTS, 0)
-    for term in loaded_weights(spec, recipe):
+    for term in loaded_weights(resolved):
         loaded[term.component] += term.bytes
     adapted = dict.fromkeys(COMPONENTS, 0)
     for name in ("weights", "quantized_weights", "adapters"):
@@ -34,7 +31,7 @@ def persistent_bytes(
     training = adapted | {"optimizer_states": of_recipe.component_bytes("optimizer_states")}
     if kernels == "cuda":
         training["workspaces"] = workspaces(compute_capability).bytes
-    if recipe.gradient_accumulation > 1:
+    if resolved.recipe.gradient_accumulation > 1:
         # With a single micro-batch, backward makes the gradients and zero_grad frees them after the step.
         training["gradients"] = of_recipe.component_bytes("gradients")
     return {

@@ -6,18 +6,13 @@ This is where "16 B per parameter" of full fine-tuning stands against "2P + 16·
 
 from __future__ import annotations
 
-from math import prod
-
 from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
 from lorabench.estimator.memory.quantization import quantized_bytes
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
-from lorabench.estimator.recipes.parameters import trained_tensors
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Term(Struct, frozen=True):
@@ -47,31 +42,32 @@ class States(Struct, frozen=True):
         return sum(term.bytes for term in self.terms if term.component == component)
 
 
-def states(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> States:
-    """Return what ``recipe`` holds for the whole training of ``spec``."""
-    tensors = list(trained_tensors(spec, recipe))
-    trained = sum(prod(alike.shape) * alike.many for alike in tensors)
+def states(resolved: ResolvedRecipe, kernels: Backend) -> States:
+    """Return what the recipe holds for the whole training."""
+    recipe = resolved.recipe
+    tensors = resolved.trained_tensors
+    trained = resolved.parameters.trainable
     optimizer = optimizer_bytes(recipe.optim, tensors, kernels)
     # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
-    terms = base_weights(spec, recipe, recipe.unquantized_dtype, recipe.compute_dtype)
+    terms = base_weights(resolved, recipe.unquantized_dtype, recipe.compute_dtype)
     if recipe.adapter is not None:
-        terms += trained_terms("adapters", recipe.adapter.weights_name, spec, recipe, trained)
-    terms += trained_terms("gradients", "gradients", spec, recipe, trained)
+        terms += trained_terms("adapters", recipe.adapter.weights_name, resolved, trained)
+    terms += trained_terms("gradients", "gradients", resolved, trained)
     terms.append(Term("optimizer_states", f"{recipe.optim} states", trained, optimizer.states))
     return States(tuple(terms), optimizer)
 
 
-def trained_terms(component: str, what: str, spec: ModelSpec, recipe: Recipe, trained: int) -> list[Term]:
+def trained_terms(component: str, what: str, resolved: ResolvedRecipe, trained: int) -> list[Term]:
     """Return the terms of all ``trained`` parameters, or of their gradients: of ``what``, then of modules to save."""
-    saved = sum(module.parameters for module in resolve_modules_to_save(spec, recipe))
-    terms = [_term(component, what, trained - saved, recipe.trained_dtype)]
+    saved = sum(module.parameters for module in resolved.modules_to_save)
+    terms = [_term(component, what, trained - saved, resolved.recipe.trained_dtype)]
     if saved:
         terms.append(
             _term(
                 component,
                 "modules to save" if component == "adapters" else f"{what} of modules to save",
                 saved,
-                recipe.unquantized_dtype,
+                resolved.recipe.unquantized_dtype,
             )
         )
     return terms
@@ -81,14 +77,15 @@ def _term(component: str, what: str, elements: int, dtype: str) -> Term:
     return Term(component, f"{what}, {dtype}", elements, elements * ITEMSIZE[dtype])
 
 
-def loaded_weights(spec: ModelSpec, recipe: Recipe) -> list[Term]:
+def loaded_weights(resolved: ResolvedRecipe) -> list[Term]:
     """Return the base weights as they are loaded, before anything is prepared for training."""
-    return base_weights(spec, recipe, recipe.dtype, recipe.dtype)
+    return base_weights(resolved, resolved.recipe.dtype, resolved.recipe.dtype)
 
 
-def base_weights(spec: ModelSpec, recipe: Recipe, dtype: str, bias_dtype: str) -> list[Term]:
+def base_weights(resolved: ResolvedRecipe, dtype: str, bias_dtype: str) -> list[Term]:
     """Return the base weights, with ``dtype`` for what is not quantised and ``bias_dtype`` for 4-bit layers' biases."""
-    quantization = recipe.quantization
+    spec = resolved.spec
+    quantization = resolved.recipe.quantization
     if quantization is None:
         return [Term("weights", f"weights, {dtype}", spec.parameters, spec.parameters * ITEMSIZE[dtype])]
     quantized = biases = 0

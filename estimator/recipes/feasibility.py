@@ -8,8 +8,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.obstacle import Obstacle
-from lorabench.estimator.recipes.parameters import adapted_linears
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 FUSED_LOSS_MODEL_TYPES = frozenset(
     {
@@ -43,8 +42,9 @@ def has_closed_form(spec: ModelSpec) -> bool:
     return spec.model_type in MODEL_TYPES
 
 
-def recipe_warnings(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
-    """Return what is odd about ``recipe`` on ``spec``, though it runs."""
+def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
+    """Return what is odd about the recipe on its model, though it runs."""
+    spec, recipe = resolved.spec, resolved.recipe
     warnings = []
     longest = spec.max_position_embeddings
     if 0 < longest < recipe.seq_len:
@@ -61,11 +61,11 @@ def recipe_warnings(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
                 "transformers 5 keeps experts and routers as parameters, and bitsandbytes quantises linear layers only"
             )
     if recipe.adapter is not None and has_closed_form(spec):  # of others, linear layers are not known without a trace
-        warnings += recipe.adapter.warnings([linear for linear, _ in adapted_linears(spec, recipe)])
+        warnings += recipe.adapter.warnings([linear for linear, _ in resolved.adapted_linears])
     return tuple(warnings)
 
 
-def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:
+def refuse_impossible(resolved: ResolvedRecipe) -> None:
     """Refuse a recipe that transformers and peft cannot run on the model.
 
     Raises:
@@ -73,13 +73,14 @@ def refuse_impossible(spec: ModelSpec, recipe: Recipe) -> None:
             attention that transformers does not run through sdpa; flash attention in float32; a model that Liger has no
             fused loss for; dropout on adapters of experts.
     """
-    for obstacle in obstacles(spec, recipe):
-        value = recipe.describe().get(obstacle.setting, "left out")
+    for obstacle in obstacles(resolved):
+        value = resolved.recipe.describe().get(obstacle.setting, "left out")
         raise UserError(f"{obstacle.setting} {value}: {obstacle.why}: use {obstacle.mend}")
 
 
-def obstacles(spec: ModelSpec, recipe: Recipe) -> Iterator[Obstacle]:
-    """Yield why ``recipe`` cannot run on ``spec``, one for each setting that is in the way."""
+def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
+    """Yield why the recipe cannot run on its model, one for each setting that is in the way."""
+    spec, recipe = resolved.spec, resolved.recipe
     longest = spec.max_position_embeddings
     if spec.learned_positions and 0 < longest < recipe.seq_len:
         yield Obstacle(

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
 
 
 class SavedModule(NamedTuple):
@@ -30,16 +29,18 @@ class SavedModule(NamedTuple):
         return sum(prod(shape) for _, shape in self.tensors)
 
 
-def resolve_modules_to_save(spec: ModelSpec, recipe: Recipe) -> tuple[SavedModule, ...]:
-    """Return the modules that ``recipe`` trains whole beside its adapters, in the order of the model.
+def resolve_modules_to_save(spec: ModelSpec, names: str | None) -> tuple[SavedModule, ...]:
+    """Return the modules that train whole beside the adapters, in the order of the model.
+
+    ``names`` is the recipe's `modules_to_save`: names separated by commas, or None.
 
     Raises:
         UserError: a name that no embedding and no head of the model has.
     """
-    if recipe.modules_to_save is None:
+    if names is None:
         return ()
     modules = {_last(module.path): module for module in embeddings_and_head(spec)}
-    wanted = recipe.modules_to_save.split(",")
+    wanted = names.split(",")
     for name in wanted:
         if name not in modules:
             hint = did_you_mean(name, modules, say_all_up_to=4)

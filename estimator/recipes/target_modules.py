@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.methods.base import Adapter
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
-from lorabench.estimator.recipes.recipe import Recipe
 
 
-def resolve_target_modules(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
+def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[str, ...]:
     """Return the `Linear.name` of every linear layer that gets an adapter, each once, in the order of the layers.
 
     They are paths inside a layer, such as ``attn.c_proj``, because GPT-2's last component ``c_proj`` names two modules,
     one in attention and one in the feed-forward; peft takes them as they are, since it matches names by their end.
-    A name that the user gives may be the last component or a longer end of the path, as in peft. Empty for full.
+    A name that the user gives may be the last component or a longer end of the path, as in peft. Empty for full
+    fine-tuning, which has no ``adapter``.
 
     Raises:
         UserError: a name that no linear layer has, or a model without linear layers in the named part.
     """
-    if recipe.adapter is None:
+    if adapter is None:
         return ()
-    targets = recipe.adapter.target_modules
+    targets = adapter.target_modules
     if targets is None:
-        return recipe.adapter.default_targets(spec)
+        return adapter.default_targets(spec)
     linears = list({linear.name: linear for group in spec.layers for linear in group.linears}.values())
     if targets == "all-linear":
         return tuple(linear.name for linear in linears)

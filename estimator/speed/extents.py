@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from lorabench.estimator.closed_form.masks import layers_with_window
 from lorabench.estimator.closed_form.sizes import B, Extent, Monomial, R, S, Values
 from lorabench.estimator.closed_form.work import AttentionWork
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.arithmetic import larger
 
 
@@ -39,12 +38,13 @@ class Filled(NamedTuple):
         return self.seen_pairs if self.windowed_kernels else self.causal_pairs
 
 
-def fill(spec: ModelSpec, recipe: Recipe, batch_size: Any, seq_len: Any, rank: Any) -> Filled:
-    """Return the extents of ``recipe`` on ``spec`` for these sizes, which may be arrays.
+def fill(resolved: ResolvedRecipe, batch_size: Any, seq_len: Any, rank: Any) -> Filled:
+    """Return the extents of the recipe for these sizes, which may be arrays.
 
     A kernel that is given no mask skips what is masked: of ``sdpa`` what comes after a token, of
     ``flash_attention_2`` what lies before the window too. (``sdpa`` is given a mask where a window is filled.)
     """
+    spec = resolved.spec
     causal = seq_len * (seq_len + 1) / 2
     windowed = layers_with_window(spec)
     window = spec.config.get("sliding_window")
@@ -55,13 +55,14 @@ def fill(spec: ModelSpec, recipe: Recipe, batch_size: Any, seq_len: Any, rank: A
         share = sum(windowed) / len(windowed)
         seen = causal - share * beyond * (beyond + 1) / 2
     return Filled(
-        values=Values(spec, recipe, {B: batch_size, S: seq_len, R: rank}),
+        values=Values(resolved, {B: batch_size, S: seq_len, R: rank}),
         seen_pairs=seen,
         causal_pairs=causal,
-        windowed_kernels=recipe.attn_implementation == "flash_attention_2",
+        windowed_kernels=resolved.recipe.attn_implementation == "flash_attention_2",
     )
 
 
-def fill_recipe(spec: ModelSpec, recipe: Recipe) -> Filled:
+def fill_recipe(resolved: ResolvedRecipe) -> Filled:
     """Return the extents for the recipe's own batch size, length and rank."""
-    return fill(spec, recipe, recipe.batch_size, recipe.seq_len, recipe.rank or 0)
+    recipe = resolved.recipe
+    return fill(resolved, recipe.batch_size, recipe.seq_len, recipe.rank or 0)

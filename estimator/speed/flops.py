@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.sizes import TOKENS, B, S
 from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Matmul, Work
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.operations import Operation, micro_batch_operations
 
@@ -33,19 +31,19 @@ class StepFlops(Struct, frozen=True, kw_only=True):
     numerator of HFU."""
 
 
-def step_flops(spec: ModelSpec, recipe: Recipe) -> StepFlops:
-    """Return the arithmetic of one step of ``recipe`` on ``spec`` on a GPU.
+def step_flops(resolved: ResolvedRecipe) -> StepFlops:
+    """Return the arithmetic of one step of the recipe on a GPU.
 
     Raises:
         UserError: a combination that has no closed form.
     """
-    filled = fill_recipe(spec, recipe)
+    filled = fill_recipe(resolved)
     # Without checkpointing nothing is done twice, but the layers' first input is no longer made to need a gradient.
-    once = micro_batch_operations(spec, replace(recipe, gradient_checkpointing=False))
+    once = micro_batch_operations(resolved.replaced(gradient_checkpointing=False))
     model = sum(times * _needed(operation, filled) for operation, times in once.operations)
-    done = micro_batch_operations(spec, recipe)
+    done = micro_batch_operations(resolved)
     hardware = sum(times * work_flops(operation.work, filled) for operation, times in done.operations)
-    batches = recipe.gradient_accumulation
+    batches = resolved.recipe.gradient_accumulation
     return StepFlops(model=batches * float(model), hardware=batches * float(hardware))
 
 

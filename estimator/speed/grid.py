@@ -9,9 +9,8 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.reserved import device_total
 from lorabench.estimator.memory.states import states
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.extents import fill
 from lorabench.estimator.speed.operations import micro_batch_operations
@@ -34,15 +33,14 @@ class ThroughputGrid(NamedTuple):
 
 
 def estimate_throughput_grid(
-    spec: ModelSpec,
-    recipe: Recipe,
+    resolved: ResolvedRecipe,
     device: Device,
     batch_sizes: ArrayLike,
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
     calibration: Calibration | None = None,
 ) -> ThroughputGrid | None:
-    """Return the throughput of ``recipe`` with each batch size, length and rank in place of its own.
+    """Return the throughput of the recipe with each batch size, length and rank in place of its own.
 
     The three are as for `estimate_memory_grid`. Element by element the answer is that of `estimate_throughput`, but
     for the last bits of what is read between calibrated points; None where that is None.
@@ -52,39 +50,39 @@ def estimate_throughput_grid(
     """
     import numpy as np
 
-    shape, parts = grid_parts(spec, recipe, batch_sizes, seq_lens, ranks)
+    shape, parts = grid_parts(resolved, batch_sizes, seq_lens, ranks)
     if not has_rates(device, calibration):
         return None
     taken = None
-    if OPTIMIZERS[recipe.optim].paged:
+    if OPTIMIZERS[resolved.recipe.optim].paged:
         peaks = estimate_memory_grid(
-            spec, recipe, batch_sizes, seq_lens, ranks, compute_capability=device.compute_capability
+            resolved, batch_sizes, seq_lens, ranks, compute_capability=device.compute_capability
         )
         taken = device_total(peaks)
     likely, least, most, tokens = np.empty((4, *shape))
     for part in parts:
-        step, paged_bytes = _step(spec, part, kernels_of(calibration))
+        step, paged_bytes = _step(part, kernels_of(calibration))
         if taken is not None:
             paged_bytes = without_room(paged_bytes, taken.flat[part.places], device)
         time, (low, high) = step_times(step, device, calibration, paged_bytes)
         likely.flat[part.places], least.flat[part.places], most.flat[part.places] = time.total, low, high
-        tokens.flat[part.places] = part.batch_sizes * part.seq_lens * recipe.gradient_accumulation
+        tokens.flat[part.places] = part.batch_sizes * part.seq_lens * resolved.recipe.gradient_accumulation
     return ThroughputGrid(likely, (least, most), tokens / likely, (tokens / most, tokens / least))
 
 
-def _step(spec: ModelSpec, part: GridPart, kernels: Backend) -> tuple[StepWork, NDArray[np.int64]]:
+def _step(part: GridPart, kernels: Backend) -> tuple[StepWork, NDArray[np.int64]]:
     """Return what the recipes of ``part`` do in a step, and the bytes of their optimizers' states that may be paged."""
     import numpy as np
 
     ranks, which = np.unique(part.ranks, return_inverse=True)
     ranked = [part.example.with_rank(int(rank) or None) for rank in ranks]
-    optimizers = [optimizer_step(spec, recipe) for recipe in ranked]
-    paged_bytes = [states(spec, recipe, kernels).optimizer.paged for recipe in ranked]
+    optimizers = [optimizer_step(resolved) for resolved in ranked]
+    paged_bytes = [states(resolved, kernels).optimizer.paged for resolved in ranked]
     step = StepWork(
-        micro_batch_operations(spec, part.example, kernels),
-        fill(spec, part.example, part.batch_sizes, part.seq_lens, part.ranks),
+        micro_batch_operations(part.example, kernels),
+        fill(part.example, part.batch_sizes, part.seq_lens, part.ranks),
         optimizers[0]._replace(bytes=np.array([one.bytes for one in optimizers])[which]),
-        part.example.gradient_accumulation,
+        part.example.recipe.gradient_accumulation,
         kernels,
     )
     return step, np.array(paged_bytes)[which]

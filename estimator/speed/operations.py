@@ -28,8 +28,7 @@ from lorabench.estimator.closed_form.sizes import Monomial
 from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.closed_form.work import Dequantisation, Work
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 MOST_LISTS = 256
 """Lists of operations kept: one takes some 30 kB."""
@@ -77,23 +76,23 @@ class MicroBatch(NamedTuple):
     """How many operations the processor sends off, forward and backward."""
 
 
-def micro_batch_operations(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda") -> MicroBatch:
-    """Return the operations of one forward and backward pass of ``recipe``.
+def micro_batch_operations(resolved: ResolvedRecipe, kernels: Backend = "cuda") -> MicroBatch:
+    """Return the operations of one forward and backward pass of the recipe.
 
     Batch size, length and rank are left open: extents and bytes are multiples of monomials.
 
     Raises:
         UserError: a combination that has no closed form.
     """
-    return _operations(Setup(spec, recipe, kernels))
+    return _operations(Setup(resolved, kernels))
 
 
 @lru_cache(MOST_LISTS)
 def _operations(setup: Setup) -> MicroBatch:
-    quantization = setup.recipe.quantization
+    quantization = setup.resolved.recipe.quantization
     nested = quantization is not None and quantization.double_quant and setup.kernels == "cuda"
     tape = _CountingTape(nested_launches=NESTED_LAUNCHES if nested else 0)
-    peak_candidates(setup.spec, setup.recipe, setup.kernels, tape)
+    peak_candidates(setup.resolved, setup.kernels, tape)
     return MicroBatch(tuple(tape.counts.items()), tape.launches)
 
 

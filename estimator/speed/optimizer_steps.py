@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.optimizer import Optimizer
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
-from lorabench.estimator.recipes.parameters import trained_tensors
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 TENSORS_IN_A_KERNEL = 36
 """Tensors that one kernel over lists of four takes, by the size of a kernel's arguments (`MultiTensorApply.cuh`)."""
@@ -31,21 +30,21 @@ class OptimizerStep(NamedTuple):
     """What the processor does for it, in operations."""
 
 
-def optimizer_step(spec: ModelSpec, recipe: Recipe) -> OptimizerStep:
-    """Return the optimizer's step of ``recipe`` on the tensors of ``spec`` that train."""
-    optimizer = OPTIMIZERS[recipe.optim]
-    trained = list(trained_tensors(spec, recipe))
+def optimizer_step(resolved: ResolvedRecipe) -> OptimizerStep:
+    """Return the optimizer's step of the recipe on the tensors that train."""
+    optimizer = OPTIMIZERS[resolved.recipe.optim]
+    trained = resolved.trained_tensors
     tensors = sum(alike.many for alike in trained)
     weights = sum(alike.bytes * alike.many for alike in trained)
     lists = -(-tensors // TENSORS_IN_A_KERNEL)
-    scaled = recipe.mixed_precision == "fp16"
+    scaled = resolved.recipe.mixed_precision == "fp16"
     before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES) * weights
     kernels = optimizer.update.kernels * (lists if optimizer.update.over == "lists" else tensors)
     calls = tensors * (optimizer.update.calls or max(1, kernels // tensors))
     return OptimizerStep(before + _passed(optimizer, trained, weights), kernels + lists * (scaled + 2), tensors, calls)
 
 
-def _passed(optimizer: Optimizer, trained: list[TrainedTensors], weights: int) -> int:
+def _passed(optimizer: Optimizer, trained: Sequence[TrainedTensors], weights: int) -> int:
     """Return the bytes that the update of ``trained`` reads and writes; those tensors take ``weights`` bytes."""
     update = optimizer.update
     if update.accesses is None:

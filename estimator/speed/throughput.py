@@ -12,9 +12,8 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.states import states
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.arithmetic import larger
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
@@ -76,20 +75,21 @@ class Training(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def estimate_throughput(
-    spec: ModelSpec, recipe: Recipe, device: Device, calibration: Calibration | None = None
+    resolved: ResolvedRecipe, device: Device, calibration: Calibration | None = None
 ) -> Throughput | None:
-    """Return how fast ``recipe`` trains ``spec`` on ``device``, at the rates of ``calibration`` where there is one.
+    """Return how fast the recipe trains on ``device``, at the rates of ``calibration`` if there is one.
 
     None where neither is known: of a device that is a memory size alone.
 
     Raises:
         UserError: a combination that has no closed form, or that was not calibrated.
     """
+    recipe = resolved.recipe
     if not has_rates(device, calibration):
         return None
-    step = size_step(spec, recipe, kernels_of(calibration))
-    typical, seconds = step_times(step, device, calibration, paged_out_bytes(spec, recipe, device))
-    flops = step_flops(spec, recipe)
+    step = size_step(resolved, kernels_of(calibration))
+    typical, seconds = step_times(step, device, calibration, paged_out_bytes(resolved, device))
+    flops = step_flops(resolved)
     tokens = recipe.tokens * recipe.gradient_accumulation
     speed = Throughput(
         rates="datasheet" if calibration is None else "calibrated",
@@ -116,13 +116,13 @@ def estimate_throughput(
 
 
 def likely_step_time(
-    spec: ModelSpec, recipe: Recipe, device: Device, calibration: Calibration | None = None
+    resolved: ResolvedRecipe, device: Device, calibration: Calibration | None = None
 ) -> StepTime | None:
     """Return the likely time of a step, which `estimate_throughput` is about; None where no rates are known."""
     if not has_rates(device, calibration):
         return None
-    step = size_step(spec, recipe, kernels_of(calibration))
-    return step_time(step, likely_rates(device, calibration), paged_out_bytes(spec, recipe, device))
+    step = size_step(resolved, kernels_of(calibration))
+    return step_time(step, likely_rates(device, calibration), paged_out_bytes(resolved, device))
 
 
 def has_rates(device: Device, calibration: Calibration | None) -> bool:
@@ -151,12 +151,12 @@ def step_times(
     return likely, (least, most)
 
 
-def paged_out_bytes(spec: ModelSpec, recipe: Recipe, device: Device) -> int:
+def paged_out_bytes(resolved: ResolvedRecipe, device: Device) -> int:
     """Return the bytes of a paged optimizer's states for which ``device`` has no room beside all else."""
-    if not OPTIMIZERS[recipe.optim].paged:
+    if not OPTIMIZERS[resolved.recipe.optim].paged:
         return 0
-    taken = estimate_memory(spec, recipe, compute_capability=device.compute_capability).device_total_bytes
-    return int(without_room(states(spec, recipe, "cuda").optimizer.paged, taken, device))
+    taken = estimate_memory(resolved, compute_capability=device.compute_capability).device_total_bytes
+    return int(without_room(states(resolved, "cuda").optimizer.paged, taken, device))
 
 
 def without_room(paged_bytes: Any, taken_bytes: Any, device: Device) -> Any:

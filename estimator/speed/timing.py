@@ -9,8 +9,7 @@ from lorabench.estimator.closed_form.sizes import CHUNK, TOKENS, S
 from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Matmul
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.quantization import BLOCK
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.arithmetic import larger
 from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.flops import work_flops
@@ -56,17 +55,17 @@ class StepTime(NamedTuple):
         return sum(self.groups.values())
 
 
-def size_step(spec: ModelSpec, recipe: Recipe, kernels: Backend = "cuda") -> StepWork:
-    """Return what a step of ``recipe`` on ``spec`` does, at the recipe's own sizes.
+def size_step(resolved: ResolvedRecipe, kernels: Backend = "cuda") -> StepWork:
+    """Return what a step of the recipe does, at the recipe's own sizes.
 
     Raises:
         UserError: a combination that has no closed form.
     """
     return StepWork(
-        micro_batch_operations(spec, recipe, kernels),
-        fill_recipe(spec, recipe),
-        optimizer_step(spec, recipe),
-        recipe.gradient_accumulation,
+        micro_batch_operations(resolved, kernels),
+        fill_recipe(resolved),
+        optimizer_step(resolved),
+        resolved.recipe.gradient_accumulation,
         kernels,
     )
 

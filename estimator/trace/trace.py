@@ -11,7 +11,7 @@ Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -23,12 +23,12 @@ from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.models.read_config import MODEL_TYPES
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.quiet import quiet_libraries
 from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impossible
 from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 if TYPE_CHECKING:
     from lorabench.estimator.trace.origins import Origins
@@ -99,36 +99,34 @@ class Trace(Struct, frozen=True, kw_only=True):
 
 @quiet_libraries()
 def trace(
-    spec: ModelSpec,
-    recipe: Recipe,
+    resolved: ResolvedRecipe,
     *,
     kernels: Backend = "cuda",
     steps: int | None = None,
     compute_capability: str | None = None,
     expandable_segments: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
-    assumptions: Sequence[str] = (),
 ) -> Trace:
-    """Run ``steps`` training steps of ``recipe`` on meta tensors and return what the last one holds.
+    """Run ``steps`` training steps of the recipe on meta tensors and return what the last one holds.
 
     None stands for as many as it takes until a step is like all later ones: two for most optimizers.
 
     The model goes as on a device that runs ``kernels``, with the cuBLAS workspaces of ``compute_capability`` (of
     `Device`; see `workspaces` for what None stands for). Reserved bytes are what CUDA's caching allocator takes from
     the device for the same allocations, in expandable segments if asked. ``on_progress`` is called with each stage.
-    ``assumptions``, of how the recipe came about, are handed on.
 
     Raises:
         UserError: the recipe names modules that the model does not have, or what cannot be traced.
         ImportError: torch, transformers, peft or bitsandbytes is not installed.
     """
+    recipe = resolved.recipe
     from lorabench.estimator.trace.allocator import replay
 
-    refuse_untraceable(spec, recipe, kernels)
+    refuse_untraceable(resolved, kernels)
     if steps is None:
         steps = OPTIMIZERS[recipe.optim].steady_step
     try:
-        ledger, origins, parameters = run_on_meta(spec, recipe, kernels, steps, on_progress, compute_capability)
+        ledger, origins, parameters = run_on_meta(resolved, kernels, steps, on_progress, compute_capability)
     except (UserError, ImportError):
         raise
     except Exception as error:
@@ -137,9 +135,9 @@ def trace(
                 f"batch_size {recipe.batch_size} and seq_len {recipe.seq_len}: a tensor of the step has more than 2⁶³ "
                 "bytes, which torch cannot count: lower one of them"
             ) from error
-        if spec.model_type in MODEL_TYPES:
+        if resolved.spec.model_type in MODEL_TYPES:
             raise
-        raise _untraceable(spec, recipe, error) from error
+        raise _untraceable(resolved, error) from error
     on_progress("reading the ledger")
     memory = ledger.breakdown()
     max_memory_allocated = None
@@ -163,13 +161,14 @@ def trace(
         peak=PeakMoment(phase=memory.phase, module=born.module, operator=born.operator),
         tensors=tuple(_alive(ledger, origins, event)),
         timeline=tuple(_thinned(ledger, event)),
-        assumptions=tuple(assumptions),
-        warnings=recipe_warnings(spec, recipe),
+        assumptions=resolved.assumptions,
+        warnings=recipe_warnings(resolved),
     )
 
 
-def _untraceable(spec: ModelSpec, recipe: Recipe, error: Exception) -> UserError:
+def _untraceable(resolved: ResolvedRecipe, error: Exception) -> UserError:
     """Return what to say of whatever the architecture's own code, or peft's for it, made of the recipe."""
+    spec, recipe = resolved.spec, resolved.recipe
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if "meta tensor" in reason:
         return UserError(
@@ -184,7 +183,7 @@ def _untraceable(spec: ModelSpec, recipe: Recipe, error: Exception) -> UserError
     )
 
 
-def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> None:
+def refuse_untraceable(resolved: ResolvedRecipe, kernels: Backend) -> None:
     """Refuse a recipe whose step cannot be run truthfully on meta tensors.
 
     Raises:
@@ -192,20 +191,20 @@ def refuse_untraceable(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> Non
     """
     from lorabench.estimator.training.model import refuse_missing_kernels
 
-    refuse_impossible(spec, recipe)
+    refuse_impossible(resolved)
     if kernels == "cpu":
-        refuse_missing_kernels(recipe, "cpu")
+        refuse_missing_kernels(resolved.recipe, "cpu")
 
 
 def run_on_meta(
-    spec: ModelSpec,
-    recipe: Recipe,
+    resolved: ResolvedRecipe,
     kernels: Backend,
     steps: int,
     on_progress: Callable[[str], None],
     compute_capability: str | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
     """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
+    spec, recipe = resolved.spec, resolved.recipe
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta, stepping_on_meta
     from lorabench.estimator.trace.meta_results import MetaResults
     from lorabench.estimator.trace.model_tensors import model_bytes
@@ -222,7 +221,7 @@ def run_on_meta(
     devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
     loaded: list[int] = []
     with building_on_meta():
-        model = build_model(spec, recipe, "meta", on_loaded=lambda base: loaded.append(model_bytes(base, *devices)))
+        model = build_model(resolved, "meta", on_loaded=lambda base: loaded.append(model_bytes(base, *devices)))
     parameters = count_built(model, spec)
     origins = Origins(model)
     results = MetaResults(kernels)

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.methods.base import Adapter
 from lorabench.estimator.methods.four_bit import FourBit
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
-from lorabench.estimator.recipes.modules_to_save import resolve_modules_to_save
 from lorabench.estimator.recipes.recipe import Recipe
-from lorabench.estimator.recipes.target_modules import resolve_target_modules
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.losses import set_loss
 
 if TYPE_CHECKING:
@@ -26,15 +24,14 @@ DeviceType = Literal["cuda", "cpu", "meta"]
 
 
 def build_model(
-    spec: ModelSpec,
-    recipe: Recipe,
+    resolved: ResolvedRecipe,
     device: DeviceType,
     seed: int = 0,
     *,
     weights: str | None = None,
     on_loaded: Callable[[nn.Module], None] = lambda model: None,
 ) -> nn.Module:
-    """Return the model of ``recipe`` on ``device``, ready for its first training step.
+    """Return the model of the recipe on ``device``, ready for its first training step.
 
     Without ``weights`` the weights are random, drawn as transformers initialises this architecture; equal seeds give
     equal base weights under every method (before they are quantised). ``weights`` is a hub id or a folder with
@@ -49,12 +46,13 @@ def build_model(
         UserError: the recipe names modules that the model does not have, or needs kernels that are not here; or
             ``weights`` cannot be loaded.
     """
+    recipe = resolved.recipe
     import torch
 
     refuse_missing_kernels(recipe, device)
-    resolve_target_modules(spec, recipe)
+    _ = resolved.target_modules  # raises before the model is built
     torch.manual_seed(seed)
-    model = _random_model(spec, recipe, device) if weights is None else _pretrained_model(weights, recipe, device)
+    model = _random_model(resolved, device) if weights is None else _pretrained_model(weights, recipe, device)
     if recipe.quantization is not None:
         _keep_codes_in_place(model)
     on_loaded(model)
@@ -67,7 +65,7 @@ def build_model(
     if recipe.adapter is None:
         model.requires_grad_(True)
     else:
-        model = _with_adapters(model, spec, recipe, recipe.adapter, device)
+        model = _with_adapters(model, resolved, recipe.adapter, device)
     if recipe.gradient_checkpointing:
         _enable_checkpointing(model)
     model.train()
@@ -178,8 +176,9 @@ def _pretrained_model(weights: str, recipe: Recipe, device: DeviceType) -> Any:
         ) from error
 
 
-def _random_model(spec: ModelSpec, recipe: Recipe, device: DeviceType) -> Any:
+def _random_model(resolved: ResolvedRecipe, device: DeviceType) -> Any:
     """Return the model with initialised weights on ``device``, its linear layers quantised where the recipe says so."""
+    spec, recipe = resolved.spec, resolved.recipe
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -353,13 +352,14 @@ def _quantized(shell: Any, linear: Any) -> Any:
     return shell
 
 
-def _with_adapters(model: Any, spec: ModelSpec, recipe: Recipe, adapter: Adapter, device: DeviceType) -> Any:
+def _with_adapters(model: Any, resolved: ResolvedRecipe, adapter: Adapter, device: DeviceType) -> Any:
     import torch
     from peft import get_peft_model
 
+    spec, recipe = resolved.spec, resolved.recipe
     config = adapter.peft_config(
-        resolve_target_modules(spec, recipe),
-        [module.path for module in resolve_modules_to_save(spec, recipe)],
+        resolved.target_modules,
+        [module.path for module in resolved.modules_to_save],
         # bitsandbytes' 4-bit layers never store their weight transposed.
         transposed=recipe.quantization is None and any(linear.conv1d for linear in spec.layers[0].linears),
     )

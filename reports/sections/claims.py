@@ -21,8 +21,8 @@ from lorabench.estimator.memory.quantization import quantized_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.parameters import count_parameters
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.throughput import likely_step_time
 from lorabench.reports.pairs import alike, method_pairs, rank_pairs
 from lorabench.reports.quantities import format_number, format_share
@@ -149,7 +149,7 @@ def _estimate(key: bytes) -> float:
     spec = find_model(figure.model)
     if figure.quantity == "slower":
         return _slower(spec, figure)
-    return OF_RECIPES[figure.quantity](spec, make_recipe(spec.name, **figure.options))
+    return OF_RECIPES[figure.quantity](ResolvedRecipe(spec, make_recipe(spec.name, **figure.options)))
 
 
 def _slower(spec: ModelSpec, figure: Figure) -> float:
@@ -157,7 +157,7 @@ def _slower(spec: ModelSpec, figure: Figure) -> float:
     assert figure.gpu is not None
     device = find_device(figure.gpu)
     before, after = (
-        likely_step_time(spec, make_recipe(spec.name, **options), device)
+        likely_step_time(ResolvedRecipe(spec, make_recipe(spec.name, **options)), device)
         for options in (figure.options, figure.against)
     )
     assert before is not None
@@ -165,24 +165,24 @@ def _slower(spec: ModelSpec, figure: Figure) -> float:
     return float(1 - before.total / after.total)
 
 
-def _persistent(spec: ModelSpec, recipe: Recipe) -> float:
-    return sum(term.bytes for term in states(spec, recipe, "cuda").terms)
+def _persistent(resolved: ResolvedRecipe) -> float:
+    return sum(term.bytes for term in states(resolved, "cuda").terms)
 
 
-def _base_weights(spec: ModelSpec, recipe: Recipe) -> float:
-    found = states(spec, recipe, "cuda")
+def _base_weights(resolved: ResolvedRecipe) -> float:
+    found = states(resolved, "cuda")
     return found.component_bytes("weights") + found.component_bytes("quantized_weights")
 
 
-OF_RECIPES: dict[str, Callable[[ModelSpec, Recipe], float]] = {
+OF_RECIPES: dict[str, Callable[[ResolvedRecipe], float]] = {
     "persistent": _persistent,
-    "persistent per parameter": lambda spec, recipe: _persistent(spec, recipe) / spec.parameters,
+    "persistent per parameter": lambda resolved: _persistent(resolved) / resolved.spec.parameters,
     "base weights": _base_weights,
-    "peak": lambda spec, recipe: estimate_memory(spec, recipe).peak_allocated_bytes,
-    "trainable": lambda spec, recipe: count_parameters(spec, recipe).trainable,
-    "trainable in a layer": lambda spec, recipe: count_parameters(spec, recipe).trainable / spec.num_hidden_layers,
-    "adapter file": lambda spec, recipe: count_parameters(spec, recipe).trainable * ITEMSIZE[recipe.trained_dtype],
-    "linear parameters": lambda spec, recipe: spec.linear_parameters,
+    "peak": lambda resolved: estimate_memory(resolved).peak_allocated_bytes,
+    "trainable": lambda resolved: resolved.parameters.trainable,
+    "trainable in a layer": lambda resolved: resolved.parameters.trainable / resolved.spec.num_hidden_layers,
+    "adapter file": lambda resolved: resolved.parameters.trainable * ITEMSIZE[resolved.recipe.trained_dtype],
+    "linear parameters": lambda resolved: resolved.spec.linear_parameters,
 }
 """Quantity → its value for a recipe on a model."""
 

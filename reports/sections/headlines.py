@@ -14,7 +14,7 @@ from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.defaults import recipe_for
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.throughput import estimate_throughput
 from lorabench.reports.pairs import method_pairs
 from lorabench.reports.planning import longest_length, methods, page_recipe
@@ -129,57 +129,57 @@ def estimated(subject: Subject) -> list[Headline]:
     if not recipes:
         return []
     find = [_longest] if subject.runs else [_longest, _estimated_ratio, _speeds]
-    return [found for one in find if (found := one(spec, recipes, device))]
+    return [found for one in find if (found := one(recipes, device))]
 
 
-def _usual_recipes(spec: ModelSpec) -> list[Recipe]:
+def _usual_recipes(spec: ModelSpec) -> list[ResolvedRecipe]:
     """Return the default recipe of each method that the model supports."""
     seq_len = min(recipe_for(spec).recipe.seq_len, longest_length(spec))
-    return [page_recipe(spec, method, True, seq_len=seq_len).recipe for method in methods(spec)]
+    return [page_recipe(spec, method, True, seq_len=seq_len) for method in methods(spec)]
 
 
-def _named(label: str, recipes: Sequence[Recipe]) -> str:
-    names = " : ".join(METHODS[recipe.method] for recipe in recipes)
+def _named(label: str, recipes: Sequence[ResolvedRecipe]) -> str:
+    names = " : ".join(METHODS[one.recipe.method] for one in recipes)
     return f"{label}, {names}"
 
 
-def _common(spec: ModelSpec, recipes: Sequence[Recipe]) -> str:
-    ranks = {recipe.rank for recipe in recipes if recipe.rank}
-    return ", ".join([spec.name.rsplit("/", 1)[-1], *(f"rank {rank}" for rank in ranks), "checkpointing"])
+def _common(recipes: Sequence[ResolvedRecipe]) -> str:
+    ranks = {one.recipe.rank for one in recipes if one.recipe.rank}
+    return ", ".join([recipes[0].spec.name.rsplit("/", 1)[-1], *(f"rank {rank}" for rank in ranks), "checkpointing"])
 
 
-def _longest(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Headline:
-    longest = [judge(spec, one, _memory(spec, one, device), device).longest_seq_len for one in recipes]
+def _longest(recipes: Sequence[ResolvedRecipe], device: Device) -> Headline:
+    longest = [judge(one, _memory(one, device), device).longest_seq_len for one in recipes]
     return Headline(
         "fits",
         _named(f"Longest sequence on {device.name}", recipes),
         " : ".join(f"{length:,}" if length else "none" for length in longest),
-        f"tokens, estimated: {_common(spec, recipes)}, batch size 1.",
+        f"tokens, estimated: {_common(recipes)}, batch size 1.",
         "fits",
     )
 
 
-def _memory(spec: ModelSpec, recipe: Recipe, device: Device) -> Breakdown:
-    return estimate_memory(spec, recipe, compute_capability=device.compute_capability)
+def _memory(resolved: ResolvedRecipe, device: Device) -> Breakdown:
+    return estimate_memory(resolved, compute_capability=device.compute_capability)
 
 
-def _estimated_ratio(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Headline | None:
+def _estimated_ratio(recipes: Sequence[ResolvedRecipe], device: Device) -> Headline | None:
     if len(recipes) < len(TRIED_METHODS):
         return None
-    peaks = [_memory(spec, one, device).peak_allocated_bytes for one in recipes]
-    return _ratio(peaks, f"estimated, {_common(spec, recipes)}, 1×{recipes[0].seq_len}.", "what_if")
+    peaks = [_memory(one, device).peak_allocated_bytes for one in recipes]
+    return _ratio(peaks, f"estimated, {_common(recipes)}, 1×{recipes[0].recipe.seq_len}.", "what_if")
 
 
-def _speeds(spec: ModelSpec, recipes: Sequence[Recipe], device: Device) -> Headline | None:
+def _speeds(recipes: Sequence[ResolvedRecipe], device: Device) -> Headline | None:
     """Tokens per second of the methods that fit, or may fit."""
     shown = []
-    for recipe in recipes:
-        speed = estimate_throughput(spec, recipe, device)
-        answer, _ = hold_against(_memory(spec, recipe, device), device.memory_bytes)
+    for one in recipes:
+        speed = estimate_throughput(one, device)
+        answer, _ = hold_against(_memory(one, device), device.memory_bytes)
         shown.append(speed.tokens_per_second if speed and answer != "does not fit" else None)
     if not any(shown):
         return None
-    sizes = f"{_common(spec, recipes)}, 1×{recipes[0].seq_len}"
+    sizes = f"{_common(recipes)}, 1×{recipes[0].recipe.seq_len}"
     return Headline(
         "speed",
         _named("Tokens per second", recipes),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.reports.runs import Run
 
 
@@ -36,7 +37,7 @@ def _persistent(run: Run) -> Persistent | None:
         return None
     try:
         spec = read_config(record.model_config, record.recipe.model)
-        terms = states(spec, record.recipe, record.device.kind).terms
+        terms = states(ResolvedRecipe(spec, record.recipe), record.device.kind).terms
     except UserError:
         return None
     total = sum(term.bytes for term in terms)

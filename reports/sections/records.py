@@ -10,6 +10,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.explanation import Explanation, explain
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import SETTINGS
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.reports.packing import pack
 from lorabench.reports.quantities import format_bytes, format_loss, format_number, format_seconds, format_share
 from lorabench.reports.runs import Run, methods_of, varying_settings
@@ -105,7 +106,7 @@ class _Derivations:
         if place not in self.done:
             try:
                 spec = read_config(record.model_config, record.recipe.model)
-                self.done[place] = explain(spec, record.recipe, record.device.kind)
+                self.done[place] = explain(ResolvedRecipe(spec, record.recipe), record.device.kind)
             except UserError as error:
                 self.done[place] = str(error)
         return self.done[place]

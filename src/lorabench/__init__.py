@@ -58,11 +58,9 @@ def estimate(
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.speed.calibrations import find_calibration
 
-    spec = _spec(model)
     device = None if gpu is None else _device(gpu)
     calibration = None if device is None else find_calibration(device.name)
-    recipe, assumptions = recipe_for(spec, **options)
-    return estimate_recipe(spec, recipe, device, calibration, assumptions=assumptions)
+    return estimate_recipe(recipe_for(_spec(model), **options), device, calibration)
 
 
 def estimate_grid(
@@ -91,19 +89,17 @@ def estimate_grid(
         UserError: as in `estimate`; the arrays do not broadcast, or a number is impossible for a recipe.
     """
     import numpy as np
-    from msgspec.structs import replace
 
     from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import refuse_impossible
 
-    spec = _spec(model)
     device = None if gpu is None else _device(gpu)
     compute_capability = None if device is None else device.compute_capability
-    recipe = recipe_for(spec, **options).recipe
-    peaks = estimate_memory_grid(spec, recipe, batch_sizes, seq_lens, ranks, compute_capability=compute_capability)
+    resolved = recipe_for(_spec(model), **options)
+    peaks = estimate_memory_grid(resolved, batch_sizes, seq_lens, ranks, compute_capability=compute_capability)
     if peaks.size:
-        refuse_impossible(spec, replace(recipe, seq_len=int(np.max(seq_lens))))
+        refuse_impossible(resolved.replaced(seq_len=int(np.max(seq_lens))))
     return peaks
 
 
@@ -125,7 +121,6 @@ def estimate_throughput_grid(
         UserError: as in `estimate_grid`; or only the memory of ``gpu`` is known, or it cannot run the recipe.
     """
     import numpy as np
-    from msgspec.structs import replace
 
     from lorabench.estimator.answers.support import refuse_lacking
     from lorabench.estimator.recipes.defaults import recipe_for
@@ -133,16 +128,15 @@ def estimate_throughput_grid(
     from lorabench.estimator.speed import grid
     from lorabench.estimator.speed.calibrations import find_calibration
 
-    spec = _spec(model)
     device = _device(gpu)
-    recipe = recipe_for(spec, **options).recipe
-    refuse_lacking(recipe, device)
+    resolved = recipe_for(_spec(model), **options)
+    refuse_lacking(resolved.recipe, device)
     calibration = find_calibration(device.name)
-    found = grid.estimate_throughput_grid(spec, recipe, device, batch_sizes, seq_lens, ranks, calibration)
+    found = grid.estimate_throughput_grid(resolved, device, batch_sizes, seq_lens, ranks, calibration)
     if found is None:
         raise UserError(f"Only the memory of {device.name!r} is known, not its speed: pass a GPU name (lorabench gpus)")
     if found.step_seconds.size:
-        refuse_impossible(spec, replace(recipe, seq_len=int(np.max(seq_lens))))
+        refuse_impossible(resolved.replaced(seq_len=int(np.max(seq_lens))))
     return found
 
 

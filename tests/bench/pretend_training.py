@@ -99,19 +99,20 @@ def ring(kind: str, **facts: Any) -> None:
         bell.with_suffix(".new").rename(bell)
 
 
-def pretend(spec: Any, recipe: Any, settings: Any, snapshot_path: Any = None) -> Any:
+def pretend(resolved: Any, settings: Any, snapshot_path: Any = None) -> Any:
     """Stand in for `measure`."""
+    method = resolved.recipe.method
     ring(
         "worker",
         pid=os.getpid(),
         session=os.getsid(0),
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
-        method=recipe.method,
+        method=method,
         seed=settings.seed,
         snapshot_path=snapshot_path,
         environ=dict(os.environ),
     )
-    how = json.loads(os.environ.get(HOW, "{}")).get(recipe.method)
+    how = json.loads(os.environ.get(HOW, "{}")).get(method)
     if how:
         BEHAVIOURS[how]()
     return FACTS.measurement

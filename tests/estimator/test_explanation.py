@@ -17,9 +17,9 @@ from lorabench.estimator.explanation.letters import Widths
 from lorabench.estimator.explanation.tensor_names import tensor_name
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.arithmetic import value_of
 from tests.small_models import FAMILIES, small_model
 
@@ -47,9 +47,9 @@ RECIPES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def recipe_of(case: tuple[str, dict[str, Any]]) -> tuple[ModelSpec, Recipe]:
+def recipe_of(case: tuple[str, dict[str, Any]]) -> ResolvedRecipe:
     spec = find_model(case[0])
-    return spec, make_recipe(spec.name, **case[1])
+    return ResolvedRecipe(spec, make_recipe(spec.name, **case[1]))
 
 
 def section(explanation: Explanation, title: str) -> Derivation:
@@ -59,9 +59,9 @@ def section(explanation: Explanation, title: str) -> Derivation:
 
 @pytest.mark.parametrize("case", RECIPES, ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}")
 def test_the_lines_add_up_to_the_estimate(case: tuple[str, dict[str, Any]]) -> None:
-    spec, recipe = recipe_of(case)
-    memory = estimate_memory(spec, recipe)
-    explanation = explain(spec, recipe)
+    resolved = recipe_of(case)
+    memory = estimate_memory(resolved)
+    explanation = explain(resolved)
     said = {
         section.component: sum(line.bytes for line in section.lines)
         for section in explanation.sections
@@ -84,9 +84,9 @@ def test_the_lines_add_up_to_the_estimate(case: tuple[str, dict[str, Any]]) -> N
 def test_the_states_of_every_optimizer_are_taken_apart(optim: str, kernels: Backend) -> None:
     """Adapters in float32, and a head in bfloat16."""
     options = {"modules_to_save": "lm_head", "optim": optim, "seq_len": 128}
-    spec, recipe = recipe_of(("openai-community/gpt2", options))
-    kept = states(spec, recipe, kernels).optimizer.states
-    lines = section(explain(spec, recipe, kernels), "Optimizer states").lines if kept else ()
+    resolved = recipe_of(("openai-community/gpt2", options))
+    kept = states(resolved, kernels).optimizer.states
+    lines = section(explain(resolved, kernels), "Optimizer states").lines if kept else ()
     assert all(value_of(line.values) == line.bytes for line in lines)
     assert sum(line.bytes for line in lines) == kept
     assert len({line.what for line in lines}) == len(lines)
@@ -97,7 +97,7 @@ def test_experts_are_said_not_to_be_quantised(prepare: bool, itemsize: int) -> N
     options = {"method": "qlora", "lora_dropout": 0.0, "prepare_kbit": prepare}
     [line] = [
         line
-        for line in section(explain(*recipe_of(("mistralai/Mixtral-8x7B-v0.1", options))), "Weights").lines
+        for line in section(explain(recipe_of(("mistralai/Mixtral-8x7B-v0.1", options))), "Weights").lines
         if "experts" in line.what
     ]
     assert line.bytes == 32 * (8 * 3 * 4096 * 14336 + 8 * 4096) * itemsize
@@ -107,7 +107,7 @@ def test_experts_are_said_not_to_be_quantised(prepare: bool, itemsize: int) -> N
 def test_adapters_of_experts_are_said_in_letters_with_the_rank_that_peft_doubles() -> None:
     """Mixtral-8x22B has as many tokens, 32768, as rows in a fused gate and up."""
     case: tuple[str, dict[str, Any]] = ("mistralai/Mixtral-8x22B-Instruct-v0.1", {"lora_dropout": 0.0, "rank": 8})
-    said = {line.what: (line.formula, line.values) for line in section(explain(*recipe_of(case)), "Adapters").lines}
+    said = {line.what: (line.formula, line.values) for line in section(explain(recipe_of(case)), "Adapters").lines}
     assert said["mlp.gate.weight"] == ("L · r · (h + E) · 4 B", "56 · 8 · 6,152 · 4")
     assert said["mlp.experts.gate_up_proj"] == ("L · 2 · E · r · (h + 2·f) · 4 B", "56 · 2 · 8 · 8 · 38,912 · 4")
     assert said["mlp.experts.down_proj"] == ("L · E · r · (f + h) · 4 B", "56 · 8 · 8 · 22,528 · 4")
@@ -115,7 +115,7 @@ def test_adapters_of_experts_are_said_in_letters_with_the_rank_that_peft_doubles
 
 @pytest.mark.parametrize("case", RECIPES, ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}")
 def test_every_line_is_the_product_that_it_states(case: tuple[str, dict[str, Any]]) -> None:
-    for part in explain(*recipe_of(case)).sections:
+    for part in explain(recipe_of(case)).sections:
         for line in part.lines:
             assert line.what
             assert line.source
@@ -124,9 +124,9 @@ def test_every_line_is_the_product_that_it_states(case: tuple[str, dict[str, Any
 
 @pytest.mark.parametrize("case", RECIPES, ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}")
 def test_recording_a_step_changes_nothing_of_it(case: tuple[str, dict[str, Any]]) -> None:
-    spec, recipe = recipe_of(case)
-    step = itemised_step(spec, recipe, "cuda")
-    assert step.candidates == peak_candidates(spec, recipe, "cuda")
+    resolved = recipe_of(case)
+    step = itemised_step(resolved, "cuda")
+    assert step.candidates == peak_candidates(resolved, "cuda")
     for candidate, alive in zip(step.candidates, step.alive, strict=True):
         live = Counter[Slot]()
         for (slot, _), bytes_ in alive.items():
@@ -146,7 +146,7 @@ def test_every_tensor_of_every_candidate_has_a_name_and_a_source(family: str, ke
     ):
         options = {"attn_implementation": attention, "loss": loss, "batch_size": 2, "gradient_accumulation": 2}
         recipe = make_recipe(spec.name, method=method, **options)
-        step = itemised_step(spec, recipe, kernels)
+        step = itemised_step(ResolvedRecipe(spec, recipe), kernels)
         items = {item for index in range(len(step.candidates)) for item in step.items(index)}
         shown = {"activations", "logits", "temporaries", "buffers", "gradients"}
         named = [tensor_name(item, recipe) for item in items if item.component in shown]
@@ -156,13 +156,13 @@ def test_every_tensor_of_every_candidate_has_a_name_and_a_source(family: str, ke
 def test_the_mask_of_dropout_is_told_from_its_output_on_a_cpu_too() -> None:
     """On a CPU both have one dtype."""
     case: tuple[str, dict[str, Any]] = ("openai-community/gpt2", {"method": "full", "gradient_checkpointing": False})
-    spec, recipe = recipe_of(case)
-    said = {line.what for part in explain(spec, recipe, "cpu").sections for line in part.lines}
+    resolved = recipe_of(case)
+    said = {line.what for part in explain(resolved, "cpu").sections for line in part.lines}
     assert {"residual stream, dropout mask", "embedding, dropout mask"} <= said
 
 
 def test_the_terms_of_a_lora_step_are_named_with_their_formulas() -> None:
-    explanation = explain(*recipe_of(("meta-llama/Llama-3.1-8B", {})))
+    explanation = explain(recipe_of(("meta-llama/Llama-3.1-8B", {})))
     lines = {line.what: line for part in explanation.sections for line in part.lines}
     assert lines["mlp.gate_proj"].formula == "L · r · (h + f) · 4 B"
     assert lines["mlp.gate_proj"].bytes == 32 * 16 * (4096 + 14336) * 4
@@ -174,16 +174,16 @@ def test_the_terms_of_a_lora_step_are_named_with_their_formulas() -> None:
 
 
 def test_4_bit_weights_are_taken_apart() -> None:
-    spec, recipe = recipe_of(("meta-llama/Llama-3.1-8B", {"method": "qlora"}))
-    lines = section(explain(spec, recipe), "Quantised weights").lines
+    resolved = recipe_of(("meta-llama/Llama-3.1-8B", {"method": "qlora"}))
+    lines = section(explain(resolved), "Quantised weights").lines
     linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     assert [line.bytes for line in lines] == [linear // 2, linear // 64, linear // (64 * 256) * 4, 32 * 7 * 1092]
 
 
 def test_what_checkpointing_drops_is_still_said() -> None:
     layer = "What one layer saves for backward"
-    kept = section(explain(*recipe_of(("meta-llama/Llama-3.1-8B", {"gradient_checkpointing": False}))), layer)
-    dropped = section(explain(*recipe_of(("meta-llama/Llama-3.1-8B", {}))), layer)
+    kept = section(explain(recipe_of(("meta-llama/Llama-3.1-8B", {"gradient_checkpointing": False}))), layer)
+    dropped = section(explain(recipe_of(("meta-llama/Llama-3.1-8B", {}))), layer)
     assert kept.lines == dropped.lines
     assert "Gradient checkpointing keeps each layer's input only" in dropped.remark
     assert kept.remark == "256,360 B for each token."
@@ -191,10 +191,10 @@ def test_what_checkpointing_drops_is_still_said() -> None:
 
 @pytest.mark.parametrize("gpu", ["rtx-4090", "t4", "16GB"])
 def test_the_margin_is_derived_from_the_gpu_s_memory(gpu: str) -> None:
-    spec, recipe = recipe_of(("meta-llama/Llama-3.1-8B", {"method": "qlora"}))
+    resolved = recipe_of(("meta-llama/Llama-3.1-8B", {"method": "qlora"}))
     device = find_device(gpu)
-    estimate = estimate_recipe(spec, recipe, device)
-    explanation = explain(spec, recipe, device=device)
+    estimate = estimate_recipe(resolved, device)
+    explanation = explain(resolved, device=device)
     against = section(explanation, f"Against {device.name}")
     lines = {line.what: line for line in against.lines}
     assert lines["margin"].bytes == estimate.margin_bytes
@@ -204,7 +204,7 @@ def test_the_margin_is_derived_from_the_gpu_s_memory(gpu: str) -> None:
 
 
 def test_gradients_that_are_not_there_yet_are_said_to_come() -> None:
-    gradients = section(explain(*recipe_of(("meta-llama/Llama-3.1-8B", {}))), "Gradients")
+    gradients = section(explain(recipe_of(("meta-llama/Llama-3.1-8B", {}))), "Gradients")
     assert gradients.lines == ()
     assert "41,943,040 · 4 = 167,772,160 B" in gradients.remark
 

@@ -13,8 +13,9 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.recipes.adapter_file import adapter_file_bytes
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 FOLDER = Path(__file__).parent / "ground_truth"
 
@@ -26,7 +27,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 def held_bytes(recipe: Recipe) -> int:
     """Return what stays allocated between steps: weights, adapters, optimizer states, cuBLAS' workspaces."""
-    terms = states(find_model(recipe.model), recipe, "cuda").terms
+    terms = states(ResolvedRecipe(find_model(recipe.model), recipe), "cuda").terms
     return sum(term.bytes for term in terms if term.component != "gradients") + workspaces(ARCHITECTURE).bytes
 
 
@@ -60,7 +61,7 @@ def mistral_recipe(row: dict[str, str]) -> Recipe:
 @pytest.mark.parametrize("row", A100, ids=lambda row: f"{row['method']}-batch{row['batch_size']}")
 def test_mistral_7b_on_an_a100(row: dict[str, str]) -> None:
     recipe = mistral_recipe(row)
-    estimated = estimate_memory(find_model(row["model"]), recipe, compute_capability=ARCHITECTURE)
+    estimated = estimate_memory(ResolvedRecipe(find_model(row["model"]), recipe), compute_capability=ARCHITECTURE)
     assert estimated.peak_allocated_bytes == pytest.approx(int(row["peak_allocated_bytes"]), rel=0.0001)
     assert held_bytes(recipe) == pytest.approx(int(row["steady_allocated_bytes"]), rel=0.0002)
 
@@ -72,7 +73,7 @@ def test_a_token_takes_as_much_on_an_a100(method: str) -> None:
     spec = find_model(two[0]["model"])
     measured, estimated = (
         [int(row["peak_allocated_bytes"]) for row in two],
-        [estimate_memory(spec, mistral_recipe(row)).peak_allocated_bytes for row in two],
+        [estimate_memory(ResolvedRecipe(spec, mistral_recipe(row))).peak_allocated_bytes for row in two],
     )
     assert estimated[1] - estimated[0] == pytest.approx(measured[1] - measured[0], rel=0.01)
 
@@ -107,15 +108,15 @@ def llama_recipe(row: dict[str, str]) -> Recipe:
 def test_adapters_of_llama_3b(experiment: str) -> None:
     row, spec = L40S[experiment], find_model(LLAMA)
     recipe = llama_recipe(row)
-    counts = count_parameters(spec, recipe)
+    counts = ResolvedRecipe(spec, recipe).parameters
     assert counts.trainable == int(row["trainable_params"])
     assert counts.total == int(row["total_params"])
-    assert adapter_file_bytes(spec, recipe) == int(row["adapter_file_bytes"])
+    assert adapter_file_bytes(ResolvedRecipe(spec, recipe)) == int(row["adapter_file_bytes"])
 
 
 def test_full_fine_tuning_of_llama_3b() -> None:
     row, spec = L40S[FULL], find_model(LLAMA)
-    counts = count_parameters(spec, llama_recipe(row))
+    counts = ResolvedRecipe(spec, llama_recipe(row)).parameters
     assert counts.trainable == counts.total == int(row["trainable_params"]) == int(row["total_params"])
 
 
@@ -127,7 +128,7 @@ def batch_tokens(experiment: str) -> float:
     row, spec = L40S[experiment], find_model(LLAMA)
     recipe = llama_recipe(row)
     cached = 2 * spec.num_key_value_heads * spec.head_dim * spec.num_hidden_layers
-    terms = states(spec, recipe, "cuda").terms
+    terms = states(ResolvedRecipe(spec, recipe), "cuda").terms
     return (int(row["mem_allocated_avg"]) - sum(term.bytes for term in terms)) / (2 * (spec.vocab_size + cached))
 
 

@@ -18,6 +18,7 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.throughput import estimate_throughput
 from lorabench.reports.quantities import format_bytes, format_number
 from tests.reports.chromium import Browser
@@ -63,14 +64,14 @@ def recipe_of(model: str, method: str, rank: int, **options: Any) -> Recipe:
 
 
 def estimated(model: str, gpu: str, method: str, rank: int, **options: Any) -> Estimate:
-    return estimate_recipe(MODELS[model], recipe_of(model, method, rank, **options), find_device(gpu))
+    return estimate_recipe(ResolvedRecipe(MODELS[model], recipe_of(model, method, rank, **options)), find_device(gpu))
 
 
 def judged(model: str, gpu: str, method: str, rank: int, **options: Any) -> tuple[Breakdown, str]:
     """Return the memory and the verdict of an estimate, without all that it seeks besides."""
     device = find_device(gpu)
     recipe = recipe_of(model, method, rank, **options)
-    memory = estimate_memory(MODELS[model], recipe, compute_capability=device.compute_capability)
+    memory = estimate_memory(ResolvedRecipe(MODELS[model], recipe), compute_capability=device.compute_capability)
     return memory, hold_against(memory, device.memory_bytes)[0]
 
 
@@ -164,7 +165,9 @@ def test_speed_is_the_estimate_for_any_sizes_on_any_gpu(page: Browser) -> None:
         choose(page, "what_if", model=MODELS[model].name, gpu=gpu, method=method, rank=rank)
         choose(page, "what_if", batchSize=batch_size, seqLen=seq_len, checkpointing=("no", "yes")[checkpointing])
         options = {"batch_size": batch_size, "seq_len": seq_len, "gradient_checkpointing": checkpointing}
-        speed = estimate_throughput(MODELS[model], recipe_of(model, method, rank, **options), find_device(gpu))
+        speed = estimate_throughput(
+            ResolvedRecipe(MODELS[model], recipe_of(model, method, rank, **options)), find_device(gpu)
+        )
         assert speed is not None
         assert text(page, "#what_if .speed") == f"{format_number(speed.tokens_per_second)} tokens/s"
         least, most = map(format_number, speed.tokens_per_second_range)

@@ -13,6 +13,7 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.reports.runs import Run, arrange
 from lorabench.reports.sections import SECTIONS
 from lorabench.reports.sections.accuracy import EDGES, accuracy, why_off
@@ -107,8 +108,7 @@ def test_estimates_make_the_headlines_where_nothing_ran() -> None:
         tokens = int(length.replace(",", ""))
         for seq_len, answer in ((tokens, True), (tokens + 128, False)):
             memory = estimate_memory(
-                spec,
-                make_recipe(spec.name, method=method, seq_len=seq_len),
+                ResolvedRecipe(spec, make_recipe(spec.name, method=method, seq_len=seq_len)),
                 compute_capability=device.compute_capability,
             )
             assert (hold_against(memory, device.memory_bytes)[0] == "fits") is answer, (method, seq_len)

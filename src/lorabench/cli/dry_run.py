@@ -11,13 +11,14 @@ from lorabench.bench.machine.device_rates import DeviceRates, device_rates
 from lorabench.bench.records.record import DeviceFacts
 from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.fit import predict_fit
-from lorabench.bench.suites.suite import Planned, Suite
+from lorabench.bench.suites.suite import Suite
 from lorabench.cli.listing import Column, as_table, folded
 from lorabench.cli.speed import in_time
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.quantities import in_gib
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.throughput import Throughput
 from lorabench.estimator.training.model import refuse_missing_kernels
 
@@ -47,7 +48,7 @@ def dry_run(
     """
     labels = suite.labels()
     rates = device_rates(device)
-    rows = [_row(labels[planned.digest], planned, device, rates, here) for planned in suite.recipes]
+    rows = [_row(labels[resolved.digest], resolved, device, rates, here) for resolved in suite.recipes]
     times = [_training_seconds(row, settings) for row in rows]
     total = sum(seconds for seconds in times if seconds is not None) * suite.repeats
     counted = Counter(row.verdict for row in rows)
@@ -70,18 +71,17 @@ def dry_run(
     return "\n".join(lines)
 
 
-def _row(label: str, planned: Planned, facts: DeviceFacts, rates: DeviceRates, here: bool) -> Row:
-    spec, recipe = planned.spec, planned.recipe
+def _row(label: str, resolved: ResolvedRecipe, facts: DeviceFacts, rates: DeviceRates, here: bool) -> Row:
     if here:
         try:
-            refuse_missing_kernels(recipe, facts.kind)
+            refuse_missing_kernels(resolved.recipe, facts.kind)
         except UserError as error:
             return Row(label=label, verdict="cannot run", reason=str(error))
     try:
-        memory = estimate_memory(spec, recipe, facts.kind, rates.device.compute_capability)
+        memory = estimate_memory(resolved, facts.kind, rates.device.compute_capability)
     except UserError as error:
         return Row(label=label, reason=str(error))
-    return Row(label=label, memory=memory, speed=rates.throughput(spec, recipe), verdict=predict_fit(memory, facts))
+    return Row(label=label, memory=memory, speed=rates.throughput(resolved), verdict=predict_fit(memory, facts))
 
 
 def _training_seconds(row: Row, settings: Settings) -> float | None:

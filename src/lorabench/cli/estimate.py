@@ -80,15 +80,15 @@ def command(
     device = None if gpu is None else find_device(gpu)
     refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
     calibration = None if device is None else calibration_for(device, calibration_file)
-    recipe, assumptions = recipe_for(spec, **options)
+    resolved = recipe_for(spec, **options)
     if has_closed_form(spec):
-        estimate = estimate_recipe(spec, recipe, device, calibration, assumptions=assumptions)
+        estimate = estimate_recipe(resolved, device, calibration)
     else:
         _refuse_what_takes_a_closed_form(spec, explain, tokens, calibration_file)
         with progress() as say:
             say("importing torch, transformers and peft")
             import_training_libraries(f"an estimate of model_type {spec.model_type}")
-            estimate = estimate_recipe(spec, recipe, device, on_progress=say, assumptions=assumptions)
+            estimate = estimate_recipe(resolved, device, on_progress=say)
     if tokens is not None and estimate.throughput is not None:
         estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
     if not explain:
@@ -96,7 +96,7 @@ def command(
     else:
         from lorabench.estimator.explanation import explain as explain_memory
 
-        click.echo(_explained(estimate, explain_memory(spec, estimate.recipe, device=device), format_))
+        click.echo(_explained(estimate, explain_memory(resolved, device=device), format_))
     return 1 if require_fit and not estimate.fits else 0
 
 

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lorabench.estimator.answers.plan import Choice, EnoughGpu, MethodLimits, Plan
-    from lorabench.estimator.models.spec import ModelSpec
-    from lorabench.estimator.recipes.defaults import Resolved
     from lorabench.estimator.recipes.recipe import Recipe
+    from lorabench.estimator.recipes.resolved import ResolvedRecipe
     from lorabench.estimator.speed.throughput import Throughput
 
 EXAMPLES = """\
@@ -97,7 +96,7 @@ def command(
         ):
             if given is not None:
                 raise UserError(f"{name} has no meaning with --all-gpus, which compares one recipe with every GPU")
-        return _all_gpus(spec, recipe_for(spec, **fixed), format_)
+        return _all_gpus(recipe_for(spec, **fixed), format_)
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
     device = find_device(gpu)
@@ -110,14 +109,14 @@ def command(
     return 0 if plan.choices else 1
 
 
-def _all_gpus(spec: ModelSpec, resolved: Resolved, format_: str) -> int:
+def _all_gpus(resolved: ResolvedRecipe, format_: str) -> int:
     from lorabench.cli.estimate import describe_recipe, remarks
     from lorabench.estimator.answers.plan import enough_gpus
     from lorabench.estimator.answers.support import lacking_gpus
     from lorabench.estimator.recipes.feasibility import recipe_warnings
 
-    recipe, assumptions = resolved
-    found, lacks, warnings = enough_gpus(spec, recipe), lacking_gpus(recipe), recipe_warnings(spec, recipe)
+    recipe, assumptions = resolved.recipe, resolved.assumptions
+    found, lacks, warnings = enough_gpus(resolved), lacking_gpus(recipe), recipe_warnings(resolved)
     if format_ == "json":
         facts = {"recipe": recipe, "gpus": found, "lacking": lacks, "assumptions": assumptions, "warnings": warnings}
         click.echo(as_json(facts))

@@ -47,7 +47,7 @@ class Lines(Watcher):
         for notice in notices:
             click.echo(f"lorabench: {notice}", err=True)
         if self.verbosity >= 0:
-            for assumption in dict.fromkeys(said for task in tasks for said in task.planned.assumptions):
+            for assumption in dict.fromkeys(said for task in tasks for said in task.resolved.assumptions):
                 self._say_wrapped(f"assumed: {assumption}", "")
         if self.verbosity > 0:
             count = f"{self.lanes} × " if self.lanes > 1 else ""

@@ -229,7 +229,7 @@ def suite_of(target: str, options: dict[str, Any]) -> Suite:
     except UserError as error:
         near = did_you_mean(target, shipped_suites())
         raise UserError(f"no suite {target!r}: {near} (others are files named *.yaml or *.yml); {error}") from error
-    return single_recipe(spec, *recipe_for(spec, **options))
+    return single_recipe(recipe_for(spec, **options))
 
 
 def _refuse_what_only_training_takes() -> None:

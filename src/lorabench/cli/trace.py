@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from lorabench.cli.estimate import describe_recipe, parameter_counts, peak_columns, remarks
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
@@ -63,22 +64,21 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
     if gpu is not None and kernels == "cpu":
         raise UserError("--gpu has no meaning with --kernels cpu: leave one of them out")
     device = None if gpu is None else find_device(gpu)
-    spec = find_model(model)
-    recipe, assumptions = recipe_for(spec, **options)
+    resolved = recipe_for(find_model(model), **options)
     with progress() as say:
         say("importing torch, transformers and peft")
         import_training_libraries("trace")
         from lorabench.estimator.trace.trace import trace
 
         traced = trace(
-            spec,
-            recipe,
+            resolved,
             kernels=kernels,
             compute_capability=None if device is None else device.compute_capability,
             expandable_segments=expandable_segments,
             on_progress=say,
-            assumptions=[*assumptions, *(device.assumptions if device else ())],
         )
+    if device is not None:
+        traced = replace(traced, assumptions=(*traced.assumptions, *device.assumptions))
     click.echo(_FORMATTERS[format_](traced))
 
 

@@ -12,6 +12,7 @@ from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.bench.check.records import record
 from tests.sample_records import MODEL_CONFIG
 
@@ -69,7 +70,7 @@ LARGE = {"vocab_size": 32000, "hidden_size": 8192, "intermediate_size": 28672, "
 )
 def test_what_the_device_gave_may_be_anywhere_in_the_estimated_range(metric: str, counted: str, ends: str) -> None:
     one = record(model_config=LLAMA, device_kind="cuda")
-    estimated = estimate_memory(read_config(LLAMA, one.recipe.model), one.recipe)
+    estimated = estimate_memory(ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe))
     least, most = getattr(estimated, ends)
     assert least < most
     for bytes_ in (0.96 * least, 0.98 * least, 1.02 * most, 1.04 * most):

@@ -12,6 +12,7 @@ from lorabench.bench.machine.doctor import check_quantization
 from lorabench.bench.machine.doctor_probe import Probe
 from lorabench.bench.machine.unpacking import columns_unpacked_wrong, complaint_about_unpacking
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.small_models import TINY, small_model
 
 KERNEL = bitsandbytes.functional.dequantize_4bit
@@ -44,12 +45,12 @@ def test_a_record_names_the_layers_that_compute_with_wrong_weights(monkeypatch: 
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", wrong)
     spec = small_model("llama", **{**TINY, "intermediate_size": 96})
     qlora, lora = (make_recipe(spec.name, method=method) for method in ("qlora", "lora"))
-    said = complaint_about_unpacking(spec, qlora, "cpu")
+    said = complaint_about_unpacking(ResolvedRecipe(spec, qlora), "cpu")
     assert str(said).partition(" unpacks ")[2].startswith("the 4-bit weights of mlp.down_proj wrongly on this CPU (")
-    assert complaint_about_unpacking(spec, lora, "cpu") is None
-    assert complaint_about_unpacking(spec, qlora, "cuda") is None
+    assert complaint_about_unpacking(ResolvedRecipe(spec, lora), "cpu") is None
+    assert complaint_about_unpacking(ResolvedRecipe(spec, qlora), "cuda") is None
     whole = small_model("llama", **TINY)
-    assert complaint_about_unpacking(whole, qlora, "cpu") is None
+    assert complaint_about_unpacking(ResolvedRecipe(whole, qlora), "cpu") is None
 
 
 def test_the_doctor_says_so() -> None:

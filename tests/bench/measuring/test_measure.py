@@ -21,6 +21,7 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.memory.breakdown import PHASES
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
 from tests.saved_models import WORDS, save_with_tokenizer
 from tests.small_models import TINY, small_config
@@ -45,13 +46,13 @@ def settings(**options: Any) -> Settings:
 @cache
 def measured(method: str) -> tuple[Recipe, Measurement]:
     one = recipe(method=method, gradient_accumulation=2)
-    return one, measure(SPEC, one, settings(timeline=True))
+    return one, measure(ResolvedRecipe(SPEC, one), settings(timeline=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_phase_takes_what_the_estimate_says(method: str) -> None:
     one, told = measured(method)
-    predicted = estimate_memory(SPEC, one, "cpu")
+    predicted = estimate_memory(ResolvedRecipe(SPEC, one), "cpu")
     assert list(told.memory.phase_peaks_bytes) == list(PHASES)
     for phase, peak in told.memory.phase_peaks_bytes.items():
         assert peak == pytest.approx(predicted.phase_peaks_bytes[phase], rel=0.02), phase
@@ -102,8 +103,8 @@ def test_losses_are_those_of_a_loop_of_torchs_own() -> None:
     """LoRA, written out: no meter, no harness."""
     one, told = measured("lora")
     asked = settings()
-    batches = make_batches(SPEC, one, asked, 6)
-    model = build_model(SPEC, one, "cpu", seed=5)
+    batches = make_batches(ResolvedRecipe(SPEC, one), asked, 6)
+    model = build_model(ResolvedRecipe(SPEC, one), "cpu", seed=5)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=2e-4)
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
@@ -137,9 +138,9 @@ def test_training_lowers_the_loss_of_text_that_it_never_saw() -> None:
 
 def test_losses_do_not_depend_on_how_long_steps_are_timed() -> None:
     one = recipe(method="lora", seq_len=16)
-    short = measure(SPEC, one, settings(steps=2, warmup_steps=1))
+    short = measure(ResolvedRecipe(SPEC, one), settings(steps=2, warmup_steps=1))
     least = max(0.3, 10 * sum(short.step_seconds))
-    long = measure(SPEC, one, settings(steps=2, warmup_steps=1, least_seconds=least))
+    long = measure(ResolvedRecipe(SPEC, one), settings(steps=2, warmup_steps=1, least_seconds=least))
     assert sum(long.step_seconds) >= 0.8 * least
     assert len(long.step_seconds) > len(short.step_seconds)
     assert (long.losses, long.gradient_norms) == (short.losses, short.gradient_norms)
@@ -163,7 +164,7 @@ def test_adapters_that_change_the_loss_at_once_are_told(monkeypatch: pytest.Monk
         return model
 
     monkeypatch.setattr(measuring, "build_model", build_badly)
-    told = measure(SPEC, recipe(seq_len=16), settings(steps=1, warmup_steps=0))
+    told = measure(ResolvedRecipe(SPEC, recipe(seq_len=16)), settings(steps=1, warmup_steps=0))
     complaint = complaint_about_adapters(told.base_loss, told.adapted_loss)
     assert str(complaint).startswith("untrained adapters changed the loss from 5.")
 
@@ -178,8 +179,8 @@ def test_utilisation_is_that_of_the_median_step(monkeypatch: pytest.MonkeyPatch)
     """Of an even number of steps that is the mean of the middle two, as for the tokens per second."""
     times = iter([[], [0.2, 0.1, 0.4, 0.8], []])
     monkeypatch.setattr(measuring, "timed_steps", lambda train_step, meter, count: next(times))
-    monkeypatch.setattr(measuring, "utilisation", lambda spec, one, device, seconds: Utilisation(mfu=seconds))
-    told = measure(SPEC, recipe(seq_len=16), settings(warmup_steps=0))
+    monkeypatch.setattr(measuring, "utilisation", lambda resolved, device, seconds: Utilisation(mfu=seconds))
+    told = measure(ResolvedRecipe(SPEC, recipe(seq_len=16)), settings(warmup_steps=0))
     assert told.mfu == told.median_step_seconds == pytest.approx(0.3)
 
 
@@ -189,9 +190,9 @@ def test_real_weights_train_on_their_own_tokens_in_4_bits(tmp_path: Path) -> Non
     spec = save_with_tokenizer(LLAMA, tmp_path)
     one = recipe(method="qlora", quant_type="fp4", double_quant=False, seq_len=16)
     asked = settings(steps=1, warmup_steps=0, weights=str(tmp_path))
-    told = measure(spec, one, asked)
+    told = measure(ResolvedRecipe(spec, one), asked)
     assert told.parameters.quantized == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
-    batch = next(make_batches(spec, one, asked, 1).of_step(0))
+    batch = next(make_batches(ResolvedRecipe(spec, one), asked, 1).of_step(0))
     assert set(batch["input_ids"].flatten().tolist()) <= set(range(len(WORDS)))
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_compute_dtype=torch.float32

@@ -21,6 +21,7 @@ from lorabench.bench.running.runner import run_suite
 from lorabench.bench.running.workers import Workers
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.bench.running.test_workers import SPEC
 
 pytestmark = pytest.mark.gpu
@@ -57,7 +58,8 @@ def measured(record: RunRecord) -> Measurement:
 
 def test_workers_are_forked_since_no_import_starts_cuda(tmp_path: Path) -> None:
     settings = Settings(device="cuda", steps=3, warmup_steps=1)
-    job = Job(recipe=make_recipe("test/llama", seq_len=16, dtype="float32"), spec=SPEC, settings=settings)
+    recipe = make_recipe("test/llama", seq_len=16, dtype="float32")
+    job = Job(resolved=ResolvedRecipe(SPEC, recipe), settings=settings)
     with Workers(tmp_path) as workers:
         number = workers.start(job, {})
         answers: dict[int, JobResult] = {}

@@ -7,6 +7,7 @@ import pytest
 from lorabench.bench.measuring.utilisation import utilisation
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 H100 = "NVIDIA H100 80GB HBM3"  # as its driver has it
 BFLOAT16_PEAK = 989.5e12
@@ -18,7 +19,7 @@ PRODUCTS = 8_030_261_248 - 128_256 * 4096  # weights that take part in products:
 def test_full_training_takes_six_operations_a_weight_and_token_and_lora_four(method: str, passes: int) -> None:
     """Attention adds 32 layers · 2 products · 2 · 4096 · half of 512 positions, three times."""
     recipe = make_recipe(SPEC.name, method=method, seq_len=512, gradient_checkpointing=False)
-    used = utilisation(SPEC, recipe, H100, 0.1)
+    used = utilisation(ResolvedRecipe(SPEC, recipe), H100, 0.1)
     per_token = passes * PRODUCTS + 3 * 32 * 2 * 2 * 4096 * 256
     adapters = 6 * 41_943_040 if method == "lora" else 0
     assert used.mfu == pytest.approx((per_token + adapters) * 512 / 0.1 / BFLOAT16_PEAK, rel=0.01)
@@ -26,7 +27,7 @@ def test_full_training_takes_six_operations_a_weight_and_token_and_lora_four(met
 
 def test_recomputation_counts_for_the_hardware_alone() -> None:
     plain, again = (
-        utilisation(SPEC, make_recipe(SPEC.name, gradient_checkpointing=checkpointing), H100, 1.0)
+        utilisation(ResolvedRecipe(SPEC, make_recipe(SPEC.name, gradient_checkpointing=checkpointing)), H100, 1.0)
         for checkpointing in (False, True)
     )
     assert plain.mfu is not None
@@ -37,16 +38,21 @@ def test_recomputation_counts_for_the_hardware_alone() -> None:
 
 
 def test_accumulated_batches_add_up() -> None:
-    one, four = (utilisation(SPEC, make_recipe(SPEC.name, gradient_accumulation=n), H100, 1.0) for n in (1, 4))
+    one, four = (
+        utilisation(ResolvedRecipe(SPEC, make_recipe(SPEC.name, gradient_accumulation=n)), H100, 1.0) for n in (1, 4)
+    )
     assert one.mfu is not None
     assert four.mfu == pytest.approx(4 * one.mfu)
 
 
 @pytest.mark.parametrize("device", [None, "Unheard-of GPU"])
 def test_of_a_device_without_known_rates_nothing_is_said(device: str | None) -> None:
-    assert utilisation(SPEC, make_recipe(SPEC.name), device, 1.0) == (None, None)
+    assert utilisation(ResolvedRecipe(SPEC, make_recipe(SPEC.name)), device, 1.0) == (None, None)
 
 
 def test_a_gpu_without_units_for_the_dtype_has_no_peak_for_it() -> None:
-    assert utilisation(SPEC, make_recipe(SPEC.name), "Tesla T4", 1.0) == (None, None)
-    assert utilisation(SPEC, make_recipe(SPEC.name, mixed_precision="fp16"), "Tesla T4", 1.0).mfu is not None
+    assert utilisation(ResolvedRecipe(SPEC, make_recipe(SPEC.name)), "Tesla T4", 1.0) == (None, None)
+    assert (
+        utilisation(ResolvedRecipe(SPEC, make_recipe(SPEC.name, mixed_precision="fp16")), "Tesla T4", 1.0).mfu
+        is not None
+    )

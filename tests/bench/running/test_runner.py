@@ -24,13 +24,14 @@ from lorabench.bench.suites.suite_file import load_suite
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here
 from tests.bench.running.test_workers import LLAMA
 from tests.sample_records import sample_record
 
 SPEC = read_config(LLAMA, "test/llama")
 SETTINGS = Settings(device="cpu", steps=3, warmup_steps=1)
-PICK = single_recipe(SPEC, make_recipe("test/llama"))
+PICK = single_recipe(ResolvedRecipe(SPEC, make_recipe("test/llama")))
 GPU = DeviceFacts(kind="cuda", name="NVIDIA Example 24GB", memory_bytes=24 * 2**30)
 
 
@@ -129,7 +130,9 @@ def test_a_recipe_ends_with_the_server_and_the_suite_goes_on(tmp_path: Path, pre
 
 
 def test_a_record_says_what_it_was_asked_for_and_names_no_folder(tmp_path: Path) -> None:
-    suite = msgspec.structs.replace(single_recipe(SPEC, make_recipe("test/llama")), steps=7, warmup_steps=2)
+    suite = msgspec.structs.replace(
+        single_recipe(ResolvedRecipe(SPEC, make_recipe("test/llama"))), steps=7, warmup_steps=2
+    )
     (tmp_path / "text.txt").write_text("words")
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_bytes(msgspec.json.encode(LLAMA))
@@ -155,7 +158,7 @@ def test_resuming_runs_what_is_not_ok_or_out_of_memory(tmp_path: Path, pretendin
     second, seen = run(tmp_path / "out", resume=True)
     assert outcomes(second) == ["oom", "ok", "ok"]
     assert (second.records[0], second.records[2]) == (first.records[0], first.records[2])
-    assert [(one.task.planned.recipe.method, one.resumed) for one in seen] == [
+    assert [(one.task.resolved.recipe.method, one.resumed) for one in seen] == [
         ("full", True),
         ("qlora", True),
         ("lora", False),
@@ -170,7 +173,7 @@ def test_resuming_runs_first_what_never_ran(tmp_path: Path, pretending: pytest.M
     finished, _ = run(tmp_path / "out")
     (tmp_path / "out" / finished.records[2].file_name).unlink()
     _, seen = run(tmp_path / "out", resume=True)
-    assert [one.task.planned.recipe.method for one in seen] == ["lora", "qlora", "full"]
+    assert [one.task.resolved.recipe.method for one in seen] == ["lora", "qlora", "full"]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def test_resuming_runs_first_what_never_ran(tmp_path: Path, pretending: pytest.M
 def test_a_record_that_was_asked_for_otherwise_is_not_taken(change: dict[str, Any]) -> None:
     [task] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, dataset="a.txt"), SourceDigests())
     record = sample_record()
-    record = msgspec.structs.replace(record, digest=task.planned.digest, recipe=task.planned.recipe, **task.facts)
+    record = msgspec.structs.replace(record, digest=task.resolved.digest, recipe=task.resolved.recipe, **task.facts)
     assert task.differences(record) == []
     [other] = tasks_of(PICK, msgspec.structs.replace(SETTINGS, **{"dataset": "a.txt", **change}), SourceDigests())
     assert other.differences(record) == list(change)
@@ -266,7 +269,7 @@ def test_records_that_are_kept_from_another_environment_are_spoken_of(
 
 def test_a_changed_recipe_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
     for rank in (2, 4):
-        suite = single_recipe(SPEC, make_recipe("test/llama", rank=rank))
+        suite = single_recipe(ResolvedRecipe(SPEC, make_recipe("test/llama", rank=rank)))
         assert [one.resumed for one in run(tmp_path / "out", suite, resume=True)[1]] == [False]
     assert sorted(record.recipe.rank or 0 for record in read_records(tmp_path / "out")) == [2, 4]
 
@@ -363,7 +366,7 @@ def _planned(*models: str) -> Any:
     from lorabench.estimator.models.catalogue import find_model
 
     specs = [find_model(model) for model in models]
-    return [single_recipe(spec, make_recipe(spec.name, method="full")).recipes[0] for spec in specs]
+    return [single_recipe(ResolvedRecipe(spec, make_recipe(spec.name, method="full"))).recipes[0] for spec in specs]
 
 
 def test_on_a_cpu_a_recipe_is_held_against_what_the_host_can_hand_out(

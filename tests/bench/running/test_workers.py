@@ -23,6 +23,7 @@ from lorabench.bench.running.workers import SERVER as REAL_SERVER
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.bench.pretend_training import HOW, ROOT, SERVER
 from tests.small_models import TINY, small_config
 
@@ -34,7 +35,8 @@ SPEC = read_config(LLAMA, "test/llama")
 def job(method: str = "lora", **options: Any) -> Job:
     plain = {"dtype": "float32", "mixed_precision": "no", "gradient_checkpointing": False}
     recipe = make_recipe("test/llama", **{"method": method, "seq_len": 16, "batch_size": 2, **plain, **options})
-    return Job(recipe=recipe, spec=SPEC, settings=Settings(device="cpu", steps=3, warmup_steps=1, least_seconds=0.01))
+    settings = Settings(device="cpu", steps=3, warmup_steps=1, least_seconds=0.01)
+    return Job(resolved=ResolvedRecipe(SPEC, recipe), settings=settings)
 
 
 def heard(bell: Path, kind: str = "worker", count: int = 1) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from lorabench.bench.records.record import RunRecord, read_records, write_record
-from lorabench.bench.suites.suite import Planned
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.memory import estimate_memory
@@ -20,6 +19,7 @@ from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.throughput import estimate_throughput
 from tests.sample_records import sample_record
 
@@ -32,15 +32,15 @@ MOST_ERROR = 0.03
 
 
 @cache
-def recipes() -> tuple[Planned, ...]:
+def recipes() -> tuple[ResolvedRecipe, ...]:
     return load_suite("reference").recipes
 
 
 @cache
-def estimates(gpu: str) -> list[tuple[Planned, Breakdown, str]]:
+def estimates(gpu: str) -> list[tuple[ResolvedRecipe, Breakdown, str]]:
     """Return each recipe with its estimate and the verdict on ``gpu``."""
     device = find_device(gpu)
-    memories = [estimate_memory(each.spec, each.recipe, "cuda", device.compute_capability) for each in recipes()]
+    memories = [estimate_memory(each, "cuda", device.compute_capability) for each in recipes()]
     verdicts = [hold_against(memory, device.memory_bytes)[0] for memory in memories]
     return list(zip(recipes(), memories, verdicts, strict=True))
 
@@ -94,7 +94,7 @@ def test_its_steps_take_the_minutes_that_the_docs_say(gpu: str, minutes: int) ->
     device, suite = find_device(gpu), load_suite("reference")
     total = 0.0
     for each, _, verdict in estimates(gpu):
-        speed = estimate_throughput(each.spec, each.recipe, device)
+        speed = estimate_throughput(each, device)
         assert speed is not None
         step = speed.step_seconds
         timed = max(suite.steps * step, LEAST_TIMED_SECONDS) + (suite.warmup_steps + STEPS_BESIDES) * step
@@ -131,7 +131,7 @@ def hold_estimator_against(records: list[RunRecord]) -> Held:
     for record in records:
         name = f"{record.recipe.label()} {record.recipe.optim} {record.digest} on {record.device.name}"
         spec = read_config(record.model_config, record.recipe.model)
-        memory = estimate_memory(spec, record.recipe, record.device.kind, _architecture(record))
+        memory = estimate_memory(ResolvedRecipe(spec, record.recipe), record.device.kind, _architecture(record))
         verdict = hold_against(memory, record.device.memory_bytes)[0] if record.device.kind == "cuda" else None
         if record.measurement is not None:
             measured = record.measurement.memory.peak_allocated_bytes
@@ -180,7 +180,7 @@ def reference_of(tmp_path: Path, errors: list[float], **options: Any) -> list[Ru
     config = sample_record().model_config
     for number, error in enumerate(errors):
         bare = sample_record(device_kind="cuda", rank=2 + number, **options)
-        predicted = estimate_memory(read_config(config, "m"), bare.recipe, "cuda").peak_allocated_bytes
+        predicted = estimate_memory(ResolvedRecipe(read_config(config, "m"), bare.recipe), "cuda").peak_allocated_bytes
         assert bare.measurement is not None
         memory = msgspec.structs.replace(bare.measurement.memory, peak_allocated_bytes=round(predicted / (1 + error)))
         write_record(

@@ -11,6 +11,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 LLAMA, GPT2 = "lorabench/demo-llama", "lorabench/demo-gpt2"
 
@@ -35,7 +36,7 @@ def test_the_demo_covers_every_method_on_two_models() -> None:
 
 def test_lengths_are_written_as_on_the_command_line(tmp_path: Path) -> None:
     suite = load(tmp_path, f"matrix: {{model: {LLAMA}, seq_len: [128, 1k, 1.5k]}}")
-    assert [planned.recipe.seq_len for planned in suite.recipes] == [128, 1024, 1536]
+    assert [resolved.recipe.seq_len for resolved in suite.recipes] == [128, 1024, 1536]
     with pytest.raises(UserError, match="line 1: seq_len: '1kk' is not a length"):
         load(tmp_path, f"matrix: {{model: {LLAMA}, seq_len: 1kk}}")
 
@@ -151,7 +152,7 @@ include:
             r.gradient_accumulation,
             r.settings().get("double_quant"),
         )
-        for r in (planned.recipe for planned in suite.recipes)
+        for r in (resolved.recipe for resolved in suite.recipes)
     ] == [
         ("lama", "full", 32, "adamw_8bit", 1, 1, None),
         ("lama", "qlora", 64, "adamw_torch_fused", 1, 2, False),
@@ -164,7 +165,7 @@ include:
 
 def test_small_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     suite = load(tmp_path, f"matrix: {{model: {LLAMA}, lora_dropout: [5e-2, 0.25, .5, 0, 1.E-1]}}")
-    assert [planned.recipe.settings()["lora_dropout"] for planned in suite.recipes] == [0.05, 0.25, 0.5, 0.0, 0.1]
+    assert [resolved.recipe.settings()["lora_dropout"] for resolved in suite.recipes] == [0.05, 0.25, 0.5, 0.0, 0.1]
 
 
 def test_no_means_no_where_it_is_a_choice(tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_the_ranks_are_every_power_of_two_against_full() -> None:
 
 
 def test_the_optimizers_are_four_families_in_all_their_forms() -> None:
-    names = {planned.recipe.optim for planned in load_suite("optimizers").recipes}
+    names = {resolved.recipe.optim for resolved in load_suite("optimizers").recipes}
     families = {"AdamW", "Lion", "Adafactor", "SGD without momentum"}
     forms = {name for name, optimizer in OPTIMIZERS.items() if optimizer.name in families}
     assert names == forms - {"adamw_bnb_8bit"}  # transformers' other name of adamw_8bit
@@ -346,5 +347,5 @@ def test_files_that_are_no_suites_are_refused(tmp_path: Path) -> None:
 
 def test_a_single_recipe_is_a_suite_by_hand() -> None:
     spec = find_model(LLAMA)
-    suite = single_recipe(spec, make_recipe(spec.name, rank=3))
+    suite = single_recipe(ResolvedRecipe(spec, make_recipe(spec.name, rank=3)))
     assert (suite.name, recipes(suite)) == (BY_HAND, [("llama", "lora", 3)])

@@ -18,6 +18,7 @@ from lorabench.bench.training.steps import Training
 from lorabench.bench.training.trainer_engine import trainer_steps
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
 from lorabench.estimator.training.step import TrainingStep
@@ -40,7 +41,7 @@ def training_of(recipe: Recipe, seed: int = 7, *, spec: Any = SPEC) -> Training:
         torch.randint(spec.vocab_size, (recipe.batch_size, recipe.seq_len), generator=generator)
         for _ in range(STEPS * recipe.gradient_accumulation)
     ]
-    model = build_model(spec, recipe, "cpu", seed)
+    model = build_model(ResolvedRecipe(spec, recipe), "cpu", seed)
     step = TrainingStep(model, make_optimizer(model, recipe), recipe)
     torch.manual_seed(seed)
     return Training(step, Batches([], blocks, recipe.gradient_accumulation, "cpu"), STEPS)
@@ -118,8 +119,8 @@ def test_own_steps_go_on_where_trainer_stopped() -> None:
 def test_a_run_is_measured_alike_whoever_trains() -> None:
     recipe = recipe_of(method="lora", rank=4)
     settings = Settings(device="cpu", steps=3, warmup_steps=1, least_seconds=0.0)
-    own = measure(SPEC, recipe, settings)
-    trainers = measure(SPEC, recipe, replace(settings, engine="trainer"))
+    own = measure(ResolvedRecipe(SPEC, recipe), settings)
+    trainers = measure(ResolvedRecipe(SPEC, recipe), replace(settings, engine="trainer"))
     assert trainers.losses == pytest.approx(own.losses, rel=2e-5)
     assert trainers.held_out_loss_after == pytest.approx(own.held_out_loss_after, rel=2e-5)
     assert len(trainers.step_seconds) == len(own.step_seconds) == 3

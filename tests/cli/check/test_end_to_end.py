@@ -20,6 +20,7 @@ from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.suites.suite_file import load_suite
 from lorabench.cli import main
 from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.sample_records import MODEL_CONFIG, sample_record
 
 torch.set_num_threads(1)
@@ -117,7 +118,9 @@ def train(folder: Path, fault: Callable[[Any], None] | None = None, **recipe: An
     settings = Settings(device="cpu", steps=1, warmup_steps=1, least_seconds=0.0, dataset=str(text))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "build_model", build_and_plant)
-        write_record(folder, replace(record, measurement=measuring.measure(spec, record.recipe, settings)))
+        write_record(
+            folder, replace(record, measurement=measuring.measure(ResolvedRecipe(spec, record.recipe), settings))
+        )
 
 
 @pytest.mark.parametrize("fault", FAULTS)

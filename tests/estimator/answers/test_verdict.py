@@ -17,6 +17,7 @@ from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.small_models import small_model
 
 MIB, GIB = 2**20, 2**30
@@ -29,7 +30,7 @@ def gpu(memory_bytes: int, **known: Any) -> Device:
 
 def held_against(device: Device, model: str, **options: Any) -> Estimate:
     spec = find_model(model)
-    return estimate_recipe(spec, make_recipe(spec.name, **options), device)
+    return estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name, **options)), device)
 
 
 def test_the_range_goes_from_no_fragmentation_to_the_worst_seen() -> None:
@@ -48,7 +49,7 @@ def test_what_stays_throughout_does_not_fragment() -> None:
 
 def test_a_cpu_has_no_ranges_and_older_breakdowns_still_decode() -> None:
     spec = small_model("llama")
-    memory = estimate_memory(spec, make_recipe(spec.name), "cpu")
+    memory = estimate_memory(ResolvedRecipe(spec, make_recipe(spec.name)), "cpu")
     assert (memory.peak_reserved_range_bytes, memory.device_total_range_bytes) == (None, None)
     older = {"components": {}, "phase": "backward", "peak_allocated_bytes": 1, "phase_peaks_bytes": {}}
     assert msgspec.convert(older, Breakdown).device_total_range_bytes is None
@@ -57,11 +58,13 @@ def test_a_cpu_has_no_ranges_and_older_breakdowns_still_decode() -> None:
 def test_the_verdict_turns_at_the_upper_end_and_at_the_point() -> None:
     spec = find_model("llama-3.1-8b")
     recipe = make_recipe(spec.name, method="qlora")
-    memory = estimate_memory(spec, recipe)
+    memory = estimate_memory(ResolvedRecipe(spec, recipe))
     assert memory.device_total_range_bytes is not None
     assert memory.device_total_bytes is not None
     upper, point = memory.device_total_range_bytes[1] + DRIVER_BYTES, memory.device_total_bytes
-    said = {size: estimate_recipe(spec, recipe, gpu(size)) for size in (upper, upper - 1, point, point - 1)}
+    said = {
+        size: estimate_recipe(ResolvedRecipe(spec, recipe), gpu(size)) for size in (upper, upper - 1, point, point - 1)
+    }
     assert [(estimate.verdict, estimate.fits) for estimate in said.values()] == [
         ("fits", True),
         ("tight", False),
@@ -193,11 +196,11 @@ def test_a_gpu_that_bitsandbytes_does_not_run_on_is_not_told_to_use_it() -> None
 def test_a_change_leaves_every_other_setting_alone() -> None:
     spec = find_model("llama-3.1-8b")
     recipe = make_recipe(spec.name, rank=64, target_modules="attention", lora_dropout=0.2, seq_len=512)
-    estimate = estimate_recipe(spec, recipe, gpu(14 * GIB))
+    estimate = estimate_recipe(ResolvedRecipe(spec, recipe), gpu(14 * GIB))
     changes = {change.settings["method"]: change for change in estimate.changes if "method" in change.settings}
     assert changes["qlora"].settings == {"method": "qlora"}
     quantized: Recipe = make_recipe(**{**recipe.settings(), "method": "qlora"})
-    memory = estimate_memory(spec, quantized)
+    memory = estimate_memory(ResolvedRecipe(spec, quantized))
     assert memory.device_total_range_bytes is not None
     assert changes["qlora"].device_total_most_bytes == memory.device_total_range_bytes[1]
 

@@ -16,6 +16,7 @@ from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import FAMILIES, small_config
 
@@ -91,8 +92,8 @@ def sample(part: int) -> list[tuple[ModelSpec, Recipe]]:
         spec = sample_model(draw)
         try:
             recipe = make_recipe(spec.name, **sample_options(draw, spec))
-            refuse_impossible(spec, recipe)
-            estimate_memory(spec, recipe)
+            refuse_impossible(ResolvedRecipe(spec, recipe))
+            estimate_memory(ResolvedRecipe(spec, recipe))
         except UserError:
             continue
         found.append((spec, recipe))
@@ -110,7 +111,7 @@ def test_the_closed_form_meets_the_trace(part: int) -> None:
     of_components: dict[str, float] = {}
     for spec, recipe in sample(part):
         what = f"{recipe.describe()} of {spec.config}"
-        traced, estimated = trace(spec, recipe).memory, estimate_memory(spec, recipe)
+        traced, estimated = trace(ResolvedRecipe(spec, recipe)).memory, estimate_memory(ResolvedRecipe(spec, recipe))
         errors[what] = abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1)
         of_components[what] = _worst_component(traced, estimated)
     assert median(errors.values()) <= 0.0005
@@ -156,5 +157,5 @@ def test_an_added_family_meets_the_trace(family: str, options: dict[str, Any]) -
         small_config(family, vocab_size=4096, hidden_size=512, intermediate_size=1408), f"small/{family}"
     )
     recipe = make_recipe(spec.name, **{"seq_len": 512, **options})
-    traced, estimated = trace(spec, recipe).memory, estimate_memory(spec, recipe)
+    traced, estimated = trace(ResolvedRecipe(spec, recipe)).memory, estimate_memory(ResolvedRecipe(spec, recipe))
     assert abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1) <= 0.0005

@@ -20,6 +20,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.persistent import persistent_bytes
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.small_models import FAMILIES, small_model
 
 WINDOWED = {"mistral": {"sliding_window": 512}, "gemma2": {"sliding_window": 512}}
@@ -61,14 +62,14 @@ def sample(family: str, many: int) -> list[tuple[ModelSpec, Recipe]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forms_say_what_the_step_says(family: str, kernels: Backend) -> None:
     for spec, recipe in sample(family, 5):
-        values = Values(spec, recipe)
-        persistent = persistent_bytes(spec, recipe, kernels, None)
+        values = Values(ResolvedRecipe(spec, recipe))
+        persistent = persistent_bytes(ResolvedRecipe(spec, recipe), kernels, None)
         candidates = [
             (candidate.phase, Counter(candidate.component_bytes(values)) + Counter(persistent[candidate.phase]))
-            for candidate in peak_candidates(spec, recipe, kernels)
+            for candidate in peak_candidates(ResolvedRecipe(spec, recipe), kernels)
         ]
         phase, components = max(candidates, key=lambda candidate: candidate[1].total())
-        memory = estimate_memory(spec, recipe, kernels)
+        memory = estimate_memory(ResolvedRecipe(spec, recipe), kernels)
         assert memory.peak_allocated_bytes == components.total(), recipe
         assert (memory.phase, Counter(memory.components)) == (phase, components), recipe
         for phase, phase_peak in memory.phase_peaks_bytes.items():
@@ -81,22 +82,22 @@ def test_arrays_say_what_single_recipes_say(family: str) -> None:
     for spec, recipe in sample(family, 1):
         adapted = recipe.rank is not None
         shaped = np.ix_(batch_sizes, seq_lens, ranks if adapted else [1])
-        peaks = estimate_memory_grid(spec, recipe, shaped[0], shaped[1], shaped[2] if adapted else None)
+        peaks = estimate_memory_grid(ResolvedRecipe(spec, recipe), shaped[0], shaped[1], shaped[2] if adapted else None)
         assert peaks.dtype == np.int64
         assert peaks.shape == (4, 6, 4 if adapted else 1)
         for (batch, length, rank), peak in np.ndenumerate(peaks):
             changed = replace(recipe, batch_size=batch_sizes[batch], seq_len=seq_lens[length])
             changed = changed.with_rank(ranks[rank])
-            assert peak == estimate_memory(spec, changed).peak_allocated_bytes, changed
+            assert peak == estimate_memory(ResolvedRecipe(spec, changed)).peak_allocated_bytes, changed
 
 
 def test_settings_broadcast_as_numpy_does() -> None:
     spec = small_model("llama")
     recipe = make_recipe(spec.name, rank=8, seq_len=256)
-    one = estimate_memory(spec, recipe).peak_allocated_bytes
-    assert estimate_memory_grid(spec, recipe, 1, 256).tolist() == one
-    assert estimate_memory_grid(spec, recipe, [1], [256, 256], 8).tolist() == [one, one]
-    assert estimate_memory_grid(spec, recipe, [], [], []).shape == (0,)
+    one = estimate_memory(ResolvedRecipe(spec, recipe)).peak_allocated_bytes
+    assert estimate_memory_grid(ResolvedRecipe(spec, recipe), 1, 256).tolist() == one
+    assert estimate_memory_grid(ResolvedRecipe(spec, recipe), [1], [256, 256], 8).tolist() == [one, one]
+    assert estimate_memory_grid(ResolvedRecipe(spec, recipe), [], [], []).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -114,29 +115,29 @@ def test_settings_broadcast_as_numpy_does() -> None:
 def test_arrays_that_no_recipe_can_have_are_refused(options: dict[str, Any], settings: Any, said: str) -> None:
     spec = small_model("llama")
     with pytest.raises(UserError, match=said):
-        estimate_memory_grid(spec, make_recipe(spec.name, **options), *settings)
+        estimate_memory_grid(ResolvedRecipe(spec, make_recipe(spec.name, **options)), *settings)
 
 
 def test_a_form_serves_every_batch_length_and_rank_of_its_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     forms.compile_form.cache_clear()
     runs: list[Recipe] = []
 
-    def watched(spec: ModelSpec, recipe: Recipe, kernels: Backend) -> Any:
-        runs.append(recipe)
-        return peak_candidates(spec, recipe, kernels)
+    def watched(resolved: ResolvedRecipe, kernels: Backend) -> Any:
+        runs.append(resolved.recipe)
+        return peak_candidates(resolved, kernels)
 
     monkeypatch.setattr(forms, "peak_candidates", watched)
     for batch_size, seq_len, rank in [(2, 128, 8), (3, 4096, 64), (2**20, 1, 1)]:
         spec = small_model("llama")  # equal, not the same
-        estimate_memory(spec, make_recipe(spec.name, batch_size=batch_size, seq_len=seq_len, rank=rank))
+        estimate_memory(ResolvedRecipe(spec, make_recipe(spec.name, batch_size=batch_size, seq_len=seq_len, rank=rank)))
     assert len(runs) == 1
-    estimate_memory(small_model("llama", num_hidden_layers=5), make_recipe("llama", batch_size=2))
+    estimate_memory(ResolvedRecipe(small_model("llama", num_hidden_layers=5), make_recipe("llama", batch_size=2)))
     assert len(runs) == 2
 
 
 def test_a_model_that_changed_gets_a_form_of_its_own() -> None:
     spec = small_model("mistral", sliding_window=512)
     recipe = make_recipe(spec.name, seq_len=600)
-    masked = estimate_memory(spec, recipe)
+    masked = estimate_memory(ResolvedRecipe(spec, recipe))
     spec.config["sliding_window"] = None
-    assert estimate_memory(spec, recipe).peak_allocated_bytes < masked.peak_allocated_bytes
+    assert estimate_memory(ResolvedRecipe(spec, recipe)).peak_allocated_bytes < masked.peak_allocated_bytes

@@ -17,6 +17,7 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.states import Blockwise
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
@@ -26,9 +27,10 @@ from tests.small_models import FAMILIES, MIXTURES, small_model
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def measure(spec: ModelSpec, recipe: Recipe) -> Breakdown:
+def measure(resolved: ResolvedRecipe) -> Breakdown:
     """Return the breakdown of the second of two real steps on the CPU."""
-    model = build_model(spec, recipe, "cpu")
+    spec, recipe = resolved.spec, resolved.recipe
+    model = build_model(resolved, "cpu")
     optimizer = make_optimizer(model, recipe)
     ledger = StorageLedger("cpu")
     ledger.adopt_model(model)
@@ -73,8 +75,8 @@ def test_the_estimated_peak_on_a_cpu_is_the_measured_one(model: str, method: str
         attn_implementation="eager" if model == "gemma2" else "sdpa",
         lora_dropout=0.0 if model in MIXTURES and method in ("lora", "qlora") else None,  # experts' adapters have none
     )
-    measured = measure(spec, recipe)
-    estimated = estimate_memory(spec, recipe, "cpu")
+    measured = measure(ResolvedRecipe(spec, recipe))
+    estimated = estimate_memory(ResolvedRecipe(spec, recipe), "cpu")
     assert estimated.peak_allocated_bytes == pytest.approx(measured.peak_allocated_bytes, rel=0.01)
 
 
@@ -115,7 +117,7 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
 @given(recipes())
 @settings(max_examples=60)
 def test_components_add_up_to_the_peak_and_the_peak_is_a_phases(given_: tuple[ModelSpec, Recipe]) -> None:
-    memory = estimate_memory(*given_)
+    memory = estimate_memory(ResolvedRecipe(*given_))
     assert list(memory.components) == list(COMPONENTS)
     assert min(memory.components.values()) >= 0
     assert sum(memory.components.values()) == memory.peak_allocated_bytes
@@ -131,7 +133,7 @@ def test_what_is_loaded_grows_by_preparation_and_adapters() -> None:
     spec = find_model("meta-llama/Llama-3.1-8B")
     phases = {
         (method, prepared): estimate_memory(
-            spec, make_recipe(spec.name, method=method, prepare_kbit=prepared)
+            ResolvedRecipe(spec, make_recipe(spec.name, method=method, prepare_kbit=prepared))
         ).phase_peaks_bytes
         for method, prepared in (("full", None), ("lora", None), ("qlora", False), ("qlora", True))
     }
@@ -149,10 +151,10 @@ def test_what_is_loaded_grows_by_preparation_and_adapters() -> None:
 @settings(max_examples=60)
 def test_an_estimate_is_never_below_what_is_held_in_the_optimizer_step(given_: tuple[ModelSpec, Recipe]) -> None:
     spec, recipe = given_
-    held = states(spec, recipe, "cuda")
+    held = states(ResolvedRecipe(spec, recipe), "cuda")
     batch = 2 * 8 * recipe.tokens  # token ids and labels
     everything = sum(term.bytes for term in held.terms) + held.optimizer.temporaries + batch
-    memory = estimate_memory(spec, recipe)
+    memory = estimate_memory(ResolvedRecipe(spec, recipe))
     assert memory.peak_allocated_bytes >= memory.phase_peaks_bytes["optimizer"] >= everything - batch
 
 
@@ -164,8 +166,8 @@ def test_more_of_anything_never_takes_less(given_: tuple[ModelSpec, Recipe], fie
     kinds = [state for state in OPTIMIZERS[recipe.optim].states if isinstance(state, Blockwise)]
     if value is None or (field == "rank" and any(kind.bits == 8 or kind.paged for kind in kinds)):
         return  # the states of large tensors are in 8 bits, or paged: a larger rank may then take less
-    larger = estimate_memory(spec, changed(recipe, **{field: value + more}))
-    assert larger.peak_allocated_bytes >= estimate_memory(spec, recipe).peak_allocated_bytes
+    larger = estimate_memory(ResolvedRecipe(spec, changed(recipe, **{field: value + more})))
+    assert larger.peak_allocated_bytes >= estimate_memory(ResolvedRecipe(spec, recipe)).peak_allocated_bytes
 
 
 @given(recipes())
@@ -173,4 +175,4 @@ def test_more_of_anything_never_takes_less(given_: tuple[ModelSpec, Recipe], fie
 def test_names_and_alpha_change_nothing(given_: tuple[ModelSpec, Recipe]) -> None:
     spec, recipe = given_
     other = changed(recipe, model="another/name", lora_alpha=None if recipe.adapter is None else 3.0)
-    assert estimate_memory(spec, other) == estimate_memory(spec, recipe)
+    assert estimate_memory(ResolvedRecipe(spec, other)) == estimate_memory(ResolvedRecipe(spec, recipe))

@@ -9,6 +9,7 @@ from lorabench.estimator.closed_form.autograd import Tape
 from lorabench.estimator.closed_form.ledger import Ledger
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, SHIFTED_TOKENS, TOKENS, B, R, S, Values
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.small_models import small_model
 
 SPEC = small_model("llama")
@@ -29,11 +30,11 @@ def test_products_are_written_in_one_order_and_equal_ones_are_the_same() -> None
 
 def test_values_are_the_recipe_s_or_those_that_are_given() -> None:
     recipe = make_recipe(SPEC.name, batch_size=3, seq_len=10, rank=4)
-    values = Values(SPEC, recipe)
+    values = Values(ResolvedRecipe(SPEC, recipe))
     assert [values[each] for each in (ONE, TOKENS, PAIRS, TOKENS * R, SHIFTED_TOKENS)] == [1, 30, 300, 120, 27]
-    lengths = Values(SPEC, recipe, {S: np.array([2.0, 5.0])})
+    lengths = Values(ResolvedRecipe(SPEC, recipe), {S: np.array([2.0, 5.0])})
     assert lengths[PAIRS].tolist() == [12, 75]
-    assert Values(SPEC, make_recipe(SPEC.name, method="full"))[R] == 0
+    assert Values(ResolvedRecipe(SPEC, make_recipe(SPEC.name, method="full")))[R] == 0
 
 
 def test_a_symbol_of_its_own_is_all_that_a_method_s_tensors_take() -> None:
@@ -44,6 +45,6 @@ def test_a_symbol_of_its_own_is_all_that_a_method_s_tensors_take() -> None:
     keys = Tape(ledger).new(B * prefix, 64, "float32", "adapters")
     ledger.mark()
     [*_, candidate] = ledger.candidates
-    values = Values(SPEC, make_recipe(SPEC.name, batch_size=3))
+    values = Values(ResolvedRecipe(SPEC, make_recipe(SPEC.name, batch_size=3)))
     assert candidate.component_bytes(values)["adapters"] == 3 * 20 * 64 * 4
     assert keys.tokens.name == "B·v"

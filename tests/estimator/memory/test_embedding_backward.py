@@ -10,6 +10,7 @@ import pytest
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
 
@@ -41,7 +42,7 @@ def test_many_tokens_are_sorted_and_summed_in_parts() -> None:
 def test_each_phase_is_the_trace_s_but_for_its_smallest_tensors(options: dict[str, Any], vocab_size: int) -> None:
     spec = small_model("llama", vocab_size=vocab_size)
     recipe = make_recipe(spec.name, **options)
-    estimated, traced = estimate_memory(spec, recipe), trace(spec, recipe).memory
+    estimated, traced = estimate_memory(ResolvedRecipe(spec, recipe)), trace(ResolvedRecipe(spec, recipe)).memory
     # Position ids, a padding label for each sequence, rotary frequencies and scalars.
     left_out = 8 * recipe.seq_len + 8 * recipe.batch_size + 512
     for phase, peak in traced.phase_peaks_bytes.items():
@@ -53,7 +54,7 @@ def test_it_is_counted_where_it_decides() -> None:
     """A large vocabulary without logits: the embedding's gradient and scratch are the most of backward."""
     spec = small_model("llama", vocab_size=65_536)
     recipe = make_recipe(spec.name, batch_size=13, seq_len=256, loss="liger", method="full")
-    estimated, traced = estimate_memory(spec, recipe), trace(spec, recipe).memory
+    estimated, traced = estimate_memory(ResolvedRecipe(spec, recipe)), trace(ResolvedRecipe(spec, recipe)).memory
     tokens = 13 * 256
     parts = tokens // 10 + tokens
     scratch = 8 * (5 * tokens + parts) + 4 * 128 * parts
@@ -67,7 +68,7 @@ def test_learned_positions_are_counted_alike(batch_size: int) -> None:
     """A table of positions much larger than all else: its gradient and scratch are the most of backward."""
     spec = small_model("gpt2", vocab_size=64, max_position_embeddings=400_000)
     recipe = make_recipe(spec.name, batch_size=batch_size, seq_len=4000, method="full")
-    estimated, traced = estimate_memory(spec, recipe), trace(spec, recipe)
+    estimated, traced = estimate_memory(ResolvedRecipe(spec, recipe)), trace(ResolvedRecipe(spec, recipe))
     parts = 4000 // 10 + 4000
     scratch = 8 * (5 * 4000 + parts) + 4 * 128 * parts
     left_out = 8 * 4000 + 8 * batch_size + 512

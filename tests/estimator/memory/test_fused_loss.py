@@ -15,6 +15,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.fused_loss import chunk_rows
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.trace.trace import trace
@@ -105,7 +106,7 @@ def test_the_fused_loss_holds_what_liger_would(dtype: Any, autocast: Any, trains
 def test_the_closed_form_meets_the_trace_in_forward_and_backward(family: str, options: dict[str, Any]) -> None:
     spec = small_model(family, vocab_size=8192)
     recipe = make_recipe(spec.name, seq_len=512, loss="liger", optim="sgd", **options)
-    estimated, traced = estimate_memory(spec, recipe), trace(spec, recipe).memory
+    estimated, traced = estimate_memory(ResolvedRecipe(spec, recipe)), trace(ResolvedRecipe(spec, recipe)).memory
     for phase in ("forward", "backward"):
         assert estimated.phase_peaks_bytes[phase] == pytest.approx(traced.phase_peaks_bytes[phase], rel=5e-4), phase
     assert estimated.components["logits"] == traced.components["logits"]
@@ -113,7 +114,9 @@ def test_the_closed_form_meets_the_trace_in_forward_and_backward(family: str, op
 
 def test_full_fine_tuning_holds_the_head_three_times_more_at_the_loss() -> None:
     spec = find_model("meta-llama/Llama-3.2-1B")
-    memory = estimate_memory(spec, make_recipe(spec.name, method="full", loss="liger", optim="sgd", seq_len=512))
+    memory = estimate_memory(
+        ResolvedRecipe(spec, make_recipe(spec.name, method="full", loss="liger", optim="sgd", seq_len=512))
+    )
     layers, tokens, hidden, vocabulary, chunk = 16, 512, 2048, 128256, 16  # 512 / 62.6 = 8.2 tokens
     head = vocabulary * hidden
     # Float32, the head tied to the embedding; autocast keeps bf16 copies of the layers' linear ones.
@@ -129,7 +132,7 @@ def test_full_fine_tuning_holds_the_head_three_times_more_at_the_loss() -> None:
 def test_models_without_a_fused_loss_are_refused(family: str) -> None:
     spec = small_model(family)
     with pytest.raises(UserError, match=rf"no fused loss for small/{family}.* use --loss standard"):
-        trace(spec, make_recipe(spec.name, loss="liger"))
+        trace(ResolvedRecipe(spec, make_recipe(spec.name, loss="liger")))
 
 
 class RealModel:

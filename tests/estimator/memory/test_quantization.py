@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lorabench.estimator.memory.quantization import QuantizedBytes, quantized_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
 from tests.small_models import FAMILIES, small_model
 
@@ -62,7 +63,7 @@ def test_a_models_base_takes_what_its_tensors_do(family: str, double_quant: bool
         target_modules="attention",
         attn_implementation=attention,
     )
-    model = build_model(spec, recipe, "cpu")
+    model = build_model(ResolvedRecipe(spec, recipe), "cpu")
     with torch.autocast("cpu", torch.bfloat16):
         model(input_ids=torch.arange(8).reshape(1, 8))  # only then do the biases take the dtype of the computation
     quantized = plain = 0
@@ -72,7 +73,7 @@ def test_a_models_base_takes_what_its_tensors_do(family: str, double_quant: bool
             quantized += allocated(parameter, state).total
         elif ".lora_" not in name:
             plain += parameter.untyped_storage().nbytes()
-    held = states(spec, recipe, "cpu")
+    held = states(ResolvedRecipe(spec, recipe), "cpu")
     assert held.component_bytes("quantized_weights") == quantized
     assert held.component_bytes("weights") == plain
 

@@ -10,6 +10,7 @@ from lorabench.estimator.memory.states import States, states
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 P = 8_030_261_248
@@ -23,7 +24,7 @@ TABLES = 16 * 4 + 256 * 4 + 4  # codebook, nested codebook, offset
 
 
 def held(model: str, **options: Any) -> States:
-    return states(find_model(model), make_recipe(model, **options), "cuda")
+    return states(ResolvedRecipe(find_model(model), make_recipe(model, **options)), "cuda")
 
 
 def total(of: States, *components: str) -> int:

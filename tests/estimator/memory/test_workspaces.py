@@ -15,6 +15,7 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
 
@@ -27,9 +28,9 @@ EARLIER = 8 * MIB + 128 * 2**10  # :4096:2:16:8, in KiB and numbers
 )
 def test_two_threads_have_one_each_from_the_first_step_on(gpu: str, each: int) -> None:
     spec = small_model("llama")
-    memory = estimate_recipe(spec, make_recipe(spec.name), find_device(gpu)).memory
+    memory = estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name)), find_device(gpu)).memory
     assert memory.components["workspaces"] == 2 * each
-    plain = estimate_memory(spec, make_recipe(spec.name))
+    plain = estimate_memory(ResolvedRecipe(spec, make_recipe(spec.name)))
     assert plain.components["workspaces"] == 2 * EARLIER
     more = 2 * (each - EARLIER)
     assert memory.phase_peaks_bytes == {
@@ -37,7 +38,7 @@ def test_two_threads_have_one_each_from_the_first_step_on(gpu: str, each: int) -
     }
     assert (
         plain.phase_peaks_bytes["adapted"]
-        == estimate_memory(spec, make_recipe(spec.name), "cpu").phase_peaks_bytes["adapted"]
+        == estimate_memory(ResolvedRecipe(spec, make_recipe(spec.name)), "cpu").phase_peaks_bytes["adapted"]
     )
 
 
@@ -46,20 +47,22 @@ def test_two_threads_have_one_each_from_the_first_step_on(gpu: str, each: int) -
 def test_the_trace_has_them_too(compute_capability: str | None) -> None:
     spec = small_model("llama")
     recipe = make_recipe(spec.name, seq_len=128, batch_size=2)
-    traced = trace(spec, recipe, compute_capability=compute_capability)
-    estimated = estimate_memory(spec, recipe, compute_capability=compute_capability)
+    traced = trace(ResolvedRecipe(spec, recipe), compute_capability=compute_capability)
+    estimated = estimate_memory(ResolvedRecipe(spec, recipe), compute_capability=compute_capability)
     assert traced.memory.components["workspaces"] == estimated.components["workspaces"]
     assert traced.memory.peak_allocated_bytes == pytest.approx(estimated.peak_allocated_bytes, rel=1e-3)
     (listed,) = [tensors for tensors in traced.tensors if tensors.component == "workspaces"]
     assert (listed.count, listed.bytes) == (2, workspaces(compute_capability).bytes)
-    assert trace(spec, recipe, kernels="cpu").memory.components["workspaces"] == 0
+    assert trace(ResolvedRecipe(spec, recipe), kernels="cpu").memory.components["workspaces"] == 0
 
 
 def test_arrays_have_those_of_the_gpu() -> None:
     spec = small_model("llama")
     recipe = make_recipe(spec.name, batch_size=3)
-    (peak,) = estimate_memory_grid(spec, recipe, np.array([3]), recipe.seq_len, compute_capability="9.0")
-    assert peak == estimate_memory(spec, recipe, compute_capability="9.0").peak_allocated_bytes
+    (peak,) = estimate_memory_grid(
+        ResolvedRecipe(spec, recipe), np.array([3]), recipe.seq_len, compute_capability="9.0"
+    )
+    assert peak == estimate_memory(ResolvedRecipe(spec, recipe), compute_capability="9.0").peak_allocated_bytes
 
 
 @pytest.mark.parametrize("compute_capability", [None, "7.5", "8.9", "9.0", "10.0", "12.0", "gfx90a", "gfx942"])

@@ -16,10 +16,11 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.methods.ia3 import DEFAULT_TARGETS, SCALED_INPUTS
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.adapter_file import adapter_state
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
-from lorabench.estimator.recipes.parameters import adapter_state, count_parameters
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.parameters import count_built
@@ -45,12 +46,12 @@ def test_the_declared_tensors_are_those_of_peft_by_name_and_shape(family: str, o
 
     spec = small_model(family)
     recipe = recipe_for(spec, **options).recipe
-    model: Any = build_model(spec, recipe, "meta")
+    model: Any = build_model(ResolvedRecipe(spec, recipe), "meta")
     real = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-    assert dict(adapter_state(spec, recipe)) == real
+    assert dict(adapter_state(ResolvedRecipe(spec, recipe))) == real
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert count_parameters(spec, recipe).trainable == trained
-    assert count_built(model, spec) == count_parameters(spec, recipe)
+    assert ResolvedRecipe(spec, recipe).parameters.trainable == trained
+    assert count_built(model, spec) == ResolvedRecipe(spec, recipe).parameters
 
 
 def test_ia3_adapts_and_scales_by_default_what_peft_does() -> None:
@@ -67,7 +68,7 @@ def test_rslora_scales_by_the_root_of_the_rank() -> None:
     spec = small_model("llama")
     for use_rslora, divisor in ((False, 16), (True, math.sqrt(16))):
         recipe = make_recipe(spec.name, rank=16, lora_alpha=8, use_rslora=use_rslora)
-        model: Any = build_model(spec, recipe, "meta")
+        model: Any = build_model(ResolvedRecipe(spec, recipe), "meta")
         layers = [module for module in model.modules() if hasattr(module, "lora_A")]
         assert {layer.scaling["default"] for layer in layers} == {8 / divisor}
 
@@ -75,7 +76,7 @@ def test_rslora_scales_by_the_root_of_the_rank() -> None:
 def test_rslora_takes_no_memory_of_its_own() -> None:
     spec = small_model("llama")
     plain, stabilised = (make_recipe(spec.name, use_rslora=use_rslora) for use_rslora in (False, True))
-    assert estimate_memory(spec, plain) == estimate_memory(spec, stabilised)
+    assert estimate_memory(ResolvedRecipe(spec, plain)) == estimate_memory(ResolvedRecipe(spec, stabilised))
     assert plain.digest(spec.config) != stabilised.digest(spec.config)
 
 
@@ -86,7 +87,7 @@ def test_a_method_without_a_rank_refuses_one() -> None:
     ):
         make_recipe(spec.name, method="ia3", rank=8)
     with pytest.raises(UserError, match="ranks have no meaning for method ia3"):
-        estimate_memory_grid(spec, make_recipe(spec.name, method="ia3"), [1], [128], [8])
+        estimate_memory_grid(ResolvedRecipe(spec, make_recipe(spec.name, method="ia3")), [1], [128], [8])
 
 
 def test_a_quantised_base_is_refused_where_no_method_has_it() -> None:
@@ -119,8 +120,8 @@ def sample() -> list[tuple[ModelSpec, Recipe]]:
                 gradient_checkpointing=draw.random() < 0.5,
                 attn_implementation=draw.choice(CHOICES["attn_implementation"]),
             )
-            refuse_impossible(spec, recipe)
-            estimate_memory(spec, recipe)
+            refuse_impossible(ResolvedRecipe(spec, recipe))
+            estimate_memory(ResolvedRecipe(spec, recipe))
         except UserError:
             continue
         found.append((spec, recipe))
@@ -131,7 +132,8 @@ def test_the_closed_form_of_ia3_meets_the_trace() -> None:
     errors: dict[str, float] = {}
     for spec, recipe in sample():
         traced, estimated = (
-            _tensor_bytes(memory) for memory in (trace(spec, recipe).memory, estimate_memory(spec, recipe))
+            _tensor_bytes(memory)
+            for memory in (trace(ResolvedRecipe(spec, recipe)).memory, estimate_memory(ResolvedRecipe(spec, recipe)))
         )
         errors[f"{recipe.describe()} of {spec.config}"] = abs(estimated / traced - 1)
     assert median(errors.values()) <= 0.0005

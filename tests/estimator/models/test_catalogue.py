@@ -15,6 +15,7 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.models import catalogue
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.built_models import TOKEN_IDS, built_shapes, count_by_part, listed_shapes
 from tests.small_models import small_config
 
@@ -203,7 +204,7 @@ def test_a_file_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
     file.write_text(json.dumps(small_config("llama")))
     spec = find_model(str(file))
     assert spec.name == f"{tmp_path}/caf?.json"
-    assert estimate_memory(spec, make_recipe(spec.name, seq_len=64)).peak_allocated_bytes > 0
+    assert estimate_memory(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64))).peak_allocated_bytes > 0
 
 
 def test_a_path_where_nothing_is_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lorabench.estimator.models.introspect import introspect
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.feasibility import has_closed_form, refuse_impossible
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.built_models import listed_shapes
 from tests.small_models import FAMILIES, small_config
 
@@ -78,7 +79,7 @@ def test_keys_that_say_nothing_of_shapes_are_left_out() -> None:
 def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_type: str, method: str) -> None:
     spec = read_config(other_config(model_type), f"small/{model_type}")
     recipe = make_recipe(spec.name, method=method, seq_len=64, optim="adamw_torch")
-    estimate = estimate_recipe(spec, recipe)
+    estimate = estimate_recipe(ResolvedRecipe(spec, recipe))
     assert estimate.source == "trace"
     adapters = sum(
         group.count * 16 * (linear.in_features + linear.out_features)
@@ -127,7 +128,7 @@ def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_t
 def test_an_odd_architecture_is_traced_too(config: dict[str, Any], options: dict[str, Any]) -> None:
     spec = read_config(config, "small")
     recipe = make_recipe(spec.name, seq_len=64, optim="adamw_torch", **options)
-    estimate = estimate_recipe(spec, recipe)
+    estimate = estimate_recipe(ResolvedRecipe(spec, recipe))
     trained = estimate.parameters.trainable
     assert trained == spec.parameters if recipe.adapter is None else 0 < trained < spec.parameters
     assert {term.component: term.bytes for term in estimate.states}["optimizer_states"] == 8 * trained
@@ -137,7 +138,7 @@ def test_an_odd_architecture_is_traced_too(config: dict[str, Any], options: dict
 def test_families_with_a_closed_form_are_never_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     spec = read_config(small_config("llama"), "small/llama")
-    assert estimate_recipe(spec, make_recipe(spec.name, seq_len=64)).source == "closed form"
+    assert estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64))).source == "closed form"
 
 
 def test_without_torch_the_families_that_need_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,22 +151,22 @@ def test_without_peft_the_trace_says_what_it_takes(monkeypatch: pytest.MonkeyPat
     spec = read_config(other_config("olmo3"), "small/olmo3")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"no closed form.*takes peft.*lorabench\[bench\]"):
-        estimate_recipe(spec, make_recipe(spec.name, seq_len=64))
+        estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64)))
 
 
 def test_the_closed_form_itself_is_refused_never_guessed() -> None:
     spec = read_config(other_config("olmo3"), "small/olmo3")
     with pytest.raises(UserError, match="model_type 'olmo3' has no closed form"):
-        estimate_memory(spec, make_recipe(spec.name, seq_len=64))
+        estimate_memory(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64)))
 
 
 def test_learned_positions_end_where_their_table_does() -> None:
     spec = read_config(other_config("opt"), "small/opt")
-    refuse_impossible(spec, make_recipe(spec.name, seq_len=512))
+    refuse_impossible(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=512)))
     with pytest.raises(UserError, match="learned positions for 512 tokens"):
-        refuse_impossible(spec, make_recipe(spec.name, seq_len=513))
+        refuse_impossible(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=513)))
     rotary = read_config(other_config("olmo3"), "small/olmo3")
-    refuse_impossible(rotary, make_recipe(rotary.name, seq_len=513))
+    refuse_impossible(ResolvedRecipe(rotary, make_recipe(rotary.name, seq_len=513)))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_learned_positions_end_where_their_table_does() -> None:
 def test_what_cannot_be_traced_is_refused_in_one_line(config: Any, options: Any, said: str) -> None:
     spec = read_config(config, "small")
     with pytest.raises(UserError, match=said) as refused:
-        estimate_recipe(spec, make_recipe(spec.name, seq_len=64, **options))
+        estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64, **options)))
     assert "\n" not in str(refused.value)
 
 

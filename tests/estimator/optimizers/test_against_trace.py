@@ -8,6 +8,7 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
 
@@ -34,7 +35,10 @@ def test_a_step_takes_what_a_trace_of_it_takes(optim: str, kernels: Backend, ada
         lora_dropout=0.0,
         seq_len=8,
     )
-    traced, estimated = trace(spec, recipe, kernels=kernels).memory, estimate_memory(spec, recipe, kernels)
+    traced, estimated = (
+        trace(ResolvedRecipe(spec, recipe), kernels=kernels).memory,
+        estimate_memory(ResolvedRecipe(spec, recipe), kernels),
+    )
     assert estimated.components["optimizer_states"] == traced.components["optimizer_states"]
     # What a trace has besides are rotary frequencies, and scalars such as gradients' norms.
     peaks = estimated.phase_peaks_bytes["optimizer"], traced.phase_peaks_bytes["optimizer"]

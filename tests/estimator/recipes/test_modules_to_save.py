@@ -11,8 +11,9 @@ import pytest
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.states import states
-from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.recipes.adapter_file import adapter_file_bytes
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.parameters import count_built
@@ -43,22 +44,22 @@ def test_peft_s_copies_are_counted_in_their_dtype(
 ) -> None:
     spec = small_model(family, tie_word_embeddings=tied)
     recipe = recipe_of(family, BOTH[family], mixed_precision="no", **options)
-    model: Any = build_model(spec, recipe, "cpu")
-    counts = count_parameters(spec, recipe)
+    model: Any = build_model(ResolvedRecipe(spec, recipe), "cpu")
+    counts = ResolvedRecipe(spec, recipe).parameters
     assert counts == count_built(model, spec)
     trained = Counter[str]()
     for parameter in model.parameters():
         trained[str(parameter.dtype).removeprefix("torch.")] += parameter.numel() * parameter.requires_grad
     said = Counter[str]()
-    for term in states(spec, recipe, "cpu").terms:
+    for term in states(ResolvedRecipe(spec, recipe), "cpu").terms:
         if term.component == "gradients":
             said[term.what.rsplit(", ", 1)[-1]] += term.elements
     assert said == +trained
     tables = 2 * 512 * 128 + (spec.max_position_embeddings * 128 if family == "gpt2" else 0)
-    without = count_parameters(spec, make_recipe(spec.name, **options))
+    without = ResolvedRecipe(spec, make_recipe(spec.name, **options)).parameters
     assert counts.trainable == without.trainable + tables
     model.save_pretrained(tmp_path)
-    assert adapter_file_bytes(spec, recipe) == (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert adapter_file_bytes(ResolvedRecipe(spec, recipe)) == (tmp_path / "adapter_model.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_peft_s_copies_are_counted_in_their_dtype(
 def test_the_estimate_is_what_a_cpu_holds(family: str, names: str, options: dict[str, Any], tied: bool) -> None:
     spec = small_model(family, tie_word_embeddings=tied)
     recipe = recipe_of(family, names, batch_size=2, seq_len=64, **options)
-    estimated, measured = estimate_memory(spec, recipe, "cpu"), measure(spec, recipe)
+    estimated, measured = estimate_memory(ResolvedRecipe(spec, recipe), "cpu"), measure(ResolvedRecipe(spec, recipe))
     assert estimated.peak_allocated_bytes == pytest.approx(measured.peak_allocated_bytes, rel=0.002)
     assert estimated.components["adapters"] == measured.components["adapters"]
 
@@ -86,8 +87,8 @@ def test_the_estimate_is_what_a_cpu_holds(family: str, names: str, options: dict
 def test_the_estimate_is_the_trace_s(names: str, options: dict[str, Any], tied: bool) -> None:
     spec = small_model("llama", tie_word_embeddings=tied)
     recipe = recipe_of("llama", names, batch_size=13, seq_len=256, **options)  # enough tokens to be sorted
-    estimated, traced = estimate_memory(spec, recipe), trace(spec, recipe)
-    assert traced.parameters == count_parameters(spec, recipe)
+    estimated, traced = estimate_memory(ResolvedRecipe(spec, recipe)), trace(ResolvedRecipe(spec, recipe))
+    assert traced.parameters == ResolvedRecipe(spec, recipe).parameters
     assert 0 <= traced.memory.peak_allocated_bytes - estimated.peak_allocated_bytes <= 8 * 256 + 8 * 13 + 512
 
 
@@ -95,8 +96,8 @@ def test_an_original_stays_beside_its_copy() -> None:
     spec = small_model("llama", tie_word_embeddings=False)
     recipe = recipe_of("llama", "lm_head")
     plain = make_recipe(spec.name)
-    more = estimate_memory(spec, recipe).phase_peaks_bytes["adapted"]
-    assert more - estimate_memory(spec, plain).phase_peaks_bytes["adapted"] == 512 * 128 * 2
+    more = estimate_memory(ResolvedRecipe(spec, recipe)).phase_peaks_bytes["adapted"]
+    assert more - estimate_memory(ResolvedRecipe(spec, plain)).phase_peaks_bytes["adapted"] == 512 * 128 * 2
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,6 @@ def test_an_original_stays_beside_its_copy() -> None:
 def test_modules_that_the_model_does_not_have_are_refused(names: str, said: str) -> None:
     spec = small_model("llama")
     with pytest.raises(UserError, match=said):
-        estimate_memory(spec, recipe_of("llama", names))
+        estimate_memory(ResolvedRecipe(spec, recipe_of("llama", names)))
     with pytest.raises(UserError, match=said):
-        build_model(spec, recipe_of("llama", names), "meta")
+        build_model(ResolvedRecipe(spec, recipe_of("llama", names)), "meta")

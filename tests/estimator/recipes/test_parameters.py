@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.recipes.parameters import adapter_file_bytes, count_parameters
+from lorabench.estimator.recipes.adapter_file import adapter_file_bytes
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
 from tests.small_models import FAMILIES, MIXTURES, small_model
 
@@ -40,8 +41,8 @@ def test_as_many_train_as_in_the_model_that_peft_builds(method: str, family: str
         if method != "full":
             options |= {"rank": 5, "lora_dropout": 0.0 if family in MIXTURES else 0.05}
         recipe = make_recipe(spec.name, **options)
-        model = build_model(spec, recipe, "meta")
-        counts = count_parameters(spec, recipe)
+        model = build_model(ResolvedRecipe(spec, recipe), "meta")
+        counts = ResolvedRecipe(spec, recipe).parameters
         unpacked = {
             name: parameter.quant_state.shape.numel() if hasattr(parameter, "quant_state") else parameter.numel()
             for name, parameter in model.named_parameters()
@@ -78,7 +79,7 @@ def test_as_many_train_as_in_the_model_that_peft_builds(method: str, family: str
 def test_adapters_have_rank_times_in_and_out(model: str, rank: int, targets: str, adapter: int) -> None:
     spec = find_model(model)
     for method in ("lora", "qlora"):
-        counts = count_parameters(spec, make_recipe(model, method=method, rank=rank, target_modules=targets))
+        counts = ResolvedRecipe(spec, make_recipe(model, method=method, rank=rank, target_modules=targets)).parameters
         assert counts.adapter == counts.trainable == adapter
         assert counts.total == spec.parameters + adapter
 
@@ -89,14 +90,14 @@ def test_adapters_have_rank_times_in_and_out(model: str, rank: int, targets: str
 )
 def test_one_square_layer_of_4096(rank: int, adapter: int, share_saved: float) -> None:
     spec = find_model("meta-llama/Llama-2-7b-hf")
-    counts = count_parameters(spec, make_recipe(spec.name, rank=rank, target_modules="o_proj"))
+    counts = ResolvedRecipe(spec, make_recipe(spec.name, rank=rank, target_modules="o_proj")).parameters
     assert counts.adapter == 32 * adapter
     assert 1 - adapter / 4096**2 == pytest.approx(share_saved, abs=5e-4)
 
 
 def test_qlora_quantises_the_layers_linears_and_nothing_else() -> None:
     spec = find_model("meta-llama/Llama-3.1-8B")
-    counts = count_parameters(spec, make_recipe(spec.name, method="qlora"))
+    counts = ResolvedRecipe(spec, make_recipe(spec.name, method="qlora")).parameters
     embedding = head = 128_256 * 4096
     norms = (2 * 32 + 1) * 4096
     assert counts.quantized == 6_979_321_856 == spec.parameters - embedding - head - norms
@@ -118,14 +119,14 @@ def test_an_adapter_file_has_the_bytes_that_peft_writes(
 ) -> None:
     spec = small_model(family, num_hidden_layers=12)
     recipe = make_recipe(spec.name, rank=3, target_modules=targets, adapter_dtype=adapter_dtype, lora_dropout=0.0)
-    model: Any = build_model(spec, recipe, "cpu")
+    model: Any = build_model(ResolvedRecipe(spec, recipe), "cpu")
     model.save_pretrained(tmp_path)
     written = (tmp_path / "adapter_model.safetensors").read_bytes()
-    assert adapter_file_bytes(spec, recipe) == len(written)
+    assert adapter_file_bytes(ResolvedRecipe(spec, recipe)) == len(written)
     header = json.loads(written[8 : 8 + int.from_bytes(written[:8], "little")])
     assert len(header.keys() - {"__metadata__"}) == 2 * 12 * modules
 
 
 def test_full_fine_tuning_writes_no_adapter() -> None:
     spec = small_model("llama")
-    assert adapter_file_bytes(spec, make_recipe(spec.name, method="full")) is None
+    assert adapter_file_bytes(ResolvedRecipe(spec, make_recipe(spec.name, method="full"))) is None

@@ -14,6 +14,7 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import (
     AttentionRates,
@@ -122,7 +123,7 @@ def test_twice_the_rates_are_twice_the_speed() -> None:
             plain.passes, PassTimes(bytes=one.bytes, seconds=tuple(second / times for second in one.seconds))
         )
         calibration = made_up(products=products, attention=attention, passes=passes)
-        speed = estimate_throughput(spec, recipe, device, calibration)
+        speed = estimate_throughput(ResolvedRecipe(spec, recipe), device, calibration)
         assert speed is not None
         return speed.tokens_per_second
 

@@ -14,6 +14,7 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.grid import estimate_throughput_grid
 from lorabench.estimator.speed.throughput import estimate_throughput
 from tests.estimator.speed.test_calibrations import made_up
@@ -49,12 +50,12 @@ def test_each_of_a_grid_is_as_estimated_alone(
     batch_sizes, seq_lens, ranks = zip(*sizes, strict=True)
     for device in map(find_device, GPUS if calibration is None else ["rtx-4090"]):
         grid = estimate_throughput_grid(
-            spec, recipe, device, batch_sizes, seq_lens, ranks if recipe.rank else None, calibration
+            ResolvedRecipe(spec, recipe), device, batch_sizes, seq_lens, ranks if recipe.rank else None, calibration
         )
         assert grid is not None
         for place, (batch_size, seq_len, rank) in enumerate(sizes):
             sized = replace(recipe.with_rank(rank), batch_size=batch_size, seq_len=seq_len)
-            speed = estimate_throughput(spec, sized, device, calibration)
+            speed = estimate_throughput(ResolvedRecipe(spec, sized), device, calibration)
             assert speed is not None
             for name in ("step_seconds", "tokens_per_second"):
                 bounds = getattr(grid, f"{name}_range")
@@ -67,16 +68,16 @@ def test_a_grid_has_the_shape_that_its_sizes_broadcast_to() -> None:
     spec, recipe = find_model("meta-llama/Llama-3.1-8B"), make_recipe("meta-llama/Llama-3.1-8B")
     device = find_device("rtx-4090")
     batch_sizes, seq_lens, ranks = np.ix_([1, 2], [512, 1024, 4096], [8, 64])
-    grid = estimate_throughput_grid(spec, recipe, device, batch_sizes, seq_lens, ranks)
+    grid = estimate_throughput_grid(ResolvedRecipe(spec, recipe), device, batch_sizes, seq_lens, ranks)
     assert grid is not None
     assert grid.tokens_per_second.shape == (2, 3, 2)
-    alone = estimate_throughput(spec, replace(recipe.with_rank(8), batch_size=2, seq_len=4096), device)
+    alone = estimate_throughput(ResolvedRecipe(spec, replace(recipe.with_rank(8), batch_size=2, seq_len=4096)), device)
     assert alone is not None
     assert grid.tokens_per_second[1, 2, 0] == alone.tokens_per_second
 
 
 def test_of_a_size_alone_no_grid_of_speeds_is_known() -> None:
     spec, recipe = find_model("meta-llama/Llama-3.1-8B"), make_recipe("meta-llama/Llama-3.1-8B")
-    assert estimate_throughput_grid(spec, recipe, find_device("24GB"), [1, 2], 512) is None
+    assert estimate_throughput_grid(ResolvedRecipe(spec, recipe), find_device("24GB"), [1, 2], 512) is None
     with pytest.raises(UserError, match="do not broadcast"):
-        estimate_throughput_grid(spec, recipe, find_device("rtx-4090"), [1, 2], [1, 2, 3])
+        estimate_throughput_grid(ResolvedRecipe(spec, recipe), find_device("rtx-4090"), [1, 2], [1, 2, 3])

@@ -20,6 +20,7 @@ from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.operations import MicroBatch, _CountingTape
@@ -48,7 +49,7 @@ STEPS = 5000
 
 def on_the_a100(row: dict[str, str]) -> tuple[Recipe, Throughput]:
     recipe = mistral_recipe(row)
-    speed = estimate_throughput(find_model(row["model"]), recipe, find_device("a100-sxm-80gb"))
+    speed = estimate_throughput(ResolvedRecipe(find_model(row["model"]), recipe), find_device("a100-sxm-80gb"))
     assert speed is not None
     return recipe, speed
 
@@ -64,10 +65,10 @@ def recomputed_whole(recipe: Recipe) -> float:
             checkpoint.owners.append(checkpoint.owners[-1])  # one more than is saved: the last is never reached
             return super().recompute(checkpoint)
 
-    spec, device = find_model(recipe.model), find_device("a100-sxm-80gb")
+    resolved, device = ResolvedRecipe(find_model(recipe.model), recipe), find_device("a100-sxm-80gb")
     tape = Reentrant()
-    peak_candidates(spec, Setup(spec, recipe, "cuda").recipe, "cuda", tape)
-    step = size_step(spec, recipe)._replace(micro_batch=MicroBatch(tuple(tape.counts.items()), tape.launches))
+    peak_candidates(Setup(resolved, "cuda").resolved, "cuda", tape)
+    step = size_step(resolved)._replace(micro_batch=MicroBatch(tuple(tape.counts.items()), tape.launches))
     return float(recipe.tokens / step_time(step, DatasheetRates(device, "typical")).total)
 
 
@@ -101,7 +102,7 @@ def on_the_l40s(experiment: str, device: Device = L40S_GPU) -> Throughput:
     """Return the speed of a run's mean batch: as many tokens as its memory says that it had, padding included."""
     recipe = llama_recipe(L40S[experiment])
     length = round(batch_tokens(PLAIN_LORA[0]) / recipe.batch_size)
-    speed = estimate_throughput(find_model(LLAMA), replace(recipe, seq_len=length), device)
+    speed = estimate_throughput(ResolvedRecipe(find_model(LLAMA), replace(recipe, seq_len=length)), device)
     assert speed is not None
     return speed
 
@@ -135,7 +136,7 @@ def test_the_page_says_what_was_measured_and_estimated_on_the_a100() -> None:
         recipe = mistral_recipe(row)
         if row in RECAST:
             recipe = make_recipe(**recipe.settings() | {"prepare_kbit": True})
-        speed = estimate_throughput(find_model(row["model"]), recipe, find_device("a100-sxm-80gb"))
+        speed = estimate_throughput(ResolvedRecipe(find_model(row["model"]), recipe), find_device("a100-sxm-80gb"))
         assert speed is not None
         measured = float(row["tokens_per_second"])
         least, most = speed.tokens_per_second_range
@@ -190,7 +191,7 @@ CPU_RATES = [CalibratedRates(msgspec.convert(one, Calibration)) for one in CPU["
 def cpu_error(run: dict[str, Any], rates: CalibratedRates) -> float:
     """Return by how much the calibrated step is off the fastest that was measured."""
     recipe = make_recipe(**run["recipe"])
-    seconds = step_time(size_step(find_model(recipe.model), recipe, "cpu"), rates).total
+    seconds = step_time(size_step(ResolvedRecipe(find_model(recipe.model), recipe), "cpu"), rates).total
     return float(seconds / run["fastest_step_seconds"] - 1)
 
 

@@ -10,6 +10,7 @@ import torch
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.optimizers.table import OPTIMIZERS, STEPS_ON_HOST
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
@@ -31,7 +32,7 @@ def test_a_step_takes_the_kernels_and_bytes_of_torch_s_operations(optim: str) ->
     """Adafactor has fewer for weights with one dimension."""
     spec = small_model("llama")
     recipe = make_recipe(spec.name, method="full", optim=optim)
-    model = build_model(spec, recipe, "cpu", seed=0)
+    model = build_model(ResolvedRecipe(spec, recipe), "cpu", seed=0)
     optimizer: Any = make_optimizer(model, recipe)
     if OPTIMIZERS[optim].update.over == "lists":
         optimizer.param_groups[0]["foreach"] = True  # as they are on a GPU
@@ -44,7 +45,7 @@ def test_a_step_takes_the_kernels_and_bytes_of_torch_s_operations(optim: str) ->
     with PassCounter() as counter:
         optimizer.step()
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    step = optimizer_step(spec, recipe)
+    step = optimizer_step(ResolvedRecipe(spec, recipe))
     assert step.bytes - CLIPPING * weights == pytest.approx(counter.bytes, rel=0.01)
     counts_on_host = STEPS_ON_HOST in OPTIMIZERS[optim].states
     assert step.kernels - 2 == pytest.approx(counter.operations - counts_on_host, rel=0.12)
@@ -59,7 +60,7 @@ def test_fused_steps_read_gradients_and_read_and_write_the_rest_once(optim: str,
     recipe = make_recipe("meta-llama/Llama-3.1-8B", method="full", optim=optim)
     weights, embedding = 8_030_261_248, 128_256 * 4096
     state_bytes = (weights - embedding) + 4 * embedding if bits == 8 else 4 * weights
-    step = optimizer_step(find_model(recipe.model), recipe)
+    step = optimizer_step(ResolvedRecipe(find_model(recipe.model), recipe))
     assert step.bytes == (CLIPPING + 1 + 2) * 4 * weights + 2 * moments * state_bytes
 
 
@@ -72,6 +73,6 @@ def test_stable_adamw_reads_its_moments_twice_and_keeps_sums_in_16_bits(
         "meta-llama/Llama-3.1-8B", method="full", optim="stable_adamw", dtype=dtype, mixed_precision=mixed_precision
     )
     weights, tensors = 8_030_261_248, 291
-    step = optimizer_step(find_model(recipe.model), recipe)
+    step = optimizer_step(ResolvedRecipe(find_model(recipe.model), recipe))
     assert step.bytes == (CLIPPING + accesses) * {"float32": 4, "bfloat16": 2}[dtype] * weights
     assert (step.tensors, step.calls) == (tensors, 3 * tensors)

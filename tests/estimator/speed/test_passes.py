@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.extents import fill_recipe
 from lorabench.estimator.speed.operations import Kernel, micro_batch_operations
 from lorabench.estimator.training.model import build_model
@@ -60,14 +61,14 @@ def test_a_step_passes_over_the_bytes_that_torch_s_operations_do(family: str, se
     """Without dropout, which is one kernel on a GPU and several operations on a CPU."""
     spec = small_model(family)
     recipe = make_recipe(spec.name, batch_size=2, seq_len=128, **settings)
-    model = build_model(spec, recipe, "cpu", seed=0).train()
+    model = build_model(ResolvedRecipe(spec, recipe), "cpu", seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (recipe.batch_size, recipe.seq_len))
     with PassCounter() as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
             loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
-    filled = fill_recipe(spec, recipe)
-    operations = micro_batch_operations(spec, recipe, "cpu").operations
+    filled = fill_recipe(ResolvedRecipe(spec, recipe))
+    operations = micro_batch_operations(ResolvedRecipe(spec, recipe), "cpu").operations
     counted = sum(times * filled.sum(operation.traffic) for operation, times in operations)
     assert counted == pytest.approx(counter.bytes, rel=0.07)
 
@@ -77,5 +78,8 @@ def test_every_kind_of_kernel_is_run_by_some_step() -> None:
     run = set()
     for family in ("llama", "gpt2"):
         recipe = make_recipe(family, method="full", attn_implementation="eager")
-        run |= {operation.kernel for operation, _ in micro_batch_operations(small_model(family), recipe).operations}
+        run |= {
+            operation.kernel
+            for operation, _ in micro_batch_operations(ResolvedRecipe(small_model(family), recipe)).operations
+        }
     assert run == set(get_args(Kernel))

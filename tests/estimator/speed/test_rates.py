@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from lorabench.estimator.devices.device import all_devices, find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.rates import BOUNDS, DatasheetRates, Fractions, datasheet_fractions
 from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, LEAST_POWER, Throughput, estimate_throughput
 from tests.estimator.speed.test_ground_truth import PAGE, documented
@@ -70,7 +71,7 @@ def test_a_cache_that_is_not_known_widens_the_range_and_is_not_counted_on() -> N
     def speed(cache_bytes: int | None) -> Throughput:
         device = replace(find_device("l40s"), cache_bytes=cache_bytes)
         recipe = make_recipe("meta-llama/Llama-3.2-3B", seq_len=512)
-        found = estimate_throughput(find_model("meta-llama/Llama-3.2-3B"), recipe, device)
+        found = estimate_throughput(ResolvedRecipe(find_model("meta-llama/Llama-3.2-3B"), recipe), device)
         assert found is not None
         return found
 

@@ -9,6 +9,7 @@ import pytest
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.throughput import estimate_throughput
 
 LLAMA, SMALL, MISTRAL = "meta-llama/Llama-3.1-8B", "HuggingFaceTB/SmolLM2-135M", "mistralai/Mistral-7B-v0.1"
@@ -19,7 +20,7 @@ HALF = {"dtype": "float16", "mixed_precision": "fp16"}
 
 
 def tokens_per_second(model: str, gpu: str, options: dict[str, Any]) -> float:
-    speed = estimate_throughput(find_model(model), make_recipe(model, **options), find_device(gpu))
+    speed = estimate_throughput(ResolvedRecipe(find_model(model), make_recipe(model, **options)), find_device(gpu))
     assert speed is not None
     return speed.tokens_per_second
 

@@ -11,6 +11,7 @@ import torch
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
@@ -128,7 +129,7 @@ def small_recipe(method: str, **options: Any) -> Recipe:
 def train_llama(steps: int = 2, device: Any = "cpu", **options: Any) -> Breakdown:
     spec = read_config(LLAMA, "test/llama")
     recipe = small_recipe(**options)
-    model = build_model(spec, recipe, device)
+    model = build_model(ResolvedRecipe(spec, recipe), device)
     optimizer = make_optimizer(model, recipe)
     tokens = torch.arange(recipe.tokens).reshape(recipe.batch_size, recipe.seq_len) % 300
     batch = {"input_ids": tokens, "labels": tokens.clone()}
@@ -218,7 +219,7 @@ def test_the_peak_is_what_torchs_own_allocator_reports(method: str) -> None:
 
     spec = read_config(LLAMA, "test/llama")
     recipe = small_recipe(method)
-    model = build_model(spec, recipe, "cpu")
+    model = build_model(ResolvedRecipe(spec, recipe), "cpu")
     optimizer = make_optimizer(model, recipe)
     tokens = torch.arange(recipe.tokens).reshape(2, 64)
     batch = {"input_ids": tokens, "labels": tokens.clone()}

@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import PHASES, Breakdown
-from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.parameters import count_parameters
-from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.model_tensors import model_bytes
 from lorabench.estimator.trace.scratch import cuda_scratch
@@ -31,10 +30,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def really_run(spec: ModelSpec, recipe: Recipe) -> Breakdown:
+def really_run(resolved: ResolvedRecipe) -> Breakdown:
     """Two steps of ``recipe`` on the CPU, with real numbers; what the second one holds."""
+    spec, recipe = resolved.spec, resolved.recipe
     loaded: list[int] = []
-    model = build_model(spec, recipe, "cpu", on_loaded=lambda base: loaded.append(model_bytes(base, "cpu")))
+    model = build_model(resolved, "cpu", on_loaded=lambda base: loaded.append(model_bytes(base, "cpu")))
     optimizer = make_optimizer(model, recipe)
     ledger = StorageLedger("cpu")
     ledger.loaded_bytes = loaded[0]
@@ -67,7 +67,7 @@ def test_a_trace_with_the_cpus_kernels_equals_a_real_run_to_the_byte(
     recipe = make_recipe(
         spec.name, method=method, gradient_checkpointing=gradient_checkpointing, batch_size=2, seq_len=64
     )
-    assert trace(spec, recipe, kernels="cpu").memory == really_run(spec, recipe)
+    assert trace(ResolvedRecipe(spec, recipe), kernels="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_trace_with_the_cpus_kernels_equals_a_real_run_to_the_byte(
 def test_so_do_other_options(options: dict[str, Any]) -> None:
     spec = small_model("llama", num_hidden_layers=2)
     recipe = make_recipe(spec.name, batch_size=2, seq_len=64, **options)
-    assert trace(spec, recipe, kernels="cpu").memory == really_run(spec, recipe)
+    assert trace(ResolvedRecipe(spec, recipe), kernels="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
 
 
 def adapters_of(family: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def adapters_of(family: str) -> dict[str, Any]:
 def test_so_does_every_family(family: str) -> None:
     spec = small_model(family, num_hidden_layers=1)
     recipe = make_recipe(spec.name, batch_size=2, seq_len=32, attn_implementation="eager", **adapters_of(family))
-    assert trace(spec, recipe, kernels="cpu").memory == really_run(spec, recipe)
+    assert trace(ResolvedRecipe(spec, recipe), kernels="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_so_does_every_family(family: str) -> None:
 def test_every_family_traces_with_cudas_kernels(family: str, attn_implementation: str) -> None:
     spec = small_model(family, num_hidden_layers=1)
     recipe = make_recipe(spec.name, seq_len=128, attn_implementation=attn_implementation, **adapters_of(family))
-    traced = trace(spec, recipe)
+    traced = trace(ResolvedRecipe(spec, recipe))
     assert traced.memory.peak_allocated_bytes > traced.memory.phase_peaks_bytes["adapted"] > 0
-    assert traced.parameters == count_parameters(spec, recipe)
+    assert traced.parameters == ResolvedRecipe(spec, recipe).parameters
 
 
 # What a trace tells.
@@ -119,7 +119,7 @@ def test_every_family_traces_with_cudas_kernels(family: str, attn_implementation
 
 def test_a_trace_adds_up_and_names_what_is_alive_at_the_peak() -> None:
     spec = small_model("llama", vocab_size=8192)
-    traced = trace(spec, make_recipe(spec.name, method="full", seq_len=512))
+    traced = trace(ResolvedRecipe(spec, make_recipe(spec.name, method="full", seq_len=512)))
     memory = traced.memory
     assert sum(memory.components.values()) == memory.peak_allocated_bytes == memory.phase_peaks_bytes[memory.phase]
     assert list(memory.phase_peaks_bytes) == list(PHASES)
@@ -136,7 +136,7 @@ def test_a_trace_adds_up_and_names_what_is_alive_at_the_peak() -> None:
 
 def test_the_timeline_shows_every_phase_and_the_peak() -> None:
     spec = small_model("llama")
-    traced = trace(spec, make_recipe(spec.name, seq_len=64, gradient_accumulation=2))
+    traced = trace(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64, gradient_accumulation=2)))
     points = traced.timeline
     assert len(points) <= TIMELINE_POINTS
     assert [point.event for point in points] == sorted({point.event for point in points})
@@ -152,20 +152,22 @@ def _begins(before: Any, point: Any) -> bool:
 def test_more_steps_change_nothing() -> None:
     spec = small_model("llama")
     recipe = make_recipe(spec.name, method="qlora", seq_len=64)
-    assert trace(spec, recipe, steps=3).memory == trace(spec, recipe, steps=2).memory
+    assert trace(ResolvedRecipe(spec, recipe), steps=3).memory == trace(ResolvedRecipe(spec, recipe), steps=2).memory
 
 
 def test_progress_is_told() -> None:
     said: list[str] = []
     spec = small_model("llama", num_hidden_layers=1)
-    trace(spec, make_recipe(spec.name, seq_len=32), on_progress=said.append)
+    trace(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=32)), on_progress=said.append)
     assert said == ["building the model", "running step 1 of 2", "running step 2 of 2", "reading the ledger"]
 
 
 def test_the_allocator_takes_more_than_tensors_do() -> None:
     spec = small_model("llama", hidden_size=512, vocab_size=4096)
     recipe = make_recipe(spec.name, method="full", seq_len=64)
-    memory, expandable = (trace(spec, recipe, expandable_segments=expandable).memory for expandable in (False, True))
+    memory, expandable = (
+        trace(ResolvedRecipe(spec, recipe), expandable_segments=expandable).memory for expandable in (False, True)
+    )
     assert memory.peak_reserved_bytes is not None
     assert expandable.peak_reserved_bytes is not None
     assert memory.components == expandable.components
@@ -174,14 +176,18 @@ def test_the_allocator_takes_more_than_tensors_do() -> None:
 
 def test_a_trace_is_written_as_json() -> None:
     spec = small_model("gpt2")
-    traced = trace(spec, make_recipe(spec.name, seq_len=64))
+    traced = trace(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64)))
     assert msgspec.json.decode(msgspec.json.encode(traced), type=type(traced)) == traced
 
 
 def test_tracing_leaves_torch_as_it_was() -> None:
     spec = small_model("llama", num_hidden_layers=1)
     before = torch.autocast, torch.is_autocast_enabled, functional.scaled_dot_product_attention
-    trace(spec, make_recipe(spec.name, method="qlora", seq_len=32, attn_implementation="flash_attention_2"))
+    trace(
+        ResolvedRecipe(
+            spec, make_recipe(spec.name, method="qlora", seq_len=32, attn_implementation="flash_attention_2")
+        )
+    )
     assert (torch.autocast, torch.is_autocast_enabled, functional.scaled_dot_product_attention) == before
     import bitsandbytes
 
@@ -207,7 +213,7 @@ def test_tracing_leaves_torch_as_it_was() -> None:
 def test_what_cannot_be_traced_is_refused(kernels: Any, options: dict[str, Any], said: str) -> None:
     spec = small_model("llama")
     with pytest.raises(UserError, match=said):
-        trace(spec, make_recipe(spec.name, **options), kernels=kernels)
+        trace(ResolvedRecipe(spec, make_recipe(spec.name, **options)), kernels=kernels)
 
 
 # CUDA's semantics, piece by piece.
@@ -390,7 +396,7 @@ def test_a_four_bit_product_holds_the_dequantised_weight() -> None:
 def test_paged_states_take_no_memory_of_the_device() -> None:
     spec = small_model("llama", vocab_size=4096)
     unpaged, paged = (
-        trace(spec, make_recipe(spec.name, method="full", optim=optim, seq_len=32)).memory.components[
+        trace(ResolvedRecipe(spec, make_recipe(spec.name, method="full", optim=optim, seq_len=32))).memory.components[
             "optimizer_states"
         ]
         for optim in ("adamw_8bit", "paged_adamw_8bit")

@@ -10,6 +10,7 @@ import pytest
 
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
 
@@ -19,12 +20,13 @@ from lorabench.estimator.training.libraries import import_libraries
 
 import_libraries()
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
 import msgspec, torch
 
 spec = small_model("mixtral")
-memory = trace(spec, make_recipe(spec.name, method="qlora", lora_dropout=0.0, seq_len=64)).memory
+memory = trace(ResolvedRecipe(spec, make_recipe(spec.name, method="qlora", lora_dropout=0.0, seq_len=64))).memory
 imported = list(sys.modules)
 import torch._inductor.utils
 explains = callable(torch._dynamo.explain)
@@ -49,7 +51,7 @@ def test_what_is_traced_without_them_is_what_is_traced_with_them(said: Any) -> N
 
     assert torch.distributed.is_available()
     spec = small_model("mixtral")
-    memory = trace(spec, make_recipe(spec.name, method="qlora", lora_dropout=0.0, seq_len=64)).memory
+    memory = trace(ResolvedRecipe(spec, make_recipe(spec.name, method="qlora", lora_dropout=0.0, seq_len=64))).memory
     assert msgspec.convert(said["memory"], Breakdown) == memory
 
 

@@ -15,6 +15,7 @@ from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.model_tensors import model_bytes
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.training.model import build_model
@@ -54,7 +55,7 @@ def spec(family: str) -> ModelSpec:
 
 def build(family: str, device: Any = "cpu", **options: Any) -> tuple[Any, Recipe]:
     recipe = make_recipe(f"test/{family}", **{"batch_size": 2, "seq_len": 16, **options})
-    return build_model(spec(family), recipe, device, seed=3), recipe
+    return build_model(ResolvedRecipe(spec(family), recipe), device, seed=3), recipe
 
 
 def base_weights(model: Any) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def test_quantised_models_hold_what_from_pretrained_loads(
     plain.save_pretrained(tmp_path)
     options = {"method": "qlora", "quant_type": quant_type, "double_quant": double_quant}
     made, recipe = build(family, **options)
-    loaded = build_model(spec(family), recipe, "cpu", weights=str(tmp_path))
+    loaded = build_model(ResolvedRecipe(spec(family), recipe), "cpu", weights=str(tmp_path))
     assert tensors_of(made) == tensors_of(loaded)
     codes = {name: tensor for name, tensor in base_weights(made).items() if tensor.dtype == torch.uint8}
     assert codes
@@ -187,7 +188,9 @@ def test_quantised_models_are_built_without_ever_holding_more_than_one_layer_in_
     with ledger:
         ledger.begin_step()
         ledger.begin_phase("loaded")
-        build_model(wide, recipe, "cpu", on_loaded=lambda model: loaded.append(model_bytes(model, "cpu")))
+        build_model(
+            ResolvedRecipe(wide, recipe), "cpu", on_loaded=lambda model: loaded.append(model_bytes(model, "cpu"))
+        )
     peak = max(live for _, _, live in ledger.live_bytes_of_step())
     linears = {"llama": 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 1024, "gpt2": 12 * 256**2}[family]
     others = {"llama": 2 * 300 * 256 + 13 * 256, "gpt2": (300 + 32) * 256 + 13 * 2 * 256 + 6 * 9 * 256}[family]
@@ -285,7 +288,7 @@ def test_what_cannot_run_here_is_refused_with_the_way_out(options: dict[str, str
 def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
     recipe = make_recipe("test/llama")
     with pytest.raises(UserError, match="cannot load them"):
-        build_model(spec("llama"), recipe, "cpu", weights=str(tmp_path))
+        build_model(ResolvedRecipe(spec("llama"), recipe), "cpu", weights=str(tmp_path))
 
 
 def batches(recipe: Recipe) -> list[dict[str, Any]]:

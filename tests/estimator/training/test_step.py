@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.step import TrainingStep
 from tests.small_models import TINY, small_model
@@ -29,7 +30,7 @@ class Switched(torch.optim.SGD):
 def test_an_optimizer_is_told_whether_it_trains_or_evaluates() -> None:
     spec = small_model("llama", **TINY)
     recipe = make_recipe(spec.name, method="full", seq_len=8, mixed_precision="no")
-    model = build_model(spec, recipe, "cpu")
+    model = build_model(ResolvedRecipe(spec, recipe), "cpu")
     optimizer = Switched(model.parameters(), lr=0.1)
     step = TrainingStep(model, optimizer, recipe)
     tokens = torch.arange(8)[None]

@@ -1,0 +1,37 @@
+"""The tensors of one decoder layer: those of the base model, and those that an adapter adds."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+
+from lorabench.estimator.methods.base import Adapter, AdapterTensor
+from lorabench.estimator.models.spec import Layers, Weight
+
+
+def base_shapes(group: Layers) -> list[tuple[int, ...]]:
+    """Return the shape of each parameter that a layer of ``group`` has in the base model."""
+    shapes: list[tuple[int, ...]] = []
+    for linear in group.linears:
+        shapes.append((linear.out_features, linear.in_features))
+        if linear.bias:
+            shapes.append((linear.out_features,))
+    return [*shapes, *(weight.shape for weight in group.weights)]
+
+
+def adapter_tensors(group: Layers, adapter: Adapter, targets: Container[str]) -> Iterator[tuple[str, AdapterTensor]]:
+    """Yield the tensors that ``adapter`` adds to a layer of ``group``, each with the path of what it adapts.
+
+    ``targets`` are the names of the adapted linear layers.
+    """
+    for linear in group.linears:
+        if linear.name in targets:
+            yield from ((linear.name, tensor) for tensor in adapter.tensors(linear))
+    for path, weight in _wrapped_paths(group.experts):
+        yield from ((path, tensor) for tensor in adapter.expert_tensors(weight))
+
+
+def _wrapped_paths(weights: list[Weight]) -> Iterator[tuple[str, Weight]]:
+    """Yield the path of each parameter's adapter: peft wraps a module once for each, the last outermost."""
+    modules = [weight.name.rpartition(".")[0] for weight in weights]
+    for index, (module, weight) in enumerate(zip(modules, weights, strict=True)):
+        yield module + ".base_layer" * modules[index + 1 :].count(module), weight

@@ -1,0 +1,146 @@
+"""A recipe together with the model that it trains.
+
+A recipe alone names modules, such as ``all-linear``. Only the model says which tensors those are, so whatever needs
+both takes a `ResolvedRecipe`. It works each answer out once, when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
+from lorabench.estimator.optimizers.tensors import TrainedTensors
+from lorabench.estimator.recipes.layer_tensors import adapter_tensors, base_shapes
+from lorabench.estimator.recipes.modules_to_save import SavedModule, resolve_modules_to_save
+from lorabench.estimator.recipes.parameters import ParameterCounts
+from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.target_modules import resolve_target_modules
+
+
+class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
+    """A recipe on one model, and the modules and tensors that it trains there.
+
+    The properties that name modules raise a UserError if the model does not have them.
+    """
+
+    spec: ModelSpec
+    recipe: Recipe
+    assumptions: tuple[str, ...] = ()
+    """Settings and model names that the user did not give and that are not the defaults, one line each with the
+    reason."""
+
+    def replaced(self, **fields: Any) -> Self:
+        """Return this recipe with other values of some fields of `Recipe`, on the same model."""
+        return replace(self, recipe=replace(self.recipe, **fields))
+
+    def with_rank(self, rank: int | None) -> Self:
+        """Return this recipe with another rank of its adapters, on the same model."""
+        return replace(self, recipe=self.recipe.with_rank(rank))
+
+    @property
+    def digest(self) -> str:
+        """The 12 hex digits of `Recipe.digest` on this model."""
+        return self.recipe.digest(self.spec.config)
+
+    @cached_property
+    def target_modules(self) -> tuple[str, ...]:
+        """`Linear.name` of every linear layer that gets an adapter (`resolve_target_modules`)."""
+        return resolve_target_modules(self.spec, self.recipe.adapter)
+
+    @cached_property
+    def modules_to_save(self) -> tuple[SavedModule, ...]:
+        """The modules that train whole beside the adapters, in the order of the model."""
+        return resolve_modules_to_save(self.spec, self.recipe.modules_to_save)
+
+    @cached_property
+    def adapted_linears(self) -> tuple[tuple[Linear, int], ...]:
+        """Each kind of linear layer that gets an adapter, with the number of decoder layers that have it."""
+        return tuple(
+            (linear, group.count)
+            for group in self.spec.layers
+            for linear in group.linears
+            if linear.name in self.target_modules
+        )
+
+    @cached_property
+    def adapted_experts(self) -> tuple[tuple[Weight, int], ...]:
+        """Each kind of router and stack of experts that gets an adapter, with the number of decoder layers."""
+        adapter = self.recipe.adapter
+        if adapter is None:
+            return ()
+        return tuple(
+            (weight, group.count)
+            for group in self.spec.layers
+            for weight in group.experts
+            if adapter.expert_tensors(weight)
+        )
+
+    @cached_property
+    def trained_tensors(self) -> tuple[TrainedTensors, ...]:
+        """The tensors that train, in the order of the model, in which an optimizer steps through them.
+
+        With an adapter: the tensors that the method declares, and the modules to save as they are. Without: all of the
+        model. The first of several equal layers has an entry of its own and the others share one, so every tensor that
+        follows another in the model also follows it here.
+        """
+        return tuple(self._trained_tensors())
+
+    def _trained_tensors(self) -> Iterator[TrainedTensors]:
+        recipe = self.recipe
+        yield from self._saved_tensors(embeddings=True)
+        for shape, count, embedding in self._base_tensors() if recipe.adapter is None else self._adapter_tensors():
+            yield TrainedTensors(shape, count, recipe.trained_dtype, embedding)
+        yield from self._saved_tensors(embeddings=False)
+
+    def _saved_tensors(self, *, embeddings: bool) -> Iterator[TrainedTensors]:
+        for module in self.modules_to_save:
+            if module.embedding == embeddings:
+                for _, shape in module.tensors:
+                    yield TrainedTensors(shape, 1, self.recipe.unquantized_dtype, module.embedding)
+
+    def _adapter_tensors(self) -> Iterator[tuple[tuple[int, ...], int, bool]]:
+        adapter = self.recipe.adapter
+        assert adapter is not None
+        for group in self.spec.layers:
+            shapes = [tensor.shape for _, tensor in adapter_tensors(group, adapter, self.target_modules)]
+            yield from _in_layers(shapes, group.count)
+
+    def _base_tensors(self) -> Iterator[tuple[tuple[int, ...], int, bool]]:
+        spec = self.spec
+        for weight in spec.embeddings:
+            yield weight.shape, 1, True
+        for group in spec.layers:
+            yield from _in_layers(base_shapes(group), group.count)
+        for weight in spec.final_norm:
+            yield weight.shape, 1, False
+        if not spec.tie_word_embeddings:
+            yield (spec.head.out_features, spec.head.in_features), 1, False
+        if spec.head.bias:
+            yield (spec.head.out_features,), 1, False
+
+    @cached_property
+    def parameters(self) -> ParameterCounts:
+        """How many parameters there are, train and are quantised."""
+        spec, recipe = self.spec, self.recipe
+        adapter = 0
+        if recipe.adapter is not None:
+            adapter = sum(alike.elements * alike.many for alike in self.trained_tensors)
+        return ParameterCounts(
+            total=spec.parameters + adapter,
+            trainable=spec.parameters if recipe.adapter is None else adapter,
+            quantized=spec.linear_parameters if recipe.quantization is not None else 0,
+            adapter=adapter,
+            by_part={str(part): count for part, count in spec.parameters_by_part.items()},
+        )
+
+
+def _in_layers(shapes: list[tuple[int, ...]], layers: int) -> Iterator[tuple[tuple[int, ...], int, bool]]:
+    """Yield shape, number and whether it is an embedding: of the first layer, then of all others together."""
+    for count in (1, layers - 1):
+        if count:
+            yield from ((shape, count, False) for shape in shapes)
