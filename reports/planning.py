@@ -194,7 +194,7 @@ class SizesProgram:
 
 def _held(resolved: ResolvedRecipe) -> dict[str, Any]:
     """Return phase → persistent bytes by component. Workspaces are 1 or 0: their size depends on the GPU."""
-    persistent = persistent_of(Setup(resolved, "cuda"), resolved.recipe.optim, resolved.recipe.rank, None)
+    persistent = persistent_of(Setup(resolved, "cuda"), resolved.recipe.optim, resolved.recipe.rank)
     return {
         phase: [int(bytes_.get(name, 0) > 0) if name == "workspaces" else bytes_.get(name, 0) for name in COMPONENTS]
         for phase, bytes_ in persistent.items()

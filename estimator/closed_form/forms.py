@@ -33,17 +33,18 @@ MOST_RANKS = 4096
 
 
 class Setup:
-    """What a form depends on: the model, the kernels, and the recipe but for batch size, length, rank and optimizer.
+    """What a form depends on: model, kernels, GPU, and the recipe but for batch size, length, rank and optimizer.
 
     Two setups are equal when their models' shapes and their recipes are; a model is compared by all that it holds,
     since it may hold dictionaries and has no hash.
     """
 
-    __slots__ = ("_hash", "_key", "kernels", "resolved")
+    __slots__ = ("_hash", "_key", "compute_capability", "kernels", "resolved")
 
-    def __init__(self, resolved: ResolvedRecipe, kernels: Backend) -> None:
+    def __init__(self, resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None = None) -> None:
         spec, recipe = resolved.spec, resolved.recipe
         self.kernels = kernels
+        self.compute_capability = compute_capability
         several, filled = branches(spec, recipe.batch_size, recipe.seq_len)
         left_open = replace(
             recipe,
@@ -55,7 +56,7 @@ class Setup:
             optim="sgd",  # any: its states are persistent, and its step is no part of the form
         )
         self.resolved = ResolvedRecipe(spec, left_open)
-        self._key = (msgspec.msgpack.encode(spec), left_open, kernels)
+        self._key = (msgspec.msgpack.encode(spec), left_open, kernels, compute_capability)
         self._hash = hash(self._key)
 
     def __hash__(self) -> int:
@@ -99,7 +100,7 @@ def compile_form(setup: Setup) -> Form:
     Raises:
         UserError: target modules that the model does not have, or a combination that has no closed form.
     """
-    candidates = peak_candidates(setup.resolved, setup.kernels)
+    candidates = peak_candidates(setup.resolved, setup.kernels, setup.compute_capability)
     kept = {phase: _undominated(list(group)) for phase, group in groupby(candidates, lambda candidate: candidate.phase)}
     used = {
         monomial for of_phase in kept.values() for candidate in of_phase for monomial, n in candidate.total.items() if n
@@ -119,11 +120,11 @@ def _coefficients(candidate: PeakCandidate, monomials: Iterable[Monomial]) -> tu
 
 
 @lru_cache(MOST_RANKS)
-def persistent_of(setup: Setup, optim: Optim, rank: int | None, compute_capability: str | None) -> PersistentBytes:
-    """Return what is persistent under ``setup`` with this optimizer and rank, on a GPU of ``compute_capability``."""
+def persistent_of(setup: Setup, optim: Optim, rank: int | None) -> PersistentBytes:
+    """Return what is persistent under ``setup`` with this optimizer and rank."""
     spec, recipe = setup.resolved.spec, setup.resolved.recipe
     resolved = ResolvedRecipe(spec, replace(recipe.with_rank(rank), optim=optim))
-    return persistent_bytes(resolved, setup.kernels, compute_capability)
+    return persistent_bytes(resolved, setup.kernels, setup.compute_capability)
 
 
 def _undominated(candidates: list[PeakCandidate]) -> list[PeakCandidate]:

@@ -73,19 +73,19 @@ class ItemisedStep(NamedTuple):
         return _items(self.one_layer)
 
 
-def itemised_step(resolved: ResolvedRecipe, kernels: Backend) -> ItemisedStep:
+def itemised_step(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None = None) -> ItemisedStep:
     """Return the step of the recipe with the maker of all that is alive, but for what is persistent.
 
     Raises:
         UserError: a combination that has no closed form.
     """
-    return _step(Setup(resolved, kernels))
+    return _step(Setup(resolved, kernels, compute_capability))
 
 
 @lru_cache(MOST_STEPS)
 def _step(setup: Setup) -> ItemisedStep:
     ledger = _ItemisedLedger()
-    candidates = peak_candidates(setup.resolved, setup.kernels, _ItemisedTape(ledger))
+    candidates = peak_candidates(setup.resolved, setup.kernels, setup.compute_capability, _ItemisedTape(ledger))
     return ItemisedStep(candidates, ledger.alive, ledger.latest, ledger.one_layer)
 
 

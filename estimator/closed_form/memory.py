@@ -19,14 +19,15 @@ def estimate_memory(
 ) -> Breakdown:
     """Return the breakdown of the recipe on one device that runs ``kernels``.
 
-    ``compute_capability`` (of `Device`) decides what cuBLAS works in; see `workspaces` for what None stands for.
+    ``compute_capability`` (of `Device`) decides which kernel attention takes and what cuBLAS works in; see
+    `sdpa_kernel` and `workspaces` for what None stands for.
 
     Raises:
         UserError: target modules that the model does not have, or a combination that no kernel runs.
     """
-    setup = Setup(resolved, kernels)
+    setup = Setup(resolved, kernels, compute_capability)
     form = compile_form(setup)
-    persistent = persistent_of(setup, resolved.recipe.optim, resolved.recipe.rank, compute_capability)
+    persistent = persistent_of(setup, resolved.recipe.optim, resolved.recipe.rank)
     values = Values(resolved)
     factors = [values[monomial] for monomial in form.monomials]
     phase_peaks: dict[str, int] = {}

@@ -119,9 +119,9 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
 def _peaks(part: GridPart, kernels: Backend, compute_capability: str | None) -> NDArray[np.int64]:
     import numpy as np
 
-    setup, optim = Setup(part.example, kernels), part.example.recipe.optim
+    setup, optim = Setup(part.example, kernels, compute_capability), part.example.recipe.optim
     ranks, which = np.unique(part.ranks, return_inverse=True)
-    persistent = [persistent_of(setup, optim, int(rank) or None, compute_capability) for rank in ranks]
+    persistent = [persistent_of(setup, optim, int(rank) or None) for rank in ranks]
     form = compile_form(setup)
     values = Values(part.example, {B: part.batch_sizes, S: part.seq_lens, R: part.ranks})
     factors = np.stack(np.broadcast_arrays(*(values[monomial] for monomial in form.monomials)))

@@ -10,6 +10,7 @@ from lorabench.estimator.closed_form.adapters import adapted_linear
 from lorabench.estimator.closed_form.autograd import Leaf, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, R, S
+from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel
 from lorabench.estimator.methods.base import AdapterTensor
 from lorabench.estimator.models.spec import Layers, Linear
 from lorabench.estimator.recipes.recipe import Recipe
@@ -222,17 +223,26 @@ class Modules:
             q, k, v = (op.cast(t, self.compute_dtype) for t in (q, k, v))
         if implementation == "flash_attention_2":
             q, k, v = (op.cast(t, self._flash_dtype(t.dtype)) for t in (q, k, v))
-            output = op.flash_attention(q, k, v, heads, kv_heads, "flash_attention_2")
-        elif op.kernels == "cpu":
-            if dropout:
-                return self._math(q, k, v, dropout, joined)
-            output = op.flash_attention(q, k, v, heads, kv_heads, "sdpa")
-        elif self.mask is None and q.dtype != "float32":
-            output = op.flash_attention(q, k, v, heads, kv_heads, "sdpa")
-        elif kv_heads == heads:
-            return op.efficient_attention(q, k, v, heads, self.mask)  # by token, however the queries lie
+            output = op.flash_attention(q, k, v, heads, kv_heads, "flash_attention_2", by_head=joined)
+            return op.copy(output) if joined else output
+        if op.kernels == "cpu":
+            kernel: SdpaKernel = "math" if dropout else "flash"
         else:
+            kernel = sdpa_kernel(
+                dtype=q.dtype,
+                head_dim=spec.head_dim,
+                value_dim=spec.head_dim,
+                heads=heads,
+                kv_heads=kv_heads,
+                masked=self.mask is not None,
+                dropout=dropout,
+                compute_capability=op.compute_capability,
+            )
+        if kernel == "math":
             return self._math(q, k, v, dropout, joined)
+        if kernel == "efficient":
+            return op.efficient_attention(q, k, v, heads, self.mask)  # by token, however the queries lie
+        output = op.flash_attention(q, k, v, heads, kv_heads, "sdpa", by_head=joined)
         return op.copy(output) if joined else output
 
     def _flash_dtype(self, dtype: str) -> str:
@@ -273,23 +283,23 @@ class Modules:
         op, spec = self.op, self.spec
         by_token = self.recipe.batch_size > 1
         times = spec.num_attention_heads // spec.num_key_value_heads
-        queries = op.cast(q, "float32")
-        keys, values = op.cast(k, "float32"), op.cast(v, "float32")
-        queries = op.scale(queries)
+        # As in C++, what has a name lives until the kernel returns.
+        q32, k32, v32 = (op.cast(x, "float32") for x in (q, k, v))
+        queries = op.scale(q32)
         mask = op.tape.new(S * S, 1, "float32", name="causal mask")
-        keys, values = op.repeat_heads(keys, times), op.repeat_heads(values, times)
+        keys, values = op.repeat_heads(k32, times), op.repeat_heads(v32, times)
         attention = op.batched_matmul(
             op.copy(queries) if by_token and not joined else queries,
             op.copy(op.scale(keys)) if by_token and not joined and times == 1 else op.scale(keys),
             PAIRS,
             spec.num_attention_heads,
         )
-        attention = op.softmax(attention, "float32")
+        attention = op.safe_softmax(attention)
         attention = op.dropout(attention, dropout)
         by_head = op.copy(values) if by_token and times == 1 else values
         output = op.cast(op.batched_matmul(attention, by_head, TOKENS, q.features), q.dtype)
         probabilities = op.cast(attention, q.dtype)
-        del probabilities, attention, by_head, queries, keys, values, mask
+        del probabilities, attention, by_head, queries, keys, values, mask, q32, k32, v32
         return op.copy(output)
 
     # Feed-forward

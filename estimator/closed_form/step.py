@@ -18,7 +18,9 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 GRADIENT_OF_LOSS = "gradient of the loss"
 
 
-def peak_candidates(resolved: ResolvedRecipe, kernels: Backend, tape: Tape | None = None) -> list[PeakCandidate]:
+def peak_candidates(
+    resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None = None, tape: Tape | None = None
+) -> list[PeakCandidate]:
     """Return the points in time of a steady step at which memory may peak, in order.
 
     Batch size and length are left open: a candidate holds bytes for each monomial. What is persistent is not among
@@ -33,19 +35,18 @@ def peak_candidates(resolved: ResolvedRecipe, kernels: Backend, tape: Tape | Non
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step without contents"
         )
-    return _Step(resolved, kernels, tape or Tape(Ledger())).run()
+    return _Step(resolved, Operators(tape or Tape(Ledger()), kernels, compute_capability)).run()
 
 
 class _Step:
-    def __init__(self, resolved: ResolvedRecipe, kernels: Backend, tape: Tape) -> None:
+    def __init__(self, resolved: ResolvedRecipe, op: Operators) -> None:
         spec, recipe = resolved.spec, resolved.recipe
         self.resolved = resolved
         self.spec = spec
         self.recipe = recipe
-        self.kernels = kernels
-        self.ledger = tape.ledger
-        self.tape = tape
-        self.op = Operators(self.tape, kernels)
+        self.op = op
+        self.tape = op.tape
+        self.ledger = op.tape.ledger
         self.decoder = decoder_of(spec.model_type)
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)

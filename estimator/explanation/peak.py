@@ -45,10 +45,11 @@ class Peak:
         self.spec = resolved.spec
         self.recipe = resolved.recipe
         self.kernels = kernels
+        self.compute_capability = compute_capability
         self.memory = memory
         self.widths = Widths(resolved.spec)
         self.values = Values(resolved)
-        self.step = itemised_step(resolved, kernels)
+        self.step = itemised_step(resolved, kernels, compute_capability)
         self.persistent = persistent_bytes(resolved, kernels, compute_capability)
 
     def at_peak(self, component: str) -> list[Line]:
@@ -72,7 +73,9 @@ class Peak:
     def _layer_activations(self) -> list[Item]:
         step = self.step
         if self.recipe.gradient_checkpointing:
-            step = itemised_step(self.resolved.replaced(gradient_checkpointing=False), self.kernels)
+            step = itemised_step(
+                self.resolved.replaced(gradient_checkpointing=False), self.kernels, self.compute_capability
+            )
         return [item for item in step.layer_items() if item.component == "activations"]
 
     def phases(self) -> Iterator[Line]:

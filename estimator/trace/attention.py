@@ -1,26 +1,24 @@
-"""Which attention kernel scaled_dot_product_attention takes, written out for meta tensors, which would take none.
+"""The kernels of scaled_dot_product_attention, written out for meta tensors, which would take none.
 
-The rules are those of torch 2.13 (`sdp_utils.cpp` for CUDA, `sdp_utils_cpp.cpp` for the CPU, `attention.cpp` for what
-is done around the kernels).
+Which of them a GPU takes is said once, for this and for the closed form (`devices.attention_kernel`). What is done
+around the kernels is as in torch 2.13 (`attention.cpp`; for the CPU, `sdp_utils_cpp.cpp`).
 
-On Hopper and the Blackwell of data centres, with a cuDNN newer than 9.15, torch 2.13 asks cuDNN's kernel before flash
-attention (unless TORCH_CUDNN_SDPA_DEPRIORITIZED is set), and with a mask before the efficient kernel. It is traced as
-those. What it saves has the same sizes: queries, keys, values, output, one float32 for each row and head. Its backward
-works in one allocation, of which cuDNN's frontend asks for the float32 accumulator of the query's gradient and the row
-sums (`scaled_dot_product_flash_attention.h`), as flash attention does, without padding them. Whether cuDNN's own plans,
-whose source is closed, ask for more, such as the gradients of expanded keys and values that flash attention holds, is
-not known.
+cuDNN's kernel is traced as flash attention, and with a mask as the efficient kernel. What it saves has the same sizes:
+queries, keys, values, output, one float32 for each row and head. Its backward works in one allocation, of which cuDNN's
+frontend (`scaled_dot_product_flash_attention.h`) asks for the float32 accumulator of the query's gradient and the row
+sums, as flash attention does, without padding them. Whether cuDNN's own plans, whose source is closed, ask for more,
+such as the gradients of expanded keys and values that flash attention holds, is not known.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel
+
 if TYPE_CHECKING:
     import torch
 
-FLASH_HEAD_DIM = 256
-"""Widest head that flash attention takes."""
 MASK_ALIGNMENT = 16
 """The efficient kernel wants the mask's rows padded to a multiple of this."""
 
@@ -34,28 +32,28 @@ def cuda_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    compute_capability: str | None,
 ) -> torch.Tensor:
     """Return what CUDA's scaled_dot_product_attention returns, from the kernel that CUDA takes.
 
-    ``query`` is (batch, heads, length, head_dim), ``key`` and ``value`` (batch, kv_heads, length, head_dim).
-
-    - Flash attention: 16-bit, no mask, heads up to 256 wide. It shares keys and values among heads by itself.
-    - The efficient kernel: float32 or a mask, as many key heads as query heads.
-    - Otherwise single operators in float32, with the whole matrix of scores.
+    ``query`` is (batch, heads, length, head_dim), ``key`` and ``value`` (batch, kv_heads, length, head_dim). The math
+    kernel is single operators in float32, with the whole matrix of scores.
     """
     import torch
 
-    if attn_mask is None and _flash_takes(query, key, value, dropout_p):
+    kernel = _kernel(
+        query, key, value, masked=attn_mask is not None, dropout=dropout_p, compute_capability=compute_capability
+    )
+    if kernel == "flash":
         return _flash(query, key, value, dropout_p, is_causal, scale)
-    if _efficient_takes(query, key, value):
+    if kernel == "efficient":
         mask = _efficient_mask(attn_mask, query, key)
         output: torch.Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, key, value, mask, True, dropout_p, is_causal, scale=scale
         )[0]
         return output
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale)[0]
 
 
 def cpu_attention(
@@ -81,17 +79,27 @@ def cpu_attention(
     )
 
 
-def _flash_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float) -> bool:
-    import torch
-
-    head_dim = query.shape[-1]
-    if query.dtype not in (torch.float16, torch.bfloat16) or query.dim() != 4:
-        return False
-    if not head_dim == key.shape[-1] == value.shape[-1] <= FLASH_HEAD_DIM:
-        return False
-    # GPUs with little shared memory (8.6, 8.9, 12.0) run no backward pass for these.
-    too_wide = 192 < head_dim <= 224 or (head_dim > 224 and dropout_p > 0)
-    return not too_wide
+def _kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    masked: bool,
+    dropout: float,
+    compute_capability: str | None,
+) -> SdpaKernel:
+    if query.dim() != 4 or query.shape[-1] != key.shape[-1]:
+        return "math"
+    return sdpa_kernel(
+        dtype=str(query.dtype).removeprefix("torch."),
+        head_dim=query.shape[-1],
+        value_dim=value.shape[-1],
+        heads=query.shape[1],
+        kv_heads=key.shape[1],
+        masked=masked,
+        dropout=dropout,
+        compute_capability=compute_capability,
+    )
 
 
 def _flash(
@@ -112,15 +120,42 @@ def _flash(
     return output[..., :head_dim] if missing else output
 
 
-def _efficient_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+def _math(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `_scaled_dot_product_attention_math` returns, by its operators.
+
+    Called on meta under a dispatch mode, torch's own would add the mask out of place, and drop out by a mask of floats.
+    """
     import torch
 
-    if query.dtype not in (torch.float16, torch.bfloat16, torch.float32) or query.dim() != 4:
-        return False
-    if not query.shape[1] == key.shape[1] == value.shape[1] or query.shape[-1] != key.shape[-1]:
-        return False
-    alignment = 4 if query.dtype == torch.float32 else 8
-    return query.shape[-1] % alignment == 0 and value.shape[-1] % alignment == 0
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    # As in C++, what has a name lives until the function returns.
+    query_32, key_32, value_32 = (tensor.float() if half else tensor for tensor in (query, key, value))
+    root = abs(query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
+    scaled = query_32 * root
+    if is_causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scaled.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    keys, values = key_32, value_32
+    shared_by = query.shape[-3] // key.shape[-3]
+    if shared_by > 1:
+        keys, values = keys.repeat_interleave(shared_by, -3), values.repeat_interleave(shared_by, -3)
+    attention = torch.matmul(scaled, keys.transpose(-2, -1) * root)
+    if mask is not None:
+        attention.add_(mask)
+    attention = torch.ops.aten._safe_softmax(attention, -1)
+    if dropout_p > 0:
+        attention = torch.native_dropout(attention, dropout_p, True)[0]
+    # The probabilities are returned too, and let go of.
+    return torch.matmul(attention, values).to(query.dtype), attention.to(query.dtype)
 
 
 def _efficient_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.devices.backend import Backend
@@ -68,9 +69,15 @@ def building_on_meta() -> Iterator[None]:
 
 
 @contextmanager
-def running_on_meta(model: nn.Module, kernels: Backend, results: MetaResults | None = None) -> Iterator[None]:
+def running_on_meta(
+    model: nn.Module,
+    kernels: Backend,
+    results: MetaResults | None = None,
+    compute_capability: str | None = None,
+) -> Iterator[None]:
     """Let steps of ``model``, which lies on meta, go as on a device that runs ``kernels``.
 
+    ``compute_capability`` (of `Device`) decides which kernel attention takes (`sdpa_kernel`).
     ``results`` are given where somebody else sees to it that operators give them, who sees the operators anyway.
     """
     from transformers import masking_utils
@@ -83,7 +90,7 @@ def running_on_meta(model: nn.Module, kernels: Backend, results: MetaResults | N
         stack.enter_context(replaced(masking_utils, "fast_all", _no_padding))
         stack.enter_context(_optimizers_on_meta(kernels))
         autocast = stack.enter_context(autocast_on_meta(model, kernels))
-        stack.enter_context(_operators_on_meta(kernels, autocast))
+        stack.enter_context(_operators_on_meta(kernels, autocast, compute_capability))
         if results is None:
             stack.enter_context(results_on_meta(MetaResults(kernels)))
         yield
@@ -93,7 +100,7 @@ def running_on_meta(model: nn.Module, kernels: Backend, results: MetaResults | N
 
 
 @contextmanager
-def _operators_on_meta(kernels: Backend, autocast: MetaAutocast) -> Iterator[None]:
+def _operators_on_meta(kernels: Backend, autocast: MetaAutocast, compute_capability: str | None) -> Iterator[None]:
     """Let torch's functions cast as autocast says and take the implementation that ``kernels`` have."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -102,7 +109,7 @@ def _operators_on_meta(kernels: Backend, autocast: MetaAutocast) -> Iterator[Non
     implementations: dict[Any, Callable[..., Any]]
     if kernels == "cuda":
         implementations = {
-            functional.scaled_dot_product_attention: cuda_attention,
+            functional.scaled_dot_product_attention: partial(cuda_attention, compute_capability=compute_capability),
             functional.dropout: _fused_dropout,
             functional.softmax: _softmax,
         }

@@ -30,6 +30,8 @@ def cuda_scratch() -> Scratch:
         aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
         aten._scaled_dot_product_efficient_attention.default: _efficient_forward,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
+        aten._softmax_backward_data.default: _softmax_backward,
+        aten._safe_softmax.default: _safe_softmax,
         aten.embedding_dense_backward.default: _embedding_backward,
         aten.index_put.default: _index_put,
         **_four_bit_products(_gemm_4bit_on_cuda),
@@ -80,12 +82,19 @@ def _gemm_4bit_on_cpu(
 
 
 def _flash_backward(
-    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    *_: Any,
+    **__: Any,
 ) -> list[torch.Tensor]:
     """Return the float32 accumulator of the query's gradient, the row sums, and gradients of expanded keys and values.
 
     ``query`` is (batch, heads, length, head_dim); lengths are padded to 128, heads to 32 columns, or 64 above 128
-    (`flash_api.cpp`, mha_bwd).
+    (`flash_api.cpp`, mha_bwd). An output, or a gradient, that does not lie by token is copied to do so
+    (`_flash_attention_backward` of `attention_backward.cu`).
     """
     import torch
 
@@ -99,6 +108,9 @@ def _flash_backward(
     if key.shape[1] != heads:
         expanded = (batch, key.shape[2], heads, head_dim)
         held += [query.new_empty(expanded), query.new_empty(expanded)]
+    held += [
+        by_head.new_empty(by_head.shape) for by_head in (grad, output) if not by_head.transpose(1, 2).is_contiguous()
+    ]
     return held
 
 
@@ -135,6 +147,21 @@ def _efficient_backward(
         query.new_empty((batch, heads, length), dtype=torch.float32),
         query.new_empty(workspace, dtype=torch.float32),
     ]
+
+
+# Softmax
+
+
+def _softmax_backward(grad: torch.Tensor, *_: Any) -> list[torch.Tensor]:
+    """Return the gradient times the softmax, which `softmax_backward_cuda_out` (SoftMax.cu) begins with."""
+    return [grad.new_empty(grad.shape)]
+
+
+def _safe_softmax(scores: torch.Tensor, *_: Any) -> list[torch.Tensor]:
+    """Return which scores are masked, one byte each (`_safe_softmax` of `attention.cpp`, of the math kernel)."""
+    import torch
+
+    return [scores.new_empty(scores.shape, dtype=torch.bool)]
 
 
 # Lookups

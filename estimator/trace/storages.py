@@ -57,6 +57,8 @@ class StorageLedger(FollowedStorages):
         self._scratch = scratch
         self._execute = execute
         self._open: ExitStack | None = None
+        self.on_operation: Callable[[Any], None] | None = None
+        """Called with each operation when its results are counted."""
 
     # What lives before the step.
 
@@ -135,13 +137,18 @@ class StorageLedger(FollowedStorages):
             if type(module).__name__.endswith("RotaryEmbedding"):
                 self._open.callback(module.register_forward_hook(keep_tables).remove)
 
+    def _count(self, operation: Any, result: Any) -> None:
+        self._record(operation, result)
+        if self.on_operation is not None:
+            self.on_operation(operation)
+
     def __enter__(self) -> StorageLedger:
         # Learnt before the ledger's own mode is on.
         references_of_a_gathered_gradient()
         self._open = ExitStack()
         self._open.enter_context(
             watch_operations(
-                self._record,
+                self._count,
                 self._scratch or {},
                 self._execute or run,
                 self._accumulate,

@@ -21,7 +21,6 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
-from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.quiet import quiet_libraries
@@ -204,7 +203,7 @@ def run_on_meta(
     compute_capability: str | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
     """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
-    spec, recipe = resolved.spec, resolved.recipe
+    from lorabench.estimator.trace.cublas import CublasWorkspaces
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta, stepping_on_meta
     from lorabench.estimator.trace.meta_results import MetaResults
     from lorabench.estimator.trace.model_tensors import model_bytes
@@ -216,6 +215,7 @@ def run_on_meta(
     from lorabench.estimator.training.parameters import count_built
     from lorabench.estimator.training.step import TrainingStep
 
+    spec, recipe = resolved.spec, resolved.recipe
     on_progress("building the model")
     # On a CPU run the host's own tensors, such as step counters, are the device's.
     devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
@@ -229,9 +229,12 @@ def run_on_meta(
     ledger = StorageLedger(*devices, scratch=scratch, execute=results, on_birth=origins.note)
     ledger.loaded_bytes = loaded[0]
     ledger.adopt_model(model)
-    with running_on_meta(model, kernels, results):
+    with running_on_meta(model, kernels, results, compute_capability):
         optimizer = make_optimizer(model, recipe)
-        begin_phase = _with_workspaces(ledger, compute_capability) if kernels == "cuda" else ledger.begin_phase
+        begin_phase = ledger.begin_phase
+        if kernels == "cuda":
+            cublas = CublasWorkspaces(ledger, compute_capability)
+            begin_phase, ledger.on_operation = cublas.begin_phase, cublas.take
         step = TrainingStep(model, optimizer, recipe, begin_phase)
         with ledger, origins.watching(), stepping_on_meta(optimizer, kernels, results):
             ledger.watch_model(model, spec.vocab_size)
@@ -241,22 +244,6 @@ def run_on_meta(
                 step(_batches(recipe, ledger))
                 ledger.end_step(model, optimizer)
     return ledger, origins, parameters
-
-
-def _with_workspaces(ledger: StorageLedger, compute_capability: str | None) -> Callable[[str], None]:
-    """Return what begins a phase of ``ledger``, and at each thread's first one allocates what cuBLAS works in there."""
-    import torch
-
-    bytes_each = workspaces(compute_capability).bytes // HANDLES
-    kept: dict[str, torch.Tensor] = {}
-
-    def begin_phase(phase: str) -> None:
-        ledger.begin_phase(phase)
-        if phase in ("forward", "backward") and phase not in kept:
-            kept[phase] = torch.empty(bytes_each, dtype=torch.uint8, device="meta")
-            ledger.adopt("workspaces", kept[phase])
-
-    return begin_phase
 
 
 def _batches(recipe: Recipe, ledger: StorageLedger) -> Iterator[Batch]:

@@ -14,12 +14,21 @@ class Attention(Elementwise):
     """The kernels of scaled dot-product attention."""
 
     def flash_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, kernel: AttentionKernel
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        kv_heads: int,
+        kernel: AttentionKernel,
+        *,
+        by_head: bool = False,
     ) -> Tensor:
         """Return flash attention of q (B·S, H·d), k and v (B·S, kv), in q's shape.
 
         It saves q, k, v, its output and each token's float32 log-sum-exp. Backward works through a float32 accumulator
-        for q's gradient and, where heads share keys and values, through gradients for every head.
+        for q's gradient and, where heads share keys and values, through gradients for every head. ``by_head``: the
+        queries, and so the output, do not lie by token; backward then copies the output (`_flash_attention_backward`).
         """
         tape, dtype = self.tape, q.dtype
         q_features, kv_features = q.features, k.features
@@ -44,6 +53,8 @@ class Attention(Elementwise):
                     scratch = [tape.new(PADDED_TOKENS, width, "float32") for width in (heads, heads * padded)]
                     if kv_heads != heads:
                         scratch += [tape.new(TOKENS, q_features, dtype), tape.new(TOKENS, q_features, dtype)]
+                    if by_head:
+                        scratch.append(tape.new(TOKENS, q_features, dtype, name="output by token"))
             del scratch
             return to_q, to_k, to_v
 

@@ -9,9 +9,11 @@ from lorabench.estimator.devices.backend import Backend
 class Elementwise:
     """Operators that work on each element alone, on one tape."""
 
-    def __init__(self, tape: Tape, kernels: Backend) -> None:
+    def __init__(self, tape: Tape, kernels: Backend, compute_capability: str | None = None) -> None:
+        """Run on ``tape`` as on a device of ``kernels``; ``compute_capability`` is that of `Device`."""
         self.tape = tape
         self.kernels = kernels
+        self.compute_capability = compute_capability
 
     @property
     def autocast(self) -> Autocast | None:

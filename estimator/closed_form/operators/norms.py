@@ -49,12 +49,28 @@ class Norms(Elementwise):
         CUDA reads float16 as it is; any other input is copied into ``dtype`` first.
         """
         tape, was = self.tape, x.dtype
-        # _softmax: _softmax_backward_data(grad, result, dim, self.scalar_type())
-        if self.kernels == "cuda" and was == "float16" and dtype == "float32":
-            return tape.record(
-                "softmax", (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype), saved_output=True
-            )
-        converted = self.cast(x, dtype)
-        return tape.record(
-            "softmax", (converted,), lambda g, _: (tape.like(g),), (), lambda: tape.like(converted), saved_output=True
-        )
+        half_to_float = self.kernels == "cuda" and was == "float16" and dtype == "float32"
+        converted = x if half_to_float else self.cast(x, dtype)
+        to_input = was if half_to_float else dtype
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # _softmax: _softmax_backward_data(grad, result, dim, self.scalar_type())
+            to_x = tape.like(g, to_input)
+            if self.kernels == "cuda":
+                # softmax_backward_cuda_out (SoftMax.cu) begins with `Tensor tmp = grad * output`.
+                product = tape.like(g, name="gradient times softmax")
+                del product
+            return (to_x,)
+
+        return tape.record("softmax", (converted,), backward, (), lambda: tape.like(x, dtype), saved_output=True)
+
+    def safe_softmax(self, x: Tensor) -> Tensor:
+        """Return softmax of float32 scores, for the math kernel: rows that are masked as a whole become zero.
+
+        CUDA holds which scores are masked, one byte each, beside its result (`_safe_softmax` of `attention.cpp`).
+        """
+        output = self.softmax(x, "float32")
+        if self.kernels == "cuda":
+            masked = self.tape.like(x, "bool", name="masked scores")
+            del masked
+        return output

@@ -122,6 +122,21 @@ def test_the_closed_form_meets_the_trace(part: int) -> None:
     assert quantiles(of_components.values(), n=5)[-1] <= 0.01, of_components
 
 
+@pytest.mark.parametrize("family", SAMPLED_FAMILIES)
+def test_the_closed_form_meets_the_trace_on_a_gpu_without_flash_attention(family: str) -> None:
+    spec = read_config(small_config(family, vocab_size=1000, hidden_size=256, num_hidden_layers=3), f"small/{family}")
+    attention = "eager" if spec.caps_scores or not spec.has_sdpa else "sdpa"
+    for dtype, batch_size, checkpointing in (("float16", 1, True), ("float16", 2, False), ("bfloat16", 2, True)):
+        options = {"dtype": dtype, "mixed_precision": {"float16": "fp16", "bfloat16": "bf16"}[dtype]}
+        shape = {"batch_size": batch_size, "seq_len": 384, "gradient_checkpointing": checkpointing}
+        recipe = make_recipe(
+            spec.name, method="lora", lora_dropout=0.0, attn_implementation=attention, **options, **shape
+        )
+        traced = trace(ResolvedRecipe(spec, recipe), compute_capability="7.5").memory
+        estimated = estimate_memory(ResolvedRecipe(spec, recipe), compute_capability="7.5")
+        assert abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1) <= 0.001, recipe.describe()
+
+
 def _worst_component(traced: Breakdown, estimated: Breakdown) -> float:
     """Return by which part of the peak the component differs that differs most."""
     apart = (abs(estimated.components[name] - traced.components[name]) for name in COMPONENTS)

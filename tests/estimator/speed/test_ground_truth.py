@@ -67,7 +67,7 @@ def recomputed_whole(recipe: Recipe) -> float:
 
     resolved, device = ResolvedRecipe(find_model(recipe.model), recipe), find_device("a100-sxm-80gb")
     tape = Reentrant()
-    peak_candidates(Setup(resolved, "cuda").resolved, "cuda", tape)
+    peak_candidates(Setup(resolved, "cuda").resolved, "cuda", tape=tape)
     step = size_step(resolved)._replace(micro_batch=MicroBatch(tuple(tape.counts.items()), tape.launches))
     return float(recipe.tokens / step_time(step, DatasheetRates(device, "typical")).total)
 

@@ -364,13 +364,32 @@ def scratch_bytes(operator: Any, *args: Any, **kwargs: Any) -> list[int]:
 
 def test_flash_attentions_backward_pads_lengths_to_128_and_heads_to_32_columns() -> None:
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
-    alike = meta(2, 8, 200, 80)
+    alike = meta(2, 200, 8, 80).transpose(1, 2)  # of gradient, query, key, value and output
     row_sums, query_gradient = 4 * 2 * 8 * 256, 4 * 2 * 256 * 8 * 96
-    assert scratch_bytes(backward, alike, alike, alike) == [row_sums, query_gradient]
-    expanded = 2 * 2 * 200 * 8 * 80
-    assert scratch_bytes(backward, alike, alike, meta(2, 2, 200, 80)) == [row_sums, query_gradient, expanded, expanded]
-    wide = meta(1, 1, 128, 144)
-    assert scratch_bytes(backward, wide, wide, wide) == [4 * 128, 4 * 128 * 192]
+    assert scratch_bytes(backward, *[alike] * 5) == [row_sums, query_gradient]
+    expanded, grouped = 2 * 2 * 200 * 8 * 80, meta(2, 2, 200, 80)
+    of_groups = scratch_bytes(backward, alike, alike, grouped, grouped, alike)
+    assert of_groups == [row_sums, query_gradient, expanded, expanded]
+    wide = meta(1, 128, 1, 144).transpose(1, 2)
+    assert scratch_bytes(backward, *[wide] * 5) == [4 * 128, 4 * 128 * 192]
+
+
+def test_flash_attentions_backward_copies_an_output_that_does_not_lie_by_token() -> None:
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+    by_token, by_head = meta(2, 200, 8, 64).transpose(1, 2), meta(2, 8, 200, 64)
+    held = scratch_bytes(backward, by_token, by_head, by_head, by_head, by_head)
+    assert held[2:] == [2 * 2 * 8 * 200 * 64]
+
+
+def test_a_softmaxs_backward_makes_the_gradient_times_the_softmax() -> None:
+    scores = torch.empty(2, 8, 100, 100, device="meta")
+    backward = torch.ops.aten._softmax_backward_data.default
+    assert scratch_bytes(backward, scores, scores, -1, torch.float32) == [4 * 2 * 8 * 100 * 100]
+
+
+def test_the_math_kernels_softmax_notes_which_scores_are_masked() -> None:
+    scores = torch.empty(2, 8, 100, 100, device="meta")
+    assert scratch_bytes(torch.ops.aten._safe_softmax.default, scores, -1) == [2 * 8 * 100 * 100]
 
 
 def test_the_embeddings_backward_sorts_more_than_3072_tokens() -> None:

@@ -1,0 +1,73 @@
+"""Which attention kernel a GPU takes, held to the conditions of torch's sdp_utils.cpp one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lorabench.estimator.devices.attention_kernel import sdpa_kernel
+
+LLAMA: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "head_dim": 128,
+    "value_dim": 128,
+    "heads": 32,
+    "kv_heads": 8,
+    "masked": False,
+    "dropout": 0.0,
+    "compute_capability": "8.0",
+}
+GROUPED = {"kv_heads": 8}
+ALL_HEADS = {"kv_heads": 32}
+T4 = {"compute_capability": "7.5"}
+
+
+def kernel(**changes: Any) -> str:
+    return sdpa_kernel(**(LLAMA | changes))
+
+
+@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0", None, "gfx942"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gpus_since_the_a100_take_flash_attention_for_16_bits(capability: str | None, dtype: str) -> None:
+    assert kernel(dtype=dtype, compute_capability=capability) == "flash"
+
+
+def test_before_ampere_there_is_no_flash_attention_and_grouped_heads_leave_only_the_math_kernel() -> None:
+    assert kernel(**T4, **ALL_HEADS, dtype="float16") == "efficient"
+    assert kernel(**T4, **GROUPED, dtype="float16") == "math"
+
+
+def test_before_ampere_the_efficient_kernel_does_not_take_bfloat16() -> None:
+    assert kernel(**T4, **ALL_HEADS, dtype="bfloat16") == "math"
+
+
+def test_flash_attention_takes_neither_masks_nor_float32() -> None:
+    for change in ({"masked": True}, {"dtype": "float32"}):
+        assert kernel(**change, **ALL_HEADS) == "efficient"
+        assert kernel(**change, **GROUPED) == "math"
+
+
+@pytest.mark.parametrize(("capability", "taken"), [("8.0", "flash"), ("8.6", "efficient"), ("8.9", "efficient")])
+def test_wide_heads_need_an_a100s_shared_memory_to_train_with_flash_attention(capability: str, taken: str) -> None:
+    assert kernel(**ALL_HEADS, head_dim=224, value_dim=224, compute_capability=capability) == taken
+
+
+def test_heads_of_256_train_on_little_shared_memory_only_without_dropout() -> None:
+    wide = {"head_dim": 256, "value_dim": 256, "compute_capability": "12.0", **ALL_HEADS}
+    assert kernel(**wide) == "flash"
+    assert kernel(**wide, dropout=0.1) == "efficient"
+
+
+def test_heads_wider_than_256_take_the_efficient_kernel() -> None:
+    assert kernel(**ALL_HEADS, head_dim=264, value_dim=264) == "efficient"
+
+
+def test_values_of_another_width_take_the_efficient_kernel() -> None:
+    assert kernel(**ALL_HEADS, head_dim=192, value_dim=128) == "efficient"
+
+
+def test_rows_that_tensor_cores_cannot_read_take_the_math_kernel() -> None:
+    odd = {"head_dim": 84, "value_dim": 84, "masked": True, **ALL_HEADS}  # 84 · 2 B is no multiple of 16 B
+    assert kernel(**odd) == "math"
+    assert kernel(**odd, dtype="float32") == "efficient"
