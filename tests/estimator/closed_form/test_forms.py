@@ -122,9 +122,9 @@ def test_a_form_serves_every_batch_length_and_rank_of_its_setup(monkeypatch: pyt
     forms.compile_form.cache_clear()
     runs: list[Recipe] = []
 
-    def watched(resolved: ResolvedRecipe, kernels: Backend) -> Any:
+    def watched(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None) -> Any:
         runs.append(resolved.recipe)
-        return peak_candidates(resolved, kernels)
+        return peak_candidates(resolved, kernels, compute_capability)
 
     monkeypatch.setattr(forms, "peak_candidates", watched)
     for batch_size, seq_len, rank in [(2, 128, 8), (3, 4096, 64), (2**20, 1, 1)]:
