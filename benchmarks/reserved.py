@@ -20,11 +20,11 @@ from typing import NamedTuple
 from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.devices.device import all_devices
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator import replay
 from lorabench.estimator.memory.reserved import working_bytes
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.trace.allocator import replay
 from lorabench.estimator.trace.trace import run_on_meta
 
 SMALLEST_MODEL = 300_000_000

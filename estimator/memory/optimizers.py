@@ -32,6 +32,6 @@ def optimizer_bytes(optim: str, tensors: Iterable[TrainedTensors], kernels: Back
     kept = [state.kept(tensors, kernels) for state in optimizer.states]
     return OptimizerBytes(
         states=sum(one.allocated for one in kept),
-        temporaries=optimizer.temporaries(tensors, kernels),
+        temporaries=max(map(sum, optimizer.temporaries(tensors, kernels)), default=0),
         paged=sum(one.paged for one in kept),
     )

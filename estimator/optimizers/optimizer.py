@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.optimizers.states import Blockwise, State
-from lorabench.estimator.optimizers.temporaries import none
+from lorabench.estimator.optimizers.temporaries import Round, none
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 
 
@@ -48,8 +48,8 @@ class Optimizer(Struct, frozen=True, kw_only=True):
     library: Library
     states: tuple[State, ...] = ()
     """What it keeps between steps."""
-    temporaries: Callable[[Sequence[TrainedTensors], Backend], int] = none
-    """The most bytes that a step takes besides, of the tensors in the order of the step."""
+    temporaries: Callable[[Sequence[TrainedTensors], Backend], Iterator[Round]] = none
+    """What a step allocates and frees, of the tensors in the order of the step: rounds of blocks alive together."""
     update: Update
     steady_step: int = 2
     """The first step that does what all later ones do. Most optimizers make their states in the first step."""

@@ -43,9 +43,13 @@ class LikeWeights(NamedTuple):
     dtypes: tuple[Dtype, ...] = DTYPES
     """Dtypes of the weights that have them."""
 
+    def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
+        """Return the bytes of each block that is allocated for one tensor, in that order."""
+        return (tensor.bytes,) * self.each if tensor.dtype in self.dtypes else ()
+
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
         """Return what is kept."""
-        return Kept(self.passed(tensors))
+        return Kept(_allocated(self, tensors, kernels))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return the bytes that a step passes over."""
@@ -66,12 +70,14 @@ class Scalars(NamedTuple):
     dtypes: tuple[Dtype, ...] = DTYPES
     """Dtypes of the weights that have them."""
 
+    def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
+        """Return the bytes of each block that is allocated for one tensor, in that order."""
+        has_one = kernels in self.kernels and tensor.dtype in self.dtypes
+        return (self.itemsize or ITEMSIZE[tensor.dtype],) if has_one else ()
+
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
         """Return what is kept."""
-        if kernels not in self.kernels:
-            return Kept(0)
-        having = (alike for alike in tensors if alike.dtype in self.dtypes)
-        return Kept(sum(alike.many * (self.itemsize or ITEMSIZE[alike.dtype]) for alike in having))
+        return Kept(_allocated(self, tensors, kernels))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return 0: they are too small to count."""
@@ -81,9 +87,16 @@ class Scalars(NamedTuple):
 class RowsAndColumns(NamedTuple):
     """Adafactor's second moments in float32: of a matrix one for each row and column. Besides, the weight's RMS."""
 
+    def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
+        """Return the bytes of each block that is allocated for one tensor, in that order."""
+        *leading, last = tensor.shape
+        if not leading:
+            return 4 * last, 4
+        return 4 * prod(leading), 4 * prod(leading[:-1]) * last, 4
+
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
         """Return what is kept."""
-        return Kept(sum(alike.many * 4 * (second_moments(alike.shape) + 1) for alike in tensors))
+        return Kept(_allocated(self, tensors, kernels))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return 0: they are small beside the weights."""
@@ -114,21 +127,24 @@ class Blockwise(NamedTuple):
         """Return whether the states of ``tensors`` are in 8 bits."""
         return self.bits == 8 and tensors.elements >= MIN_8BIT_ELEMENTS and not tensors.embedding
 
+    def paged_bytes(self, tensor: TrainedTensors) -> int:
+        """Return the bytes of one tensor's states in unified memory."""
+        return self._states(tensor) if self.paged and tensor.elements >= MIN_PAGED_ELEMENTS else 0
+
+    def _states(self, tensor: TrainedTensors) -> int:
+        return self.each * tensor.elements * (1 if self.coded(tensor) else 4)
+
+    def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
+        """Return the bytes of each block that is allocated for one tensor, in that order."""
+        states = () if self.paged_bytes(tensor) else (self._states(tensor) // self.each,) * self.each
+        absmax = (4 * -(-tensor.elements // STATE_BLOCK),) * self.each if self.coded(tensor) else ()
+        return *states, *absmax
+
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
         """Return what is kept."""
-        allocated = paged = 0
-        coded_any = False
-        for alike in tensors:
-            elements, coded = alike.elements, self.coded(alike)
-            states = self.each * alike.many * elements * (1 if coded else 4)
-            if self.paged and elements >= MIN_PAGED_ELEMENTS:
-                paged += states
-            else:
-                allocated += states
-            if coded:
-                coded_any = True
-                allocated += self.each * alike.many * 4 * -(-elements // STATE_BLOCK)
-        return Kept(allocated + coded_any * self.maps * MAP_BYTES, paged)
+        coded_any = any(map(self.coded, tensors))
+        allocated = _allocated(self, tensors, kernels) + coded_any * self.maps * MAP_BYTES
+        return Kept(allocated, sum(alike.many * self.paged_bytes(alike) for alike in tensors))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return the bytes that a step passes over."""
@@ -136,3 +152,7 @@ class Blockwise(NamedTuple):
 
 
 State = LikeWeights | Scalars | RowsAndColumns | Blockwise
+
+
+def _allocated(state: State, tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
+    return sum(alike.many * sum(state.blocks(alike, kernels)) for alike in tensors)

@@ -119,7 +119,7 @@ def trace(
         ImportError: torch, transformers, peft or bitsandbytes is not installed.
     """
     recipe = resolved.recipe
-    from lorabench.estimator.trace.allocator import replay
+    from lorabench.estimator.memory.allocator import replay
 
     refuse_untraceable(resolved, kernels)
     if steps is None:

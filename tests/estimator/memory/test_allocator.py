@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorabench.estimator.memory.allocator import CachingAllocator, replay
 from lorabench.estimator.quantities import MIB
-from lorabench.estimator.trace.allocator import CachingAllocator, replay
 
 KIB = 1024
 
