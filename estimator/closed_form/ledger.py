@@ -36,7 +36,10 @@ class PeakCandidate(NamedTuple):
 class Block:
     """One allocation: freed when its last owner lets go, as CPython does for torch's storages."""
 
-    __slots__ = ("__weakref__", "bytes", "copies", "ledger", "slot")
+    __slots__ = ("__weakref__", "bytes", "copies", "ledger", "number", "slot")
+
+    number: int
+    """Set by ledgers that number their blocks."""
 
     def __init__(self, ledger: Ledger, monomial: Monomial, bytes_: int, component: str) -> None:
         self.ledger = ledger

@@ -65,3 +65,11 @@ def identical_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, in
             if copies:
                 yield group, copies, kind
         start += group.count
+
+
+def every_layer(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
+    """Yield each layer by itself, as `identical_layers` yields several."""
+    windowed = iter(masks.windowed)
+    for group in spec.layers:
+        for _ in range(group.count):
+            yield group, 1, next(windowed)

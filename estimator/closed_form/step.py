@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import decoder_of
 from lorabench.estimator.closed_form.ledger import Block, Ledger, PeakCandidate
-from lorabench.estimator.closed_form.masks import Masks, identical_layers
+from lorabench.estimator.closed_form.masks import Masks, every_layer, identical_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, SHIFTED_TOKENS, TOKENS
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import MODEL_TYPES, no_closed_form
-from lorabench.estimator.models.spec import Layers
+from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 GRADIENT_OF_LOSS = "gradient of the loss"
@@ -38,13 +40,22 @@ def peak_candidates(
     return _Step(resolved, Operators(tape or Tape(Ledger()), kernels, compute_capability)).run()
 
 
+def walk_layers(resolved: ResolvedRecipe, compute_capability: str | None, tape: Tape) -> None:
+    """Run one micro-batch on CUDA on ``tape``, each layer by itself and in the order of the model."""
+    _Step(resolved, Operators(tape, "cuda", compute_capability), every_layer).run()
+
+
+LayerOrder = Callable[[ModelSpec, Masks], Iterator[tuple[Layers, int, bool]]]
+
+
 class _Step:
-    def __init__(self, resolved: ResolvedRecipe, op: Operators) -> None:
+    def __init__(self, resolved: ResolvedRecipe, op: Operators, layers: LayerOrder = identical_layers) -> None:
         spec, recipe = resolved.spec, resolved.recipe
         self.resolved = resolved
         self.spec = spec
         self.recipe = recipe
         self.op = op
+        self.layers = layers
         self.tape = op.tape
         self.ledger = op.tape.ledger
         self.decoder = decoder_of(spec.model_type)
@@ -106,7 +117,7 @@ class _Step:
         tape = self.tape
         hidden, rotary, held = self.decoder.inputs(outside)
         masks = Masks(self.op, self.resolved, hidden.dtype)
-        for group, copies, window in identical_layers(self.spec, masks):
+        for group, copies, window in self.layers(self.spec, masks):
             modules = Modules(self.op, self.resolved, group, masks.mask(window))
             with tape.repeated(copies) as finish:
                 output = self._layer(modules, hidden, rotary)

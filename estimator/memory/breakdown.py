@@ -17,6 +17,7 @@ COMPONENTS: dict[str, str] = {
     "temporaries": "freed after a few operations",
     "buffers": "token ids, labels, rotary tables, model buffers",
     "workspaces": "cuBLAS workspaces, one per thread (two threads)",
+    "rounding": "blocks of the allocator beyond their tensors",
 }
 """Components of a breakdown, in the order in which people read them, each with what it holds."""
 

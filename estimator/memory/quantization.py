@@ -5,12 +5,16 @@ Read in bitsandbytes 0.50 (`functional.quantize_4bit`) and held against real all
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 BLOCK = 64
 """Weights that share one absmax (the default of `Linear4bit`)."""
 NESTED_BLOCK = 256
 """Absmax values that share one nested absmax under double quantisation."""
+CODEBOOK_BYTES = 16 * 4
+NESTED_CODEBOOK_BYTES = 256 * 4
+OFFSET_BYTES = 4
 
 
 class QuantizedBytes(NamedTuple):
@@ -26,6 +30,17 @@ class QuantizedBytes(NamedTuple):
     """The 16-entry codebook; with double quantisation also the 256-entry nested codebook and the offset."""
 
     @property
+    def blocks(self) -> Iterator[int]:
+        """Bytes of each tensor, in the order in which they are made; the tables are up to three."""
+        yield self.codes
+        yield self.absmax
+        if self.nested_absmax:
+            yield self.nested_absmax
+            yield NESTED_CODEBOOK_BYTES
+            yield OFFSET_BYTES
+        yield CODEBOOK_BYTES
+
+    @property
     def total(self) -> int:
         """All four."""
         return sum(self)
@@ -38,13 +53,11 @@ def quantized_bytes(elements: int, *, double_quant: bool) -> QuantizedBytes:
     0.5 B + 32/64 bit = 0.5625 B without, plus the tables of each tensor.
     """
     blocks = -(-elements // BLOCK)
-    codebook = 16 * 4
     if not double_quant:
-        return QuantizedBytes(codes=-(-elements // 2), absmax=4 * blocks, nested_absmax=0, tables=codebook)
-    nested_codebook, offset = 256 * 4, 4
+        return QuantizedBytes(codes=-(-elements // 2), absmax=4 * blocks, nested_absmax=0, tables=CODEBOOK_BYTES)
     return QuantizedBytes(
         codes=-(-elements // 2),
         absmax=blocks,
         nested_absmax=4 * -(-blocks // NESTED_BLOCK),
-        tables=codebook + nested_codebook + offset,
+        tables=CODEBOOK_BYTES + NESTED_CODEBOOK_BYTES + OFFSET_BYTES,
     )

@@ -142,8 +142,7 @@ class Blockwise(NamedTuple):
 
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
         """Return what is kept."""
-        coded_any = any(map(self.coded, tensors))
-        allocated = _allocated(self, tensors, kernels) + coded_any * self.maps * MAP_BYTES
+        allocated = _allocated(self, tensors, kernels) + sum(shared_blocks(self, tensors))
         return Kept(allocated, sum(alike.many * self.paged_bytes(alike) for alike in tensors))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
@@ -152,6 +151,12 @@ class Blockwise(NamedTuple):
 
 
 State = LikeWeights | Scalars | RowsAndColumns | Blockwise
+
+
+def shared_blocks(state: State, tensors: Sequence[TrainedTensors]) -> tuple[int, ...]:
+    """Return the bytes of each block that all tensors share: bitsandbytes' quantisation maps."""
+    shares = isinstance(state, Blockwise) and any(map(state.coded, tensors))
+    return (MAP_BYTES,) * state.maps if isinstance(state, Blockwise) and shares else ()
 
 
 def _allocated(state: State, tensors: Sequence[TrainedTensors], kernels: Backend) -> int:

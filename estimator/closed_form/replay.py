@@ -1,0 +1,182 @@
+"""What CUDA's caching allocator makes of a recipe: its steps, allocation by allocation, replayed.
+
+What tensors ask for is `memory`. What the allocator counts, and what it takes from the device, depends on the order of
+all that was allocated before. So the model's tensors are allocated as they are loaded, and then whole steps replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from lorabench.estimator.closed_form.walk import Mark, Walk, walk
+from lorabench.estimator.memory.allocator import CachingAllocator
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.held_blocks import model_blocks
+from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
+from lorabench.estimator.memory.workspaces import HANDLES, workspaces
+from lorabench.estimator.optimizers.states import shared_blocks
+from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
+
+STEPS = 3
+"""The first makes the optimizer's states, and the second finds the cache that they leave. Later ones are like it."""
+MICRO_BATCHES = 3
+"""Micro-batches of a step that are replayed: the third finds the cache that the second left, as all others do."""
+
+
+class OutOfMemory(NamedTuple):
+    """The request that the device had no room for, after the allocator gave its cached segments back."""
+
+    phase: str
+    bytes: int
+
+
+class Replayed(NamedTuple):
+    """What the allocator counts over all steps but the first, in bytes."""
+
+    allocated: int
+    """``torch.cuda.max_memory_allocated``: whole blocks."""
+    reserved: int
+    """``torch.cuda.max_memory_reserved``."""
+    phase_peaks: dict[str, int]
+    """Phase → most allocated in it; of ``adapted``, what stays when the model is prepared."""
+    out_of_memory: OutOfMemory | None = None
+
+
+def with_blocks(memory: Breakdown, replayed: Replayed) -> Breakdown:
+    """Return ``memory``, which counts what tensors ask for, with what the allocator makes of it."""
+    rounding = max(replayed.allocated - memory.peak_allocated_bytes, 0)
+    return replace(
+        memory,
+        components=memory.components | {"rounding": rounding},
+        peak_allocated_bytes=memory.peak_allocated_bytes + rounding,
+        phase_peaks_bytes=memory.phase_peaks_bytes | replayed.phase_peaks,
+        peak_reserved_bytes=replayed.reserved,
+        peak_reserved_range_bytes=None,
+        device_total_bytes=replayed.reserved + CUDA_CONTEXT_BYTES,
+        device_total_range_bytes=with_context(replayed.reserved, replayed.reserved),
+    )
+
+
+class Training:
+    """A recipe's training, walked once and replayed as often as one likes."""
+
+    def __init__(self, resolved: ResolvedRecipe, compute_capability: str | None = None) -> None:
+        """Walk the step of ``resolved`` on a GPU of ``compute_capability`` (of `Device`).
+
+        Raises:
+            UserError: target modules that the model does not have, or a combination that no kernel runs.
+        """
+        self._resolved = resolved
+        self._workspace_bytes = workspaces(compute_capability).bytes // HANDLES
+        self._micro_batches = [walk(resolved, compute_capability, accumulating=False)]
+        more = min(resolved.recipe.gradient_accumulation, MICRO_BATCHES) - 1
+        if more:
+            self._micro_batches += [walk(resolved, compute_capability, accumulating=True)] * more
+
+    def replay(self, *, capacity: int | None = None, expandable_segments: bool = False) -> Replayed:
+        """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number."""
+        return _Replay(self, CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)).run()
+
+
+class _Full(Exception):  # noqa: N818 - it ends a replay as StopIteration ends a loop
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+class _Replay:
+    def __init__(self, training: Training, allocator: CachingAllocator) -> None:
+        self._training = training
+        self._allocator = allocator
+        self._keys = 0
+        self._phase = "loaded"
+        self._peaks: dict[str, int] = {}
+        self._threads_with_workspace: set[str] = set()
+
+    def run(self) -> Replayed:
+        failure = None
+        try:
+            for size in model_blocks(self._training._resolved):
+                self._hold(size)
+            self._peaks["adapted"] = self._allocator.allocated
+            for number in range(STEPS):
+                if number == 1:
+                    self._peaks = {"adapted": self._peaks["adapted"]}
+                self._step(first=number == 0)
+        except _Full as full:
+            failure = OutOfMemory(self._phase, full.size)
+        most = max(self._peaks.values(), default=self._allocator.peak_allocated)
+        return Replayed(most, self._allocator.peak_reserved, self._peaks, failure)
+
+    def _hold(self, size: int) -> int:
+        """Allocate a block of its own, and return the key that it is freed by."""
+        self._keys += 1
+        if not self._allocator.allocate(self._keys, size):
+            raise _Full(size)
+        return self._keys
+
+    def _step(self, *, first: bool) -> None:
+        gradients: list[int] = []
+        for walked in self._training._micro_batches:
+            gradients += self._micro_batch(walked)
+        self._begin("optimizer")
+        if first:
+            for size in self._state_blocks():
+                self._hold(size)
+        self._temporaries()
+        self._end_phase()
+        for key in gradients:
+            self._allocator.free(key)
+
+    def _begin(self, phase: str) -> None:
+        self._end_phase()
+        self._phase = phase
+        self._allocator.peak_allocated = self._allocator.allocated
+
+    def _end_phase(self) -> None:
+        if self._phase != "loaded":
+            self._peaks[self._phase] = max(self._peaks.get(self._phase, 0), self._allocator.peak_allocated)
+
+    def _micro_batch(self, walked: Walk) -> list[int]:
+        """Replay one micro-batch and return the keys of its gradients, which stay."""
+        base = self._keys + 1
+        self._keys += len(walked.events)
+        allocate, free = self._allocator.allocate, self._allocator.free
+        start = 0
+        for end, mark in [*walked.marks, (len(walked.events), None)]:
+            for block, size in walked.events[start:end]:
+                if size == 0:
+                    free(base + block)
+                elif not allocate(base + block, size):
+                    raise _Full(size)
+            start = end
+            if mark is not None:
+                self._reach(mark)
+        return [base + block for block in walked.gradients]
+
+    def _reach(self, mark: Mark) -> None:
+        if mark == "workspace":
+            if self._phase not in self._threads_with_workspace:
+                self._threads_with_workspace.add(self._phase)
+                self._hold(self._training._workspace_bytes)
+        elif mark != "optimizer":
+            self._begin(mark)
+
+    def _state_blocks(self) -> Iterator[int]:
+        optimizer = OPTIMIZERS[self._training._resolved.recipe.optim]
+        tensors = self._training._resolved.trained_tensors
+        for state in optimizer.states:
+            yield from shared_blocks(state, tensors)
+        for alike in tensors:
+            sizes = [size for state in optimizer.states for size in state.blocks(alike, "cuda")]
+            yield from sizes * alike.many
+
+    def _temporaries(self) -> None:
+        resolved = self._training._resolved
+        for sizes in OPTIMIZERS[resolved.recipe.optim].temporaries(resolved.trained_tensors, "cuda"):
+            keys = [self._hold(size) for size in sizes if size]
+            for key in keys:
+                self._allocator.free(key)

@@ -1,0 +1,100 @@
+"""The allocations and frees of one training step, in order: what the caching allocator is asked for.
+
+The same step on sizes as `step`, for one recipe's numbers. Each layer runs by itself, since where a block lies depends
+on all that came before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+from lorabench.estimator.closed_form.autograd import Tape
+from lorabench.estimator.closed_form.ledger import Block, Ledger
+from lorabench.estimator.closed_form.sizes import Values
+from lorabench.estimator.closed_form.step import walk_layers
+from lorabench.estimator.closed_form.work import Matmul, Work
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
+
+Event = tuple[int, int]
+"""(block, bytes) allocates; (block, 0) frees. Blocks are numbered in the order in which they are allocated."""
+Mark = Literal["forward", "backward", "optimizer", "workspace"]
+"""The phase that begins, or the first matmul of a thread, where cuBLAS gets its workspace."""
+
+
+class Walk(NamedTuple):
+    """One micro-batch, and where in it phases begin."""
+
+    events: list[Event]
+    marks: list[tuple[int, Mark]]
+    """The number of events before each mark, and the mark."""
+    gradients: list[int]
+    """The blocks of gradients, which stay until the next step begins."""
+
+
+def walk(resolved: ResolvedRecipe, compute_capability: str | None, *, accumulating: bool) -> Walk:
+    """Return the events of one micro-batch on CUDA, from its batch to the end of backward.
+
+    ``accumulating``: the gradients are there already, from an earlier micro-batch.
+
+    Raises:
+        UserError: target modules that the model does not have, or a combination that no kernel runs.
+    """
+    ledger = _EventLedger(Values(resolved))
+    tape = _WalkingTape(ledger)
+    walk_layers(resolved.replaced(gradient_accumulation=2 if accumulating else 1), compute_capability, tape)
+    return Walk([*ledger.events], ledger.marks, tape.gradient_blocks())
+
+
+class _EventLedger(Ledger):
+    """A ledger that writes down each allocation and free, in bytes."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self._values = values
+        self._blocks = 0
+        self.events: list[Event] = []
+        self.marks: list[tuple[int, Mark]] = []
+
+    def allocate(self, block: Block) -> None:
+        """Number ``block`` and note its bytes."""
+        block.number = self._blocks
+        self._blocks += 1
+        self.events.append((block.number, max(int(block.bytes * self._values[block.slot[1]]), 1)))
+
+    def release(self, block: Block) -> None:
+        """Note that ``block`` is freed."""
+        self.events.append((block.number, 0))
+
+    def mark(self) -> None:
+        """Do nothing: every event is kept."""
+
+    def enter(self, phase: str) -> None:
+        """Note that ``phase`` begins."""
+        self.phase = phase
+        if phase in ("forward", "backward", "optimizer"):
+            self.marks.append((len(self.events), phase))  # type: ignore[arg-type]  # one of these
+
+
+class _WalkingTape(Tape):
+    """A tape that notes the first matmul of each thread: forward runs in one, backward in another."""
+
+    ledger: _EventLedger
+
+    def __init__(self, ledger: _EventLedger) -> None:
+        super().__init__(ledger)
+        self._threads_with_workspace: set[bool] = set()
+
+    @contextmanager
+    def working(self, work: Work) -> Iterator[None]:
+        """Run what works, and give its thread a workspace if it multiplies matrices for the first time."""
+        yield
+        backward = self.ledger.phase == "backward"
+        if isinstance(work, Matmul) and backward not in self._threads_with_workspace:
+            self._threads_with_workspace.add(backward)
+            self.ledger.marks.append((len(self.ledger.events), "workspace"))
+
+    def gradient_blocks(self) -> list[int]:
+        """Return the numbers of the gradients' blocks, which are kept."""
+        return [gradient.block.number for gradient in self._gradients if gradient.block is not None]
