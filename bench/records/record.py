@@ -236,9 +236,24 @@ def read_record(path: Path) -> RunRecord:
     as_written = digest if version >= NESTED_SINCE else digest_of(content["recipe"], record.model_config)
     if record.digest != as_written:
         raise BrokenRecordError(f"{path}: its digest does not match its recipe, so it was edited: run the recipe again")
-    if record.outcome == "ok" and (record.measurement is None or not record.measurement.step_seconds):
-        raise BrokenRecordError(f"{path}: its outcome is ok, but it has no measurement: run the recipe again")
+    if record.outcome == "ok":
+        _refuse_incomplete(record, path)
     return msgspec.structs.replace(record, digest=digest)
+
+
+def _refuse_incomplete(record: RunRecord, path: Path) -> None:
+    """Refuse the record of a run that ended well without what the run found.
+
+    Raises:
+        BrokenRecordError: as it says.
+    """
+    measured = record.measurement is not None and bool(record.measurement.step_seconds)
+    if record.rehearsed and (record.rehearsal is None or record.measurement is not None):
+        raise BrokenRecordError(
+            f"{path}: it was rehearsed, but it has no rehearsal, or a measurement: rehearse the recipe again"
+        )
+    if not record.rehearsed and not measured:
+        raise BrokenRecordError(f"{path}: its outcome is ok, but it has no measurement: run the recipe again")
 
 
 def _migrated(content: dict[str, Any], version: int) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from lorabench.bench.records.record import SCHEMA_VERSION, read_record, read_records, write_record
+from lorabench.bench.records.record import SCHEMA_VERSION, RunRecord, read_record, read_records, write_record
+from lorabench.bench.records.rehearsal import Rehearsal
 from lorabench.estimator.errors import UserError
 from tests.sample_records import sample_record
 
@@ -20,6 +22,28 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path, method: str, outc
     assert read_record(path) == record
     assert read_records(path.parent) == [record]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def rehearsed() -> RunRecord:
+    record = sample_record(device_kind="cuda")
+    assert record.measurement is not None
+    return replace(record, rehearsed=True, rehearsal=Rehearsal.of(record.measurement), measurement=None)
+
+
+def test_a_rehearsed_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    assert read_record(write_record(tmp_path, rehearsed())) == rehearsed()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rehearsal": None}, {"measurement": msgspec.to_builtins(sample_record().measurement)}],
+    ids=["nothing was rehearsed", "it was measured too"],
+)
+def test_a_rehearsed_record_has_a_rehearsal_and_no_measurement(tmp_path: Path, changes: dict[str, object]) -> None:
+    path = write_record(tmp_path, rehearsed())
+    spoil(path, **changes)
+    with pytest.raises(UserError, match="it was rehearsed, but"):
+        read_record(path)
 
 
 def test_a_second_record_of_a_recipe_replaces_the_first(tmp_path: Path) -> None:
