@@ -72,13 +72,13 @@ def measure(resolved: ResolvedRecipe, settings: Settings, snapshot_path: str | N
     # From here on every engine trains with the same random numbers.
     torch.manual_seed(settings.seed)
     with _steps_of(settings.engine, training, settings.seed) as train_step:
-        warmup_seconds = _warm_up(train_step, meter, settings.warmup_steps)
+        warmup_seconds = _warm_up(train_step, meter, settings)
         stages.end("warm-up")
         with meter.steady():
             step_seconds = timed_steps(train_step, meter, settings.steps)
             step_seconds += timed_steps(train_step, meter, steps_missing(step_seconds, settings.least_seconds))
     stages.end("steps")
-    phase_seconds = _phase_seconds(training, meter)
+    phase_seconds = _phase_seconds(training, meter) if settings.timed else {}
     stages.end("phases")
     held_out_after = _held_out_loss(meter, step, batches)
     stages.end("held out")
@@ -172,12 +172,16 @@ def _first_losses(step: TrainingStep, batches: Batches) -> tuple[float | None, f
     return losses[0], losses[1]
 
 
-def _warm_up(train_step: Callable[[], None], meter: Meter, least: int) -> list[float]:
-    """Train at least ``least`` steps, until two successive ones take equally long; none if ``least`` is 0."""
-    seconds = timed_steps(train_step, meter, least)
+def _warm_up(train_step: Callable[[], None], meter: Meter, settings: Settings) -> list[float]:
+    """Train the warm-up steps, and if steps are timed more, until two successive ones take equally long.
+
+    None if no warm-up is asked for.
+    """
+    seconds = timed_steps(train_step, meter, settings.warmup_steps)
     extra: list[float] = []
     while (
-        least
+        seconds
+        and settings.timed
         and not is_warm(seconds + extra)
         and len(extra) < EXTRA_WARM_UP_STEPS
         and sum(extra) < EXTRA_WARM_UP_SECONDS

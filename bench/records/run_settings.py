@@ -18,6 +18,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Minimum number of warm-up steps."""
     least_seconds: float = 1.0
     """Minimum total time of the timed steps."""
+    timed: bool = True
+    """Whether the times of steps and phases are used. They are not on a null GPU, which does no work."""
     seed: int = 0
     """Seed of random weights and dropout."""
     weights: str | None = None

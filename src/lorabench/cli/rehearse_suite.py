@@ -46,6 +46,7 @@ def rehearse_recipes(
                 steps=max(1, steps),
                 warmup_steps=1,
                 least_seconds=0.0,
+                timed=False,
                 memory_snapshot=snapshot,
             ),
             device="cuda",

@@ -147,6 +147,17 @@ def test_losses_do_not_depend_on_how_long_steps_are_timed() -> None:
     assert long.held_out_loss_after == short.held_out_loss_after
 
 
+def test_a_run_whose_times_nobody_uses_trains_no_step_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorabench.bench.measuring.measure.is_warm", lambda seconds: False)
+    one = recipe(method="lora", seq_len=16)
+    timed = measure(SPEC, one, settings(steps=1))
+    untimed = measure(SPEC, one, settings(steps=1, timed=False))
+    assert (len(timed.warmup_step_seconds), len(untimed.warmup_step_seconds)) == (2 + 10, 2)
+    assert list(timed.phase_seconds) == ["forward", "backward", "optimizer"]
+    assert untimed.phase_seconds == {}
+    assert untimed.memory.phase_peaks_bytes == timed.memory.phase_peaks_bytes
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapters_that_have_learnt_nothing_leave_the_base_models_loss_alone(method: str) -> None:
     _, told = measured(method)
