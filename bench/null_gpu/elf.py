@@ -37,9 +37,16 @@ class Elf:
                     text = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
                     self.search_path += [Path(each.replace("$ORIGIN", str(path.parent))) for each in text.split(":")]
             symbols = elf.get_section_by_name(".dynsym")
-            # The names that are offered lie behind those that are asked for, from where the hash table begins.
-            first = elf.get_section_by_name(".gnu.hash").params.symoffset
-            self.asked = {symbols.get_symbol(index).name for index in range(1, first)}
+            # The names that are offered lie behind those that are asked for, from where the hash table begins. Some
+            # libraries of CUDA 12 have no such table, and their names are in any order.
+            hashes = elf.get_section_by_name(".gnu.hash")
+            first = symbols.num_symbols() if hashes is None else hashes.params.symoffset
+            head = [symbols.get_symbol(index) for index in range(1, first)]
+            self.asked = {symbol.name for symbol in head if symbol.entry.st_shndx == "SHN_UNDEF"}
             if offers:
-                every = (symbols.get_symbol(index) for index in range(first, symbols.num_symbols()))
-                self.offered = {symbol.name for symbol in every if symbol.entry.st_info.type == "STT_FUNC"}
+                tail = (symbols.get_symbol(index) for index in range(first, symbols.num_symbols()))
+                self.offered = {symbol.name for symbol in (*head, *tail) if _is_offered(symbol)}
+
+
+def _is_offered(symbol: Any) -> bool:
+    return symbol.entry.st_shndx != "SHN_UNDEF" and symbol.entry.st_info.type == "STT_FUNC"

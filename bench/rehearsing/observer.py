@@ -283,11 +283,28 @@ def _running_trainer() -> Any:
     trainers = sys.modules.get("transformers.trainer")
     frame = sys._getframe(1)
     while trainers is not None and frame is not None:
-        runs = frame.f_locals.get("self")
-        if isinstance(runs, trainers.Trainer):
-            return runs
+        if frame.f_globals is vars(trainers):
+            runs = _first_argument(frame)
+            if isinstance(runs, trainers.Trainer):
+                return runs
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _first_argument(frame: Any) -> Any:
+    """Return a running function's first argument; None if it has none.
+
+    Until Python 3.12 a frame keeps the dictionary of its variables once that is asked for, and with it the tensors of a
+    step that is over: it is emptied, which leaves the variables themselves alone.
+    """
+    names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    if not names:
+        return None
+    variables = frame.f_locals
+    found = variables.get(names[0])
+    if sys.version_info < (3, 13):
+        variables.clear()
+    return found
 
 
 def _stopper(observer: Observer) -> Any:

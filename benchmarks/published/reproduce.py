@@ -1,4 +1,4 @@
-"""Published peaks of real A100s, reproduced on a null GPU with the software of then: the tables of docs/published.md.
+"""Published peaks of real A100s, reproduced on a null GPU with the software of then: the table in docs/ground_truth.md.
 
 Run with `python benchmarks/published/reproduce.py FOLDER`. It makes an environment in FOLDER with `requirements.txt`
 and this lorabench (6 GB, some minutes), and rehearses `train.py` once for each published row that this software runs.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PUBLISHED = ROOT / "tests" / "estimator" / "ground_truth"
-PAGE = ROOT / "docs" / "published.md"
+PAGE = ROOT / "docs" / "ground_truth.md"
 BEGIN, END = "<!-- begin: benchmarks/published/reproduce.py -->", "<!-- end -->"
 OF_LORABENCH = ["click", "msgspec", "packaging", "PyYAML", "rich", "pyelftools"]
 """What `lorabench rehearse` imports, without the new torch and transformers that lorabench[bench] would bring."""
@@ -96,7 +96,7 @@ def environment(folder: Path) -> Path:
         venv.create(folder, with_pip=True, clear=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-r", str(HERE / "requirements.txt"), *OF_LORABENCH], check=True)
-        subprocess.run([*pip, "hatchling"], check=True)
+        subprocess.run([*pip, "hatchling", "editables"], check=True)
         subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
         (folder / "ready").touch()
     return python
