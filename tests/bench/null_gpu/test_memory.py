@@ -53,6 +53,34 @@ def test_memory_is_what_the_card_has_and_costs_the_host_nothing(run_on: Run) -> 
     assert told["grown"] < 200 * 1024  # KiB
 
 
+@pytest.mark.parametrize(("watched", "tensors"), [(False, 2), (True, 3)], ids=["as it is", "the program watches"])
+def test_gradients_are_added_up_in_place_unless_the_program_watches_operations(
+    run_on: Run, watched: bool, tensors: int
+) -> None:
+    # torch/csrc/autograd/input_buffer.cpp: out of place if a dispatch mode is on, such as the null GPU's own.
+    told = run_on(
+        "a100-sxm-80gb",
+        """
+        from contextlib import nullcontext
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                return function(*args, **(kwargs or {}))
+
+        weight = torch.empty(4096, 4096, device="cuda", requires_grad=True)
+        loss = (weight * 2).sum() + (weight * 3).sum()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with Watch() if sys.argv[1] == "True" else nullcontext():
+            loss.backward()
+        tell(tensors=(torch.cuda.max_memory_allocated() - before) / weight.nbytes)
+        """,
+        str(watched),
+    )
+    assert told.values["tensors"] == pytest.approx(tensors, abs=0.1)
+
+
 def test_what_is_beyond_the_cards_memory_is_out_of_memory(run_on: Run) -> None:
     told = run_on(
         "rtx-4090",
