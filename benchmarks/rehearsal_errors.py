@@ -3,19 +3,23 @@
 Run with `python benchmarks/rehearsal_errors.py DIR` in an environment with a CUDA build of torch, such as
 `make .venv-cuda/.installed` makes, with liger-kernel added. Each suite in `benchmarks/rehearsals/` is rehearsed on the
 GPU that its file is named after, into a folder of DIR; records that are there are kept. Then every recipe is estimated
-and traced, and the table goes into docs/accuracy.md, between its marks. A rehearsal takes some 10 to 30 s, a trace some
-5 s.
+and traced, and the table goes into docs/accuracy.md, between its marks. Copies of the records, without predictions, go
+into `tests/estimator/rehearsed/`. A rehearsal takes some 10 to 30 s, a trace some 5 s.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.records.record import RunRecord, read_records
@@ -29,6 +33,7 @@ HERE = Path(__file__).parent
 SUITES = sorted((HERE / "rehearsals").glob("*.yaml"))
 """Each is named after its GPU."""
 PAGE = HERE.parent / "docs" / "accuracy.md"
+SAMPLE = HERE.parent / "tests" / "estimator" / "rehearsed"
 BEGIN, END = "<!-- begin: benchmarks/rehearsal_errors.py -->", "<!-- end -->"
 
 
@@ -107,6 +112,22 @@ def compare_all(folder: Path) -> Iterator[Row | str]:
                 yield compare(record, record.rehearsal, label, suite.stem)
 
 
+def keep(folder: Path) -> None:
+    """Write the records into `SAMPLE`, small: no predictions, no tracebacks, and no facts that are None."""
+    for suite in SUITES:
+        kept = SAMPLE / suite.stem
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(parents=True)
+        for record in read_records(folder / suite.stem):
+            content = msgspec.to_builtins(replace(record, prediction=None, traceback=None))
+            content["environment"] = _stated(content["environment"])
+            (kept / record.file_name).write_bytes(msgspec.json.encode(_stated(content)) + b"\n")
+
+
+def _stated(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
 TITLES = ["estimate, allocated", "trace, allocated", "estimate, requested", "trace, requested"]
 TITLES += ["estimate, reserved", "trace, reserved"]
 
@@ -135,6 +156,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     warnings.simplefilter("ignore")
     rehearse(folder)
+    keep(folder)
     rows, others = [], []
     for found in compare_all(folder):
         if isinstance(found, Row):
