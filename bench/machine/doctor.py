@@ -1,4 +1,4 @@
-"""Find out what this machine can train, what is missing, and the command that fixes it."""
+"""Find out what this machine can train and rehearse, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ from lorabench.bench.machine.environment import (
 )
 from lorabench.bench.machine.host_memory import available_bytes
 from lorabench.bench.machine.tested_versions import TESTED_BY, departures, matching_set
+from lorabench.bench.null_gpu.installed import find_installed_cuda
+from lorabench.bench.null_gpu.library import find_cache, find_compiler, require_linux
 from lorabench.bench.records.text import first_line, name_end
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
 from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.methods.catalogue import METHODS, Method
@@ -100,6 +103,7 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
         check_host_memory(),
         check_cores(),
         *check_disks(folder),
+        *check_rehearsals(),
     ]
     if not isinstance(outcome, Probe):
         checks.insert(0, Check(name="libraries", status="missing", found=outcome, mend=f"{INSTALL} in a fresh venv"))
@@ -366,3 +370,33 @@ def check_disks(folder: Path) -> list[Check]:
         fine = free is not None and free >= LEAST_FREE_BYTES
         checks.append(Check(name=name, status="ok" if fine else bad, found=found, mend=None if fine else mend))
     return checks
+
+
+# Rehearsals.
+
+
+def check_rehearsals() -> list[Check]:
+    """Check for everything that ``lorabench rehearse`` needs. Training needs none of it."""
+    needs: dict[str, Callable[[], str]] = {
+        "system": _tried_system,
+        "torch": lambda: f"a CUDA build, in {find_installed_cuda().torch}",
+        "compiler": find_compiler,
+        "cache": lambda: str(find_cache()),
+    }
+    return [_check_rehearsal(f"rehearsal, {name}", find) for name, find in needs.items()]
+
+
+def _tried_system() -> str:
+    require_linux()
+    if platform.machine() != "x86_64":
+        raise UserError(f"nobody has tried it on {platform.machine()}: use an x86-64 machine, or try it here")
+    return f"Linux, {platform.machine()}"
+
+
+def _check_rehearsal(name: str, find: Callable[[], str]) -> Check:
+    """Call ``find``, which returns what is there or raises a UserError such as ``no compiler: install one``."""
+    try:
+        return Check(name=name, status="ok", found=find())
+    except UserError as error:
+        found, _, mend = str(error).rpartition(": ")
+        return Check(name=name, status="limited", found=found, mend=f"only for rehearsals: {mend}")

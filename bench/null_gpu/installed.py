@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lorabench.bench.null_gpu.elf import Elf
 from lorabench.estimator.errors import UserError
 
-HOW_TO_GET_TORCH = "install one from https://pytorch.org/get-started/locally (on Linux, pip install torch)"
+HOW_TO_GET_TORCH = "install a CUDA build from https://pytorch.org/get-started/locally (on Linux, pip install torch)"
 OF_NVIDIA = re.compile(
     r"lib(cudart|cublas|cublasLt|cudnn|nccl|cusparse|cusparseLt|cusolver|cufft|curand|cufile|nvrtc|cupti|nvshmem_host"
     r"|nvJitLink)\.so"

@@ -35,23 +35,37 @@ def null_gpu_library() -> Path:
     Raises:
         UserError: this is no Linux, there is no C++ compiler or no CUDA build of torch, or the cache cannot be written.
     """
-    if sys.platform != "linux":
-        raise UserError(
-            f"the null GPU needs Linux, and this is {platform.system()}: use a container or a virtual machine"
-        )
+    require_linux()
     cuda = find_installed_cuda()
-    compiler = _compiler()
+    compiler = find_compiler()
     sources = sorted(path for path in SOURCES.rglob("*") if path.is_file())
     key = hashlib.sha256("\n".join([cuda.identity(), compiler, platform.machine()]).encode())
     for path in [*sources, Path(__file__), Path(__file__).parent / "functions.py"]:
         key.update(path.read_bytes())
-    folder = _cache() / key.hexdigest()[:16]
+    folder = find_cache() / key.hexdigest()[:16]
     if not (folder / NAME).is_file():
         _build(cuda, compiler, folder)
     return folder / NAME
 
 
-def _cache() -> Path:
+def require_linux() -> None:
+    """Refuse other systems.
+
+    Raises:
+        UserError: this is no Linux.
+    """
+    if sys.platform != "linux":
+        raise UserError(
+            f"the null GPU needs Linux, and this is {platform.system()}: use a container or a virtual machine"
+        )
+
+
+def find_cache() -> Path:
+    """Return the folder for built libraries, which may not exist yet.
+
+    Raises:
+        UserError: there is no home folder, or the loader could not preload a library from there.
+    """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
@@ -64,7 +78,12 @@ def _cache() -> Path:
     return folder
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """Return the path of the C++ compiler: ``$CXX``, or the first of the usual ones.
+
+    Raises:
+        UserError: there is none.
+    """
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
         found = shutil.which(name) if name else None
         if found:

@@ -28,7 +28,7 @@ COMMANDS = {
     "check": "Compare results with a baseline or with the estimate.",
     "models": "List the models known by name.",
     "gpus": "List the GPUs known by name.",
-    "doctor": "Show what this machine can train, and how to fix the rest.",
+    "doctor": "Show what this machine can do, and how to fix the rest.",
 }
 """Command → summary, in workflow order. The module of the same name defines the command."""
 

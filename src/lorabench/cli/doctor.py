@@ -1,4 +1,4 @@
-"""`lorabench doctor`: show what this machine can train, and how to fix the rest."""
+"""`lorabench doctor`: show what this machine can train and rehearse, and how to fix the rest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Exit codes:
 @click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
 @verbose_option
 def command(device: Any, format_: str) -> int:
-    """Show what this machine can train, what is missing, and the command that fixes it.
+    """Show what this machine can train and rehearse, what is missing, and the command that fixes it.
 
     A separate process imports the libraries and quantises a tensor. "unknown" means that nobody has tested
     versions this new, not that they fail.

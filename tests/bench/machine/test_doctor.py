@@ -21,6 +21,7 @@ from lorabench.bench.machine.doctor import (
     run_probe,
 )
 from lorabench.bench.machine.doctor_probe import Probe, ProbedGpu, driver_of_kernel_module
+from lorabench.bench.null_gpu.installed import InstalledCuda
 
 A100 = ProbedGpu(name="A100", memory_bytes=80 * 2**30, free_bytes=79 * 2**30, capability="8.0", bfloat16=True)
 T4 = ProbedGpu(name="T4", memory_bytes=15 * 2**30, free_bytes=15 * 2**30, capability="7.5", bfloat16=False)
@@ -232,6 +233,47 @@ def test_the_hub_s_cache_is_where_the_hub_looks_for_it(
     assert check("disk, hub cache").status == "limited"
 
 
+def rehearsals() -> dict[str, Check]:
+    found = {one.name: one for one in diagnose().checks if one.name.startswith("rehearsal")}
+    return {name.removeprefix("rehearsal, "): one for name, one in found.items()}
+
+
+def test_what_a_rehearsal_lacks_is_said_with_how_to_get_it(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setenv("PATH", str(tmp_path))  # in which there is no compiler
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/some one/.cache")
+    lacking = rehearsals()  # torch too: the fixture hides it
+    assert diagnose().ready
+    assert {one.status for one in lacking.values()} == {"limited"}
+    assert lacking["system"].found == "nobody has tried it on aarch64"
+    assert lacking["torch"].found == "the null GPU needs a CUDA build of torch, and torch is not installed"
+    assert "pip install torch" in str(lacking["torch"].mend)
+    assert lacking["compiler"].found == "the null GPU needs a C++ compiler"
+    assert "install g++" in str(lacking["compiler"].mend)
+    assert "/home/some one/.cache/lorabench" in lacking["cache"].found
+    assert str(lacking["cache"].mend).endswith("set XDG_CACHE_HOME to a path without spaces and colons")
+    assert all(str(one.mend).startswith("only for rehearsals: ") for one in lacking.values())
+
+
+def test_a_machine_that_can_rehearse_is_told_so(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = InstalledCuda(torch=tmp_path / "torch", libraries=(), callers=(), headers=())
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(doctor, "find_installed_cuda", lambda: there)
+    monkeypatch.setenv("CXX", sys.executable)  # any program
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert {name: (one.status, one.found) for name, one in rehearsals().items()} == {
+        "system": ("ok", "Linux, x86_64"),
+        "torch": ("ok", f"a CUDA build, in {tmp_path / 'torch'}"),
+        "compiler": ("ok", sys.executable),
+        "cache": ("ok", str(tmp_path / "lorabench" / "null-gpu")),
+    }
+
+
 def test_libraries_that_take_the_process_down_are_missing(machine: dict[str, Any]) -> None:
     machine["probe"] = "importing them failed: killed by SIGSEGV: no message"
     told = diagnose()
@@ -257,14 +299,10 @@ def test_the_probe_really_quantises_here() -> None:
 def test_without_torch_the_doctor_still_tells_what_is_missing() -> None:
     """In an interpreter that finds none of the libraries that train."""
     program = """
-import importlib.metadata, importlib.util, sys
+import sys
 from lorabench.bench.machine import doctor
-GONE = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy", "scipy", "pynvml"}
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in GONE:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocked())
+gone = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy", "scipy", "pynvml")
+sys.modules.update(dict.fromkeys(gone))  # so that nobody finds them
 doctor.installed_version = lambda name: None
 import lorabench.cli as cli
 cli.main(["doctor", "--format", "json"])
