@@ -10,7 +10,6 @@ from msgspec import Meta
 from msgspec.structs import force_setattr, replace
 
 from lorabench.estimator.methods.base import Adapter, AdapterTensor, PositiveInt, Probability
-from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
 from lorabench.estimator.obstacle import Obstacle
 
@@ -91,8 +90,8 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
         """Yield dropout on adapters of experts."""
-        experts = [weight for group in spec.layers for weight in group.experts if self.expert_tensors(weight)]
-        if self.lora_dropout and experts and spec.model_type in MODEL_TYPES:  # of others, experts are not known
+        adapts_experts = self.target_modules == "all-linear" and spec.adapts_experts
+        if self.lora_dropout and adapts_experts and any(group.experts for group in spec.layers):
             yield Obstacle(
                 "lora_dropout",
                 f"peft has no dropout for adapters of fused experts, which {spec.name} has",

@@ -119,7 +119,27 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
         head=_linear(next(key for key, module in model.named_modules() if module is head), head, "head"),
         layers_path=path,
         has_sdpa=bool(getattr(model, "_supports_sdpa", True)),
+        adapts_experts=_adapts_experts(model, layers),
     )
+
+
+def _adapts_experts(model: Any, layers: nn.ModuleList) -> bool:
+    """Return whether peft's LoRA of all linear layers adapts stacked experts too, as it does for some model types.
+
+    The model cannot be used afterwards: it keeps one layer, since peft would take a second for many.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    stacked = next((layer for layer in layers if any(parameter.dim() > 2 for parameter in layer.parameters())), None)
+    if stacked is None:
+        return False
+    del layers[:]
+    layers.append(stacked)
+    try:
+        adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    except ValueError:  # it has no adapter for this model: a trace says so
+        return False
+    return bool(adapted.base_model.targeted_parameter_names)
 
 
 def _size(config: Any, name: str) -> int:

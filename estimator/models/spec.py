@@ -93,6 +93,8 @@ class ModelSpec(Struct, frozen=True):
     what is in no layer has its whole path as its name."""
     has_sdpa: bool = True
     """Whether transformers runs its attention through sdpa."""
+    adapts_experts: bool = True
+    """Whether peft adapts its stacks of experts, if it has any and all linear layers are asked for."""
     assumptions: tuple[str, ...] = ()
     """What was assumed to find it by the name that was given, one line each; none of a name that is its alone."""
 

@@ -12,6 +12,7 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.introspect import introspect
 from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import has_closed_form, refuse_impossible
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -33,6 +34,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "starcoder2": {**SIZES, "num_key_value_heads": 2},
     "opt": {**SIZES, "ffn_dim": 96, "word_embed_proj_dim": 64},
     "falcon": {**SIZES, "multi_query": True},
+    "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
     "mamba": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2},
 }
 """model_type without a closed form → a small config."""
@@ -152,6 +155,27 @@ def test_without_peft_the_trace_says_what_it_takes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"no closed form.*takes peft.*lorabench\[bench\]"):
         estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64)))
+
+
+def test_a_mixture_whose_experts_peft_would_adapt_gets_adapters_that_can_have_dropout() -> None:
+    spec = read_config(other_config("olmoe"), "small/olmoe")
+    recipe, assumptions = recipe_for(spec, method="lora", seq_len=64)
+    assert assumptions == (
+        "target_modules attention instead of all-linear: peft has no dropout for adapters of fused experts, which "
+        "small/olmoe has",
+    )
+    attention = 2 * 16 * (64 + 64) + 2 * 16 * (64 + 32)  # q, o; k, v
+    assert estimate_recipe(spec, recipe).parameters.trainable == 2 * attention
+    with pytest.raises(UserError, match="no dropout for adapters of fused experts"):
+        refuse_impossible(spec, make_recipe(spec.name, target_modules="all-linear", lora_dropout=0.1))
+
+
+def test_a_mixture_whose_experts_peft_leaves_keeps_the_default() -> None:
+    spec = read_config(other_config("gpt_oss"), "small/gpt_oss")
+    recipe, assumptions = recipe_for(spec, method="lora", attn_implementation="eager", seq_len=64)
+    assert assumptions == ()
+    attention = 2 * 16 * (64 + 64) + 2 * 16 * (64 + 32)
+    assert estimate_recipe(spec, recipe).parameters.trainable == 2 * attention
 
 
 def test_the_closed_form_itself_is_refused_never_guessed() -> None:
