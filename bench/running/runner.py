@@ -23,7 +23,7 @@ from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.fit import reason_to_skip
 from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.resuming import differences, from_elsewhere, replaced, snapshot_path
-from lorabench.bench.running.sources import check_sources, digest_sources
+from lorabench.bench.running.sources import check_sources, digest_sources, hub_environment
 from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.suites.suite import Suite
@@ -113,6 +113,7 @@ def run_suite(
     begun = time.monotonic()
     require_bench_extra()
     check_sources(suite, settings)
+    environment = {**(environment or {}), **hub_environment(suite, settings)}
     watcher = watcher or Watcher()
     with (
         open_results(folder, suite.name) as results,

@@ -13,6 +13,7 @@ from lorabench.bench.suites.suite import Suite
 from lorabench.bench.training.text import file_documents
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.hub import HUB_ID, Refusal, ask_hub, has_cached_weights
 
 DIGITS = 12
 """Hex digits of a digest."""
@@ -43,6 +44,31 @@ def check_sources(suite: Suite, settings: Settings) -> None:
     for resolved in suite.recipes:
         if resolved.spec.config != config:
             raise UserError(f"weights {weights}: of another model than {resolved.spec.name}: run this folder as MODEL")
+
+
+def hub_environment(suite: Suite, settings: Settings) -> dict[str, str]:
+    """Return variables with which training processes find the hub's weights.
+
+    If the hub cannot be reached, they look into its cache alone: they would ask again for minutes.
+
+    Raises:
+        UserError: the hub does not give a model, and its weights are not in the cache.
+    """
+    if settings.weights != "hub":
+        return {}
+    refusals = [_refusal(name) for name in dict.fromkeys(planned.spec.name for planned in suite.recipes)]
+    return {"HF_HUB_OFFLINE": "1"} if any(one is not None and one.unreachable for one in refusals) else {}
+
+
+def _refusal(name: str) -> Refusal | None:
+    """Return why the hub does not give the model, if the cache has it; None if the hub gives it."""
+    instead = "name a folder with *.safetensors, or use random weights"
+    if not HUB_ID.fullmatch(name):
+        raise UserError(f"weights hub: {name} is no model of the hub: {instead}")
+    refusal = ask_hub(name)
+    if refusal is not None and not has_cached_weights(name):
+        raise UserError(f"weights hub: there are none of {name}, since {refusal.why}: {instead}")
+    return refusal
 
 
 def digest_sources(settings: Settings) -> SourceDigests:

@@ -11,13 +11,12 @@ import msgspec
 from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models.hub import HUB_ID, Refusal, fetch_config
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
 """One folder for each publisher, in it one config.json for each model, named as on the hub."""
-HUB_TIMEOUT_SECONDS = 5
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SIZED = re.compile(r".*(^|-)(\d+x)?\d+(\.\d+)?[bm](-.*)?")
 """A name that has the number of parameters: what it leaves out is release and tuning."""
 LARGEST_CONFIG_BYTES = 16 * 2**20
@@ -139,27 +138,7 @@ def _decode(path: Path) -> dict[str, Any]:
 
 
 def _fetch(repository: str) -> Path:
-    """Return the path of the hub's config.json of ``repository``, from the local cache where it is there."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        reason = "the hub was not asked, since huggingface_hub is not installed"
-    else:
-        cached = huggingface_hub.try_to_load_from_cache(repository, "config.json")
-        if isinstance(cached, str):
-            return Path(cached)
-        try:
-            # hf_hub_download retries for half a minute where there is no network, so ask once whether there is.
-            url = huggingface_hub.hf_hub_url(repository, "config.json")
-            huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
-            return Path(huggingface_hub.hf_hub_download(repository, "config.json", etag_timeout=HUB_TIMEOUT_SECONDS))
-        except errors.GatedRepoError:
-            reason = "it is gated on the hub: accept its terms there and log in with `hf auth login`"
-        except errors.RepositoryNotFoundError:
-            reason = "the hub has no such public model"
-        except errors.EntryNotFoundError:
-            reason = "the hub's model has no config.json"
-        except Exception as error:  # whatever the network or the cache folder may raise
-            reason = f"the hub cannot be reached ({type(error).__name__})"
-    raise UserError(f"no model {repository!r} in the catalogue, and {reason}; {_nearest(repository)}")
+    found = fetch_config(repository)
+    if isinstance(found, Refusal):
+        raise UserError(f"no model {repository!r} in the catalogue, and {found.why}; {_nearest(repository)}")
+    return found
