@@ -4,12 +4,14 @@ torch, transformers, peft, bitsandbytes and what they bring warn, log, draw prog
 of it answers what a user asked. With ``-v`` all of it is heard, on standard error.
 
 Three kinds of process call the libraries. The command line turns its standard output and standard error away while they
-run. A process that lorabench starts keeps its standard error, which goes to a file and tells how it died. A program
-that calls lorabench keeps both, since other threads may write there.
+run, and again when Python ends; if it dies while they run, their last words are shown. A process that lorabench starts
+keeps its standard error, which goes to a file and tells how it died. A program that calls lorabench keeps both, since
+other threads may write there.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +28,8 @@ class _Process:
     """What this process is."""
 
     is_command_line = False
+    is_turned_away = False
+    """Whether its standard output and standard error are turned away now."""
 
 
 @contextmanager
@@ -74,44 +78,79 @@ def quiet_libraries() -> Iterator[None]:
     import warnings
 
     speak = libraries_speak()
-    saved = _turn_descriptors(speak) if _Process.is_command_line else {}
     disabled = logging.root.manager.disable
+    with _turned_away(speak):
+        try:
+            if speak:
+                yield
+                return
+            logging.disable()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(disabled)
+
+
+@contextmanager
+def _turned_away(speak: bool) -> Iterator[None]:
+    """Turn standard output and standard error of the command line away inside, and when the process ends.
+
+    If the libraries speak, both are turned to standard error inside.
+    """
+    if _Process.is_turned_away or not _Process.is_command_line:
+        yield
+        return
+    from lorabench.estimator.last_words import last_words
+
+    unheard = os.memfd_create("unheard")
+    _Process.is_turned_away = True
     try:
         if speak:
-            yield
-            return
-        logging.disable()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+            with _turned_to(2 if _is_open(2) else unheard):
+                yield
+        else:
+            with last_words(unheard), _turned_to(unheard):
+                yield
     finally:
-        logging.disable(disabled)
-        _turn_back(saved)
+        _Process.is_turned_away = False
+        os.close(unheard)
+        if not speak:
+            # Registered last, it runs first.
+            atexit.unregister(_turn_away_for_good)
+            atexit.register(_turn_away_for_good)
 
 
-def _turn_descriptors(speak: bool) -> dict[int, int]:
-    """Turn standard output to standard error or, with standard error, to nowhere; return copies of what they were.
-
-    One that is closed stays closed.
-    """
+@contextmanager
+def _turned_to(target: int) -> Iterator[None]:
+    """Turn standard output and standard error to a descriptor inside. One that is closed stays closed."""
     _flush()
-    saved: dict[int, int] = {}
-    for descriptor in (1, 2):
-        with suppress(OSError):
-            saved[descriptor] = os.dup(descriptor)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved = {descriptor: os.dup(descriptor) for descriptor in (1, 2) if _is_open(descriptor)}
     for descriptor in saved:
-        os.dup2(saved.get(2, nowhere) if speak else nowhere, descriptor)
-    os.close(nowhere)
-    return saved
-
-
-def _turn_back(saved: dict[int, int]) -> None:
-    if saved:
+        os.dup2(target, descriptor)
+    try:
+        yield
+    finally:
         _flush()
-    for descriptor, before in saved.items():
-        os.dup2(before, descriptor)
-        os.close(before)
+        for descriptor, before in saved.items():
+            os.dup2(before, descriptor)
+            os.close(before)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _turn_away_for_good() -> None:
+    """Turn both away when Python ends: libraries written in C list what leaked, after all of Python has ended."""
+    _flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
 
 
 def _flush() -> None:

@@ -6,9 +6,6 @@ train on. The rearrangement itself is ordinary torch code, so that it would happ
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from lorabench.estimator.trace.trace import trace
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.optimizer import make_optimizer
 from lorabench.estimator.training.step import TrainingStep
+from tests.planted import planted
 from tests.saved_models import save_with_tokenizer
 from tests.small_models import TINY, small_config
 
@@ -150,43 +148,23 @@ def test_a_trace_tells_the_same(family: str, kernels: Any, monkeypatch: pytest.M
 
 
 PRETENDING = """
-import importlib.abc, importlib.util, sys
-
-class Finder(importlib.abc.MetaPathFinder):
-    asks = False
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "bitsandbytes.functional" or self.asks:
-            return None
-        self.asks = True
-        spec = importlib.util.find_spec(name)
-        self.asks = False
-        execute = spec.loader.exec_module
-        def exec_module(module):
-            execute(module)
-            module.has_avx512bf16 = lambda: True
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
+def imported(functional):
+    functional.has_avx512bf16 = lambda: True
 """
-"""Code of a process whose bitsandbytes believes that the CPU has AVX512-BF16."""
 
 
 def test_no_process_fetches_code_from_the_hub(tmp_path: Path) -> None:
     """On such a CPU, bitsandbytes imports the package kernels, if it is installed, to fetch and run compiled code."""
-    planted, fetched = tmp_path / "planted", tmp_path / "fetched"
-    (planted / "kernels").mkdir(parents=True)
+    run = planted(tmp_path / "planted", "bitsandbytes.functional", PRETENDING)
+    fetched = tmp_path / "fetched"
+    (tmp_path / "planted" / "kernels").mkdir()
     package = f"open({str(fetched)!r}, 'w').close()\ndef get_kernel(*_, **__): raise OSError\n"
-    (planted / "kernels" / "__init__.py").write_text(package)
-    (planted / "sitecustomize.py").write_text(PRETENDING)
+    (tmp_path / "planted" / "kernels" / "__init__.py").write_text(package)
     config = tmp_path / "config.json"
     config.write_bytes(msgspec.json.encode(small_config("llama", **TINY)))
-    environment = {**os.environ, "PYTHONPATH": str(planted)}
 
     def ends_well(*program: str) -> None:
-        ran = subprocess.run([sys.executable, *program], capture_output=True, text=True, check=False, env=environment)
-        # What is written besides is not looked at here: Triton of torch 2.15 may list what leaked when a process ends.
+        ran = run(*program)
         assert ran.returncode == 0, ran.stderr
 
     ends_well("-c", "import logging; logging.disable(); import bitsandbytes")

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from lorabench.estimator.quiet import own_stdout, pass_on, quiet_environment, quiet_libraries
 from lorabench.estimator.training.libraries import leave_out_hub_kernels
+from lorabench.estimator.working_folder import require_working_folder
 
 
 class Asked(Struct, frozen=True):
@@ -34,8 +35,10 @@ def ask(
     """Run ``module`` with ``arguments`` to its end, with ``environment`` beside this process's.
 
     Raises:
+        UserError: the working folder was deleted.
         subprocess.TimeoutExpired: it was not done after ``timeout`` seconds.
     """
+    require_working_folder()
     ran = subprocess.run(
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.DEVNULL,

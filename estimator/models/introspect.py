@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Part, Weight
 from lorabench.estimator.quiet import quiet_libraries
+from lorabench.estimator.working_folder import require_working_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,9 +49,11 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     Sizes that the architecture has no name for are 0.
 
     Raises:
-        UserError: not a causal language model that transformers can build, or one without a list of layers.
+        UserError: not a causal language model that transformers can build, or one without a list of layers; or
+            the working folder was deleted.
         ImportError: torch or transformers is not installed.
     """
+    require_working_folder()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as BUILDABLE

@@ -14,6 +14,7 @@ from typing import TextIO
 import click
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.working_folder import require_working_folder
 
 PATIENCE_SECONDS = 1.0
 """Progress is shown only after this time."""
@@ -23,10 +24,11 @@ def import_training_libraries(what: str) -> None:
     """Import the libraries of a trace for ``what``.
 
     Raises:
-        UserError: a package of the ``bench`` extra is not installed.
+        UserError: a package of the ``bench`` extra is not installed, or the working folder was deleted.
     """
     from lorabench.estimator.training.libraries import import_libraries
 
+    require_working_folder()
     try:
         import_libraries()
     except ImportError as error:
