@@ -89,6 +89,7 @@ def test_expandable_segments_change_what_is_reserved_only(
         (["demo-llama", "--kernels", "cpu", "--expandable-segments"], "setting of CUDA's allocator"),
         (["demo-llama", "--target-modules", "q_prj"], "q_prj"),
         (["demo-llama", "--kernels", "gpu"], "gpu"),
+        (["demo-llama", "--gpu", "24GB"], "a trace needs the GPU's name"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

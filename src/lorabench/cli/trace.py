@@ -40,7 +40,7 @@ SHOWN_TENSORS = 10
     show_default=True,
     help="Trace the allocations of CUDA or of CPU kernels.",
 )
-@click.option("--gpu", help="GPU whose cuBLAS workspaces are counted.")
+@click.option("--gpu", help="GPU whose cuBLAS workspaces are counted, by name (lorabench gpus).")
 @click.option(
     "--expandable-segments",
     is_flag=True,
@@ -64,6 +64,11 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
     if gpu is not None and kernels == "cpu":
         raise UserError("--gpu has no meaning with --kernels cpu: leave one of them out")
     device = None if gpu is None else find_device(gpu)
+    if device is not None and device.compute_capability is None:
+        raise UserError(
+            f"--gpu {gpu}: a trace needs the GPU's name, which decides its cuBLAS workspaces: name one of lorabench "
+            f"gpus, or let lorabench estimate --gpu {gpu} say whether it fits"
+        )
     resolved = recipe_for(find_model(model), **options)
     with progress() as say:
         say("importing torch, transformers and peft")
