@@ -1,7 +1,7 @@
-"""Ask a module of lorabench that runs in a process of its own.
+"""Run a module of lorabench in a separate process, and read its answer.
 
-A broken library may take that process down, and CUDA takes memory on the GPU for as long as the process lives. The
-answer is the last line of its standard output; whatever libraries print goes to its standard error.
+A broken library may crash that process, and CUDA holds memory on the GPU as long as the process lives. The answer is
+the last line of its standard output. Whatever libraries print goes to its standard error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lorabench.estimator.working_folder import require_working_folder
 
 
 class Asked(Struct, frozen=True):
-    """What came of it."""
+    """The result of a separate process."""
 
     exit_code: int
     """Negative for a signal."""
@@ -32,11 +32,11 @@ class Asked(Struct, frozen=True):
 def ask(
     module: str, *arguments: str, timeout: float | None = None, environment: Mapping[str, str] | None = None
 ) -> Asked:
-    """Run ``module`` with ``arguments`` to its end, with ``environment`` beside this process's.
+    """Run ``module`` with ``arguments`` to its end. ``environment`` is added to this process's.
 
     Raises:
         UserError: the working folder was deleted.
-        subprocess.TimeoutExpired: it was not done after ``timeout`` seconds.
+        subprocess.TimeoutExpired: it took longer than ``timeout`` seconds.
     """
     require_working_folder()
     ran = subprocess.run(
@@ -54,7 +54,7 @@ def ask(
 
 @contextmanager
 def answering() -> Iterator[Callable[[bytes], None]]:
-    """Yield, in the module that is asked, the function that answers; libraries are imported and called inside."""
+    """Yield the function with which the module that runs separately answers. Import and call libraries inside."""
     stdout = own_stdout()
     leave_out_hub_kernels()
     with quiet_libraries():

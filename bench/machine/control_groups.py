@@ -1,6 +1,6 @@
 """The control groups (cgroups) that this process is in: the limits of a container, a service or a batch job.
 
-A limit of a group holds for all groups inside, so the own group's is not the only one that counts.
+A limit of a group holds for all groups inside it, so this process's own group is not the only one that counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOUNT = Path("/sys/fs/cgroup")
 def own_groups(controller: str) -> Iterator[Path]:
     """Yield the folders of this process's groups, of both versions, the innermost first.
 
-    A container may see a part of them only, and not by the names that ``/proc/self/cgroup`` gives.
+    A container may see only some of them, under other names than ``/proc/self/cgroup`` gives.
     """
     for mount, group in ((MOUNT / controller, _membership(controller)), (MOUNT, _membership(""))):
         inside = mount / group
@@ -65,7 +65,7 @@ def cores_allowed() -> float | None:
     for folder in own_groups("cpu"):
         with suppress(OSError, ValueError):
             quota, period = (folder / "cpu.max").read_text().split()
-            shares.append(int(quota) / int(period))  # of "max", no number
+            shares.append(int(quota) / int(period))  # ValueError if the quota is "max"
         quota_microseconds = _number(folder / "cpu.cfs_quota_us")
         period_microseconds = _number(folder / "cpu.cfs_period_us")
         if quota_microseconds and period_microseconds and quota_microseconds > 0:  # -1 is no limit

@@ -1,4 +1,4 @@
-"""Whether bitsandbytes unpacks 4-bit weights right on this CPU."""
+"""Check whether bitsandbytes unpacks 4-bit weights correctly on this CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROWS = 4
 
 
 def complaint_about_unpacking(resolved: ResolvedRecipe, device: Backend) -> str | None:
-    """Return which linear layers of the model compute with wrong weights on ``device``; None if none does."""
+    """Return a message that names the linear layers with wrong weights on ``device``; None if there are none."""
     quantization = resolved.recipe.quantization
     if quantization is None or device != "cpu":
         return None
@@ -29,7 +29,7 @@ def complaint_about_unpacking(resolved: ResolvedRecipe, device: Backend) -> str 
 
 
 def columns_unpacked_wrong(columns: Iterable[int], quant_type: str) -> list[int]:
-    """Return those numbers of columns with which a 4-bit matrix comes back with other values than in one long row.
+    """Return the numbers of ``columns`` for which a 4-bit matrix unpacks to other values than the same data in one row.
 
     If a row is no whole number of blocks, bitsandbytes' kernel for CPUs with AVX512 takes the constants of the wrong
     blocks (0.49 to 0.50.2; `dequantizeBlockwise4bitCpu` in its csrc/cpu_ops.cpp).

@@ -1,4 +1,4 @@
-"""Building the null GPU: C++ of this package, against the headers of the installed CUDA, into the user's cache."""
+"""Build the null GPU: this package's C++, with the headers of the installed CUDA, into the user's cache."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lorabench.estimator.errors import UserError
 
 SOURCES = Path(__file__).parent / "cpp"
 NAME = "libcuda.so.1"
-"""Whoever opens the driver by name gets what was loaded under it."""
+"""Programs that open the driver by this name get the preloaded library."""
 OTHER_NAMES = ("libcuda.so", "libnvidia-ml.so.1")
-"""Of the driver to a linker, and of NVML."""
+"""Names of the driver for a linker, and of NVML."""
 CANNOT_PRELOAD = " :;\n"
-"""The loader takes these between names of libraries; no way of quoting them is known to it."""
+"""Separators in LD_PRELOAD and LD_LIBRARY_PATH, which the loader cannot quote (ld.so(8))."""
 
 
 def null_gpu_library() -> Path:

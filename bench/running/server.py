@@ -65,7 +65,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # so the collector does not write to pages shared with workers
     _Server(notices, forks=cuda_survives_a_fork()).serve()
-    os._exit(0)  # without the seconds that libraries take for their leave
+    os._exit(0)  # skips the libraries' exit handlers, which take seconds
 
 
 def preload() -> None:
@@ -152,7 +152,7 @@ class _Server:
             die_with_parent(server)
             _redirect(request.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1)
             os.dup2(1, 2)
-            signal.set_wakeup_fd(-1)  # which from Python 3.12 on asyncio has done already where it is imported
+            signal.set_wakeup_fd(-1)  # Python 3.12 and later already do so if asyncio is imported
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.selector.close()
             for descriptor in (self.requests, self.notices, self.deaths, self.told_of_deaths):

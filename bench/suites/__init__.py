@@ -1,1 +1,1 @@
-"""The suites that are shipped, and how a suite is read."""
+"""Shipped suites, and the reader of suite files."""

@@ -19,11 +19,10 @@
       - {model: HuggingFaceTB/SmolLM2-135M, method: lora, rank: 256}
     check: {speed: 5%, nvml: off}
 
-Every combination of the matrix is a recipe; an option that has no meaning for a combination's method (a rank with
-full) is left out of it, and recipes that come out equal are run once. What the matrix or an include says wins over
-`defaults_when`, of which later entries win over earlier ones, and that over `defaults`. A condition, in `when` and in
-`exclude`, names a value, or a list of which any will do. `check` says how much worse the results may get
-(`check.thresholds`).
+Every combination of the matrix is a recipe. An option that has no meaning for the combination's method (a rank with
+full) is dropped, and equal recipes run once. Values of the matrix or an include override `defaults_when`, whose later
+entries override earlier ones; both override `defaults`. A condition in `when` or `exclude` names a value, or a list of
+values any of which matches. `check` sets how much worse the results may get (`check.thresholds`).
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ def recording(*, stacks: bool) -> Iterator[Callable[[], Any]]:
 def live_bytes(events: list[dict[str, Any]], allocated_before: int) -> Timeline:
     """Return (seconds, allocated bytes) after each of the allocator's ``events``, starting from ``allocated_before``.
 
-    ``events`` are of one device, in order. A block that is larger than its request, because the rest is too small to be
-    split off, counts as its request rounded up to `BLOCK`.
+    ``events`` are those of one device, in order. A block counts as its request rounded up to `BLOCK`, even if it is
+    larger because the allocator does not split off a small rest.
     """
     live = allocated_before
     points: list[tuple[float, int]] = []
