@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import DeviceFacts, Environment, Outcome, Prediction, RunRecord
+from lorabench.bench.records.rehearsal import Rehearsal
 from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.memory.breakdown import COMPONENTS, PHASES, Breakdown
 from lorabench.estimator.recipes.parameters import ParameterCounts
@@ -98,6 +101,12 @@ def sample_record(
         if outcome == "ok"
         else None,
     )
+
+
+def as_rehearsed(record: RunRecord) -> RunRecord:
+    """Return ``record`` as if a null GPU had run it."""
+    rehearsal = None if record.measurement is None else Rehearsal.of(record.measurement)
+    return replace(record, measurement=None, seconds=None, rehearsed=True, rehearsal=rehearsal)
 
 
 def _linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from lorabench.bench.check.findings import Comparison, Unmatched, in_order, of_recipe, overall
 from lorabench.bench.check.loss import judge_losses
-from lorabench.bench.check.matching import Work, device_of, environment_changes, labels_of, runs_by_work
+from lorabench.bench.check.matching import Work, device_of, environment_changes, labels_of, refuse_unlike, runs_by_work
 from lorabench.bench.check.memory import judge_memory
 from lorabench.bench.check.outcomes import judge_outcome
 from lorabench.bench.check.speed import judge_speeds
@@ -28,11 +28,12 @@ def compare(
     """Compare ``results`` (after) with ``baseline`` (before), recipe by recipe.
 
     Raises:
-        UserError: one side holds the same repeat of a recipe twice; a recipe ran on different devices and
-            ``across_devices`` is false; or scipy is not installed.
+        UserError: one side holds the same repeat of a recipe twice; one side was rehearsed; a recipe ran on different
+            devices and ``across_devices`` is false; or scipy is not installed.
     """
     thresholds = thresholds or Thresholds()
     before, after = runs_by_work(baseline, "the baseline"), runs_by_work(results, "the results")
+    refuse_unlike(baseline, results)
     labels = labels_of((before, after))
     matched = {work: (before[work], after[work]) for work in before if work in after}
     devices = {device_of(labels[work], *pair, across_devices=across_devices) for work, pair in matched.items()}

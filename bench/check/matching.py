@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lorabench.bench.check.printable import printable
@@ -59,12 +59,15 @@ class Runs(NamedTuple):
         return frozenset(record.outcome for record in self.records)
 
 
-def runs_by_work(records: Iterable[RunRecord], side: str) -> dict[Work, Runs]:
+def runs_by_work(records: Sequence[RunRecord], side: str) -> dict[Work, Runs]:
     """Return the runs of each recipe.
 
     Raises:
-        UserError: a recipe ran on several devices, or has two records of the same repeat.
+        UserError: a recipe ran on several devices, or has two records of the same repeat; or there are rehearsals
+            besides measurements.
     """
+    if len({record.rehearsed for record in records}) > 1:
+        raise UserError(f"{side}: both rehearsals and measurements: keep rehearsals in a folder of their own")
     found: dict[Work, list[RunRecord]] = {}
     for record in records:
         found.setdefault(Work(record.digest, record.engine), []).append(record)
@@ -73,13 +76,22 @@ def runs_by_work(records: Iterable[RunRecord], side: str) -> dict[Work, Runs]:
         devices = {_names(record.device) for record in runs}
         if len(devices) > 1:
             raise UserError(f"{what} ran on {' and on '.join(sorted(devices))}: keep one folder per device")
-        if len({record.rehearsed for record in runs}) > 1:
-            raise UserError(f"{what} was measured and rehearsed: keep rehearsals in a folder of their own")
         repeats = Counter(record.repeat for record in runs)
         if max(repeats.values()) > 1:
             raise UserError(f"{what} has two records of the same repeat: remove one")
         runs.sort(key=lambda record: record.repeat)
     return {work: Runs(tuple(runs)) for work, runs in found.items()}
+
+
+def refuse_unlike(before: Sequence[RunRecord], after: Sequence[RunRecord]) -> None:
+    """Refuse to compare rehearsals with measurements; each side holds only one of them.
+
+    Raises:
+        UserError: one side was rehearsed, the other measured.
+    """
+    if before and after and before[0].rehearsed != after[0].rehearsed:
+        was, were = ("rehearsed", "measured") if before[0].rehearsed else ("measured", "rehearsed")
+        raise UserError(f"the baseline was {was}, the results were {were}: compare like with like")
 
 
 def device_of(label: str, before: Runs, after: Runs, *, across_devices: bool) -> str:
@@ -88,9 +100,6 @@ def device_of(label: str, before: Runs, after: Runs, *, across_devices: bool) ->
     Raises:
         UserError: the two sides ran on different devices, and ``across_devices`` is false.
     """
-    if before.rehearsed != after.rehearsed:
-        sides = ("rehearsed", "measured") if before.rehearsed else ("measured", "rehearsed")
-        raise UserError(f"{label}: the baseline was {sides[0]}, the results {sides[1]}: compare like with like")
     old, new = _names(before.device), _names(after.device)
     if old == new:
         return printable(after.device.name)

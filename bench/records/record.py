@@ -236,24 +236,25 @@ def read_record(path: Path) -> RunRecord:
     as_written = digest if version >= NESTED_SINCE else digest_of(content["recipe"], record.model_config)
     if record.digest != as_written:
         raise BrokenRecordError(f"{path}: its digest does not match its recipe, so it was edited: run the recipe again")
-    if record.outcome == "ok":
-        _refuse_incomplete(record, path)
+    fault = _contradiction(record)
+    if fault is not None:
+        raise BrokenRecordError(f"{path}: {fault}: run the recipe again")
     return msgspec.structs.replace(record, digest=digest)
 
 
-def _refuse_incomplete(record: RunRecord, path: Path) -> None:
-    """Refuse the record of a run that ended well without what the run found.
-
-    Raises:
-        BrokenRecordError: as it says.
-    """
-    measured = record.measurement is not None and bool(record.measurement.step_seconds)
-    if record.rehearsed and (record.rehearsal is None or record.measurement is not None):
-        raise BrokenRecordError(
-            f"{path}: it was rehearsed, but it has no rehearsal, or a measurement: rehearse the recipe again"
-        )
-    if not record.rehearsed and not measured:
-        raise BrokenRecordError(f"{path}: its outcome is ok, but it has no measurement: run the recipe again")
+def _contradiction(record: RunRecord) -> str | None:
+    """Return why the record's parts contradict each other; None if they do not."""
+    if record.rehearsed and (record.measurement is not None or record.seconds is not None):
+        return "it was rehearsed, but it has times of a measurement"
+    if not record.rehearsed and record.rehearsal is not None:
+        return "it was measured, but it has a rehearsal"
+    if record.outcome != "ok":
+        return None
+    if record.rehearsed:
+        return None if record.rehearsal is not None else "its outcome is ok, but it has no rehearsal"
+    if record.measurement is None or not record.measurement.step_seconds:
+        return "its outcome is ok, but it has no measurement"
+    return None
 
 
 def _migrated(content: dict[str, Any], version: int) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def run_suite(
     Raises:
         UserError: before training: packages for training are missing, there is no such device, the dataset or the
             weights are bad, the only recipe has no kernels there, or the folder cannot be written or has records of
-            another suite or device. Later: a record cannot be written; earlier records exist.
+            another suite or device, or rehearsals beside measurements. Later: a record cannot be written; earlier
+            records exist.
     """
     begun = time.monotonic()
     require_bench_extra()
@@ -121,7 +122,7 @@ def run_suite(
         Workers(scratch, preload=_modules_of(suite), environment=environment) as workers,
     ):
         surroundings = probe_surroundings(device, environment)
-        _refuse_other_devices(results, surroundings)
+        _refuse_other_records(results, surroundings)
         settings = replace(settings, device=surroundings.device.kind)
         check_device(settings)
         if suite.probe:
@@ -351,9 +352,14 @@ def _scratch_folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def _refuse_other_devices(results: Results, surroundings: Surroundings) -> None:
+def _refuse_other_records(results: Results, surroundings: Surroundings) -> None:
     here = surroundings.device
     for record in results.records.values():
+        if record.rehearsed != surroundings.null_gpu:
+            there, now = ("rehearsals", "measures") if record.rehearsed else ("measurements", "rehearses")
+            raise UserError(
+                f"{results.folder}: has records of {there}, but this run {now}: name another folder with -o"
+            )
         if (record.device.kind, record.device.name) != (here.kind, here.name):
             raise UserError(
                 f"{results.folder}: has records of {record.device.name} ({record.device.kind}), but this is "

@@ -13,7 +13,7 @@ from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord
 from lorabench.estimator.errors import UserError
 from tests.bench.check.records import record, repeats, times
-from tests.sample_records import STEP_SECONDS
+from tests.sample_records import STEP_SECONDS, as_rehearsed
 
 
 def code(comparison: Comparison) -> int:
@@ -192,3 +192,21 @@ def test_a_regression_is_an_improvement_the_other_way_round(suite: dict[int, tup
 
     forth = verdicts(compare(after, before))
     assert verdicts(compare(before, after)) == {key: swapped.get(one, one) for key, one in forth.items()}
+
+
+def test_rehearsals_are_compared_with_rehearsals_alone() -> None:
+    measured = [record(device_kind="cuda")]
+    rehearsed = [as_rehearsed(one) for one in measured]
+    assert compare(rehearsed, rehearsed).verdict == "same"
+    assert {one.metric for one in compare(rehearsed, rehearsed).recipes[0].findings} <= {
+        "peak_allocated_bytes",
+        "peak_reserved_bytes",
+    }
+    other = [record(device_kind="cuda", method="full")]
+    for results, baseline, complaint in (
+        (rehearsed, measured, "the baseline was measured, the results were rehearsed: compare like with like"),
+        (measured, [as_rehearsed(other[0])], "the baseline was rehearsed, the results were measured"),
+        ([*rehearsed, *other], rehearsed, "the results: both rehearsals and measurements: keep rehearsals in a folder"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            compare(results, baseline)

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from msgspec.structs import replace
 
-from lorabench.bench.records.record import SCHEMA_VERSION, RunRecord, read_record, read_records, write_record
-from lorabench.bench.records.rehearsal import Rehearsal
+from lorabench.bench.records.record import SCHEMA_VERSION, read_record, read_records, write_record
 from lorabench.estimator.errors import UserError
-from tests.sample_records import sample_record
+from tests.sample_records import as_rehearsed, sample_record
 
 
 @pytest.mark.parametrize("outcome", ["ok", "oom", "error", "timeout"])
@@ -24,25 +22,37 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path, method: str, outc
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def rehearsed() -> RunRecord:
-    record = sample_record(device_kind="cuda")
-    assert record.measurement is not None
-    return replace(record, rehearsed=True, rehearsal=Rehearsal.of(record.measurement), measurement=None)
+def spoil(path: Path, **changes: object) -> None:
+    content = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode({**content, **changes}))
 
 
-def test_a_rehearsed_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    assert read_record(write_record(tmp_path, rehearsed())) == rehearsed()
+@pytest.mark.parametrize("outcome", ["ok", "oom"])
+def test_a_rehearsed_record_comes_back_without_times_and_losses(tmp_path: Path, outcome: str) -> None:
+    record = as_rehearsed(sample_record(device_kind="cuda", outcome=outcome))  # type: ignore[arg-type]
+    path = write_record(tmp_path, record)
+    assert read_record(path) == record
+    assert not any(word in path.read_text() for word in ("step_seconds", "losses", "joules", "mfu"))
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"rehearsal": None}, {"measurement": msgspec.to_builtins(sample_record().measurement)}],
-    ids=["nothing was rehearsed", "it was measured too"],
+    ("changes", "complaint"),
+    [
+        ({"rehearsal": None}, "its outcome is ok, but it has no rehearsal"),
+        ({"rehearsed": False}, "it was measured, but it has a rehearsal"),
+        ({"seconds": 3.0}, "it was rehearsed, but it has times of a measurement"),
+        (
+            {"measurement": msgspec.to_builtins(sample_record().measurement)},
+            "it was rehearsed, but it has times of a measurement",
+        ),
+    ],
 )
-def test_a_rehearsed_record_has_a_rehearsal_and_no_measurement(tmp_path: Path, changes: dict[str, object]) -> None:
-    path = write_record(tmp_path, rehearsed())
+def test_a_rehearsed_record_is_not_taken_for_a_measured_one(
+    tmp_path: Path, changes: dict[str, object], complaint: str
+) -> None:
+    path = write_record(tmp_path, as_rehearsed(sample_record(device_kind="cuda")))
     spoil(path, **changes)
-    with pytest.raises(UserError, match="it was rehearsed, but"):
+    with pytest.raises(UserError, match=complaint):
         read_record(path)
 
 
@@ -50,11 +60,6 @@ def test_a_second_record_of_a_recipe_replaces_the_first(tmp_path: Path) -> None:
     write_record(tmp_path, sample_record(outcome="oom"))
     write_record(tmp_path, sample_record())
     assert [record.outcome for record in read_records(tmp_path)] == ["ok"]
-
-
-def spoil(path: Path, **changes: object) -> None:
-    content = msgspec.json.decode(path.read_bytes())
-    path.write_bytes(msgspec.json.encode({**content, **changes}))
 
 
 @pytest.mark.parametrize(

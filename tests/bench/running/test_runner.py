@@ -27,7 +27,7 @@ from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here
 from tests.bench.running.test_workers import LLAMA
-from tests.sample_records import sample_record
+from tests.sample_records import as_rehearsed, sample_record
 
 SPEC = read_config(LLAMA, "test/llama")
 SETTINGS = Settings(device="cpu", steps=3, warmup_steps=1)
@@ -400,6 +400,24 @@ def test_records_of_another_suite_or_device_are_left_alone(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"has records of Another \(cuda\), but this is Example CPU"):
         run(tmp_path / "device", resume=True)
     assert len(read_records(tmp_path / "suite")) == len(read_records(tmp_path / "device")) == 1
+
+
+@pytest.mark.parametrize("rehearsing", [False, True])
+def test_rehearsals_and_measurements_keep_to_their_own_folders(
+    tmp_path: Path, pretending: pytest.MonkeyPatch, rehearsing: bool
+) -> None:
+    measured = sample_record(suite="smoke", device=GPU)
+    path = write_record(tmp_path, measured if rehearsing else as_rehearsed(measured))
+    before = path.read_bytes()
+    pretend_here(pretending.setattr, Surroundings(device=GPU, environment=FACTS.environment, null_gpu=rehearsing))
+    complaint = (
+        "has records of measurements, but this run rehearses"
+        if rehearsing
+        else ("has records of rehearsals, but this run measures")
+    )
+    with pytest.raises(UserError, match=f"{complaint}: name another folder with -o"):
+        run(tmp_path, resume=True)
+    assert path.read_bytes() == before
 
 
 def test_a_memory_snapshot_goes_beside_the_record_of_a_gpu(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
