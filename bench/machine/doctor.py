@@ -216,6 +216,9 @@ def check_gpus(probe: Probe, *, needed: bool) -> list[Check]:
             )
             for index, gpu in enumerate(probe.gpus)
         ]
+        if probe.null_gpu:
+            found_null = "a null GPU, which computes nothing: runs on it are rehearsals"
+            found.append(Check(name="null GPU", status="limited", found=found_null))
         cuda = Check(name="CUDA", status="ok", found=f"torch's {probe.torch_cuda}, driver {probe.driver or 'unknown'}")
         return [*found, cuda]
     status: Status = "missing" if needed else "limited"
@@ -271,6 +274,9 @@ def check_quantization(probe: Probe, device: Backend, installed: bool) -> Check:
             f"NF4 round trip works on {_device(device)}, except for rows that are no multiple of {BLOCK}: "
             "a fault of bitsandbytes on this CPU; losses of models with such rows are wrong"
         )
+        return Check(name="quantisation", status="limited", found=found)
+    if error is None and device == "cuda" and probe.null_gpu:
+        found = "NF4 round trip runs on the null GPU, which computes no values"
         return Check(name="quantisation", status="limited", found=found)
     if error is None:
         return Check(name="quantisation", status="ok", found=f"NF4 round trip works on {_device(device)}")

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from lorabench.bench.machine.asking import answering, ask
 from lorabench.bench.measuring.meters.driver import NvmlGpu
-from lorabench.bench.null_gpu import NAME
+from lorabench.bench.null_gpu import on_null_gpu
 from lorabench.bench.records.record import DeviceFacts, Environment
 from lorabench.bench.records.text import name_end
 from lorabench.estimator.devices.backend import Backend
@@ -101,9 +101,8 @@ def _surroundings(choice: str) -> Surroundings:
     device = _device_facts(kind)
     count = torch.cuda.device_count() if kind == "cuda" else 1
     alike = tuple(index for index in range(count) if _device_facts(kind, index) == device)
-    return Surroundings(
-        device=device, alike=alike, environment=_environment(kind), null_gpu=kind == "cuda" and NAME in os.environ
-    )
+    null_gpu = kind == "cuda" and on_null_gpu()
+    return Surroundings(device=device, alike=alike, environment=_environment(kind), null_gpu=null_gpu)
 
 
 def _device_facts(kind: Backend, index: int = 0) -> DeviceFacts:

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from lorabench.bench.machine.asking import answering, ask
 from lorabench.bench.machine.doctor_probe import launch_triton_kernel, quantise_to_nf4
 from lorabench.bench.machine.environment import NEEDED, driver_version
 from lorabench.bench.measuring.meters.driver import NvmlGpu
+from lorabench.bench.null_gpu import on_null_gpu
 from lorabench.bench.records.text import first_line, name_end, without_own_folders
 from lorabench.estimator.errors import UserError
 
@@ -34,6 +35,8 @@ PROBE_SECONDS = 120
 FILE_NAME = "probe.jsonl"
 LOOKS = 50
 """Number of timed NVML calls."""
+NOT_REHEARSED = ("_ms", "process_bytes", "context_bytes", "taken_bytes", "largest_error")
+"""Ends of the names of facts that a null GPU does not know: times, values, and what the driver takes for itself."""
 SIDE = 2048
 """Rows and columns of the matrices and of the attention scores that the probes multiply."""
 
@@ -46,23 +49,34 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str | None = None
     """Why there is no answer."""
     seconds: float = 0.0
+    """Of the probe; 0 if it was rehearsed."""
+    rehearsed: bool = False
+    """Whether a null GPU answered, so that nothing was measured."""
 
 
-def probe_gpu(path: Path) -> list[Answer]:
+def probe_gpu(path: Path, environment: Mapping[str, str] | None = None, *, rehearsing: bool = False) -> list[Answer]:
     """Run the probes that ``path`` has no answer to, and return all answers.
 
+    Args:
+        path: file of the answers.
+        environment: variables for the probes, beside this process's.
+        rehearsing: whether they run on a null GPU.
+
     Raises:
-        UserError: ``path`` cannot be read or written.
+        UserError: ``path`` cannot be read or written, or has answers of a real GPU beside those of a null GPU.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if any(answer.rehearsed != rehearsing for answer in read_answers(path)):
+            kind = "a GPU" if rehearsing else "a rehearsal"
+            raise UserError(f"{path}: has answers of {kind}: name another folder with -o, or remove the file")
         for _ in PROBES:
             waiting = [name for name in PROBES if name not in {answer.probe for answer in read_answers(path)}]
             if not waiting:
                 break
-            ended = _run_process(path)
+            ended = _run_process(path, environment)
             if ended:
-                _add_for_the_dead(path, ended)
+                _add_for_the_dead(path, ended, rehearsing=rehearsing)
         return read_answers(path)
     except OSError as error:
         raise UserError(f"{path}: cannot write the probe's answers: {error.strerror}") from error
@@ -82,21 +96,23 @@ def read_answers(path: Path) -> list[Answer]:
         raise UserError(f"{path}: not a probe's answers ({error}): remove the file; it is written again") from error
 
 
-def _run_process(path: Path) -> str:
+def _run_process(path: Path, environment: Mapping[str, str] | None) -> str:
     """Run the waiting probes in a process of its own; return how it ended, or "" if it ran to its end."""
     try:
-        asked = ask("lorabench.bench.machine.gpu_probe", str(path.absolute()), timeout=PROBE_SECONDS)
+        asked = ask(
+            "lorabench.bench.machine.gpu_probe", str(path.absolute()), timeout=PROBE_SECONDS, environment=environment
+        )
     except subprocess.TimeoutExpired:
         return f"not finished after {PROBE_SECONDS} s"
     last = first_line(without_own_folders(asked.last_words))
     return "" if asked.exit_code == 0 else f"{name_end(asked.exit_code)}: {last}"
 
 
-def _add_for_the_dead(path: Path, ended: str) -> None:
+def _add_for_the_dead(path: Path, ended: str, *, rehearsing: bool) -> None:
     done = {answer.probe for answer in read_answers(path)}
     asked = next((name for name in PROBES if name not in done), None)
     if asked is not None:
-        _append(path, Answer(probe=asked, error=f"the process ended: {ended}"))
+        _append(path, Answer(probe=asked, error=f"the process ended: {ended}", rehearsed=rehearsing))
 
 
 def _append(path: Path, answer: Answer) -> None:
@@ -115,11 +131,23 @@ def main(path: str) -> None:
 
 def _answer(name: str, probe: Callable[[], dict[str, Any]]) -> Answer:
     begun = time.perf_counter()
+    found, reason = {}, None
     try:
-        return Answer(probe=name, found=probe(), seconds=time.perf_counter() - begun)
+        found = probe()
     except Exception as error:
         reason = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
-        return Answer(probe=name, error=reason, seconds=time.perf_counter() - begun)
+    if on_null_gpu():
+        return Answer(probe=name, found=without_what_a_null_gpu_does_not_know(found), error=reason, rehearsed=True)
+    return Answer(probe=name, found=found, error=reason, seconds=time.perf_counter() - begun)
+
+
+def without_what_a_null_gpu_does_not_know(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts whose names end in none of `NOT_REHEARSED`, also inside of others."""
+    return {
+        name: without_what_a_null_gpu_does_not_know(fact) if isinstance(fact, dict) else fact
+        for name, fact in found.items()
+        if not name.endswith(NOT_REHEARSED)
+    }
 
 
 # The probes. The context's comes first: it starts CUDA.
@@ -306,7 +334,7 @@ def summary(answers: list[Answer]) -> Iterator[str]:
     found = {answer.probe: answer.found for answer in answers}
     last = list(found.get("context", {}).values())[-1:]
     for moment in last:
-        if moment["context_bytes"] is not None:
+        if moment.get("context_bytes") is not None:
             yield f"CUDA context: {moment['context_bytes'] / 2**20:,.0f} MiB in this process"
     for answer in answers:
         if answer.error is not None:

@@ -10,5 +10,12 @@ It cannot know: time, energy, the results of kernels (losses, gradients), what t
 size), the workspace of cuDNN's plans, and how a physical card's memory is fragmented. None of these is ever reported.
 """
 
+import os
+
 NAME = "NULL_GPU_NAME"
 """Variable that holds the card's name; set in every process that runs on a null GPU."""
+
+
+def on_null_gpu() -> bool:
+    """Return whether this process runs on a null GPU, whose kernels compute nothing."""
+    return NAME in os.environ

@@ -126,7 +126,7 @@ def run_suite(
         settings = replace(settings, device=surroundings.device.kind)
         check_device(settings)
         if suite.probe:
-            _probe(suite, settings, folder, watcher, resume=resume)
+            _probe(suite, surroundings, folder / FILE_NAME, watcher, environment, resume=resume)
         unable = _without_kernels(suite, settings.device)
         tasks = list(tasks_of(suite, settings, digest_sources(settings)))
         lanes = lanes_of(surroundings)
@@ -310,18 +310,25 @@ def check_device(settings: Settings) -> None:
         )
 
 
-def _probe(suite: Suite, settings: Settings, folder: Path, watcher: Watcher, *, resume: bool) -> None:
+def _probe(
+    suite: Suite,
+    surroundings: Surroundings,
+    path: Path,
+    watcher: Watcher,
+    environment: Mapping[str, str] | None,
+    *,
+    resume: bool,
+) -> None:
     """Probe the GPU, as the suite requests; with ``resume`` only what has no answer yet.
 
     Raises:
         UserError: recipes run on the CPU.
     """
-    if settings.device != "cuda":
+    if surroundings.device.kind != "cuda":
         raise UserError(f"suite {suite.name} probes a GPU, but recipes run on the CPU here: run another, such as smoke")
-    path = folder / FILE_NAME
     if not resume:
         path.unlink(missing_ok=True)
-    watcher.probed(probe_gpu(path))
+    watcher.probed(probe_gpu(path, environment, rehearsing=surroundings.null_gpu))
 
 
 def _without_kernels(suite: Suite, device: Backend) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from lorabench.cli.gpu_errors import errors_on_gpu
-from tests.sample_records import sample_record
+from tests.sample_records import as_rehearsed, sample_record
 
 GIB = 2**30
 
@@ -33,4 +33,16 @@ def test_the_worst_estimate_comes_first_and_failures_last() -> None:
     assert first.split()[:3] == ["far", "+100.000%", "+25.000%"]
     assert first.endswith("0.50 GiB 2.5 s")
     assert second.split()[:2] == ["near", "+0.000%"]
+    assert last == "failed: oom CUDA out of memory"
+
+
+def test_a_rehearsal_has_errors_of_memory_and_neither_context_nor_start() -> None:
+    ran = sample_record(device_kind="cuda", peak_allocated_bytes=8 * GIB, predicted_peak_bytes=10 * GIB)
+    failed = sample_record(device_kind="cuda", outcome="oom", message="CUDA out of memory", method="qlora")
+    title, row, note, last = errors_on_gpu(
+        [as_rehearsed(ran), as_rehearsed(failed)], {ran.digest: "ran", failed.digest: "failed"}
+    ).splitlines()
+    assert title.split() == ["recipe", "allocated", "reserved"]
+    assert row.split()[:2] == ["ran", "+25.000%"]
+    assert note == "rehearsed on a null GPU: nothing was measured"
     assert last == "failed: oom CUDA out of memory"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabench.cli.listing import Column, as_table
+from lorabench.cli.listing import Column, as_table, folded
 from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.tracing import progress
 from lorabench.cli.verbosity import verbose_option
@@ -52,7 +52,8 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     from lorabench.bench.records.whole_files import write_whole
     from lorabench.estimator.speed.calibrations import file_name, user_folder
 
-    facts = probe_surroundings(device).device
+    surroundings = probe_surroundings(device)
+    facts = surroundings.device
     chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.kind == "cpu" else default_dtypes(facts.name))
     path = output or user_folder() / file_name(facts.name)
     if path.is_dir():  # before a minute is spent
@@ -60,6 +61,10 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
 
     with progress() as say:
         calibration = calibrate(facts.kind, facts.name, chosen, lambda what: say(f"measuring {what}"))
+    if surroundings.null_gpu:
+        said = f"rehearsed on {facts.name}: every measurement ran, but a null GPU has no speed: nothing was written"
+        click.echo("\n".join(folded(said)))
+        return
     click.echo(as_text(calibration))
     try:
         write_whole(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lorabench.bench.records.record import RunRecord
 from lorabench.cli.listing import Column, as_table, folded
@@ -10,43 +10,36 @@ from lorabench.estimator.quantities import in_gib
 
 
 def errors_on_gpu(records: Sequence[RunRecord], labels: Mapping[str, str]) -> str:
-    """Return a row for each measured recipe, worst allocated error first, then a line for each that was not.
+    """Return a row for each recipe that ran, worst allocated error first, then a line for each that did not.
 
     Errors are (estimate - measured) / measured, of the peaks in bytes: requested is what tensors ask the allocator for,
     allocated its blocks, reserved its segments. The context is what NVML counts beyond reserved. Start is the time from
-    the request for a worker to the measurement's begin.
+    the request for a worker to the measurement's begin. A rehearsal knows neither of these two.
     """
-    rows = sorted((record for record in records if record.measurement and record.prediction), key=_off, reverse=True)
+    rows = sorted((record for record in records if record.counted and record.prediction), key=_off, reverse=True)
     lines = []
     if rows:
-        lines.append(
-            as_table(
-                [
-                    Column("recipe", [labels[record.digest] for record in rows], right=False, folds=True),
-                    Column("requested", [_error(record, "requested") for record in rows]),
-                    Column("allocated", [_error(record, "allocated") for record in rows]),
-                    Column("reserved", [_error(record, "reserved") for record in rows]),
-                    Column("context", [_context(record) for record in rows]),
-                    Column("start", [_start(record) for record in rows]),
-                ]
-            )
-        )
+        cells = {name: [cell(record) for record in rows] for name, cell in COLUMNS.items()}
+        named = Column("recipe", [labels[record.digest] for record in rows], right=False, folds=True)
+        lines.append(as_table([named, *(Column(name, column) for name, column in cells.items() if any(column))]))
+    if any(record.rehearsed for record in records):
+        lines.append("rehearsed on a null GPU: nothing was measured")
     for record in records:
-        if record.measurement is None:
+        if record.counted is None:
             reason = f" {record.message}" if record.message else ""
             lines += folded(f"{labels[record.digest]}: {record.outcome}{reason}", hanging="    ")
     return "\n".join(lines)
 
 
 def _peaks(record: RunRecord, which: str) -> tuple[int | None, int | None]:
-    """Return the estimated and the measured peak."""
-    assert record.measurement is not None
+    """Return the estimated peak, and the one that the allocator counted."""
+    assert record.counted is not None
     assert record.prediction is not None
-    estimated, measured = record.prediction.memory, record.measurement.memory
+    estimated, counted = record.prediction.memory, record.counted.memory
     return {
-        "requested": (estimated.peak_allocated_bytes, record.measurement.requested_peak_bytes),
-        "allocated": (estimated.peak_allocated_bytes, measured.peak_allocated_bytes),
-        "reserved": (estimated.peak_reserved_bytes, measured.peak_reserved_bytes),
+        "requested": (estimated.peak_allocated_bytes, record.counted.requested_peak_bytes),
+        "allocated": (estimated.peak_allocated_bytes, counted.peak_allocated_bytes),
+        "reserved": (estimated.peak_reserved_bytes, counted.peak_reserved_bytes),
     }[which]
 
 
@@ -62,7 +55,8 @@ def _error(record: RunRecord, which: str) -> str:
 
 def _context(record: RunRecord) -> str:
     measured = record.measurement
-    assert measured is not None
+    if measured is None:
+        return ""
     process, reserved = measured.nvml_process_peak_bytes, measured.memory.peak_reserved_bytes
     return "" if process is None or reserved is None else in_gib(process - reserved)
 
@@ -72,3 +66,13 @@ def _start(record: RunRecord) -> str:
     if measured is None or record.seconds is None or not measured.stage_seconds:
         return ""
     return f"{record.seconds - sum(measured.stage_seconds.values()):.1f} s"
+
+
+COLUMNS: dict[str, Callable[[RunRecord], str]] = {
+    "requested": lambda record: _error(record, "requested"),
+    "allocated": lambda record: _error(record, "allocated"),
+    "reserved": lambda record: _error(record, "reserved"),
+    "context": _context,
+    "start": _start,
+}
+"""Column → its cell for a record; columns without any are left out."""

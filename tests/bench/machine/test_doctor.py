@@ -63,6 +63,14 @@ def test_a_checkout_that_is_not_installed_knows_what_it_needs(monkeypatch: pytes
     assert doctor.admitted_versions.__wrapped__() == {}
 
 
+def test_on_a_null_gpu_the_doctor_says_that_nothing_is_computed(machine: dict[str, Any]) -> None:
+    machine["probe"] = msgspec.structs.replace(ON_A100, null_gpu=True)
+    told = diagnose("cuda")
+    assert (told.ready, told.can_train) == (True, ("full", "lora", "qlora", "ia3"))
+    assert check("null GPU").found == "a null GPU, which computes nothing: runs on it are rehearsals"
+    assert check("quantisation").found == "NF4 round trip runs on the null GPU, which computes no values"
+
+
 def test_a_machine_with_all_libraries_can_train_by_every_method(machine: dict[str, Any]) -> None:
     told = diagnose()
     assert (told.ready, told.can_train, told.device) == (True, ("full", "lora", "qlora", "ia3"), "cpu")

@@ -21,7 +21,7 @@ def probes(monkeypatch: pytest.MonkeyPatch, **made: Any) -> None:
     """Let these be the probes, run in forked processes rather than in fresh ones that would not know them."""
     monkeypatch.setattr(gpu_probe, "PROBES", made)
 
-    def forked(path: Path) -> str:
+    def forked(path: Path, environment: object) -> str:
         child = os.fork()
         if child == 0:
             try:
@@ -57,6 +57,30 @@ def test_answers_that_are_there_are_not_asked_again(tmp_path: Path, monkeypatch:
     probe_gpu(path)
     probes(monkeypatch, one=lambda: {"x": 2}, two=lambda: {"x": 3})
     assert [answer.found["x"] for answer in probe_gpu(path)] == [1, 3]
+
+
+def test_a_rehearsed_probe_keeps_neither_times_nor_values_nor_the_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"at": {"context_bytes": 3, "reserved_bytes": 5}, "looks_ms": 0.1, "largest_error": 1.0, "kernel": "flash"}
+    probes(monkeypatch, one=lambda: found)
+    monkeypatch.setenv("NULL_GPU_NAME", "NVIDIA Example")
+    [answer] = probe_gpu(tmp_path / "probe.jsonl", rehearsing=True)
+    assert (answer.found, answer.seconds) == ({"at": {"reserved_bytes": 5}, "kernel": "flash"}, 0.0)
+    assert answer.rehearsed
+
+
+@pytest.mark.parametrize("rehearsing", [False, True])
+def test_answers_of_a_rehearsal_are_not_taken_for_those_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rehearsing: bool
+) -> None:
+    probes(monkeypatch, one=lambda: {"x": 1})
+    if not rehearsing:
+        monkeypatch.setenv("NULL_GPU_NAME", "NVIDIA Example")
+    probe_gpu(tmp_path / "probe.jsonl", rehearsing=not rehearsing)
+    of_what = "a GPU" if rehearsing else "a rehearsal"
+    with pytest.raises(UserError, match=f"has answers of {of_what}: name another folder with -o, or remove the file"):
+        probe_gpu(tmp_path / "probe.jsonl", rehearsing=rehearsing)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
