@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lorabench.bench.null_gpu import NAME
+from lorabench.bench.null_gpu.conditions import Conditions
 from lorabench.bench.null_gpu.library import null_gpu_library
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.devices.multiprocessor import multiprocessor
@@ -24,6 +25,7 @@ def null_gpu_environment(
     rank: int | None = None,
     ranks: int | None = None,
     count_launches: bool = False,
+    conditions: Conditions | None = None,
 ) -> dict[str, str]:
     """Return variables to add to the environment of a program, so that it and its children run on null GPUs.
 
@@ -38,6 +40,7 @@ def null_gpu_environment(
             are not there: collectives with them succeed at once.
         ranks: processes of the distributed training, one a GPU.
         count_launches: whether launches are counted by kernel, which slows a program's start.
+        conditions: what the machine is like besides.
 
     Raises:
         UserError: the GPU is none of NVIDIA's or only a size, a number is out of range, or the null GPU cannot be built
@@ -73,6 +76,7 @@ def null_gpu_environment(
         variables["NULL_GPU_LAUNCHES"] = 1
     if rank is not None or ranks is not None:
         variables |= _as_one_of(ranks, rank, gpus)
+    variables |= (conditions or Conditions()).variables()
     return {name: str(value) for name, value in variables.items()}
 
 

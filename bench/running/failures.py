@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import traceback
 
 from lorabench.bench.records.record import Memory
 from lorabench.bench.records.text import first_line, name_end, without_own_folders
@@ -21,17 +23,29 @@ OF_THE_HOST = ("can't allocate memory", "cannot allocate memory", "bad_alloc")
 """Messages of torch's CPU allocator, the C library and C++ if host memory runs out."""
 OF_EITHER = "out of memory"
 """Message of bitsandbytes for GPU memory, and of others for host memory."""
+OF_LIBRARIES = re.compile(r"/(torch|bench/null_gpu)/|^<|/contextlib\.py$")
+"""Files whose lines name no operation of a model, an optimizer or a training loop."""
 LINES_KEPT = 40
 """Number of last lines kept of a dead worker's output."""
 
 
-def answer_of(error: Exception, device: Backend, traceback: str) -> JobResult:
+def answer_of(error: Exception, device: Backend, traceback_text: str) -> JobResult:
     """Return the result for an exception that was raised while a recipe was measured."""
     message = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
     memory = which_memory(error, device)
     if memory is not None:
-        return JobResult(outcome="oom", out_of=memory, message=message)
-    return JobResult(outcome="error", message=message, traceback=without_own_folders(traceback))
+        return JobResult(outcome="oom", out_of=memory, message=message + operation_of(error))
+    return JobResult(outcome="error", message=message, traceback=without_own_folders(traceback_text))
+
+
+def operation_of(error: BaseException) -> str:
+    """Return the line outside torch that raised ``error``, such as ``; at loss.backward() (…/step.py:70)``."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not OF_LIBRARIES.search(one.filename)]
+    if not frames:
+        return ""
+    last = frames[-1]
+    place = re.sub(r"^.*/(?=lorabench/)", "", without_own_folders(last.filename))
+    return f"; at {last.line or last.name} ({place}:{last.lineno})"
 
 
 def which_memory(error: BaseException, device: Backend) -> Memory | None:

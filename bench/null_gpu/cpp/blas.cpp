@@ -2,18 +2,21 @@
 #include <cstdint>
 #include <cstring>
 
+#include "conditions.h"
 #include "export.h"
+#include "runtime.h"
 
 namespace {
 
 struct Handle {
+  void* own_memory = nullptr;
   void* stream = nullptr;
   int math_mode = 0;
   int pointer_mode = 0;
   int atomics_mode = 0;
 };
 
-constexpr int success = 0;
+constexpr int success = 0, alloc_failed = 3;
 
 // Descriptions of products are opaque to callers, and to us. Sizes are those of the library's own structures or more.
 int describe(void** description) {
@@ -28,10 +31,17 @@ int forget(void* description) {
 }  // namespace
 
 EXPORT int cublasCreate_v2(Handle** handle) {
+  void* own_memory = nullptr;
+  if (cudaMalloc(&own_memory, null_gpu::conditions().cublas_bytes) != cudaSuccess) {
+    cudaGetLastError();  // the status tells it
+    return alloc_failed;
+  }
   *handle = new Handle;
+  (*handle)->own_memory = own_memory;
   return success;
 }
 EXPORT int cublasDestroy_v2(Handle* handle) {
+  cudaFree(handle->own_memory);
   delete handle;
   return success;
 }
@@ -81,8 +91,20 @@ EXPORT int cublasGetAtomicsMode(Handle* handle, int* mode) {
 EXPORT int cublasSetSmCountTarget(Handle*, int) { return success; }
 EXPORT int cublasSetEmulationStrategy(Handle*, int) { return success; }
 
-EXPORT const char* cublasGetStatusName(int status) { return status == success ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_NOT_SUPPORTED"; }
-EXPORT const char* cublasGetStatusString(int status) { return status == success ? "success" : "not supported by the null GPU"; }
+EXPORT const char* cublasGetStatusName(int status) {
+  switch (status) {
+    case success: return "CUBLAS_STATUS_SUCCESS";
+    case alloc_failed: return "CUBLAS_STATUS_ALLOC_FAILED";
+    default: return "CUBLAS_STATUS_NOT_SUPPORTED";
+  }
+}
+EXPORT const char* cublasGetStatusString(int status) {
+  switch (status) {
+    case success: return "success";
+    case alloc_failed: return "the resource allocation failed";
+    default: return "not supported by the null GPU";
+  }
+}
 
 EXPORT int cublasLtCreate(void** handle) { return describe(handle); }
 EXPORT int cublasLtDestroy(void* handle) { return forget(handle); }

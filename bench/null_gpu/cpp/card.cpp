@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "conditions.h"
 #include "refusals.h"
 
 namespace null_gpu {
@@ -40,9 +41,9 @@ std::vector<int> read_visible() {
     if (!entry.empty() && entry.find_first_not_of("0123456789") == std::string::npos) {
       const int index = atoi(entry.c_str());
       if (index < cards()) found = index;
-    } else if (entry.rfind("GPU-", 0) == 0) {
+    } else if (entry.rfind("GPU-", 0) == 0 || entry.rfind("MIG-", 0) == 0) {
       for (int i = 0; i < cards(); i++) {
-        if (uuid_text(i).rfind(entry, 0) == 0) found = i;
+        if (visible_uuid_text(i).rfind(entry, 0) == 0) found = i;
       }
     }
     if (found < 0) break;
@@ -51,8 +52,19 @@ std::vector<int> read_visible() {
   return seen;
 }
 
+std::string hexadecimal(const unsigned char b[16]) {
+  char text[64];
+  snprintf(text, sizeof text, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2],
+           b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+  return text;
+}
+
 const std::vector<int>& visible() {
-  static const std::vector<int> seen = read_visible();
+  static const std::vector<int> seen = [] {
+    std::vector<int> found = read_visible();
+    if (conditions().mig && found.size() > 1) found.resize(1);  // CUDA uses one instance, whatever there are
+    return found;
+  }();
   return seen;
 }
 
@@ -94,12 +106,20 @@ void uuid_of(int card, unsigned char bytes[16]) {
 }
 
 std::string uuid_text(int card) {
-  unsigned char b[16];
-  uuid_of(card, b);
-  char text[64];
-  snprintf(text, sizeof text, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
-           b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
-  return text;
+  unsigned char bytes[16];
+  uuid_of(card, bytes);
+  return "GPU-" + hexadecimal(bytes);
+}
+
+void visible_uuid_of(int card, unsigned char bytes[16]) {
+  uuid_of(card, bytes);
+  if (conditions().mig) memcpy(bytes, "null-mig", 8);
+}
+
+std::string visible_uuid_text(int card) {
+  unsigned char bytes[16];
+  visible_uuid_of(card, bytes);
+  return (conditions().mig ? "MIG-" : "GPU-") + hexadecimal(bytes);
 }
 
 }  // namespace null_gpu

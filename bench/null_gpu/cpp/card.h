@@ -27,5 +27,8 @@ int card_of(int ordinal);
 // Sixteen bytes that name a card, as CUDA and NVML both give them.
 void uuid_of(int card, unsigned char bytes[16]);
 std::string uuid_text(int card);
+// The same of what CUDA finds of a card: itself, or if it is divided, the instance on it (a MIG device).
+void visible_uuid_of(int card, unsigned char bytes[16]);
+std::string visible_uuid_text(int card);
 
 }  // namespace null_gpu

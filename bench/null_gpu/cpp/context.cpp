@@ -6,6 +6,7 @@
 #include <string>
 
 #include "card.h"
+#include "conditions.h"
 #include "ledger.h"
 #include "refusals.h"
 
@@ -29,11 +30,17 @@ cudaError_t begin() {
 
 int current_device() { return device_of_thread; }
 
-cudaError_t use_device(int device) {
+cudaError_t begin_on(int device) {
   if (device < 0 || device >= visible_cards()) return cudaErrorInvalidDevice;
-  device_of_thread = device;
-  if (!contexts[device].exchange(true)) enlist(card_of(device));
-  return cudaSuccess;
+  if (contexts[device].exchange(true) || take(card_of(device), conditions().context_bytes)) return cudaSuccess;
+  contexts[device] = false;
+  return cudaErrorMemoryAllocation;
+}
+
+cudaError_t use_device(int device) {
+  const cudaError_t begun = begin_on(device);
+  if (begun == cudaSuccess) device_of_thread = device;
+  return begun;
 }
 
 bool has_context(int device) { return contexts[device]; }

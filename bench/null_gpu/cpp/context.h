@@ -11,7 +11,9 @@ namespace null_gpu {
 cudaError_t begin();
 
 int current_device();
-// Makes this thread work on `device`, and this process one of those that compute on its card.
+// Makes this process one of those that compute on the card of `device`; out of memory if there is no room for that.
+cudaError_t begin_on(int device);
+// The same, and makes this thread work on `device`.
 cudaError_t use_device(int device);
 bool has_context(int device);
 
@@ -25,4 +27,11 @@ cudaError_t failed(cudaError_t error);
   do {                                                               \
     const cudaError_t begun = null_gpu::begin();                     \
     if (begun != cudaSuccess) return null_gpu::failed(begun);        \
+  } while (false)
+
+// Where a real driver needs a context on `device`.
+#define USE(device)                                                  \
+  do {                                                               \
+    const cudaError_t used = null_gpu::use_device(device);           \
+    if (used != cudaSuccess) return null_gpu::failed(used);          \
   } while (false)

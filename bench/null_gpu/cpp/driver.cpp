@@ -84,11 +84,8 @@ EXPORT int cuDevicePrimaryCtxGetState(int device, unsigned* flags, int* active) 
 EXPORT int cuDevicePrimaryCtxRetain(void** context, int device) {
   const int error = begin();
   if (error != success) return error;
-  const int before = current_device();
-  const int used = use_device(device);
-  use_device(before);
   *context = context_of(device);
-  return used;
+  return begin_on(device);
 }
 
 EXPORT int cuDevicePrimaryCtxRelease_v2(int) { return success; }

@@ -104,8 +104,6 @@ void give_back(int card_number, size_t bytes) {
   });
 }
 
-void enlist(int card_number) { take(card_number, 0); }
-
 std::vector<Taken> taken_by_process(int card_number) {
   free_bytes(card_number);  // strikes out the dead
   std::vector<Taken> all;

@@ -13,12 +13,10 @@ struct Taken {
   size_t bytes;
 };
 
-// Takes `bytes` of `card` for this process; false if processes would together have more than is usable.
+// Takes `bytes` of `card` for this process, which from then on is listed among those that compute there, also if it took
+// none; false if processes would together have more than is usable.
 bool take(int card, size_t bytes);
 void give_back(int card, size_t bytes);
-
-// Lists this process among those that compute on `card`, though it has taken nothing yet.
-void enlist(int card);
 
 std::vector<Taken> taken_by_process(int card);
 size_t free_bytes(int card);

@@ -1,4 +1,5 @@
 // The runtime's memory: device, pinned and managed, copies between them, and pools.
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -6,6 +7,7 @@
 
 #include "addresses.h"
 #include "card.h"
+#include "conditions.h"
 #include "context.h"
 #include "ledger.h"
 
@@ -13,10 +15,12 @@ using namespace null_gpu;
 
 namespace {
 
+std::atomic<size_t> managed{0};
+
 cudaError_t allocate_charged(void** pointer, size_t bytes, int device) {
   *pointer = nullptr;
   if (bytes == 0) return cudaSuccess;
-  use_device(device);
+  USE(device);
   if (!take(card_of(device), whole_pages(bytes))) return failed(cudaErrorMemoryAllocation);
   *pointer = allocate_device(device, bytes);
   if (*pointer != nullptr) return cudaSuccess;
@@ -29,6 +33,7 @@ cudaError_t free_charged(void* pointer) {
   const Range range = release(pointer);
   if (range.start == 0) return failed(cudaErrorInvalidValue);
   if (range.kind == Kind::device) give_back(card_of(range.device), range.bytes);
+  if (range.kind == Kind::managed) managed -= range.bytes;
   return cudaSuccess;
 }
 
@@ -41,13 +46,19 @@ EXPORT cudaError_t cudaMalloc(void** pointer, size_t bytes) {
 
 EXPORT cudaError_t cudaFree(void* pointer) {
   BEGIN;
-  use_device(current_device());
+  USE(current_device());
   return free_charged(pointer);
 }
 
 // Managed memory moves to the card as kernels touch it, and off again: it takes none of the card's for good.
 EXPORT cudaError_t cudaMallocManaged(void** pointer, size_t bytes, unsigned) {
   BEGIN;
+  *pointer = nullptr;
+  const size_t most = conditions().managed_bytes;
+  if (managed.fetch_add(bytes) + bytes > most && most != 0) {
+    managed -= bytes;
+    return failed(cudaErrorMemoryAllocation);
+  }
   *pointer = allocate(Kind::managed, current_device(), bytes);
   return *pointer != nullptr ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
@@ -101,7 +112,7 @@ EXPORT cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned)
 
 EXPORT cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   BEGIN;
-  use_device(current_device());
+  USE(current_device());
   *free = free_bytes(card_of(current_device()));
   *total = card().usable_bytes;
   return cudaSuccess;
@@ -224,7 +235,7 @@ std::set<uintptr_t>& from_pools() {
 cudaError_t allocate_from(Pool& pool, void** pointer, size_t bytes) {
   *pointer = nullptr;
   if (bytes == 0) return cudaSuccess;
-  use_device(pool.device);
+  USE(pool.device);
   const size_t whole = whole_pages(bytes);
   std::lock_guard<std::mutex> guard(pool.lock);
   if (pool.used + whole > pool.reserved) {

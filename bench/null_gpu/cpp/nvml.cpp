@@ -1,5 +1,5 @@
 // NVML: the cards, their memory and who takes it. What a card that is not there cannot have (clocks, power, energy,
-// temperature, throttling) is "not supported", as it is of many real cards.
+// temperature, throttling) is "not supported", as it is of many real cards, unless conditions.py was told otherwise.
 #include <unistd.h>
 
 #include <atomic>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "card.h"
+#include "conditions.h"
 #include "export.h"
 #include "ledger.h"
 
@@ -17,14 +18,16 @@ using namespace null_gpu;
 
 namespace {
 
-enum { success, uninitialized, invalid_argument, not_supported, not_found = 6, too_small = 7 };
+enum { success, uninitialized, invalid_argument, not_supported, not_found = 6, too_small = 7, no_function = 13 };
 
 // Starts and ends are counted, and one end too many fails: some programs end it until it does.
 std::atomic<int> users{0};
 
-#define NEEDS_START                        \
-  do {                                     \
-    if (users <= 0) return uninitialized;  \
+// At the top of functions that an old driver may lack, and that need a start.
+#define NEEDS_START                                                      \
+  do {                                                                   \
+    if (conditions().nvml_lacks.count(__func__) != 0) return no_function; \
+    if (users <= 0) return uninitialized;                                \
   } while (false)
 
 // A device's handle is its number, and one.
@@ -32,7 +35,6 @@ void* handle_of(int device) { return reinterpret_cast<void*>(static_cast<uintptr
 int device_of(void* handle) { return static_cast<int>(reinterpret_cast<uintptr_t>(handle)) - 1; }
 
 int text(char* to, unsigned room, const std::string& what) {
-  NEEDS_START;
   if (room <= what.size()) return too_small;
   memcpy(to, what.c_str(), what.size() + 1);
   return success;
@@ -47,6 +49,7 @@ std::string bus(int device) {
 }  // namespace
 
 EXPORT int nvmlInit_v2() {
+  if (conditions().nvml_error != 0) return conditions().nvml_error;
   users++;
   return success;
 }
@@ -72,6 +75,7 @@ EXPORT const char* nvmlErrorString(int error) {
 
 // No driver is there to have a version; this one is of the series that came with the runtime that is rehearsed.
 EXPORT int nvmlSystemGetDriverVersion(char* to, unsigned room) {
+  NEEDS_START;
   return text(to, room, NULL_GPU_CUDART_VERSION >= 13000 ? "580.0 (null GPU)" : "550.0 (null GPU)");
 }
 EXPORT int nvmlSystemGetNVMLVersion(char* to, unsigned room) { return nvmlSystemGetDriverVersion(to, room); }
@@ -101,7 +105,7 @@ EXPORT int nvmlDeviceGetHandleByIndex(unsigned index, void** handle) {
 EXPORT int nvmlDeviceGetHandleByUUID(const char* uuid, void** handle) {
   NEEDS_START;
   for (int device = 0; device < cards(); device++) {
-    if (uuid_text(device) != uuid) continue;
+    if (uuid_text(device) != uuid && visible_uuid_text(device) != uuid) continue;
     *handle = handle_of(device);
     return success;
   }
@@ -122,8 +126,12 @@ EXPORT int nvmlDeviceGetIndex(void* handle, unsigned* index) {
   *index = device_of(handle);
   return success;
 }
-EXPORT int nvmlDeviceGetName(void*, char* to, unsigned room) { return text(to, room, card().name); }
+EXPORT int nvmlDeviceGetName(void*, char* to, unsigned room) {
+  NEEDS_START;
+  return text(to, room, card().name);
+}
 EXPORT int nvmlDeviceGetUUID(void* handle, char* to, unsigned room) {
+  NEEDS_START;
   return text(to, room, uuid_text(device_of(handle)));
 }
 EXPORT int nvmlDeviceGetCudaComputeCapability(void*, int* major, int* minor) {
@@ -190,7 +198,6 @@ OldProcess in_full(const Taken& taken, OldProcess*) { return {static_cast<unsign
 
 template <class Listed>
 int list_processes(void* handle, unsigned* count, Listed* list) {
-  NEEDS_START;
   const std::vector<Taken> taken = taken_by_process(device_of(handle));
   const bool fits = *count >= taken.size();
   *count = static_cast<unsigned>(taken.size());
@@ -202,12 +209,15 @@ int list_processes(void* handle, unsigned* count, Listed* list) {
 }  // namespace
 
 EXPORT int nvmlDeviceGetComputeRunningProcesses(void* handle, unsigned* count, OldProcess* list) {
+  NEEDS_START;
   return list_processes(handle, count, list);
 }
 EXPORT int nvmlDeviceGetComputeRunningProcesses_v2(void* handle, unsigned* count, Process* list) {
+  NEEDS_START;
   return list_processes(handle, count, list);
 }
 EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(void* handle, unsigned* count, Process* list) {
+  NEEDS_START;
   return list_processes(handle, count, list);
 }
 EXPORT int nvmlDeviceGetGraphicsRunningProcesses_v3(void*, unsigned* count, Process*) {
@@ -216,15 +226,62 @@ EXPORT int nvmlDeviceGetGraphicsRunningProcesses_v3(void*, unsigned* count, Proc
   return success;
 }
 
-EXPORT int nvmlDeviceGetMigMode(void*, unsigned*, unsigned*) { return not_supported; }
-EXPORT int nvmlDeviceGetTotalEnergyConsumption(void*, unsigned long long*) { return not_supported; }
+namespace {
+std::atomic<unsigned long long> millijoules{0};
+constexpr unsigned made_up_milliwatts = 400'000, made_up_mhz = 1'000;
+
+// An instance of a divided card has no sensors of its own.
+bool has_sensors() { return conditions().sensors && !conditions().mig; }
+
+template <class Number>
+int sense(Number* to, Number value) {
+  if (!has_sensors()) return not_supported;
+  *to = value;
+  return success;
+}
+
+int slowdowns(unsigned long long* reasons) {
+  if (!has_sensors() && conditions().slowdowns == 0) return not_supported;
+  *reasons = conditions().slowdowns;
+  return success;
+}
+}  // namespace
+
+EXPORT int nvmlDeviceGetMigMode(void*, unsigned* current, unsigned* pending) {
+  NEEDS_START;
+  if (!conditions().mig) return not_supported;
+  *current = *pending = 1;
+  return success;
+}
+EXPORT int nvmlDeviceGetTotalEnergyConsumption(void*, unsigned long long* energy) {
+  NEEDS_START;
+  return sense(energy, millijoules += 1000);
+}
 EXPORT int nvmlDeviceGetPowerUsage(void*, unsigned*) { return not_supported; }
-EXPORT int nvmlDeviceGetEnforcedPowerLimit(void*, unsigned*) { return not_supported; }
-EXPORT int nvmlDeviceGetPowerManagementLimit(void*, unsigned*) { return not_supported; }
-EXPORT int nvmlDeviceGetClockInfo(void*, int, unsigned*) { return not_supported; }
-EXPORT int nvmlDeviceGetMaxClockInfo(void*, int, unsigned*) { return not_supported; }
-EXPORT int nvmlDeviceGetCurrentClocksThrottleReasons(void*, unsigned long long*) { return not_supported; }
-EXPORT int nvmlDeviceGetCurrentClocksEventReasons(void*, unsigned long long*) { return not_supported; }
+EXPORT int nvmlDeviceGetEnforcedPowerLimit(void*, unsigned* limit) {
+  NEEDS_START;
+  return sense(limit, made_up_milliwatts);
+}
+EXPORT int nvmlDeviceGetPowerManagementLimit(void*, unsigned* limit) {
+  NEEDS_START;
+  return sense(limit, made_up_milliwatts);
+}
+EXPORT int nvmlDeviceGetClockInfo(void*, int, unsigned* mhz) {
+  NEEDS_START;
+  return sense(mhz, made_up_mhz);
+}
+EXPORT int nvmlDeviceGetMaxClockInfo(void*, int, unsigned* mhz) {
+  NEEDS_START;
+  return sense(mhz, made_up_mhz);
+}
+EXPORT int nvmlDeviceGetCurrentClocksThrottleReasons(void*, unsigned long long* reasons) {
+  NEEDS_START;
+  return slowdowns(reasons);
+}
+EXPORT int nvmlDeviceGetCurrentClocksEventReasons(void*, unsigned long long* reasons) {
+  NEEDS_START;
+  return slowdowns(reasons);
+}
 EXPORT int nvmlDeviceGetTemperature(void*, int, unsigned*) { return not_supported; }
 EXPORT int nvmlDeviceGetUtilizationRates(void*, void*) { return not_supported; }
 EXPORT int nvmlDeviceGetNvLinkState(void*, unsigned, int*) { return not_supported; }

@@ -9,6 +9,7 @@
 
 EXPORT cudaError_t cudaMalloc(void** pointer, size_t bytes);
 EXPORT cudaError_t cudaFree(void* pointer);
+EXPORT cudaError_t cudaGetLastError();
 EXPORT cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
 EXPORT cudaError_t cudaDriverGetVersion(int* version);
 EXPORT cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest);

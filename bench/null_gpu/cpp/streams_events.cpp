@@ -25,7 +25,7 @@ bool is_default(const Stream* stream) { return reinterpret_cast<uintptr_t>(strea
 
 cudaError_t create(Stream** stream, unsigned flags, int priority) {
   BEGIN;
-  use_device(current_device());
+  USE(current_device());
   *stream = new Stream{flags, priority, current_device()};
   return cudaSuccess;
 }
@@ -111,7 +111,7 @@ EXPORT cudaError_t cudaStreamBeginCapture(Stream*, cudaStreamCaptureMode) {
 
 EXPORT cudaError_t cudaEventCreateWithFlags(Event** event, unsigned flags) {
   BEGIN;
-  use_device(current_device());
+  USE(current_device());
   *event = new Event{flags, false, {}};
   return cudaSuccess;
 }

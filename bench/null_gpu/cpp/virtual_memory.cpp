@@ -69,7 +69,7 @@ EXPORT int cuMemCreate(unsigned long long* handle, size_t bytes, const Propertie
   const int device = properties->device;
   if (device < 0 || device >= visible_cards()) return refuse("cuMemCreate of host memory", cudaErrorNotSupported);
   if (bytes % page_bytes != 0) return invalid_value;
-  use_device(current_device());
+  USE(current_device());
   if (!take(card_of(device), bytes)) return out_of_memory;
   std::lock_guard<std::mutex> guard(lock);
   *handle = next_handle++;

@@ -136,3 +136,15 @@ def test_this_machine_says_both() -> None:
     assert available is not None
     assert 0 < available <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert kernel_kills() is not None
+
+
+def test_out_of_memory_says_at_which_line_outside_torch() -> None:
+    def loss_of_a_model() -> None:
+        torch.nn.functional.linear(*(torch.empty(2, 2, device="meta").expand(2, 2) for _ in range(2))).item()
+
+    with pytest.raises(RuntimeError) as raised:
+        loss_of_a_model()
+    ran_out = torch.OutOfMemoryError("CUDA out of memory.").with_traceback(raised.value.__traceback__)
+    told = str(answer_of(ran_out, "cuda", "").message)
+    assert told.startswith("OutOfMemoryError: CUDA out of memory.; at torch.nn.functional.linear(")
+    assert "test_failures.py:" in told
