@@ -9,6 +9,7 @@ from lorabench.bench.null_gpu.environment import null_gpu_environment
 from lorabench.estimator.devices.device import find_device
 from tests.bench.null_gpu.conftest import Run
 from tests.bench.null_gpu.machine import GIB, MIB, held_but_for
+from tests.bench.pretend_training import ROOT
 
 pytestmark = pytest.mark.cuda_build
 STEADY = """
@@ -24,7 +25,7 @@ tell(process=read.nvml_process_peak_bytes, device=read.nvml_device_peak_bytes, e
 MEASURE = """
 import tempfile
 from pathlib import Path
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 from lorabench.bench.measuring.measure import measure
 from tests.bench.null_gpu.machine import SPEC, job
 one = job()
@@ -49,7 +50,7 @@ def test_a_measurement_reads_every_counter_and_sees_that_its_own_gpu_is_shared_a
     conditions = Conditions(sensors=True, slowdowns=0x20 | 0x04, context_bytes=300 * MIB)
     gpu = find_device("h100-sxm")
     holder = null_gpu_environment(gpu, notes, gpus=2)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path_factory.getbasetemp()))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with held_but_for(20 * GIB, holder, gpu=1):
         told = run_on(
             "h100-sxm",
@@ -68,15 +69,17 @@ def test_a_measurement_reads_every_counter_and_sees_that_its_own_gpu_is_shared_a
     assert told["evaluation_peak_bytes"] > told["phases"]["adapted"]
     # The driver counts the context too, and on the device what others hold and what it keeps for itself.
     assert told["nvml_process_peak_bytes"] == told["reserved"] + 300 * MIB
-    assert told["nvml_device_peak_bytes"] == gpu.memory_bytes - 20 * GIB + told["nvml_process_peak_bytes"]
+    others = told["nvml_device_peak_bytes"] - told["nvml_process_peak_bytes"]
+    assert 0 <= gpu.memory_bytes - 20 * GIB - others < 2 * MIB  # cards are taken in pages of 2 MiB
     assert told["energy_joules"] == 1.0  # the counter rises by one with each look
     assert told["sm_clock_mhz"] == [1000, 1000]
     assert told["unstable"] == [
         "the GPU was shared with 1 other process",
         "the GPU's clocks were lowered by its temperature, as the driver decided",
     ]
+    # The history has requests, the counter whole blocks: what is too small to be split off a block is among them.
     highest = max(bytes_ for _, bytes_ in told["timeline"])
-    assert highest == pytest.approx(max(told["phases"][phase] for phase in ("forward", "backward")), rel=0.01)
+    assert 0.95 * told["requested_peak_bytes"] < highest <= max(told["phases"].values())
     assert told["snapshot"] > 1000
 
 
