@@ -19,7 +19,7 @@ from lorabench.estimator.version import __version__
 from lorabench.reports import quantities
 from lorabench.reports.runs import Run
 from lorabench.reports.sections import SECTIONS, Section
-from lorabench.reports.sections.failures import OUTCOMES
+from lorabench.reports.sections.failures import outcome_of
 from lorabench.reports.subject import subject_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def render_report(runs: Sequence[Run], models: Sequence[ModelSpec] = (), devices
     if not runs:
         return render_page(" · ".join(spec.name for spec in models), "Memory and speed, estimated", sections)
     title = " · ".join(dict.fromkeys(run.record.suite for run in runs))
+    if all(run.record.rehearsed for run in runs):
+        return render_page(title, "Memory, estimated and rehearsed; nothing was measured", sections)
     return render_page(title, "Memory, speed and loss, estimated and measured", sections)
 
 
@@ -129,8 +131,8 @@ def _jinja() -> Environment:
         "as_share": quantities.format_share,
         "plural": quantities.plural,
         "json_data": _json_data,
+        "outcome": outcome_of,
     }
-    jinja.globals["OUTCOMES"] = OUTCOMES
     return jinja
 
 

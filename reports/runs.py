@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord, read_records
+from lorabench.bench.records.rehearsal import Rehearsal
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.recipe import CHOICES, SETTINGS
 
@@ -34,6 +35,8 @@ class Run:
     record: RunRecord
     trace: Trace | None = None
     """Trace of the recipe; None if not requested or not possible."""
+    rehearsal: Rehearsal | None = None
+    """The record's rehearsal, or that of another record of the same recipe, engine and GPU; None if there is none."""
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -42,11 +45,12 @@ class Run:
 
     @cached_property
     def breakdowns(self) -> dict[str, Breakdown]:
-        """``estimated``, ``traced``, ``measured`` → memory, if it exists."""
+        """``estimated``, ``traced``, ``rehearsed``, ``measured`` → memory, if it exists."""
         prediction, measurement = self.record.prediction, self.record.measurement
         answers = {
             "estimated": prediction.memory if prediction else None,
             "traced": self.trace.memory if self.trace else None,
+            "rehearsed": self.rehearsal.memory if self.rehearsal else None,
             "measured": measurement.memory if measurement else None,
         }
         return {answer: memory for answer, memory in answers.items() if memory is not None}
@@ -88,6 +92,11 @@ class Run:
         """(estimated − measured) / measured peak; None if one is missing."""
         estimated, measured = self.estimated_peak_bytes, self.measured_peak_bytes
         return (estimated - measured) / measured if estimated is not None and measured else None
+
+    @property
+    def rehearsed_peak_bytes(self) -> int | None:
+        """Peak allocated memory in the rehearsal; None if there is none."""
+        return self.rehearsal.memory.peak_allocated_bytes if self.rehearsal else None
 
     @property
     def timed(self) -> Measurement | None:
@@ -143,16 +152,33 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:
     """Return the records of ``folders`` (name → records) as named runs, sorted by model and recipe."""
     runs = [
-        Run(0, folder, number, "", record)
+        Run(0, folder, number, "", record, rehearsal=record.rehearsal)
         for number, (folder, records) in enumerate(folders.items())
         for record in records
     ]
+    runs = _with_rehearsals_beside_measurements(runs)
     runs.sort(key=_reading_order)
     named: list[Run] = []
     for runs_of_model in by_model(runs).values():
         names = _tell_apart(runs_of_model)
         named += [replace(run, name=name) for run, name in zip(runs_of_model, names, strict=True)]
     return [replace(run, index=index) for index, run in enumerate(named)]
+
+
+def _with_rehearsals_beside_measurements(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs, a rehearsal that ended well as a part of the measurements of its recipe, engine and GPU."""
+
+    def work(run: Run) -> tuple[str, str, str]:
+        device = run.record.device
+        return run.record.digest, run.record.engine, device.catalogued.name if device.catalogued else device.name
+
+    measured = {work(run) for run in runs if not run.record.rehearsed}
+    found = {work(run): run.rehearsal for run in runs if run.rehearsal is not None}
+    return [
+        run if run.record.rehearsed else replace(run, rehearsal=found.get(work(run)))
+        for run in runs
+        if run.rehearsal is None or work(run) not in measured
+    ]
 
 
 def by_model(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -236,6 +262,7 @@ _DISTINCTIONS: list[Callable[[Run], str | None]] = [
     *map(_setting, ["quant_type", "double_quant", "prepare_kbit"]),
     *map(_setting, ["lora_alpha", "lora_dropout", "use_rslora"]),
     lambda run: run.record.engine,
+    lambda run: "rehearsed" if run.record.rehearsed else "measured",
     lambda run: run.record.device.name,
     lambda run: run.record.suite,
     lambda run: run.folder,

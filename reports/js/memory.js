@@ -1,4 +1,4 @@
-// Memory by component: a stacked bar for each answer (estimated, traced, measured) of each run.
+// Memory by component: a stacked bar for each answer (estimated, traced, rehearsed, measured) of each run.
 
 import { AXIS_HEIGHT, barEnds, base, namesAbove, register, spaced, valueAxis } from "./charts.js";
 import { byteScale, formatBytes, formatShare } from "./quantities.js";
@@ -17,7 +17,7 @@ const COLOURED = [
   "buffers",
   "workspaces",
 ];
-const THICKNESS = { estimated: 8, traced: 8, measured: 15 };
+const THICKNESS = { estimated: 8, traced: 8, rehearsed: 8, measured: 15 };
 const GAP = "30%";
 const NAME = 24;
 
@@ -28,11 +28,14 @@ function componentBytes(memory, component) {
   return memory && Object.hasOwn(memory.components, component) ? memory.components[component] : 0;
 }
 
+// Peak reserved bytes; a trace and a CPU have none.
+const reserved = (memory) => (memory?.peak_reserved_bytes == null ? "–" : formatBytes(memory.peak_reserved_bytes));
+
 // Text at the end of a bar.
 function endText(answer, { run, error }, wordy) {
-  const { outcome } = entryOf(run).record;
+  const { outcome, rehearsed } = entryOf(run).record;
   const memory = breakdownsOf(run)[answer];
-  if (answer === "measured" && !memory) return FAILED[outcome] ?? "";
+  if (answer === (rehearsed ? "rehearsed" : "measured") && !memory) return FAILED[outcome] ?? "";
   if (!memory) return "";
   const peak = `${wordy ? `${answer} ` : ""}${formatBytes(memory.peak_allocated_bytes)}`;
   return answer === "measured" && wordy && error !== null ? `${peak}, estimate ${formatShare(error)} off` : peak;
@@ -79,6 +82,7 @@ register("memory", {
       .filter((component) => !hidden.has(component) && answers.some((memory) => componentBytes(memory, component)))
       .map((component) => line(spaced(component), (memory) => componentBytes(memory, component)));
     rows.push(line("peak", (memory) => memory.peak_allocated_bytes));
+    rows.push(["reserved", ...answers.map((memory) => reserved(memory))]);
     return { caption: name, columns: ["", ...data.answers], rows };
   },
 
@@ -91,12 +95,13 @@ register("memory", {
                 `${name}, ${answer}`,
                 ...data.components.map((component) => formatBytes(componentBytes(memory, component))),
                 formatBytes(memory.peak_allocated_bytes),
+                reserved(memory),
                 memory.phase,
               ],
             ]
           : [],
       ),
     );
-    return { columns: ["Recipe", ...data.components.map(spaced), "peak", "in phase"], rows };
+    return { columns: ["Recipe", ...data.components.map(spaced), "peak", "reserved", "in phase"], rows };
   },
 });

@@ -35,13 +35,18 @@ export async function load(runs) {
   }
 }
 
-// The { record, traced, derivation } of a loaded run.
+// The { record, traced, rehearsed, derivation } of a loaded run.
 export function entryOf(run) {
   return loaded[run];
 }
 
 // The breakdowns of a loaded run by answer; undefined if missing.
 export function breakdownsOf(run) {
-  const { record, traced } = loaded[run];
-  return { estimated: record.prediction?.memory, traced: traced?.memory, measured: record.measurement?.memory };
+  const { record, traced, rehearsed } = loaded[run];
+  return {
+    estimated: record.prediction?.memory,
+    traced: traced?.memory,
+    rehearsed: rehearsed?.memory,
+    measured: record.measurement?.memory,
+  };
 }

@@ -21,13 +21,19 @@ BAND = 0.05
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the changes from the first folder to each other folder; None for a single folder."""
+    """Return the changes from the first folder to each other one that was measured (or rehearsed) like it.
+
+    None if there is no such folder.
+    """
     folders: dict[int, list[Run]] = {}
     for run in runs:
         folders.setdefault(run.folder_number, []).append(run)
     if len(folders) < 2:
         return None
     first, *others = (folders[number] for number in sorted(folders))
+    others = [other for other in others if other[0].record.rehearsed == first[0].record.rehearsed]
+    if not others:
+        return None
     return {"before": first[0].folder, "pairs": [_pair(first, other) for other in others], "verdicts": VERDICTS}
 
 

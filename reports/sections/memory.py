@@ -1,4 +1,4 @@
-"""Where the bytes go: estimated, traced and measured memory by component and by phase."""
+"""Where the bytes go: estimated, traced, rehearsed and measured memory by component and by phase."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lorabench.reports.sections.charts import Figure, figures
 from lorabench.reports.sections.persistent import persistent_memory
 
 RUNS_IN_A_FIGURE = 10
-ANSWERS = ("estimated", "traced", "measured")
+ANSWERS = ("estimated", "traced", "rehearsed", "measured")
 
 
 def memory(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the figures and their legend, for runs with an estimate, a trace or a measurement."""
+    """Return the figures and their legend, for runs with any of the answers."""
     shown = [run for run in runs if run.breakdowns]
     if not shown:
         return None
@@ -70,17 +70,13 @@ def _figure(figure: Figure, components: list[str], answers: list[str]) -> dict[s
 
 
 def _caption(runs: Sequence[Run]) -> str:
-    measured = [run for run in runs if run.measured_peak_bytes is not None]
+    measured = [(run.measured_peak_bytes, run.name) for run in runs if run.measured_peak_bytes is not None]
+    rehearsed = [(run.rehearsed_peak_bytes, run.name) for run in runs if run.rehearsed_peak_bytes is not None]
     errors = [run.peak_error for run in runs if run.peak_error is not None]
-    sentences = []
-    if measured:
-        least = min(measured, key=lambda run: run.measured_peak_bytes or 0)
-        most = max(measured, key=lambda run: run.measured_peak_bytes or 0)
-        sentences.append(f"Measured peaks: {format_bytes(least.measured_peak_bytes)} ({least.name})")
-        if most is not least:
-            sentences[0] += f" to {format_bytes(most.measured_peak_bytes)} ({most.name})"
-        sentences[0] += "."
-    else:
+    sentences = [
+        _peaks(f"{answer} peaks", of) for answer, of in (("Measured", measured), ("Rehearsed", rehearsed)) if of
+    ]
+    if not sentences:
         sentences.append("All of these runs failed, so none was measured.")
     if len(errors) == 1:
         sentences.append(f"The estimate is off by {format_share(errors[0])}.")
@@ -88,6 +84,11 @@ def _caption(runs: Sequence[Run]) -> str:
         ends = dict.fromkeys(format_share(error) for error in (min(errors), max(errors)))
         sentences.append(f"The estimates are off by {' to '.join(ends)}.")
     return " ".join(sentences)
+
+
+def _peaks(which: str, peaks: Sequence[tuple[int, str]]) -> str:
+    ends = dict.fromkeys([min(peaks, key=lambda peak: peak[0]), max(peaks, key=lambda peak: peak[0])])
+    return f"{which}: {' to '.join(f'{format_bytes(bytes_)} ({name})' for bytes_, name in ends)}."
 
 
 def _detail(runs: Sequence[Run], answers: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.reports.packing import pack
 from lorabench.reports.quantities import format_bytes, format_loss, format_number, format_seconds, format_share
 from lorabench.reports.runs import Run, methods_of, varying_settings
-from lorabench.reports.sections.failures import OUTCOMES
+from lorabench.reports.sections.failures import outcome_of
 
 IN_A_BLOCK = 64
 """Records per compressed block. The page unpacks only the blocks that it needs."""
@@ -66,6 +66,7 @@ def records(runs: Sequence[Run]) -> dict[str, Any]:
         {
             "record": run.record,
             "traced": run.trace,
+            "rehearsed": run.rehearsal,
             "derivation": derive(run.record) if derive else None,
         }
         for run in runs
@@ -80,7 +81,7 @@ def records(runs: Sequence[Run]) -> dict[str, Any]:
         "several_models": len({run.model for run in runs}) > 1,
         "methods": methods_of(runs),
         "models": list(dict.fromkeys(run.model for run in runs)),
-        "outcomes": [OUTCOMES[outcome] for outcome in dict.fromkeys(run.record.outcome for run in runs)],
+        "outcomes": list(dict.fromkeys(map(outcome_of, runs))),
     }
 
 
@@ -133,9 +134,13 @@ def _columns(runs: Sequence[Run]) -> list[Column]:
     return [
         Column("recipe", "Recipe", "text", lambda run: run.name, True),
         Column("model", "Model", "text", lambda run: run.model, len({run.model for run in runs}) > 1),
-        Column("outcome", "Outcome", "text", lambda run: OUTCOMES[run.record.outcome], True),
+        Column("outcome", "Outcome", "text", outcome_of, True),
         Column("estimated_peak_bytes", "Estimated peak", "bytes", lambda run: run.estimated_peak_bytes, True),
         Column("traced_peak_bytes", "Traced peak", "bytes", memory("traced", "peak_allocated_bytes"), True),
+        Column("rehearsed_peak_bytes", "Rehearsed peak", "bytes", lambda run: run.rehearsed_peak_bytes, True),
+        Column(
+            "rehearsed_reserved_bytes", "Rehearsed reserved", "bytes", memory("rehearsed", "peak_reserved_bytes"), True
+        ),
         Column("measured_peak_bytes", "Measured peak", "bytes", lambda run: run.measured_peak_bytes, True),
         Column("peak_error", "Error", "share", lambda run: run.peak_error, True),
         Column("peak_phase", "Peak in", "text", memory("measured", "phase")),
@@ -169,7 +174,7 @@ def _columns(runs: Sequence[Run]) -> list[Column]:
 
 def _counted(field: str) -> Callable[[Run], Any]:
     def count(run: Run) -> Any:
-        source = run.record.measurement or run.record.prediction
+        source = run.record.counted or run.record.prediction
         return getattr(source.parameters, field) if source else None
 
     return count

@@ -16,7 +16,7 @@ from lorabench.reports.page import render_page, render_report
 from lorabench.reports.runs import Run, arrange
 from lorabench.reports.sections import SECTIONS
 from lorabench.reports.subject import Subject
-from tests.sample_records import MODEL_CONFIG, sample_record
+from tests.sample_records import MODEL_CONFIG, as_rehearsed, sample_record
 
 HOSTILE = "</script><script>window.ran=1</script><img src=x onerror='window.ran=1'><!--\u2028\u202e{a|b}&amp;\"'"
 MIB = 2**20
@@ -124,7 +124,17 @@ PAGES: dict[str, list[Run]] = {
             "old": [sample_record(rank=rank, peak_allocated_bytes=100 * MIB) for rank in (1, 2)],
             f"new {HOSTILE}": [sample_record(rank=rank, peak_allocated_bytes=90 * MIB) for rank in (1, 2)],
         }
-    )
+    ),
+    "rehearsed": arrange(
+        {
+            "measured": [sample_record(rank=1, device_kind="cuda", peak_allocated_bytes=100 * MIB)],
+            "rehearsed": [
+                as_rehearsed(sample_record(rank=1, device_kind="cuda", peak_allocated_bytes=99 * MIB)),
+                as_rehearsed(sample_record(rank=2, device_kind="cuda", peak_allocated_bytes=98 * MIB)),
+                as_rehearsed(sample_record(rank=3, device_kind="cuda", outcome="oom")),
+            ],
+        }
+    ),
 }
 
 

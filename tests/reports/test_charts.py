@@ -138,3 +138,19 @@ def test_smoothing_draws_a_curve_over_each_raw_one(browser: Browser) -> None:
     for loss in LOSSES[:step]:
         smooth, weight = 0.9 * smooth + 0.1 * loss, 0.9 * weight + 0.1
     assert browser.table("#tip table")[0][2] == quantities.format_loss(smooth / weight)
+
+
+def test_rehearsed_peaks_stand_beside_measured_ones_in_the_memory_charts(browser: Browser) -> None:
+    browser.look("rehearsed")
+    browser.wait("return document.querySelectorAll('#memory .chart[data-chart=memory] text').length > 0")
+    bars = browser.texts("#memory .chart[data-chart=memory] text")
+    assert {"rehearsed 99.0 MiB", "rehearsed 98.0 MiB", "out of memory"} <= set(bars)
+    for details in browser.find("#memory details.data > summary")[:1]:
+        browser.run("arguments[0].click()", details)
+    browser.wait("return document.querySelector('#memory .data table').tBodies.length")
+    rows = {name: cells for name, *cells in browser.table("#memory .data table")}
+    columns = browser.texts("#memory .data thead th")
+    reserved = columns.index("reserved") - 1
+    assert rows["lora r1, measured"][reserved] == "100.0 MiB"
+    assert rows["lora r1, rehearsed"][reserved] == "100.0 MiB"  # 99 MiB in segments of 2 MiB
+    assert rows["lora r2, rehearsed"][reserved] == "98.0 MiB"

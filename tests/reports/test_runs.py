@@ -7,8 +7,9 @@ import pytest
 
 from lorabench.bench.records.record import write_record
 from lorabench.reports.runs import arrange, read_runs, varying_settings
-from tests.sample_records import MODEL_CONFIG, sample_record
+from tests.sample_records import MODEL_CONFIG, as_rehearsed, sample_record
 
+MIB = 2**20
 FULL: dict[str, Any] = {"method": "full"}
 LORA: dict[str, Any] = {"method": "lora"}
 QLORA: dict[str, Any] = {"method": "qlora"}
@@ -93,3 +94,17 @@ def test_folders_are_told_apart_and_none_counts_twice(tmp_path: Path) -> None:
     runs = read_runs([*folders, tmp_path / "third", tmp_path / "new" / ".." / "third"])
     assert [(run.folder_number, run.folder) for run in runs] == [(0, "old/results"), (1, "new/results"), (2, "third")]
     assert {run.folder for run in read_runs(folders[:1])} == {"results"}
+
+
+def test_a_rehearsal_stands_beside_the_measurement_of_its_recipe_on_such_a_gpu() -> None:
+    measured = sample_record(device_kind="cuda", peak_allocated_bytes=100 * MIB)
+    rehearsed = as_rehearsed(sample_record(device_kind="cuda", peak_allocated_bytes=99 * MIB))
+    [run] = arrange({"measured": [measured], "rehearsed": [rehearsed]})
+    assert (run.record, run.rehearsal) == (measured, rehearsed.rehearsal)
+    assert (run.measured_peak_bytes, run.rehearsed_peak_bytes) == (100 * MIB, 99 * MIB)
+    elsewhere = as_rehearsed(sample_record(device_kind="cuda", device_name="Another GPU"))
+    ran_out = as_rehearsed(sample_record(device_kind="cuda", outcome="oom"))
+    assert len(arrange({"measured": [measured], "rehearsed": [elsewhere, ran_out]})) == 3
+    [alone] = arrange({"rehearsed": [rehearsed]})
+    assert (alone.measured_peak_bytes, alone.rehearsed_peak_bytes) == (None, 99 * MIB)
+    assert (alone.timed, alone.final_loss, alone.peak_error) == (None, None, None)

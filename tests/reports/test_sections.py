@@ -27,7 +27,7 @@ from lorabench.reports.sections.records import records
 from lorabench.reports.sections.speed import costs, speed
 from lorabench.reports.sections.summary import summary
 from lorabench.reports.subject import Subject
-from tests.sample_records import sample_record
+from tests.sample_records import as_rehearsed, sample_record
 
 MIB = 2**20
 
@@ -325,3 +325,33 @@ def test_warnings_count_what_is_unstable_and_failed() -> None:
     shown = summary(Subject(runs))["runs"]
     assert (shown["unstable"], shown["timed"], shown["failed"]) == (1, 2, 1)
     assert ("skipped", "skipped", 1) in shown["outcomes"]
+
+
+def test_rehearsals_are_in_the_memory_part_and_never_in_speed_loss_or_accuracy() -> None:
+    runs = runs_of(
+        *(as_rehearsed(sample_record(device_kind="cuda", method=method)) for method in ("full", "lora", "qlora"))
+    )
+    subject = Subject(runs)
+    shown = {section.name for section in SECTIONS if section.data(subject) is not None}
+    assert "memory" in shown
+    assert not shown & {"accuracy", "speed", "learning", "failures", "comparison"}
+    told = memory(runs)
+    assert told is not None
+    assert told["answers"] == ["estimated", "rehearsed"]
+    [figure] = told["figures"]
+    assert figure["caption"].startswith("Rehearsed peaks: ")
+    assert summary(subject)["runs"]["outcomes"] == [("ok", "rehearsed", 3)]
+    assert not any(name in ("accuracy", "ratio", "fastest", "learnt") for name in headlines(*(r.record for r in runs)))
+
+
+def test_the_table_of_runs_names_rehearsals_and_their_peaks() -> None:
+    measured = sample_record(device_kind="cuda", peak_allocated_bytes=100 * MIB)
+    rehearsed = as_rehearsed(sample_record(device_kind="cuda", rank=8, peak_allocated_bytes=98 * MIB))
+    told = records(runs_of(measured, rehearsed))
+    shown = [column.title for column in told["plain"]["columns"]]
+    rows = [dict(zip(shown, row, strict=True)) for row in told["plain"]["rows"]]
+    assert [row["Outcome"] for row in rows] == ["rehearsed", "ok"]
+    assert [row["Rehearsed peak"] for row in rows] == ["98.0 MiB", "–"]
+    assert [row["Rehearsed reserved"] for row in rows] == ["98.0 MiB", "–"]
+    assert [row["Measured peak"] for row in rows] == ["–", "100.0 MiB"]
+    assert [row["Tokens/s"] == "–" for row in rows] == [True, False]
