@@ -73,6 +73,7 @@ def compare(
         only_in_baseline=_unmatched([work for work in before if work not in after], labels),
         only_in_results=_unmatched([work for work in after if work not in before], labels),
         unused_allowances=(),
+        rehearsed=any(record.rehearsed for record in results),
     )
 
 

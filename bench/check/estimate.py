@@ -56,6 +56,7 @@ def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds |
         only_in_baseline=(),
         only_in_results=(),
         unused_allowances=(),
+        rehearsed=any(record.rehearsed for record in results),
     )
 
 

@@ -123,6 +123,8 @@ class Comparison(Struct, frozen=True, kw_only=True):
     only_in_results: tuple[Unmatched, ...]
     unused_allowances: tuple[str, ...]
     """``--allow`` options that matched no finding."""
+    rehearsed: bool = False
+    """Whether the results were rehearsed on a null GPU, so that nothing but memory is compared."""
 
     @property
     def counts(self) -> dict[Judgement, int]:

@@ -76,7 +76,7 @@ def as_text(comparison: Comparison, *, color: bool = False) -> str:
         shade = None if finding.allowed is not None else COLORS.get(finding.verdict)
         return click.style(text, fg=shade, bold=finding.verdict == "regression") if color and shade else text
 
-    titles = ("verdict", "metric", *COLUMNS[comparison.against])
+    titles = ("verdict", "metric", *_titles(comparison))
     rows = {id(finding): _cells(finding) for recipe in comparison.recipes for finding in recipe.findings}
     widths = [max(map(len, column)) for column in zip(titles, *rows.values(), strict=True)]
 
@@ -107,7 +107,7 @@ def as_markdown(comparison: Comparison) -> str:
     """Return a section of GitHub-flavoured Markdown for a pull request."""
     lines = [f"### lorabench check: {_markdown(conclusion(comparison))}", ""]
     if comparison.recipes:
-        titles = ("verdict", "metric", *COLUMNS[comparison.against], "recipe")
+        titles = ("verdict", "metric", *_titles(comparison), "recipe")
         lines += [f"| {' | '.join(titles)} |", "|---|---|---:|---:|---:|---:|---|"]
         for label, finding in _rows(comparison):
             verdict, *others = _cells(finding)
@@ -184,10 +184,16 @@ def conclusion(comparison: Comparison) -> str:
         counted.append(f"{comparison.allowed_count} allowed")
     summary = f"{', '.join(counted)} in {many}."
     if comparison.verdict == "insufficient" and not comparison.counts["insufficient"]:
-        return f"No conclusion: nothing was measured on both sides: {summary}"
+        how = "rehearsed" if comparison.rehearsed else "measured"
+        return f"No conclusion: nothing was {how} on both sides: {summary}"
     if comparison.verdict == "insufficient" and not any(comparison.counts[one] for one in ("improvement", "same")):
         return f"No conclusion: {summary}"
     return f"Partly inconclusive: {summary}" if EXIT_CODES[comparison.verdict] == 3 else summary
+
+
+def _titles(comparison: Comparison) -> tuple[str, ...]:
+    titles = COLUMNS[comparison.against]
+    return tuple("rehearsed" if comparison.rehearsed and title == "measured" else title for title in titles)
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, Finding]]:
@@ -253,7 +259,8 @@ def _notes(comparison: Comparison) -> list[str]:
     if any(finding.phase is not None for _, finding in _rows(comparison)):
         lines.append("Peak by phase: only the phase that is furthest off is shown")
     if comparison.device:
-        lines.append(f"Device: {comparison.device}")
+        how = ", rehearsed on null GPUs: nothing was measured" if comparison.rehearsed else ""
+        lines.append(f"Device: {comparison.device}{how}")
     if comparison.environment_changes:
         lines.append(f"Changed since the baseline: {', '.join(comparison.environment_changes)}")
     if comparison.run_to_run is not None:

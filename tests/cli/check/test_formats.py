@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lorabench.bench.check.baseline import compare
 from lorabench.cli.check_formats import as_github, as_junit, as_markdown, as_text, json_schema
-from tests.bench.check.records import record
+from tests.bench.check.records import folder, record
+from tests.sample_records import as_rehearsed
 
 ROOT = Path(__file__).parents[3]
 
@@ -122,3 +123,17 @@ def test_lines_keep_to_80_columns_whatever_the_names(baseline: str) -> None:
     text = as_text(compare([slower], [one]))
     assert [len(line) for line in text.splitlines() if "m" * 300 in line] == [len(slower.recipe.label())]
     assert max(len(line) for line in text.splitlines() if "m" * 300 not in line) <= 80
+
+
+def test_rehearsals_against_the_estimate_are_called_so_in_80_columns(tmp_path: Path, check: Any) -> None:
+    rehearsed = [as_rehearsed(record(device_kind="cuda", method=method)) for method in ("full", "lora")]
+    code, out, _ = check(folder(tmp_path / "rehearsed", *rehearsed), "--against-estimate", "--tolerance", "off")
+    head, *rows = out.splitlines()
+    assert head.split() == ["verdict", "metric", "estimated", "rehearsed", "off", "by", "allowed"]
+    assert code in (0, 1)
+    assert max(map(len, rows)) <= 80
+    text = " ".join(out.split())
+    assert "Device: NVIDIA Example 24GB, rehearsed on null GPUs: nothing was measured" in text
+    assert not any(word in out for word in ("step time", "loss", "nvidia-smi"))
+    _, out, _ = check(str(tmp_path / "rehearsed"), "--against-estimate", "--format", "json")
+    assert json.loads(out)["rehearsed"] is True
