@@ -73,7 +73,7 @@ def test_a_measurement_reads_every_counter_and_sees_that_its_own_gpu_is_shared_a
     assert 0 <= gpu.memory_bytes - 20 * GIB - others < 2 * MIB  # cards are taken in pages of 2 MiB
     assert told["energy_joules"] == 1.0  # the counter rises by one with each look
     assert told["sm_clock_mhz"] == [1000, 1000]
-    assert told["unstable"] == [
+    assert told["unstable"][-2:] == [  # after what may be said of the times of this machine
         "the GPU was shared with 1 other process",
         "the GPU's clocks were lowered by its temperature, as the driver decided",
     ]
