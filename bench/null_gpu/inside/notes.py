@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 OWN = str(Path(__file__).parent)
 INSIDE_LIBRARIES = ("/torch/", "/importlib/", "<frozen")
+LORABENCH = str(Path(__file__).parents[3])
+INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
+"""Folders of code that is not the program's own."""
 _told: set[tuple[str, str]] = set()
 
 
@@ -18,8 +22,21 @@ def note(kind: str, operation: str) -> None:
     Kinds: ``branch`` and ``shape``, decided by a value that a kernel would have computed; ``balanced``, a choice among
     many that was dealt out evenly; ``not computed``, an operation on known values that the host could not do.
     """
-    folder = os.environ.get("NULL_GPU_NOTES")
+    _write(kind, operation, place())
+
+
+def note_read(operation: str) -> None:
+    """Note that the program itself, and no library, read a float that a kernel would have computed (``read``).
+
+    What it does with the number is out of sight. Libraries read losses and norms to log them, which is not noted.
+    """
     where = place()
+    if not where.startswith((*INSTALLED, LORABENCH)):
+        _write("read", operation, where)
+
+
+def _write(kind: str, operation: str, where: str) -> None:
+    folder = os.environ.get("NULL_GPU_NOTES")
     if not folder or (kind, where) in _told:
         return
     _told.add((kind, where))

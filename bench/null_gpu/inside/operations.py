@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorabench.bench.null_gpu.inside.shapes import INDEXED
+from lorabench.bench.null_gpu.inside.shapes import INDEXED, MASKED
 
 WITHOUT_VALUES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
 READ_NO_VALUES = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero_", "fill_"}
@@ -39,7 +39,7 @@ class Operation(NamedTuple):
     collective: bool
     """Whether ranks of a distributed training exchange values in it."""
     counted: bool
-    """Whether the shape of what it returns depends on values."""
+    """Whether a shape depends on values, of what it returns or of what it allocates."""
     random: bool
     reads_no_values: bool
     overwrites: bool
@@ -65,7 +65,7 @@ def operation(func: Any) -> Operation:
         is_view=func.is_view,
         computed=namespace in ("aten", "prims") and name not in WITHOUT_VALUES and not OF_ACTIVATIONS.fullmatch(name),
         collective=namespace in ("c10d", "_c10d_functional", "c10d_functional"),
-        counted=torch.Tag.dynamic_output_shape in func.tags or func in INDEXED,
+        counted=torch.Tag.dynamic_output_shape in func.tags or func in INDEXED | MASKED,
         random=random,
         reads_no_values=name in READ_NO_VALUES,
         overwrites=name == "copy_" or random,

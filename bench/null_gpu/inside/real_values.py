@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from lorabench.bench.null_gpu.inside import guesses, shapes
 from lorabench.bench.null_gpu.inside.host_views import INTEGERS, MOST_GUESSED, host_view, is_real
 from lorabench.bench.null_gpu.inside.knowledge import Knowledge, covers
-from lorabench.bench.null_gpu.inside.notes import note
+from lorabench.bench.null_gpu.inside.notes import note, note_read
 from lorabench.bench.null_gpu.inside.operations import ON_THE_HOST, Operation, operation, tensors_of
 
 aten = torch.ops.aten
@@ -88,6 +88,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not changed and not of_this.collective and not any(is_real(each, known=True) for each in made):
             if func is aten._local_scalar_dense.default:
                 self._note_decision("branch", args, func)
+                self._note_read(args[0], func)
             return out
         given = [*tensors_of(args), *tensors_of(kwargs)]
         if not any(each.device.type == "cuda" for each in (*given, *made)):
@@ -166,7 +167,11 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _of_counted_shape(self, func: Any, of_this: Operation, args: Any, kwargs: Any) -> Any:
         given = list(tensors_of(args))
-        deciding = shapes.masks_among(args[1]) if func in shapes.INDEXED else given
+        deciding = given
+        if func in shapes.INDEXED:
+            deciding = shapes.masks_among(args[1])
+        elif func in shapes.MASKED:
+            deciding = [args[1]]
         if not any(each.device.type == "cuda" for each in deciding):
             return self._do(func, of_this, args, kwargs)
         self._note_decision("shape", deciding, func)
@@ -226,8 +231,13 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in tensors:
             self.knowledge.forget(each)
 
+    def _note_read(self, read: torch.Tensor, func: Any) -> None:
+        """Note that the program reads a float that is a guess. It may be logged, or decide something."""
+        if read.is_floating_point() and not self.knowledge.knows(read):
+            note_read(str(func))
+
     def _note_decision(self, kind: str, deciding: Any, func: Any) -> None:
-        """Note what the program decides by a guess. Floats are as often logged as compared, and are not noted."""
+        """Note what the program decides by integers or booleans that are guesses."""
         if any(each.dtype in INTEGERS and not self.knowledge.knows(each) for each in tensors_of(deciding)):
             note(kind, str(func))
 

@@ -22,6 +22,8 @@ INDEXED = {
     aten._index_put_impl_.default,
 }
 """Operations whose second argument holds indices; masks among these stand for the places where they are true."""
+MASKED = {aten.masked_select.default, aten.masked_scatter_backward.default}
+"""Operations that select by a mask, their second argument, from the first; the latter pads to a given shape."""
 
 
 def masks_among(indices: Any) -> list[torch.Tensor]:
@@ -37,7 +39,7 @@ def counts_of(func: Any, args: Any) -> list[int]:
     """Return what the kernels of ``func`` count, in the order in which the host reads it."""
     if func in INDEXED:
         return [int(torch.count_nonzero(host_view(mask))) for mask in masks_among(args[1])]
-    if func is aten.masked_select.default:
+    if func in MASKED:
         _, mask = torch.broadcast_tensors(*args[:2])  # type: ignore[no-untyped-call]
         return [int(torch.count_nonzero(host_view(mask)))]
     if func is aten.nonzero.default:

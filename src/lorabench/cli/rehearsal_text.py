@@ -17,6 +17,7 @@ SHOWN_KERNELS = 10
 MEANS = {
     "branch": "decided a branch by a value that only a GPU computes",
     "shape": "took a shape from a value that only a GPU computes",
+    "read": "read a float that only a GPU computes: a branch on it is not followed",
     "balanced": "chose among many, which was dealt out evenly",
     "not computed": "could not be computed on the host",
 }

@@ -68,6 +68,8 @@ def test_shapes_that_depend_on_masks_are_right_of_large_floats_too(run_on: Run) 
         tell(shape=list(kept.shape), taken=torch.cuda.memory_allocated() - before)
         tell(selected=logits[0].masked_select(torch.arange(32000, device="cuda") < 12).numel())
         logits[labels == 5] = 0
+        kept = torch.ones(10, device="cuda", requires_grad=True)
+        torch.zeros(4096, device="cuda").masked_scatter(labels == 5, kept).sum().backward()
         """,
     )
     assert told.values == {"shape": [10, 32000], "taken": 10 * 32000 * 2, "selected": 12}
@@ -86,7 +88,25 @@ def test_losses_are_finite_and_a_branch_on_them_is_noted(run_on: Run) -> None:
         """,
     )
     assert told.values == {"finite": True, "nan": False, "value": 1.0}
-    assert noticed(told) == [("branch", "program.py:11 in <module>")]
+    assert noticed(told) == [("read", "program.py:10 in <module>"), ("branch", "program.py:11 in <module>")]
+
+
+def test_a_float_that_the_program_reads_is_noted_if_a_gpu_would_have_computed_it(run_on: Run) -> None:
+    told = run_on(
+        "a100-sxm-80gb",
+        """
+        loss = torch.randn(4096, 4096, device="cuda").mean()
+        scale = torch.tensor(2.0, device="cuda")
+        best = 3.0
+        for step in range(2):
+            if loss.item() < best:
+                best = float(loss)
+        if scale.item() > 1:
+            print(loss)
+        tell(best=best)
+        """,
+    )
+    assert noticed(told) == [("read", "program.py:12 in <module>"), ("read", "program.py:13 in <module>")]
 
 
 def test_the_programs_own_random_numbers_are_as_without_a_null_gpu(run_on: Run) -> None:
