@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
@@ -64,3 +66,44 @@ def go_alone() -> None:
     # Groups are made anew, not split off others: NCCL would ask the absent which of them belong to which.
     patched = import_module("torch.distributed.distributed_c10d")
     patched._get_split_source = lambda group: None
+    patched = import_module("torch.distributed.launcher.api")
+    patched.launch_agent = launch_one_rank
+
+
+def launch_one_rank(
+    config: Any, entrypoint: Callable[..., Any] | str | None, args: list[Any], **_: Any
+) -> dict[int, Any]:
+    """Start one rank of those that torchrun, or ``accelerate launch`` by it, would start on all nodes.
+
+    Args:
+        config: torch's ``LaunchConfig``.
+        entrypoint: a program, or a function to call.
+        args: of either.
+
+    Returns:
+        The rank, and what the function returned.
+    """
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local, nodes = config.nproc_per_node, config.max_nodes
+    if local * nodes != ranks:
+        raise SystemExit(
+            f"lorabench: the command starts {local * nodes} ranks, {local} on each of {nodes} nodes, and the rehearsal "
+            f"is of one rank of {ranks}: give --ranks {local * nodes}"
+        )
+    os.environ |= {
+        "LOCAL_RANK": str(rank % local),
+        "LOCAL_WORLD_SIZE": str(local),
+        "GROUP_RANK": str(rank // local),
+        "GROUP_WORLD_SIZE": str(nodes),
+        "ROLE_RANK": str(rank),
+        "ROLE_WORLD_SIZE": str(ranks),
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_RUN_ID": config.run_id or "none",
+    }
+    if callable(entrypoint):
+        return {rank: entrypoint(*args)}
+    done = subprocess.run([str(entrypoint), *map(str, args)], check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.returncode)
+    return {rank: None}
