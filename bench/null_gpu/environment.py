@@ -34,7 +34,7 @@ def null_gpu_environment(
 
     Args:
         device: the GPU, from the catalogue.
-        notes: an empty folder for what the null GPU notices; see `read_notes`. Processes of one rehearsal share it.
+        notes: an empty folder for what the null GPU notices; see README.md. Processes of one rehearsal share it.
         gpus: how many GPUs the machine has, all alike.
         rank: the one process of a distributed training that is run, of the ``ranks`` that there would be. The others
             are not there: collectives with them succeed at once.

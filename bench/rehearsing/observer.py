@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 STEPS = "LORABENCH_REHEARSED_STEPS"
 """Optimizer steps after which the program is stopped; 0 lets it run to its end."""
-FOLDER = "NULL_GPU_NOTES"
-"""Folder that takes the reports."""
 SNAPSHOT = "LORABENCH_REHEARSED_SNAPSHOT"
 """Set if each process writes its allocator's snapshot too, as ``snapshot.PID.json.gz``."""
 MOST_EVENTS = 2_000_000
@@ -30,7 +28,12 @@ MOST_EVENTS = 2_000_000
 
 def begin() -> None:
     """Observe this process from now on."""
-    observer = Observer(int(os.environ.get(STEPS, "0")), Path(os.environ[FOLDER]))
+    from lorabench.bench.rehearsing import random_weights, stages
+
+    stages.begin()
+    if random_weights.VARIABLE in os.environ:
+        random_weights.begin()
+    observer = Observer(int(os.environ.get(STEPS, "0")), Path(os.environ[stages.FOLDER]))
     observer.begin()
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
 
 from lorabench.bench.null_gpu.environment import null_gpu_environment
+from lorabench.bench.null_gpu.inside import BEGIN
 from lorabench.bench.rehearsing import observer
+from lorabench.bench.rehearsing.processes import run_program
+from lorabench.bench.rehearsing.random_weights import VARIABLE as RANDOM_WEIGHTS
 from lorabench.bench.rehearsing.result import (
     Noticed,
     RehearsedProcess,
@@ -25,7 +27,8 @@ from lorabench.bench.rehearsing.result import (
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 
-Outcome = Literal["ok", "out of memory", "failed", "no GPU used"]
+Outcome = Literal["ok", "out of memory", "failed", "timeout", "no GPU used"]
+TIMEOUT_SECONDS = 3600.0
 
 
 class ProgramRehearsal(Struct, frozen=True, kw_only=True):
@@ -36,10 +39,11 @@ class ProgramRehearsal(Struct, frozen=True, kw_only=True):
     gpu_usable_bytes: int
     """What a process can use of it: the limit at which the null GPU runs out."""
     command: tuple[str, ...]
-    exit_code: int
+    exit_code: int | None
+    """None if the program was ended."""
     outcome: Outcome
     """ok: the wanted steps were done, or the program ended well; failed: it ended with an error that was no lack of
-    memory; no GPU used: it never started CUDA."""
+    memory; timeout: it took too long and was ended; no GPU used: it never started CUDA."""
     processes: tuple[RehearsedProcess, ...]
     """The one with most memory first."""
     noticed: tuple[Noticed, ...]
@@ -63,6 +67,9 @@ def rehearse_program(
     steps: int = 2,
     launches: bool = False,
     snapshot: bool = False,
+    random_weights: bool = False,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    waiting: Callable[[], None] = lambda: None,
 ) -> ProgramRehearsal:
     """Run ``command`` on null GPUs until ``steps`` optimizer steps are done, and return what memory did.
 
@@ -79,21 +86,30 @@ def rehearse_program(
         steps: optimizer steps after which each process is stopped; 0 lets the program run to its end.
         launches: whether kernels' launches are counted.
         snapshot: whether each process writes its allocator's snapshot into ``folder``.
+        random_weights: whether ``from_pretrained`` needs no more than a config.
+        timeout_seconds: after this time the program is ended.
+        waiting: called several times a second until the program ends.
 
     Raises:
         UserError: there is no such program, or the null GPU cannot be built here or be that GPU.
     """
     variables = null_gpu_environment(device, folder, gpus=gpus, rank=rank, ranks=ranks, count_launches=launches)
-    variables["NULL_GPU_BEGIN"] = observer.__name__
+    variables[BEGIN] = observer.__name__
     variables[observer.STEPS] = str(steps)
     if snapshot:
         variables[observer.SNAPSHOT] = "1"
+    if random_weights:
+        variables[RANDOM_WEIGHTS] = "1"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = shutil.which(command[0], path=path)
     if program is None:
         raise UserError(f"{command[0]}: no such program: write the command after --, such as -- python train.py")
-    ended = subprocess.run(
-        [program, *command[1:]], env=os.environ | variables | {"PATH": path}, stdout=sys.stderr.fileno(), check=False
+    exit_code = run_program(
+        [program, *command[1:]],
+        os.environ | variables | {"PATH": path},
+        folder,
+        timeout_seconds=timeout_seconds,
+        waiting=waiting,
     )
     processes = read_processes(folder)
     return ProgramRehearsal(
@@ -101,8 +117,8 @@ def rehearse_program(
         gpu_memory_bytes=device.memory_bytes,
         gpu_usable_bytes=device.usable_bytes,
         command=tuple(command),
-        exit_code=ended.returncode,
-        outcome=_outcome(ended.returncode, processes),
+        exit_code=exit_code,
+        outcome=_outcome(exit_code, processes),
         processes=tuple(processes),
         noticed=tuple(read_noticed(folder)),
         refused=tuple(read_refused(folder)),
@@ -111,7 +127,9 @@ def rehearse_program(
     )
 
 
-def _outcome(exit_code: int, processes: Sequence[RehearsedProcess]) -> Outcome:
+def _outcome(exit_code: int | None, processes: Sequence[RehearsedProcess]) -> Outcome:
+    if exit_code is None:
+        return "timeout"
     if any(process.out_of_memory and not process.stopped for process in processes):
         return "out of memory"
     if not processes:

@@ -125,7 +125,7 @@ def read_launches(folder: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for path in folder.glob("launches.*"):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            count, _, kernel = line.strip().partition(" ")
-            if count.isdecimal():
+            count, _, kernel = line.partition("\t")
+            if kernel and count.isdecimal():  # the last line of a process that was killed may lack its end
                 counts[kernel] = counts.get(kernel, 0) + int(count)
     return dict(sorted(counts.items(), key=lambda item: -item[1]))

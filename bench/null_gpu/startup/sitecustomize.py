@@ -1,6 +1,7 @@
 """Run by Python when it starts: once the program imports torch, makes its integers real on the null GPU."""
 
 import sys
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
@@ -10,13 +11,17 @@ from typing import Any
 HERE = str(Path(__file__).parent)
 
 
-class AfterTorch(MetaPathFinder):
-    """Finds torch as others do, and adds to its import."""
+class After(MetaPathFinder):
+    """Finds one module as others do, and calls a function once it is imported."""
+
+    def __init__(self, module: str, do: Callable[[], None]) -> None:
+        self.module = module
+        self.do = do
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:  # noqa: D102 - inherited
-        if fullname != "torch":
+        if fullname != self.module:
             return None
-        # Libraries look for torch before they import it, so this finder stays until torch is imported.
+        # Libraries look for a module before they import it, so this finder stays until the import.
         others = [each for each in sys.meta_path if each is not self]
         spec = next(filter(None, (each.find_spec(fullname, path, target) for each in others)), None)
         if spec is not None and spec.loader is not None:
@@ -25,22 +30,27 @@ class AfterTorch(MetaPathFinder):
 
 
 class Added(Loader):
-    """Loads torch, then what makes integers real."""
+    """Loads a module, then does what is to be done after it."""
 
-    def __init__(self, torchs: Any, finder: AfterTorch) -> None:
-        self.torchs = torchs
+    def __init__(self, modules: Any, finder: After) -> None:
+        self.modules = modules
         self.finder = finder
 
     def create_module(self, spec: ModuleSpec) -> Any:  # noqa: D102 - inherited
-        return self.torchs.create_module(spec)
+        return self.modules.create_module(spec)
 
     def exec_module(self, module: Any) -> None:  # noqa: D102 - inherited
         sys.meta_path.remove(self.finder)
-        module.__spec__.loader = module.__loader__ = self.torchs
-        self.torchs.exec_module(module)
-        from lorabench.bench.null_gpu.inside import begin
+        module.__spec__.loader = module.__loader__ = self.modules
+        self.modules.exec_module(module)
+        self.finder.do()
 
-        begin()
+
+def begin() -> None:
+    """Make integers real, and whatever else is to begin with torch."""
+    from lorabench.bench.null_gpu import inside
+
+    inside.begin()
 
 
 def run_the_one_that_is_hidden() -> None:
@@ -50,5 +60,5 @@ def run_the_one_that_is_hidden() -> None:
         spec.loader.exec_module(module_from_spec(spec))
 
 
-sys.meta_path.insert(0, AfterTorch())
+sys.meta_path.insert(0, After("torch", begin))
 run_the_one_that_is_hidden()

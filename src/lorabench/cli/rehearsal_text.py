@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from lorabench.bench.rehearsing.program import ProgramRehearsal
 from lorabench.bench.rehearsing.result import Noticed, OutOfMemory, Peak, RehearsedGpu, RehearsedProcess
@@ -14,6 +15,8 @@ SHOWN_TENSORS = 10
 SHOWN_FRAMES = 5
 SHOWN_NOTICES = 5
 SHOWN_KERNELS = 10
+NAMESPACES = re.compile(r"^void |at::native::|\(anonymous namespace\)::")
+"""Parts of kernels' names that tell nothing."""
 MEANS = {
     "branch": "decided a branch by a value that only a GPU computes",
     "shape": "took a shape from a value that only a GPU computes",
@@ -41,12 +44,8 @@ def _lines(rehearsal: ProgramRehearsal) -> Iterator[str]:
         if gpu.peak is not None:
             yield from _where(gpu.peak)
     yield from _others(rehearsal)
-    yield from _warnings(rehearsal)
-    if rehearsal.launches:
-        yield ""
-        yield f"kernels launched: {sum(rehearsal.launches.values()):,}"
-        for kernel, count in list(rehearsal.launches.items())[:SHOWN_KERNELS]:
-            yield f"{count:>9,}  {kernel[:68]}"
+    yield from warnings(rehearsal.noticed, rehearsal.refused)
+    yield from kernels_launched(rehearsal.launches)
 
 
 def _headline(rehearsal: ProgramRehearsal) -> str:
@@ -54,6 +53,8 @@ def _headline(rehearsal: ProgramRehearsal) -> str:
     on = f"rehearsed on {rehearsal.gpu} ({usable} of {in_gib(rehearsal.gpu_memory_bytes)})"
     if rehearsal.outcome == "no GPU used":
         return f"{on}: the program ended without using a GPU, so there is nothing to say"
+    if rehearsal.outcome == "timeout":
+        return f"{on}: the program took too long and was ended (--timeout)"
     if rehearsal.outcome == "failed":
         return f"{on}: the program failed with exit code {rehearsal.exit_code}, and not for want of memory"
     steps = max((process.steps for process in rehearsal.processes), default=0)
@@ -122,14 +123,25 @@ def _name(process: RehearsedProcess) -> str:
     return f"rank {process.rank}" if process.rank is not None else f"pid {process.pid}"
 
 
-def _warnings(rehearsal: ProgramRehearsal) -> Iterator[str]:
+def warnings(noticed: Sequence[Noticed], refused: Sequence[str]) -> Iterator[str]:
+    """Yield what the null GPU could not know, by kind and place, and what it refused."""
     kinds: dict[str, list[Noticed]] = {}
-    for noticed in rehearsal.noticed:
-        kinds.setdefault(noticed.kind, []).append(noticed)
+    for one in noticed:
+        kinds.setdefault(one.kind, []).append(one)
     for kind, found in kinds.items():
         yield ""
         yield from folded(f"Warning: {len(found)} place{'s' if len(found) > 1 else ''} {MEANS.get(kind, kind)}:")
         for one, _ in Counter(found).most_common(SHOWN_NOTICES):
             yield f"  {one.operation} at {one.where}"
-    for function in rehearsal.refused:
+    for function in refused:
         yield f"Warning: {function} cannot be rehearsed, and failed"
+
+
+def kernels_launched(launches: Mapping[str, int]) -> Iterator[str]:
+    """Yield how many kernels were launched, and the most frequent; nothing if they were not counted."""
+    if not launches:
+        return
+    yield ""
+    yield f"kernels launched: {sum(launches.values()):,}"
+    for kernel, count in list(launches.items())[:SHOWN_KERNELS]:
+        yield f"{count:>9,}  {NAMESPACES.sub('', kernel)[:69]}"

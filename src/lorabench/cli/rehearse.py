@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorabench.cli.interrupts import terminated_as_interrupted
 from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.estimator.errors import UserError
@@ -30,6 +31,7 @@ Examples:
 Exit codes:
   0  it ran                         1  out of memory
   2  wrong use or bad input         3  nothing was rehearsed
+  130  interrupted
 """
 OUT_OF_MEMORY = 1
 NOTHING_REHEARSED = 3
@@ -47,6 +49,8 @@ NOTHING_REHEARSED = 3
 @click.option("-o", "--output", type=NamedPath(), help="Folder for the records, or for a program's reports.")
 @click.option("--launches", is_flag=True, help="Count launches by kernel.")
 @click.option("--snapshot", is_flag=True, help="Write the allocator's snapshot into the output folder.")
+@click.option("--random-weights", is_flag=True, help="Load the command's models by their config alone.")
+@click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds per program.")
 @click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
 @click.pass_obj
 def command(
@@ -60,6 +64,8 @@ def command(
     output: Path | None,
     launches: bool,
     snapshot: bool,
+    random_weights: bool,
+    timeout: int,
     format_: str,
     **options: Any,
 ) -> int:
@@ -78,34 +84,34 @@ def command(
     if snapshot and output is None:
         raise UserError("--snapshot writes into a folder: name one with -o")
     device = find_device(gpu)
-    if "--" in arguments:
-        rank = options.pop("rank")
-        if rank is None and ranks is not None:
-            raise UserError("--ranks says how many ranks there are: name the one to run with --rank, such as --rank 0")
-        _refuse_recipe_options(options)
-        if not target:
-            raise UserError("no command after --: write one, such as -- python train.py")
-        return _rehearse_program(
-            target,
-            device,
-            output,
-            format_,
-            gpus=gpus,
-            rank=rank,
-            ranks=ranks if ranks is not None or rank is None else gpus,
-            steps=steps,
-            launches=launches,
-            snapshot=snapshot,
-        )
-    if len(target) != 1:
-        raise UserError("name one SUITE or MODEL, or a command after --, such as -- python train.py")
-    if gpus != 1 or ranks is not None:
-        raise UserError("--gpus and --ranks are for a command after --: recipes train on one GPU")
-    if launches:
-        raise UserError("--launches is for a command after --")
-    from lorabench.cli.rehearse_suite import rehearse_recipes
+    settings: dict[str, Any] = {
+        "steps": steps,
+        "launches": launches,
+        "snapshot": snapshot,
+        "timeout_seconds": float(timeout),
+    }
+    with terminated_as_interrupted():
+        if "--" in arguments:
+            settings |= _ranks(options.pop("rank"), ranks, gpus) | {"random_weights": random_weights}
+            _refuse_recipe_options(options)
+            if not target:
+                raise UserError("no command after --: write one, such as -- python train.py")
+            return _rehearse_program(target, device, output, format_, settings)
+        if len(target) != 1:
+            raise UserError("name one SUITE or MODEL, or a command after --, such as -- python train.py")
+        if gpus != 1 or ranks is not None:
+            raise UserError("--gpus and --ranks are for a command after --: recipes train on one GPU")
+        if random_weights:
+            raise UserError("--random-weights is for a command after --: recipes always have random weights")
+        from lorabench.cli.rehearse_suite import rehearse_recipes
 
-    return rehearse_recipes(target[0], options, device, output, steps=steps, snapshot=snapshot, format_=format_)
+        return rehearse_recipes(target[0], options, device, output, format_=format_, **settings)
+
+
+def _ranks(rank: int | None, ranks: int | None, gpus: int) -> dict[str, int | None]:
+    if rank is None and ranks is not None:
+        raise UserError("--ranks says how many ranks there are: name the one to run with --rank, such as --rank 0")
+    return {"gpus": gpus, "rank": rank, "ranks": ranks if ranks is not None or rank is None else gpus}
 
 
 def _refuse_recipe_options(options: dict[str, Any]) -> None:
@@ -115,12 +121,14 @@ def _refuse_recipe_options(options: dict[str, Any]) -> None:
 
 
 def _rehearse_program(
-    command: tuple[str, ...], device: Device, output: Path | None, format_: str, *, snapshot: bool, **settings: Any
+    command: tuple[str, ...], device: Device, output: Path | None, format_: str, settings: dict[str, Any]
 ) -> int:
     from lorabench.bench.rehearsing.program import rehearse_program
+    from lorabench.cli.rehearsal_progress import StageLines
 
     with report_folder(output) as folder:
-        rehearsal = rehearse_program(command, device, folder, snapshot=snapshot, **settings)
+        waiting = StageLines(folder, settings["steps"])
+        rehearsal = rehearse_program(command, device, folder, waiting=waiting, **settings)
     if format_ == "json":
         from lorabench.cli.listing import as_json
 
@@ -153,5 +161,9 @@ def report_folder(output: Path | None) -> Iterator[Path]:
             raise UserError(f"{output}: not empty: name a new folder with -o")
     except OSError as error:
         raise UserError(f"{output}: cannot be made a folder of reports: {error.strerror}") from error
-    yield output
-    (output / "ledger").unlink(missing_ok=True)  # the null GPU's own
+    try:
+        yield output
+    finally:
+        for own in ("ledger", "stage.*"):  # for the time of the rehearsal
+            for path in output.glob(own):
+                path.unlink()

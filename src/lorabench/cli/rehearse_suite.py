@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lorabench.bench.null_gpu.environment import null_gpu_environment
 from lorabench.bench.records.record import RunRecord
-from lorabench.bench.records.run_settings import Settings
-from lorabench.bench.running.runner import run_suite
+from lorabench.bench.rehearsing.recipes import RecipesRehearsal, rehearse_suite
 from lorabench.cli.listing import Column, as_json, as_table, folded
-from lorabench.cli.progress import watch
+from lorabench.cli.progress import Lines
+from lorabench.cli.rehearsal_progress import StageLines
+from lorabench.cli.rehearsal_text import kernels_launched, warnings
 from lorabench.cli.rehearse import NOTHING_REHEARSED, OUT_OF_MEMORY
 from lorabench.cli.run import suite_of
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.quantities import in_gib
+
+
+class RecipeLines(Lines):
+    """Prints a line for each finished recipe, and on a terminal the stage of the one that runs."""
+
+    def __init__(self, verbosity: int, stage: StageLines) -> None:
+        """See `Lines` and `StageLines`."""
+        super().__init__(verbosity)
+        self.waiting = stage  # type: ignore[method-assign]
 
 
 def rehearse_recipes(
@@ -26,66 +36,49 @@ def rehearse_recipes(
     device: Device,
     output: Path | None,
     *,
-    steps: int,
-    snapshot: bool,
     format_: str,
+    **settings: Any,
 ) -> int:
     """Rehearse each recipe of a suite, or one model, and print what it takes; return the exit code.
 
-    Records go to ``output``, and records of the same rehearsal that are there are kept; None writes none.
+    Args:
+        settings: those of `rehearse_suite`.
     """
     suite = suite_of(target, options)
-    with tempfile.TemporaryDirectory(prefix="lorabench-") as scratch:
-        notes = Path(scratch) / "notes"
-        notes.mkdir()
-        finished = run_suite(
-            suite,
-            output or Path(scratch) / "records",
-            settings=Settings(
-                device="cuda",
-                steps=max(1, steps),
-                warmup_steps=1,
-                least_seconds=0.0,
-                timed=False,
-                memory_snapshot=snapshot,
-            ),
-            device="cuda",
-            resume=True,
-            watcher=watch(0 if format_ == "table" else -1),
-            environment=null_gpu_environment(device, notes),
-        )
+    with tempfile.TemporaryDirectory(prefix="lorabench-") as folder:
+        watcher = RecipeLines(0 if format_ == "table" else -1, StageLines(Path(folder)))
+        rehearsal = rehearse_suite(suite, device, Path(folder), output, watcher=watcher, **settings)
     if format_ == "json":
-        click.echo(as_json(finished.records))
+        click.echo(as_json(rehearsal))
     else:
-        click.echo(_as_text(finished.records, suite.labels(), device, output))
-    outcomes = {record.outcome for record in finished.records}
+        click.echo("\n".join(["", *_lines(rehearsal, suite.labels(), output)]))
+    outcomes = {record.outcome for record in rehearsal.records}
     return 0 if "ok" in outcomes else OUT_OF_MEMORY if outcomes == {"oom"} else NOTHING_REHEARSED
 
 
-def _as_text(records: tuple[RunRecord, ...], labels: dict[str, str], device: Device, output: Path | None) -> str:
-    counted = [(record, record.rehearsal) for record in records if record.rehearsal is not None]
-    lines = []
+def _lines(rehearsal: RecipesRehearsal, labels: dict[str, str], output: Path | None) -> Iterator[str]:
+    counted = [(record, record.rehearsal) for record in rehearsal.records if record.rehearsal is not None]
     if counted:
-        lines.append(
-            as_table(
-                [
-                    Column("recipe", [labels[record.digest] for record, _ in counted], right=False, folds=True),
-                    Column("allocated", [in_gib(one.memory.peak_allocated_bytes) for _, one in counted]),
-                    Column("reserved", [in_gib(one.memory.peak_reserved_bytes or 0) for _, one in counted]),
-                    Column("in", [one.memory.phase for _, one in counted], right=False),
-                    Column("estimate", [_error(record) for record, _ in counted]),
-                ]
-            )
+        yield as_table(
+            [
+                Column("recipe", [labels[record.digest] for record, _ in counted], right=False, folds=True),
+                Column("allocated", [in_gib(one.memory.peak_allocated_bytes) for _, one in counted]),
+                Column("reserved", [in_gib(one.memory.peak_reserved_bytes or 0) for _, one in counted]),
+                Column("in", [one.memory.phase for _, one in counted], right=False),
+                Column("estimate", [_error(record) for record, _ in counted]),
+            ]
         )
-    for record in records:
+    for record in rehearsal.records:
         if record.rehearsal is None:
-            lines += folded(f"{labels[record.digest]}: {record.outcome} {record.message}", hanging="    ")
-    for assumption in device.assumptions:
-        lines += folded(f"assumed: {assumption}")
-    lines.append(f"rehearsed on {device.name}, {in_gib(device.usable_bytes)} usable; the CUDA context is not counted")
+            yield from folded(f"{labels[record.digest]}: {record.outcome} {record.message}", hanging="    ")
+    for assumption in rehearsal.assumptions:
+        yield from folded(f"assumed: {assumption}")
+    usable = in_gib(rehearsal.gpu_usable_bytes)
+    yield f"rehearsed on {rehearsal.gpu}, {usable} usable; the CUDA context is not counted"
+    yield from warnings(rehearsal.noticed, rehearsal.refused)
+    yield from kernels_launched(rehearsal.launches)
     if output is not None:
-        lines.append(f"Records are in {output}")
-    return "\n".join(["", *lines])
+        yield f"Records are in {output}"
 
 
 def _error(record: RunRecord) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from lorabench.cli.interrupts import terminated_as_interrupted
 from lorabench.cli.listing import folded
 from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.recipe_options import recipe_options
@@ -159,7 +157,7 @@ def command(
 
     progress = watch(verbose - quiet)
     try:
-        with _terminated_as_interrupted(), progress:
+        with terminated_as_interrupted(), progress:
             finished = run_suite(
                 suite,
                 output,
@@ -262,17 +260,3 @@ def _resuming(arguments: list[str]) -> str:
     """Return the command that continues this one, to paste into a shell."""
     resume = [] if "--resume" in arguments else ["--resume"]
     return shlex.join(["lorabench", *arguments, *resume])
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM end the run as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,14 @@ raise SystemExit("the rehearsal should have ended the program")
 
 @pytest.fixture
 def rehearse(tmp_path: Path) -> Any:
-    def run(program: str, gpu: str = "a100-sxm-80gb", **settings: Any) -> ProgramRehearsal:
+    def run(
+        program: str, gpu: str = "a100-sxm-80gb", launcher: Sequence[str] = ("python",), **settings: Any
+    ) -> ProgramRehearsal:
         script = tmp_path / "train.py"
         script.write_text(MODEL + textwrap.dedent(program))
         notes = tmp_path / "notes"
         notes.mkdir()
-        return rehearse_program(["python", str(script)], find_device(gpu), notes, **settings)
+        return rehearse_program([*launcher, str(script)], find_device(gpu), notes, **settings)
 
     return run
 
@@ -103,3 +106,62 @@ def test_a_program_that_uses_no_gpu_or_fails_rehearses_nothing(rehearse: Any, tm
 def test_a_program_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no-such-program: no such program: write the command after --"):
         rehearse_program(["no-such-program"], find_device("t4"), tmp_path)
+
+
+def test_a_model_of_which_there_is_only_a_config_is_loaded_as_if_there_were_its_weights(rehearse: Any) -> None:
+    rehearsal = rehearse(
+        """
+        import tempfile
+        with tempfile.TemporaryDirectory() as folder:
+            config.save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cuda")
+        assert model.config.name_or_path == model.name_or_path == folder
+        assert all(weight.device.type == "cuda" for weight in model.parameters())
+        """,
+        random_weights=True,
+    )
+    [process] = rehearsal.processes
+    parameters = 2 * 1024 * 256 + 2 * (4 * 256 * 256 + 3 * 256 * 512 + 2 * 256) + 256
+    assert rehearsal.outcome == "ok"
+    assert 2 * parameters <= process.gpus[0].peak_requested_bytes <= 2 * parameters + 4096
+
+
+LAUNCHED = """
+import os
+import torch.distributed as dist
+dist.init_process_group("nccl")
+local = int(os.environ["LOCAL_RANK"])
+torch.cuda.set_device(local)
+model = torch.nn.parallel.DistributedDataParallel(model.to(local), device_ids=[local])
+optimizer = torch.optim.SGD(model.parameters())
+for step in range(50):
+    ids = torch.randint(0, 1024, (1, 128), device=local)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "ranks", "expected"),
+    [
+        (["torchrun", "--nproc-per-node", "2"], {}, [0, 1]),
+        (["torchrun", "--nnodes", "2", "--nproc-per-node", "2"], {"rank": 3, "ranks": 4}, [3]),
+        (["accelerate", "launch", "--num_processes", "2"], {"rank": 0, "ranks": 2}, [0]),
+    ],
+)
+def test_launchers_start_all_ranks_or_one_alone(
+    rehearse: Any, launcher: list[str], ranks: dict[str, int], expected: list[int]
+) -> None:
+    rehearsal = rehearse(LAUNCHED, launcher=launcher, gpus=2, **ranks)
+    assert (rehearsal.outcome, rehearsal.exit_code) == ("ok", 0)
+    assert sorted(process.rank for process in rehearsal.processes) == expected
+    assert [process.steps for process in rehearsal.processes] == [2] * len(expected)
+    assert sorted(gpu.index for process in rehearsal.processes for gpu in process.gpus) == [
+        rank % 2 for rank in expected
+    ]
+
+
+def test_a_launcher_of_other_ranks_than_were_said_is_refused(rehearse: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    launcher = ["torchrun", "--nproc-per-node", "4"]
+    assert rehearse(LAUNCHED, launcher=launcher, gpus=8, rank=0, ranks=8).outcome == "failed"
+    assert "starts 4 ranks, 4 on each of 1 nodes, and the rehearsal is of one rank of 8" in capfd.readouterr().err

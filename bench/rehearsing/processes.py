@@ -1,0 +1,75 @@
+"""Start a rehearsed program, wait for it, and end all that it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+WAIT_SECONDS = 0.2
+"""Time between two calls of ``waiting``."""
+SIGNALS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
+"""What ends processes, and the seconds that they then have: an interrupt first, after which programs clean up."""
+
+
+def run_program(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    *,
+    timeout_seconds: float,
+    waiting: Callable[[], None] = lambda: None,
+) -> int | None:
+    """Run ``command``, and return its exit code; None if it was ended after ``timeout_seconds``.
+
+    Its standard output goes to standard error. No process that it started is left, whether it ends by itself, takes too
+    long, or this process is interrupted meanwhile.
+
+    Args:
+        environment: all variables of the program. ``NULL_GPU_NOTES`` among them is ``folder``, by which its processes
+            are found.
+        waiting: called several times a second until it ends.
+    """
+    until = time.monotonic() + timeout_seconds
+    try:
+        with subprocess.Popen(command, env=environment, stdout=sys.stderr.fileno()) as program:
+            try:
+                while time.monotonic() < until:
+                    with suppress(subprocess.TimeoutExpired):
+                        return program.wait(WAIT_SECONDS)
+                    waiting()
+                return None
+            finally:
+                if program.returncode is None:
+                    _end(folder, program)
+    finally:
+        _end(folder)
+
+
+def _end(folder: Path, program: subprocess.Popen[bytes] | None = None) -> None:
+    """End the processes of the rehearsal in ``folder``, by ever stronger signals. ``program`` is this one's child."""
+    for number, seconds in SIGNALS:
+        until = time.monotonic() + seconds
+        for process in _processes_of(folder):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+        while (program is not None and program.poll() is None) or any(_processes_of(folder)):
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _processes_of(folder: Path) -> Iterator[int]:
+    """Yield the processes whose environment names ``folder``. Those that have ended have no environment."""
+    variable = f"NULL_GPU_NOTES={folder.absolute()}".encode()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if variable in entry.read_bytes().split(b"\0"):
+                yield int(entry.parent.name)

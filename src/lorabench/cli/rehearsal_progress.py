@@ -1,0 +1,57 @@
+"""What a rehearsal is doing now, as lines on standard error, on a terminal only.
+
+Lines stay, and none is drawn over: the program writes to the same terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from lorabench.bench.null_gpu.ledger import taken_bytes
+from lorabench.bench.rehearsing.stages import last_stage
+from lorabench.cli.speed import in_time
+from lorabench.estimator.quantities import in_gib
+
+QUIET_SECONDS = 15.0
+"""A stage that lasts is said again after this time."""
+CLEAR_LINE = "\r\x1b[K"
+"""Removes a progress bar of the program's, which draws it anew."""
+
+
+class StageLines:
+    """Says the stage of a rehearsal each time that it has changed, or lasts."""
+
+    def __init__(self, folder: Path, steps: int | None = None) -> None:
+        """Begin to count the time.
+
+        Args:
+            folder: the rehearsal's folder of notes.
+            steps: optimizer steps after which it ends; None or 0: not known.
+        """
+        self.folder = folder
+        self.steps = steps
+        self.shown = sys.stderr is not None and sys.stderr.isatty()
+        self.begun = self.said_at = time.monotonic()
+        self.said = ""
+
+    def __call__(self) -> None:
+        """Say the stage if it is news."""
+        if not self.shown:
+            return
+        stage, now = last_stage(self.folder), time.monotonic()
+        if stage == self.said and now - self.said_at < QUIET_SECONDS:
+            return
+        self.said, self.said_at = stage, now
+        click.echo(f"{CLEAR_LINE}{self._line(stage, now - self.begun)}", err=True)
+
+    def _line(self, stage: str, seconds: float) -> str:
+        if stage.startswith("step ") and self.steps:
+            number = int(stage.removeprefix("step "))
+            stage = f"{stage} of {self.steps}" if number <= self.steps else "ending"
+        taken = taken_bytes(self.folder)
+        return f"lorabench: {stage}, {in_gib(taken)} reserved, {in_time(math.ceil(seconds))}"
