@@ -145,7 +145,12 @@ class Observer:
     def _own(self, tensor: Any, owner: Owner) -> None:
         import torch
 
-        if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+        if not isinstance(tensor, torch.Tensor):
+            return
+        if hasattr(tensor, "__tensor_flatten__"):  # one of several ranks' parts, or a pair of codes and scales
+            for part in tensor.__tensor_flatten__()[0]:
+                self._own(getattr(tensor, part), owner)
+        elif tensor.is_cuda:
             found = self.owners.setdefault(tensor.untyped_storage().data_ptr(), [])
             if not found or found[-1][1] != owner:
                 found.append((time.time_ns() // 1000, owner))

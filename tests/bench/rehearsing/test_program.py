@@ -34,10 +34,12 @@ for step in range(STEPS):
 print("done")
 """
 TRAINER = """
+from pathlib import Path
 from transformers import Trainer, TrainingArguments
+out = str(Path(__file__).with_name("out"))
 rows = [{"input_ids": list(range(64)), "labels": list(range(64))} for _ in range(64)]
 arguments = TrainingArguments(
-    output_dir="out", max_steps=50, per_device_train_batch_size=2, report_to="none", save_strategy="no", bf16=True
+    output_dir=out, max_steps=50, per_device_train_batch_size=2, report_to="none", save_strategy="no", bf16=True
 )
 Trainer(model=model, args=arguments, train_dataset=rows).train()
 raise SystemExit("the rehearsal should have ended the program")
@@ -165,3 +167,33 @@ def test_a_launcher_of_other_ranks_than_were_said_is_refused(rehearse: Any, capf
     launcher = ["torchrun", "--nproc-per-node", "4"]
     assert rehearse(LAUNCHED, launcher=launcher, gpus=8, rank=0, ranks=8).outcome == "failed"
     assert "starts 4 ranks, 4 on each of 1 nodes, and the rehearsal is of one rank of 8" in capfd.readouterr().err
+
+
+def test_the_shards_of_a_rank_are_told_apart_by_what_they_are(rehearse: Any) -> None:
+    rehearsal = rehearse(
+        """
+        import torch.distributed as dist
+        from torch.distributed.fsdp import fully_shard
+        dist.init_process_group("nccl")
+        model.cuda()
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameters())
+        for step in range(50):
+            ids = torch.randint(0, 1024, (1, 128), device="cuda")
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        """,
+        gpus=4,
+        rank=1,
+        ranks=4,
+    )
+    [process] = rehearsal.processes
+    assert (rehearsal.outcome, process.steps) == ("ok", 2)
+    projection = 4 * 256 * 512 // 4  # bytes: a quarter of the floats
+    kinds = {(tensors.kind, tensors.place): tensors for tensors in process.gpus[0].peak.alive}
+    gate = "model.layers.*.mlp.gate_proj.weight"
+    assert (kinds["weights", gate].count, kinds["weights", gate].bytes) == (2, 2 * projection)
+    assert (kinds["optimizer states", gate].count, kinds["optimizer states", gate].bytes) == (4, 4 * projection)
