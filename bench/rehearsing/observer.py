@@ -63,13 +63,13 @@ class Observer:
     def begin(self) -> None:
         """Register what observes."""
         import torch
-        from torch.nn.modules import module
         from torch.optim import optimizer
+
+        from lorabench.bench.rehearsing.module_hooks import watch_modules
 
         cuda: Any = torch.cuda
         cuda._lazy_call(self._record_history)  # at once, or when CUDA starts
-        module.register_module_forward_pre_hook(self._enter_module)
-        module.register_module_forward_hook(self._leave_module, always_call=True)
+        watch_modules(self._enter_module, self._leave_module)
         optimizer.register_optimizer_step_pre_hook(self._before_step)
         optimizer.register_optimizer_step_post_hook(self._after_step)
         atexit.register(self.report)

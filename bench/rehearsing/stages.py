@@ -40,13 +40,14 @@ class Stages:
     def begin(self) -> None:
         """Register what watches."""
         import torch
-        from torch.nn.modules import module
         from torch.optim import optimizer
+
+        from lorabench.bench.rehearsing.module_hooks import watch_modules
 
         self._say("loading")
         cuda: Any = torch.cuda
         cuda._lazy_call(lambda: self._say("preparing"))
-        module.register_module_forward_pre_hook(self._enter_module)
+        watch_modules(self._enter_module)
         optimizer.register_optimizer_step_post_hook(self._after_step)
 
     def _enter_module(self, module: Any, arguments: Any) -> None:

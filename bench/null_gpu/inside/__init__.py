@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import threading
 from typing import Any
 
 BEGIN = "NULL_GPU_BEGIN"
 """Variable that names a module whose ``begin()`` is called too, such as one that observes the program."""
+
+
+def keep_out_of_compiled_code() -> None:
+    """Have torch's compiler pass over this package: it would compile it, and break up graphs for its sake."""
+
+    def pass_over() -> None:
+        rules: Any = importlib.import_module("torch._dynamo.trace_rules")
+        rules.add("lorabench.bench.null_gpu")
+
+    sys.meta_path.insert(0, importlib.import_module("sitecustomize").After("torch._dynamo.trace_rules", pass_over))
 
 
 def begin() -> None:
@@ -20,6 +31,7 @@ def begin() -> None:
 
     print_from_the_host()
     go_alone()
+    keep_out_of_compiled_code()
     knowledge = Knowledge()
     RealValues(knowledge).__enter__()  # type: ignore[no-untyped-call]
     run: Any = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]

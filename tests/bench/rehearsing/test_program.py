@@ -197,3 +197,23 @@ def test_the_shards_of_a_rank_are_told_apart_by_what_they_are(rehearse: Any) -> 
     gate = "model.layers.*.mlp.gate_proj.weight"
     assert (kinds["weights", gate].count, kinds["weights", gate].bytes) == (2, 2 * projection)
     assert (kinds["optimizer states", gate].count, kinds["optimizer states", gate].bytes) == (4, 4 * projection)
+
+
+def test_what_is_compiled_is_one_graph_as_without_a_rehearsal(rehearse: Any) -> None:
+    rehearsal = rehearse(
+        """
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64)).cuda()
+        compiled = torch.compile(model)
+        optimizer = torch.optim.SGD(model.parameters())
+        for step in range(50):
+            if step == 1:
+                from torch._dynamo.utils import counters
+                assert counters["stats"]["unique_graphs"] == 1, counters
+                assert not counters["graph_break"], counters
+            compiled(torch.randn(16, 64, device="cuda")).sum().backward()
+            optimizer.step()
+        """,
+        launches=True,
+    )
+    assert (rehearsal.outcome, rehearsal.processes[0].steps) == ("ok", 2)
+    assert any("gelu" in kernel for kernel in rehearsal.launches if kernel.startswith("triton_"))
