@@ -27,6 +27,7 @@ from lorabench.bench.records.rehearsal import Rehearsal
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
 
 HERE = Path(__file__).parent
@@ -78,10 +79,10 @@ def rehearse(folder: Path) -> None:
 
 def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str) -> Row:
     """Estimate and trace the recipe of ``record``."""
-    spec = read_config(record.model_config, record.recipe.model)
+    resolved = ResolvedRecipe(read_config(record.model_config, record.recipe.model), record.recipe)
     capability = find_device(gpu).compute_capability
-    memory = estimate_memory(spec, record.recipe, "cuda", capability)
-    traced = trace(spec, record.recipe, compute_capability=capability)
+    memory = estimate_memory(resolved, "cuda", capability)
+    traced = trace(resolved, compute_capability=capability)
     counted = rehearsal.memory
     assert rehearsal.requested_peak_bytes is not None
     assert counted.peak_reserved_bytes is not None

@@ -49,4 +49,4 @@ class Elf:
 
 
 def _is_offered(symbol: Any) -> bool:
-    return symbol.entry.st_shndx != "SHN_UNDEF" and symbol.entry.st_info.type == "STT_FUNC"
+    return bool(symbol.entry.st_shndx != "SHN_UNDEF" and symbol.entry.st_info.type == "STT_FUNC")

@@ -37,7 +37,7 @@ from trl import SFTConfig, SFTTrainer
 
 STEPS = 4
 TOKENS = 4096
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": {"model_type": "mistral", "sliding_window": None, "vocab_size": 32000},
     "meta-llama/Meta-Llama-3-8B": {
         "model_type": "llama",

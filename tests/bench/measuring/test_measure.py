@@ -150,8 +150,8 @@ def test_losses_do_not_depend_on_how_long_steps_are_timed() -> None:
 def test_a_run_whose_times_nobody_uses_trains_no_step_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorabench.bench.measuring.measure.is_warm", lambda seconds: False)
     one = recipe(method="lora", seq_len=16)
-    timed = measure(SPEC, one, settings(steps=1))
-    untimed = measure(SPEC, one, settings(steps=1, timed=False))
+    timed = measure(ResolvedRecipe(SPEC, one), settings(steps=1))
+    untimed = measure(ResolvedRecipe(SPEC, one), settings(steps=1, timed=False))
     assert (len(timed.warmup_step_seconds), len(untimed.warmup_step_seconds)) == (2 + 10, 2)
     assert list(timed.phase_seconds) == ["forward", "backward", "optimizer"]
     assert untimed.phase_seconds == {}

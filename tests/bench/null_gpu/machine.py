@@ -13,6 +13,7 @@ from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.jobs import Job
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.small_models import TINY, small_config
 
 MIB, GIB = 2**20, 2**30
@@ -48,4 +49,4 @@ def job(engine: Any = "lorabench", **recipe: Any) -> Job:
     """Return a job that trains the tiny model for a step on CUDA."""
     settings = Settings(device="cuda", steps=1, warmup_steps=1, least_seconds=0.0, engine=engine)
     options = {"method": "lora", "seq_len": 64, "batch_size": 2, **recipe}
-    return Job(recipe=make_recipe("test/llama", **options), spec=SPEC, settings=settings)
+    return Job(resolved=ResolvedRecipe(SPEC, make_recipe("test/llama", **options)), settings=settings)

@@ -15,7 +15,7 @@ class Batch:
 def test_whoever_looks_for_the_trainer_keeps_no_variable_of_its_loop_alive() -> None:
     def loop(trainer: str) -> tuple[object, Batch | None]:
         batch: Batch | None = Batch()
-        kept = weakref.ref(batch)  # type: ignore[arg-type]
+        kept = weakref.ref(batch)
         found = _first_argument(sys._getframe())
         batch = None
         return found, kept()

@@ -16,7 +16,7 @@ from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.workers import Workers
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
-from tests.bench.null_gpu.machine import GIB, MIB, SPEC, held_but_for, job
+from tests.bench.null_gpu.machine import GIB, MIB, held_but_for, job
 
 pytestmark = pytest.mark.cuda_build
 GPU = find_device("h100-sxm")
@@ -54,7 +54,7 @@ def test_workers_are_forked_and_train_as_the_estimate_says(machine: Machine) -> 
     assert (answer.outcome, answer.message) == ("ok", None), answer.traceback
     assert machine.workers.forks is True
     assert answer.measurement is not None
-    estimated = estimate_memory(SPEC, job().recipe, "cuda", GPU.compute_capability)
+    estimated = estimate_memory(job().resolved, "cuda", GPU.compute_capability)
     assert answer.measurement.memory.peak_allocated_bytes == pytest.approx(estimated.peak_allocated_bytes, rel=0.003)
     assert answer.measurement.memory.components["workspaces"] == 2 * WORKSPACE
 

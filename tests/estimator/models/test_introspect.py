@@ -159,23 +159,23 @@ def test_without_peft_the_trace_says_what_it_takes(monkeypatch: pytest.MonkeyPat
 
 def test_a_mixture_whose_experts_peft_would_adapt_gets_adapters_that_can_have_dropout() -> None:
     spec = read_config(other_config("olmoe"), "small/olmoe")
-    recipe, assumptions = recipe_for(spec, method="lora", seq_len=64)
-    assert assumptions == (
+    resolved = recipe_for(spec, method="lora", seq_len=64)
+    assert resolved.assumptions == (
         "target_modules attention instead of all-linear: peft has no dropout for adapters of fused experts, which "
         "small/olmoe has",
     )
     attention = 2 * 16 * (64 + 64) + 2 * 16 * (64 + 32)  # q, o; k, v
-    assert estimate_recipe(spec, recipe).parameters.trainable == 2 * attention
+    assert estimate_recipe(resolved).parameters.trainable == 2 * attention
     with pytest.raises(UserError, match="no dropout for adapters of fused experts"):
-        refuse_impossible(spec, make_recipe(spec.name, target_modules="all-linear", lora_dropout=0.1))
+        refuse_impossible(ResolvedRecipe(spec, make_recipe(spec.name, target_modules="all-linear", lora_dropout=0.1)))
 
 
 def test_a_mixture_whose_experts_peft_leaves_keeps_the_default() -> None:
     spec = read_config(other_config("gpt_oss"), "small/gpt_oss")
-    recipe, assumptions = recipe_for(spec, method="lora", attn_implementation="eager", seq_len=64)
-    assert assumptions == ()
+    resolved = recipe_for(spec, method="lora", attn_implementation="eager", seq_len=64)
+    assert resolved.assumptions == ()
     attention = 2 * 16 * (64 + 64) + 2 * 16 * (64 + 32)
-    assert estimate_recipe(spec, recipe).parameters.trainable == 2 * attention
+    assert estimate_recipe(resolved).parameters.trainable == 2 * attention
 
 
 def test_the_closed_form_itself_is_refused_never_guessed() -> None:
