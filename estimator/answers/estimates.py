@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from lorabench.estimator.answers.support import emulated, refuse_lacking
 from lorabench.estimator.answers.verdict import Change, Fit, hold_against, judge
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import Training, with_blocks
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.states import Term, states
@@ -72,10 +73,16 @@ def estimate_recipe(
     device: Device | None = None,
     calibration: Calibration | None = None,
     on_progress: Callable[[str], None] = lambda what: None,
+    *,
+    replay: bool = False,
 ) -> Estimate:
     """Return the estimate of the recipe on its model, compared with ``device`` if one is given.
 
-    Its speed is at the rates of ``calibration``, or else of the device's datasheet. An architecture without a closed
+    With ``replay`` CUDA's caching allocator is replayed over whole steps. That takes some tenths of a second, gives
+    the allocated and reserved bytes as torch counts them, and the verdict is the allocator's. Without it, allocated
+    bytes are those of tensors, and reserved bytes have a range.
+
+    The speed is at the rates of ``calibration``, or else of the device's datasheet. An architecture without a closed
     form is traced, which takes some seconds: ``on_progress`` is called with each stage. The estimate has the
     assumptions of the recipe and of the device.
 
@@ -92,6 +99,10 @@ def estimate_recipe(
     if not has_closed_form(spec):
         return replace(_estimate_by_trace(resolved, device, on_progress), assumptions=assumptions)
     memory = estimate_memory(resolved, compute_capability=None if device is None else device.compute_capability)
+    if replay:
+        on_progress("replaying the allocator")
+        training = Training(resolved, None if device is None else device.compute_capability)
+        memory = with_blocks(memory, training.replay())
     estimate = Estimate(
         source="closed form",
         recipe=recipe,
@@ -103,7 +114,8 @@ def estimate_recipe(
     )
     if device is None:
         return estimate
-    verdict = judge(resolved, memory, device)
+    on_progress("seeking what fits")
+    verdict = judge(resolved, memory, device, replay=replay)
     return replace(
         estimate,
         gpu=device.name,

@@ -10,10 +10,17 @@ from msgspec import Struct
 
 from lorabench.estimator.answers.support import lacks_library
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, EXPANDABLE_SEGMENTS, PERSISTENT, reserve
+from lorabench.estimator.memory.reserved import (
+    CUDA_CONTEXT_BYTES,
+    EXPANDABLE_SEGMENTS,
+    PERSISTENT,
+    SMALLEST_CUDA_CONTEXT_BYTES,
+    reserve,
+)
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.defaults import recipe_for
@@ -51,10 +58,14 @@ class Verdict(NamedTuple):
     changes: tuple[Change, ...]
 
 
-def judge(resolved: ResolvedRecipe, memory: Breakdown, device: Device) -> Verdict:
-    """Return whether the recipe, which takes ``memory``, fits ``device``."""
-    answer, margin = hold_against(memory, device.memory_bytes)
-    search = _Search(device, device.usable_bytes)
+def judge(resolved: ResolvedRecipe, memory: Breakdown, device: Device, *, replay: bool = False) -> Verdict:
+    """Return whether the recipe, which takes ``memory``, fits ``device``.
+
+    With ``replay`` the allocator decides, which gives cached segments back before it fails; without it, the upper end
+    of the range of ``memory``.
+    """
+    search = (_ReplayedSearch if replay else _Search)(device, device.usable_bytes)
+    answer, margin = search.judge(resolved, memory)
     setup = _Setup(resolved)
     return Verdict(
         answer=answer,
@@ -101,6 +112,10 @@ class _Search:
         self.device = device
         self.usable = usable
         self.half = "float16" if device.supports_bfloat16 is False else "bfloat16"
+
+    def judge(self, resolved: ResolvedRecipe, memory: Breakdown) -> tuple[Fit, int]:
+        """Return whether the recipe, which takes ``memory``, fits, and by how many bytes at worst."""
+        return hold_against(memory, self.device.memory_bytes)
 
     def fits(self, setup: _Setup) -> bool:
         """Return whether the upper end of the device total is usable."""
@@ -243,6 +258,43 @@ class _Search:
         if longest is None or longest >= setup.recipe.seq_len:
             return None
         return self._with(setup, seq_len=longest)
+
+
+class _ReplayedSearch(_Search):
+    """What the allocator can serve on a device: it gives cached segments back before it fails."""
+
+    def judge(self, resolved: ResolvedRecipe, memory: Breakdown) -> tuple[Fit, int]:
+        """Return whether the recipe, which takes ``memory``, runs with the largest context, the smallest, or neither.
+
+        The bytes are what is left if nothing is given back, and 0 if it fits since something is.
+        """
+        assert memory.device_total_range_bytes is not None
+        margin = self.usable - memory.device_total_range_bytes[1]
+        if margin >= 0:
+            return "fits", margin
+        training = Training(resolved, self.device.compute_capability)
+        if self._runs(training, CUDA_CONTEXT_BYTES):
+            return "fits", 0
+        return "tight" if self._runs(training, SMALLEST_CUDA_CONTEXT_BYTES) else "does not fit", margin
+
+    def _runs(self, training: Training, context_bytes: int) -> bool:
+        return training.replay(capacity=self.usable - context_bytes).out_of_memory is None
+
+    def device_total(self, setup: _Setup) -> int:
+        """Return what is taken with the largest context; more than is usable if the allocator runs out.
+
+        The replay is left out if what tensors ask for is too much already, or the upper end of the range is not.
+        """
+        capability = self.device.compute_capability
+        memory = estimate_memory(setup.resolved, compute_capability=capability)
+        least = memory.peak_allocated_bytes + CUDA_CONTEXT_BYTES
+        most = super().device_total(setup)
+        if least > self.usable or most <= self.usable:
+            return most
+        replayed = Training(setup.resolved, capability).replay(
+            capacity=self.usable - CUDA_CONTEXT_BYTES, expandable_segments=setup.expandable_segments
+        )
+        return most if replayed.out_of_memory else replayed.reserved + CUDA_CONTEXT_BYTES
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:

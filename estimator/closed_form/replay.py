@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from lorabench.estimator.closed_form.forms import Setup
+from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import Mark, Walk, walk
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -70,16 +72,26 @@ class Training:
         Raises:
             UserError: target modules that the model does not have, or a combination that no kernel runs.
         """
-        self._resolved = resolved
-        self._workspace_bytes = workspaces(compute_capability).bytes // HANDLES
-        self._micro_batches = [walk(resolved, compute_capability, accumulating=False)]
+        self.resolved = resolved
+        self.workspace_bytes = workspaces(compute_capability).bytes // HANDLES
+        setup, values = Setup(resolved, "cuda", compute_capability), Values(resolved)
+        self.micro_batches = [_MicroBatch(walk(setup, accumulating=False), values)]
         more = min(resolved.recipe.gradient_accumulation, MICRO_BATCHES) - 1
         if more:
-            self._micro_batches += [walk(resolved, compute_capability, accumulating=True)] * more
+            self.micro_batches += [_MicroBatch(walk(setup, accumulating=True), values)] * more
 
     def replay(self, *, capacity: int | None = None, expandable_segments: bool = False) -> Replayed:
         """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number."""
         return _Replay(self, CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)).run()
+
+
+class _MicroBatch:
+    """A walk with the recipe's own sizes."""
+
+    def __init__(self, walked: Walk, values: Values) -> None:
+        self.events = walked.sized(values)
+        self.marks: list[tuple[int, Mark | None]] = [*walked.marks, (len(walked.events), None)]
+        self.gradients = walked.gradients
 
 
 class _Full(Exception):  # noqa: N818 - it ends a replay as StopIteration ends a loop
@@ -99,7 +111,7 @@ class _Replay:
     def run(self) -> Replayed:
         failure = None
         try:
-            for size in model_blocks(self._training._resolved):
+            for size in model_blocks(self._training.resolved):
                 self._hold(size)
             self._peaks["adapted"] = self._allocator.allocated
             for number in range(STEPS):
@@ -120,7 +132,7 @@ class _Replay:
 
     def _step(self, *, first: bool) -> None:
         gradients: list[int] = []
-        for walked in self._training._micro_batches:
+        for walked in self._training.micro_batches:
             gradients += self._micro_batch(walked)
         self._begin("optimizer")
         if first:
@@ -140,13 +152,13 @@ class _Replay:
         if self._phase != "loaded":
             self._peaks[self._phase] = max(self._peaks.get(self._phase, 0), self._allocator.peak_allocated)
 
-    def _micro_batch(self, walked: Walk) -> list[int]:
+    def _micro_batch(self, walked: _MicroBatch) -> list[int]:
         """Replay one micro-batch and return the keys of its gradients, which stay."""
         base = self._keys + 1
         self._keys += len(walked.events)
         allocate, free = self._allocator.allocate, self._allocator.free
         start = 0
-        for end, mark in [*walked.marks, (len(walked.events), None)]:
+        for end, mark in walked.marks:
             for block, size in walked.events[start:end]:
                 if size == 0:
                     free(base + block)
@@ -161,13 +173,13 @@ class _Replay:
         if mark == "workspace":
             if self._phase not in self._threads_with_workspace:
                 self._threads_with_workspace.add(self._phase)
-                self._hold(self._training._workspace_bytes)
+                self._hold(self._training.workspace_bytes)
         elif mark != "optimizer":
             self._begin(mark)
 
     def _state_blocks(self) -> Iterator[int]:
-        optimizer = OPTIMIZERS[self._training._resolved.recipe.optim]
-        tensors = self._training._resolved.trained_tensors
+        optimizer = OPTIMIZERS[self._training.resolved.recipe.optim]
+        tensors = self._training.resolved.trained_tensors
         for state in optimizer.states:
             yield from shared_blocks(state, tensors)
         for alike in tensors:
@@ -175,7 +187,7 @@ class _Replay:
             yield from sizes * alike.many
 
     def _temporaries(self) -> None:
-        resolved = self._training._resolved
+        resolved = self._training.resolved
         for sizes in OPTIMIZERS[resolved.recipe.optim].temporaries(resolved.trained_tensors, "cuda"):
             keys = [self._hold(size) for size in sizes if size]
             for key in keys:

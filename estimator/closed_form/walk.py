@@ -1,26 +1,31 @@
 """The allocations and frees of one training step, in order: what the caching allocator is asked for.
 
-The same step on sizes as `step`, for one recipe's numbers. Each layer runs by itself, since where a block lies depends
-on all that came before it.
+The same step on sizes as `step`. Each layer runs by itself, since where a block lies depends on all that came before
+it. Batch size, length and rank are left open, so one walk serves all recipes of a `Setup`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from lorabench.estimator.closed_form.autograd import Tape
+from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.ledger import Block, Ledger
-from lorabench.estimator.closed_form.sizes import Values
+from lorabench.estimator.closed_form.sizes import Monomial, Values
 from lorabench.estimator.closed_form.step import walk_layers
 from lorabench.estimator.closed_form.work import Matmul, Work
-from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
-Event = tuple[int, int]
-"""(block, bytes) allocates; (block, 0) frees. Blocks are numbered in the order in which they are allocated."""
+Event = tuple[int, int, Monomial | None]
+"""(block, n, monomial) allocates n · monomial bytes; (block, 0, None) frees. Blocks are numbered in the order in which
+they are allocated."""
 Mark = Literal["forward", "backward", "optimizer", "workspace"]
 """The phase that begins, or the first matmul of a thread, where cuBLAS gets its workspace."""
+
+MOST_WALKS = 8
+"""Walks kept: one of 80 layers takes some 10 MB."""
 
 
 class Walk(NamedTuple):
@@ -32,27 +37,35 @@ class Walk(NamedTuple):
     gradients: list[int]
     """The blocks of gradients, which stay until the next step begins."""
 
+    def sized(self, values: Values) -> list[tuple[int, int]]:
+        """Return the events as (block, bytes), 0 bytes for a free; torch allocates at least one byte."""
+        return [
+            (block, 0) if monomial is None else (block, int(n * values[monomial]) or 1)
+            for block, n, monomial in self.events
+        ]
 
-def walk(resolved: ResolvedRecipe, compute_capability: str | None, *, accumulating: bool) -> Walk:
-    """Return the events of one micro-batch on CUDA, from its batch to the end of backward.
+
+@lru_cache(MOST_WALKS)
+def walk(setup: Setup, *, accumulating: bool) -> Walk:
+    """Return one micro-batch on CUDA, from its batch to the end of backward.
 
     ``accumulating``: the gradients are there already, from an earlier micro-batch.
 
     Raises:
         UserError: target modules that the model does not have, or a combination that no kernel runs.
     """
-    ledger = _EventLedger(Values(resolved))
+    ledger = _EventLedger()
     tape = _WalkingTape(ledger)
-    walk_layers(resolved.replaced(gradient_accumulation=2 if accumulating else 1), compute_capability, tape)
+    resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
+    walk_layers(resolved, setup.compute_capability, tape)
     return Walk([*ledger.events], ledger.marks, tape.gradient_blocks())
 
 
 class _EventLedger(Ledger):
-    """A ledger that writes down each allocation and free, in bytes."""
+    """A ledger that writes down each allocation and free."""
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._values = values
         self._blocks = 0
         self.events: list[Event] = []
         self.marks: list[tuple[int, Mark]] = []
@@ -61,11 +74,11 @@ class _EventLedger(Ledger):
         """Number ``block`` and note its bytes."""
         block.number = self._blocks
         self._blocks += 1
-        self.events.append((block.number, max(int(block.bytes * self._values[block.slot[1]]), 1)))
+        self.events.append((block.number, block.bytes, block.slot[1]))
 
     def release(self, block: Block) -> None:
         """Note that ``block`` is freed."""
-        self.events.append((block.number, 0))
+        self.events.append((block.number, 0, None))
 
     def mark(self) -> None:
         """Do nothing: every event is kept."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lorabench.estimator.answers.estimates import Estimate
 from lorabench.estimator.answers.verdict import hold_against
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.backend import Backend
@@ -36,10 +37,16 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 __all__ = ["Derivation", "Explanation", "Line", "explain"]
 
 
-def explain(resolved: ResolvedRecipe, kernels: Backend = "cuda", device: Device | None = None) -> Explanation:
+def explain(
+    resolved: ResolvedRecipe,
+    kernels: Backend = "cuda",
+    device: Device | None = None,
+    replayed: Estimate | None = None,
+) -> Explanation:
     """Return how the memory of the recipe comes about, in the order in which a person would reason.
 
-    A CUDA ``device`` decides what cuBLAS works in, and the recipe is held against it.
+    A CUDA ``device`` decides what cuBLAS works in, and the recipe is compared with it. ``replayed`` is the estimate by
+    a replay of the allocator, which says what is reserved and whether it fits; None: by ranges.
 
     Raises:
         UserError: what `estimate_memory` refuses.
@@ -63,10 +70,13 @@ def explain(resolved: ResolvedRecipe, kernels: Backend = "cuda", device: Device 
         Derivation("Buffers", tuple(peak.at_peak("buffers")), "buffers"),
         Derivation("Workspaces", tuple(_workspaces(memory)), "workspaces"),
         Derivation("Phases", tuple(peak.phases()), remark=f"The highest decides: {memory.phase}."),
-        Derivation("Allocator and device", tuple(_device(memory, workspaces(compute_capability)))),
+        Derivation(
+            "Allocator and device",
+            tuple(_device(memory, workspaces(compute_capability)) if replayed is None else _replayed(replayed.memory)),
+        ),
     ]
     if device is not None and kernels == "cuda":
-        sections.append(_verdict(memory, device))
+        sections.append(_verdict(memory, device) if replayed is None else _replayed_verdict(replayed, device))
     said = [section for section in sections if section.lines or section.remark]
     return Explanation(letters(resolved), tuple(said))
 
@@ -136,6 +146,72 @@ def _verdict(memory: Breakdown, device: Device) -> Derivation:
         "those with which the margin is not negative; changes are tried alone, then in pairs, the most harmless first."
     )
     return Derivation(f"Against {device.name}", lines, remark=remark)
+
+
+def _replayed_verdict(estimate: Estimate, device: Device) -> Derivation:
+    """Return how the allocator gets along with what a process can use of ``device``."""
+    assert estimate.memory.peak_reserved_bytes is not None
+    usable, reserved = device.usable_bytes, estimate.memory.peak_reserved_bytes
+    lines = [
+        Line(
+            "what a process can use",
+            "memory - what the driver keeps",
+            f"{device.memory_bytes:,} - {DRIVER_BYTES:,}",
+            usable,
+            "torch: what its out-of-memory messages say is left of the memory",
+        ),
+        Line(
+            "left beside everything reserved",
+            "usable - context - reserved",
+            f"{usable:,} - {CUDA_CONTEXT_BYTES:,} - {reserved:,}",
+            usable - CUDA_CONTEXT_BYTES - reserved,
+            "if nothing that is cached is given back",
+        ),
+    ]
+    remark = (
+        f"Verdict: {estimate.verdict}. The steps are replayed with what the largest and the smallest CUDA context "
+        "leave of the usable bytes. Before an allocation fails, the allocator gives cached segments back and tries "
+        "again."
+    )
+    return Derivation(f"Against {device.name}", tuple(lines), remark=remark)
+
+
+def _replayed(memory: Breakdown) -> list[Line]:
+    """Return what the allocator makes of the tensors: blocks, and the segments that they lie in."""
+    assert memory.peak_reserved_bytes is not None
+    assert memory.device_total_bytes is not None
+    rounding, allocated, reserved = (
+        memory.components["rounding"],
+        memory.peak_allocated_bytes,
+        memory.peak_reserved_bytes,
+    )
+    requested = allocated - rounding
+    return [
+        Line("peak requested", "highest phase", f"{requested:,}", requested, "torch: requested_bytes.all.peak"),
+        Line(
+            "blocks beyond their tensors",
+            "allocated - requested",
+            f"{allocated:,} - {requested:,}",
+            rounding,
+            "torch: blocks of 512 B; large ones are not split for a rest of 1 MiB or less",
+        ),
+        Line("peak allocated", "most in blocks", f"{allocated:,}", allocated, "replay: max_memory_allocated"),
+        Line(
+            "free blocks in segments",
+            "reserved - allocated",
+            f"{reserved:,} - {allocated:,}",
+            reserved - allocated,
+            "replay: what was freed and fits no later tensor, or is free at the peak",
+        ),
+        Line("peak reserved", "all segments", f"{reserved:,}", reserved, "replay: max_memory_reserved"),
+        Line(
+            "device total",
+            "reserved + CUDA context",
+            f"{reserved:,} + {CUDA_CONTEXT_BYTES:,}",
+            memory.device_total_bytes,
+            "NVIDIA's driver: context and kernels of the process",
+        ),
+    ]
 
 
 def _device(memory: Breakdown, workspace: Workspaces) -> list[Line]:
