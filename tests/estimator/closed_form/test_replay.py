@@ -1,0 +1,154 @@
+"""The replay of the allocator: its blocks are those of the memory model, its answers those of the trace's replay."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import pytest
+
+from lorabench.estimator.closed_form.forms import Setup
+from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import Training, with_blocks
+from lorabench.estimator.closed_form.sizes import Values
+from lorabench.estimator.closed_form.walk import walk
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.held_blocks import model_blocks
+from lorabench.estimator.memory.optimizers import optimizer_bytes
+from lorabench.estimator.memory.states import states
+from lorabench.estimator.models.catalogue import find_model, model_names
+from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.optimizers.states import shared_blocks
+from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.recipes.defaults import recipe_for
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
+from lorabench.estimator.trace.trace import trace
+from tests.small_models import small_config
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+MIB, GIB = 2**20, 2**30
+METHODS: list[dict[str, Any]] = [
+    {"method": "full"},
+    {"method": "full", "dtype": "bfloat16", "mixed_precision": "no"},
+    {"method": "lora", "rank": 8, "modules_to_save": "lm_head"},
+    {"method": "qlora"},
+    {"method": "qlora", "double_quant": False, "prepare_kbit": False},
+    {"method": "ia3"},
+]
+
+
+def llama(**options: Any) -> ResolvedRecipe:
+    """Return a recipe of a Llama with four layers, whose matrices are above the small pool's 1 MiB."""
+    spec = read_config(
+        small_config(
+            "llama",
+            hidden_size=1024,
+            intermediate_size=2816,
+            num_hidden_layers=4,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            vocab_size=16000,
+        ),
+        "small/llama",
+    )
+    dropout = {} if options["method"] == "full" else {"lora_dropout": 0.0}
+    return recipe_for(spec, **{"seq_len": 512, **dropout, **options})
+
+
+@pytest.mark.parametrize("options", METHODS, ids=lambda options: "-".join(map(str, options.values())))
+def test_the_models_blocks_add_up_to_what_the_model_takes(options: dict[str, Any]) -> None:
+    for name in model_names():
+        try:
+            resolved = recipe_for(find_model(name), **options)
+        except UserError:
+            continue  # a module that the model does not have
+        held = states(resolved, "cuda")
+        components = ("weights", "quantized_weights", "adapters")
+        assert sum(model_blocks(resolved)) == sum(map(held.component_bytes, components)), name
+
+
+@pytest.mark.parametrize("optim", sorted(OPTIMIZERS))
+def test_an_optimizers_blocks_add_up_to_its_states(optim: str) -> None:
+    tensors = llama(method="lora", rank=64, modules_to_save="lm_head", optim=optim).trained_tensors
+    optimizer = OPTIMIZERS[optim]
+    shared = sum(size for state in optimizer.states for size in shared_blocks(state, tensors))
+    each = sum(
+        alike.many * size for alike in tensors for state in optimizer.states for size in state.blocks(alike, "cuda")
+    )
+    assert shared + each == optimizer_bytes(optim, tensors, "cuda").states
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_layer_by_layer_a_step_takes_what_the_form_of_one_layer_says(method: str, checkpointing: bool) -> None:
+    resolved = llama(method=method, gradient_checkpointing=checkpointing, batch_size=2)
+    events = walk(Setup(resolved, "cuda"), accumulating=False).sized(Values(resolved))
+    sizes: dict[int, int] = {}
+    changes = [size or -sizes[block] for block, size in events if size == 0 or not sizes.update({block: size})]
+    memory = estimate_memory(resolved)
+    persistent = ("weights", "quantized_weights", "adapters", "optimizer_states", "workspaces")
+    stays = sum(memory.components[name] for name in persistent)
+    peaks = memory.phase_peaks_bytes
+    assert max(accumulate(changes)) + stays == max(peaks["forward"], peaks["backward"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "full", "batch_size": 4},
+        {"method": "full", "dtype": "bfloat16", "mixed_precision": "no", "optim": "adamw_torch"},
+        {"method": "lora", "batch_size": 4, "gradient_accumulation": 2},
+        {"method": "lora", "gradient_checkpointing": False, "attn_implementation": "eager"},
+        {"method": "qlora", "batch_size": 4},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_the_replay_meets_that_of_the_trace(options: dict[str, Any]) -> None:
+    resolved = llama(**options)
+    replayed, traced = Training(resolved).replay(), trace(resolved, steps=3)
+    assert traced.max_memory_allocated_bytes == pytest.approx(replayed.allocated, rel=0.01)
+    assert traced.memory.peak_reserved_bytes == pytest.approx(replayed.reserved, rel=0.03, abs=20 * MIB)
+
+
+def test_blocks_are_no_smaller_than_their_tensors_and_are_shown_beside_them() -> None:
+    resolved = llama(method="lora")
+    memory = estimate_memory(resolved)
+    with_rounding = with_blocks(memory, Training(resolved).replay())
+    assert with_rounding.components["rounding"] > 0
+    assert with_rounding.peak_allocated_bytes == sum(with_rounding.components.values())
+    assert with_rounding.peak_allocated_bytes - with_rounding.components["rounding"] == memory.peak_allocated_bytes
+    assert with_rounding.peak_reserved_range_bytes is None
+
+
+FRAGMENTS = {"method": "full", "optim": "adamw_torch", "dtype": "bfloat16", "mixed_precision": "no"}
+"""The foreach optimizer's temporaries lie in segments that forward and backward have no use for."""
+
+
+def test_expandable_segments_leave_smaller_gaps() -> None:
+    training = Training(recipe_for(find_model("llama-3.2-1b"), **FRAGMENTS))
+    plain, expandable = training.replay(), training.replay(expandable_segments=True)
+    assert expandable.reserved - expandable.allocated < (plain.reserved - plain.allocated) / 2
+
+
+def test_a_device_without_room_fails_at_the_request_that_it_cannot_serve() -> None:
+    training = Training(llama(method="lora", batch_size=4))
+    enough = training.replay()
+    assert enough.out_of_memory is None
+    assert training.replay(capacity=enough.reserved).out_of_memory is None
+    failed = training.replay(capacity=enough.allocated - MIB).out_of_memory
+    assert failed is not None
+    assert failed.phase in ("forward", "backward")
+    assert 0 < failed.bytes < enough.allocated
+    loading = training.replay(capacity=MIB).out_of_memory
+    assert loading is not None
+    assert loading.phase == "loaded"
+
+
+def test_cached_segments_are_given_back_before_memory_runs_out() -> None:
+    training = Training(recipe_for(find_model("llama-3.2-1b"), **FRAGMENTS))
+    free = training.replay()
+    tight = training.replay(capacity=(free.allocated + free.reserved) // 2)
+    assert tight.out_of_memory is None
+    assert tight.allocated == free.allocated
+    assert tight.reserved < free.reserved
