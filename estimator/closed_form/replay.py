@@ -16,7 +16,7 @@ from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import Mark, Walk, walk
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.held_blocks import model_blocks
+from lorabench.estimator.memory.loading import loading
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.optimizers.states import shared_blocks
@@ -111,8 +111,8 @@ class _Replay:
     def run(self) -> Replayed:
         failure = None
         try:
-            for size in model_blocks(self._training.resolved):
-                self._hold(size)
+            self._load()
+            self._allocator.peak_reserved = self._allocator.reserved
             self._peaks["adapted"] = self._allocator.allocated
             for number in range(STEPS):
                 if number == 1:
@@ -122,6 +122,26 @@ class _Replay:
             failure = OutOfMemory(self._phase, full.size)
         most = max(self._peaks.values(), default=self._allocator.peak_allocated)
         return Replayed(most, self._allocator.peak_reserved, self._peaks, failure)
+
+    def _load(self) -> None:
+        """Load and prepare the model, and give back what that leaves free, as the harness does before its steps."""
+        for block, size in loading(self._training.resolved):
+            self._keys = max(self._keys, block)
+            if size == 0:
+                self._allocator.free(block)
+            elif not self._allocator.allocate(block, size):
+                raise _Full(size)
+        if self._states_before_steps:
+            self._make_states()
+        self._allocator.empty_cache()
+
+    @property
+    def _states_before_steps(self) -> bool:
+        return OPTIMIZERS[self._training.resolved.recipe.optim].states_when_made
+
+    def _make_states(self) -> None:
+        for size in self._state_blocks():
+            self._hold(size)
 
     def _hold(self, size: int) -> int:
         """Allocate a block of its own, and return the key that it is freed by."""
@@ -135,9 +155,8 @@ class _Replay:
         for walked in self._training.micro_batches:
             gradients += self._micro_batch(walked)
         self._begin("optimizer")
-        if first:
-            for size in self._state_blocks():
-                self._hold(size)
+        if first and not self._states_before_steps:
+            self._make_states()
         self._temporaries()
         self._end_phase()
         for key in gradients:

@@ -5,7 +5,6 @@ Read in bitsandbytes 0.50 (`functional.quantize_4bit`) and held against real all
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 BLOCK = 64
@@ -30,15 +29,10 @@ class QuantizedBytes(NamedTuple):
     """The 16-entry codebook; with double quantisation also the 256-entry nested codebook and the offset."""
 
     @property
-    def blocks(self) -> Iterator[int]:
-        """Bytes of each tensor, in the order in which they are made; the tables are up to three."""
-        yield self.codes
-        yield self.absmax
-        if self.nested_absmax:
-            yield self.nested_absmax
-            yield NESTED_CODEBOOK_BYTES
-            yield OFFSET_BYTES
-        yield CODEBOOK_BYTES
+    def table_blocks(self) -> tuple[int, ...]:
+        """Bytes of each of the tables: the codebook, then the offset and the nested codebook if there are any."""
+        nested = (OFFSET_BYTES, NESTED_CODEBOOK_BYTES) if self.nested_absmax else ()
+        return CODEBOOK_BYTES, *nested
 
     @property
     def total(self) -> int:

@@ -51,6 +51,8 @@ class Optimizer(Struct, frozen=True, kw_only=True):
     temporaries: Callable[[Sequence[TrainedTensors], Backend], Iterator[Round]] = none
     """What a step allocates and frees, of the tensors in the order of the step: rounds of blocks alive together."""
     update: Update
+    states_when_made: bool = False
+    """Whether its states are there before the first step, since it makes them when it is made itself."""
     steady_step: int = 2
     """The first step that does what all later ones do. Most optimizers make their states in the first step."""
     unpaged: str | None = None

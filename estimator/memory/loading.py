@@ -1,0 +1,102 @@
+"""The allocations that load a model and prepare it for training, tensor by tensor.
+
+Where the tensors come to lie decides what the steps find free. What stays adds up to what `states` says of weights and
+adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lorabench.estimator.dtypes import ITEMSIZE
+from lorabench.estimator.memory.quantization import quantized_bytes
+from lorabench.estimator.methods.four_bit import FourBit
+from lorabench.estimator.models.spec import Layers
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
+
+Event = tuple[int, int]
+"""(block, bytes) allocates; (block, 0) frees."""
+
+
+def loading(resolved: ResolvedRecipe) -> Iterator[Event]:
+    """Yield what is allocated and freed until the model is ready for its first step, adapters included."""
+    yield from _Loading(resolved).events()
+
+
+class _Loading:
+    def __init__(self, resolved: ResolvedRecipe) -> None:
+        self._resolved = resolved
+        self._recipe = resolved.recipe
+        self._blocks = 0
+        self._unquantized: list[tuple[int, int]] = []
+        """Block and elements of each weight that is not quantised."""
+
+    def events(self) -> Iterator[Event]:
+        """Yield the base model's, those of its preparation, and the adapters'."""
+        spec, recipe = self._resolved.spec, self._recipe
+        for weight in spec.embeddings:
+            yield self._weight(weight.parameters)
+        for group in spec.layers:
+            for _ in range(group.count):
+                yield from self._layer(group)
+        for weight in spec.final_norm:
+            yield self._weight(weight.parameters)
+        if not spec.tie_word_embeddings:
+            yield self._weight(spec.head.in_features * spec.head.out_features)
+        if spec.head.bias:
+            yield self._weight(spec.head.out_features)
+        if recipe.unquantized_dtype != recipe.dtype:
+            # peft's prepare_model_for_kbit_training casts one weight after the other.
+            for block, elements in self._unquantized:
+                yield self._new(elements * ITEMSIZE[recipe.unquantized_dtype])
+                yield block, 0
+        if recipe.adapter is not None:
+            for alike in self._resolved.trained_tensors:
+                for _ in range(alike.many):
+                    yield self._new(alike.bytes)
+
+    def _new(self, size: int) -> Event:
+        self._blocks += 1
+        return self._blocks, size
+
+    def _weight(self, elements: int) -> Event:
+        event = self._new(elements * ITEMSIZE[self._recipe.dtype])
+        self._unquantized.append((event[0], elements))
+        return event
+
+    def _layer(self, group: Layers) -> Iterator[Event]:
+        quantization = self._recipe.quantization
+        for linear in group.linears:
+            elements = linear.in_features * linear.out_features
+            if quantization is None:
+                yield self._weight(elements)
+            else:
+                yield from self._quantized(elements, quantization)
+            if linear.bias:
+                if quantization is None:
+                    yield self._weight(linear.out_features)
+                else:
+                    yield self._new(linear.out_features * ITEMSIZE[self._recipe.compute_dtype])
+        for weight in group.weights:
+            yield self._weight(weight.parameters)
+
+    def _quantized(self, elements: int, quantization: FourBit) -> Iterator[Event]:
+        """Yield what bitsandbytes does with a weight: `functional.quantize_4bit` of its copy on the GPU."""
+        kept = quantized_bytes(elements, double_quant=quantization.double_quant)
+        weight = self._new(elements * ITEMSIZE[self._recipe.dtype])
+        yield weight
+        if not quantization.double_quant:
+            for size in (kept.absmax, kept.codes, kept.tables):
+                yield self._new(size)
+        else:
+            absmax = self._new(4 * kept.absmax)  # in float32, before it is quantised itself
+            yield absmax
+            yield self._new(kept.codes)
+            yield from map(self._new, kept.table_blocks)
+            shifted = self._new(4 * kept.absmax)  # without its mean
+            yield shifted
+            yield self._new(kept.nested_absmax)
+            yield self._new(kept.absmax)
+            yield shifted[0], 0
+            yield absmax[0], 0
+        yield weight[0], 0
