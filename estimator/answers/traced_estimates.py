@@ -8,12 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.memory.states import Term, trained_terms
 from lorabench.estimator.models.read_config import no_closed_form
 from lorabench.estimator.recipes.parameters import ParameterCounts
@@ -29,7 +25,7 @@ def trace_for_estimate(
     on_progress: Callable[[str], None] = lambda what: None,
     kernels: Backend = "cuda",
 ) -> Trace:
-    """Return the trace of the recipe; on CUDA its reserved bytes and device total have ranges as an estimate's.
+    """Return the trace of the recipe.
 
     Raises:
         UserError: what cannot be traced, or a package that the trace takes is not installed.
@@ -38,30 +34,12 @@ def trace_for_estimate(
     try:
         from lorabench.estimator.trace.trace import trace
 
-        traced = trace(resolved, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress)
+        return trace(resolved, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress)
     except ImportError as error:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}, and to trace it takes {error.name}, which is not "
             "installed: pip install 'lorabench[bench]'"
         ) from error
-    return traced if kernels == "cpu" else replace(traced, memory=_with_ranges(traced.memory, compute_capability))
-
-
-def _with_ranges(memory: Breakdown, compute_capability: str | None) -> Breakdown:
-    """Return ``memory`` with the ranges of an estimate, widened to what the replay of the allocator gave."""
-    reserved, device_total = memory.peak_reserved_bytes, memory.device_total_bytes
-    assert reserved is not None
-    assert device_total is not None
-    taken = reserve(memory.components, compute_capability=compute_capability)
-    return replace(
-        memory,
-        peak_reserved_range_bytes=_including(taken.reserved_range, reserved),
-        device_total_range_bytes=_including(taken.device_total_range, device_total),
-    )
-
-
-def _including(ends: tuple[int, int], point: int) -> tuple[int, int]:
-    return min(ends[0], point), max(ends[1], point)
 
 
 def traced_terms(resolved: ResolvedRecipe, traced: Trace) -> tuple[Term, ...]:

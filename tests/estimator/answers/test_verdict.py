@@ -206,7 +206,7 @@ def test_a_change_leaves_every_other_setting_alone() -> None:
 
 
 def test_require_fit_wants_more_than_tight(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["estimate", "llama-3.1-8b", "--method", "qlora", "--gpu", "16GB", "--format"]
+    arguments = ["estimate", "llama-3.1-8b", "--method", "qlora", "--gpu", "16GB", "--no-replay", "--format"]
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "json", "--require-fit"])
     said = json.loads(capsys.readouterr().out)
@@ -218,9 +218,55 @@ def test_require_fit_wants_more_than_tight(capsys: pytest.CaptureFixture[str]) -
         out = capsys.readouterr().out
         assert stopped.value.code == 0
         assert "16GB (15.25 of 16.00 GiB usable): tight, " in out
-        assert "to replay the allocator for this recipe, run lorabench trace with the same options" in " ".join(
-            out.split()
-        )
+        assert "to replay the allocator for this recipe, leave out --no-replay" in " ".join(out.split())
         takes = f"at most {in_gib(said['changes'][0]['device_total_most_bytes'])}"
         assert f"fits with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: {takes}" in " ".join(out.split())
         assert "(model limit: 131072)" in out
+
+
+def replayed(memory_bytes: int, **options: Any) -> Estimate:
+    spec = find_model("llama-3.2-1b")
+    return estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name, **options)), gpu(memory_bytes), replay=True)
+
+
+FRAGMENTS = {"method": "full", "optim": "adamw_torch", "dtype": "bfloat16", "mixed_precision": "no"}
+CONTEXT = 600 * MIB
+
+
+def test_the_allocator_decides_what_fits_and_gives_cached_memory_back_before_it_fails() -> None:
+    memory = replayed(80 * GIB, **FRAGMENTS).memory
+    assert memory.peak_reserved_bytes is not None
+    assert memory.peak_reserved_bytes - memory.peak_allocated_bytes > GIB
+    roomy = memory.peak_reserved_bytes + CONTEXT + DRIVER_BYTES
+    cramped = (memory.peak_reserved_bytes + memory.peak_allocated_bytes) // 2 + CONTEXT + DRIVER_BYTES
+    too_small = memory.peak_allocated_bytes + DRIVER_BYTES
+    assert [
+        (one.verdict, one.margin_bytes) for one in (replayed(roomy, **FRAGMENTS), replayed(cramped, **FRAGMENTS))
+    ] == [
+        ("fits", 0),
+        ("fits", 0),
+    ]
+    assert replayed(roomy + 7, **FRAGMENTS).margin_bytes == 7
+    failed = replayed(too_small, **FRAGMENTS)
+    assert failed.verdict == "does not fit"
+    assert failed.margin_bytes is not None
+    assert failed.margin_bytes < 0
+
+
+def test_tight_is_what_the_size_of_the_context_decides() -> None:
+    memory = replayed(80 * GIB, method="lora", batch_size=2).memory
+    assert memory.peak_reserved_bytes is not None
+    with_a_smaller_context = memory.peak_reserved_bytes + 400 * MIB + DRIVER_BYTES
+    assert replayed(with_a_smaller_context, method="lora", batch_size=2).verdict in ("tight", "fits")
+    assert replayed(memory.peak_allocated_bytes + 299 * MIB + DRIVER_BYTES, method="lora", batch_size=2).fits is False
+
+
+def test_what_is_named_as_largest_runs_and_one_more_does_not() -> None:
+    estimate = replayed(24 * GIB, method="lora")
+    batch, length = estimate.largest_batch_size, estimate.longest_seq_len
+    assert batch is not None
+    assert length is not None
+    assert replayed(24 * GIB, method="lora", batch_size=batch).fits
+    assert not replayed(24 * GIB, method="lora", batch_size=batch + 1).fits
+    assert replayed(24 * GIB, method="lora", seq_len=length).fits
+    assert not replayed(24 * GIB, method="lora", seq_len=length + 128).fits

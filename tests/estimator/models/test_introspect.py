@@ -102,11 +102,9 @@ def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_t
     assert estimate.parameters.quantized == quantized
     assert ("quantized_weights" in terms) == (quantized > 0)
     memory = estimate.memory
-    assert memory.peak_reserved_range_bytes is not None
+    assert memory.peak_reserved_range_bytes is None  # the allocator was replayed
     assert memory.peak_reserved_bytes is not None
-    low, high = memory.peak_reserved_range_bytes
     assert memory.peak_allocated_bytes <= memory.peak_reserved_bytes
-    assert low <= memory.peak_reserved_bytes <= high
 
 
 @pytest.mark.parametrize(
