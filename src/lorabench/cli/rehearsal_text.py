@@ -15,8 +15,10 @@ SHOWN_TENSORS = 10
 SHOWN_FRAMES = 5
 SHOWN_NOTICES = 5
 SHOWN_KERNELS = 10
+PLACE_WIDTH = 44
 NAMESPACES = re.compile(r"^void |at::native::|\(anonymous namespace\)::")
 """Parts of kernels' names that tell nothing."""
+IN_BACKWARD = ("in backward, which has no Python stack",)
 MEANS = {
     "branch": "decided a branch by a value that only a GPU computes",
     "shape": "took a shape from a value that only a GPU computes",
@@ -79,14 +81,14 @@ def _ran_out(ran_out: OutOfMemory) -> Iterator[str]:
         f"Memory ran out in step {ran_out.step + 1}, at a request of {in_gib(ran_out.requested_bytes)} with "
         f"{in_gib(ran_out.allocated_bytes)} allocated:"
     )
-    yield from _stack(ran_out.stack)
+    yield from _stack(ran_out.stack or IN_BACKWARD)
 
 
 def _where(peak: Peak) -> Iterator[str]:
     yield ""
     module = f", in {peak.module}" if peak.module else ""
     yield f"The peak is in step {peak.step + 1}{module}:"
-    yield from _stack(peak.stack or ("in backward, which has no Python stack",))
+    yield from _stack(peak.stack or IN_BACKWARD)
     yield ""
     shown = peak.alive[:SHOWN_TENSORS]
     yield as_table(
@@ -94,9 +96,17 @@ def _where(peak: Peak) -> Iterator[str]:
             Column("alive at the peak", [f"{tensors.kind}" for tensors in shown], right=False),
             Column("bytes", [in_gib(tensors.bytes) for tensors in shown]),
             Column("tensors", [f"{tensors.count:,}" for tensors in shown]),
-            Column("of or in", [tensors.place[-44:] for tensors in shown], right=False),
+            Column("of or in", [_end_of(tensors.place) for tensors in shown], right=False),
         ]
     )
+
+
+def _end_of(place: str) -> str:
+    """Return the last parts of a module's path, or of a file's, that fit the table."""
+    if len(place) <= PLACE_WIDTH:
+        return place
+    end = place[-PLACE_WIDTH:]
+    return "…" + end[re.search(r"[./]|$", end).start() :].lstrip(".")  # type: ignore[union-attr]
 
 
 def _stack(frames: tuple[str, ...]) -> Iterator[str]:

@@ -144,6 +144,20 @@ def test_paged_optimizers_take_managed_memory_not_the_cards(run_on: Run) -> None
     assert told["PagedAdamW8bit"] < 2 * 4 * elements // 256 + 4096
 
 
+def test_pinned_memory_is_the_hosts_and_its_integers_arrive(run_on: Run) -> None:
+    told = run_on(
+        "a100-sxm-80gb",
+        """
+        rows = torch.arange(4096).reshape(4, 1024)
+        [batch] = torch.utils.data.DataLoader(rows, batch_size=4, pin_memory=True)
+        tell(pinned=batch.is_pinned(), taken=torch.cuda.memory_allocated())
+        there = batch.to("cuda", non_blocking=True)
+        tell(sum=there.sum().item(), unpinned=rows.is_pinned(), copied=torch.cuda.max_memory_allocated() > 8 * 4096)
+        """,
+    ).values
+    assert told == {"pinned": True, "taken": 0, "sum": 4095 * 4096 // 2, "unpinned": False, "copied": True}
+
+
 def test_optimizers_of_torch_take_their_states(run_on: Run) -> None:
     told = run_on(
         "a100-sxm-80gb",
