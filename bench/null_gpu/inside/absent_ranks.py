@@ -66,8 +66,23 @@ def go_alone() -> None:
     # Groups are made anew, not split off others: NCCL would ask the absent which of them belong to which.
     patched = import_module("torch.distributed.distributed_c10d")
     patched._get_split_source = lambda group: None
+    if dist.is_gloo_available():
+        patched.ProcessGroupGloo = _without_gloo(patched.ProcessGroupGloo)
     patched = import_module("torch.distributed.launcher.api")
     patched.launch_agent = launch_one_rank
+
+
+def _without_gloo(gloo: Any) -> Any:
+    class NoGloo(gloo):  # type: ignore[misc]
+        """Stands for Gloo's groups, whose ranks connect to each other when they are made."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError(
+                "null GPU: a group of Gloo cannot be made while the other ranks are not there: make groups of NCCL "
+                "alone, as init_process_group('nccl') does, or rehearse all ranks"
+            )
+
+    return NoGloo
 
 
 def launch_one_rank(

@@ -86,6 +86,10 @@ def test_one_rank_of_a_sharded_training_holds_its_part(run_on: Run) -> None:
         model(torch.empty(8, 4096, device="cuda")).sum().backward()
         tell(shard=list(model[0].weight.to_local().shape), grad=list(model[0].weight.grad.to_local().shape))
         dist.barrier()
+        try:
+            dist.new_group(backend="gloo")
+        except RuntimeError as error:
+            tell(gloo=str(error))
         dist.destroy_process_group()
         """,
         ranks=8,
@@ -95,4 +99,5 @@ def test_one_rank_of_a_sharded_training_holds_its_part(run_on: Run) -> None:
     assert (told["rank"], told["ranks"], told["sum"]) == (3, 8, 24)
     assert told["gathered"] == [7] * 8
     assert told["part"] == pytest.approx(1 / 8, rel=0.01)
+    assert "a group of Gloo cannot be made while the other ranks are not there" in told["gloo"]
     assert told["shard"] == told["grad"] == [512, 4096]
