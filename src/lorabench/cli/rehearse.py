@@ -50,7 +50,13 @@ NOTHING_REHEARSED = 3
 @click.option("--launches", is_flag=True, help="Count launches by kernel.")
 @click.option("--snapshot", is_flag=True, help="Write the allocator's snapshot into the output folder.")
 @click.option("--random-weights", is_flag=True, help="Load the command's models by their config alone.")
-@click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds per program.")
+@click.option(
+    "--timeout",
+    type=click.IntRange(1, 10**8),
+    default=3600,
+    show_default=True,
+    help="Seconds for the command, or for each recipe.",
+)
 @click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
 @click.pass_obj
 def command(

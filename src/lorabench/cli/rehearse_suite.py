@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import click
 
 from lorabench.bench.records.record import RunRecord
 from lorabench.bench.rehearsing.recipes import RecipesRehearsal, rehearse_suite
+from lorabench.bench.running.tasks import Lane, Task
 from lorabench.cli.listing import Column, as_json, as_table, folded
 from lorabench.cli.progress import Lines
 from lorabench.cli.rehearsal_progress import StageLines
@@ -28,6 +29,11 @@ class RecipeLines(Lines):
         """See `Lines` and `StageLines`."""
         super().__init__(verbosity)
         self.waiting = stage  # type: ignore[method-assign]
+
+    def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
+        """Print what `Lines` does, then the first stage: starting."""
+        super().prepared(tasks, lanes, notices)
+        self.waiting()
 
 
 def rehearse_recipes(
