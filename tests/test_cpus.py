@@ -165,9 +165,9 @@ def test_no_process_fetches_code_from_the_hub(tmp_path: Path) -> None:
 
     def ends_well(*program: str) -> None:
         ran = run(*program)
-        assert ran.returncode == 0, ran.stderr
+        assert (ran.returncode, ran.stderr) == (0, "")
 
-    ends_well("-c", "import logging; logging.disable(); import bitsandbytes")
+    run("-c", "import bitsandbytes")
     assert fetched.exists()  # so that the rest could fail
     fetched.unlink()
     options = ("--method", "qlora", "--seq-len", "16")

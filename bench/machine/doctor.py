@@ -134,7 +134,7 @@ def run_probe() -> Probe | str:
     try:
         asked = ask("lorabench.bench.machine.doctor_probe", timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"importing them and asking CUDA took more than {PROBE_SECONDS} s"
+        return f"importing them and asking CUDA took more than {PROBE_SECONDS} s: a busy machine or a hanging driver"
     if asked.exit_code == 0:
         return msgspec.json.decode(asked.answer, type=Probe)
     return f"importing them failed: {name_end(asked.exit_code)}: {first_line(asked.last_words)}"
