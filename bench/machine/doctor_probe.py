@@ -119,10 +119,9 @@ def _error_of(run: Callable[[], object]) -> str | None:
 
 def _driver() -> str | None:
     """Return the NVIDIA driver's version from NVML, or else from the kernel; None without a driver."""
-    if importlib.util.find_spec("pynvml") is not None:
-        version = driver_version()
-        if version is not None:
-            return version
+    version = driver_version()
+    if version is not None:
+        return version
     try:
         first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace").splitlines()[0]
     except (OSError, IndexError):

@@ -171,11 +171,13 @@ def operating_system() -> str:
 
 
 def driver_version() -> str | None:
-    """Return the NVIDIA driver's version; None if NVML does not answer."""
-    import pynvml
-
+    """Return the NVIDIA driver's version; None if NVML does not answer, or its package is not installed."""
     try:
+        import pynvml
+
         pynvml.nvmlInit()
+    except (ImportError, OSError):
+        return None
     except pynvml.NVMLError:
         return None
     try:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import msgspec
 import pytest
 
-from lorabench.bench.machine.environment import probe_surroundings
+from lorabench.bench.machine.environment import driver_version, probe_surroundings
 from lorabench.estimator.errors import UserError
 
 
@@ -21,3 +22,8 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match=r"no CUDA device .* use --device cpu"):
         probe_surroundings("cuda")
+
+
+def test_without_nvmls_package_the_driver_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert driver_version() is None
