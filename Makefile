@@ -52,9 +52,10 @@ test: $(INSTALLED)
 	$(BIN)/pytest -n auto --dist worksteal -m versions
 endif
 
-# Where an index offers builds of torch without CUDA too, such as 2.13.0+cpu, === takes the one without a suffix.
+# Where an index offers builds of torch without CUDA too, such as 2.13.0+cpu, === takes the one without a suffix. Tests of
+# a file share a suite that took a minute, and so stay together.
 test-cuda: compiler $(CUDA_VENV)/.installed ## Run the tests on a null GPU, with a CUDA build of torch (5 GB).
-	$(CUDA_VENV)/bin/pytest -n auto --dist worksteal -m cuda_build
+	$(CUDA_VENV)/bin/pytest -n auto --dist loadfile -m cuda_build
 
 lint: $(INSTALLED) ## Run ruff and mypy.
 	$(BIN)/ruff check

@@ -168,6 +168,9 @@ def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:
 def _with_rehearsals_beside_measurements(runs: Sequence[Run]) -> list[Run]:
     """Return the runs, a rehearsal that ended well as a part of the measurements of its recipe, engine and GPU."""
 
+    if not any(run.record.rehearsed for run in runs):
+        return list(runs)
+
     def work(run: Run) -> tuple[str, str, str]:
         device = run.record.device
         return run.record.digest, run.record.engine, device.catalogued.name if device.catalogued else device.name
