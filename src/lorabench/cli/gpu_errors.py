@@ -22,8 +22,6 @@ def errors_on_gpu(records: Sequence[RunRecord], labels: Mapping[str, str]) -> st
         cells = {name: [cell(record) for record in rows] for name, cell in COLUMNS.items()}
         named = Column("recipe", [labels[record.digest] for record in rows], right=False, folds=True)
         lines.append(as_table([named, *(Column(name, column) for name, column in cells.items() if any(column))]))
-    if any(record.rehearsed for record in records):
-        lines.append("rehearsed on a null GPU: nothing was measured")
     for record in records:
         if record.counted is None:
             reason = f" {record.message}" if record.message else ""

@@ -186,6 +186,8 @@ def _conclude(finished: Finished, output: Path, arguments: list[str], missing: l
     counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
     if outcomes:
         click.echo(f"{len(outcomes)} recipe{'s' if len(outcomes) > 1 else ''}: {counted}. Records are in {output}")
+    if any(record.rehearsed for record in finished.records):
+        click.echo("rehearsed on a null GPU: nothing was measured")
     if finished.left:
         click.echo(f"no time for {finished.left} more; continue with: {_resuming(arguments)}", err=True)
         return UNFINISHED
