@@ -139,8 +139,15 @@ def table(results: Sequence[tuple[Run, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def write(text: str) -> None:
+    """Put the table into its page."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
 def main() -> None:
-    """Rehearse what is missing, and write the table."""
+    """Rehearse what is missing, and write the table after each row."""
     if len(sys.argv) != 2:
         raise SystemExit("name one folder: python benchmarks/published/reproduce.py FOLDER")
     folder = Path(sys.argv[1])
@@ -154,9 +161,7 @@ def main() -> None:
         found = json.loads(kept.read_text())
         results.append((run, found))
         print(f"{run.name:40} {found['peak'] - run.peak:+13,} {found['steady'] - run.steady:+13,}", flush=True)
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+        write(table(results))
 
 
 if __name__ == "__main__":
