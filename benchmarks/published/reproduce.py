@@ -69,9 +69,9 @@ def runs() -> Iterator[Run]:
     """Yield the published rows that `train.py` can run."""
     with (PUBLISHED / "a100_80gb_mistral_7b.csv").open() as file:
         for row in csv.DictReader(file):
-            peak, steady = int(row["peak_allocated_bytes"]), int(row["steady_allocated_bytes"])
+            bytes_ = int(row["peak_allocated_bytes"]), int(row["steady_allocated_bytes"])
             prepare = row["prepare_kbit"] or "no"
-            yield Run(row["model"], row["method"], prepare, 1, int(row["batch_size"]), peak, steady)
+            yield Run(row["model"], row["method"], prepare, 1, int(row["batch_size"]), *bytes_)
     with (PUBLISHED / "a100_80gb_many.csv").open() as file:
         for row in csv.DictReader(file):
             framework, published = row["framework_config"], row["mem_peak_torch_mem_alloc_in_bytes"]

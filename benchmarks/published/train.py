@@ -46,7 +46,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
     },
 }
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "num_hidden_layers": 32,
@@ -88,7 +88,8 @@ def flash_attention(
 ) -> tuple[Any, None]:
     """Attend as transformers has flash-attn do it, from (batch, heads, tokens, size)."""
     turned = (each.transpose(1, 2) for each in (query, key, value))
-    return FlashAttention.apply(*turned, dropout, scaling), None
+    attend: Any = FlashAttention.apply
+    return attend(*turned, dropout, scaling), None
 
 
 def save_zeros(name: str, folder: Path) -> None:
