@@ -202,13 +202,13 @@ class Modules:
 
         The second is the matrix of probabilities where attention is eager; the layer holds it to its end.
 
-        ``joined``: the queries were joined head by head. Flash attention lays its output out as the queries lie in
-        memory; then that is by head, so that it is copied to lie by token. ``float32_softmax``: the family asks for it
-        where attention is eager.
+        ``joined``: queries and keys were joined from parts (torch.cat), so they lie by head in memory. Eager attention
+        then copies neither. Flash attention's output lies as the queries do, so it is copied to lie by token.
+        ``float32_softmax``: the family asks for it if attention is eager.
         """
         with self.op.tape.scope("attention"):
             if self.recipe.attn_implementation == "eager":
-                return self._eager(q, k, v, dropout, float32_softmax)
+                return self._eager(q, k, v, dropout, joined, float32_softmax)
             return self._fused(q, k, v, dropout, joined), None
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
@@ -249,7 +249,9 @@ class Modules:
         """Return the dtype in which flash_attn runs: transformers casts float32 back to that of the weights."""
         return self.quantized_dtype if dtype == "float32" else dtype
 
-    def _eager(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, float32_softmax: bool) -> tuple[Tensor, Tensor]:
+    def _eager(
+        self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool, float32_softmax: bool
+    ) -> tuple[Tensor, Tensor]:
         op, heads = self.op, self.spec.num_attention_heads
         times = heads // self.spec.num_key_value_heads
         if self.spec.num_key_value_heads == 1 and self.recipe.batch_size == 1:
@@ -257,9 +259,10 @@ class Modules:
         hidden = q.features
         keys = op.repeat_heads(k, times)
         values = op.repeat_heads(v, times)
-        # Of a single sequence the heads are a view, and repeated heads lie by head already.
+        # Of a single sequence the heads are a view, and joined or repeated heads lie by head already.
         by_token = self.recipe.batch_size > 1
-        scores = op.scale(op.matmul(q, keys, PAIRS, heads, copied=(by_token, by_token and times == 1)))
+        turned = by_token and not joined
+        scores = op.scale(op.matmul(q, keys, PAIRS, heads, copied=(turned, turned and times == 1)))
         if self.spec.caps_scores:
             scores = op.scale(scores)
             scores = op.tanh(scores)
