@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lorabench.bench.records.whole_files import write_whole
+from lorabench.bench.records.atomic_writes import write_atomically
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
@@ -103,7 +103,7 @@ def write_page(page: str, path: Path) -> int:
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: cannot write the report: not a file: name a file with -o")
-        write_whole(path, content)
+        write_atomically(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot write the report: {error.strerror}: name another file with -o") from error
     return len(content)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorabench.bench.check.matching import Work
+from lorabench.bench.records.atomic_writes import replace_folder
 from lorabench.bench.records.record import SUFFIX, RunRecord, read_record, write_record
-from lorabench.bench.records.whole_folders import replace_folder
 from lorabench.estimator.errors import UserError
 
 REVIEW = "review.md"

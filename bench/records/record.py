@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from lorabench.bench.records.atomic_writes import write_atomically
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.rehearsal import Counted, Rehearsal
-from lorabench.bench.records.whole_files import write_whole
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device, known_device
 from lorabench.estimator.errors import UserError
@@ -196,7 +196,7 @@ def write_record(folder: Path, record: RunRecord) -> Path:
     path = folder / record.file_name
     text = msgspec.json.format(msgspec.json.encode(record), indent=1)
     try:
-        write_whole(path, text + b"\n")
+        write_atomically(path, text + b"\n")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = "free some space and continue with --resume" if full else "name another folder with -o"

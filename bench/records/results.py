@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lorabench.bench.records.atomic_writes import remove_unfinished_files
 from lorabench.bench.records.record import SUFFIX, BrokenRecordError, Key, RunRecord, read_record, write_record
-from lorabench.bench.records.whole_files import remove_scratch_files
 from lorabench.estimator.errors import UserError
 
 SET_ASIDE = ".broken"
@@ -82,7 +82,7 @@ def open_results(folder: Path, suite_name: str) -> Iterator[Results]:
         raise UserError(f"{folder}: cannot write there: {error.strerror}: name another folder with -o") from error
     try:
         _lock(handle, folder)
-        remove_scratch_files(folder)
+        remove_unfinished_files(folder)
         yield Results(folder, suite_name)
     finally:
         os.close(handle)

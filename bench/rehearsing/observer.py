@@ -226,7 +226,7 @@ class Observer:
             return
         import msgspec
 
-        from lorabench.bench.records.whole_files import write_whole
+        from lorabench.bench.records.atomic_writes import write_atomically
         from lorabench.bench.rehearsing.result import RehearsedGpu, RehearsedProcess
 
         self._note_peaks()
@@ -251,7 +251,7 @@ class Observer:
             ),
             out_of_memory=self.out_of_memory,
         )
-        write_whole(self.folder / f"process.{self.pid}.json", msgspec.json.encode(process))
+        write_atomically(self.folder / f"process.{self.pid}.json", msgspec.json.encode(process))
 
     def _where(self) -> dict[int, Any]:
         import torch

@@ -11,8 +11,8 @@ from typing import Any
 
 from lorabench.bench.measuring.meters.counted_step import thinned
 from lorabench.bench.measuring.meters.meter import Timeline
+from lorabench.bench.records.atomic_writes import write_atomically
 from lorabench.bench.records.text import without_own_folders
-from lorabench.bench.records.whole_files import write_whole
 from lorabench.estimator.errors import UserError
 
 MOST_EVENTS = 1_000_000
@@ -87,6 +87,6 @@ def write_snapshot(snapshot: dict[str, Any], path: Path) -> None:
     }
     text = without_own_folders(json.dumps(thin, default=str))
     try:
-        write_whole(path, gzip.compress(text.encode(), mtime=0))
+        write_atomically(path, gzip.compress(text.encode(), mtime=0))
     except OSError as error:
         raise UserError(f"{path}: cannot write the memory snapshot: {error.strerror}") from error

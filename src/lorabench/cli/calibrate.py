@@ -49,7 +49,7 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
 
     from lorabench.bench.machine.calibrate import calibrate
     from lorabench.bench.machine.environment import probe_surroundings
-    from lorabench.bench.records.whole_files import write_whole
+    from lorabench.bench.records.atomic_writes import write_atomically
     from lorabench.estimator.speed.calibrations import file_name, user_folder
 
     surroundings = probe_surroundings(device)
@@ -67,7 +67,7 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
         return
     click.echo(as_text(calibration))
     try:
-        write_whole(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror}): name another file with -o") from error
     click.echo(f"\nwrote {path}")

@@ -1,4 +1,4 @@
-"""Replace folders atomically."""
+"""Write files and replace folders atomically: a reader sees the old content or the new, never a mixture."""
 
 from __future__ import annotations
 
@@ -10,11 +10,47 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lorabench.bench.records.whole_files import PREFIX, umask
-
+PREFIX, SUFFIX = ".lorabench-", ".tmp"
+"""Prefix and suffix of unfinished files."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically, with the permissions of the umask. Create its folder if needed.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full; an existing file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=PREFIX, suffix=SUFFIX, delete=False) as file:
+        scratch = Path(file.name)
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            scratch.chmod(0o666 & ~_umask())
+            scratch.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def remove_unfinished_files(folder: Path) -> None:
+    """Remove unfinished files of killed processes in ``folder``. Nobody may be writing there."""
+    for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -35,7 +71,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.copystat(target, new)
             _exchange(new, target)
         else:
-            new.chmod(0o777 & ~umask())
+            new.chmod(0o777 & ~_umask())
             new.rename(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -57,3 +93,10 @@ def _exchange(one: Path, other: Path) -> None:
         aside.rename(other)
         raise
     aside.rename(one)
+
+
+def _umask() -> int:
+    """Return the umask. It can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
