@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from lorabench.bench.check.adoption import adopt
 from lorabench.bench.check.allowances import allow as let_pass
 from lorabench.bench.check.allowances import read_allowance
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.estimate import compare_with_estimate
 from lorabench.bench.check.findings import EXIT_CODES, Comparison
+from lorabench.bench.check.new_baseline import write_baseline
 from lorabench.bench.check.thresholds import Thresholds, with_shares
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.cli.check_formats import FORMATS, as_markdown, as_text
@@ -157,6 +157,6 @@ def _update(comparison: Comparison, records: Sequence[RunRecord], baseline: Path
     if code:
         click.echo(f"{baseline} is unchanged: accept known cases with --allow NAME=REASON, or measure again", err=True)
         return code
-    adopt(records, baseline, as_markdown(comparison))
+    write_baseline(records, baseline, as_markdown(comparison))
     click.echo(f"{baseline} now holds these results as the baseline", err=True)
     return 0

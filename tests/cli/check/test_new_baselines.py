@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorabench.bench.check import adoption
+from lorabench.bench.check import new_baseline
 from lorabench.bench.records.record import RunRecord, read_records, write_record
 from tests.bench.check.records import folder, record, repeats
 
@@ -87,7 +87,7 @@ def test_a_baseline_that_cannot_be_written_stays_whole(
         written.append(write_record(path, one))
         return written[0]
 
-    monkeypatch.setattr(adoption, "write_record", full_disk)
+    monkeypatch.setattr(new_baseline, "write_record", full_disk)
     results = folder(tmp_path / "after", record(rank=8, peak_allocated_bytes=31 * MIB), record(rank=4))
     before = {path.name: path.read_bytes() for path in Path(baseline).iterdir()}
     code, _, err = check(results, "--baseline", baseline, "--update-baseline")

@@ -15,7 +15,7 @@ REVIEW = "review.md"
 """The comparison with the old baseline, for the reviewer of the change."""
 
 
-def adopt(results: Sequence[RunRecord], baseline: Path, review: str) -> None:
+def write_baseline(results: Sequence[RunRecord], baseline: Path, review: str) -> None:
     """Replace the records in the folder ``baseline`` by ``results``, atomically.
 
     Records of recipes that ``results`` lacks stay, and so do other files of the folder. ``review`` is written beside
