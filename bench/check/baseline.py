@@ -72,7 +72,7 @@ def compare(
         recipes=in_order(recipes),
         only_in_baseline=_unmatched([work for work in before if work not in after], labels),
         only_in_results=_unmatched([work for work in after if work not in before], labels),
-        unused_allowances=(),
+        unused_waivers=(),
         rehearsed=any(record.rehearsed for record in results),
     )
 

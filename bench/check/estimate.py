@@ -55,7 +55,7 @@ def compare_with_estimate(results: Sequence[RunRecord], thresholds: Thresholds |
         recipes=in_order(recipes),
         only_in_baseline=(),
         only_in_results=(),
-        unused_allowances=(),
+        unused_waivers=(),
         rehearsed=any(record.rehearsed for record in results),
     )
 

@@ -121,7 +121,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     """Worst first."""
     only_in_baseline: tuple[Unmatched, ...]
     only_in_results: tuple[Unmatched, ...]
-    unused_allowances: tuple[str, ...]
+    unused_waivers: tuple[str, ...]
     """``--allow`` options that matched no finding."""
     rehearsed: bool = False
     """Whether the results were rehearsed on a null GPU, so that nothing but memory is compared."""

@@ -10,13 +10,12 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from lorabench.bench.check.allowances import allow as let_pass
-from lorabench.bench.check.allowances import read_allowance
 from lorabench.bench.check.baseline import compare
 from lorabench.bench.check.estimate import compare_with_estimate
 from lorabench.bench.check.findings import EXIT_CODES, Comparison
 from lorabench.bench.check.new_baseline import write_baseline
 from lorabench.bench.check.thresholds import Thresholds, with_shares
+from lorabench.bench.check.waivers import read_waiver, waive
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.cli.check_formats import FORMATS, as_markdown, as_text
 from lorabench.cli.parameters import NamedPath, OneOf, Share
@@ -113,7 +112,7 @@ def command(
         assert baseline is not None
         before = [] if update_baseline and not baseline.exists() else read_records(baseline)
         comparison = compare(records, before, thresholds, across_devices=across_devices)
-    comparison = let_pass(comparison, [read_allowance(text, comparison) for text in allow])
+    comparison = waive(comparison, [read_waiver(text, comparison) for text in allow])
     click.echo(_formatted(comparison, format_))
     if not update_baseline:
         return EXIT_CODES[comparison.verdict]

@@ -253,7 +253,7 @@ def _sentence(finding: Finding) -> str:
 
 def _notes(comparison: Comparison) -> list[str]:
     lines = [f"Only in {side}: {one.label}" for side, unmatched in _sides(comparison) for one in unmatched]
-    lines += [f"Unused --allow: {one}" for one in comparison.unused_allowances]
+    lines += [f"Unused --allow: {one}" for one in comparison.unused_waivers]
     if comparison.against == "estimate":
         lines.append("Estimate: computed now; the predictions stored in the records are ignored")
     if any(finding.phase is not None for _, finding in _rows(comparison)):

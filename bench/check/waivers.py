@@ -1,4 +1,4 @@
-"""Known cases: findings that ``--allow NAME=REASON`` lets pass."""
+"""Waivers: findings that ``--allow NAME=REASON`` lets pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorabench.bench.check.printable import printable
 from lorabench.estimator.errors import UserError, did_you_mean
 
 
-class Allowance(Struct, frozen=True):
+class Waiver(Struct, frozen=True):
     """One ``--allow`` option."""
 
     name: str
@@ -20,8 +20,8 @@ class Allowance(Struct, frozen=True):
     reason: str
 
 
-def read_allowance(text: str, comparison: Comparison) -> Allowance:
-    """Return the allowance ``NAME=REASON``. NAME may contain ``=``, since labels do.
+def read_waiver(text: str, comparison: Comparison) -> Waiver:
+    """Return the waiver ``NAME=REASON``. NAME may contain ``=``, since labels do.
 
     Raises:
         UserError: the reason is missing, or no recipe or metric of the comparison has that name.
@@ -38,33 +38,33 @@ def read_allowance(text: str, comparison: Comparison) -> Allowance:
     reason = printable(text[len(name) + 1 :])
     if not reason:
         raise UserError(f"--allow {text!r}: give a reason: {name}=REASON")
-    return Allowance(name, reason)
+    return Waiver(name, reason)
 
 
-def allow(comparison: Comparison, allowances: Sequence[Allowance]) -> Comparison:
-    """Return ``comparison`` with its regressions and inconclusive findings allowed if ``allowances`` name them."""
+def waive(comparison: Comparison, waivers: Sequence[Waiver]) -> Comparison:
+    """Return ``comparison`` with its regressions and inconclusive findings waived if ``waivers`` name them."""
     used: set[str] = set()
 
-    def allowed(recipe: RecipeComparison, finding: Finding) -> Finding:
+    def waived(recipe: RecipeComparison, finding: Finding) -> Finding:
         if finding.verdict in ("same", "improvement"):
             return finding
         names = {recipe.label, recipe.digest, finding.metric}
         names |= {f"{name}:{finding.metric}" for name in (recipe.label, recipe.digest)}
-        for allowance in allowances:
-            if allowance.name in names:
-                used.add(allowance.name)
-                return replace(finding, allowed=allowance.reason)
+        for waiver in waivers:
+            if waiver.name in names:
+                used.add(waiver.name)
+                return replace(finding, allowed=waiver.reason)
         return finding
 
     recipes = [
-        replace(recipe, findings=tuple(allowed(recipe, finding) for finding in recipe.findings))
+        replace(recipe, findings=tuple(waived(recipe, finding) for finding in recipe.findings))
         for recipe in comparison.recipes
     ]
     return replace(
         comparison,
         recipes=in_order(recipes),
         verdict=overall(recipes),
-        unused_allowances=tuple(f"{one.name}={one.reason}" for one in allowances if one.name not in used),
+        unused_waivers=tuple(f"{one.name}={one.reason}" for one in waivers if one.name not in used),
     )
 
 

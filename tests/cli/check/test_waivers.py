@@ -37,14 +37,14 @@ def test_a_known_case_covers_one_metric_or_all(baseline: str, all_worse: str, ch
 
 
 @pytest.mark.parametrize(
-    ("allowance", "said"),
+    ("waiver", "said"),
     [
         ("step_secnds=x", "did you mean step_seconds?"),
         ("step_seconds", "give a reason: step_seconds=REASON"),
         ("step_seconds=", "give a reason"),
     ],
 )
-def test_a_known_case_that_names_nothing_is_refused(allowance: str, said: str, baseline: str, check: Any) -> None:
-    code, out, err = check(baseline, "--baseline", baseline, "--allow", allowance)
+def test_a_known_case_that_names_nothing_is_refused(waiver: str, said: str, baseline: str, check: Any) -> None:
+    code, out, err = check(baseline, "--baseline", baseline, "--allow", waiver)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
