@@ -34,7 +34,7 @@ from typing import NoReturn
 import msgspec
 
 from lorabench.bench.running import worker
-from lorabench.bench.running.cuda_asleep import cuda_asleep
+from lorabench.bench.running.no_cuda_init import no_cuda_init
 from lorabench.bench.running.server_protocol import READ_BYTES, Ended, Notice, Ready, Request, Start
 from lorabench.estimator.quiet import own_stdout, quiet_libraries
 from lorabench.estimator.training.libraries import leave_out_hub_kernels
@@ -70,7 +70,7 @@ def main() -> None:
 
 def preload() -> None:
     """Import the modules that workers need."""
-    with cuda_asleep():
+    with no_cuda_init():
         for module in PRELOAD:
             importlib.import_module(module)
         for module in (*PRELOAD_WHERE_THERE, *sys.argv[1:]):

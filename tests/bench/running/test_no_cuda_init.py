@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorabench.bench.running.cuda_asleep import cuda_asleep
+from lorabench.bench.running.no_cuda_init import no_cuda_init
 
 
 class Driver(ModuleType):
@@ -47,7 +47,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 def test_the_driver_tells_the_capability_and_is_closed_afterwards(driver: Driver) -> None:
     asked: Any = torch.cuda
-    with cuda_asleep():
+    with no_cuda_init():
         assert asked.get_device_capability(1) == (9, 0)
         assert asked.get_device_capability(0) == "torch's of 0"  # of which the driver does not know
     assert driver.opened == 0
