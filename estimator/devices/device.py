@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lorabench.estimator.devices.local_gpu import first_local_gpu
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.quantities import GIB, in_gib
 
@@ -154,9 +155,7 @@ def find_device(text: str | float) -> Device:
         raise UserError(f"a GPU is a name, or a size such as 24GB, and {text!r} is neither")
     text = str(text).strip()
     if text.lower() == LOCAL:
-        from lorabench.estimator.devices.local_gpu import local_device
-
-        return local_device()
+        return _local_device()
     size = SIZE.fullmatch(text)
     if size and size["unit"]:
         return _of_size(text, float(size["number"]))
@@ -166,6 +165,30 @@ def find_device(text: str | float) -> Device:
     if not fitting:
         raise _unknown(text)
     return fitting[0].device() if len(fitting) == 1 else _usual(text, fitting)
+
+
+def _local_device() -> Device:
+    """Return this machine's GPU: its memory comes from the driver, the rest from the catalogue if it lists the GPU.
+
+    Raises:
+        UserError: there is no GPU, or no package that finds one is installed.
+    """
+    gpu = first_local_gpu()
+    if gpu is None:
+        raise UserError(
+            "--gpu local: no GPU was found here, by NVML or PyTorch: name one (lorabench gpus), or give its memory "
+            "such as 24GB"
+        )
+    known = known_device(gpu.name)
+    if known is None:
+        return Device(
+            name=gpu.name,
+            title=gpu.name,
+            memory_bytes=gpu.memory_bytes,
+            compute_capability=gpu.compute_capability,
+            sources={"memory": "this machine's driver"},
+        )
+    return replace(known, memory_bytes=gpu.memory_bytes, sources={**known.sources, "memory": "this machine's driver"})
 
 
 def known_device(name: str) -> Device | None:

@@ -6,49 +6,24 @@ import os
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from msgspec.structs import replace
 
-from lorabench.estimator.devices.device import Device, known_device
-from lorabench.estimator.errors import UserError
-
-
-class Described(NamedTuple):
-    """What the driver says of a GPU."""
+class LocalGpu(NamedTuple):
+    """A GPU as its driver describes it."""
 
     name: str
     memory_bytes: int
     compute_capability: str | None
 
 
-def local_device() -> Device:
-    """Return the first GPU that CUDA may see here: its memory by its driver, the rest by the catalogue, if it is there.
+def first_local_gpu() -> LocalGpu | None:
+    """Return the first GPU that CUDA can see; None if there is none, or neither NVML nor PyTorch is installed.
 
-    NVML is asked first, which takes no memory on the GPU, then PyTorch.
-
-    Raises:
-        UserError: there is no GPU, or nothing that could find one is installed.
+    NVML is asked first, since it allocates no memory on the GPU.
     """
-    described = _by_nvml() or _by_torch()
-    if described is None:
-        raise UserError(
-            "--gpu local: no GPU was found here, by NVML or PyTorch: name one (lorabench gpus), or give its memory "
-            "such as 24GB"
-        )
-    known = known_device(described.name)
-    if known is None:
-        return Device(
-            name=described.name,
-            title=described.name,
-            memory_bytes=described.memory_bytes,
-            compute_capability=described.compute_capability,
-            sources={"memory": "this machine's driver"},
-        )
-    return replace(
-        known, memory_bytes=described.memory_bytes, sources={**known.sources, "memory": "this machine's driver"}
-    )
+    return _by_nvml() or _by_torch()
 
 
-def _by_nvml() -> Described | None:
+def _by_nvml() -> LocalGpu | None:
     try:
         import pynvml
     except ImportError:
@@ -61,7 +36,7 @@ def _by_nvml() -> Described | None:
         handle = _first_visible(pynvml)
         name = pynvml.nvmlDeviceGetName(handle)
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return Described(
+        return LocalGpu(
             name.decode() if isinstance(name, bytes) else name,
             int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
             f"{major}.{minor}",
@@ -85,7 +60,7 @@ def _first_visible(nvml: Any) -> Any:
     return whole
 
 
-def _by_torch() -> Described | None:
+def _by_torch() -> LocalGpu | None:
     try:
         import torch
     except ImportError:
@@ -94,7 +69,7 @@ def _by_torch() -> Described | None:
         return None
     properties = torch.cuda.get_device_properties(0)
     compute_capability = getattr(properties, "gcnArchName", None) if torch.version.hip else None
-    return Described(
+    return LocalGpu(
         properties.name,
         properties.total_memory,
         compute_capability.partition(":")[0] if compute_capability else f"{properties.major}.{properties.minor}",
