@@ -324,7 +324,7 @@ def test_what_each_optimizer_takes_is_what_the_table_says() -> None:
     for row in said:
         assert row["package"] == OPTIMIZERS[row["optimizer"]].library.package
         for dtype in DTYPES[:2]:
-            tensors = [TrainedTensors((4096, 4096), many, dtype) for many in (1, 31)]
+            tensors = [TrainedTensors((4096, 4096), count, dtype) for count in (1, 31)]
             taken, parameters = optimizer_bytes(row["optimizer"], tensors, "cuda"), 32 * 4096 * 4096
             paged = f" + {taken.paged / parameters:.2f} paged" if taken.paged else ""
             assert row[f"kept, {dtype}"] == f"{taken.states / parameters:.2f}{paged}"

@@ -254,7 +254,7 @@ def _host_seconds(kind: Backend) -> tuple[float, float, float]:
             for (phase, begun), (_, ended) in zip(marks, [*marks[1:], ("", end)], strict=True):
                 spent[phase].append(ended - begun)
     launches = micro_batch_operations(resolved, kind).launches
-    tensors = sum(alike.many for alike in resolved.trained_tensors)
+    tensors = sum(alike.count for alike in resolved.trained_tensors)
     return (
         min(spent["forward"]) / launches["forward"],
         min(spent["backward"]) / launches["backward"],

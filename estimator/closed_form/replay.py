@@ -203,7 +203,7 @@ class _Replay:
             yield from shared_blocks(state, tensors)
         for alike in tensors:
             sizes = [size for state in optimizer.states for size in state.blocks(alike, "cuda")]
-            yield from sizes * alike.many
+            yield from sizes * alike.count
 
     def _temporaries(self) -> None:
         resolved = self._training.resolved

@@ -19,8 +19,8 @@ class Trained:
         self._parameters = Counter[str]()
         self._tensors = Counter[str]()
         for alike in tensors:
-            self._parameters[alike.dtype] += alike.elements * alike.many
-            self._tensors[alike.dtype] += alike.many
+            self._parameters[alike.dtype] += alike.elements * alike.count
+            self._tensors[alike.dtype] += alike.count
 
     def dtypes(self, dtypes: Collection[str] = DTYPES) -> str:
         """Return in words which of ``dtypes`` there are."""

@@ -52,7 +52,7 @@ class _Loading:
                 yield block, 0
         if recipe.adapter is not None:
             for alike in self._resolved.trained_tensors:
-                for _ in range(alike.many):
+                for _ in range(alike.count):
                     yield self._new(alike.bytes)
 
     def _new(self, size: int) -> Event:

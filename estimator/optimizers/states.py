@@ -53,7 +53,7 @@ class LikeWeights(NamedTuple):
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return the bytes that a step passes over."""
-        return self.each * sum(alike.many * alike.bytes for alike in tensors if alike.dtype in self.dtypes)
+        return self.each * sum(alike.count * alike.bytes for alike in tensors if alike.dtype in self.dtypes)
 
 
 class Scalars(NamedTuple):
@@ -143,11 +143,11 @@ class Blockwise(NamedTuple):
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
         """Return what is kept."""
         allocated = _allocated(self, tensors, kernels) + sum(shared_blocks(self, tensors))
-        return Kept(allocated, sum(alike.many * self.paged_bytes(alike) for alike in tensors))
+        return Kept(allocated, sum(alike.count * self.paged_bytes(alike) for alike in tensors))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return the bytes that a step passes over."""
-        return self.each * sum(alike.many * alike.elements * (1 if self.coded(alike) else 4) for alike in tensors)
+        return self.each * sum(alike.count * alike.elements * (1 if self.coded(alike) else 4) for alike in tensors)
 
 
 State = LikeWeights | Scalars | RowsAndColumns | Blockwise
@@ -160,4 +160,4 @@ def shared_blocks(state: State, tensors: Sequence[TrainedTensors]) -> tuple[int,
 
 
 def _allocated(state: State, tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
-    return sum(alike.many * sum(state.blocks(alike, kernels)) for alike in tensors)
+    return sum(alike.count * sum(state.blocks(alike, kernels)) for alike in tensors)

@@ -70,7 +70,7 @@ def adagrad(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Rou
     # last dtype's when it takes the next one's: of each only until its own is there.
     by_dtype: Counter[str] = Counter()
     for alike in tensors:
-        by_dtype[alike.dtype] += alike.bytes * alike.many
+        by_dtype[alike.dtype] += alike.bytes * alike.count
     largest = max(by_dtype, key=by_dtype.__getitem__, default="")
     yield [*_one_each(tensors), *_one_each([alike for alike in tensors if alike.dtype == largest])]
 
@@ -97,7 +97,7 @@ def adafactor(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[R
 
 def _one_each(tensors: Sequence[TrainedTensors]) -> list[int]:
     """Return the bytes of a block for each tensor."""
-    return [alike.bytes for alike in tensors for _ in range(alike.many)]
+    return [alike.bytes for alike in tensors for _ in range(alike.count)]
 
 
 def _successive(tensors: Sequence[TrainedTensors]) -> Iterator[tuple[TrainedTensors, TrainedTensors]]:

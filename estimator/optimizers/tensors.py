@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from lorabench.estimator.dtypes import ITEMSIZE, Dtype
 
 
-class TrainedTensors(NamedTuple):
-    """Tensors that train and are alike."""
+class TrainedTensors(Struct, frozen=True):
+    """Trained tensors of one shape and dtype."""
 
     shape: tuple[int, ...]
-    many: int
+    count: int
     dtype: Dtype
     embedding: bool = False
 
