@@ -20,8 +20,8 @@ from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.quiet import quiet_libraries
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, PassTimes, ProductTimes
-from lorabench.estimator.speed.flops import BACKWARD_PRODUCTS_DONE, FORWARD_PRODUCTS
+from lorabench.estimator.speed.calibrations import AttentionRates, Calibration, MatmulTimes, MemoryBoundTimes
+from lorabench.estimator.speed.flops import BACKWARD_MATMULS_DONE, FORWARD_MATMULS
 from lorabench.estimator.speed.operations import Kernel, micro_batch_operations
 from lorabench.estimator.speed.timing import dequantisation_bytes
 from lorabench.estimator.training.libraries import leave_out_hub_kernels
@@ -29,16 +29,16 @@ from lorabench.estimator.training.libraries import leave_out_hub_kernels
 if TYPE_CHECKING:
     import torch
 
-PRODUCT_EXTENTS: dict[Backend, tuple[int, ...]] = {
+MATMUL_EXTENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": (16, 128, 1024, 4096, 16384),
     "cpu": (8, 32, 128, 512, 2048),
 }
 """Values of m, n and k of the matmuls: from ranks and short batches to long batches and wide layers."""
-PASS_ELEMENTS: dict[Backend, tuple[int, ...]] = {
+MEMORY_BOUND_ELEMENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": tuple(2**power for power in range(12, 29, 2)),
     "cpu": tuple(2**power for power in range(8, 25, 2)),
 }
-PASS_COLUMNS = 256
+ROW_COLUMNS = 256
 """Row length of the tensors for row-wise kernels (norms, softmax)."""
 DEQUANTISED_ELEMENTS: dict[Backend, tuple[int, ...]] = {
     "cuda": tuple(2**power for power in range(16, 29, 2)),
@@ -63,15 +63,15 @@ def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Calla
     import torch
 
     bench = _Bench(kind)
-    products = {}
+    matmuls = {}
     attention = {}
     for dtype in dtypes:
         say(f"matmuls, {dtype}")
-        products[dtype] = bench.products(getattr(torch, dtype))
+        matmuls[dtype] = bench.matmuls(getattr(torch, dtype))
         say(f"attention, {dtype}")
         attention[dtype] = bench.attention(getattr(torch, dtype))
     say("elementwise operations")
-    passes = bench.passes()
+    memory_bound = bench.memory_bound()
     say("dequantisation")
     dequantisation = bench.dequantisation(getattr(torch, dtypes[0]), dtypes[0])
     say("launch overhead")
@@ -82,8 +82,8 @@ def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Calla
         threads=torch.get_num_threads() if kind == "cpu" else None,
         software={name: version for name in SOFTWARE if (version := installed_version(name)) is not None},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        products=products,
-        passes=passes,
+        matmuls=matmuls,
+        memory_bound=memory_bound,
         attention=attention,
         dequantisation=dequantisation,
         forward_seconds=forward,
@@ -105,24 +105,24 @@ class _Bench:
 
         return torch.randn(*shape, device=self.kind, dtype=dtype, requires_grad=requires_grad)
 
-    def products(self, dtype: torch.dtype) -> ProductTimes:
+    def matmuls(self, dtype: torch.dtype) -> MatmulTimes:
         from torch.nn.functional import linear
 
-        extents = PRODUCT_EXTENTS[self.kind]
+        extents = MATMUL_EXTENTS[self.kind]
         seconds = []
         for m in extents:
             for n in extents:
                 for k in extents:
                     x, weight = self.random(m, k, dtype=dtype), self.random(n, k, dtype=dtype)
                     seconds.append(self.seconds(lambda x=x, weight=weight: linear(x, weight)))  # type: ignore[misc]
-        return ProductTimes(m=extents, n=extents, k=extents, seconds=tuple(seconds))
+        return MatmulTimes(m=extents, n=extents, k=extents, seconds=tuple(seconds))
 
-    def passes(self) -> dict[Kernel, PassTimes]:
+    def memory_bound(self) -> dict[Kernel, MemoryBoundTimes]:
         """Time elementwise operations on float32, with freshly allocated outputs as in training."""
         from torch.nn.functional import dropout, silu
 
         def columns(x: torch.Tensor) -> torch.Tensor:
-            return x.view(-1, PASS_COLUMNS)
+            return x.view(-1, ROW_COLUMNS)
 
         draws = {"cuda": 9, "cpu": 12}[self.kind]  # input, output, and the mask: 1 byte on CUDA, float32 on a CPU
         kernels: dict[Kernel, tuple[int, Callable[[torch.Tensor, torch.Tensor], Any]]] = {
@@ -132,16 +132,16 @@ class _Bench:
             "rows": (8, lambda x, _: columns(x).softmax(-1)),
             "random": (draws, lambda x, _: dropout(x, 0.1, training=True)),
         }
-        return {kernel: self._passes(bytes_each, run) for kernel, (bytes_each, run) in kernels.items()}
+        return {kernel: self._elementwise_times(bytes_each, run) for kernel, (bytes_each, run) in kernels.items()}
 
-    def _passes(self, bytes_each: int, run: Callable[[torch.Tensor, torch.Tensor], Any]) -> PassTimes:
+    def _elementwise_times(self, bytes_each: int, run: Callable[[torch.Tensor, torch.Tensor], Any]) -> MemoryBoundTimes:
         import torch
 
         times = []
-        for elements in PASS_ELEMENTS[self.kind]:
+        for elements in MEMORY_BOUND_ELEMENTS[self.kind]:
             x, y = (self.random(elements, dtype=torch.float32) for _ in range(2))
             times.append((bytes_each * elements, self.seconds(lambda x=x, y=y: run(x, y))))  # type: ignore[misc]
-        return PassTimes(bytes=tuple(size for size, _ in times), seconds=tuple(second for _, second in times))
+        return MemoryBoundTimes(bytes=tuple(size for size, _ in times), seconds=tuple(second for _, second in times))
 
     def attention(self, dtype: torch.dtype) -> AttentionRates:
         """Time `scaled_dot_product_attention` without and with a mask."""
@@ -169,9 +169,9 @@ class _Bench:
             attend(q, k, v, **how).backward(gradient)  # type: ignore[no-untyped-call]
 
         backward = max(self.seconds(both) - forward, forward / 10)
-        return FORWARD_PRODUCTS * flops / forward, BACKWARD_PRODUCTS_DONE * flops / backward
+        return FORWARD_MATMULS * flops / forward, BACKWARD_MATMULS_DONE * flops / backward
 
-    def dequantisation(self, dtype: torch.dtype, name: str) -> PassTimes | None:
+    def dequantisation(self, dtype: torch.dtype, name: str) -> MemoryBoundTimes | None:
         """Time bitsandbytes' dequantisation of 4-bit weights; None if it is not installed."""
         try:
             from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -183,7 +183,7 @@ class _Bench:
             quantized, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
             bytes_.append(round(dequantisation_bytes(elements, name)))
             seconds.append(self.seconds(lambda q=quantized, s=state: dequantize_4bit(q, s)))  # type: ignore[misc]
-        return PassTimes(bytes=tuple(bytes_), seconds=tuple(seconds))
+        return MemoryBoundTimes(bytes=tuple(bytes_), seconds=tuple(seconds))
 
 
 def _cpu_seconds(function: Callable[[], Any]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from lorabench.estimator.closed_form.work import AttentionKernel
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.speed.arithmetic import at, count_up_to, exp, larger, log, smaller
-from lorabench.estimator.speed.calibrations import Calibration, PassTimes, ProductTimes
+from lorabench.estimator.speed.calibrations import Calibration, MatmulTimes, MemoryBoundTimes
 from lorabench.estimator.speed.operations import Kernel, LaunchPhase
 from lorabench.estimator.speed.rates import BOUNDS, PAGING
 
@@ -20,8 +20,8 @@ class CalibratedRates:
     def __init__(self, calibration: Calibration) -> None:
         """Take what was measured."""
         self.calibration = calibration
-        self._products = {dtype: _Surface(times) for dtype, times in calibration.products.items()}
-        self._passes = {kernel: _Curve(times) for kernel, times in calibration.passes.items()}
+        self._matmuls = {dtype: _Surface(times) for dtype, times in calibration.matmuls.items()}
+        self._memory_bound = {kernel: _Curve(times) for kernel, times in calibration.memory_bound.items()}
         self._dequantisation = None if calibration.dequantisation is None else _Curve(calibration.dequantisation)
         self.asynchronous = calibration.kind == "cuda"
         host = {
@@ -30,7 +30,7 @@ class CalibratedRates:
             "optimizer": calibration.optimizer_seconds,
         }
         # A processor that is the device itself does the operation too, which is counted with the device's time.
-        own = 0.0 if self.asynchronous else calibration.passes["arithmetic"].seconds[0]
+        own = 0.0 if self.asynchronous else calibration.memory_bound["arithmetic"].seconds[0]
         self._launch_seconds = {phase: max(0.0, seconds - own) for phase, seconds in host.items()}
 
     def launch_seconds(self, phase: LaunchPhase) -> float:
@@ -38,14 +38,14 @@ class CalibratedRates:
         return self._launch_seconds[phase]
 
     def matmul(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
-        """Return the seconds of ``batch`` products, each as fast as between the nearest that were measured.
+        """Return the seconds of ``batch`` matmuls, at a rate between those of the nearest measured shapes.
 
         Raises:
-            UserError: no products of ``dtype`` were measured.
+            UserError: no matmuls in ``dtype`` were measured.
         """
-        if dtype not in self._products:
+        if dtype not in self._matmuls:
             raise self._not_measured(dtype)
-        return batch * m * n * k / self._products[dtype].rate(m, n, k)
+        return batch * m * n * k / self._matmuls[dtype].rate(m, n, k)
 
     def attention(self, flops: Any, bytes_: Any, dtype: str, kernel: AttentionKernel, *, backward: bool) -> Any:
         """Return the seconds of attention in one kernel, or of passing over its bytes where that takes longer.
@@ -63,7 +63,7 @@ class CalibratedRates:
 
     def memory_bound(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
         """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes."""
-        return self._passes[kernel].seconds(bytes_)
+        return self._memory_bound[kernel].seconds(bytes_)
 
     def dequantisation(self, bytes_: Any) -> Any:
         """Return the seconds of writing out 4-bit weights.
@@ -89,18 +89,18 @@ class CalibratedRates:
 
 
 class _Surface:
-    """What `ProductTimes` say of any shape."""
+    """What `MatmulTimes` say of any shape."""
 
-    def __init__(self, times: ProductTimes) -> None:
+    def __init__(self, times: MatmulTimes) -> None:
         self.axes = times.m, times.n, times.k
         sizes = map(prod, combinations(*self.axes))
         self.logarithms = [log(size / seconds) for size, seconds in zip(sizes, times.seconds, strict=True)]
 
     def rate(self, m: Any, n: Any, k: Any) -> Any:
-        """Return products of elements a second: between those measured around the shape, in logarithms.
+        """Return m·n·k per second, interpolated in logarithms between the measured shapes around this one.
 
-        Beyond the grid the rate is that of its edge, but for a shape so small that starting takes most of the time:
-        there the time is the edge's.
+        Above the grid the rate is that of its edge. Below it the seconds are those of its edge, since launching takes
+        most of the time there.
         """
         places = [_place(axis, extent) for axis, extent in zip(self.axes, (m, n, k), strict=True)]
         logarithm = 0.0
@@ -115,9 +115,9 @@ class _Surface:
 
 
 class _Curve:
-    """What `PassTimes` say of any size."""
+    """What `MemoryBoundTimes` say of any size."""
 
-    def __init__(self, times: PassTimes) -> None:
+    def __init__(self, times: MemoryBoundTimes) -> None:
         self.bytes = times.bytes
         self.logarithms = [log(seconds) for seconds in times.seconds]
 

@@ -10,7 +10,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -26,15 +26,15 @@ Seconds = Annotated[float, Meta(gt=0)]
 Extent = Annotated[int, Meta(ge=1)]
 
 
-class ProductTimes(Struct, frozen=True, kw_only=True):
-    """How long products of (m × k) and (k × n) matrices took, on a grid."""
+class MatmulTimes(Struct, frozen=True, kw_only=True):
+    """Seconds of matmuls of (m × k) and (k × n) matrices, on a grid."""
 
     m: tuple[Extent, ...]
     n: tuple[Extent, ...]
     k: tuple[Extent, ...]
     """Each in rising order."""
     seconds: tuple[Seconds, ...]
-    """Of all of the grid, k fastest and m slowest."""
+    """Of each point of the grid; k varies fastest and m slowest."""
 
     def __post_init__(self) -> None:
         for name in ("m", "n", "k"):
@@ -45,8 +45,8 @@ class ProductTimes(Struct, frozen=True, kw_only=True):
             raise ValueError("seconds must be as many as the grid has points")
 
 
-class PassTimes(Struct, frozen=True, kw_only=True):
-    """How long passes over so many bytes took, read and written together."""
+class MemoryBoundTimes(Struct, frozen=True, kw_only=True):
+    """Seconds of memory-bound operations, by the bytes that they read and write."""
 
     bytes: tuple[Extent, ...]
     """In rising order."""
@@ -69,7 +69,7 @@ class AttentionRates(Struct, frozen=True, kw_only=True):
 class Calibration(Struct, frozen=True, kw_only=True):
     """What was measured on one device."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     device: str
     """As the driver names it; of a CPU, as the operating system does."""
     kind: Backend
@@ -78,13 +78,13 @@ class Calibration(Struct, frozen=True, kw_only=True):
     software: dict[str, str]
     """Package → version."""
     date: str
-    products: dict[str, ProductTimes]
+    matmuls: dict[str, MatmulTimes]
     """By dtype."""
-    passes: dict[Kernel, PassTimes]
-    """By what they do with each element; all that there are."""
+    memory_bound: dict[Kernel, MemoryBoundTimes]
+    """Of every kind of elementwise kernel."""
     attention: dict[str, AttentionRates]
     """By dtype."""
-    dequantisation: PassTimes | None = None
+    dequantisation: MemoryBoundTimes | None = None
     """By bitsandbytes; None where it is not installed."""
     forward_seconds: Seconds
     """That an operation of a forward pass takes of the processor, in a model so small that little else takes time."""
@@ -94,19 +94,34 @@ class Calibration(Struct, frozen=True, kw_only=True):
     """The same of the optimizer's step, for each tensor."""
 
     def __post_init__(self) -> None:
-        missing = [kernel for kernel in get_args(Kernel) if kernel not in self.passes]
+        missing = [kernel for kernel in get_args(Kernel) if kernel not in self.memory_bound]
         if missing:
-            raise ValueError(f"passes lack {', '.join(missing)}")
+            raise ValueError(f"memory_bound lacks {', '.join(missing)}")
+
+
+RENAMED = {"products": "matmuls", "passes": "memory_bound"}
+"""Field of schema 1 → its name in schema 2."""
+
+
+def decode_calibration(content: Any) -> Calibration:
+    """Return the calibration that a JSON file of schema 1 or 2 contains.
+
+    Raises:
+        UserError: it is not a calibration.
+    """
+    if isinstance(content, dict) and content.get("schema_version") == 1:
+        content = {RENAMED.get(name, name): value for name, value in content.items()} | {"schema_version": 2}
+    return convert(content, Calibration)
 
 
 def read_calibration(path: Path) -> Calibration:
     """Return the calibration in the file at ``path``.
 
     Raises:
-        UserError: it cannot be read, or is none.
+        UserError: the file cannot be read, or is not a calibration.
     """
     try:
-        return convert(msgspec.json.decode(path.read_bytes()), Calibration)
+        return decode_calibration(msgspec.json.decode(path.read_bytes()))
     except OSError as error:
         raise UserError(
             f"calibration {path}: cannot be read ({error.strerror}): make one with `lorabench calibrate`"

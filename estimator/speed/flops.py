@@ -1,7 +1,7 @@
 """The arithmetic of a step: what the training needs (for MFU), and what is done (for HFU).
 
-A product of (m × k) and (k × n) matrices is 2·m·n·k floating-point operations. Counted are matrix products alone, as
-is the custom (Chowdhery et al. 2022, PaLM, appendix B); what passes over tensors is bounded by memory.
+A matmul of (m × k) and (k × n) matrices takes 2·m·n·k floating-point operations. Only matmuls are counted, as is the
+custom (Chowdhery et al. 2022, PaLM, appendix B): all other operations are memory-bound.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.operations import Operation, micro_batch_operations
 
-FORWARD_PRODUCTS, BACKWARD_PRODUCTS, BACKWARD_PRODUCTS_DONE = 2, 4, 5
+FORWARD_MATMULS, BACKWARD_MATMULS, BACKWARD_MATMULS_DONE = 2, 4, 5
 """Of attention: over queries, keys and values; their gradients; and the scores once more, which were not kept."""
 
 
 class StepFlops(Struct, frozen=True, kw_only=True):
-    """Floating-point operations of the matrix products of one step, all its micro-batches together."""
+    """Floating-point operations of the matmuls of one step, all its micro-batches together."""
 
     model: float
     """Those that the training needs: forward, gradients of inputs on the way to what trains, gradients of weights that
@@ -48,15 +48,15 @@ def step_flops(resolved: ResolvedRecipe) -> StepFlops:
 
 
 def work_flops(work: Work | None, filled: Filled) -> Any:
-    """Return the floating-point operations of the products that ``work`` does."""
+    """Return the floating-point operations of the matmuls in ``work``."""
     if isinstance(work, Matmul):
         return 2 * filled(work.batch) * filled(work.m) * filled(work.n) * filled(work.k)
     if isinstance(work, AttentionWork):
-        products = BACKWARD_PRODUCTS_DONE if work.backward else FORWARD_PRODUCTS
-        return products * _flops_of_pairs(work, filled) * filled.kernel_pairs(work)
+        matmuls = BACKWARD_MATMULS_DONE if work.backward else FORWARD_MATMULS
+        return matmuls * _flops_of_pairs(work, filled) * filled.kernel_pairs(work)
     if isinstance(work, ChunkedLoss):
-        products = 3 if work.trains else 2
-        return products * 2 * filled.values[TOKENS] * work.features * work.vocabulary
+        matmuls = 3 if work.trains else 2
+        return matmuls * 2 * filled.values[TOKENS] * work.features * work.vocabulary
     assert work is None or isinstance(work, Dequantisation)
     return 0
 
@@ -64,8 +64,8 @@ def work_flops(work: Work | None, filled: Filled) -> Any:
 def _needed(operation: Operation, filled: Filled) -> Any:
     work = operation.work
     if isinstance(work, AttentionWork):
-        products = BACKWARD_PRODUCTS if work.backward else FORWARD_PRODUCTS
-        return products * _flops_of_pairs(work, filled) * filled.seen_pairs
+        matmuls = BACKWARD_MATMULS if work.backward else FORWARD_MATMULS
+        return matmuls * _flops_of_pairs(work, filled) * filled.seen_pairs
     if isinstance(work, Matmul) and work.group == "attention":
         return work_flops(work, filled) * filled.seen_pairs / filled.values[S * S]
     return work_flops(work, filled)

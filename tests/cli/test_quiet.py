@@ -126,8 +126,8 @@ def test_calibrating_prints_rates_alone(chattering: Program, tmp_path: Path) -> 
     program = (
         "from lorabench.bench.machine import calibrate\n"
         "from lorabench.cli import main\n"
-        "calibrate.PRODUCT_EXTENTS = {'cpu': (8, 16)}\n"
-        "calibrate.PASS_ELEMENTS = calibrate.DEQUANTISED_ELEMENTS = {'cpu': (2**12, 2**13)}\n"
+        "calibrate.MATMUL_EXTENTS = {'cpu': (8, 16)}\n"
+        "calibrate.MEMORY_BOUND_ELEMENTS = calibrate.DEQUANTISED_ELEMENTS = {'cpu': (2**12, 2**13)}\n"
         "calibrate.ATTENTION_SHAPES = {'cpu': (1, 1, 16, 16)}\n"
         "calibrate.LEAST_SECONDS, calibrate.HOST_STEPS = 0.0, 6\n"
         f"main(['calibrate', '--device', 'cpu', '-o', {str(tmp_path / 'calibration')!r}])\n"

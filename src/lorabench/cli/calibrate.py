@@ -84,14 +84,14 @@ def default_dtypes(gpu: str) -> tuple[str, ...]:
 def as_text(calibration: Calibration) -> str:
     """Return the measured rates as a table."""
     rows: list[tuple[str, str]] = []
-    for dtype, times in calibration.products.items():
+    for dtype, times in calibration.matmuls.items():
         sizes = [m * n * k for m in times.m for n in times.n for k in times.k]
         best = max(2 * size / seconds for size, seconds in zip(sizes, times.seconds, strict=True))
         rows.append((f"matmul, {dtype}", f"up to {_flops(best)}"))
         rates = calibration.attention[dtype]
         rows.append((f"attention, {dtype}", f"{_flops(rates.forward)}, backward {_flops(rates.backward)}"))
-    for kernel, passes in calibration.passes.items():
-        rows.append((f"elementwise, {kernel}", _largest(passes.bytes, passes.seconds)))
+    for kernel, timed in calibration.memory_bound.items():
+        rows.append((f"elementwise, {kernel}", _largest(timed.bytes, timed.seconds)))
     if calibration.dequantisation is not None:
         written = calibration.dequantisation
         rows.append(("dequantisation", _largest(written.bytes, written.seconds)))

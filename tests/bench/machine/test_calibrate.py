@@ -18,8 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(autouse=True)
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "PRODUCT_EXTENTS", {"cpu": (8, 256)})
-    monkeypatch.setattr(measuring, "PASS_ELEMENTS", {"cpu": (256, 2**18)})
+    monkeypatch.setattr(measuring, "MATMUL_EXTENTS", {"cpu": (8, 256)})
+    monkeypatch.setattr(measuring, "MEMORY_BOUND_ELEMENTS", {"cpu": (256, 2**18)})
     monkeypatch.setattr(measuring, "DEQUANTISED_ELEMENTS", {"cpu": (4096, 2**16)})
     monkeypatch.setattr(measuring, "LEAST_SECONDS", 0.002)
     monkeypatch.setattr(measuring, "HOST_STEPS", 3)
@@ -28,13 +28,13 @@ def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_larger_work_takes_longer_and_runs_faster() -> None:
     told: list[str] = []
     calibration = calibrate("cpu", "Test CPU", ["float32"], told.append)
-    products = calibration.products["float32"]
-    smallest, largest = products.seconds[0], products.seconds[-1]
+    matmuls = calibration.matmuls["float32"]
+    smallest, largest = matmuls.seconds[0], matmuls.seconds[-1]
     assert smallest < largest
     assert 8**3 / smallest < 256**3 / largest
-    for kernel, times in calibration.passes.items():
+    for kernel, times in calibration.memory_bound.items():
         assert times.seconds[0] < times.seconds[1], kernel
-    assert calibration.passes["random"].seconds[1] > calibration.passes["arithmetic"].seconds[1]
+    assert calibration.memory_bound["random"].seconds[1] > calibration.memory_bound["arithmetic"].seconds[1]
     assert calibration.dequantisation is not None
     assert calibration.dequantisation.seconds[0] < calibration.dequantisation.seconds[1]
     for seconds in (calibration.forward_seconds, calibration.backward_seconds, calibration.optimizer_seconds):
@@ -78,5 +78,5 @@ def test_a_folder_for_the_file_is_refused_before_anything_is_measured(
 @pytest.mark.parametrize(
     ("gpu", "dtype"), [("Tesla T4", "float16"), ("NVIDIA H200", "bfloat16"), ("Unheard of", "bfloat16")]
 )
-def test_16_bit_products_are_in_the_dtype_that_the_gpu_has_units_for(gpu: str, dtype: str) -> None:
+def test_16_bit_matmuls_are_in_the_dtype_that_the_gpu_has_units_for(gpu: str, dtype: str) -> None:
     assert default_dtypes(gpu) == (dtype, "float32")

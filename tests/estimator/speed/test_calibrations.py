@@ -19,8 +19,8 @@ from lorabench.estimator.speed.calibrated_rates import CalibratedRates
 from lorabench.estimator.speed.calibrations import (
     AttentionRates,
     Calibration,
-    PassTimes,
-    ProductTimes,
+    MatmulTimes,
+    MemoryBoundTimes,
     file_name,
     find_calibration,
     read_calibration,
@@ -37,18 +37,18 @@ EXTENTS = (16, 256, 4096)
 def made_up(kind: str = "cuda", **changes: Any) -> Calibration:
     """Return the calibration of a GPU that does 100 TFLOP/s of all shapes, and 1 TB/s."""
     seconds = tuple(2 * m * n * k / TFLOPS for m in EXTENTS for n in EXTENTS for k in EXTENTS)
-    products = {"bfloat16": ProductTimes(m=EXTENTS, n=EXTENTS, k=EXTENTS, seconds=seconds)}
+    matmuls = {"bfloat16": MatmulTimes(m=EXTENTS, n=EXTENTS, k=EXTENTS, seconds=seconds)}
     settings: dict[str, Any] = {
         "device": "NVIDIA GeForce RTX 4090",
         "kind": kind,
         "software": {"torch": "2.13.0"},
         "date": "2026-11-22",
-        "products": products | {"float32": products["bfloat16"]},
-        "passes": dict.fromkeys(get_args(Kernel), PassTimes(bytes=(10_000, 10**9), seconds=(1e-6, 1e-3))),
+        "matmuls": matmuls | {"float32": matmuls["bfloat16"]},
+        "memory_bound": dict.fromkeys(get_args(Kernel), MemoryBoundTimes(bytes=(10_000, 10**9), seconds=(1e-6, 1e-3))),
         "attention": {
             "bfloat16": AttentionRates(forward=50e12, backward=40e12, masked_forward=2e12, masked_backward=1e12)
         },
-        "dequantisation": PassTimes(bytes=(10_000, 10**9), seconds=(1e-6, 2e-3)),
+        "dequantisation": MemoryBoundTimes(bytes=(10_000, 10**9), seconds=(1e-6, 2e-3)),
         "forward_seconds": 5e-6,
         "backward_seconds": 2e-6,
         "optimizer_seconds": 1e-6,
@@ -62,7 +62,7 @@ def test_where_every_shape_is_as_fast_so_is_any_between_and_beyond() -> None:
         assert rates.matmul(m, n, k, 3, "bfloat16") == pytest.approx(3 * 2 * m * n * k / TFLOPS)
 
 
-def test_a_product_smaller_than_any_measured_takes_as_long_as_the_smallest() -> None:
+def test_a_matmul_smaller_than_any_measured_takes_as_long_as_the_smallest() -> None:
     rates = CalibratedRates(made_up())
     assert rates.matmul(1, 256, 256, 1, "bfloat16") == pytest.approx(rates.matmul(16, 256, 256, 1, "bfloat16"))
 
@@ -71,12 +71,12 @@ def test_between_two_points_the_rate_is_their_geometric_mean() -> None:
     slow_ranks = tuple(
         2 * m * n * k / (TFLOPS / (4 if n == 16 else 1)) for m in EXTENTS for n in EXTENTS for k in EXTENTS
     )
-    products = {"bfloat16": ProductTimes(m=EXTENTS, n=EXTENTS, k=EXTENTS, seconds=slow_ranks)}
-    rates = CalibratedRates(made_up(products=products))
+    matmuls = {"bfloat16": MatmulTimes(m=EXTENTS, n=EXTENTS, k=EXTENTS, seconds=slow_ranks)}
+    rates = CalibratedRates(made_up(matmuls=matmuls))
     assert rates.matmul(256, 64, 256, 1, "bfloat16") == pytest.approx(2 * 256 * 64 * 256 / (TFLOPS / 2))
 
 
-def test_passes_take_the_time_of_the_smallest_and_the_rate_of_the_largest() -> None:
+def test_memory_bound_operations_take_the_time_of_the_smallest_and_the_rate_of_the_largest() -> None:
     rates = CalibratedRates(made_up())
     assert rates.memory_bound(1) == pytest.approx(1e-6)
     assert rates.memory_bound(4 * 10**9) == pytest.approx(4e-3)
@@ -112,17 +112,18 @@ def test_twice_the_rates_are_twice_the_speed() -> None:
 
     def faster(times: int) -> float:
         plain = made_up()
-        seconds = tuple(second / times for second in plain.products["bfloat16"].seconds)
-        products = {"bfloat16": msgspec.structs.replace(plain.products["bfloat16"], seconds=seconds)}
+        seconds = tuple(second / times for second in plain.matmuls["bfloat16"].seconds)
+        matmuls = {"bfloat16": msgspec.structs.replace(plain.matmuls["bfloat16"], seconds=seconds)}
         attention = {
             dtype: AttentionRates(**{name: times * rate for name, rate in msgspec.structs.asdict(rates).items()})
             for dtype, rates in plain.attention.items()
         }
-        one = plain.passes["arithmetic"]
-        passes = dict.fromkeys(
-            plain.passes, PassTimes(bytes=one.bytes, seconds=tuple(second / times for second in one.seconds))
+        one = plain.memory_bound["arithmetic"]
+        memory_bound = dict.fromkeys(
+            plain.memory_bound,
+            MemoryBoundTimes(bytes=one.bytes, seconds=tuple(second / times for second in one.seconds)),
         )
-        calibration = made_up(products=products, attention=attention, passes=passes)
+        calibration = made_up(matmuls=matmuls, attention=attention, memory_bound=memory_bound)
         speed = estimate_throughput(ResolvedRecipe(spec, recipe), device, calibration)
         assert speed is not None
         return speed.tokens_per_second
@@ -147,6 +148,13 @@ def test_a_calibration_is_found_by_any_name_of_its_device(folder: Path) -> None:
         assert find_calibration(name) == made_up()
     assert find_calibration("rtx-3090") is None
     assert find_calibration("Some CPU @ 2.40GHz / 8 cores") is None
+
+
+def test_a_calibration_of_schema_1_is_read_by_its_older_names(tmp_path: Path) -> None:
+    path = tmp_path / "older.json"
+    older = msgspec.json.encode(made_up()).replace(b'"schema_version":2', b'"schema_version":1')
+    path.write_bytes(older.replace(b'"matmuls":', b'"products":').replace(b'"memory_bound":', b'"passes":'))
+    assert read_calibration(path) == made_up()
 
 
 def test_a_folder_that_may_not_be_entered_holds_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,12 +185,12 @@ def test_no_calibration_is_the_user_s_where_no_home_folder_is_known(
         (b"", "Input data was truncated"),
         (b"{}", " is missing"),
         (
-            msgspec.json.encode(made_up()).replace(b'"schema_version":1', b'"schema_version":2'),
-            "schema_version must be one of 1, got 2",
+            msgspec.json.encode(made_up()).replace(b'"schema_version":2', b'"schema_version":3'),
+            "schema_version must be one of 2, got 3",
         ),
         (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,4096,256]'), "rising numbers"),
         (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,256]'), "as many as the grid"),
-        (msgspec.json.encode(made_up()).replace(b'"tanh":', b'"rows":'), "passes lack tanh"),
+        (msgspec.json.encode(made_up()).replace(b'"tanh":', b'"rows":'), "memory_bound lacks tanh"),
         (
             msgspec.json.encode(made_up()).replace(b'"forward_seconds":5e-6', b'"forward_seconds":-1'),
             "must be a number above 0, got -1",

@@ -21,9 +21,9 @@ from tests.estimator.speed.test_calibrations import made_up
 
 GPUS = ("rtx-4090", "a100-sxm-80gb", "mi300x", "t4")
 UNEVEN = made_up(
-    products={
+    matmuls={
         dtype: replace(times, seconds=tuple((1 + place % 5) * second for place, second in enumerate(times.seconds)))
-        for dtype, times in made_up().products.items()
+        for dtype, times in made_up().matmuls.items()
     }
 )
 RECIPES: list[tuple[str, dict[str, Any]]] = [

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -22,7 +21,7 @@ from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrated_rates import CalibratedRates
-from lorabench.estimator.speed.calibrations import Calibration
+from lorabench.estimator.speed.calibrations import decode_calibration
 from lorabench.estimator.speed.operations import MicroBatch, _CountingTape
 from lorabench.estimator.speed.rates import DatasheetRates
 from lorabench.estimator.speed.throughput import CALIBRATED_ERROR, Throughput, estimate_throughput
@@ -185,7 +184,7 @@ def test_the_page_says_how_slow_the_l40s_would_be_without_its_cache() -> None:
 
 
 CPU = json.loads((FOLDER / "cpu_demo.json").read_bytes())
-CPU_RATES = [CalibratedRates(msgspec.convert(one, Calibration)) for one in CPU["calibrations"]]
+CPU_RATES = [CalibratedRates(decode_calibration(one)) for one in CPU["calibrations"]]
 
 
 def cpu_error(run: dict[str, Any], rates: CalibratedRates) -> float:
