@@ -298,7 +298,9 @@ def test_a_worker_starts_in_less_time_than_its_imports_take(training: Workers) -
 def test_a_recipe_too_large_for_the_memory_is_out_of_memory(training: Workers) -> None:
     # One weight of 2¹⁸ · 2²⁴ · 4 B = 16 TiB.
     large = read_config({**LLAMA, "hidden_size": 2**18, "intermediate_size": 2**24}, "test/large")
-    answer = answer_of(training, training.start(msgspec.structs.replace(job("full"), spec=large), {}))
+    small = job("full")
+    too_large = msgspec.structs.replace(small, resolved=ResolvedRecipe(large, small.resolved.recipe))
+    answer = answer_of(training, training.start(too_large, {}))
     assert (answer.outcome, answer.out_of) == ("oom", "host")
     assert "allocate" in str(answer.message)
 
