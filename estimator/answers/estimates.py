@@ -1,4 +1,4 @@
-"""The first of the three answers: what a recipe takes, worked out in milliseconds."""
+"""Estimate memory, verdict and speed of one recipe, in milliseconds."""
 
 from __future__ import annotations
 
@@ -26,46 +26,47 @@ Source = Literal["closed form", "trace"]
 
 
 class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a recipe takes on one GPU."""
+    """Memory and speed of a recipe on one GPU."""
 
     source: Source
-    """Where the answer is from: the trace, for architectures that have no closed form. Then nothing is sought that
-    would take a trace for each try, and the speed is not estimated."""
+    """Source of the memory: the trace, for architectures without a closed form. Then there is no search for what would
+    fit, since each try would take a trace, and no speed."""
     recipe: Recipe
     parameters: ParameterCounts
     states: tuple[Term, ...]
-    """What is held for the whole training (gradients: from backward on), as products of elements and bytes."""
+    """Persistent memory as products of elements and bytes. Gradients are listed too, though they exist from backward on
+    only."""
     memory: Breakdown
     """At the peak of a steady training step."""
     assumptions: tuple[str, ...] = ()
-    """What was chosen of model, recipe and GPU that nobody asked for and that is not the default, and why."""
+    """Choices of model, recipe and GPU that the user did not make and that are not defaults, with reasons."""
     warnings: tuple[str, ...] = ()
-    """What is odd about the recipe, though it runs."""
+    """Warnings about a recipe that runs, but is unusual."""
     gpu: str | None = None
     gpu_memory_bytes: int | None = None
     gpu_usable_bytes: int | None = None
-    """What a process can use of it: all but what the driver keeps."""
+    """Memory that a process can use: all but the driver's share."""
     verdict: Fit | None = None
-    """fits: the upper end of the device total is within what the GPU lets a process use; tight: only the point
-    estimate is within its memory; does not fit: not even that. None without a GPU, as all that follows."""
+    """fits: the upper end of the device total is within the usable bytes; tight: only the point estimate is within the
+    GPU's memory; does not fit: the point estimate exceeds it. None without a GPU, like all fields below."""
     fits: bool | None = None
     """Whether the verdict is that it fits."""
     margin_bytes: int | None = None
-    """What the upper end leaves of the usable bytes; negative where those are too few."""
+    """Usable bytes minus the upper end of the device total; negative if it exceeds them."""
     largest_batch_size: int | None = None
-    """That fits at the recipe's length; None where not even 1 does, and by trace."""
+    """Largest that fits at the recipe's length; None if 1 does not fit, and with a trace."""
     longest_seq_len: int | None = None
-    """That fits at the recipe's batch size: the model's ``max_position_embeddings``, or else a multiple of 128; None
-    where none does, and by trace."""
+    """Longest that fits at the recipe's batch size: the model's ``max_position_embeddings`` or a multiple of 128. None
+    if no length fits, and with a trace."""
     max_position_embeddings: int | None = None
-    """The longest sequence that the model has positions for."""
+    """Longest sequence that the model supports."""
     changes: tuple[Change, ...] = ()
-    """What would make it fit, the most harmless first; empty where it fits, where no two changes are enough, and by
+    """Changes that make it fit, the least harmful first. Empty if it fits, if no two changes suffice, and with a
     trace."""
     throughput: Throughput | None = None
-    """How fast it trains, if it fits; None where the GPU's rates are not known."""
+    """Training speed if it fits; None if the GPU's rates are unknown."""
     emulated_dtype: str = ""
-    """What the GPU has no units for and PyTorch computes in float32; "" of none."""
+    """The dtype that the GPU does not support, so that PyTorch computes in float32; "" if it supports all."""
 
 
 def estimate_recipe(
@@ -87,8 +88,8 @@ def estimate_recipe(
     assumptions of the recipe and of the device.
 
     Raises:
-        UserError: the model lacks the recipe's target modules, or cannot take sequences as long as the recipe's; the
-            device lacks what the recipe runs on; the model has no closed form, and cannot be traced or not here.
+        UserError: the model lacks the target modules or supports only shorter sequences; the device does not support
+            the recipe; the model has no closed form and cannot be traced here.
     """
     spec, recipe = resolved.spec, resolved.recipe
     refuse_impossible(resolved)

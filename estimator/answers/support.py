@@ -1,4 +1,4 @@
-"""What a GPU lacks of what a recipe is made of."""
+"""Check whether a GPU supports what a recipe runs on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lorabench.estimator.recipes.recipe import Recipe
 class _Lack(NamedTuple):
     what: str
     instead: str
-    """What to use in its stead."""
+    """The alternative."""
 
 
 def _lack(recipe: Recipe, device: Device) -> _Lack | None:
-    """Return what ``recipe`` cannot run without and ``device`` lacks; where that is not known, it has it."""
+    """Return what ``recipe`` needs and ``device`` does not support. Unknown support counts as supported."""
     if recipe.attn_implementation == "flash_attention_2" and device.supports_flash_attention is False:
         return _Lack("flash attention 2 (attn_implementation)", "sdpa or eager")
     if recipe.quantization is not None and device.supports_bitsandbytes is False:
@@ -28,24 +28,24 @@ def _lack(recipe: Recipe, device: Device) -> _Lack | None:
 
 
 def lacks_library(optim: str, device: Device) -> bool:
-    """Return whether ``device`` does not run the library of an optimizer; where that is not known, it does."""
+    """Return whether ``device`` does not support the library of an optimizer. Unknown support counts as supported."""
     return OPTIMIZERS[optim].library is BITSANDBYTES and device.supports_bitsandbytes is False
 
 
 def emulated(recipe: Recipe, device: Device) -> str:
-    """Return the dtype that ``device`` has no units for, so that PyTorch computes it in float32; "" of none."""
+    """Return the recipe's dtype that ``device`` does not support, so that PyTorch computes in float32; "" if none."""
     computes = "bfloat16" in (recipe.dtype, recipe.compute_dtype)
     return "bfloat16" if computes and device.supports_bfloat16 is False else ""
 
 
 def unsupported(recipe: Recipe, device: Device) -> str:
-    """Return what ``device`` lacks or emulates of what ``recipe`` is made of, or ""."""
+    """Return what of ``recipe`` ``device`` does not support or emulates; "" if nothing."""
     lack = _lack(recipe, device)
     return lack.what if lack else emulated(recipe, device)
 
 
 def lacking_gpus(recipe: Recipe) -> dict[str, list[str]]:
-    """Return what GPUs of the catalogue lack of what ``recipe`` is made of, each with their names."""
+    """Return what the GPUs of the catalogue do not support of ``recipe``, each with the GPUs' names."""
     lacks: dict[str, list[str]] = {}
     for device in all_devices():
         lack = unsupported(recipe, device)
@@ -55,10 +55,10 @@ def lacking_gpus(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def refuse_lacking(recipe: Recipe, device: Device) -> None:
-    """Refuse a recipe that does not run on ``device``, whatever its memory.
+    """Refuse a recipe that cannot run on ``device``, whatever its memory.
 
     Raises:
-        UserError: it lacks flash attention, or bitsandbytes.
+        UserError: the device supports no flash attention, or no bitsandbytes.
     """
     lack = _lack(recipe, device)
     if lack:

@@ -29,11 +29,11 @@ from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 LENGTH_STEP = 128
-"""Lengths below the model's are sought among the multiples of this."""
+"""Lengths below the model's maximum are searched in multiples of this."""
 LARGEST_BATCH = 2**31 - 1
-"""As in `Recipe`."""
+"""The largest batch size of a `Recipe`."""
 MOST_CHANGES = 3
-"""Ways to make a recipe fit that are named."""
+"""At most this many ways to make a recipe fit are returned."""
 
 
 Fit = Literal["fits", "tight", "does not fit"]
@@ -43,13 +43,13 @@ class Change(Struct, frozen=True, kw_only=True):
     """One or two changes with which a recipe fits."""
 
     settings: dict[str, Any]
-    """What to set, by the recipe's name of it (or the environment variable's), and to what."""
+    """Name in the recipe, or environment variable → new value."""
     device_total_most_bytes: int
-    """The upper end of the device total with them."""
+    """Upper end of the device total after the changes."""
 
 
 class Verdict(NamedTuple):
-    """A recipe held against a GPU: the fields of `Estimate` of the same names."""
+    """The comparison of a recipe with a GPU: the fields of `Estimate` with the same names."""
 
     answer: Fit
     margin_bytes: int
@@ -77,7 +77,7 @@ def judge(resolved: ResolvedRecipe, memory: Breakdown, device: Device, *, replay
 
 
 def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
-    """Return whether an estimate for CUDA fits a GPU of so many bytes, and by how many at worst."""
+    """Return whether an estimate for CUDA fits a GPU of ``device_bytes``, and the bytes to spare in the worst case."""
     assert memory.device_total_bytes is not None
     assert memory.device_total_range_bytes is not None
     margin = device_bytes - DRIVER_BYTES - memory.device_total_range_bytes[1]
@@ -87,7 +87,7 @@ def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
 
 
 def states_fit(resolved: ResolvedRecipe, usable: int) -> bool:
-    """Return whether ``usable`` bytes hold what stays throughout: if not, nothing else need be worked out."""
+    """Return whether the persistent memory alone fits into ``usable`` bytes. If not, no more needs computing."""
     held = states(resolved, "cuda")
     return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in PERSISTENT) <= usable
 
@@ -106,7 +106,7 @@ class _Setup(NamedTuple):
 
 
 class _Search:
-    """What fits a device."""
+    """Searches for what fits a device."""
 
     def __init__(self, device: Device, usable: int) -> None:
         self.device = device
@@ -122,7 +122,7 @@ class _Search:
         return self.device_total(setup) <= self.usable
 
     def hopeless(self, setup: _Setup) -> bool:
-        """Return whether what stays throughout is too much already, which is quicker to tell."""
+        """Return whether the persistent memory alone is too large. This is quicker than `fits`."""
         return not states_fit(setup.resolved, self.usable)
 
     def device_total(self, setup: _Setup) -> int:
@@ -143,7 +143,7 @@ class _Search:
         return _largest(fits, LARGEST_BATCH)
 
     def longest_seq_len(self, setup: _Setup) -> int | None:
-        """Return the longest sequence that fits: the model's, or else a multiple of `LENGTH_STEP`."""
+        """Return the longest sequence that fits: the model's maximum, or a multiple of `LENGTH_STEP`."""
         longest = setup.resolved.spec.max_position_embeddings
 
         def fits(length: int) -> bool:
@@ -155,9 +155,9 @@ class _Search:
         return None if steps is None else steps * LENGTH_STEP
 
     def changes(self, setup: _Setup) -> Iterator[Change]:
-        """Yield single changes with which ``setup`` fits; where there are none, pairs of changes.
+        """Yield single changes that make ``setup`` fit; if there are none, pairs of changes.
 
-        A pair is as harmful as the more harmful of its two.
+        A pair counts as harmful as the more harmful of its two changes.
         """
         for many in (1, 2):
             found = False
@@ -171,7 +171,7 @@ class _Search:
                 return
 
     def _try(self, setup: _Setup, changes: list[Callable[[_Setup], _Setup | None]]) -> Change | None:
-        """Return the changes together, or None where they are none, cannot be, or are not enough."""
+        """Return the combined changes; None if they change nothing, are impossible, or are not enough."""
         changed = setup
         try:
             for change in changes:
@@ -201,10 +201,10 @@ class _Search:
         ]
 
     def _with(self, setup: _Setup, **settings: Any) -> _Setup:
-        """Return ``setup`` with other settings; what had no meaning before takes its default.
+        """Return ``setup`` with other settings. Settings that had no meaning before have their default.
 
         Raises:
-            UserError: settings that contradict each other.
+            UserError: settings contradict each other.
         """
         changed = setup.recipe.settings() | settings
         del changed["model"]
@@ -298,7 +298,7 @@ class _ReplayedSearch(_Search):
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:
-    """Return the largest number from 1 to ``most`` that fits, given that all below one that fits do."""
+    """Return the largest number from 1 to ``most`` that fits. All numbers below one that fits must fit too."""
     if most < 1 or not fits(1):
         return None
     low, high = 1, 2
@@ -312,7 +312,7 @@ def _largest(fits: Callable[[int], bool], most: int) -> int | None:
 
 
 def _differences(before: _Setup, after: _Setup) -> dict[str, Any]:
-    """Return the settings that changed, but for those that had no meaning before and take their defaults."""
+    """Return the changed settings, without those that had no meaning before and now have their default."""
     old, new = before.recipe.settings(), after.recipe.settings()
     settings = {name: value for name, value in new.items() if name in old and value != old[name]}
     if after.expandable_segments:

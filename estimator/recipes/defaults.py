@@ -1,6 +1,6 @@
-"""What people leave open of a recipe: its defaults, or what a model's users run where it cannot have them.
+"""Complete a recipe with defaults. A default that the model does not support is replaced by the usual alternative.
 
-Every recipe of a model that people leave anything open of is made here, so that all commands choose alike.
+All commands complete recipes here, so that they choose the same values.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 def recipe_for(spec: ModelSpec, **options: Any) -> ResolvedRecipe:
-    """Return the recipe of ``spec`` with ``options``: what they leave out, or give as None, has its default.
+    """Return the recipe of ``spec`` with ``options``. Options that are missing or None have their default.
 
-    A default that the model cannot have gives way to what people run on it. What was asked for stays, even where it
-    cannot be: `feasibility.refuse_impossible` refuses it.
+    If the model does not support a default, the usual alternative is chosen and listed in the assumptions. Given
+    options are never changed: `feasibility.refuse_impossible` refuses those that the model does not support.
 
     Raises:
-        UserError: as of `make_recipe`.
+        UserError: as in `make_recipe`.
     """
     given = {option: value for option, value in options.items() if value is not None}
     usual = make_recipe(spec.name, **given)

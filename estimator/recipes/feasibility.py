@@ -1,4 +1,4 @@
-"""Which recipes a model can run at all, and what is odd about one that it can."""
+"""Check whether a model can run a recipe, and warn of unusual settings."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ FUSED_LOSS_MODEL_TYPES = frozenset(
         "smollm3",
     }
 )
-"""Causal language models whose loss Liger replaces; of any other it leaves the logits as they are."""
+"""Model types with a fused loss in Liger. For all others Liger leaves the logits as they are."""
 
 
 def has_closed_form(spec: ModelSpec) -> bool:
-    """Return whether the memory and the speed of ``spec``'s architecture are worked out without torch."""
+    """Return whether memory and speed of the architecture of ``spec`` are computed without torch."""
     return spec.model_type in MODEL_TYPES
 
 
 def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
-    """Return what is odd about the recipe on its model, though it runs."""
+    """Return warnings about a recipe that runs on its model, but is unusual."""
     spec, recipe = resolved.spec, resolved.recipe
     warnings = []
     longest = spec.max_position_embeddings
@@ -66,12 +66,11 @@ def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
 
 
 def refuse_impossible(resolved: ResolvedRecipe) -> None:
-    """Refuse a recipe that transformers and peft cannot run on the model.
+    """Refuse a recipe that transformers and peft cannot run on its model.
 
     Raises:
-        UserError: learned positions that end before the sequence does; attention scores that no sdpa kernel caps, or
-            attention that transformers does not run through sdpa; flash attention in float32; a model that Liger has no
-            fused loss for; dropout on adapters of experts.
+        UserError: the sequence is longer than the learned positions; sdpa cannot run the model's attention; flash
+            attention would run in float32; Liger has no fused loss for the model; adapters of experts have dropout.
     """
     for obstacle in obstacles(resolved):
         value = resolved.recipe.describe().get(obstacle.setting, "left out")
@@ -79,7 +78,7 @@ def refuse_impossible(resolved: ResolvedRecipe) -> None:
 
 
 def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
-    """Yield why the recipe cannot run on its model, one for each setting that is in the way."""
+    """Yield one obstacle for each setting that the model cannot run."""
     spec, recipe = resolved.spec, resolved.recipe
     longest = spec.max_position_embeddings
     if spec.learned_positions and 0 < longest < recipe.seq_len:

@@ -1,8 +1,7 @@
-"""What trains beside the adapters: the modules that a recipe's `modules_to_save` names on one model.
+"""The modules that train beside the adapters: those in a recipe's `modules_to_save`, found in one model.
 
-peft copies such a module, trains the copy and leaves the original where it was, frozen. The copy has the dtype of the
-original: `adapter_dtype` is the adapters' only. Where embedding and head are tied each gets a copy of its own, which
-ends the tie.
+peft copies such a module, trains the copy and freezes the original. The copy has the dtype of the original;
+`adapter_dtype` is for adapters only. If embedding and head are tied, each gets its own copy, and the tie ends.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from lorabench.estimator.models.spec import ModelSpec
 
 
 class SavedModule(NamedTuple):
-    """One module of the model that is copied and trained."""
+    """A module that peft copies and trains."""
 
     path: str
-    """In the model, such as ``model.embed_tokens``."""
+    """Path in the model, such as ``model.embed_tokens``."""
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     """Name in the module and shape of each parameter."""
     embedding: bool
@@ -35,7 +34,7 @@ def resolve_modules_to_save(spec: ModelSpec, names: str | None) -> tuple[SavedMo
     ``names`` is the recipe's `modules_to_save`: names separated by commas, or None.
 
     Raises:
-        UserError: a name that no embedding and no head of the model has.
+        UserError: neither an embedding nor the head has one of the names.
     """
     if names is None:
         return ()
@@ -51,7 +50,7 @@ def resolve_modules_to_save(spec: ModelSpec, names: str | None) -> tuple[SavedMo
 
 
 def embeddings_and_head(spec: ModelSpec) -> list[SavedModule]:
-    """Return the modules of ``spec`` that a recipe may save, in the order of the model."""
+    """Return the modules of ``spec`` that can be in `modules_to_save`, in the order of the model."""
     tables = [
         SavedModule(table.name.removesuffix(".weight"), (("weight", table.shape),), embedding=True)
         for table in spec.embeddings

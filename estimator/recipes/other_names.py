@@ -1,4 +1,4 @@
-"""Names by which other tools know a recipe's options, and what to write here: a hint for what is typed by habit."""
+"""Names that other tools have for a recipe's options, with the name to write here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ INSTEAD = {
     "use_liger": "loss=liger",
     "use_liger_kernel": "loss=liger",
 }
-"""A name of another tool → the option of the same meaning, with its value where the name has that too."""
+"""Name in another tool → option of the same meaning, with its value if the name implies one."""
 
 _RATE = "the learning rate is fixed: it changes neither memory nor speed"
 _ONE_GPU = "a recipe is for one GPU"
@@ -68,14 +68,14 @@ NOT_HERE = {
     "use_dora": _DORA,
     "load_in_8bit": "weights are quantised to 4 bits only, by method qlora",
 }
-"""A name of another tool → why nothing here has its meaning."""
+"""Name in another tool → reason why there is no such option here."""
 
 
 def name_here(name: str, options: Iterable[str], write: Callable[[str, str], str] = "{}={}".format) -> str | None:
-    """Return a clause that says what to write instead of another tool's ``name``, or why there is nothing.
+    """Return a clause that says what to write instead of another tool's ``name``, or why there is no such option.
 
-    ``write`` puts an option and its value, empty where there is none, together. None for a name that is not known, or
-    whose option is none of ``options``.
+    ``write`` formats an option and its value; the value is empty if the name implies none. The result is None if the
+    name is unknown, or its option is not among ``options``.
     """
     option, _, value = INSTEAD.get(name, "").partition("=")
     if option in options:
@@ -84,7 +84,7 @@ def name_here(name: str, options: Iterable[str], write: Callable[[str, str], str
 
 
 def value_meant(option: str, value: str, choices: Iterable[str]) -> str:
-    """Return a clause that says which of its ``choices`` to give ``option`` instead of ``value``."""
+    """Return a clause that suggests one of the ``choices`` of ``option`` instead of ``value``."""
     if option == "method" and value in NOT_HERE:
         return NOT_HERE[value]
     if option == "optim" and value in LEFT_OUT:

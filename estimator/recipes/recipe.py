@@ -37,24 +37,24 @@ else:
 
 
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One fine-tuning setup. Constructing one validates the whole; `make_recipe` fills in the defaults of its method.
+    """One fine-tuning setup. The constructor validates it; `make_recipe` fills in the defaults of its method.
 
-    Frozen and hashable; `msgspec.json` and `msgspec.yaml` encode and decode it. Two recipes are equal exactly when they
+    Frozen and hashable; `msgspec.json` and `msgspec.yaml` encode and decode it. Two recipes are equal exactly if they
     train the same thing.
 
-    Raises ValueError where settings contradict each other, naming the setting and the way out.
+    Raises ValueError if settings contradict each other; the message names the setting and a fix.
     """
 
     model: str
     """The model's name: a catalogue name, or what its config.json was read from."""
     adapter: AnyAdapter | None
-    """What trains beside the frozen model; None where the model itself trains."""
+    """The adapter that trains beside the frozen model; None if the model itself trains."""
     dtype: Dtype
     """Dtype of the base model's weights (default float32 for full, bfloat16 otherwise)."""
     mixed_precision: MixedPrecision = "bf16"
     """Autocast during forward: no, bf16 or fp16."""
     quantization: FourBit | None
-    """How the linear layers' weights are quantised; None where they are not."""
+    """Quantisation of the linear layers' weights; None without."""
     optim: Optim = DEFAULT_OPTIMIZER
     """A value of transformers' `OptimizerNames` that the table of optimizers has a row for."""
     batch_size: PositiveInt = 1
@@ -88,23 +88,23 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def method(self) -> Method:
-        """What people call adapter and quantisation together."""
+        """The method's name: adapter and quantisation together."""
         method = method_of(self.adapter, self.quantization)
         assert method is not None
         return method
 
     @property
     def rank(self) -> int | None:
-        """Rank of the adapters; None without adapters, and of those that have none."""
+        """Rank of the adapters; None without adapters, and for adapters without a rank."""
         return None if self.adapter is None else self.adapter.rank
 
     def with_rank(self, rank: int | None) -> Recipe:
-        """Return the recipe with adapters of another rank; itself where they have none."""
+        """Return the recipe with adapters of another rank; the recipe itself if its adapters have no rank."""
         return self if self.adapter is None else replace(self, adapter=self.adapter.with_rank(rank))
 
     @property
     def modules_to_save(self) -> str | None:
-        """Names of modules that train whole beside the adapters; None where there are none."""
+        """Names of modules that train whole beside the adapters; None without."""
         return None if self.adapter is None else self.adapter.modules_to_save
 
     @property
@@ -114,9 +114,9 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def trained_dtype(self) -> Dtype:
-        """Dtype of the weights that train: the adapters', or the model's own for full fine-tuning.
+        """Dtype of the trained weights: the adapters', or the model's own in full fine-tuning.
 
-        ``modules_to_save`` keep the dtype of what they copy, `unquantized_dtype`.
+        The copies of ``modules_to_save`` keep the dtype of their originals, `unquantized_dtype`.
         """
         return self.dtype if self.adapter is None else self.adapter.adapter_dtype
 
@@ -132,39 +132,39 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def compute_dtype(self) -> Dtype:
-        """Dtype in which matrix products run: autocast's, or that of the base weights without autocast."""
+        """Dtype of the matmuls: autocast's, or without autocast that of the base weights."""
         if self.mixed_precision != "no":
             return "bfloat16" if self.mixed_precision == "bf16" else "float16"
         return self.dtype
 
     def setting(self, name: str) -> Any:
-        """Return the value of a flat setting; None where it has no meaning for the method."""
+        """Return the value of a flat setting; None if it has no meaning for the method."""
         if name == "method":
             return self.method
         parts = (part for part in (self, self.adapter, self.quantization) if part is not None)
         return next((getattr(part, name) for part in parts if name in part.__struct_fields__), None)
 
     def settings(self) -> dict[str, Any]:
-        """Return the recipe as the flat settings that `make_recipe` makes it from, in the order people read them.
+        """Return the flat settings that `make_recipe` makes this recipe from, in the order of display.
 
-        What has no meaning for the method is left out, as is what is None, or off as it is by default.
+        Settings are left out if they have no meaning for the method, are None, or are switches that are off by default.
         """
         values = {name: self.setting(name) for name in SETTINGS}
         return {name: value for name, value in values.items() if value is not None and (value or name not in OFF)}
 
     def digest(self, model_config: dict[str, Any]) -> str:
-        """Return the 12 hex digits that stand for this recipe on this architecture, in file names and comparisons.
+        """Return the 12 hex digits that identify this recipe on this architecture, in file names and comparisons.
 
-        The model's name is left out: the same shapes under another name or path are the same recipe.
+        The model's name is not part of it: the same shapes under another name or path are the same recipe.
         """
         return digest_of(dict.fromkeys(STATED_WITHOUT_MEANING) | self.settings(), model_config)
 
     def describe(self) -> dict[str, str]:
-        """Return every setting that means something for this recipe, in order, as people read them."""
+        """Return every setting with a meaning for this recipe, as displayed."""
         return {name: _in_words(value) for name, value in self.settings().items()}
 
     def label(self) -> str:
-        """Return a short name for tables and progress lines: what differs between the recipes of a suite."""
+        """Return a short name for tables and progress lines."""
         parts = [self.model.rsplit("/", 1)[-1], self.method]
         if self.rank is not None:
             parts.append(f"r{self.rank}")
@@ -178,8 +178,8 @@ STATED_WITHOUT_MEANING = (
     *("rank", "lora_alpha", "lora_dropout", "target_modules", "adapter_dtype"),
     *("quant_type", "double_quant", "prepare_kbit"),
 )
-"""Settings that a digest states as null where they have no meaning: those of the first recipes. Of all others it states
-only what is set, so a new setting that is None or off by default leaves the digests of recipes without it."""
+"""Settings that a digest states as null if they have no meaning: those of the first schema. All other settings are
+stated only if they are set, so a new setting that is None or off by default leaves older digests unchanged."""
 
 
 def digest_of(settings: dict[str, Any], model_config: dict[str, Any]) -> str:
@@ -217,21 +217,21 @@ def _setting_types() -> dict[str, Any]:
 
 
 SETTINGS: dict[str, Any] = _setting_types()
-"""Name → type of each flat setting, in the order in which people read them."""
+"""Name → type of each flat setting, in the order of display."""
 CHOICES: dict[str, tuple[str, ...]] = {
     name: get_args(kind) for name, kind in SETTINGS.items() if get_origin(kind) is Literal
 }
-"""Valid values of each setting that takes one of a few."""
+"""Valid values of each setting with a fixed set of values."""
 STRUCTS: tuple[type[Struct], ...] = (Recipe, FourBit, *(parts.adapter for parts in METHODS.values() if parts.adapter))
-"""What a recipe is made of."""
+"""The structs that a recipe consists of."""
 OFF = frozenset(field.name for struct in STRUCTS for field in msgspec.structs.fields(struct) if field.default is False)
 """Switches that are off by default."""
 ADAPTER_SETTINGS = tuple(name for name in SETTINGS if any(name in parts.of_adapter for parts in METHODS.values()))
-"""Settings of adapters, of whatever kind."""
+"""Settings of adapters of any kind."""
 
 
 class RecipeOptions(TypedDict, total=False):
-    """The flat settings of a recipe but for the model, for type checkers: `SETTINGS` as keyword arguments."""
+    """`SETTINGS` without the model as keyword arguments, for type checkers."""
 
     method: Method
     rank: int
@@ -261,12 +261,12 @@ def settings_of(method: Method) -> frozenset[str]:
 
 
 def make_recipe(model: str, **options: Any) -> Recipe:
-    """Return the recipe of ``model`` with ``options``, which are flat settings by name; None is as good as left out.
+    """Return the recipe of ``model`` with the flat settings ``options``. An option that is None counts as missing.
 
-    What is left out takes the default that people run.
+    Missing options have the usual default.
 
     Raises:
-        UserError: an unknown option, a value of the wrong type or out of range, or options that contradict each
+        UserError: an option is unknown, a value has the wrong type or is out of range, or options contradict each
             other.
     """
     for option in options:
@@ -279,10 +279,10 @@ def make_recipe(model: str, **options: Any) -> Recipe:
 
 
 def option_value(option: str, value: Any) -> Any:
-    """Return ``value`` of ``option``, as people write it, as `Recipe` has it: 4096 for the length ``4k``.
+    """Return the value of ``option`` as `Recipe` stores it, from how people write it: 4096 for the length ``4k``.
 
     Raises:
-        UserError: it is none of the option's choices, no length, or a list where names stand in one text.
+        UserError: it is not a valid choice or length, or it is a list instead of names separated by commas.
     """
     if isinstance(value, (list, tuple)) and option in ("target_modules", "modules_to_save"):
         names = ",".join(map(str, value))
@@ -299,10 +299,10 @@ def option_value(option: str, value: Any) -> Any:
 
 
 def _nested(settings: dict[str, Any]) -> Recipe:
-    """Return the recipe of flat settings that each have the right type.
+    """Return the recipe of flat settings whose types were checked.
 
     Raises:
-        UserError: settings that have no meaning for the method, or contradict each other.
+        UserError: a setting has no meaning for the method, or settings contradict each other.
     """
     method: Method = settings.pop("method", "lora")
     parts = METHODS[method]

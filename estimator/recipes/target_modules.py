@@ -1,4 +1,4 @@
-"""Which linear layers get adapters: what a recipe's `target_modules` names on one model."""
+"""Find the linear layers that get adapters: those in a recipe's `target_modules`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
 def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[str, ...]:
     """Return the `Linear.name` of every linear layer that gets an adapter, each once, in the order of the layers.
 
-    They are paths inside a layer, such as ``attn.c_proj``, because GPT-2's last component ``c_proj`` names two modules,
-    one in attention and one in the feed-forward; peft takes them as they are, since it matches names by their end.
-    A name that the user gives may be the last component or a longer end of the path, as in peft. Empty for full
-    fine-tuning, which has no ``adapter``.
+    The names are paths inside a layer, such as ``attn.c_proj``. The last component would be ambiguous in GPT-2, which
+    has a ``c_proj`` in attention and one in the feed-forward. peft accepts paths, since it matches the end of a
+    module's name. Likewise a user may write the last component or a longer end of the path. Without ``adapter`` (full
+    fine-tuning) the result is empty.
 
     Raises:
-        UserError: a name that no linear layer has, or a model without linear layers in the named part.
+        UserError: no linear layer has one of the names, or the model has no linear layers in the requested part.
     """
     if adapter is None:
         return ()
