@@ -1,4 +1,4 @@
-"""GPUs: memory, bandwidth and dense peak rates, from a catalogue; or a bare memory size."""
+"""GPUs from a catalogue, with memory, bandwidth and dense peak rates; or GPUs of which only the memory is known."""
 
 from __future__ import annotations
 
@@ -16,59 +16,60 @@ from lorabench.estimator.quantities import GIB, in_gib
 
 CATALOGUE = Path(__file__).parent / "gpus.json"
 GENERIC_WORDS = {"nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "graphics", "generation", "gpu", "edition"}
-"""Words of the drivers' names that tell no GPU from another."""
+"""Words in drivers' names that do not distinguish GPUs."""
 DISTINCTIVE_WORDS = {"ti", "super", "ada", "pro"}
-"""Words without which the name is another GPU's: an RTX 4070 is no RTX 4070 Ti SUPER, an RTX 4000 no RTX 4000 Ada."""
+"""Distinctive words of a GPU. A name without them means another GPU: an RTX 4070 is not an RTX 4070 Ti SUPER, and an
+RTX 4000 is not an RTX 4000 Ada."""
 SIZE = re.compile(r"(?P<number>[-+]?\d+(?:\.\d+)?)\s*(?P<unit>g|gb|gib)?", re.IGNORECASE)
 MISSPELT_SIZE = re.compile(
     r"[-+]?(?:[\d.,_]|e[-+]?\d)*(?:nan|inf)?\s*(?:[kmgtp]?i?bs?|[kmgtp]|[a-z]*bytes?)?", re.IGNORECASE
 )
-"""A number, a unit or both, as no GPU is called."""
+"""A misspelt size: a number, a unit or both. No GPU has such a name."""
 LOCAL = "local"
-"""Stands for the machine's own GPU."""
+"""The name for this machine's own GPU."""
 DRIVER_BYTES = 768 * 2**20
-"""What the driver keeps of the memory that it reports. torch's out-of-memory messages say what is left of it: 14.75 of
-15 GiB on a T4, 23.6 of 24 on an RTX 4090, 39.5 of 40 and 79.25 of 80 on A100s. This is the most of these."""
+"""Memory that the driver reports but keeps for itself. torch's out-of-memory messages show the rest: 14.75 of 15 GiB on
+a T4, 23.6 of 24 on an RTX 4090, 39.5 of 40 and 79.25 of 80 on A100s. This is the largest of these differences."""
 LARGEST_SIZE_GIB = 100_000
 LARGEST_BARE_SIZE_GIB = 512
-"""A larger number without a unit is rather a model's, such as 1080."""
+"""A larger number without a unit is a model number, such as 1080."""
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """One GPU as a program sees it; of a card with two dies, one die."""
+    """One GPU as a program sees it. A card with two dies counts as two GPUs."""
 
     name: str
-    """Short name, such as ``rtx-4090``; the size as given where only a size is known."""
+    """Short name, such as ``rtx-4090``; if only the memory is known, the size as written."""
     title: str
     """The vendor's name."""
     memory_bytes: int
-    """All of its memory, as the driver reports it."""
+    """Total memory, as the driver reports it."""
     bandwidth_bytes_per_second: float | None = None
     peak_flops_per_second: dict[str, float] = {}
-    """float32, tf32, bfloat16, float16 → dense peak of matrix products that accumulate in float32; absent where the
-    GPU has no units for it. Never with sparsity."""
+    """float32, tf32, bfloat16, float16 → dense peak of matmuls that accumulate in float32, never with sparsity. A dtype
+    without hardware units is absent."""
     compute_capability: str | None = None
     """CUDA compute capability, such as ``8.9``, or AMD's target, such as ``gfx942``."""
     multiprocessors: int | None = None
-    """Streaming multiprocessors, or AMD's compute units, among which a matrix product's tiles are dealt out."""
+    """Streaming multiprocessors, or AMD's compute units. The tiles of a matmul are distributed over them."""
     cache_bytes: int | None = None
-    """The last cache that all multiprocessors share: L2, or AMD's Infinity Cache; None where it is not known."""
+    """The last cache that all multiprocessors share: L2, or AMD's Infinity Cache. None if unknown."""
     tdp_watts: int | None = None
-    """Board power; for one die of two, its half."""
+    """Board power; half of the card's if it has two dies."""
     supports_bfloat16: bool | None = None
-    """Whether matrix units take bfloat16; without, PyTorch emulates it slowly."""
+    """Whether the matrix units support bfloat16. If not, PyTorch emulates it slowly."""
     supports_flash_attention: bool | None = None
     """Whether the flash-attn 2 package runs on it: compute capability 8.0 or newer, or AMD CDNA 2 or newer."""
     supports_bitsandbytes: bool | None = None
     """Whether bitsandbytes' 4-bit kernels run on it: compute capability 6.0 or newer, or AMD CDNA 2 or newer."""
     sources: dict[str, str] = {}
-    """rates, units (multiprocessors and cache), memory → where the figures come from."""
+    """rates, units (multiprocessors and cache), memory → source of the figures."""
     assumptions: tuple[str, ...] = ()
-    """What was assumed to find it by the name that was given, one line each; none of a name that is its alone."""
+    """How an ambiguous name was resolved, one line each; empty for a unique name."""
 
     @property
     def usable_bytes(self) -> int:
-        """What a process can use of its memory."""
+        """Memory that a process can use: all but the driver's share."""
         return self.memory_bytes - DRIVER_BYTES
 
 
@@ -78,7 +79,7 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     title: str
     memory_gb: int
-    """The size that it is sold under."""
+    """The advertised size."""
     memory_mib: int
     bandwidth_gb_per_second: float
     dense_tflops: dict[str, float]
@@ -88,13 +89,12 @@ class _Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tdp_watts: int
     rates_source: str
     units_source: str
-    """Of multiprocessors and cache."""
+    """Source of multiprocessors and cache."""
     memory_source: str
     other_words: tuple[str, ...] = ()
     """Words that the driver adds to the name."""
     usual: bool = False
-    """Whether people mean this one by a name that fits others too: servers of eight GPUs, as clouds let them, have the
-    SXM form."""
+    """Whether people mean this GPU by an ambiguous name. Cloud servers with eight GPUs have the SXM form."""
 
     def device(self) -> Device:
         return Device(
@@ -130,7 +130,7 @@ def _catalogue() -> tuple[_Entry, ...]:
 
 
 def device_names() -> list[str]:
-    """Return the names of the GPUs in the catalogue, in its order: by vendor, line and generation."""
+    """Return the names of the catalogue's GPUs in its order: by vendor, line and generation."""
     return [entry.name for entry in _catalogue()]
 
 
@@ -140,16 +140,21 @@ def all_devices() -> list[Device]:
 
 
 def find_device(text: str | float) -> Device:
-    """Return the GPU that ``text`` names, or one of which only the memory is known.
+    """Return the GPU that ``text`` names, or a GPU of which only the memory is known.
 
-    ``text`` is a catalogue name or a part of it (``4090``, ``a100 80gb sxm``), a name as the driver writes it (``NVIDIA
-    A100-SXM4-80GB``), in any case, with spaces, hyphens or underscores; or a memory size (``24``, ``24GB``, ``24GiB``
-    and ``24G`` are all 24 · 2³⁰ bytes, as GPU vendors count); or ``local``, this machine's own. A name that fits
-    several GPUs stands for the one that people mean, if the catalogue says which, and the device's ``assumptions`` say
-    so.
+    ``text`` is one of these:
+
+    - a catalogue name or a part of it (``4090``, ``a100 80gb sxm``), or the driver's name (``NVIDIA A100-SXM4-80GB``),
+      in any case, with spaces, hyphens or underscores;
+    - a memory size: ``24``, ``24GB``, ``24GiB`` and ``24G`` all mean 24 · 2³⁰ bytes, as GPU vendors count;
+    - ``local``: this machine's own GPU.
+
+    If a name fits several GPUs and the catalogue says which one people mean, that one is returned, and its
+    ``assumptions`` say so.
 
     Raises:
-        UserError: no GPU has that name, or several that people mean; the size is out of range; there is none here.
+        UserError: no GPU has that name, or several are equally likely; the size is out of range; this machine has no
+            GPU.
     """
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
         raise UserError(f"a GPU is a name, or a size such as 24GB, and {text!r} is neither")
@@ -192,14 +197,15 @@ def _local_device() -> Device:
 
 
 def known_device(name: str) -> Device | None:
-    """Return the GPU of the catalogue that has ``name``, the catalogue's or its driver's; None of none or several."""
+    """Return the only GPU of the catalogue with that name (the catalogue's or the driver's); None if there is not
+    exactly one."""
     fitting = _fitting(name)
     return fitting[0].device() if len(fitting) == 1 else None
 
 
 @lru_cache(1024)  # records name their GPU by the thousand
 def _fitting(text: str) -> tuple[_Entry, ...]:
-    """Return the GPUs that ``text`` may name: it alone by its whole name, or else all that have its words."""
+    """Return the GPUs that ``text`` may mean: the one with exactly that name, or else all that contain its words."""
     words = _words(text)
     compact = "".join(words)
     exact = [entry for entry in _catalogue() if compact in entry.compact_names()]
@@ -211,10 +217,10 @@ def _near(words: list[str]) -> list[_Entry]:
 
 
 def _usual(text: str, fitting: tuple[_Entry, ...]) -> Device:
-    """Return that of several GPUs which people mean, and say what the others differ in.
+    """Return the GPU that people mean by an ambiguous name, with an assumption that lists the other GPUs.
 
     Raises:
-        UserError: it is not known which one.
+        UserError: the catalogue does not say which one people mean.
     """
     usual = [entry for entry in fitting if entry.usual]
     if len(usual) != 1:

@@ -1,13 +1,13 @@
-"""The derivation of an estimate, term by term, with one recipe's numbers: what `estimate --explain` prints.
+"""The derivation of an estimate, term by term, with one recipe's numbers: the output of `estimate --explain`.
 
-Every line is a product that comes to whole bytes. The lines of a component's section add up to that component at the
-peak; those of the phases are the phases' peaks, whose highest is the peak.
+Each line is a product in whole bytes. The lines of a component's section add up to that component at the peak. The
+lines of the phases are the phases' peaks; the highest of them is the peak.
 
-- `lines`: what an explanation is made of;
+- `lines`: the parts of an explanation;
 - `letters`: the letters for a model's sizes;
 - `held`: weights, adapters, gradients, optimizer states;
 - `peak`: activations, logits, temporaries, phases;
-- `tensor_names`: what people call the tensors of a step.
+- `tensor_names`: names for the tensors of a step.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def explain(
     device: Device | None = None,
     replayed: Estimate | None = None,
 ) -> Explanation:
-    """Return how the memory of the recipe comes about, in the order in which a person would reason.
+    """Return the derivation of the recipe's memory, in the order in which a person would reason.
 
-    A CUDA ``device`` decides what cuBLAS works in, and the recipe is compared with it. ``replayed`` is the estimate by
+    A CUDA ``device`` decides the size of workspaces, and the memory is compared with it. ``replayed`` is the estimate by
     a replay of the allocator, which says what is reserved and whether it fits; None: by ranges.
 
     Raises:
-        UserError: what `estimate_memory` refuses.
+        UserError: as in `estimate_memory`.
     """
     compute_capability = None if device is None else device.compute_capability
     memory = estimate_memory(resolved, kernels, compute_capability)
@@ -82,7 +82,7 @@ def explain(
 
 
 def _optimizer_states(held: Held, memory: Breakdown) -> list[Line]:
-    """Return the states' lines; none where the peak is before the first step."""
+    """Return the lines of the states; none if the peak is before the first optimizer step."""
     return list(held.optimizer_states()) if memory.components["optimizer_states"] else []
 
 
@@ -113,7 +113,7 @@ def _one_layer(peak: Peak, recipe: Recipe) -> Derivation:
 
 
 def _workspaces(memory: Breakdown) -> Iterator[Line]:
-    """Yield the line of cuBLAS' workspaces; none where the peak is before the first step, or on a CPU."""
+    """Yield the line of the cuBLAS workspaces; none on a CPU, or if the peak is before the first step."""
     bytes_ = memory.components["workspaces"]
     if bytes_:
         each = f"{bytes_ // HANDLES:,}"
@@ -122,7 +122,7 @@ def _workspaces(memory: Breakdown) -> Iterator[Line]:
 
 
 def _verdict(memory: Breakdown, device: Device) -> Derivation:
-    """Return how the recipe is held against ``device``; what else is said of it is sought with the same formulas."""
+    """Return the comparison with ``device``. The verdict's other figures come from searches with the same formulas."""
     assert memory.device_total_range_bytes is not None
     answer, margin = hold_against(memory, device.memory_bytes)
     most, usable = memory.device_total_range_bytes[1], device.usable_bytes

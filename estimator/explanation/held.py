@@ -1,4 +1,4 @@
-"""What a recipe holds for the whole training, term by term: weights, adapters, gradients, optimizer states."""
+"""Persistent memory of a recipe, term by term: weights, adapters, gradients, optimizer states."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lorabench.estimator.models.spec import Linear, Weight
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norms"}
-"""Part of a layer → what people call it."""
+"""Part of a layer → its name for people."""
 
 
 class Held:
-    """The terms of one recipe."""
+    """The persistent terms of one recipe."""
 
     def __init__(self, resolved: ResolvedRecipe, kernels: Backend) -> None:
         self.resolved = resolved
@@ -104,7 +104,7 @@ class Held:
         )
 
     def _letters(self, weight: Weight) -> list[str]:
-        """Return each axis of ``weight`` in letters."""
+        """Return the axes of ``weight`` in letters."""
         letters = [self.widths.name(size) for size in weight.shape]
         if weight.part == "feed_forward":  # a router or a stack of experts
             letters[0] = "E"
@@ -128,7 +128,7 @@ class Held:
         return "L" if count == self.spec.num_hidden_layers else f"{count:,}"
 
     def quantized_weights(self) -> Iterator[Line]:
-        """Yield the tensors that bitsandbytes keeps of the linear layers' weights."""
+        """Yield the tensors that bitsandbytes stores for the weights of the linear layers."""
         quantization = self.recipe.quantization
         if quantization is None:
             return
@@ -177,7 +177,7 @@ class Held:
     # What trains
 
     def adapters(self) -> Iterator[Line]:
-        """Yield the adapters, by what they are on."""
+        """Yield the adapters, one line for each kind of adapted module."""
         adapter = self.recipe.adapter
         if adapter is None:
             return
@@ -229,7 +229,7 @@ class Held:
         )
 
     def all_gradients(self) -> Line:
-        """Return the line of the gradients of all that trains."""
+        """Return the line of all gradients."""
         formula, values, bytes_ = self.trained.parameters_bytes()
         return Line(
             "gradients of all that trains",
@@ -240,11 +240,11 @@ class Held:
         )
 
     def optimizer_states(self) -> Iterator[Line]:
-        """Yield what the optimizer keeps on the device."""
+        """Yield the optimizer states on the device."""
         return self._optimizer_states().lines()
 
     def optimizer_remark(self) -> str:
-        """Return what is to be said of states that the lines do not show."""
+        """Return a remark about states that the lines do not show; empty if they show all."""
         return self._optimizer_states().remark()
 
     def _optimizer_states(self) -> OptimizerStates:

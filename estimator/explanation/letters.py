@@ -1,4 +1,4 @@
-"""A model's sizes by the letters that people write for them."""
+"""Letters for a model's sizes, as in papers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 MAX_FACTOR = 8
-"""Widths are recognised as up to so many times a named one."""
+"""Multiples of a named width are recognised up to this factor."""
 
 
 class Letter(Struct, frozen=True):
@@ -34,7 +34,7 @@ class Letter(Struct, frozen=True):
 
 
 def letters(resolved: ResolvedRecipe) -> tuple[Letter, ...]:
-    """Return the letters that the formulas of the recipe use."""
+    """Return the letters in the formulas of the recipe."""
     spec, recipe = resolved.spec, resolved.recipe
     heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
     values = Values(resolved)
@@ -73,7 +73,7 @@ def letters(resolved: ResolvedRecipe) -> tuple[Letter, ...]:
 
 
 class Widths:
-    """Names widths. Where two letters have one value, the first of h, f, m, qd, kv, V is written."""
+    """Finds the letter for a width. If two letters have the same value, the first of h, f, m, qd, kv, V is used."""
 
     def __init__(self, spec: ModelSpec) -> None:
         heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
@@ -90,7 +90,7 @@ class Widths:
         for name, value in named.items():
             self._names.setdefault(value, name)
         self._few = {spec.head_dim: "d", heads: "H"}
-        """Named as they are only: small numbers are multiples of them by chance."""
+        """Named only if a width equals them: many numbers are multiples of a small one by chance."""
         for first, second in self._pairs():
             self._names.setdefault(first[1] * second[1], f"{first[0]}·{second[0]}")
             self._names.setdefault(experts * first[1] * second[1], f"E·{first[0]}·{second[0]}")
@@ -102,7 +102,7 @@ class Widths:
         yield from ((first, second) for first in wide for second in wide)
 
     def name(self, width: int) -> str:
-        """Return ``width`` in letters, or as a number where it is no small multiple or half of a named one."""
+        """Return ``width`` in letters; as a number if it is neither a small multiple nor half of a named width."""
         for factor in range(1, MAX_FACTOR + 1):
             name = self._names.get(width // factor) if width % factor == 0 else None
             if name is not None:

@@ -1,4 +1,4 @@
-"""What an explanation is made of."""
+"""The parts of an explanation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Line(Struct, frozen=True):
     """The formula with this recipe's numbers."""
     bytes: int
     source: str
-    """Library, and what it does."""
+    """The library, and what it does."""
 
 
 class Derivation(Struct, frozen=True):
@@ -26,7 +26,7 @@ class Derivation(Struct, frozen=True):
     title: str
     lines: tuple[Line, ...]
     component: str | None = None
-    """Name of `COMPONENTS`, where the lines add up to that component at the peak."""
+    """Name of `COMPONENTS` if the lines add up to that component at the peak."""
     remark: str = ""
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer keeps between steps, term by term."""
+"""Optimizer states, term by term."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lorabench.estimator.optimizers.tensors import TrainedTensors
 
 
 class OptimizerStates:
-    """The terms of one optimizer, a name of the table, over ``tensors``."""
+    """The states of an optimizer, a name of the table, for ``tensors``."""
 
     def __init__(self, optim: str, tensors: Sequence[TrainedTensors], kernels: Backend) -> None:
         self.optim = optim
@@ -35,7 +35,7 @@ class OptimizerStates:
         self.trained = Trained(tensors)
 
     def lines(self) -> Iterator[Line]:
-        """Yield what lies on the device."""
+        """Yield the states on the device."""
         for state in self.optimizer.states:
             yield from self._lines(state)
 
@@ -115,7 +115,7 @@ class OptimizerStates:
             )
 
     def remark(self) -> str:
-        """Return what is to be said of states that the lines do not show."""
+        """Return a remark about states that the lines do not show; empty if they show all."""
         if not self.optimizer.states:
             return f"{self.optimizer.name} keeps none."
         paged = optimizer_bytes(self.optim, self.tensors, self.kernels).paged

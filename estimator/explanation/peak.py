@@ -1,4 +1,4 @@
-"""What comes and goes within a step, tensor by tensor: activations, logits, temporaries, and each phase's peak."""
+"""The memory that changes within a step, tensor by tensor: activations, logits, temporaries, and each phase's peak."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class _Group(NamedTuple):
-    """What tensors have in common that share a line."""
+    """The properties that tensors on one line share."""
 
     place: str
     what: str
@@ -53,7 +53,7 @@ class Peak:
         self.persistent = persistent_bytes(resolved, kernels, compute_capability)
 
     def at_peak(self, component: str) -> list[Line]:
-        """Return what is alive of ``component`` at the peak."""
+        """Return the tensors of ``component`` that are alive at the peak."""
         phase = self.memory.phase
         stays = Item(component, ONE, GIVEN, self.persistent[phase][component])
         items = [item for item in self.step.items(self._candidate_of(phase)) if item.component == component]
@@ -61,11 +61,12 @@ class Peak:
         return sorted(lines, key=lambda line: -line.bytes)
 
     def one_layer(self) -> list[Line]:
-        """Return what one layer saves for backward where no checkpoint drops it, in the order of its forward pass."""
+        """Return the tensors that one layer saves for backward without checkpointing, in the order of its forward
+        pass."""
         return self._lines(self._layer_activations)
 
     def layer_bytes_per_token(self) -> int:
-        """Return what one layer saves for each token."""
+        """Return the bytes that one layer saves for each token."""
         per_token = {TOKENS: 1, TOKENS * R: self.values[R]}
         return sum(item.bytes * per_token.get(item.monomial, 0) for item in self._layer_activations)
 
@@ -92,7 +93,7 @@ class Peak:
             )
 
     def _component_bytes(self, index: int) -> dict[str, int]:
-        """Return component → bytes at candidate ``index``, with what is persistent."""
+        """Return component → bytes at candidate ``index``, including persistent memory."""
         candidate = self.step.candidates[index]
         stays = self.persistent[candidate.phase]
         return {name: bytes_ + stays[name] for name, bytes_ in candidate.component_bytes(self.values).items()}
@@ -108,7 +109,8 @@ class Peak:
         return f"last made: {name.module or name.place}, {name.what}"
 
     def _candidate_of(self, phase: str) -> int:
-        """Return the first peak candidate of ``phase`` that is its peak; of the decisive one, with its components."""
+        """Return the first candidate of ``phase`` with the phase's peak. In the phase of the overall peak its
+        components must match too."""
         wanted = self.memory.phase_peaks_bytes[phase] - sum(self.persistent[phase].values())
         decisive = phase == self.memory.phase
         for index, candidate in enumerate(self.step.candidates):
@@ -122,7 +124,7 @@ class Peak:
         return sum(bytes_ * self.values[monomial] for monomial, bytes_ in candidate.total.items() if bytes_)
 
     def _lines(self, items: Iterable[Item]) -> list[Line]:
-        """Return a line for tensors that are alike in all but their module."""
+        """Return one line for all tensors that differ only in their module."""
         groups: Counter[_Group] = Counter()
         modules: dict[_Group, list[str]] = {}
         for item in items:

@@ -1,4 +1,4 @@
-"""What people call the tensors of a step, and which library makes them."""
+"""Names for the tensors of a step, and the library that makes them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SOURCES: dict[Part, str] = {
     "loss": "transformers: upcasts the logits; torch: log_softmax saves its result",
     "fused loss": "Liger: logits by chunks of tokens, gradients in forward",
 }
-"""Of linear layers and attention it depends on the recipe (`_source`)."""
+"""Linear layers and attention: the library depends on the recipe (`_source`)."""
 
 _WHAT = {
     "activation": "output of the activation function",
@@ -56,7 +56,7 @@ _WHAT = {
     "sum": "sum",
     "tanh": "tanh",
 }
-"""Operation → what it gives."""
+"""Operation → name of its result."""
 
 _WHAT_IN: dict[tuple[Part, str], str] = {
     ("linear", "add"): "output with the adapter's part",
@@ -67,7 +67,7 @@ _WHAT_IN: dict[tuple[Part, str], str] = {
     ("residual stream", "add"): "sum handed on, input of what follows",
     ("rotary positions", "add"): "rotated queries or keys",
 }
-"""Part and operation → what it gives there, where that says more."""
+"""Part and operation → name of the result, if it says more than the operation's."""
 
 _BACKWARD = {
     "activation": "the activation function",
@@ -84,7 +84,7 @@ _BACKWARD = {
     "sum": "the sum",
     "tanh": "the root or tanh",
 }
-"""Operation → what people call its backward's operation, where its own name does not say it."""
+"""Operation → name of its backward, if it differs from the operation's."""
 
 _CAST: dict[Part, str] = {
     "loss": "the logits",
@@ -94,23 +94,23 @@ _CAST: dict[Part, str] = {
     "attention": "queries, keys or values",
     "router": "the router's logits",
 }
-"""Place → what is cast there."""
+"""Place → name of the tensor that is cast there."""
 
 
 class Name(NamedTuple):
-    """What a tensor is."""
+    """The name of a tensor."""
 
     place: str
-    """The part of the model that it belongs to."""
+    """The part of the model."""
     module: str
-    """Last component of its module's name; empty where the place says enough."""
+    """Last component of its module's path; empty if the place is specific enough."""
     what: str
     source: str
-    """Library, and what it does."""
+    """The library, and what it does."""
 
 
 def tensor_name(item: Item, recipe: Recipe) -> Name:
-    """Return what ``item`` is called, and where it comes from."""
+    """Return the name of ``item`` and its source."""
     maker = item.maker
     part = maker.place.part
     if part is None:
@@ -126,7 +126,7 @@ _GIVEN = {
     "gradients": Name("gradients", "", "of the passes before", "torch: they gather until the optimizer steps"),
     "temporaries": Name("optimizer", "", "temporaries of its step", "the optimizer's library"),
 }
-"""Component → what is held in it from outside the step's own tensors."""
+"""Component → name of its tensors from outside the step."""
 
 
 def _what(item: Item, part: Part) -> str:

@@ -1,4 +1,4 @@
-"""All that trains, by dtype."""
+"""Trained parameters and tensors by dtype."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Product = tuple[str, str, int]
 
 
 class Trained:
-    """How many tensors there are, and how many parameters."""
+    """The numbers of trained tensors and parameters, by dtype."""
 
     def __init__(self, tensors: Iterable[TrainedTensors]) -> None:
         self._parameters = Counter[str]()
@@ -23,18 +23,18 @@ class Trained:
             self._tensors[alike.dtype] += alike.count
 
     def dtypes(self, dtypes: Collection[str] = DTYPES) -> str:
-        """Return in words which of ``dtypes`` there are."""
+        """Return those of ``dtypes`` that occur, in words."""
         return " or ".join(self._present(dtypes))
 
     def parameters_bytes(self, dtypes: Collection[str] = DTYPES) -> Product:
-        """Return what the parameters of ``dtypes`` take."""
+        """Return the bytes of the parameters in ``dtypes``."""
         return self._product(
             "trainable parameters",
             [(self._parameters[dtype], ITEMSIZE[dtype], dtype) for dtype in self._present(dtypes)],
         )
 
     def tensors_bytes(self, itemsize: int | None, dtypes: Collection[str] = DTYPES) -> Product:
-        """Return what a number for each tensor of ``dtypes`` takes: of ``itemsize`` bytes, or of the tensor's dtype."""
+        """Return the bytes of one number per tensor in ``dtypes``, of ``itemsize`` bytes or in the tensor's dtype."""
         sizes = [(self._tensors[dtype], itemsize or ITEMSIZE[dtype], dtype) for dtype in self._present(dtypes)]
         if itemsize is not None and len(sizes) == len(self._tensors):
             sizes = [(sum(self._tensors.values()), itemsize, "")]
@@ -44,7 +44,7 @@ class Trained:
         return [dtype for dtype in self._parameters if dtype in dtypes]
 
     def _product(self, what: str, sizes: list[tuple[int, int, str]]) -> Product:
-        """Return the sum of counts times bytes; dtypes are named where there are several."""
+        """Return the sum of counts times bytes. Dtypes are named if there are several."""
         named = len(self._parameters) > 1
         formula = " + ".join(
             f"{what}{f' in {dtype}' if named and dtype else ''} · {size} B" for _, size, dtype in sizes

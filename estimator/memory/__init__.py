@@ -1,1 +1,1 @@
-"""The closed form of memory: what is held throughout, what a step adds, and what the process takes beyond it."""
+"""Persistent memory, and the memory beyond the tensors: allocator, workspaces, CUDA context."""

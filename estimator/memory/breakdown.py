@@ -1,4 +1,4 @@
-"""What an answer about memory looks like, the same for estimates, traces and measurements."""
+"""The breakdown of memory that estimates, traces and measurements share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPONENTS: dict[str, str] = {
     "workspaces": "cuBLAS workspaces, one per thread (two threads)",
     "rounding": "blocks of the allocator beyond their tensors",
 }
-"""Components of a breakdown, in the order in which people read them, each with what it holds."""
+"""Component → what it contains, in the order of display."""
 
 PHASES: dict[str, str] = {
     "loaded": "base model loaded",
@@ -28,29 +28,30 @@ PHASES: dict[str, str] = {
     "backward": "backward pass, with recomputation under checkpointing",
     "optimizer": "optimizer step",
 }
-"""Phases of a training, in order; the first two are what is held before its first step."""
+"""Phases of training, in order. The first two end before the first step."""
 
 
 Bytes = Annotated[int, Meta(ge=0)]
 
 
 class Breakdown(Struct, frozen=True, kw_only=True):
-    """Bytes by component at the moment of the peak, and the peak of each phase, of a steady training step."""
+    """Bytes by component at the peak of a steady training step, and the peak of each phase."""
 
     components: dict[str, Bytes]
-    """Name (of `COMPONENTS`) → bytes at the peak; they add up to ``peak_allocated_bytes``."""
+    """Name (of `COMPONENTS`) → bytes at the peak. They add up to ``peak_allocated_bytes``."""
     phase: str
-    """The phase (of `PHASES`) in which the peak falls."""
+    """The phase (of `PHASES`) of the peak."""
     peak_allocated_bytes: Bytes
-    """Most bytes that tensors take at once, as the device's allocator counts them."""
+    """Maximum of the tensors' bytes, as the device's allocator counts them."""
     phase_peaks_bytes: dict[str, Bytes]
-    """Phase → most bytes allocated in it; of ``loaded`` and ``adapted``, what stays when that is done."""
+    """Phase → maximum of the allocated bytes; for ``loaded`` and ``adapted`` the bytes that remain at the end."""
     peak_reserved_bytes: Bytes | None = None
-    """Most bytes that the caching allocator takes from the device; None where there is no such allocator (CPU)."""
+    """Maximum of the bytes that the caching allocator takes from the device; None on a CPU, which has no such
+    allocator."""
     device_total_bytes: Bytes | None = None
-    """Reserved bytes with the CUDA context: what nvidia-smi shows for the process. None on CPU."""
+    """Reserved bytes plus the CUDA context: the process's memory in nvidia-smi. None on a CPU."""
     peak_reserved_range_bytes: tuple[int, int] | None = None
-    """Of an estimate, the least and the most that ``peak_reserved_bytes`` may turn out to be, by how the allocator's
-    segments fragment and what cuBLAS works in (`reserved`)."""
+    """Estimates only: lowest and highest ``peak_reserved_bytes``, depending on fragmentation of the allocator's
+    segments and on cuBLAS' workspaces (`reserved`)."""
     device_total_range_bytes: tuple[int, int] | None = None
-    """Of an estimate, the same of ``device_total_bytes``, by the context besides."""
+    """Estimates only: the same for ``device_total_bytes``, which also depends on the CUDA context."""

@@ -1,4 +1,4 @@
-"""What each optimizer keeps between steps, and what its step takes for a moment."""
+"""Bytes that each optimizer keeps between steps, and allocates during its step."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from lorabench.estimator.optimizers.tensors import TrainedTensors
 
 
 class OptimizerBytes(NamedTuple):
-    """What an optimizer takes on the device."""
+    """Bytes of an optimizer on the device."""
 
     states: int
     """Bytes kept between steps."""
     temporaries: int
-    """Most bytes that the step takes on top, for a moment."""
+    """Maximum of the temporary bytes during the step."""
     paged: int = 0
-    """Bytes of states in unified memory: on the device while they are used, in host memory when it runs short. They
-    are not among the caching allocator's."""
+    """Bytes of states in unified memory. They are on the device while in use, and move to host memory if the device
+    runs short. The caching allocator does not count them."""
 
 
 def optimizer_bytes(optim: str, tensors: Iterable[TrainedTensors], kernels: Backend) -> OptimizerBytes:
-    """Return what ``optim``, a name of the table, takes for ``tensors``.
+    """Return the bytes that ``optim``, a name of the table, needs for ``tensors``.
 
-    They are in the order in which the optimizer steps through them; what repeats is there twice, the second time with
-    the number of all that follow.
+    The tensors are in the order of the optimizer's step. Repeated tensors have two entries: the first one alone, then
+    all others together.
     """
     optimizer, tensors = OPTIMIZERS[optim], list(tensors)
     kept = [state.kept(tensors, kernels) for state in optimizer.states]

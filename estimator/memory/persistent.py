@@ -1,6 +1,6 @@
-"""What stays allocated from step to step, phase by phase: the one place that says when each of these is there.
+"""Memory that stays allocated from step to step, by phase. No other module says when each part exists.
 
-What a step allocates itself, and frees again, is the closed form's (`closed_form`); the two add up.
+The memory that a step allocates and frees is in the closed form (`closed_form`); both add up.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ PersistentBytes = dict[str, dict[str, int]]
 def persistent_bytes(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None) -> PersistentBytes:
     """Return the bytes of weights, adapters, optimizer states, workspaces and, between micro-batches, gradients.
 
-    The optimizer's temporaries are counted in its phase: they depend on the same tensors, and live until its step ends.
-    cuBLAS' workspaces are those of ``compute_capability``; see `workspaces` for what None stands for.
+    The optimizer's temporaries are in its phase: they depend on the same tensors and live until the step ends. The
+    cuBLAS workspaces are those of ``compute_capability``; see `workspaces` for None.
     """
     of_recipe = states(resolved, kernels)
     loaded = dict.fromkeys(COMPONENTS, 0)

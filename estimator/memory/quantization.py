@@ -1,6 +1,6 @@
-"""What bitsandbytes keeps on the device for a weight stored in 4 bits, to the byte.
+"""Device memory of a weight that bitsandbytes stores in 4 bits, to the byte.
 
-Read in bitsandbytes 0.50 (`functional.quantize_4bit`) and held against real allocations by the tests.
+From bitsandbytes 0.50 (`functional.quantize_4bit`). The tests compare it with real allocations.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class QuantizedBytes(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All four."""
+        """Sum of all four."""
         return sum(self)
 
 
 def quantized_bytes(elements: int, *, double_quant: bool) -> QuantizedBytes:
-    """Return what a weight of ``elements`` elements takes in NF4 or FP4 (both store alike).
+    """Return the bytes of a weight of ``elements`` elements in NF4 or FP4, which are stored alike.
 
-    Per weight this is 0.5 B + 8/64 bit + 32/(64·256) bit = 0.5 B + 0.127 bit with double quantisation, and
-    0.5 B + 32/64 bit = 0.5625 B without, plus the tables of each tensor.
+    Per weight this is 0.5 B + 8/64 bit + 32/(64·256) bit = 0.5 B + 0.127 bit with double quantisation, and 0.5 B +
+    32/64 bit = 0.5625 B without, plus the tables of each tensor.
     """
     blocks = -(-elements // BLOCK)
     if not double_quant:

@@ -1,7 +1,7 @@
-"""What a recipe holds for the whole training: weights, adapters, gradients, optimizer states, term by term.
+"""Persistent memory of a recipe, term by term: weights, adapters, gradients, optimizer states.
 
-This is where "16 B per parameter" of full fine-tuning stands against "2P + 16·P_lora" of LoRA and the
-"0.5 B + 0.127 bit" of NF4. Gradients are listed here too, though a step holds them only from its backward pass on.
+Here are the "16 B per parameter" of full fine-tuning, the "2P + 16·P_lora" of LoRA and the "0.5 B + 0.127 bit" of NF4.
+Gradients are listed too, though a step holds them from its backward pass on only.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Term(Struct, frozen=True):
-    """One product of a number of elements and the bytes of each."""
+    """A number of elements and their bytes."""
 
     component: str
     """Name of `breakdown.COMPONENTS`."""
     what: str
     elements: int
     bytes: int
-    """All of them; of quantised weights, with their constants."""
+    """Bytes of all elements; for quantised weights including their constants."""
 
     @property
     def bytes_per_element(self) -> float:
@@ -32,7 +32,7 @@ class Term(Struct, frozen=True):
 
 
 class States(Struct, frozen=True):
-    """The terms, and what the optimizer takes besides."""
+    """The terms of a recipe, and the optimizer's bytes."""
 
     terms: tuple[Term, ...]
     optimizer: OptimizerBytes
@@ -43,7 +43,7 @@ class States(Struct, frozen=True):
 
 
 def states(resolved: ResolvedRecipe, kernels: Backend) -> States:
-    """Return what the recipe holds for the whole training."""
+    """Return the persistent terms of the recipe."""
     recipe = resolved.recipe
     tensors = resolved.trained_tensors
     trained = resolved.parameters.trainable
@@ -58,7 +58,8 @@ def states(resolved: ResolvedRecipe, kernels: Backend) -> States:
 
 
 def trained_terms(component: str, what: str, resolved: ResolvedRecipe, trained: int) -> list[Term]:
-    """Return the terms of all ``trained`` parameters, or of their gradients: of ``what``, then of modules to save."""
+    """Return the terms of all ``trained`` parameters or of their gradients: those named ``what``, then those of the
+    modules to save."""
     saved = sum(module.parameters for module in resolved.modules_to_save)
     terms = [_term(component, what, trained - saved, resolved.recipe.trained_dtype)]
     if saved:
@@ -78,12 +79,12 @@ def _term(component: str, what: str, elements: int, dtype: str) -> Term:
 
 
 def loaded_weights(resolved: ResolvedRecipe) -> list[Term]:
-    """Return the base weights as they are loaded, before anything is prepared for training."""
+    """Return the base weights after loading, before they are prepared for training."""
     return base_weights(resolved, resolved.recipe.dtype, resolved.recipe.dtype)
 
 
 def base_weights(resolved: ResolvedRecipe, dtype: str, bias_dtype: str) -> list[Term]:
-    """Return the base weights, with ``dtype`` for what is not quantised and ``bias_dtype`` for 4-bit layers' biases."""
+    """Return the base weights. ``dtype``: of unquantised weights; ``bias_dtype``: of the biases of 4-bit layers."""
     spec = resolved.spec
     quantization = resolved.recipe.quantization
     if quantization is None:

@@ -1,11 +1,11 @@
-"""cuBLAS workspaces: the memory that matrix products work in, which torch takes from its caching allocator.
+"""cuBLAS workspaces: scratch memory of matmuls, which torch takes from its caching allocator.
 
-torch gives each cuBLAS handle a workspace of its own at the handle's first product and keeps it until the process ends
-(aten/src/ATen/cuda/CublasHandlePool.cpp). A handle belongs to a thread: forward runs in the program's, backward with
-its recomputation in one of autograd's. So from the first backward pass on there are two of them, among the bytes that
-``max_memory_allocated`` counts, whatever the model and the batch.
+torch gives each cuBLAS handle its own workspace at the handle's first matmul and keeps it until the process ends
+(aten/src/ATen/cuda/CublasHandlePool.cpp). Each thread has its own handle. Forward runs in the program's thread;
+backward, with its recomputation, in one of autograd's. So from the first backward pass on there are two workspaces,
+whatever the model and the batch. ``max_memory_allocated`` counts them.
 
-Sizes are torch's defaults, which CUBLAS_WORKSPACE_CONFIG overrides.
+The sizes are torch's defaults. CUBLAS_WORKSPACE_CONFIG overrides them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import NamedTuple
 from lorabench.estimator.quantities import MIB
 
 HANDLES = 2
-"""Threads that multiply matrices."""
+"""Threads that run matmuls."""
 BEFORE_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024
 """``:4096:2:16:8``, 8.125 MiB."""
 SINCE_HOPPER = 32 * MIB
-"""On compute capability 9; torch 2.13 takes as much on 10 and 12, older versions as before Hopper."""
+"""On compute capability 9. torch 2.13 uses the same size on 10 and 12; older versions use the size of GPUs before
+Hopper."""
 CUBLASLT = MIB
-"""cuBLASLt multiplies for linear layers with biases; older versions of torch give it a workspace of its own."""
+"""cuBLASLt runs linear layers with biases. Older versions of torch give it a workspace of its own."""
 ROCBLAS = 32 * MIB
 ROCBLAS_CDNA3 = 128 * MIB
 """On gfx94x and gfx95x."""
 HIPBLASLT = 76 * MIB
-"""AMD's library of that kind never shares; which of the two multiplies is up to torch and the GPU."""
+"""hipBLASLt never shares a workspace with hipBLAS. Which of the two runs a matmul depends on torch and the GPU."""
 
 
 class Workspaces(NamedTuple):
@@ -34,14 +35,14 @@ class Workspaces(NamedTuple):
 
     least: int
     bytes: int
-    """As torch 2.13 takes them."""
+    """The size in torch 2.13."""
     most: int
 
 
 def workspaces(compute_capability: str | None) -> Workspaces:
-    """Return what the workspaces take on a GPU of ``compute_capability``, which is as `Device.architecture`.
+    """Return the bytes of the workspaces on a GPU of ``compute_capability`` (`Device.compute_capability`).
 
-    Where that is None (no GPU given, or only a size), an NVIDIA GPU before Hopper is assumed, and the most is Hopper's.
+    None (no GPU, or only a size) stands for an NVIDIA GPU before Hopper; the maximum is then Hopper's.
     """
     return Workspaces(*(HANDLES * bytes_ for bytes_ in _each(compute_capability)))
 

@@ -1,1 +1,1 @@
-"""Models: their shapes, and where they are found by name."""
+"""Models: their shapes, and how to find them by name."""

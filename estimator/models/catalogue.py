@@ -1,4 +1,4 @@
-"""Finding a model's shapes by its name: in the shipped catalogue, in a file or folder, or on the Hugging Face hub."""
+"""Find a model's shapes by name: in the shipped catalogue, in a file or folder, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
-"""One folder for each publisher, in it one config.json for each model, named as on the hub."""
+"""One folder per publisher, with one config.json per model, named as on the hub."""
 SIZED = re.compile(r".*(^|-)(\d+x)?\d+(\.\d+)?[bm](-.*)?")
-"""A name that has the number of parameters: what it leaves out is release and tuning."""
+"""A name up to the number of parameters; release and tuning are left out."""
 LARGEST_CONFIG_BYTES = 16 * 2**20
-"""Far above any config.json; weights named by mistake are not read into memory."""
+"""Larger than any config.json, so that a weights file named by mistake is not read into memory."""
 
 
 @cache
@@ -87,7 +87,8 @@ def _shipped_name(text: str) -> str | None:
 
 
 def _begun(text: str) -> ModelSpec | None:
-    """Return the model whose name begins with ``text``: of several that have the same shapes the shortest name's."""
+    """Return the model whose name begins with ``text``. If several have the same shapes, return the one with the
+    shortest name."""
     if not SIZED.fullmatch(text.lower()):
         return None
     names = [name for name in model_names() if name.lower().rpartition("/")[2].startswith(f"{text.lower()}-")]

@@ -1,7 +1,7 @@
-"""The shapes of any causal language model that transformers can build, read from the model itself, built on meta.
+"""Read the shapes of any causal language model that transformers can build, from the model built on meta.
 
-This is how architectures without a file of their own in `architectures` come to a `ModelSpec`. It takes torch and
-transformers, and a second or so.
+Architectures without a file in `families` get their `ModelSpec` here. It needs torch and transformers, and about a
+second.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ NO_SHAPES = (
     "transformers_version",
     "use_cache",
 )
-"""Keys of config.json that say nothing about shapes or the training step; text is packed, so nothing is padding."""
+"""Keys of config.json that affect neither shapes nor the training step. Text is packed, so there is no padding."""
 PARTS: dict[Part, str] = {
     "norm": r"norm|(^|\.)ln_|layernorm",
     "embedding": r"embed|(^|\.)w[tp]e\b",
     "attention": r"attn|attention",
     "feed_forward": r"mlp|ffn|feed_?forward|expert|moe|(^|\.)fc\d",
 }
-"""Part → what the paths of its modules have, in any case; the first that fits counts, and what fits none is other."""
+"""Part → substrings of its modules' paths, in any case. The first match counts; without a match the part is "other"."""
 
 
 @quiet_libraries()
 def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     """Return the shapes of the model that transformers builds from ``config``, the contents of a config.json.
 
-    The spec's own ``config`` has the keys given, but for those that decide neither shapes nor the training step.
-    Sizes that the architecture has no name for are 0.
+    The spec's ``config`` has the given keys, except those that affect neither shapes nor the training step. Sizes that
+    the architecture has no name for are 0.
 
     Raises:
-        UserError: not a causal language model that transformers can build, or one without a list of layers; or
-            the working folder was deleted.
+        UserError: transformers cannot build it as a causal language model, it has no list of layers, or the working
+            folder was deleted.
         ImportError: torch or transformers is not installed.
     """
     require_working_folder()
@@ -146,7 +146,8 @@ def _adapts_experts(model: Any, layers: nn.ModuleList) -> bool:
 
 
 def _size(config: Any, name: str) -> int:
-    """Return a size by transformers' name of it; 0 where the architecture has none, or not one for all layers."""
+    """Return a size by its name in transformers; 0 if the architecture has no such size, or it differs between
+    layers."""
     try:
         size = getattr(config, name, None)
     except RuntimeError:  # transformers' for sizes that differ from layer to layer
@@ -155,9 +156,9 @@ def _size(config: Any, name: str) -> int:
 
 
 def _layers(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList]:
-    """Return the list of decoder layers and its path: of the lists as long as the config says, the outermost.
+    """Return the list of decoder layers and its path: the outermost list with as many entries as the config says.
 
-    Some architectures count each of their layers several times.
+    Some architectures count each layer several times.
     """
     from torch import nn
 
@@ -205,5 +206,5 @@ def _linear(path: str, module: Any, part: Part) -> Linear:
 
 
 def part_of(path: str) -> Part:
-    """Return the part of the model that a parameter belongs to, by its path within a layer or the model."""
+    """Return the part of the model that a parameter belongs to. ``path``: within the layer or the model."""
     return next((part for part, pattern in PARTS.items() if re.search(pattern, path, re.IGNORECASE)), "other")

@@ -1,4 +1,4 @@
-"""Read a config.json: by the file of its model family, or by building the model on meta if there is no such file."""
+"""Read a config.json: through the file of its family, or, if there is none, by building the model on meta."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorabench.estimator.typed_values import convert
 
 FAMILIES = Path(__file__).parent / "families"
 MODEL_TYPES = tuple(sorted(path.stem for path in FAMILIES.glob("*.py") if path.stem != "__init__"))
-"""The ``model_type`` values that have a file in `families`, and a closed form."""
+"""The ``model_type`` values with a file in `families`, and so with a closed form."""
 
 OTHER_NAMES = {
     "gpt2": {
@@ -24,7 +24,7 @@ OTHER_NAMES = {
     "mixtral": {"num_experts": "num_local_experts"},
     "qwen3_moe": {"num_local_experts": "num_experts"},
 }
-"""model_type → keys that transformers takes for another (its ``attribute_map``)."""
+"""model_type → aliases of keys (transformers' ``attribute_map``)."""
 
 
 def read_config(config: dict[str, Any], name: str) -> ModelSpec:
@@ -64,7 +64,7 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
 
 
 def no_closed_form(model_type: str) -> str:
-    """Return the sentence that says so of ``model_type``, and which families have one."""
+    """Return a clause that ``model_type`` has no closed form, with the families that have one."""
     return f"model_type {model_type!r} has no closed form here (those that have: {', '.join(MODEL_TYPES)})"
 
 

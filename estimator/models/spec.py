@@ -1,8 +1,8 @@
-"""The model's shapes, read from its Hugging Face config.json: never weights, and no torch.
+"""A model's shapes, read from its Hugging Face config.json, without weights and without torch.
 
-A `ModelSpec` lists every parameter that transformers would make, by the module that holds it, so that parameters can
-be counted by part, and each linear layer can be quantised or adapted. `architectures/` has one file for each family; of
-any other the shapes are read from the model that transformers builds (`trace.census`).
+A `ModelSpec` lists every parameter that transformers would make, with the module that owns it. So parameters can be
+counted by part, and each linear layer can be quantised or adapted. `families/` has one file for each family. For all
+other families the shapes come from the model that transformers builds (`introspect`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Literal
 from msgspec import Struct
 
 Part = Literal["embedding", "attention", "feed_forward", "norm", "head", "other"]
-"""Only architectures without a file in `architectures` have other parts."""
+"""Only architectures without a file in `families` have the part "other"."""
 
 
 class Linear(Struct, frozen=True):
-    """One linear layer: weight (out_features, in_features), bias (out_features,) if any.
+    """A linear layer: weight (out_features, in_features), bias (out_features,) if any.
 
-    bitsandbytes quantises these and peft's all-linear adapts them, but for the head.
+    bitsandbytes quantises them and peft's all-linear adapts them, except the head.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Linear(Struct, frozen=True):
 
 
 class Weight(Struct, frozen=True):
-    """A parameter that is no linear layer: an embedding table, a norm, a stack of experts, a router."""
+    """A parameter outside linear layers: an embedding table, a norm, a stack of experts, a router."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Weight(Struct, frozen=True):
 
 
 class Layers(Struct, frozen=True):
-    """Consecutive decoder layers that are alike."""
+    """Consecutive identical decoder layers."""
 
     count: int
     linears: tuple[Linear, ...]
@@ -59,7 +59,7 @@ class Layers(Struct, frozen=True):
 
     @property
     def experts(self) -> list[Weight]:
-        """The router and the stacks of experts of each layer: none where it is no mixture."""
+        """The router and the stacks of experts of each layer; empty without experts."""
         return [weight for weight in self.weights if weight.part == "feed_forward"]
 
 
@@ -71,8 +71,8 @@ class ModelSpec(Struct, frozen=True):
     model_type: str
     """transformers' name of the architecture."""
     config: dict[str, Any]
-    """The keys of config.json that decide the shapes or the training step, every default filled in: what
-    transformers' ``AutoConfig.for_model`` builds the model from."""
+    """The keys of config.json that affect the shapes or the training step, with every default filled in. transformers'
+    ``AutoConfig.for_model`` builds the model from them."""
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -81,22 +81,22 @@ class ModelSpec(Struct, frozen=True):
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
-    """The longest sequence that the model was made for; 0 where its config names none."""
+    """Longest supported sequence; 0 if the config names none."""
     tie_word_embeddings: bool
     embeddings: tuple[Weight, ...]
     layers: tuple[Layers, ...]
     final_norm: tuple[Weight, ...]
     head: Linear
-    """The output projection; where embeddings are tied its weight is the embedding's and counts nothing."""
+    """The output projection. With tied embeddings its weight is the embedding's and does not count."""
     layers_path: str
-    """Path of the list of layers, such as ``model.layers``: a layer's tensors are at ``<layers_path>.<index>.<name>``;
-    what is in no layer has its whole path as its name."""
+    """Path of the list of layers, such as ``model.layers``. A layer's tensors are at ``<layers_path>.<index>.<name>``;
+    the names of all other tensors are whole paths."""
     has_sdpa: bool = True
     """Whether transformers runs its attention through sdpa."""
     adapts_experts: bool = True
     """Whether peft adapts its stacks of experts, if it has any and all linear layers are asked for."""
     assumptions: tuple[str, ...] = ()
-    """What was assumed to find it by the name that was given, one line each; none of a name that is its alone."""
+    """How an ambiguous name was resolved, one line each; empty for a unique name."""
 
     @property
     def parameters_by_part(self) -> dict[Part, int]:
@@ -116,22 +116,22 @@ class ModelSpec(Struct, frozen=True):
 
     @property
     def learned_positions(self) -> bool:
-        """Whether positions are looked up in a table, which ends at ``max_position_embeddings``."""
+        """Whether positions come from a learned table with ``max_position_embeddings`` rows."""
         return any("position" in table.name or ".wpe." in table.name for table in self.embeddings)
 
     @property
     def caps_scores(self) -> bool:
-        """Whether attention's scores pass through a tanh that caps them, as Gemma 2's do."""
+        """Whether a tanh caps the attention scores, as in Gemma 2."""
         return self.config.get("attn_logit_softcapping") is not None
 
     @property
     def parameters(self) -> int:
-        """All elements, tied ones once."""
+        """All elements; tied ones count once."""
         return sum(self.parameters_by_part.values())
 
     @property
     def linear_parameters(self) -> int:
-        """Weight elements (no biases) of the layers' linear modules: what QLoRA quantises."""
+        """Weight elements (no biases) of the layers' linear modules, which QLoRA quantises."""
         return sum(
             group.count * linear.in_features * linear.out_features for group in self.layers for linear in group.linears
         )

@@ -1,1 +1,1 @@
-"""What the families' configs share: the fields of a decoder's config.json, their types, and rotary settings."""
+"""The parts that families' configs share: a decoder's fields, their types, and rotary settings."""

@@ -1,8 +1,8 @@
-"""What most decoders share: rotary attention with grouped heads, a gated feed-forward network, RMS norms.
+"""The parts that most decoders share: rotary attention with grouped heads, a gated feed-forward network, RMS norms.
 
-A family is a subclass of `DecoderConfig`. Its fields are the keys of config.json that decide the shapes or the
-training step, with the defaults of transformers' config class; other keys (token ids, generation settings, the dtype
-of the checkpoint) are ignored.
+Each family is a subclass of `DecoderConfig`. Its fields are the keys of config.json that affect the shapes or the
+training step, with the defaults of transformers' config class. All other keys (token ids, generation settings, the
+checkpoint's dtype) are ignored.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from lorabench.estimator.models.config_fields.rotary import Rotary, rotary_param
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
 NOT_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-"""Text is packed, so no token stands for padding, and the defaults of transformers may lie outside the vocabulary."""
+"""Text is packed, so there are no padding tokens. transformers' defaults may lie outside the vocabulary."""
 
 
 class DecoderConfig(Struct, kw_only=True):
-    """A decoder-only transformer with rotary positions, shaped like Llama where a family does not say otherwise."""
+    """A decoder-only transformer with rotary positions. Its defaults have the shapes of Llama."""
 
     model_type: ClassVar[str]
     default_theta: ClassVar[float] = 10_000.0
     partial_rotary: ClassVar[bool] = False
-    """Whether the family can rotate a part of each head only."""
+    """Whether the family can rotate only a part of each head."""
     heads_divide_hidden: ClassVar[bool] = False
-    """Whether transformers refuses a hidden size that is no multiple of the heads even where head_dim is given."""
+    """Whether transformers requires a hidden size divisible by the number of heads, even if head_dim is given."""
 
     vocab_size: Size
     hidden_size: Size
@@ -104,11 +104,11 @@ class DecoderConfig(Struct, kw_only=True):
         return gated_mlp(self.hidden_size, self.intermediate_size)
 
     def layer_weights(self) -> tuple[Weight, ...]:
-        """Return the parameters of one layer that are no linear layers."""
+        """Return the parameters of one layer outside its linear layers."""
         return norms(self.hidden_size, "input_layernorm", "post_attention_layernorm")
 
     def layers(self) -> tuple[Layers, ...]:
-        """Return the layers, in groups of consecutive ones that are alike."""
+        """Return the groups of consecutive identical layers."""
         return (Layers(self.num_hidden_layers, self.attention() + self.feed_forward(), self.layer_weights()),)
 
     def config(self) -> dict[str, Any]:

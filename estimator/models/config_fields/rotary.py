@@ -1,4 +1,4 @@
-"""Rotary position settings, which config.json spells in two ways."""
+"""Rotary position settings, which config.json may spell in two ways."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-"""Kind of rotary embedding → what it cannot do without (transformers' modeling_rope_utils)."""
+"""Kind of rotary embedding → required settings (transformers' modeling_rope_utils)."""
 
 
 class Rotary(Struct, kw_only=True, omit_defaults=True):
-    """What transformers 5 calls ``rope_parameters``, and transformers 4 ``rope_scaling``."""
+    """``rope_parameters`` in transformers 5, ``rope_scaling`` in transformers 4."""
 
     rope_type: str | None = None
     type: str | None = None
-    """The first name of rope_type."""
+    """The older name of rope_type."""
     rope_theta: PositiveFloat | None = None
     partial_rotary_factor: PositiveFloat | None = None
     factor: PositiveFloat | None = None
