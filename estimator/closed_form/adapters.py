@@ -1,7 +1,7 @@
-"""What each kind of adapter adds to the forward pass, as peft 0.21 writes it.
+"""The operations that each kind of adapter adds to the forward pass, as in peft 0.21.
 
-The base layer is handed in as a function, for the adapter decides when it runs. The order of operations and the
-lifetime of local variables are peft's: they decide what is alive at the peak.
+The base layer is passed as a function, since the adapter decides when it runs. The order of operations and the
+lifetimes of local variables are peft's, because they determine which tensors are alive at the peak.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def adapted_linear(
     *,
     quantized: bool,
 ) -> Tensor:
-    """Return what ``linear`` with an adapter makes of x.
+    """Return the output of ``linear`` with its adapter for the input x.
 
-    ``tensors`` are those that the adapter declares for the layer; ``quantized`` says whether the base is a 4-bit layer,
-    for which peft has modules of their own.
+    ``tensors``: the adapter's tensors for this layer. ``quantized``: the base is a 4-bit layer, for which peft has
+    modules of its own.
     """
     match adapter:
         case LoRA():
@@ -112,7 +112,7 @@ class Router:
             self.weight()  # torch tries a parametrization when it is registered
 
     def weight(self) -> Tensor:
-        """Return the weight, a new tensor where it is adapted."""
+        """Return the weight; if it is adapted, a new tensor."""
         if self.delta is None:
             return self.base
         with self.op.tape.scope("adapted router"):
@@ -134,7 +134,7 @@ class Stack:
             self.weight()  # torch tries a parametrization when it is registered
 
     def weight(self) -> Tensor:
-        """Return the weights: where they are adapted, base + scale · B · A for each expert, in one batched matmul."""
+        """Return the weights; if they are adapted, base + scale · B · A for each expert, from one batched matmul."""
         if self.factors is None:
             return self.base
         tape, base = self.tape, self.base
@@ -164,5 +164,5 @@ class Stack:
 
 
 def _by_expert(tape: Tape, b: Tensor) -> Tensor:
-    """Return B, which lies by output feature, as seen by expert; its gradient is copied to lie as B does."""
+    """Return B as a view by expert. It is stored by output feature, so its gradient is copied back to that order."""
     return b.view(node=Node(tape, "copy", lambda g, _: (tape.like(g),), (b,), ()))

@@ -1,10 +1,10 @@
-"""Tensors without contents, and an autograd that holds and frees them as torch's does.
+"""Tensors without contents, and an autograd that keeps and frees them as torch's does.
 
-What is mirrored, as read in torch 2.13: a node keeps its saved tensors until it has run; gradients that meet are added
-in place where nobody else holds the first of them; a gradient is cast to the dtype of what it belongs to; a leaf's
-first gradient is kept as it is and later ones are added to it. Checkpointing is the non-reentrant kind: saved tensors
-are dropped in forward and recomputed when the first of them is needed, and the recomputation stops at the last one
-needed. Autocast keeps its casts of trainable leaves until its context ends.
+As in torch 2.13: A node keeps its saved tensors until its backward has run. Where two gradients meet, the second is
+added to the first in place, unless something else refers to the first. A gradient is cast to the dtype of its tensor.
+The first gradient of a leaf is kept as it is, and later ones are added to it. Checkpointing is non-reentrant: forward
+drops saved tensors; backward recomputes them when it needs the first one, and stops the recomputation at the last one
+that it needs. Autocast caches its casts of trainable leaves until its context ends.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PROMOTED = {("bfloat16", "float16"): "float32", ("float16", "bfloat16"): "float3
 
 Gradients = tuple["Tensor | Broadcast | None", ...]
 Backward = Callable[[Any, list["Tensor"]], Gradients]
-"""From the gradient of the output (a list of them where there are several outputs) and the saved tensors to the
-gradients of the inputs; None where an input needs none."""
+"""Maps the output's gradient (a list if there are several outputs) and the saved tensors to the inputs' gradients; None
+for an input that needs none."""
 
 
 Part = Literal[
@@ -49,16 +49,16 @@ Part = Literal[
     "loss",
     "fused loss",
 ]
-"""What people call the parts of a model's step."""
+"""Names for the parts of a model's step."""
 
 
 class Place(NamedTuple):
-    """Where in the model something is made."""
+    """The place in the model where a tensor is made."""
 
     part: Part | None
-    """None of what the step is given."""
+    """None for the inputs of the step."""
     module: str = ""
-    """Path of the module inside its layer, such as ``self_attn.q_proj``, of a part that has many."""
+    """Path of the module inside its layer, such as ``self_attn.q_proj``, if the part has several."""
 
 
 NOWHERE = Place(None)
@@ -72,9 +72,10 @@ def promote(first: str, second: str) -> str:
 
 
 class Tensor:
-    """A tensor of shape (tokens, features): ``features`` elements for each of ``tokens``, such as B·S; ONE of a weight.
+    """A tensor of shape (tokens, features): ``features`` elements for each of ``tokens``, such as B·S. A weight has ONE
+    token.
 
-    Features that are a multiple of a symbol are so many ``times`` it: an adapter's A·x is (B·S, 1 · r). Views share
+    If the features are a multiple of a symbol, ``times`` is that symbol: an adapter's A·x is (B·S, 1 · r). Views share
     their block.
     """
 
@@ -99,7 +100,7 @@ class Tensor:
         self.times = times
         self.leaf = leaf
         self.is_view = False
-        """True for a view of another, whole tensor: autograd accumulates into it out of place."""
+        """True for a view of another tensor of the same size: autograd accumulates into it out of place."""
 
     @property
     def requires_grad(self) -> bool:
@@ -112,12 +113,12 @@ class Tensor:
         return Tensor(self.block, self.tokens, features, self.dtype, node, times=self.times)
 
     def without_history(self) -> Tensor:
-        """Return a tensor of the same shape on the same block, as a node keeps it."""
+        """Return a tensor of the same shape on the same block, without a node: nodes save these."""
         return Tensor(self.block, self.tokens, self.features, self.dtype, times=self.times)
 
 
 class Broadcast(NamedTuple):
-    """The gradient of what was broadcast, before autograd sums it up to the ``tokens`` and ``features`` that it has."""
+    """The gradient of a broadcast tensor, before autograd sums it to ``tokens`` and ``features``."""
 
     gradient: Tensor
     tokens: Monomial
@@ -125,10 +126,10 @@ class Broadcast(NamedTuple):
 
 
 class Leaf:
-    """A weight that trains, or an activation that is made to require a gradient: where its gradient gathers.
+    """A trained weight, or an activation that was set to require a gradient. Its gradients accumulate here.
 
     ``accumulating``: the gradient exists from an earlier micro-batch, and is persistent. ``holds``: the activation,
-    which the graph keeps alive. ``awaited``: gradients still to arrive; they are summed before they are accumulated.
+    which the graph keeps alive. ``awaited``: number of gradients to come; they are summed before they are accumulated.
     """
 
     __slots__ = ("accumulating", "awaited", "grad", "holds")
@@ -141,7 +142,7 @@ class Leaf:
 
 
 class Node:
-    """One operation's backward function, with what it saved and whom its gradients go to."""
+    """The backward function of one operation, with its saved tensors and the receivers of its gradients."""
 
     __slots__ = ("backward", "edges", "operation", "outputs", "place", "repeat", "saved", "sequence")
 
@@ -165,14 +166,14 @@ class Node:
 
 
 class Saved(Protocol):
-    """What a node saved."""
+    """The saved tensors of a node."""
 
     def take(self) -> list[Tensor]:
         """Return the saved tensors, recomputed if they were dropped."""
 
 
 class Kept:
-    """Saved tensors that stay."""
+    """Saved tensors that stay in memory."""
 
     __slots__ = ("tensors",)
 
@@ -201,11 +202,11 @@ class Dropped:
 
 
 class StopRecomputation(Exception):  # noqa: N818 - it ends a recomputation as StopIteration ends a loop
-    """Everything that was saved has been recomputed."""
+    """All saved tensors have been recomputed."""
 
 
 class Checkpoint:
-    """One checkpointed call: what it needs to run again, and what running again gave."""
+    """A checkpointed call, with its inputs and the recomputed tensors."""
 
     __slots__ = ("function", "owners", "recomputed", "tape")
 
@@ -213,11 +214,11 @@ class Checkpoint:
         self.tape = tape
         self.function = function
         self.owners: list[weakref.ref[Dropped]] = []
-        """Of each saved tensor. What a node saved that is gone is recomputed too, but not kept."""
+        """The node of each saved tensor. If it is gone, its tensor is recomputed but not kept."""
         self.recomputed: dict[int, Tensor] | None = None
 
     def unpack(self, index: int) -> Tensor:
-        """Return saved tensor ``index``, running the call again if that was not done."""
+        """Return saved tensor ``index``. The first call runs the recomputation."""
         if self.recomputed is None:
             self.recomputed = self.tape.recompute(self)
         return self.recomputed.pop(index)
@@ -230,9 +231,9 @@ class Tape:
         self.ledger = ledger
         self.repeat = 1
         self.place = NOWHERE
-        """Where what runs now belongs."""
+        """The place of the running operation."""
         self.operation = ""
-        """The name of what runs now; empty outside of operations."""
+        """The name of the running operation; empty outside operations."""
         self.in_backward = False
         """Whether an operation's backward runs; recomputation is forward."""
         self.autocast: Autocast | None = None
@@ -244,7 +245,7 @@ class Tape:
         self._saves = 0
 
     def scope(self, part: Part, module: str = "") -> Scope:
-        """Return a context: what is made in it belongs to ``part``, of ``module`` where the part has many."""
+        """Return a context: tensors made in it belong to ``part``, and to ``module`` if the part has several."""
         return Scope(self, Place(part, module))
 
     # Making tensors
@@ -259,7 +260,7 @@ class Tape:
         times: Monomial = ONE,
         name: str = "",
     ) -> Tensor:
-        """Allocate a tensor. ``name`` says what it is, if that is not simply the result of the operation that runs."""
+        """Allocate a tensor. ``name``: a name for it, unless it is the result of the running operation."""
         monomial = tokens if times is ONE else tokens * times
         block = Block(self.ledger, monomial, features * ITEMSIZES[dtype], component)
         return Tensor(block, tokens, features, dtype, times=times)
@@ -272,7 +273,7 @@ class Tape:
         return self.new(tensor.tokens, tensor.features, dtype, component, times=tensor.times, name=name)
 
     def working(self, work: Work) -> AbstractContextManager[object]:
-        """Return a context for ``work``, which makes what is allocated in it."""
+        """Return a context. Tensors made in it are the results of ``work``."""
         return NO_CONTEXT
 
     def record(
@@ -287,7 +288,7 @@ class Tape:
     ) -> Tensor:
         """Run ``compute``, the operation of that name, and record how its gradient flows to ``inputs``.
 
-        ``saved`` is saved before the operation runs, as torch does; the output, where that is saved, after.
+        ``saved`` is saved before the operation runs, as in torch. A saved output is saved after it.
         """
         outer, self.operation = self.operation, operation
         if not any(tensor.requires_grad for tensor in inputs):
@@ -303,7 +304,7 @@ class Tape:
         return output
 
     def next_sequence(self) -> int:
-        """Return a number larger than all before."""
+        """Return a number larger than all previous ones."""
         self._sequence += 1
         return self._sequence
 
@@ -328,7 +329,8 @@ class Tape:
     # Checkpointing
 
     def checkpoint(self, function: Callable[[], Tensor], hidden: Tensor) -> Tensor:
-        """Run ``function`` of ``hidden``, dropping what it saves but for ``hidden`` until backward needs it."""
+        """Run ``function`` of ``hidden``. Its saved tensors, except ``hidden``, are dropped until backward needs
+        them."""
         _label_saved(hidden)
         self._checkpoint = Checkpoint(self, function)
         try:
@@ -337,7 +339,7 @@ class Tape:
             self._checkpoint = None
 
     def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
-        """Run a checkpointed call again and return what it saves, by index."""
+        """Run a checkpointed call again and return its saved tensors by index."""
         repeat, self.repeat = self.repeat, 1
         place, operation = self.place, self.operation
         self.operation, self.in_backward = "", False
@@ -381,7 +383,7 @@ class Tape:
     # Backward
 
     def backward(self, root: Tensor, gradient: Tensor) -> None:
-        """Send ``gradient`` from ``root`` to every leaf, freeing the graph on the way."""
+        """Send ``gradient`` from ``root`` to every leaf, and free the graph on the way."""
         assert root.node is not None
         waiting: dict[Node, list[Tensor]] = {root.node: [gradient]}
         queue: list[tuple[int, Node]] = [(-root.node.sequence, root.node)]
@@ -433,7 +435,7 @@ class Tape:
             del gradient
 
     def sum(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the sum of two gradients that meet: the first itself, if nobody else holds it."""
+        """Return the sum of two gradients: the first tensor itself, unless something else refers to it."""
         return first if _sole_owner(first) else self.like(second)
 
     def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
@@ -464,7 +466,7 @@ class Tape:
 
 
 class Scope:
-    """A context in which what is made belongs to one place of the model."""
+    """A context: tensors made in it belong to one place of the model."""
 
     __slots__ = ("_outer", "_place", "_tape")
 
@@ -500,10 +502,10 @@ def _label_saved(tensor: Tensor) -> None:
 
 
 NO_CONTEXT = nullcontext()
-"""A context that does nothing: the memory tape needs to know of no work."""
+"""A context that does nothing: memory does not depend on the work."""
 
 HELD_ONCE = 2
-"""What sys.getrefcount returns for a block that one tensor owns: the owner, and the call's own argument."""
+"""sys.getrefcount of a block with one owner: the owner, and the call's own argument."""
 
 
 def _sole_owner(tensor: Tensor) -> bool:
@@ -521,7 +523,7 @@ class Autocast:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Enter the context; leaving it lets go of the cache."""
+        """Enter the context. Leaving it clears the cache."""
         was, self.enabled = self.enabled, True
         try:
             yield
@@ -531,7 +533,7 @@ class Autocast:
                 self._cache.clear()
 
     def cached(self, weight: Tensor, cast: Callable[[Tensor, str], Tensor]) -> Tensor:
-        """Return ``weight`` cast, from the cache where it is a trainable float32 leaf."""
+        """Return the cast of ``weight``; for a trainable float32 leaf from the cache."""
         if weight.leaf is None or weight.dtype != "float32":
             return cast(weight, self.dtype)
         if id(weight) not in self._cache:

@@ -1,8 +1,8 @@
-"""The closed form compiled: what a step takes as sums of monomials of batch, length and rank, found once.
+"""The compiled closed form: a step's bytes as sums of monomials of batch, length and rank.
 
-`peak_candidates` leaves batch size, length and rank open but for a few branches. What is persistent is added: its bytes
-depend on the rank in their own ways (8-bit states of large tensors only). So one form serves all recipes that differ in
-these three alone, one number or arrays of them.
+`peak_candidates` leaves batch size, length and rank open, except for a few branches. Persistent memory is added
+separately, since it depends on the rank in other ways (8-bit states exist for large tensors only). So one form serves
+all recipes that differ only in these three, for single numbers or arrays.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from lorabench.estimator.recipes.recipe import Optim
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 MOST_FORMS = 128
-"""Forms kept: a form takes some 100 kB."""
+"""Size of the cache of forms; each takes some 100 kB."""
 MOST_RANKS = 4096
-"""Ranks and optimizers, over all forms, whose states are kept."""
+"""Size of the cache of persistent memory, over all forms, ranks and optimizers."""
 
 
 class Setup:
-    """What a form depends on: model, kernels, GPU, and the recipe but for batch size, length, rank and optimizer.
+    """The key of a form: model, kernels, GPU, and the recipe without batch size, length, rank and optimizer.
 
-    Two setups are equal when their models' shapes and their recipes are; a model is compared by all that it holds,
-    since it may hold dictionaries and has no hash.
+    Two setups are equal if their models' shapes and their recipes are. Models are compared by their encoded contents,
+    since they contain dictionaries and have no hash.
     """
 
     __slots__ = ("_hash", "_key", "compute_capability", "kernels", "resolved")
@@ -67,26 +67,26 @@ class Setup:
 
 
 def branches(spec: ModelSpec, batch_size: Any, seq_len: Any) -> tuple[Any, Any]:
-    """Return where batch and length (numbers or arrays) change what runs: all that decides is on which side they are.
+    """Return on which side of the two branches batch and length (numbers or arrays) are.
 
-    The first says whether there are several sequences: of one, some copies are views (`Step`,
-    `Modules._eager`). The second says whether the sequence fills the model's window: then it needs a mask (`Masks`).
+    First: whether there are several sequences; with one, some copies are views (`Step`, `Modules._eager`). Second:
+    whether the sequence fills the model's sliding window, which then needs a mask (`Masks`).
     """
     window = spec.config.get("sliding_window") or math.inf
     return batch_size > 1, seq_len >= window
 
 
 class PhaseForm(NamedTuple):
-    """The peak candidates of one phase, in order, without what is persistent."""
+    """The peak candidates of one phase, in order, without persistent memory."""
 
     phase: str
     candidates: tuple[PeakCandidate, ...]
     coefficients: tuple[tuple[int, ...], ...]
-    """Of each candidate, over all components: bytes for each of `Form.monomials`."""
+    """For each candidate, summed over components: bytes for each of `Form.monomials`."""
 
 
 class Form(NamedTuple):
-    """The linear forms of a step, whose maximum is its peak but for what is persistent."""
+    """The linear forms of a step. Its peak is their maximum, plus persistent memory."""
 
     monomials: tuple[Monomial, ...]
     phases: tuple[PhaseForm, ...]
@@ -98,7 +98,7 @@ def compile_form(setup: Setup) -> Form:
     """Return the form of the step of ``setup``.
 
     Raises:
-        UserError: target modules that the model does not have, or a combination that has no closed form.
+        UserError: the model lacks the target modules, or the combination has no closed form.
     """
     candidates = peak_candidates(setup.resolved, setup.kernels, setup.compute_capability)
     kept = {phase: _undominated(list(group)) for phase, group in groupby(candidates, lambda candidate: candidate.phase)}
@@ -121,16 +121,17 @@ def _coefficients(candidate: PeakCandidate, monomials: Iterable[Monomial]) -> tu
 
 @lru_cache(MOST_RANKS)
 def persistent_of(setup: Setup, optim: Optim, rank: int | None) -> PersistentBytes:
-    """Return what is persistent under ``setup`` with this optimizer and rank."""
+    """Return the persistent memory of ``setup`` with this optimizer and rank."""
     spec, recipe = setup.resolved.spec, setup.resolved.recipe
     resolved = ResolvedRecipe(spec, replace(recipe.with_rank(rank), optim=optim))
     return persistent_bytes(resolved, setup.kernels, setup.compute_capability)
 
 
 def _undominated(candidates: list[PeakCandidate]) -> list[PeakCandidate]:
-    """Return the candidates that can take the most, the first of equals, whatever the batch, the length and the rank.
+    """Return the candidates that can be the maximum for some batch, length and rank; of equal ones the first.
 
-    One that another equals or exceeds in every coefficient cannot: no monomial is negative.
+    A candidate cannot be the maximum if another one is at least as large in every coefficient, since no monomial is
+    negative.
     """
     monomials = {monomial for candidate in candidates for monomial in candidate.total}
     first: dict[tuple[int, ...], int] = {}

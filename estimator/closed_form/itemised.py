@@ -1,6 +1,6 @@
-"""A step recorded tensor by tensor: which operation of which module made what is alive at each peak candidate.
+"""A step recorded tensor by tensor: the operation and module that made each tensor that is alive at a peak candidate.
 
-The same step as everywhere (`peak_candidates`), on a tape and a ledger that also remember where each block comes from.
+It runs the usual step (`peak_candidates`), with a tape and a ledger that also record the origin of each block.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Maker(NamedTuple):
-    """What made a block, and the shape that it was made in."""
+    """The operation that made a block, and the block's original shape."""
 
     place: Place
     operation: str
-    """The operation's name on the tape; empty for what no operation made."""
+    """The operation's name on the tape; empty for blocks that no operation made."""
     name: str
-    """What it is, if that is not simply the operation's result."""
+    """A name for the block, unless it is the operation's result."""
     backward: bool
     """Whether the operation's backward made it."""
     features: int
@@ -34,7 +34,7 @@ class Maker(NamedTuple):
 
 
 GIVEN = Maker(NOWHERE, "", "", backward=False, features=0, dtype="")
-"""Of what the step is given: the batch, and all that is persistent."""
+"""The maker of the step's inputs: the batch, and all persistent memory."""
 
 
 class Item(NamedTuple):
@@ -44,40 +44,41 @@ class Item(NamedTuple):
     monomial: Monomial
     maker: Maker
     bytes: int
-    """Of all of them, for each unit of the monomial."""
+    """Bytes of all of them, for each unit of the monomial."""
 
 
 MOST_STEPS = 8
-"""Steps kept: one takes some megabytes."""
+"""Size of the cache of steps; each takes some megabytes."""
 
 Alive = dict[tuple[Slot, Maker], int]
 """Slot and maker → bytes."""
 
 
 class ItemisedStep(NamedTuple):
-    """The candidates of a step, and what each consists of."""
+    """The peak candidates of a step, with the tensors of each."""
 
     candidates: list[PeakCandidate]
     alive: list[Alive]
     latest: list[Maker]
-    """What was made last before each candidate."""
+    """The last allocation before each candidate."""
     one_layer: Alive
-    """What each layer of the largest group of alike ones leaves behind in forward; empty where no two are alike."""
+    """The tensors that each layer of the largest group of identical ones leaves in forward; empty without such a
+    group."""
 
     def items(self, index: int) -> list[Item]:
-        """Return what is alive at candidate ``index``, in the order in which it was made."""
+        """Return the tensors that are alive at candidate ``index``, in the order of allocation."""
         return _items(self.alive[index])
 
     def layer_items(self) -> list[Item]:
-        """Return what one layer leaves behind in forward, in the order in which it was made."""
+        """Return the tensors that one layer leaves in forward, in the order of allocation."""
         return _items(self.one_layer)
 
 
 def itemised_step(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None = None) -> ItemisedStep:
-    """Return the step of the recipe with the maker of all that is alive, but for what is persistent.
+    """Return the step of the recipe with the maker of each live tensor, without persistent memory.
 
     Raises:
-        UserError: a combination that has no closed form.
+        UserError: the combination has no closed form.
     """
     return _step(Setup(resolved, kernels, compute_capability))
 
@@ -94,7 +95,7 @@ def _items(alive: Alive) -> list[Item]:
 
 
 class _ItemisedLedger(Ledger):
-    """A ledger that knows its blocks one by one. It holds none of them: that would keep them alive."""
+    """A ledger that records each block. It keeps no reference to them, which would keep them alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class _ItemisedLedger(Ledger):
 
 
 class _ItemisedTape(Tape):
-    """A tape that tells its ledger what makes each tensor."""
+    """A tape that tells its ledger the maker of each tensor."""
 
     def __init__(self, ledger: _ItemisedLedger) -> None:
         super().__init__(ledger)

@@ -1,4 +1,4 @@
-"""The ledger of live bytes, and the peak candidates: the points in time at which they may peak."""
+"""The ledger of live bytes, and the peak candidates: the moments at which they may peak."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lorabench.estimator.closed_form.sizes import Monomial, Values
 from lorabench.estimator.memory.breakdown import COMPONENTS
 
 Slot = tuple[str, Monomial]
-"""A component, and the monomial that its bytes are a multiple of."""
+"""A component and a monomial. The slot's bytes are a multiple of the monomial."""
 Live = Mapping[Slot, int]
 """Bytes by slot."""
 
 
 class PeakCandidate(NamedTuple):
-    """What is alive at one point in time that may be the peak: between the last allocation and the next free."""
+    """The live bytes at a possible peak: between the last allocation and the next free."""
 
     phase: str
     live: Live
@@ -34,7 +34,7 @@ class PeakCandidate(NamedTuple):
 
 
 class Block:
-    """One allocation: freed when its last owner lets go, as CPython does for torch's storages."""
+    """One allocation. It is freed with its last reference, as CPython frees torch's storages."""
 
     __slots__ = ("__weakref__", "bytes", "copies", "ledger", "number", "slot")
 
@@ -67,10 +67,10 @@ class Block:
 class Ledger:
     """Live bytes, and the peak candidates.
 
-    Of identical layers one runs and stands for ``copies`` of them. Live bytes change by the same amount from each copy
-    to the next, so the peak is in the first copy or in the last, and their candidates are enough. In forward the last
-    runs on top of what all the others left behind. In backward the first frees its own share only, and the last runs
-    when the others' shares are gone and their gradients are there.
+    Of identical layers only one runs, and stands for ``copies`` of them. Live bytes change by the same amount from each
+    copy to the next, so the peak is in the first copy or the last, and their candidates suffice. In forward the last
+    copy runs on top of the memory that the others left. In backward the first copy frees only its own share. When the
+    last one runs, the others' shares are gone and their gradients exist.
     """
 
     def __init__(self) -> None:
@@ -84,14 +84,14 @@ class Ledger:
         self._repeat_started = 0
 
     def allocate(self, block: Block) -> None:
-        """Count ``block`` in."""
+        """Add ``block`` to the live bytes."""
         self._count(block.slot, block.bytes)
         self._rising = True
         if self._watched is not None:
             self._watched.append(weakref.ref(block))
 
     def release(self, block: Block) -> None:
-        """Count ``block`` out."""
+        """Remove ``block`` from the live bytes."""
         self.mark()
         if block.copies > 1 and self._repeat is not None:
             self._count(block.slot, -block.bytes)
@@ -104,7 +104,7 @@ class Ledger:
         self.total[slot[1]] += bytes_
 
     def mark(self) -> None:
-        """Record the present as a peak candidate, if anything was allocated since the last one."""
+        """Record a peak candidate now, if there was an allocation since the last one."""
         if self._rising:
             self.candidates.append(PeakCandidate(self.phase, dict(self.live), dict(self.total)))
             self._rising = False

@@ -1,8 +1,8 @@
-"""The second of the three answers: the real training step, run on meta tensors as on the device that is asked about.
+"""Trace a recipe: run its real training step on meta tensors, as on the requested device.
 
-transformers, peft, bitsandbytes and torch do what they do in training, on tensors without contents, while a ledger
-follows every storage. What meta tensors do not do by themselves is told them (`cuda_semantics`). No GPU is needed, no
-number is computed, and no formula is involved.
+transformers, peft, bitsandbytes and torch run as in training, on tensors without contents. A ledger follows every
+storage. `cuda_semantics` corrects meta tensors where they differ from CUDA. It needs no GPU, computes no numbers and
+uses no formula.
 
 Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the libraries, and 371 MiB
 (`benchmarks/trace.py`, 22 November 2026, a shared virtual machine of two cores of an AMD EPYC).
@@ -35,34 +35,34 @@ if TYPE_CHECKING:
     from lorabench.estimator.training.step import Batch
 
 TOP_TENSORS = 20
-"""Kinds of tensors alive at the peak that a trace lists."""
+"""A trace lists this many kinds of tensors at the peak."""
 TIMELINE_POINTS = 500
-"""Most points of a trace's timeline."""
+"""Maximum number of points in a timeline."""
 
 
 class PeakMoment(Struct, frozen=True, kw_only=True):
-    """When memory peaks."""
+    """The moment of the peak."""
 
     phase: str
     module: str
-    """Path of the module that runs forward, is recomputed, or whose backward it is; empty outside all of them."""
+    """Path of the module whose forward, recomputation or backward runs; empty outside modules."""
     operator: str
-    """The operator whose result or scratch space completes the peak."""
+    """The operator whose result or scratch memory completes the peak."""
 
 
 class AliveTensors(Struct, frozen=True, kw_only=True):
-    """Tensors alive at the peak that are alike: same component, module but for its layer's number, shape and dtype."""
+    """Tensors at the peak with the same component, shape, dtype and module (apart from the layer's number)."""
 
     component: str
     module: str
-    """Path of the module that made them, or of the parameter; ``*`` stands for the numbers of layers."""
+    """Path of the module that made them, or of the parameter; ``*`` replaces layer numbers."""
     operator: str
-    """The operator that made them; empty for what was there before the first step."""
+    """The operator that made them; empty for tensors from before the first step."""
     shape: tuple[int, ...]
     dtype: str
     count: int
     bytes: int
-    """All of them."""
+    """Bytes of all of them."""
 
 
 class TimelinePoint(Struct, frozen=True, kw_only=True):
@@ -70,30 +70,30 @@ class TimelinePoint(Struct, frozen=True, kw_only=True):
 
     phase: str
     event: int
-    """How many allocations and frees of the step came before it."""
+    """Number of earlier allocations and frees in the step."""
     bytes: int
 
 
 class Trace(Struct, frozen=True, kw_only=True):
-    """What a training step holds, traced."""
+    """The traced memory of a training step."""
 
     recipe: Recipe
     kernels: Backend
     parameters: ParameterCounts
     memory: Breakdown
-    """Tensors' bytes at the last step's peak, and what the allocator and the device take for them."""
+    """Bytes of the tensors at the last step's peak, with the bytes that the allocator and the device use for them."""
     max_memory_allocated_bytes: int | None
-    """What ``torch.cuda.max_memory_allocated`` would say: the allocator's blocks, which are larger than their tensors
-    by rounding. None on CPU."""
+    """``torch.cuda.max_memory_allocated``: the allocator's blocks, which are larger than their tensors by rounding.
+    None on CPU."""
     peak: PeakMoment
     tensors: tuple[AliveTensors, ...]
-    """The largest at the peak first."""
+    """The largest first."""
     timeline: tuple[TimelinePoint, ...]
-    """Of the last step: where each phase begins, its peak, and evenly spaced moments between."""
+    """Points of the last step: the start of each phase, its peak, and evenly spaced moments between."""
     assumptions: tuple[str, ...] = ()
-    """What was chosen of model, recipe and GPU that nobody asked for and that is not the default, and why."""
+    """Choices of model, recipe and GPU that the user did not make and that are not defaults, with reasons."""
     warnings: tuple[str, ...] = ()
-    """What is odd about the recipe, though it runs."""
+    """Warnings about a recipe that runs, but is unusual."""
 
 
 @quiet_libraries()
@@ -106,16 +106,16 @@ def trace(
     expandable_segments: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Trace:
-    """Run ``steps`` training steps of the recipe on meta tensors and return what the last one holds.
+    """Run ``steps`` training steps of the recipe on meta tensors and return the memory of the last one.
 
-    None stands for as many as it takes until a step is like all later ones: two for most optimizers.
+    None means: until a step equals all later ones, which is the second for most optimizers.
 
-    The model goes as on a device that runs ``kernels``, with the cuBLAS workspaces of ``compute_capability`` (of
-    `Device`; see `workspaces` for what None stands for). Reserved bytes are what CUDA's caching allocator takes from
-    the device for the same allocations, in expandable segments if asked. ``on_progress`` is called with each stage.
+    The model runs as on a device with ``kernels``, with the cuBLAS workspaces of ``compute_capability`` (see
+    `workspaces` for None). Reserved bytes are those of CUDA's caching allocator for the same allocations; with
+    ``expandable_segments``, in expandable segments. ``on_progress`` is called with each stage.
 
     Raises:
-        UserError: the recipe names modules that the model does not have, or what cannot be traced.
+        UserError: the model lacks modules that the recipe names, or the recipe cannot be traced.
         ImportError: torch, transformers, peft or bitsandbytes is not installed.
     """
     recipe = resolved.recipe
@@ -166,7 +166,7 @@ def trace(
 
 
 def _untraceable(resolved: ResolvedRecipe, error: Exception) -> UserError:
-    """Return what to say of whatever the architecture's own code, or peft's for it, made of the recipe."""
+    """Return the error message for an exception from the architecture's code, or from peft's for it."""
     spec, recipe = resolved.spec, resolved.recipe
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if "meta tensor" in reason:
@@ -183,10 +183,10 @@ def _untraceable(resolved: ResolvedRecipe, error: Exception) -> UserError:
 
 
 def refuse_untraceable(resolved: ResolvedRecipe, kernels: Backend) -> None:
-    """Refuse a recipe whose step cannot be run truthfully on meta tensors.
+    """Refuse a recipe whose step would differ on meta tensors.
 
     Raises:
-        UserError: why, and what to use instead.
+        UserError: the reason, and an alternative.
     """
     from lorabench.estimator.training.model import refuse_missing_kernels
 
@@ -202,7 +202,7 @@ def run_on_meta(
     on_progress: Callable[[str], None],
     compute_capability: str | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
-    """Return the ledger of the steps, where its storages were born, and the parameters of the model that was built."""
+    """Return the ledger of the steps, the origins of its storages, and the built model's parameters."""
     from lorabench.estimator.trace.cublas import CublasWorkspaces
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta, stepping_on_meta
     from lorabench.estimator.trace.meta_results import MetaResults
@@ -257,7 +257,7 @@ def _batches(recipe: Recipe, ledger: StorageLedger) -> Iterator[Batch]:
 
 
 def _alive(ledger: StorageLedger, origins: Origins, event: int) -> list[AliveTensors]:
-    """Return what is alive after ``event``, alike tensors together, the largest first."""
+    """Return the tensors that are alive after ``event``, grouped, the largest first."""
     counts: Counter[tuple[str, str, str, tuple[int, ...], str]] = Counter()
     sizes: Counter[tuple[str, str, str, tuple[int, ...], str]] = Counter()
     for storage, component, size in ledger.alive_after(event):
