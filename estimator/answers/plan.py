@@ -1,7 +1,7 @@
-"""What fits a GPU and trains fastest, and which GPU is enough: the searches that `lorabench plan` makes.
+"""Search what fits a GPU and trains fastest, and which GPUs fit a recipe: the searches of `lorabench plan`.
 
-Everything that a recipe leaves open is tried: method, precision, optimizer, checkpointing, attention, loss and
-micro-batch. Memory and speed are those of `estimates.estimate_recipe`, to the byte and the bit.
+All open settings are searched: method, precision, optimizer, checkpointing, attention, loss and micro-batch. Memory and
+speed are exactly those of `estimates.estimate_recipe`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
 
 TRIED_METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 TRIED_OPTIMIZERS = (DEFAULT_OPTIMIZER, OPTIMIZERS[DEFAULT_OPTIMIZER].smaller or DEFAULT_OPTIMIZER)
-"""The fastest, and the leanest of its kind."""
+"""The fastest, and the variant with the smallest states."""
 MOST_CHOICES = 8
-"""Recipes that are named."""
+"""At most this many recipes are returned."""
 LARGEST_MICRO_BATCH = 32
-"""Micro-batches are tried in powers of two up to this: a larger one fills no GPU better."""
+"""Micro-batches are searched in powers of two up to this. Larger ones do not use the GPU better."""
 ALIKE = 0.02
-"""Speeds that differ by this share are as good as equal."""
+"""Speeds that differ by less than this share count as equal."""
 LEAST_SAVING = 0.05
-"""A slower recipe is named only if it takes less memory, by this share at least."""
+"""A slower recipe is returned only if it saves at least this share of memory."""
 
 
 class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,31 +50,31 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     recipe: Recipe
     device_total_most_bytes: int
-    """The upper end of what it takes, which the verdict goes by."""
+    """Upper end of its device total, which decides the verdict."""
     margin_bytes: int
-    """What that leaves of what a process can use."""
+    """Usable bytes minus that."""
     throughput: Throughput | None = None
-    """None where the GPU's rates are not known."""
+    """None if the GPU's rates are unknown."""
 
 
 class MethodLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one method can do on the GPU, at its leanest: of all that was open, what takes least."""
+    """The limits of one method on the GPU, with the settings that need the least memory."""
 
     method: str
     leanest: Recipe
     fits: bool
     margin_bytes: int
-    """Negative where it does not fit."""
+    """Negative if it does not fit."""
     largest_batch_size: int | None = None
-    """At the recipe's length; None where not even 1 fits."""
+    """At the recipe's length; None if not even 1 fits."""
     longest_seq_len: int | None = None
     """At the recipe's micro-batch."""
     changes: tuple[Change, ...] = ()
-    """What would make it fit, where it does not."""
+    """Changes that make it fit, if it does not."""
 
 
 class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What to run on one GPU."""
+    """The recipes to run on one GPU."""
 
     model: str
     gpu: str
@@ -82,15 +82,15 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gpu_usable_bytes: int
     seq_len: int
     tried: int
-    """Recipes that were held against the GPU."""
+    """Number of recipes that were compared with the GPU."""
     choices: tuple[Choice, ...]
-    """The fastest first (without known rates: that which takes least arithmetic); each after it takes less memory than
-    all before, or is the fastest of its method. Empty where nothing fits."""
+    """The fastest first; with unknown rates the one with the fewest FLOPs. Each later recipe needs less memory than all
+    before, or is the fastest of its method. Empty if nothing fits."""
     methods: tuple[MethodLimits, ...]
     assumptions: tuple[str, ...] = ()
-    """What was chosen of model, recipes and GPU that nobody asked for and that is not the default, and why."""
+    """Choices of model, recipes and GPU that the user did not make and that are not defaults, with reasons."""
     warnings: tuple[str, ...] = ()
-    """What is odd about some of these, though they run."""
+    """Warnings about recipes that run, but are unusual."""
 
 
 class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,7 +112,7 @@ class _Fitting(NamedTuple):
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Leave cycles uncollected for a moment: the search makes objects by the million, and few cycles."""
+    """Suspend the garbage collector: the search makes millions of objects and few cycles."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -130,12 +130,13 @@ def make_plan(
     min_batch_tokens: int = 1,
     calibration: Calibration | None = None,
 ) -> Plan:
-    """Return what to run on ``device``: the best recipes of ``spec`` that have the ``fixed`` settings.
+    """Return what to run on ``device``: the best recipes of ``spec`` with the ``fixed`` settings.
 
     A step trains at least ``min_batch_tokens``: micro-batches are accumulated until it does.
 
     Raises:
-        UserError: settings that contradict each other, or that the model cannot have; more tokens a step than it can.
+        UserError: settings contradict each other, or the model does not support them; a step cannot train so many
+            tokens.
     """
     tried = 0
     fitting: list[_Fitting] = []
@@ -174,10 +175,10 @@ def make_plan(
 
 
 def enough_gpus(resolved: ResolvedRecipe) -> list[EnoughGpu]:
-    """Return the GPUs of the catalogue that the recipe fits: the least memory first, then the lowest board power.
+    """Return the GPUs of the catalogue that the recipe fits: the smallest memory first, then the lowest board power.
 
     Raises:
-        UserError: a recipe that the model cannot have.
+        UserError: the model does not support the recipe.
     """
     refuse_impossible(resolved)
     found = []
@@ -200,7 +201,8 @@ def enough_gpus(resolved: ResolvedRecipe) -> list[EnoughGpu]:
 
 
 def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[ResolvedRecipe]:
-    """Yield recipes at micro-batch 1 with each combination of what is not fixed, of each method the leanest last.
+    """Yield a recipe for each combination of open settings, at micro-batch 1. Within a method the one with least memory
+    is last.
 
     Raises:
         UserError: there is none.
@@ -249,7 +251,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
 
 
 def _precisions(parts: Parts, half: str) -> list[dict[str, Any]]:
-    """Return the precisions to try of a method, in ``half``, the leanest last."""
+    """Return the precisions to search for a method, in ``half``; the one with least memory is last."""
     mixed = "fp16" if half == "float16" else "bf16"
     if parts.adapter is not None:
         unprepared = {} if parts.quantization is None else {"prepare_kbit": False}  # both leaner and faster
@@ -261,10 +263,11 @@ def _precisions(parts: Parts, half: str) -> list[dict[str, Any]]:
 
 
 def _attentions(device: Device, usual: Recipe, window: int | None) -> tuple[str, ...]:
-    """Return the attention to try, the leanest last: with flash_attn where it does what the ``usual`` one cannot.
+    """Return the attention to search, that with least memory last. flash_attn is added if the ``usual`` one is worse.
 
-    Where no window is filled, sdpa runs the same kernel as flash_attn; where one is, flash_attn knows the window and
-    sdpa needs a mask. What cannot run on sdpa is leaner and faster with flash_attn than with eager attention.
+    If no sliding window is filled, sdpa runs the same kernel as flash_attn. If one is filled, flash_attn supports the
+    window and sdpa needs a mask. If sdpa is not possible, flash_attn is faster than eager attention and needs less
+    memory.
     """
     attention = usual.attn_implementation
     if device.supports_flash_attention is False:
@@ -275,10 +278,10 @@ def _attentions(device: Device, usual: Recipe, window: int | None) -> tuple[str,
 
 
 def _micro_batches(resolved: ResolvedRecipe, sized: bool, min_batch_tokens: int) -> Iterator[ResolvedRecipe]:
-    """Yield the recipe with each micro-batch, accumulated to at least ``min_batch_tokens`` a step.
+    """Yield the recipe with each micro-batch, accumulated to at least ``min_batch_tokens`` per step.
 
     Raises:
-        UserError: that takes more passes than a recipe can have.
+        UserError: this takes more passes than a recipe can have.
     """
     recipe = resolved.recipe
     size = recipe.batch_size
@@ -296,7 +299,7 @@ def _micro_batches(resolved: ResolvedRecipe, sized: bool, min_batch_tokens: int)
 
 
 def _hold(resolved: ResolvedRecipe, device: Device) -> _Fitting | None:
-    """Return what the recipe takes and leaves, or None where it does not fit."""
+    """Return the recipe's memory and margin; None if it does not fit."""
     if not states_fit(resolved, device.usable_bytes):
         return None
     memory = estimate_memory(resolved, compute_capability=device.compute_capability)
@@ -306,7 +309,7 @@ def _hold(resolved: ResolvedRecipe, device: Device) -> _Fitting | None:
 
 
 def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitting]) -> list[_Fitting]:
-    """Return the recipes to name: the fastest of each method, and what takes less memory than all that is faster."""
+    """Return the recipes to show: the fastest of each method, and those that need less memory than all faster ones."""
 
     def seconds_a_token(one: _Fitting) -> float:
         recipe = one.resolved.recipe
@@ -315,7 +318,8 @@ def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitti
         return step_flops(one.resolved).hardware / tokens if likely is None else likely.total / tokens
 
     def order(one: _Fitting) -> tuple[int, int, int]:
-        """Return the rank of a recipe: by speed, and of what is as fast the plainest first, then what takes least."""
+        """Return the sort key of a recipe: by speed; among equally fast ones the most usual first, then the least
+        memory."""
         return round(log(seconds_a_token(one)) / ALIKE), _oddities(one.resolved.recipe), one.device_total_most_bytes
 
     ordered = sorted(fitting, key=order)
@@ -334,7 +338,7 @@ def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitti
 
 
 def _oddities(recipe: Recipe) -> int:
-    """Return how many settings are not what people run who have no need for others."""
+    """Return the number of settings that people use only if they have to."""
     plain = {"loss": "standard", "optim": DEFAULT_OPTIMIZER, "attn_implementation": "sdpa"}
     return sum(getattr(recipe, name) not in (value, None) for name, value in plain.items())
 

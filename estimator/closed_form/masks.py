@@ -1,7 +1,7 @@
-"""Attention masks, which transformers makes once for the whole model, and which layers share one.
+"""Attention masks. transformers makes them once for the whole model, and layers share them.
 
-A causal mask is left to the kernel where it can be. It is made where attention is eager, and for sdpa where a sliding
-window is no longer than the sequence (`masking_utils`).
+If possible, a causal mask is left to the kernel. It is allocated for eager attention, and for sdpa if a sliding window
+is no longer than the sequence (`masking_utils`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Masks:
         self.differ = any(self._masks.values()) and len(self._masks) > 1
 
     def mask(self, windowed: bool) -> Tensor | None:
-        """Return the mask of layers with a window, or of those without; None where the kernel needs none."""
+        """Return the mask of layers with a window, or of those without; None if the kernel needs none."""
         return self._masks[windowed]
 
 
 def layers_with_window(spec: ModelSpec) -> list[bool]:
-    """Return for each layer whether it looks no further than the model's sliding window."""
+    """Return for each layer whether its attention has the model's sliding window."""
     config = spec.config
     if config.get("layer_types"):
         return [kind == "sliding_attention" for kind in config["layer_types"]]
@@ -48,10 +48,10 @@ def layers_with_window(spec: ModelSpec) -> list[bool]:
 
 
 def identical_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
-    """Yield the layers to run, how many each stands for, and whether it has a window.
+    """Yield the layers to run, the number of layers that each stands for, and whether it has a window.
 
-    The first layer runs for itself, for its input is the embedding. Where layers with and without a window alternate
-    and their masks differ, those of one kind come before those of the other: what they hold adds up the same.
+    The first layer runs alone, since its input is the embedding. If layers with and without a window alternate and
+    their masks differ, all of one kind run before those of the other; the sum of their memory is the same.
     """
     start = 0
     for group in spec.layers:
@@ -68,7 +68,7 @@ def identical_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, in
 
 
 def every_layer(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
-    """Yield each layer by itself, as `identical_layers` yields several."""
+    """Yield each layer alone, in the form of `identical_layers`."""
     windowed = iter(masks.windowed)
     for group in spec.layers:
         for _ in range(group.count):

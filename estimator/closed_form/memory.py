@@ -19,11 +19,11 @@ def estimate_memory(
 ) -> Breakdown:
     """Return the breakdown of the recipe on one device that runs ``kernels``.
 
-    ``compute_capability`` (of `Device`) decides which kernel attention takes and what cuBLAS works in; see
-    `sdpa_kernel` and `workspaces` for what None stands for.
+    ``compute_capability`` (of `Device`) decides the kernel of attention and the size of cuBLAS' workspaces; see
+    `sdpa_kernel` and `workspaces` for None.
 
     Raises:
-        UserError: target modules that the model does not have, or a combination that no kernel runs.
+        UserError: the model lacks the target modules, or no kernel runs the combination.
     """
     setup = Setup(resolved, kernels, compute_capability)
     form = compile_form(setup)

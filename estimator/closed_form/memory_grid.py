@@ -1,4 +1,4 @@
-"""The closed form of memory for arrays of batch sizes, lengths and ranks: the forms of `estimate_memory` in numpy."""
+"""The closed form of memory for arrays of batch sizes, lengths and ranks: `estimate_memory` in numpy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 LARGEST_SETTING = 2**31 - 1
-"""As in `Recipe`."""
+"""The largest value of a setting in a `Recipe`."""
 LARGEST_EXACT = 2**53
-"""Sums are formed in float64, which holds every whole number up to this: 8 PiB."""
+"""Sums are computed in float64, which is exact for integers up to this: 8 PiB."""
 CHUNK = 8192
-"""Recipes worked on at a time, so that the candidates of all of them stay in the processor's cache."""
+"""Recipes per block, so that all their candidates fit into the processor's cache."""
 
 
 def estimate_memory_grid(
@@ -32,15 +32,14 @@ def estimate_memory_grid(
     kernels: Backend = "cuda",
     compute_capability: str | None = None,
 ) -> NDArray[np.int64]:
-    """Return ``peak_allocated_bytes`` of the recipe with each batch size, length and rank in place of its own.
+    """Return ``peak_allocated_bytes`` of the recipe with each batch size, length and rank instead of its own.
 
-    The three are whole numbers of any shapes that broadcast against each other; the answer has the shape that they
-    broadcast to (``numpy.ix_`` makes a grid of three lists). Without ranks, the recipe's own stands. Element by
-    element the answer is that of `estimate_memory`.
+    The three are integers that broadcast against each other, and the result has their common shape (``numpy.ix_`` makes
+    a grid of three lists). Without ranks, the recipe's own rank is used. Each element equals that of `estimate_memory`.
 
     Raises:
-        UserError: what `estimate_memory` refuses; numbers that no recipe can have, or shapes that do not broadcast;
-            ranks for full fine-tuning; 8 PiB or more.
+        UserError: as in `estimate_memory`; a number is impossible for a recipe, or shapes do not broadcast; ranks are
+            given for a method without ranks; a recipe needs 8 PiB or more.
     """
     import numpy as np
 
@@ -52,12 +51,12 @@ def estimate_memory_grid(
 
 
 class GridPart(NamedTuple):
-    """Recipes of a grid for which the same runs, and of which only the sizes differ."""
+    """Recipes of a grid that run the same operations and differ only in sizes."""
 
     places: NDArray[np.int64]
-    """Of each in the flat grid."""
+    """Index of each in the flat grid."""
     example: ResolvedRecipe
-    """One of them, but for its rank."""
+    """One of them, with another rank."""
     batch_sizes: NDArray[np.float64]
     seq_lens: NDArray[np.float64]
     ranks: NDArray[np.int64]
@@ -70,7 +69,7 @@ def grid_parts(
     """Return the shape of the grid, and the grid in parts of up to `CHUNK` recipes.
 
     Raises:
-        UserError: as `estimate_memory_grid` for what is wrong with the numbers.
+        UserError: as in `estimate_memory_grid`, for wrong numbers.
     """
     import numpy as np
 

@@ -1,7 +1,7 @@
 """Linear layers with adapters and 4-bit weights, norms, rotary positions, attention: transformers' and peft's modules.
 
-As read in transformers 5.23 and peft 0.21. The order of operations and the lifetime of local variables are theirs, for
-they decide what is alive at the peak.
+As in transformers 5.23 and peft 0.21. The order of operations and the lifetimes of local variables are theirs, because
+they determine which tensors are alive at the peak.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class Weights:
-    """How a recipe keeps the model's parameters: in which dtype, and whether they train."""
+    """The dtype of the model's parameters under a recipe, and whether they train."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.dtype = recipe.unquantized_dtype
         self.quantized_dtype = recipe.dtype
-        """To which 4-bit weights are dequantised."""
+        """The dtype of dequantised 4-bit weights."""
 
     def base(self, elements: int) -> Tensor:
         """Return a parameter of the model."""
@@ -35,11 +35,11 @@ class Weights:
         return Tensor(None, ONE, elements, self.dtype, leaf=leaf)
 
     def saved(self, elements: int) -> Tensor:
-        """Return the copy of a parameter that trains in place of the model's own."""
+        """Return the trained copy of a parameter of the model."""
         return Tensor(None, ONE, elements, self.dtype, leaf=self._leaf())
 
     def adapter(self, tensor: AdapterTensor) -> Tensor:
-        """Return a tensor of an adapter: of its elements, those for each unit of the rank where it is ranked."""
+        """Return a tensor of an adapter. If it is ranked, its elements are per unit of the rank."""
         times, elements = (R, tensor.elements // (self.recipe.rank or 1)) if tensor.ranked else (ONE, tensor.elements)
         return Tensor(None, ONE, elements, self.recipe.trained_dtype, times=times, leaf=self._leaf())
 
@@ -92,14 +92,14 @@ class Modules:
 
     @property
     def rotary_features(self) -> int:
-        """Features of each head that rotary positions turn."""
+        """Features of each head with rotary positions."""
         part = self.spec.config["rope_parameters"].get("partial_rotary_factor", 1.0)
         return int(self.spec.head_dim * part)
 
     # Embeddings and positions
 
     def embedding(self, *, scaled: bool = False) -> Tensor:
-        """Return the tokens' rows of the embedding table, (B·S, h); ``scaled`` by the embedding module itself."""
+        """Return the tokens' rows of the embedding table, (B·S, h). ``scaled``: the embedding module scales them."""
         spec, op = self.spec, self.op
         with op.tape.scope("embedding"):
             embedded = op.embedding(self.weights[spec.embeddings[0].name], spec.hidden_size)
@@ -112,7 +112,8 @@ class Modules:
         return embedded
 
     def rotary_tables(self, dtype: str) -> Rotary:
-        """Return cosines and sines of every position, (S, rotary features), made in float32 and kept in ``dtype``."""
+        """Return cosines and sines of every position, (S, rotary features), computed in float32 and stored in
+        ``dtype``."""
         op, tape, features = self.op, self.op.tape, self.rotary_features
         with tape.scope("rotary tables"):
             frequencies = tape.new(S, features // 2, "float32", "buffers")
@@ -126,7 +127,7 @@ class Modules:
     # Linear layers
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """Return what linear layer ``name`` makes of x, with its adapter's part if it has one."""
+        """Return the output of linear layer ``name`` for x, with its adapter if it has one."""
         with self.op.tape.scope("linear", name):
             if name not in self.adapters:
                 return self._base(name, x)
@@ -151,7 +152,7 @@ class Modules:
     # Norms
 
     def rms_norm(self, name: str, x: Tensor, groups: int = 1) -> Tensor:
-        """Return Llama's RMS norm, computed in float32, of each of ``groups`` of features on its own."""
+        """Return Llama's RMS norm in float32, of each of ``groups`` of features separately."""
         op = self.op
         with op.tape.scope("norm", name):
             x32 = op.cast(x, "float32")
@@ -174,7 +175,7 @@ class Modules:
             return op.add(op.multiply(x, cos), op.multiply(self._rotate_half(x), sin))
 
     def rotate_part(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Return x with the first features of each head rotated and the others as they are, joined to a copy."""
+        """Return a copy of x with the first features of each head rotated and the others unchanged."""
         op = self.op
         rotated = x.features * self.rotary_features // self.spec.head_dim
         with op.tape.scope("rotary positions"):
@@ -198,13 +199,13 @@ class Modules:
         joined: bool = False,
         float32_softmax: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the heads' outputs, through the kernel that the recipe, the mask and the dtype lead to.
+        """Return the heads' outputs. Recipe, mask and dtype decide the kernel.
 
-        The second is the matrix of probabilities where attention is eager; the layer holds it to its end.
+        The second result is the matrix of probabilities of eager attention, which the layer keeps to its end.
 
         ``joined``: queries and keys were joined from parts (torch.cat), so they lie by head in memory. Eager attention
         then copies neither. Flash attention's output lies as the queries do, so it is copied to lie by token.
-        ``float32_softmax``: the family asks for it if attention is eager.
+        ``float32_softmax``: the family requests it for eager attention.
         """
         with self.op.tape.scope("attention"):
             if self.recipe.attn_implementation == "eager":
@@ -246,7 +247,7 @@ class Modules:
         return op.copy(output) if joined else output
 
     def _flash_dtype(self, dtype: str) -> str:
-        """Return the dtype in which flash_attn runs: transformers casts float32 back to that of the weights."""
+        """Return the dtype of flash_attn: transformers casts float32 back to the dtype of the weights."""
         return self.quantized_dtype if dtype == "float32" else dtype
 
     def _eager(
@@ -278,10 +279,10 @@ class Modules:
         return op.copy(output), scores
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
-        """torch's math kernel: everything in float32, with the whole matrix of scores.
+        """Return attention by torch's math kernel: all in float32, with the whole matrix of scores.
 
-        What lies by token is copied to lie by head, but of a single sequence; repeated heads lie by head already. The
-        probabilities are returned too, in the dtype of q.
+        Tensors that lie by token are copied to lie by head, unless there is a single sequence; repeated heads lie by
+        head already. The kernel also returns the probabilities, in the dtype of q.
         """
         op, spec = self.op, self.spec
         by_token = self.recipe.batch_size > 1

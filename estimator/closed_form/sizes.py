@@ -1,7 +1,7 @@
-"""Sizes as whole multiples of products of symbols: 4096 · B·S.
+"""Sizes as integer multiples of products of symbols: 4096 · B·S.
 
-A method that brings a number of its own, such as the length of a prefix, declares a symbol for it here, and makes its
-tensors of it. `Values` fills symbols in for one recipe, or for arrays of batch sizes, lengths and ranks.
+A method with a size of its own, such as the length of a prefix, declares a symbol for it here and uses it in its
+tensors. `Values` has the symbols' values for one recipe, or for arrays of batch sizes, lengths and ranks.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class Symbol(NamedTuple):
-    """One number that a step on sizes leaves open."""
+    """A symbol: a number that is open until a recipe is given."""
 
     order: int
-    """In which the symbols of a product are written and multiplied."""
+    """Order of the symbols in a product."""
     name: str
     meaning: str
     value: Callable[[Values], Any]
-    """From the spec, the recipe and the values of other symbols to a number, or an array of float64."""
+    """Computes its value, a number or an array of float64, from spec, recipe and other symbols' values."""
 
 
 class Monomial:
-    """A product of symbols, such as B·S·S. Equal ones are one object, and compared by identity."""
+    """A product of symbols, such as B·S·S. Equal products are the same object, and are compared by identity."""
 
     __slots__ = ("_order", "_products", "name", "symbols")
 
@@ -52,7 +52,7 @@ class Monomial:
         return self.name
 
     def value(self, values: Values) -> Any:
-        """Return what it comes to, from left to right: (B · S) · S."""
+        """Return its value, computed from left to right: (B · S) · S."""
         *first, last = self.symbols
         return values[_product(*first)] * values[_product(last)] if first else last.value(values)
 
@@ -67,10 +67,10 @@ def _product(*symbols: Symbol) -> Monomial:
 
 
 class Values:
-    """The value of each monomial, worked out when it is first asked for."""
+    """The values of the monomials, each computed when first needed."""
 
     def __init__(self, resolved: ResolvedRecipe, given: Mapping[Monomial, Any] | None = None) -> None:
-        """Take the values of ``given`` symbols (numbers, or arrays of float64) in place of the recipe's own."""
+        """Use ``given`` values of symbols (numbers, or arrays of float64) instead of the recipe's own."""
         self.spec = resolved.spec
         self.recipe = resolved.recipe
         self._known: dict[Monomial, Any] = {ONE: 1, **(given or {})}
@@ -94,7 +94,7 @@ B = _symbol("B", "sequences in a batch", lambda values: values.recipe.batch_size
 S = _symbol("S", "tokens in a sequence", lambda values: values.recipe.seq_len)
 TOKENS = B * S
 PAIRS = B * S * S
-"""Pairs of positions, of each sequence: scores of one attention head."""
+"""Pairs of positions of each sequence: the scores of one attention head."""
 R = _symbol("r", "rank of the adapters", lambda values: values.recipe.rank or 0)
 PADDED_TOKENS = B * _symbol(
     "⌈S⌉128", "S to a multiple of 128, as flash attention pads it", lambda values: -(-values[S] // 128) * 128

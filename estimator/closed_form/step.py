@@ -1,4 +1,4 @@
-"""One training step of a recipe, in sizes: what is alive at each peak candidate."""
+"""One training step of a recipe, in sizes: the live bytes at each peak candidate."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ GRADIENT_OF_LOSS = "gradient of the loss"
 def peak_candidates(
     resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None = None, tape: Tape | None = None
 ) -> list[PeakCandidate]:
-    """Return the points in time of a steady step at which memory may peak, in order.
+    """Return the moments of a steady step at which memory may peak, in order.
 
-    Batch size and length are left open: a candidate holds bytes for each monomial. What is persistent is not among
-    them (`persistent_bytes`). A ``tape`` given records the step, for those who want more of it than its candidates.
+    Batch size and length stay open: a candidate has bytes for each monomial. Persistent memory is not included
+    (`persistent_bytes`). A given ``tape`` records the step for callers that need more than its candidates.
 
     Raises:
-        UserError: target modules that the model does not have, or a model that has no closed form.
+        UserError: the model lacks the target modules, or has no closed form.
     """
     spec = resolved.spec
     if spec.model_type not in MODEL_TYPES:

@@ -1,6 +1,6 @@
-"""Arithmetic that an operation does beyond passing over its tensors, as the operators tell it to the tape.
+"""The arithmetic of operations that are not memory-bound. Operators report it to the tape.
 
-Memory asks for none of it; time does (`speed.operations`).
+Memory does not depend on it; time does (`speed.operations`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 from lorabench.estimator.closed_form.sizes import ONE, Extent
 
 MatmulGroup = Literal["linear layers", "adapters", "attention", "logits and loss"]
-"""What people call the parts of a step whose matrix products they ask about."""
+"""Names for the parts of a step with matmuls."""
 
 
 class Matmul(NamedTuple):
-    """Matmuls (m × k) · (k × n), as many as ``batch``, with float32 accumulation inside the kernel."""
+    """``batch`` matmuls (m × k) · (k × n), with float32 accumulation inside the kernel."""
 
     group: MatmulGroup
     m: Extent
@@ -25,14 +25,14 @@ class Matmul(NamedTuple):
 
 
 AttentionKernel = Literal["sdpa", "flash_attention_2", "masked"]
-"""Torch's own choice of one that is given no mask, that of the package flash_attn, and torch's that is given a mask."""
+"""torch's choice without a mask, the kernel of the package flash_attn, and torch's kernel with a mask."""
 
 
 class AttentionWork(NamedTuple):
-    """Attention of whole sequences in one kernel that never writes the scores out.
+    """Attention of whole sequences in one kernel that never stores the scores.
 
-    Scores and their use on the values are two products over each pair of positions; backward needs four, and does
-    the scores' again, for they were not kept.
+    Forward has two matmuls over each pair of positions: scores, and their product with the values. Backward has four,
+    and recomputes the scores.
     """
 
     heads: int
@@ -44,26 +44,26 @@ class AttentionWork(NamedTuple):
 
     @property
     def skips_masked(self) -> bool:
-        """Whether the kernel passes over what the mask hides, rather than computing and discarding it."""
+        """Whether the kernel skips masked pairs, instead of computing and discarding them."""
         return self.kernel != "masked"
 
 
 class Dequantisation(NamedTuple):
-    """A 4-bit weight of ``elements`` elements written out in ``dtype``."""
+    """Dequantisation of a 4-bit weight of ``elements`` elements into ``dtype``."""
 
     elements: int
     dtype: str
 
 
 class ChunkedLoss(NamedTuple):
-    """The head and the loss, `sizes.CHUNK` tokens at a time: logits, and from them the gradients of both factors."""
+    """Head and loss for `sizes.CHUNK` tokens at a time: the logits, and the gradients of both factors from them."""
 
     features: int
-    """Of a token's hidden state."""
+    """Features of a token's hidden state."""
     vocabulary: int
     dtype: str
     trains: bool
-    """Whether the head's weight has a gradient too."""
+    """Whether the head's weight also gets a gradient."""
 
 
 Work = Matmul | AttentionWork | ChunkedLoss | Dequantisation
