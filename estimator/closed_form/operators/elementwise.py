@@ -48,15 +48,8 @@ class Elementwise:
 
     def scale(self, x: Tensor) -> Tensor:
         """Return x times a number, or negated."""
-        tape, component = self.tape, component_of(x)
         # mul: grad * other; neg: grad.neg()
-        return tape.record(
-            "scale",
-            (x,),
-            lambda g, _: (tape.like(g, component=component),),
-            (),
-            lambda: tape.like(x, component=component),
-        )
+        return self._unary("scale", x, component=component_of(x))
 
     def shift(self, x: Tensor) -> Tensor:
         """Return x plus a number."""
@@ -84,23 +77,14 @@ class Elementwise:
 
     def activation(self, x: Tensor) -> Tensor:
         """Return an elementwise function of x whose backward needs x (silu, gelu)."""
-        tape = self.tape
         # silu: silu_backward(grad, self); gelu: gelu_backward(grad, self)
-        return tape.record("activation", (x,), lambda g, _: (tape.like(g),), (x,), lambda: tape.like(x))
+        return self._unary("activation", x, (x,))
 
     def tanh(self, x: Tensor) -> Tensor:
         """Return an elementwise function of x whose backward needs its result (tanh, rsqrt)."""
-        tape, component = self.tape, component_of(x)
         # tanh: tanh_backward(grad, result). rsqrt: -0.5 * grad * result.pow(3), whose steps are left out: it is taken
         # of one number a token.
-        return tape.record(
-            "tanh",
-            (x,),
-            lambda g, _: (tape.like(g, component=component),),
-            (),
-            lambda: tape.like(x, component=component),
-            saved_output=True,
-        )
+        return self._unary("tanh", x, component=component_of(x), saved_output=True)
 
     def power(self, x: Tensor) -> Tensor:
         """Return x to a power. CUDA's autocast runs it in float32."""
@@ -122,10 +106,29 @@ class Elementwise:
         """Return x with dropout: CUDA keeps a mask of one byte an element, the CPU a scaled mask in x's dtype."""
         if probability == 0:
             return x
-        tape, mask_dtype = self.tape, "bool" if self.kernels == "cuda" else x.dtype
-        mask = tape.like(x, mask_dtype, name="dropout mask")
+        mask = self.tape.like(x, "bool" if self.kernels == "cuda" else x.dtype, name="dropout mask")
         # native_dropout: grad * mask * scale; on the CPU mul: grad * mask
-        return tape.record("dropout", (x,), lambda g, _: (tape.like(g),), (mask,), lambda: tape.like(x))
+        return self._unary("dropout", x, (mask,))
+
+    def _unary(
+        self,
+        operation: str,
+        x: Tensor,
+        saved: tuple[Tensor, ...] = (),
+        *,
+        component: str = "temporaries",
+        saved_output: bool = False,
+    ) -> Tensor:
+        """Return a new tensor of x's shape and dtype, whose backward makes another one of them."""
+        tape = self.tape
+        return tape.record(
+            operation,
+            (x,),
+            lambda g, _: (tape.like(g, component=component),),
+            saved,
+            lambda: tape.like(x, component=component),
+            saved_output=saved_output,
+        )
 
 
 def component_of(x: Tensor) -> str:
