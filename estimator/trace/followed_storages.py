@@ -1,4 +1,4 @@
-"""Which storage each tensor of a step is on, from the operation that makes it until nothing refers to it any more."""
+"""Follow the storage of each tensor of a step, from the operation that makes it until nothing refers to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FollowedStorages(StorageHistory):
-    """Follows storages on some device types by weak reference, and writes their history down."""
+    """Follows storages on some device types by weak reference, and records their history."""
 
     def __init__(
         self, device_types: tuple[str, ...], on_birth: Callable[[int, torch.Tensor, Any], None] | None = None

@@ -1,4 +1,4 @@
-"""What operators give on meta tensors: corrected where kernels differ, and repeated where it was worked out before."""
+"""Results of operators on meta tensors: corrected if kernels differ, and repeated if they were computed before."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Sizes = tuple[tuple[int, ...], tuple[int, ...], Any]
 class MetaResults:
     """Runs operators on meta tensors, with the results of ``kernels``, and quickly.
 
-    Most of meta's kernels are written in Python and slow. What depends on nothing but the arguments' shapes, strides,
-    dtypes and numbers is worked out once; the layers of a model are alike. What is written in place, element by
-    element, is checked once: nothing is left to do where there are no elements.
+    Most meta kernels are written in Python and slow. Results that depend only on shapes, strides, dtypes and numbers
+    are computed once, since the layers of a model are identical. In-place elementwise operations are checked once; then
+    there is nothing to do, since meta tensors have no elements.
     """
 
     def __init__(self, kernels: Backend) -> None:
@@ -33,7 +33,7 @@ class MetaResults:
         """None for results in place."""
 
     def __call__(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what ``operator`` gives: worked out, or repeated."""
+        """Return the result of ``operator``, computed or repeated."""
         repeatable = self._repeatable.get(id(operator))
         if repeatable is None:
             repeatable = self._repeatable[id(operator)] = _gives_fresh_tensors(operator) or _writes_in_place(operator)

@@ -1,4 +1,4 @@
-"""The tensors that a model holds, each with the component that its bytes count under."""
+"""The tensors of a model, each with the component that its bytes count under."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield every tensor that ``model`` holds, with its component: parameters, 4-bit constants, buffers, loose ones."""
+    """Yield every tensor of ``model`` with its component: parameters, 4-bit constants, buffers, and other tensors."""
     frozen_any = any(not parameter.requires_grad for parameter in model.parameters())
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -25,7 +25,7 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def model_bytes(model: nn.Module, *device_types: str) -> int:
-    """Return the bytes of all storages that ``model`` holds on ``device_types``, each once."""
+    """Return the bytes of all storages of ``model`` on ``device_types``, each once."""
     held = (tensor for _, tensor in model_tensors(model))
     storages = {
         id(storage): storage.nbytes()

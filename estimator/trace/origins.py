@@ -1,4 +1,4 @@
-"""Where each storage comes from: the operator that made it and the module that asked for it."""
+"""The origin of each storage: the operator that made it, and the module that called it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Origin(NamedTuple):
-    """What a storage held when it was made."""
+    """The first tensor on a storage, and its maker."""
 
     operator: str
-    """The operator that made it, such as ``aten.mm``; empty for what lived before the first step."""
+    """The operator that made it, such as ``aten.mm``; empty for storages from before the first step."""
     module: str
-    """Path of the module whose forward or backward it was; of a parameter, its own path."""
+    """Path of the module whose forward or backward made it; for a parameter its own path."""
     shape: tuple[int, ...]
     dtype: str
 
@@ -41,7 +41,7 @@ class Origins:
         self._noted: list[tuple[Any, str, torch.Size, torch.dtype]] = []
 
     def note(self, number: int, tensor: torch.Tensor, operator: Any) -> None:
-        """Take down storage ``number``: the storages are numbered from 0 on."""
+        """Record the origin of storage ``number``; storages are numbered from 0."""
         assert number == len(self._noted)
         module = self._running() if operator is not None else self._tensor_names.get(id(tensor.untyped_storage()), "")
         self._noted.append((operator, module, tensor.shape, tensor.dtype))
@@ -53,7 +53,7 @@ class Origins:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch which module runs."""
+        """Watch the module that runs."""
         from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
         enter = register_module_forward_pre_hook(self._enter)

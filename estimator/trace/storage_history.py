@@ -1,4 +1,4 @@
-"""When storages were born and died, and what that says of a step: components, and the peak of each phase."""
+"""Births and deaths of storages, and what follows for a step: components, and the peak of each phase."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ class StorageHistory:
 
     def __init__(self) -> None:
         self.loaded_bytes: int | None = None
-        """What the base model took before it was prepared and adapted, where somebody who saw it says so."""
+        """Bytes of the loaded base model before preparation and adapters, if a caller recorded them."""
         self.adapted_bytes = 0
         self._sizes: list[int] = []
         self._events: list[int] = []
-        """Storage number where it was born, its complement where it died."""
+        """Storage number for a birth, its complement for a death."""
         self._components: dict[int, str] = {}
-        """What is known for sure; the rest follows from birth and death."""
+        """Components that are known; the others follow from birth and death."""
         self._recomputed: dict[int, int] = {}
-        """Storage made while a layer was recomputed → the number of that recomputation."""
+        """Storage made during a layer's recomputation → number of the recomputation."""
         self._recompute_ends: list[int] = []
-        """For each recomputation, the event at which it was over."""
+        """For each recomputation, the event at its end."""
         self._phases: list[tuple[int, str]] = []
-        """Where each phase of the last step begins: an event, and the phase's name."""
+        """Start of each phase of the last step: an event, and the phase's name."""
 
     # What it says.
 
     def breakdown(self) -> Breakdown:
-        """Return the bytes of the last step at its peak, by component, and the peak of each of its phases."""
+        """Return the bytes by component at the last step's peak, and the peak of each of its phases."""
         components = self._attribute()
         held = dict.fromkeys(COMPONENTS, 0)
         live = peak = 0
@@ -94,7 +94,8 @@ class StorageHistory:
     # Attributing bytes.
 
     def _attribute(self) -> list[str]:
-        """Return the component of every storage: what outlives its forward pass or recomputation was saved by it."""
+        """Return the component of every storage. One that outlives its forward pass or recomputation was saved by
+        it."""
         died = {~event: index for index, event in enumerate(self._events) if event < 0}
         never = len(self._events)
         components = ["buffers"] * len(self._sizes)

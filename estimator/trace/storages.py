@@ -1,14 +1,14 @@
-"""A ledger of live tensor storages: how many bytes a training step holds, at which moment, for what.
+"""A ledger of live tensor storages: the bytes that a training step holds, when, and for what.
 
-Every operation passes through a dispatch mode, which follows the storages of its results by weak reference, so a
-storage counts from the operation that made it until nothing refers to it any more: views and in-place results count
-once. It works alike on the CPU, on CUDA and on meta tensors, where nothing is computed. What a kernel allocates and
-frees inside one operation is not seen; a trace on meta tells it (`scratch`).
+A dispatch mode sees every operation and follows the storages of its results by weak reference. So a storage counts from
+the operation that made it until nothing refers to it; views and in-place results count once. It works on the CPU, on
+CUDA and on meta tensors, where nothing is computed. Memory that a kernel allocates and frees inside one operation is
+not seen; a trace on meta adds it (`scratch`).
 
-- `watched_operations`: every operation, seen through the dispatch mode;
-- `followed_storages`: which storage each tensor is on, and when it dies;
-- `storage_history`: births and deaths, the components that they tell, and the peaks;
-- `model_tensors`: what a model holds before any operation.
+- `watched_operations`: the dispatch mode that sees every operation;
+- `followed_storages`: the storage of each tensor, and its death;
+- `storage_history`: births and deaths, the components that follow from them, and the peaks;
+- `model_tensors`: the tensors of a model before any operation.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 class StorageLedger(FollowedStorages):
-    """Counts the storages of one device type (or several) while it is entered.
+    """Counts the storages of one or several device types while it is entered.
 
-    Hand it what lives already (`adopt_model`, `adopt_optimizer`, `adopt`), enter it, call `begin_step`, run a
-    `TrainingStep` whose ``on_phase`` is `begin_phase`, then `end_step`. `breakdown` tells the last step's.
+    Usage: register existing tensors (`adopt_model`, `adopt_optimizer`, `adopt`), enter it, call `begin_step`, run a
+    `TrainingStep` whose ``on_phase`` is `begin_phase`, then call `end_step`. `breakdown` is that of the last step.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StorageLedger(FollowedStorages):
                 self.adopt("optimizer_states", value)
 
     def adopt(self, component: str, *tensors: Any) -> None:
-        """Count ``tensors`` under ``component``; what is no tensor or lies on another device is passed over."""
+        """Count ``tensors`` under ``component``. Other objects, and tensors on other devices, are ignored."""
         assert component in COMPONENTS
         for tensor in tensors_in(tensors):
             sid = self._follow(tensor)
@@ -88,7 +88,7 @@ class StorageLedger(FollowedStorages):
     # The step.
 
     def begin_step(self) -> None:
-        """Start the step that `breakdown` tells of."""
+        """Start a step. `breakdown` is that of the last one."""
         self._phases = []
 
     def begin_phase(self, phase: str) -> None:
@@ -99,7 +99,7 @@ class StorageLedger(FollowedStorages):
         self._phases.append((len(self._events), phase))
 
     def end_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Learn what the step left behind: gradients, optimizer states, parameters that were replaced."""
+        """Record the tensors that the step left: gradients, optimizer states, replaced parameters."""
         import torch
 
         self._phases.append((len(self._events), ""))
