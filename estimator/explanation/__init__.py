@@ -45,8 +45,8 @@ def explain(
 ) -> Explanation:
     """Return the derivation of the recipe's memory, in the order in which a person would reason.
 
-    A CUDA ``device`` decides the size of workspaces, and the memory is compared with it. ``replayed`` is the estimate by
-    a replay of the allocator, which says what is reserved and whether it fits; None: by ranges.
+    A CUDA ``device`` decides the size of workspaces, and the memory is compared with it. ``replayed`` is the estimate
+    by a replay of the allocator, which says what is reserved and whether it fits; None: by ranges.
 
     Raises:
         UserError: as in `estimate_memory`.
