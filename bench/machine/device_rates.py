@@ -32,5 +32,10 @@ def device_rates(facts: DeviceFacts) -> DeviceRates:
     Raises:
         UserError: its calibration file is not a calibration.
     """
-    device = facts.catalogued or Device(name=facts.name, title=facts.name, memory_bytes=facts.memory_bytes)
+    device = facts.catalogued or Device(
+        name=facts.name,
+        title=facts.name,
+        memory_bytes=facts.memory_bytes,
+        compute_capability=facts.compute_capability,
+    )
     return DeviceRates(device, find_calibration(facts.name))

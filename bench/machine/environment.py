@@ -110,7 +110,12 @@ def _device_facts(kind: Backend, index: int = 0) -> DeviceFacts:
         import torch
 
         properties = torch.cuda.get_device_properties(index)
-        return DeviceFacts(kind="cuda", name=properties.name, memory_bytes=properties.total_memory)
+        return DeviceFacts(
+            kind="cuda",
+            name=properties.name,
+            memory_bytes=properties.total_memory,
+            compute_capability=None if torch.version.hip else f"{properties.major}.{properties.minor}",
+        )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return DeviceFacts(kind="cpu", name=processor_name(), memory_bytes=memory)
 

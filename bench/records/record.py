@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
 
 from lorabench.bench.records.atomic_writes import write_atomically
 from lorabench.bench.records.measurement import Measurement
@@ -53,11 +54,12 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
         """The GPU in the catalogue; None for a CPU, or a GPU that is not in the catalogue."""
         return None if self.kind == "cpu" else known_device(self.name)
 
-    @property
-    def compute_capability(self) -> str | None:
-        """Compute capability of `catalogued`, which decides the size of workspaces; None if that is None."""
-        device = self.catalogued
-        return None if device is None else device.compute_capability
+    compute_capability: str | None = None
+    """As torch reports it, such as ``9.0``; in older records that of the catalogue, None if the GPU is not in it."""
+
+    def __post_init__(self) -> None:
+        if self.compute_capability is None and self.catalogued is not None:
+            force_setattr(self, "compute_capability", self.catalogued.compute_capability)
 
 
 class Environment(Struct, frozen=True, kw_only=True):
@@ -80,6 +82,11 @@ class Environment(Struct, frozen=True, kw_only=True):
     highest_sm_clock_mhz: int | None = None
     """Maximum SM clock of the GPU. The measurement has the actual clocks."""
     highest_memory_clock_mhz: int | None = None
+
+    @property
+    def expandable_segments(self) -> bool:
+        """Whether the allocator was asked for expandable segments."""
+        return "expandable_segments:true" in (self.allocator or "").replace(" ", "").lower()
 
     def facts(self) -> dict[str, str | None]:
         """Return all facts as text: name of a fact or package → value; None if unknown."""

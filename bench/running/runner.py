@@ -28,6 +28,7 @@ from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.suites.suite import Suite
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -220,10 +221,14 @@ class _Run:
                 self._finish(running.pop(number), JobResult(outcome="timeout"), timeout_seconds)
             self.watcher.waiting()
 
+    def _predict(self, task: Task, lane: Lane) -> Prediction | None:
+        expandable_segments = self.surroundings.environment.expandable_segments
+        return predict(task.resolved, lane.device, expandable_segments=expandable_segments)
+
     def _begin(self, task: Task, lane: Lane, running: dict[int, _Running], skip_unfit: bool) -> bool:
         """Start ``task`` on ``lane``. If it is not worth trying, write its record and return False."""
         started = time.monotonic()
-        begun = _Running(task, lane, predict(task.resolved, lane.device), started, _now())
+        begun = _Running(task, lane, self._predict(task, lane), started, _now())
         if skip_unfit and begun.prediction is not None:
             reason = reason_to_skip(begun.prediction.memory, lane.device)
             if reason is not None:
@@ -286,11 +291,14 @@ class _Run:
         self.watcher.ended(Progress(number=len(self.done), task=task, record=record, seconds=seconds, resumed=resumed))
 
 
-def predict(resolved: ResolvedRecipe, device: DeviceFacts) -> Prediction | None:
+def predict(resolved: ResolvedRecipe, device: DeviceFacts, *, expandable_segments: bool = False) -> Prediction | None:
     """Return the estimate for ``device``; None if the recipe has no closed form there."""
     rates = device_rates(device)
     try:
-        memory = estimate_memory(resolved, device.kind, rates.device.compute_capability)
+        if device.kind == "cpu":
+            memory = estimate_memory(resolved, "cpu")
+        else:
+            memory = replayed_memory(resolved, rates.device.compute_capability, expandable_segments=expandable_segments)
     except UserError:
         return None
     speed = rates.throughput(resolved)

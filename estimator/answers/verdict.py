@@ -77,13 +77,20 @@ def judge(resolved: ResolvedRecipe, memory: Breakdown, device: Device, *, replay
 
 
 def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
-    """Return whether an estimate for CUDA fits a GPU of ``device_bytes``, and the bytes to spare in the worst case."""
+    """Return whether an estimate for CUDA fits a GPU of ``device_bytes``, and the bytes to spare in the worst case.
+
+    If reserved bytes have a range, it is tight as long as the point estimate is within the memory. If they are
+    replayed, it is tight as long as the allocated blocks are, since the allocator may give back what is cached.
+    """
     assert memory.device_total_bytes is not None
     assert memory.device_total_range_bytes is not None
     margin = device_bytes - DRIVER_BYTES - memory.device_total_range_bytes[1]
     if margin >= 0:
         return "fits", margin
-    return "tight" if memory.device_total_bytes <= device_bytes else "does not fit", margin
+    point = memory.device_total_bytes
+    if memory.peak_reserved_bytes is not None and memory.peak_reserved_range_bytes is None:
+        point = memory.peak_allocated_bytes + CUDA_CONTEXT_BYTES
+    return "tight" if point <= device_bytes else "does not fit", margin
 
 
 def states_fit(resolved: ResolvedRecipe, usable: int) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.forms import Setup
+from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import Mark, Walk, walk
 from lorabench.estimator.memory.allocator import CachingAllocator
@@ -61,6 +62,18 @@ def with_blocks(memory: Breakdown, replayed: Replayed) -> Breakdown:
         device_total_bytes=replayed.reserved + CUDA_CONTEXT_BYTES,
         device_total_range_bytes=with_context(replayed.reserved, replayed.reserved),
     )
+
+
+def replayed_memory(
+    resolved: ResolvedRecipe, compute_capability: str | None = None, *, expandable_segments: bool = False
+) -> Breakdown:
+    """Return the breakdown of the recipe on a GPU, with allocated and reserved bytes as the allocator counts them.
+
+    Raises:
+        UserError: as in `estimate_memory`.
+    """
+    memory = estimate_memory(resolved, "cuda", compute_capability)
+    return with_blocks(memory, Training(resolved, compute_capability).replay(expandable_segments=expandable_segments))
 
 
 class Training:
