@@ -40,14 +40,21 @@ __all__ = [
 
 
 def estimate(
-    model: str | Path | ModelSpec, *, gpu: str | float | Device | None = None, **options: Unpack[RecipeOptions]
+    model: str | Path | ModelSpec,
+    *,
+    gpu: str | float | Device | None = None,
+    replay: bool = True,
+    **options: Unpack[RecipeOptions],
 ) -> Estimate:
-    """Return memory, verdict and speed of fine-tuning ``model``, in milliseconds and without torch.
+    """Return memory, verdict and speed of fine-tuning ``model``, without torch.
 
     Args:
         model: a catalogue name, a config.json or its folder, or a hub id; or a spec from `find_model`.
         gpu: the GPU to fit: its name or memory size (``24GB``), or a device from `find_device`. Its speed comes from
             `lorabench calibrate` if that was run for it, else from the datasheet.
+        replay: replay CUDA's allocator, for allocated and reserved bytes as torch counts them and the allocator's
+            verdict. It takes some tenths of a second. Without it the answer takes milliseconds, allocated bytes are
+            those of the tensors, and reserved bytes have a range.
         options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``. If the model
             does not support a default, the usual alternative is used and listed in the answer's ``assumptions``.
 
@@ -60,7 +67,7 @@ def estimate(
 
     device = None if gpu is None else _device(gpu)
     calibration = None if device is None else find_calibration(device.name)
-    return estimate_recipe(recipe_for(_spec(model), **options), device, calibration)
+    return estimate_recipe(recipe_for(_spec(model), **options), device, calibration, replay=replay)
 
 
 def estimate_grid(
@@ -72,7 +79,9 @@ def estimate_grid(
     gpu: str | float | Device | None = None,
     **options: Unpack[RecipeOptions],
 ) -> NDArray[np.int64]:
-    """Return the peak allocated bytes for every batch size, length and rank: a million in about a second. Needs numpy.
+    """Return the peak bytes of tensors for every batch size, length and rank: a million in about a second. Needs numpy.
+
+    They are the peak allocated bytes of `estimate` without ``replay``.
 
     Args:
         model: as in `estimate`.

@@ -10,7 +10,7 @@ from lorabench.bench.check.estimate import compare_with_estimate
 from lorabench.bench.check.findings import Finding
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord, read_records
-from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.bench.check.records import record
@@ -62,17 +62,22 @@ LARGE = {"vocab_size": 32000, "hidden_size": 8192, "intermediate_size": 28672, "
 
 
 @pytest.mark.parametrize(
-    ("metric", "counted", "ends"),
-    [
-        ("peak_reserved_bytes", "reserved", "peak_reserved_range_bytes"),
-        ("nvml_process_peak_bytes", "nvml", "device_total_range_bytes"),
-    ],
+    ("metric", "counted"), [("peak_reserved_bytes", "reserved"), ("nvml_process_peak_bytes", "nvml")]
 )
-def test_what_the_device_gave_may_be_anywhere_in_the_estimated_range(metric: str, counted: str, ends: str) -> None:
+def test_reserved_is_held_to_the_replay_and_what_the_driver_counts_to_the_contexts_range(
+    metric: str, counted: str
+) -> None:
     one = record(model_config=LLAMA, device_kind="cuda")
-    estimated = estimate_memory(ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe))
-    least, most = getattr(estimated, ends)
-    assert least < most
+    estimated = replayed_memory(
+        ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe), one.device.compute_capability
+    )
+    assert estimated.peak_reserved_bytes is not None
+    assert estimated.device_total_range_bytes is not None
+    ends = {
+        "reserved": (estimated.peak_reserved_bytes, estimated.peak_reserved_bytes),
+        "nvml": estimated.device_total_range_bytes,
+    }
+    least, most = ends[counted]
     for bytes_ in (0.96 * least, 0.98 * least, 1.02 * most, 1.04 * most):
         changes: dict[str, Any] = {counted: round(bytes_)}
         found = findings_of(record(model_config=LLAMA, device_kind="cuda", **changes))[metric]
