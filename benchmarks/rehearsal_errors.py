@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.bench.records.rehearsal import Rehearsal
-from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -81,7 +81,7 @@ def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str) -> Ro
     """Estimate and trace the recipe of ``record``."""
     resolved = ResolvedRecipe(read_config(record.model_config, record.recipe.model), record.recipe)
     capability = find_device(gpu).compute_capability
-    memory = estimate_memory(resolved, "cuda", capability)
+    memory = replayed_memory(resolved, capability)
     traced = trace(resolved, compute_capability=capability)
     counted = rehearsal.memory
     assert rehearsal.requested_peak_bytes is not None
@@ -93,7 +93,11 @@ def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str) -> Ro
         gpu=gpu,
         recipe=label,
         rehearsed=Bytes(counted.peak_allocated_bytes, rehearsal.requested_peak_bytes, counted.peak_reserved_bytes),
-        estimated=Bytes(memory.peak_allocated_bytes, memory.peak_allocated_bytes, memory.peak_reserved_bytes),
+        estimated=Bytes(
+            memory.peak_allocated_bytes,
+            memory.peak_allocated_bytes - memory.components["rounding"],
+            memory.peak_reserved_bytes,
+        ),
         traced=Bytes(
             traced.max_memory_allocated_bytes, traced.memory.peak_allocated_bytes, traced.memory.peak_reserved_bytes
         ),
@@ -151,12 +155,17 @@ def table(rows: Sequence[Row], others: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Rehearse, compare, and write the table."""
-    if len(sys.argv) != 2:
-        raise SystemExit("name one folder for the records: python benchmarks/rehearsal_errors.py DIR")
-    folder = Path(sys.argv[1])
+    """Rehearse, unless only those records are to be compared that are there, and write the table."""
+    match sys.argv[1:]:
+        case [name]:
+            folder, rehearses = Path(name), True
+        case ["--compare", name]:
+            folder, rehearses = Path(name), False
+        case _:
+            raise SystemExit("name one folder for the records: python benchmarks/rehearsal_errors.py [--compare] DIR")
     warnings.simplefilter("ignore")
-    rehearse(folder)
+    if rehearses:
+        rehearse(folder)
     keep(folder)
     rows, others = [], []
     for found in compare_all(folder):
