@@ -14,6 +14,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -106,15 +108,23 @@ def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str) -> Ro
 
 def compare_all(folder: Path) -> Iterator[Row | str]:
     """Yield a row for each recipe that ran, and a line for each other."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_compared, *zip(*_records(folder), strict=True))
+
+
+def _records(folder: Path) -> Iterator[tuple[RunRecord, str, str]]:
+    """Yield each record with the recipe's label and the GPU."""
     for suite in SUITES:
-        records = read_records(folder / suite.stem)
-        labels = distinct_labels({record.digest: record.recipe for record in records})
-        for record in records:
-            label = labels[record.digest]
-            if record.rehearsal is None:
-                yield f"{suite.stem}: {label}: {record.outcome}: {record.message}"
-            else:
-                yield compare(record, record.rehearsal, label, suite.stem)
+        if (folder / suite.stem).is_dir():
+            records = read_records(folder / suite.stem)
+            labels = distinct_labels({record.digest: record.recipe for record in records})
+            yield from ((record, labels[record.digest], suite.stem) for record in records)
+
+
+def _compared(record: RunRecord, label: str, gpu: str) -> Row | str:
+    if record.rehearsal is None:
+        return f"{gpu}: {label}: {record.outcome}: {record.message}"
+    return compare(record, record.rehearsal, label, gpu)
 
 
 def keep(folder: Path) -> None:
@@ -123,7 +133,7 @@ def keep(folder: Path) -> None:
         kept = SAMPLE / suite.stem
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
-        for record in read_records(folder / suite.stem):
+        for record in read_records(folder / suite.stem) if (folder / suite.stem).is_dir() else ():
             content = msgspec.to_builtins(replace(record, prediction=None, traceback=None))
             content["environment"] = _stated(content["environment"])
             (kept / record.file_name).write_bytes(msgspec.json.encode(_stated(content)) + b"\n")

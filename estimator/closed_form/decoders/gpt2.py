@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorabench.estimator.closed_form.activations import activate
 from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.decoders.decoder import Decoder
 from lorabench.estimator.closed_form.modules import Modules, Rotary
@@ -44,17 +45,10 @@ class Gpt2(Decoder):
         residual = hidden
         hidden = m.layer_norm("ln_2", hidden)
         feed_forward = m.linear("mlp.c_fc", hidden)
-        feed_forward = gelu_new(m, feed_forward)
+        feed_forward = activate(m.op, config["activation_function"], feed_forward)
         feed_forward = m.linear("mlp.c_proj", feed_forward)
         feed_forward = m.op.dropout(feed_forward, config["resid_pdrop"])
         return m.op.add(residual, feed_forward)
-
-
-def gelu_new(m: Modules, x: Tensor) -> Tensor:
-    """The tanh approximation written out in single operations: 0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
-    op = m.op
-    with op.tape.scope("feed-forward"):
-        return op.multiply(op.scale(x), op.shift(op.tanh(op.scale(op.add(x, op.scale(op.power(x)))))))
 
 
 DECODER = Gpt2()

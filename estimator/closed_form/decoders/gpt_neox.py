@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorabench.estimator.closed_form.activations import activate
 from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.decoders.decoder import Decoder
 from lorabench.estimator.closed_form.modules import Modules, Rotary
@@ -43,8 +44,7 @@ class GptNeoX(Decoder):
     def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
         """Return the output of a plain feed-forward."""
         states = m.linear("mlp.dense_h_to_4h", hidden)
-        with m.op.tape.scope("feed-forward"):
-            states = m.op.activation(states)
+        states = activate(m.op, m.spec.config["hidden_act"], states)
         return m.linear("mlp.dense_4h_to_h", states)
 
 

@@ -187,3 +187,15 @@ def test_eager_attention_copies_no_queries_that_lie_by_head_already(family: str,
     traced, estimated = trace(resolved).memory, estimate_memory(resolved)
     assert estimated.phase == "backward"
     assert tensor_bytes(estimated) == pytest.approx(tensor_bytes(traced), rel=0.001)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_fast", "gelu_new"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_an_activation_that_is_written_out_saves_more(activation: str, checkpointing: bool) -> None:
+    """EleutherAI/gpt-neox-20b has gelu_fast, of seven operations."""
+    config = small_config("gpt_neox", vocab_size=1000, hidden_size=256, intermediate_size=1024, hidden_act=activation)
+    spec = read_config(config, "small/gpt_neox")
+    options = {"method": "qlora", "lora_dropout": 0.0, "batch_size": 2, "seq_len": 384}
+    resolved = ResolvedRecipe(spec, make_recipe(spec.name, gradient_checkpointing=checkpointing, **options))
+    traced, estimated = trace(resolved).memory, estimate_memory(resolved)
+    assert abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1) <= 0.001
