@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.dtypes import DTYPES, Dtype
 from lorabench.estimator.optimizers.states import Blockwise, State
 from lorabench.estimator.optimizers.temporaries import Round, none
 from lorabench.estimator.optimizers.tensors import TrainedTensors
@@ -51,6 +52,8 @@ class Optimizer(Struct, frozen=True, kw_only=True):
     temporaries: Callable[[Sequence[TrainedTensors], Backend], Iterator[Round]] = none
     """What a step allocates and frees, of the tensors in the order of the step: rounds of blocks alive together."""
     update: Update
+    dtypes: tuple[Dtype, ...] = DTYPES
+    """Dtypes of the weights whose states it can keep in 32 bits; its library has no kernel for others."""
     states_when_made: bool = False
     """Whether its states are there before the first step, since it makes them when it is made itself."""
     steady_step: int = 2
@@ -59,6 +62,11 @@ class Optimizer(Struct, frozen=True, kw_only=True):
     """If it pages states: the optimizer to use where there is no unified memory, as on a CPU."""
     smaller: str | None = None
     """The optimizer of the same kind with the smallest states; None if this is the one."""
+
+    def steps(self, tensor: TrainedTensors) -> bool:
+        """Return whether its library has a kernel that steps ``tensor``."""
+        in_8_bits = any(isinstance(state, Blockwise) and state.coded(tensor) for state in self.states)
+        return in_8_bits or tensor.dtype in self.dtypes
 
     @property
     def paged(self) -> bool:

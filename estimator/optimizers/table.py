@@ -7,6 +7,7 @@ momentum.
 
 from __future__ import annotations
 
+from lorabench.estimator.dtypes import DTYPES, Dtype
 from lorabench.estimator.optimizers import temporaries
 from lorabench.estimator.optimizers.optimizer import Library, Optimizer, Update
 from lorabench.estimator.optimizers.states import Blockwise, LikeWeights, RowsAndColumns, Scalars
@@ -25,8 +26,19 @@ STEPS_ON_HOST = STEPS._replace(kernels=("cpu",))
 """The host is the device of a CPU run."""
 
 
+NOT_BFLOAT16: tuple[Dtype, ...] = ("float32", "float16")
+"""bitsandbytes 0.50 has 32-bit RMSprop in no kernel for bfloat16 gradients (`backends/cuda/ops.py`)."""
+
+
 def _bitsandbytes(
-    name: str, *, each: int, maps: int, bits: int, unpaged: str | None = None, smaller: str | None = None
+    name: str,
+    *,
+    each: int,
+    maps: int,
+    bits: int,
+    dtypes: tuple[Dtype, ...] = DTYPES,
+    unpaged: str | None = None,
+    smaller: str | None = None,
 ) -> Optimizer:
     """Return an optimizer of bitsandbytes, which pages its states if ``unpaged`` names the one that does not."""
     return Optimizer(
@@ -35,6 +47,7 @@ def _bitsandbytes(
         states=(Blockwise(each, bits, maps, paged=unpaged is not None),),
         # The processor looks up a tensor's settings, pages its states and sends off its update, all in Python.
         update=Update(over="tensors", calls=3),
+        dtypes=dtypes,
         unpaged=unpaged,
         smaller=smaller,
     )
@@ -104,9 +117,11 @@ OPTIMIZERS: dict[str, Optimizer] = {
         update=Update(kernels=5, accesses=14),
         smaller="rmsprop_bnb_8bit",
     ),
-    "rmsprop_bnb": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
-    "rmsprop_bnb_32bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, smaller="rmsprop_bnb_8bit"),
-    "rmsprop_bnb_8bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=8),
+    "rmsprop_bnb": _bitsandbytes("RMSprop", each=1, maps=1, bits=32, dtypes=NOT_BFLOAT16, smaller="rmsprop_bnb_8bit"),
+    "rmsprop_bnb_32bit": _bitsandbytes(
+        "RMSprop", each=1, maps=1, bits=32, dtypes=NOT_BFLOAT16, smaller="rmsprop_bnb_8bit"
+    ),
+    "rmsprop_bnb_8bit": _bitsandbytes("RMSprop", each=1, maps=1, bits=8, dtypes=NOT_BFLOAT16),
     "adagrad": Optimizer(
         name="Adagrad",
         library=TORCH,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lorabench.estimator.dtypes import DTYPES
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.obstacle import Obstacle
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 FUSED_LOSS_MODEL_TYPES = frozenset(
@@ -108,6 +110,13 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             "attn_implementation",
             "it runs in 16 bits only, and this recipe computes in float32",
             "--mixed-precision bf16, --dtype bfloat16 or --attn-implementation sdpa",
+        )
+    optimizer = OPTIMIZERS[recipe.optim]
+    if len(optimizer.dtypes) < len(DTYPES) and any(not optimizer.steps(alike) for alike in resolved.trained_tensors):
+        yield Obstacle(
+            "optim",
+            f"{optimizer.library.package} has no kernel for 32-bit states of {recipe.trained_dtype} weights",
+            "another optimizer, such as --optim rmsprop, or train float32 weights",
         )
     if recipe.loss == "liger" and spec.model_type not in FUSED_LOSS_MODEL_TYPES:
         yield Obstacle(

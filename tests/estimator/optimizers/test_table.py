@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.optimizers import optimizer_bytes
+from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, LEFT_OUT, OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
+from lorabench.estimator.recipes.defaults import recipe_for
+from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import CHOICES, make_recipe
 
 TENSORS = [TrainedTensors((1024, 1024), 2, "float32")]
@@ -74,3 +79,21 @@ def test_what_is_left_out_is_refused_with_a_reason_and_an_optimizer_that_is_here
     with pytest.raises(UserError, match=f"unknown optim '{name}': ") as refusal:
         make_recipe("small", optim=name)
     assert reason in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("optim", "options", "refused"),
+    [
+        ("rmsprop_bnb", {"adapter_dtype": "float32"}, False),
+        ("rmsprop_bnb", {"adapter_dtype": "bfloat16"}, True),
+        # A of 16 × 2048 elements is in 8 bits, B of 512 × 16 too; norms of 2048 elements are not.
+        ("rmsprop_bnb_8bit", {"adapter_dtype": "bfloat16", "rank": 16}, False),
+        ("rmsprop_bnb_8bit", {"method": "full", "dtype": "bfloat16", "mixed_precision": "no"}, True),
+        ("adamw_bnb_8bit", {"method": "full", "dtype": "bfloat16", "mixed_precision": "no"}, False),
+    ],
+)
+def test_bfloat16_gradients_of_32_bit_rmsprop_are_refused(optim: str, options: dict[str, Any], refused: bool) -> None:
+    resolved = recipe_for(find_model("llama-3.2-1b"), optim=optim, **options)
+    refusal: Any = pytest.raises(UserError, match="no kernel for 32-bit states of bfloat16")
+    with refusal if refused else nullcontext():
+        refuse_impossible(resolved)
