@@ -97,7 +97,7 @@ def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str) -> Ro
         rehearsed=Bytes(counted.peak_allocated_bytes, rehearsal.requested_peak_bytes, counted.peak_reserved_bytes),
         estimated=Bytes(
             memory.peak_allocated_bytes,
-            memory.peak_allocated_bytes - memory.components["rounding"],
+            memory.peak_requested_bytes,
             memory.peak_reserved_bytes,
         ),
         traced=Bytes(

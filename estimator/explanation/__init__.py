@@ -185,7 +185,7 @@ def _replayed(memory: Breakdown) -> list[Line]:
         memory.peak_allocated_bytes,
         memory.peak_reserved_bytes,
     )
-    requested = allocated - rounding
+    requested = memory.peak_requested_bytes
     return [
         Line("peak requested", "highest phase", f"{requested:,}", requested, "torch: requested_bytes.all.peak"),
         Line(

@@ -55,3 +55,8 @@ class Breakdown(Struct, frozen=True, kw_only=True):
     segments and on cuBLAS' workspaces (`reserved`)."""
     device_total_range_bytes: tuple[int, int] | None = None
     """Estimates only: the same for ``device_total_bytes``, which also depends on the CUDA context."""
+
+    @property
+    def peak_requested_bytes(self) -> int:
+        """Most bytes that tensors ask for at once: the peak without what the allocator's blocks are larger."""
+        return self.peak_allocated_bytes - self.components.get("rounding", 0)

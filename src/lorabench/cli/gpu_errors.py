@@ -35,7 +35,7 @@ def _peaks(record: RunRecord, which: str) -> tuple[int | None, int | None]:
     assert record.prediction is not None
     estimated, counted = record.prediction.memory, record.counted.memory
     return {
-        "requested": (estimated.peak_allocated_bytes, record.counted.requested_peak_bytes),
+        "requested": (estimated.peak_requested_bytes, record.counted.requested_peak_bytes),
         "allocated": (estimated.peak_allocated_bytes, counted.peak_allocated_bytes),
         "reserved": (estimated.peak_reserved_bytes, counted.peak_reserved_bytes),
     }[which]
