@@ -9,12 +9,14 @@ into `tests/estimator/rehearsed/`. A rehearsal takes some 10 to 30 s, a trace so
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -57,19 +59,20 @@ class Row(NamedTuple):
     recipe: str
     rehearsed: Bytes
     estimated: Bytes
-    traced: Bytes
+    traced: Bytes | None
 
-    def errors(self) -> list[float]:
-        """Return the relative errors of the estimate's and the trace's peaks: allocated, requested, reserved."""
-        return [
-            ours / real - 1
-            for real, *both in zip(self.rehearsed, self.estimated, self.traced, strict=True)
-            for ours in both
-        ]
+    def errors(self) -> dict[str, float]:
+        """Return the relative errors of the estimate's and, if it was traced, the trace's peaks."""
+        answers = {"estimate": self.estimated} | ({} if self.traced is None else {"trace": self.traced})
+        return {
+            f"{answer}, {peak}": getattr(peaks, peak) / getattr(self.rehearsed, peak) - 1
+            for peak in Bytes._fields
+            for answer, peaks in answers.items()
+        }
 
     def worst(self) -> float:
         """Return the largest error of allocated bytes, without its sign."""
-        return max(map(abs, self.errors()[:2]))
+        return max(abs(error) for title, error in self.errors().items() if title.endswith("allocated"))
 
 
 def rehearse(folder: Path) -> None:
@@ -79,37 +82,36 @@ def rehearse(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "lorabench", *command], check=True)
 
 
-def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str) -> Row:
-    """Estimate and trace the recipe of ``record``."""
+def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str, *, traces: bool) -> Row:
+    """Estimate the recipe of ``record``, and trace it if asked."""
     resolved = ResolvedRecipe(read_config(record.model_config, record.recipe.model), record.recipe)
     capability = find_device(gpu).compute_capability
-    memory = replayed_memory(resolved, capability)
-    traced = trace(resolved, compute_capability=capability)
-    counted = rehearsal.memory
+    memory, counted = replayed_memory(resolved, capability), rehearsal.memory
     assert rehearsal.requested_peak_bytes is not None
     assert counted.peak_reserved_bytes is not None
     assert memory.peak_reserved_bytes is not None
-    assert traced.memory.peak_reserved_bytes is not None
-    assert traced.max_memory_allocated_bytes is not None
     return Row(
         gpu=gpu,
         recipe=label,
         rehearsed=Bytes(counted.peak_allocated_bytes, rehearsal.requested_peak_bytes, counted.peak_reserved_bytes),
-        estimated=Bytes(
-            memory.peak_allocated_bytes,
-            memory.peak_requested_bytes,
-            memory.peak_reserved_bytes,
-        ),
-        traced=Bytes(
-            traced.max_memory_allocated_bytes, traced.memory.peak_allocated_bytes, traced.memory.peak_reserved_bytes
-        ),
+        estimated=Bytes(memory.peak_allocated_bytes, memory.peak_requested_bytes, memory.peak_reserved_bytes),
+        traced=_traced(resolved, capability) if traces else None,
     )
 
 
-def compare_all(folder: Path) -> Iterator[Row | str]:
+def _traced(resolved: ResolvedRecipe, capability: str | None) -> Bytes:
+    traced = trace(resolved, compute_capability=capability)
+    assert traced.memory.peak_reserved_bytes is not None
+    assert traced.max_memory_allocated_bytes is not None
+    return Bytes(
+        traced.max_memory_allocated_bytes, traced.memory.peak_allocated_bytes, traced.memory.peak_reserved_bytes
+    )
+
+
+def compare_all(folder: Path, *, traces: bool) -> Iterator[Row | str]:
     """Yield a row for each recipe that ran, and a line for each other."""
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_compared, *zip(*_records(folder), strict=True))
+        yield from pool.map(partial(_compared, traces=traces), *zip(*_records(folder), strict=True))
 
 
 def _records(folder: Path) -> Iterator[tuple[RunRecord, str, str]]:
@@ -121,10 +123,10 @@ def _records(folder: Path) -> Iterator[tuple[RunRecord, str, str]]:
             yield from ((record, labels[record.digest], suite.stem) for record in records)
 
 
-def _compared(record: RunRecord, label: str, gpu: str) -> Row | str:
+def _compared(record: RunRecord, label: str, gpu: str, *, traces: bool) -> Row | str:
     if record.rehearsal is None:
         return f"{gpu}: {label}: {record.outcome}: {record.message}"
-    return compare(record, record.rehearsal, label, gpu)
+    return compare(record, record.rehearsal, label, gpu, traces=traces)
 
 
 def keep(folder: Path) -> None:
@@ -143,42 +145,38 @@ def _stated(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 
-TITLES = ["estimate, allocated", "trace, allocated", "estimate, requested", "trace, requested"]
-TITLES += ["estimate, reserved", "trace, reserved"]
-
-
 def table(rows: Sequence[Row], others: Sequence[str]) -> str:
     """Return the errors as Markdown: how they spread, then each recipe, worst first."""
     lines = [f"{len(rows)} recipes ran, {len(others)} did not.", "", "| error | median | 19 in 20 within | worst |"]
     lines.append("|---|---:|---:|---:|")
-    for title, column in zip(TITLES, zip(*[row.errors() for row in rows], strict=True), strict=True):
+    titles = list(rows[0].errors())
+    for title in titles:
+        column = [row.errors()[title] for row in rows]
         sizes = sorted(map(abs, column))
         worst = max(column, key=abs)
         lines.append(f"| {title} | {median(sizes):.4%} | {sizes[int(0.95 * (len(sizes) - 1))]:.3%} | {worst:+.3%} |")
-    lines += ["", f"| GPU | recipe | allocated | {' | '.join(TITLES)} |", f"|---|---|---:|{'---:|' * len(TITLES)}"]
+    lines += ["", f"| GPU | recipe | allocated | {' | '.join(titles)} |", f"|---|---|---:|{'---:|' * len(titles)}"]
     for row in sorted(rows, key=Row.worst, reverse=True):
         cells = [row.gpu, row.recipe, f"{row.rehearsed.allocated / 2**30:.2f} GiB"]
-        lines.append(f"| {' | '.join([*cells, *(f'{error:+.3%}' for error in row.errors())])} |")
+        lines.append(f"| {' | '.join([*cells, *(f'{error:+.3%}' for error in row.errors().values())])} |")
     if others:
         lines += ["", "Recipes that did not run:", "", *(f"- {line}" for line in others)]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Rehearse, unless only those records are to be compared that are there, and write the table."""
-    match sys.argv[1:]:
-        case [name]:
-            folder, rehearses = Path(name), True
-        case ["--compare", name]:
-            folder, rehearses = Path(name), False
-        case _:
-            raise SystemExit("name one folder for the records: python benchmarks/rehearsal_errors.py [--compare] DIR")
+    """Rehearse and compare as the command line says, and write the table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", type=Path, help="folder of the records")
+    options.add_argument("--compare", action="store_true", help="rehearse nothing; take the records that are there")
+    options.add_argument("--no-trace", action="store_true", help="leave the traces out, which take most of the time")
+    asked = options.parse_args()
     warnings.simplefilter("ignore")
-    if rehearses:
-        rehearse(folder)
-    keep(folder)
+    if not asked.compare:
+        rehearse(asked.folder)
+    keep(asked.folder)
     rows, others = [], []
-    for found in compare_all(folder):
+    for found in compare_all(asked.folder, traces=not asked.no_trace):
         if isinstance(found, Row):
             rows.append(found)
             print(f"{found.worst():8.3%} {found.gpu} {found.recipe}", flush=True)
