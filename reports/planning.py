@@ -63,7 +63,11 @@ def page_recipe(
 
 
 def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str, Any]:
-    """Return the data for estimates of ``models`` on each of ``devices``."""
+    """Return the data for estimates of ``models`` on each of ``devices`` that has flash attention.
+
+    On others sdpa takes other kernels, for which the page has no forms.
+    """
+    devices = [device for device in devices if device.supports_flash_attention is not False]
     architectures = list(dict.fromkeys(device.compute_capability for device in devices))
     return {
         "components": list(COMPONENTS),

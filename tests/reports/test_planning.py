@@ -78,12 +78,12 @@ def judged(model: str, gpu: str, method: str, rank: int, **options: Any) -> tupl
 def sampled(count: int) -> list[tuple[str, str, int, int, int, bool]]:
     """Return (model, GPU, rank, batch size, length, checkpointing) at random, and on either side of each branch."""
     draw = random.Random(20)
-    found = [("windowed", "t4", 8, size, length, True) for size in (1, 2) for length in (4095, 4096)]
+    found = [("windowed", "l4", 8, size, length, True) for size in (1, 2) for length in (4095, 4096)]
     found += [("llama", "h100-sxm", 16, 256, 131072, True), ("learned positions", "a10", 512, 3, 1024, False)]
     for _ in range(count):
         model = draw.choice([*MODELS])
         length = round(128 * 2 ** draw.uniform(0, math.log2(MODELS[model].max_position_embeddings / 128)))
-        gpu = draw.choice(["rtx-4090", "h100-sxm", "mi300x", "b200", "v100-sxm-32gb"])
+        gpu = draw.choice(["rtx-4090", "h100-sxm", "mi300x", "b200", "a40"])
         found.append((model, gpu, 2 ** draw.randint(0, 9), draw.randint(1, 64), length, draw.random() < 0.5))
     return found
 
