@@ -21,18 +21,28 @@ class Interrupted:
         os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_an_object_is_deleted_is_not_lost(number: int) -> None:
-    with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
+def be_interrupted_while_deleting(number: int) -> None:
+    with terminated_as_interrupted():
         held = Interrupted(number)
         del held
         time.sleep(5)
 
 
+def be_interrupted(number: int) -> None:
+    with terminated_as_interrupted():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_an_object_is_deleted_is_not_lost(number: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        be_interrupted_while_deleting(number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_handlers_are_as_before_afterwards(number: int) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
-        os.kill(os.getpid(), number)
-        time.sleep(5)
+    with pytest.raises(KeyboardInterrupt):
+        be_interrupted(number)
     assert signal.getsignal(number) == before
