@@ -27,12 +27,12 @@ import tempfile
 from pathlib import Path
 from msgspec.structs import replace
 from lorabench.bench.measuring.measure import measure
-from tests.bench.null_gpu.machine import SPEC, job
+from tests.bench.null_gpu.machine import job
 one = job()
 settings = replace(one.settings, steps=2, timeline=True)
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "snapshot.json.gz"
-    told_of = measure(SPEC, one.recipe, settings, str(path))
+    told_of = measure(one.resolved, settings, str(path))
     tell(snapshot=path.stat().st_size)
 tell(phases=told_of.memory.phase_peaks_bytes, stages=list(told_of.stage_seconds),
      components=told_of.memory.components, timeline=told_of.timeline, timed=list(told_of.phase_seconds),
