@@ -112,10 +112,13 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             "--mixed-precision bf16, --dtype bfloat16 or --attn-implementation sdpa",
         )
     optimizer = OPTIMIZERS[recipe.optim]
-    if len(optimizer.dtypes) < len(DTYPES) and any(not optimizer.steps(alike) for alike in resolved.trained_tensors):
+    restricted = len(optimizer.dtypes) < len(DTYPES)
+    refused = (alike.dtype for alike in resolved.trained_tensors if restricted and not optimizer.steps(alike))
+    dtype = next(refused, None)
+    if dtype is not None:
         yield Obstacle(
             "optim",
-            f"{optimizer.library.package} has no kernel for 32-bit states of {recipe.trained_dtype} weights",
+            f"{optimizer.library.package} has no kernel for 32-bit states of {dtype} weights",
             "another optimizer, such as --optim rmsprop, or train float32 weights",
         )
     if recipe.loss == "liger" and spec.model_type not in FUSED_LOSS_MODEL_TYPES:
