@@ -86,7 +86,7 @@ def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str, *, tr
     """Estimate the recipe of ``record``, and trace it if asked."""
     resolved = ResolvedRecipe(read_config(record.model_config, record.recipe.model), record.recipe)
     capability = find_device(gpu).compute_capability
-    memory, counted = replayed_memory(resolved, capability), rehearsal.memory
+    memory, counted = replayed_memory(resolved, compute_capability=capability), rehearsal.memory
     assert rehearsal.requested_peak_bytes is not None
     assert counted.peak_reserved_bytes is not None
     assert memory.peak_reserved_bytes is not None

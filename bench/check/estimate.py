@@ -20,7 +20,6 @@ from lorabench.bench.records.record import RunRecord
 from lorabench.bench.records.rehearsal import Counted
 from lorabench.estimator.answers.traced_estimates import trace_for_estimate
 from lorabench.estimator.answers.verdict import hold_against
-from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -74,10 +73,8 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     if not has_closed_form(spec):
         traced = trace_for_estimate(resolved, device.compute_capability, kernels=device.kind)
         return traced.parameters, traced.memory
-    if device.kind == "cpu":
-        return resolved.parameters, estimate_memory(resolved, "cpu")
     expandable = all(record.environment.expandable_segments for record in runs.records)
-    memory = replayed_memory(resolved, device.compute_capability, expandable_segments=expandable)
+    memory = replayed_memory(resolved, device.kind, device.compute_capability, expandable_segments=expandable)
     return resolved.parameters, memory
 
 

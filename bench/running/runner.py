@@ -27,7 +27,6 @@ from lorabench.bench.running.sources import check_sources, digest_sources, hub_e
 from lorabench.bench.running.tasks import Lane, Task, lanes_of, tasks_of
 from lorabench.bench.running.workers import END_SECONDS, Workers
 from lorabench.bench.suites.suite import Suite
-from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
@@ -295,10 +294,9 @@ def predict(resolved: ResolvedRecipe, device: DeviceFacts, *, expandable_segment
     """Return the estimate for ``device``; None if the recipe has no closed form there."""
     rates = device_rates(device)
     try:
-        if device.kind == "cpu":
-            memory = estimate_memory(resolved, "cpu")
-        else:
-            memory = replayed_memory(resolved, rates.device.compute_capability, expandable_segments=expandable_segments)
+        memory = replayed_memory(
+            resolved, device.kind, rates.device.compute_capability, expandable_segments=expandable_segments
+        )
     except UserError:
         return None
     speed = rates.throughput(resolved)

@@ -56,7 +56,7 @@ def hub_environment(suite: Suite, settings: Settings) -> dict[str, str]:
     """
     if settings.weights != "hub":
         return {}
-    refusals = [_refusal(name) for name in dict.fromkeys(planned.spec.name for planned in suite.recipes)]
+    refusals = [_refusal(name) for name in dict.fromkeys(resolved.spec.name for resolved in suite.recipes)]
     return {"HF_HUB_OFFLINE": "1"} if any(one is not None and one.unreachable for one in refusals) else {}
 
 

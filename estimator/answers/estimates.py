@@ -1,4 +1,4 @@
-"""Estimate memory, verdict and speed of one recipe, in milliseconds."""
+"""Estimate memory, verdict and speed of one recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from lorabench.estimator.answers.support import emulated, refuse_lacking
 from lorabench.estimator.answers.verdict import Change, Fit, hold_against, judge
 from lorabench.estimator.closed_form.memory import estimate_memory
-from lorabench.estimator.closed_form.replay import Training, with_blocks
+from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.states import Term, states
@@ -47,12 +47,14 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gpu_usable_bytes: int | None = None
     """Memory that a process can use: all but the driver's share."""
     verdict: Fit | None = None
-    """fits: the upper end of the device total is within the usable bytes; tight: only the point estimate is within the
-    GPU's memory; does not fit: the point estimate exceeds it. None without a GPU, like all fields below."""
+    """fits, tight or does not fit. By a replay of the allocator: it runs with the largest CUDA context, only with the
+    smallest, or with neither. By ranges: the upper end of the device total is within the usable bytes, only the point
+    estimate is within the GPU's memory, or not even that. None without a GPU, like all fields below."""
     fits: bool | None = None
     """Whether the verdict is that it fits."""
     margin_bytes: int | None = None
-    """Usable bytes minus the upper end of the device total; negative if it exceeds them."""
+    """Usable bytes minus the upper end of the device total; negative if it exceeds them, and 0 if it fits since the
+    allocator gives cached segments back."""
     largest_batch_size: int | None = None
     """Largest that fits at the recipe's length; None if 1 does not fit, and with a trace."""
     longest_seq_len: int | None = None
@@ -99,11 +101,10 @@ def estimate_recipe(
         assumptions = (*assumptions, *device.assumptions)
     if not has_closed_form(spec):
         return replace(_estimate_by_trace(resolved, device, on_progress), assumptions=assumptions)
-    memory = estimate_memory(resolved, compute_capability=None if device is None else device.compute_capability)
     if replay:
         on_progress("replaying the allocator")
-        training = Training(resolved, None if device is None else device.compute_capability)
-        memory = with_blocks(memory, training.replay())
+    count = replayed_memory if replay else estimate_memory
+    memory = count(resolved, compute_capability=None if device is None else device.compute_capability)
     estimate = Estimate(
         source="closed form",
         recipe=recipe,

@@ -15,6 +15,7 @@ from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import Mark, Walk, walk
+from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.loading import loading
@@ -65,14 +66,22 @@ def with_blocks(memory: Breakdown, replayed: Replayed) -> Breakdown:
 
 
 def replayed_memory(
-    resolved: ResolvedRecipe, compute_capability: str | None = None, *, expandable_segments: bool = False
+    resolved: ResolvedRecipe,
+    kernels: Backend = "cuda",
+    compute_capability: str | None = None,
+    *,
+    expandable_segments: bool = False,
 ) -> Breakdown:
-    """Return the breakdown of the recipe on a GPU, with allocated and reserved bytes as the allocator counts them.
+    """Return the breakdown of the recipe, with allocated and reserved bytes as CUDA's allocator counts them.
+
+    A CPU has no such allocator: there it is `estimate_memory`.
 
     Raises:
         UserError: as in `estimate_memory`.
     """
-    memory = estimate_memory(resolved, "cuda", compute_capability)
+    memory = estimate_memory(resolved, kernels, compute_capability)
+    if kernels == "cpu":
+        return memory
     return with_blocks(memory, Training(resolved, compute_capability).replay(expandable_segments=expandable_segments))
 
 

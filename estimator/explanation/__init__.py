@@ -121,19 +121,33 @@ def _workspaces(memory: Breakdown) -> Iterator[Line]:
         yield Line("cuBLAS workspaces", f"{HANDLES} threads · {each} B", f"{HANDLES} · {each}", bytes_, source)
 
 
+def _usable(device: Device) -> Line:
+    return Line(
+        "what a process can use",
+        "memory - what the driver keeps",
+        f"{device.memory_bytes:,} - {DRIVER_BYTES:,}",
+        device.usable_bytes,
+        "torch: what its out-of-memory messages say is left of the memory",
+    )
+
+
+def _device_total(reserved: int, total: int) -> Line:
+    return Line(
+        "device total",
+        "reserved + CUDA context",
+        f"{reserved:,} + {CUDA_CONTEXT_BYTES:,}",
+        total,
+        "NVIDIA's driver: context and kernels of the process",
+    )
+
+
 def _verdict(memory: Breakdown, device: Device) -> Derivation:
     """Return the comparison with ``device``. The verdict's other figures come from searches with the same formulas."""
     assert memory.device_total_range_bytes is not None
     answer, margin = hold_against(memory, device.memory_bytes)
     most, usable = memory.device_total_range_bytes[1], device.usable_bytes
     lines = (
-        Line(
-            "what a process can use",
-            "memory - what the driver keeps",
-            f"{device.memory_bytes:,} - {DRIVER_BYTES:,}",
-            usable,
-            "torch: what its out-of-memory messages say is left of the memory",
-        ),
+        _usable(device),
         Line("margin", "usable - device total at most", f"{usable:,} - {most:,}", margin, "what is to spare at worst"),
     )
     reason = {
@@ -153,13 +167,7 @@ def _replayed_verdict(estimate: Estimate, device: Device) -> Derivation:
     assert estimate.memory.peak_reserved_bytes is not None
     usable, reserved = device.usable_bytes, estimate.memory.peak_reserved_bytes
     lines = [
-        Line(
-            "what a process can use",
-            "memory - what the driver keeps",
-            f"{device.memory_bytes:,} - {DRIVER_BYTES:,}",
-            usable,
-            "torch: what its out-of-memory messages say is left of the memory",
-        ),
+        _usable(device),
         Line(
             "left beside everything reserved",
             "usable - context - reserved",
@@ -204,13 +212,7 @@ def _replayed(memory: Breakdown) -> list[Line]:
             "replay: what was freed and fits no later tensor, or is free at the peak",
         ),
         Line("peak reserved", "all segments", f"{reserved:,}", reserved, "replay: max_memory_reserved"),
-        Line(
-            "device total",
-            "reserved + CUDA context",
-            f"{reserved:,} + {CUDA_CONTEXT_BYTES:,}",
-            memory.device_total_bytes,
-            "NVIDIA's driver: context and kernels of the process",
-        ),
+        _device_total(reserved, memory.device_total_bytes),
     ]
 
 
@@ -233,13 +235,7 @@ def _device(memory: Breakdown, workspace: Workspaces) -> list[Line]:
             reserved,
             "torch: the CUDA caching allocator takes whole segments",
         ),
-        Line(
-            "device total",
-            "reserved + CUDA context",
-            f"{reserved:,} + {CUDA_CONTEXT_BYTES:,}",
-            total,
-            "NVIDIA's driver: context and kernels of the process",
-        ),
+        _device_total(reserved, total),
         Line(
             "gaps between tensors, at worst",
             f"⌊working bytes · {share} %⌋",

@@ -76,9 +76,7 @@ class MicroBatch(NamedTuple):
     """How many operations the processor sends off, forward and backward."""
 
 
-def micro_batch_operations(
-    resolved: ResolvedRecipe, kernels: Backend = "cuda", compute_capability: str | None = None
-) -> MicroBatch:
+def micro_batch_operations(resolved: ResolvedRecipe, kernels: Backend = "cuda") -> MicroBatch:
     """Return the operations of one forward and backward pass of the recipe.
 
     Batch size, length and rank are left open: extents and bytes are multiples of monomials.
@@ -86,7 +84,7 @@ def micro_batch_operations(
     Raises:
         UserError: a combination that has no closed form.
     """
-    return _operations(Setup(resolved, kernels, compute_capability))
+    return _operations(Setup(resolved, kernels))
 
 
 @lru_cache(MOST_LISTS)
@@ -94,7 +92,7 @@ def _operations(setup: Setup) -> MicroBatch:
     quantization = setup.resolved.recipe.quantization
     nested = quantization is not None and quantization.double_quant and setup.kernels == "cuda"
     tape = _CountingTape(nested_launches=NESTED_LAUNCHES if nested else 0)
-    peak_candidates(setup.resolved, setup.kernels, setup.compute_capability, tape)
+    peak_candidates(setup.resolved, setup.kernels, tape=tape)
     return MicroBatch(tuple(tape.counts.items()), tape.launches)
 
 

@@ -69,7 +69,8 @@ def test_reserved_is_held_to_the_replay_and_what_the_driver_counts_to_the_contex
 ) -> None:
     one = record(model_config=LLAMA, device_kind="cuda")
     estimated = replayed_memory(
-        ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe), one.device.compute_capability
+        ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe),
+        compute_capability=one.device.compute_capability,
     )
     assert estimated.peak_reserved_bytes is not None
     assert estimated.device_total_range_bytes is not None
