@@ -16,6 +16,7 @@ const COLOURED = [
   "temporaries",
   "buffers",
   "workspaces",
+  "rounding",
 ];
 const THICKNESS = { estimated: 8, traced: 8, rehearsed: 8, measured: 15 };
 const GAP = "30%";
