@@ -111,9 +111,18 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             "it runs in 16 bits only, and this recipe computes in float32",
             "--mixed-precision bf16, --dtype bfloat16 or --attn-implementation sdpa",
         )
+    if recipe.loss == "liger" and spec.model_type not in FUSED_LOSS_MODEL_TYPES:
+        yield Obstacle(
+            "loss",
+            f"Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}",
+            "--loss standard",
+        )
+    of_adapter = () if recipe.adapter is None else tuple(recipe.adapter.obstacles(spec))
+    yield from of_adapter
     optimizer = OPTIMIZERS[recipe.optim]
-    restricted = len(optimizer.dtypes) < len(DTYPES)
-    refused = (alike.dtype for alike in resolved.trained_tensors if restricted and not optimizer.steps(alike))
+    if of_adapter or len(optimizer.dtypes) == len(DTYPES) or not has_closed_form(spec):
+        return  # the optimizer steps every dtype, or the trained tensors are not known
+    refused = (alike.dtype for alike in resolved.trained_tensors if not optimizer.steps(alike))
     dtype = next(refused, None)
     if dtype is not None:
         yield Obstacle(
@@ -121,11 +130,3 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             f"{optimizer.library.package} has no kernel for 32-bit states of {dtype} weights",
             "another optimizer, such as --optim rmsprop, or train float32 weights",
         )
-    if recipe.loss == "liger" and spec.model_type not in FUSED_LOSS_MODEL_TYPES:
-        yield Obstacle(
-            "loss",
-            f"Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}",
-            "--loss standard",
-        )
-    if recipe.adapter is not None:
-        yield from recipe.adapter.obstacles(spec)
