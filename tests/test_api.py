@@ -90,7 +90,7 @@ def test_a_gpu_that_was_calibrated_is_as_fast_as_was_measured(monkeypatch: pytes
 def test_what_is_of_another_kind_is_a_user_error(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(lorabench.UserError, match=said):
         lorabench.estimate(**{"model": "gpt2", "seq_len": 64, **arguments})
-    with pytest.raises(lorabench.UserError, match="in rows of one length"):
+    with pytest.raises(lorabench.UserError, match="in rows of equal length"):
         lorabench.estimate_grid("gpt2", [[1], [2, 3]], 64)
 
 

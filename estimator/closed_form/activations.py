@@ -7,10 +7,10 @@ from lorabench.estimator.closed_form.operators import Operators
 
 
 def activate(op: Operators, name: str, x: Tensor) -> Tensor:
-    """Return activation ``name`` of a config, such as ``gelu_new``, of x (B·S, features).
+    """Return activation ``name`` of a config, such as ``gelu_new``, of x (B·S, features), in its shape.
 
-    Most are one operator of torch, which saves its input. Some are written out in single operations, which each save
-    theirs.
+    Most activations are one operator of torch, which saves its input. Some consist of several operators, each of which
+    saves its own.
     """
     with op.tape.scope("feed-forward"):
         match name:

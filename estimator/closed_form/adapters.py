@@ -31,10 +31,13 @@ def adapted_linear(
     *,
     quantized: bool,
 ) -> Tensor:
-    """Return the output of ``linear`` with its adapter for the input x.
+    """Return the output of ``linear`` with its adapter for x (B·S, in_features): (B·S, out_features).
 
     ``tensors``: the adapter's tensors for this layer. ``quantized``: the base is a 4-bit layer, for which peft has
     modules of its own.
+
+    Raises:
+        NotImplementedError: the method has no forward pass here.
     """
     match adapter:
         case LoRA():
@@ -45,7 +48,7 @@ def adapted_linear(
     raise NotImplementedError(f"no forward pass of {type(adapter).__name__}")
 
 
-# LoRA. A module's caller holds its input while it runs, so what is made of an input gets a name of its own.
+# LoRA. A module's caller references the input until the module returns, so tensors made from it get other names.
 
 
 def _lora(op: Operators, adapter: LoRA, linear: Linear, tensors: tuple[Tensor, ...], base: Base, x: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ def _lora_4bit(
     result = base(x)
     result = op.copy(result)
     if op.autocast is not None and op.kernels == "cuda":
-        # peft asks for autocast without naming a device, which torch answers for CUDA.
+        # peft calls torch.is_autocast_enabled() without a device, which answers for CUDA.
         return op.add(result, _low_rank(op, adapter, linear, tensors, x))
     cast = op.cast(x, tensors[0].dtype)
     output = _low_rank(op, adapter, linear, tensors, cast)
@@ -94,8 +97,8 @@ def _ia3(op: Operators, adapter: IA3, linear: Linear, tensors: tuple[Tensor, ...
         return op.cast(op.multiply(result, scaling), result.dtype)
 
 
-# LoRA of parameters that are no linear layers: while their module runs, each is replaced by itself plus its adapters'
-# product (`ParamWrapper`).
+# LoRA of the experts' and the router's parameters (peft's `ParamWrapper`). While their module runs, peft replaces each
+# parameter W by W + scale · B·A.
 
 
 class Router:
@@ -109,10 +112,10 @@ class Router:
             a, b = tensors
             with op.tape.scope("adapted router"):
                 self.delta = op.cast(op.scale(op.linear(b, a, base.features)), base.dtype)
-            self.weight()  # torch tries a parametrization when it is registered
+            self.weight()  # register_parametrization runs it once, to check shape and dtype
 
     def weight(self) -> Tensor:
-        """Return the weight; if it is adapted, a new tensor."""
+        """Return the weight, or the sum W + scale · B·A, a new tensor, if it is adapted."""
         if self.delta is None:
             return self.base
         with self.op.tape.scope("adapted router"):
@@ -131,10 +134,10 @@ class Stack:
             a, b = tensors
             with self.tape.scope("adapted experts"):
                 self.factors = op.cast(_by_expert(self.tape, b), base.dtype), op.cast(a, base.dtype)
-            self.weight()  # torch tries a parametrization when it is registered
+            self.weight()  # register_parametrization runs it once, to check shape and dtype
 
     def weight(self) -> Tensor:
-        """Return the weights; if they are adapted, base + scale · B · A for each expert, from one batched matmul."""
+        """Return the weights, or W + scale · B·A of each expert, from one batched matmul, if they are adapted."""
         if self.factors is None:
             return self.base
         tape, base = self.tape, self.base
@@ -151,7 +154,7 @@ class Stack:
                 return tape.like(base)
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            # bmm: self: grad.bmm(mat2.transpose(1, 2)), mat2: self.transpose(1, 2).bmm(grad); mul: grad * scale
+            # bmm: self: grad.bmm(mat2.transpose(1, 2)); mat2: self.transpose(1, 2).bmm(grad). mul: grad * scale.
             gradients = []
             for shape, work in zip(shapes, (to_outer, to_inner), strict=True):
                 with tape.working(work):
@@ -164,5 +167,5 @@ class Stack:
 
 
 def _by_expert(tape: Tape, b: Tensor) -> Tensor:
-    """Return B as a view by expert. It is stored by output feature, so its gradient is copied back to that order."""
+    """Return B as a view grouped by expert. B is stored by output feature, so its gradient is copied to that order."""
     return b.view(node=Node(tape, "copy", lambda g, _: (tape.like(g),), (b,), ()))

@@ -1,10 +1,14 @@
 """Tensors without contents, and an autograd that keeps and frees them as torch's does.
 
-As in torch 2.13: A node keeps its saved tensors until its backward has run. Where two gradients meet, the second is
-added to the first in place, unless something else refers to the first. A gradient is cast to the dtype of its tensor.
-The first gradient of a leaf is kept as it is, and later ones are added to it. Checkpointing is non-reentrant: forward
-drops saved tensors; backward recomputes them when it needs the first one, and stops the recomputation at the last one
-that it needs. Autocast caches its casts of trainable leaves until its context ends.
+As in torch 2.13:
+
+- A node keeps its saved tensors until its backward has run.
+- If a tensor gets two gradients, the second is added to the first in place, unless something else refers to the first.
+- A gradient is cast to the dtype of its tensor.
+- The first gradient of a leaf is kept as it is, and later ones are added to it.
+- Checkpointing is non-reentrant: forward drops saved tensors. Backward recomputes them when it needs the first one, and
+  stops the recomputation at the last one that it needs.
+- Autocast caches its casts of trainable leaves until its context ends.
 """
 
 from __future__ import annotations
@@ -371,7 +375,7 @@ class Tape:
         self.ledger.begin_forward_repeat()
 
         def finish(hidden: Tensor, output: Tensor) -> None:
-            # Each copy's output is the next one's input: what the layers hold of it is counted with the input.
+            # Each copy's output is the next copy's input, and is counted as that input.
             blocks = [block for block in self.ledger.left_behind() if block is not output.block]
             if hidden.block is not None and not _sole_owner(hidden):
                 blocks.append(hidden.block)
@@ -405,8 +409,8 @@ class Tape:
         arrived = waiting.pop(node)
         saved = node.saved.take()
         gradients = list(node.backward(arrived if node.outputs > 1 else arrived[0], saved))
-        # What was recomputed is gone now; the rest stays while gradients take the shape and dtype of what they belong
-        # to.
+        # Recomputed tensors are freed now. Other saved tensors live until the gradients have the shape and dtype of
+        # their inputs.
         saved.clear()
         for position, (_, _, dtype) in enumerate(node.edges):
             gradient = gradients[position]
@@ -445,11 +449,11 @@ class Tape:
             self._gradients = [held for held in self._gradients if held is not leaf.grad]
             leaf.grad = None
         if leaf.accumulating:
-            # Added in place, once all have come.
+            # Added in place to the persistent gradient, once all have arrived.
             leaf.grad = gradient if leaf.awaited else None
             return
         if leaf.holds is not None:
-            # Gradients of an activation meet before they are its own.
+            # Autograd sums an activation's gradients before it accumulates them.
             if leaf.grad is None:
                 leaf.grad = gradient
             elif not _sole_owner(leaf.grad):
@@ -533,7 +537,7 @@ class Autocast:
                 self._cache.clear()
 
     def cached(self, weight: Tensor, cast: Callable[[Tensor, str], Tensor]) -> Tensor:
-        """Return the cast of ``weight``; for a trainable float32 leaf from the cache."""
+        """Return ``weight`` in autocast's dtype, from the cache if it is a trainable float32 leaf."""
         if weight.leaf is None or weight.dtype != "float32":
             return cast(weight, self.dtype)
         if id(weight) not in self._cache:

@@ -1,9 +1,9 @@
 """Mixtures of experts: the router, and the experts as one grouped matmul over their stacked weights.
 
-transformers 5 keeps all experts of a layer in two three-dimensional parameters, which bitsandbytes does not quantise,
-and runs them through `grouped_mm`, whose sizes depend on the number of tokens and not on where the router sends them
-(`integrations/moe.py`). Under all-linear peft adapts these parameters and the router's: while their module runs, each
-is replaced by itself plus its adapters' product, a tensor as large as all experts (`ParamWrapper` of peft 0.21).
+transformers 5 stores all experts of a layer in two three-dimensional parameters, which bitsandbytes does not quantise.
+It runs them through `grouped_mm` (`integrations/moe.py`), whose sizes depend on the number of tokens, not on the
+routing. With all-linear, peft adapts these parameters and the router's. While their module runs, it replaces each by
+W + scale · B·A, a tensor as large as W (`ParamWrapper` of peft 0.21).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ INDEX = "indices"
 
 
 def sparse_mlp(m: Modules, hidden: Tensor, *, normed: bool, float32_weights: bool) -> Tensor:
-    """Return the weighted sum of what each token's experts make of it, (B·S, h).
+    """Return the weighted sum of the outputs of each token's experts, (B·S, h).
 
-    ``normed``: the weights of a token's experts are divided by their sum. ``float32_weights``: they stay float32, as
-    the softmax made them, and are not cast back to the dtype of the router's logits.
+    ``normed``: the routing weights of a token are divided by their sum. ``float32_weights``: they keep the softmax's
+    float32; else they are cast to the dtype of the router's logits.
     """
     tape = m.op.tape
     with tape.scope("router"):
         logits, scores = _route(m, hidden, normed=normed, float32_weights=float32_weights)
     with tape.scope("experts"):
         output = _experts(m, hidden, scores)
-    del logits  # its caller holds the router's whole output
+    del logits  # transformers references the router's logits until the experts are done
     return output
 
 
 def _route(m: Modules, hidden: Tensor, *, normed: bool, float32_weights: bool) -> tuple[Tensor, Tensor]:
-    """Return the router's logits, (B·S, experts), and each token's weights for its experts, (B·S, experts a token)."""
+    """Return the router's logits, (B·S, experts), and the routing weights, (B·S, experts per token)."""
     op = m.op
     experts, chosen = _counts(m)
     router = Router(op, m.weights[ROUTER], m.adapters.get(ROUTER))
@@ -48,10 +48,10 @@ def _route(m: Modules, hidden: Tensor, *, normed: bool, float32_weights: bool) -
 
 
 def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
-    """Return the largest probabilities of each token; their indices, int64, are saved."""
+    """Return each token's largest probabilities, (B·S, ``chosen``). It saves their int64 indices for backward."""
     tape, experts = m.op.tape, probabilities.features
     indices = tape.new(TOKENS, chosen, "int64", name=INDEX)
-    # topk: value_selecting_reduction_backward(grad, dim, indices, sizes): zeros with grad scattered into them.
+    # topk: value_selecting_reduction_backward(grad, dim, indices, sizes), which scatters grad into zeros.
     return tape.record(
         "choice",
         (probabilities,),
@@ -62,13 +62,16 @@ def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
 
 
 def _normed(m: Modules, top: Tensor) -> Tensor:
-    """Return the weights divided in place by each token's sum; the undivided ones are saved in a copy."""
+    """Return ``top`` divided by each token's sum. transformers divides in place, so autograd saves a clone of ``top``.
+
+    Shapes: (B·S, experts per token).
+    """
     tape, chosen = m.op.tape, top.features
     # sum: grad.expand(sizes), a view
     total = tape.record("sum", (top,), lambda g, _: (g.view(chosen),), (), lambda: tape.new(TOKENS, 1, "float32"))
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # div: self: grad / other, other: -grad * ((self / other) / other), summed to one number a token.
+        # div: self: grad / other; other: -grad * ((self / other) / other), summed to one number per token.
         return tape.like(g), Broadcast(tape.like(g), TOKENS, 1)
 
     saved = (top, total) if top.requires_grad else ()
@@ -99,7 +102,7 @@ def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     total = _sum_of_experts(m, weighted, width)
     total = op.cast(total, hidden.dtype)
     del by_expert, output, selected, counted
-    del gate_up_weight, down_weight, gate_up_stack, down_stack  # only now is what was replaced put back
+    del gate_up_weight, down_weight, gate_up_stack, down_stack  # peft restores the parameters only now
     return total
 
 
@@ -114,9 +117,10 @@ def _counts(m: Modules) -> tuple[int, int]:
 
 
 def _gather(m: Modules, x: Tensor, features: int, index: Tensor | None = None) -> Tensor:
-    """Return the tokens of x in another order or several times; the int64 index is saved.
+    """Return rows of x, reordered or repeated by an index, (B·S, ``features``). It saves the int64 index for backward.
 
-    To add up their gradients CUDA sorts the index: it holds the indices, their order, both sorted, and both again.
+    CUDA's backward sorts the index to sum the gradients of repeated rows (`index_put_with_sort_kernel`). Its six int64
+    temporaries are the indices and their order, each unsorted, sorted, and once more in the sort's own buffers.
     """
     tape, chosen, was = m.op.tape, _counts(m)[1], x.features
     cuda = m.op.kernels == "cuda"
@@ -135,9 +139,10 @@ def _gather(m: Modules, x: Tensor, features: int, index: Tensor | None = None) -
 
 
 def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:
-    """Return the grouped matmul with stacked weights, in their dtype: autocast leaves it alone.
+    """Return the grouped matmul of x with stacked weights, (B·S, ``features``).
 
-    Each expert is taken to get as many tokens as any other.
+    It runs in the dtype of the weights: autocast does not cast `_grouped_mm`. The work assumes that the router spreads
+    tokens evenly over the experts.
     """
     tape, (experts, chosen) = m.op.tape, _counts(m)
     cast = m.op.cast(x, weight.dtype)
@@ -151,7 +156,7 @@ def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:
             return tape.new(TOKENS, features, dtype)
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # _grouped_mm: self: grad @ mat2.transpose(-2, -1), mat2: self.transpose(-2, -1) @ grad, group by group.
+        # _grouped_mm: self: grad @ mat2.transpose(-2, -1); mat2: self.transpose(-2, -1) @ grad, for each group.
         to_x = to_weight = None
         if x_needs:
             with tape.working(Matmul("linear layers", tokens, k, n, dtype, batch)):
@@ -166,12 +171,12 @@ def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:
 
 
 def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
-    """Return each expert's output times its score."""
+    """Return each expert's output times its routing weight, (B·S, ``chosen`` · h)."""
     tape, dtype = m.op.tape, promote(output.dtype, scores.dtype)
     output_needs, scores_need = output.requires_grad, scores.requires_grad
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # mul: self: grad * other, other: grad * self, summed over the features.
+        # mul: self: grad * other; other: grad * self, summed over the features.
         to_output = tape.like(g) if output_needs else None
         to_scores = Broadcast(tape.like(g), TOKENS, chosen) if scores_need else None
         return to_output, to_scores
@@ -181,13 +186,16 @@ def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
 
 
 def _sum_of_experts(m: Modules, weighted: Tensor, width: int) -> Tensor:
-    """Return the sum over each token's experts; CUDA's autocast sums in float32, in the kernel that reads 16 bits."""
+    """Return the sum over each token's experts, (B·S, ``width``). Under CUDA's autocast the result is float32.
+
+    The kernel of the sum reads 16-bit inputs itself, so autocast allocates no cast of them.
+    """
     op, tape = m.op, m.op.tape
     features, dtype = weighted.features, weighted.dtype
     summed = "float32" if op.autocast is not None and op.kernels == "cuda" else dtype
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # The gradient of a sum is an expanded view, of which a tensor is made.
+        # sum: grad.expand(sizes), a view, which the next backward copies into a tensor.
         return (tape.new(TOKENS, features, dtype),)
 
     return tape.record("sum", (weighted,), backward, (), lambda: tape.new(TOKENS, width, summed))

@@ -53,7 +53,7 @@ class Setup:
             batch_size=2 if several else 1,
             seq_len=spec.config["sliding_window"] if filled else 1,
             gradient_accumulation=min(recipe.gradient_accumulation, 2),
-            optim="sgd",  # any: its states are persistent, and its step is no part of the form
+            optim="sgd",  # any optimizer: states are persistent memory, and the form leaves the optimizer's step out
         )
         self.resolved = ResolvedRecipe(spec, left_open)
         self._key = (msgspec.msgpack.encode(spec), left_open, kernels, compute_capability)
@@ -128,7 +128,7 @@ def persistent_of(setup: Setup, optim: Optim, rank: int | None) -> PersistentByt
 
 
 def _undominated(candidates: list[PeakCandidate]) -> list[PeakCandidate]:
-    """Return the candidates that can be the maximum for some batch, length and rank; of equal ones the first.
+    """Return the candidates that can be the maximum for some batch, length and rank; the first of equal ones.
 
     A candidate cannot be the maximum if another one is at least as large in every coefficient, since no monomial is
     negative.
@@ -138,7 +138,7 @@ def _undominated(candidates: list[PeakCandidate]) -> list[PeakCandidate]:
     for index, candidate in enumerate(candidates):
         first.setdefault(_coefficients(candidate, monomials), index)
     kept: list[tuple[int, ...]] = []
-    for total in sorted(first, key=sum, reverse=True):  # what exceeds another comes before it
+    for total in sorted(first, key=sum, reverse=True):  # a candidate comes before all that it exceeds
         for place, larger in enumerate(kept):
             if all(map(ge, larger, total)):
                 kept.insert(0, kept.pop(place))  # it is likely to exceed the next one too

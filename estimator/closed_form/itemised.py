@@ -106,9 +106,9 @@ class _ItemisedLedger(Ledger):
         self._layers = 0
         self._blocks: dict[int, tuple[weakref.ref[Block], Maker]] = {}
         self._held: Counter[tuple[Slot, Maker]] = Counter()
-        """The share of copies that are run only once: no blocks of their own."""
+        """Bytes of the copies that do not run, and so have no blocks."""
         self._change: Counter[tuple[Slot, Maker]] = Counter()
-        """From the first copy to the last of the repeat under way."""
+        """Change in bytes from the first copy to the last of the current repeat."""
 
     def allocate(self, block: Block) -> None:
         self._blocks[id(block)] = (weakref.ref(block), self.making)
@@ -169,7 +169,7 @@ class _ItemisedLedger(Ledger):
 
 
 class _ItemisedTape(Tape):
-    """A tape that tells its ledger the maker of each tensor."""
+    """A tape that records the maker of each tensor in its ledger."""
 
     def __init__(self, ledger: _ItemisedLedger) -> None:
         super().__init__(ledger)

@@ -50,7 +50,7 @@ class Block:
 
     @property
     def component(self) -> str:
-        """The component that its bytes count under."""
+        """The component to which its bytes count."""
         return self.slot[0]
 
     def relabel(self, component: str) -> None:
@@ -67,10 +67,10 @@ class Block:
 class Ledger:
     """Live bytes, and the peak candidates.
 
-    Of identical layers only one runs, and stands for ``copies`` of them. Live bytes change by the same amount from each
-    copy to the next, so the peak is in the first copy or the last, and their candidates suffice. In forward the last
-    copy runs on top of the memory that the others left. In backward the first copy frees only its own share. When the
-    last one runs, the others' shares are gone and their gradients exist.
+    One layer runs and stands for ``copies`` identical ones. Live bytes change by the same amount from each copy to the
+    next, so the peak is in the first copy or the last, and their candidates suffice. In forward the last copy runs on
+    top of the memory that the others left. In backward the first copy frees only its own share. When the last one runs,
+    the others' shares are gone and their gradients exist.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Ledger:
         return [block for reference in self._watched or () if (block := reference()) is not None]
 
     def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
-        """Let ``blocks`` stand for ``copies`` of themselves, and the candidates of the last copy follow the first's."""
+        """Count each of ``blocks`` ``copies`` times, and append the candidates of the last copy."""
         self.mark()
         self._watched = None
         change: defaultdict[Slot, int] = defaultdict(int)
@@ -136,7 +136,7 @@ class Ledger:
         self._add_shifted_candidates(change)
 
     def _add_shifted_candidates(self, change: Live) -> None:
-        """Add the candidates since the repeat began once more, with ``change`` on top of each, and of what is alive."""
+        """Append the candidates since the repeat began once more, each plus ``change``; add it to live bytes too."""
         total: defaultdict[Monomial, int] = defaultdict(int)
         for (_, monomial), bytes_ in change.items():
             total[monomial] += bytes_
@@ -153,7 +153,7 @@ class Ledger:
         self._repeat_started = len(self.candidates)
 
     def defer(self, block: Block, copies: int) -> None:
-        """Count the gradients of the other copies in, once the repeat ends."""
+        """Add the other copies' gradients, ``copies`` − 1 times ``block``, when the repeat ends."""
         assert self._repeat is not None
         self._repeat[block.slot] += (copies - 1) * block.bytes
 
@@ -163,7 +163,7 @@ class Ledger:
         return self._repeat is not None
 
     def end_backward_repeat(self) -> None:
-        """Let the other copies run: add the candidates of the last of them, and what all of them leave."""
+        """End the repeat: append the candidates of the last copy, and add the change in bytes of all other copies."""
         self.mark()
         change = self._repeat
         assert change is not None

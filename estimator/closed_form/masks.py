@@ -1,7 +1,7 @@
 """Attention masks. transformers makes them once for the whole model, and layers share them.
 
-If possible, a causal mask is left to the kernel. It is allocated for eager attention, and for sdpa if a sliding window
-is no longer than the sequence (`masking_utils`).
+transformers allocates a mask for eager attention, and for sdpa if the sequence is at least as long as the sliding
+window (`masking_utils`). In other cases the kernel applies the causal mask itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Masks:
         window = spec.config.get("sliding_window") or 0
         self.windowed = layers_with_window(spec)
         self._masks: dict[bool, Tensor | None] = {}
-        # Checkpoints keep it with what else their layers were given.
+        # Checkpoints keep the mask alive, since it is an input of their layers.
         component = "activations" if recipe.gradient_checkpointing else "temporaries"
         with op.tape.scope("attention mask"):
             for kind in sorted(set(self.windowed)):
@@ -35,7 +35,10 @@ class Masks:
         self.differ = any(self._masks.values()) and len(self._masks) > 1
 
     def mask(self, windowed: bool) -> Tensor | None:
-        """Return the mask of layers with a window, or of those without; None if the kernel needs none."""
+        """Return the mask of layers with a window, or of layers without one; None if the kernel needs none.
+
+        Shapes: (B·S·S, 1) for eager attention, (S·S, 1) for sdpa.
+        """
         return self._masks[windowed]
 
 
@@ -51,7 +54,7 @@ def identical_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, in
     """Yield the layers to run, the number of layers that each stands for, and whether it has a window.
 
     The first layer runs alone, since its input is the embedding. If layers with and without a window alternate and
-    their masks differ, all of one kind run before those of the other; the sum of their memory is the same.
+    their masks differ, all layers of one kind run before those of the other; the sum of their memory is the same.
     """
     start = 0
     for group in spec.layers:
@@ -68,7 +71,7 @@ def identical_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, in
 
 
 def every_layer(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
-    """Yield each layer alone, in the form of `identical_layers`."""
+    """Yield each layer by itself, in the order of the model, as `identical_layers` yields its layers."""
     windowed = iter(masks.windowed)
     for group in spec.layers:
         for _ in range(group.count):

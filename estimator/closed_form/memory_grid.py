@@ -38,8 +38,8 @@ def estimate_memory_grid(
     a grid of three lists). Without ranks, the recipe's own rank is used. Each element equals that of `estimate_memory`.
 
     Raises:
-        UserError: as in `estimate_memory`; a number is impossible for a recipe, or shapes do not broadcast; ranks are
-            given for a method without ranks; a recipe needs 8 PiB or more.
+        UserError: as in `estimate_memory`; a number is out of range; shapes do not broadcast; ranks are given for a
+            method without ranks; a recipe needs 8 PiB or more.
     """
     import numpy as np
 
@@ -56,7 +56,7 @@ class GridPart(NamedTuple):
     places: NDArray[np.int64]
     """Index of each in the flat grid."""
     example: ResolvedRecipe
-    """One of them, with another rank."""
+    """One of them, except for its rank."""
     batch_sizes: NDArray[np.float64]
     seq_lens: NDArray[np.float64]
     ranks: NDArray[np.int64]
@@ -107,11 +107,11 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise UserError(f"{name}: must be an array of whole numbers, in rows of one length") from error
+        raise UserError(f"{name}: must be an array of whole numbers, in rows of equal length") from error
     if array.size and array.dtype.kind not in "iu":
-        raise UserError(f"{name}: must be whole numbers, and are {array.dtype}")
+        raise UserError(f"{name}: must be whole numbers, not {array.dtype}")
     if array.size and not (array.min() >= 1 and array.max() <= LARGEST_SETTING):
-        raise UserError(f"{name}: must be from 1 to {LARGEST_SETTING}, and go from {array.min()} to {array.max()}")
+        raise UserError(f"{name}: must be from 1 to {LARGEST_SETTING}, but range from {array.min()} to {array.max()}")
     return array.astype(np.int64)
 
 

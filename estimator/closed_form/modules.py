@@ -17,7 +17,7 @@ from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines, one row for each position."""
+"""Cosines and sines, each (S, rotary features)."""
 
 
 class Weights:
@@ -30,12 +30,12 @@ class Weights:
         """The dtype of dequantised 4-bit weights."""
 
     def base(self, elements: int) -> Tensor:
-        """Return a parameter of the model."""
+        """Return a parameter of the base model with ``elements`` elements; it trains in full fine-tuning."""
         leaf = self._leaf() if self.recipe.adapter is None else None
         return Tensor(None, ONE, elements, self.dtype, leaf=leaf)
 
     def saved(self, elements: int) -> Tensor:
-        """Return the trained copy of a parameter of the model."""
+        """Return the trained copy of a parameter with ``elements`` elements (peft's modules_to_save)."""
         return Tensor(None, ONE, elements, self.dtype, leaf=self._leaf())
 
     def adapter(self, tensor: AdapterTensor) -> Tensor:
@@ -82,12 +82,12 @@ class Modules:
 
     @property
     def query_width(self) -> int:
-        """Columns of all heads' queries."""
+        """Features of a token's queries, over all heads."""
         return self.spec.num_attention_heads * self.spec.head_dim
 
     @property
     def key_width(self) -> int:
-        """Columns of all heads' keys, and of their values."""
+        """Features of a token's keys over all heads; its values have as many."""
         return self.spec.num_key_value_heads * self.spec.head_dim
 
     @property
@@ -106,8 +106,8 @@ class Modules:
             if scaled:
                 embedded = op.scale(embedded)
         if self.recipe.gradient_checkpointing and not embedded.requires_grad:
-            # transformers lets the embedding's output require a gradient, so that checkpointed layers have a use for
-            # one; autograd then holds it, and its gradient, to the end.
+            # transformers makes the embedding's output require a gradient (`enable_input_require_grads`), so that
+            # checkpointed layers have an input with one. Autograd keeps the output and its gradient to the end.
             embedded.leaf = Leaf(holds=embedded.block)
         return embedded
 
@@ -152,7 +152,7 @@ class Modules:
     # Norms
 
     def rms_norm(self, name: str, x: Tensor, groups: int = 1) -> Tensor:
-        """Return Llama's RMS norm in float32, of each of ``groups`` of features separately."""
+        """Return Llama's RMS norm of x, in its shape. It runs in float32, over each of ``groups`` heads separately."""
         op = self.op
         with op.tape.scope("norm", name):
             x32 = op.cast(x, "float32")
@@ -161,7 +161,7 @@ class Modules:
             return op.multiply(op.cast(x32, x.dtype), self.weights[f"{name}.weight"])
 
     def layer_norm(self, name: str, x: Tensor) -> Tensor:
-        """Return torch's layer norm."""
+        """Return torch's layer norm of x, in its shape."""
         with self.op.tape.scope("norm", name):
             return self.op.layer_norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
@@ -175,7 +175,7 @@ class Modules:
             return op.add(op.multiply(x, cos), op.multiply(self._rotate_half(x), sin))
 
     def rotate_part(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Return a copy of x with the first features of each head rotated and the others unchanged."""
+        """Return a copy of x: the first features of each head rotated, the others unchanged."""
         op = self.op
         rotated = x.features * self.rotary_features // self.spec.head_dim
         with op.tape.scope("rotary positions"):
@@ -199,12 +199,12 @@ class Modules:
         joined: bool = False,
         float32_softmax: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the heads' outputs. Recipe, mask and dtype decide the kernel.
+        """Return the outputs of all heads, (B·S, H·d), and the probabilities, (B·S·S, H), if attention is eager.
 
-        The second result is the matrix of probabilities of eager attention, which the layer keeps to its end.
+        Recipe, mask and dtype select the kernel. The layer keeps the probabilities until it returns.
 
-        ``joined``: queries and keys were joined from parts (torch.cat), so they lie by head in memory. Eager attention
-        then copies neither. Flash attention's output lies as the queries do, so it is copied to lie by token.
+        ``joined``: queries and keys come from torch.cat, so their memory layout is (B, H, S, d) and not (B, S, H, d).
+        Eager attention then copies neither. Flash attention's output has the layout of the queries, so it is copied.
         ``float32_softmax``: the family requests it for eager attention.
         """
         with self.op.tape.scope("attention"):
@@ -217,7 +217,7 @@ class Modules:
         implementation = self.recipe.attn_implementation
         heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
         if self.mask is not None:
-            # Kernels that take a mask share no keys and values among heads.
+            # With a mask, transformers repeats keys and values for all heads (`use_gqa_in_sdpa`).
             k, v = op.repeat_heads(k, heads // kv_heads), op.repeat_heads(v, heads // kv_heads)
             kv_heads = heads
         if op.autocast is not None:
@@ -242,12 +242,12 @@ class Modules:
         if kernel == "math":
             return self._math(q, k, v, dropout, joined)
         if kernel == "efficient":
-            return op.efficient_attention(q, k, v, heads, self.mask)  # by token, however the queries lie
+            return op.efficient_attention(q, k, v, heads, self.mask)  # (B, S, H, d) for any layout of the queries
         output = op.flash_attention(q, k, v, heads, kv_heads, "sdpa", by_head=joined)
         return op.copy(output) if joined else output
 
     def _flash_dtype(self, dtype: str) -> str:
-        """Return the dtype of flash_attn: transformers casts float32 back to the dtype of the weights."""
+        """Return the dtype that flash_attn runs in: transformers casts float32 to the dtype of the weights."""
         return self.quantized_dtype if dtype == "float32" else dtype
 
     def _eager(
@@ -256,11 +256,12 @@ class Modules:
         op, heads = self.op, self.spec.num_attention_heads
         times = heads // self.spec.num_key_value_heads
         if self.spec.num_key_value_heads == 1 and self.recipe.batch_size == 1:
-            times = 1  # one key head of one sequence is repeated by a view
+            times = 1  # with one key head and one sequence, repetition is a view
         hidden = q.features
         keys = op.repeat_heads(k, times)
         values = op.repeat_heads(v, times)
-        # Of a single sequence the heads are a view, and joined or repeated heads lie by head already.
+        # matmul merges sequences and heads into one dimension. That is a view of a single sequence, and of joined or
+        # repeated heads, whose layout is (B, H, S, d); else it is a copy.
         by_token = self.recipe.batch_size > 1
         turned = by_token and not joined
         scores = op.scale(op.matmul(q, keys, PAIRS, heads, copied=(turned, turned and times == 1)))
@@ -269,9 +270,9 @@ class Modules:
             scores = op.tanh(scores)
             scores = op.scale(scores)
         assert self.mask is not None
-        # The mask has the dtype of the embedding's output, which may raise that of the scores.
+        # The mask has the dtype of the embedding's output, which may promote the scores.
         scores = op.add(scores, self.mask)
-        # Autocast runs a softmax in float32 too.
+        # Autocast runs softmax in float32.
         precision = "float32" if float32_softmax or op.autocast is not None else scores.dtype
         scores = op.cast(op.softmax(scores, precision), q.dtype)
         scores = op.dropout(scores, dropout)
@@ -279,10 +280,11 @@ class Modules:
         return op.copy(output), scores
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
-        """Return attention by torch's math kernel: all in float32, with the whole matrix of scores.
+        """Return the output of torch's math kernel, (B·S, H·d): all in float32, with the whole matrix of scores.
 
-        Tensors that lie by token are copied to lie by head, unless there is a single sequence; repeated heads lie by
-        head already. The kernel also returns the probabilities, in the dtype of q.
+        Its matmuls copy tensors from layout (B, S, H, d) to (B, H, S, d), except for a single sequence. Repeated heads
+        have that layout already. The kernel also returns the probabilities, in the dtype of q
+        (`_scaled_dot_product_attention_math`).
         """
         op, spec = self.op, self.spec
         by_token = self.recipe.batch_size > 1
@@ -309,7 +311,7 @@ class Modules:
     # Feed-forward
 
     def gated_mlp(self, x: Tensor) -> Tensor:
-        """Return down(act(gate(x)) · up(x))."""
+        """Return down(act(gate(x)) · up(x)), (B·S, h)."""
         op = self.op
         with op.tape.scope("feed-forward"):
             return self.linear(

@@ -97,11 +97,11 @@ PAIRS = B * S * S
 """Pairs of positions of each sequence: the scores of one attention head."""
 R = _symbol("r", "rank of the adapters", lambda values: values.recipe.rank or 0)
 PADDED_TOKENS = B * _symbol(
-    "⌈S⌉128", "S to a multiple of 128, as flash attention pads it", lambda values: -(-values[S] // 128) * 128
+    "⌈S⌉128", "S rounded up to a multiple of 128, as flash attention pads it", lambda values: -(-values[S] // 128) * 128
 )
 CHUNK = _symbol(
     "c",
-    "tokens in a chunk of the fused loss: B·S / (V/h), to a power of two",
+    "tokens in a chunk of the fused loss: B·S / ⌈V/h⌉, rounded up to a power of two",
     lambda values: chunk_rows(values[TOKENS], values.spec.vocab_size, values.spec.hidden_size),
 )
 SHIFTED_TOKENS = B * _symbol("(S − 1)", "tokens of a sequence that have a next one", lambda values: values[S] - 1)
@@ -112,7 +112,7 @@ INDICES = _symbol(
 )
 PARTS = _symbol(
     "p",
-    "parts of sums in the embedding's backward: ⌊B·S/10⌋ + min(B·S, V)",
+    "partial sums in the embedding's backward: ⌊B·S/10⌋ + min(B·S, V)",
     lambda values: embedding_scratch(values[TOKENS], values.spec.vocab_size)[1],
 )
 POSITION_INDICES = _symbol(
@@ -122,7 +122,7 @@ POSITION_INDICES = _symbol(
 )
 POSITION_PARTS = _symbol(
     "p′",
-    "parts of sums in the positions' backward: ⌊S/10⌋ + S",
+    "partial sums in the positions' backward: ⌊S/10⌋ + S",
     lambda values: embedding_scratch(values[S], values.spec.max_position_embeddings)[1],
 )
 

@@ -35,7 +35,7 @@ def peak_candidates(
     if spec.model_type not in MODEL_TYPES:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
-            "its step without contents"
+            "its step on meta tensors"
         )
     return _Step(resolved, Operators(tape or Tape(Ledger()), kernels, compute_capability)).run()
 
@@ -64,7 +64,7 @@ class _Step:
 
     def run(self) -> list[PeakCandidate]:
         ledger = self.ledger
-        for phase in ("loaded", "adapted", "forward"):  # before the step nothing is there but what is persistent
+        for phase in ("loaded", "adapted", "forward"):  # before the step there is only persistent memory
             ledger.enter(phase)
         batch = Block(ledger, TOKENS, 2 * ITEMSIZES["int64"], "buffers")  # token ids and labels
         context = self.tape.autocast
@@ -125,7 +125,7 @@ class _Step:
             hidden = output
             del output
         normed = self.decoder.final_norm(outside, hidden)
-        del hidden, rotary, masks, held  # as late as transformers' forward lets go of them
+        del hidden, rotary, masks, held  # transformers' forward references them until it returns
         return normed
 
     def _layer(self, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
@@ -149,12 +149,12 @@ class _Step:
         vocabulary = self.spec.vocab_size
         logits = self.decoder.scale_logits(outside, op.linear(hidden, head, vocabulary, component="logits"))
         upcast = op.cast(logits, "float32", "logits")
-        # Of a single sequence what is shifted is contiguous as it is.
+        # The shifted slice of a single sequence is contiguous already.
         several = self.recipe.batch_size > 1
         if self.recipe.loss == "legacy":
             shifted = op.all_but_last(upcast)
             if several:
                 shifted = op.copy(shifted, "logits")
             return op.cross_entropy(shifted, (op.labels(SHIFTED_TOKENS),) if several else ())
-        padded = op.labels()  # with one more for each sequence, which is left out
+        padded = op.labels()  # transformers pads each sequence by one label, which is left out here
         return op.cross_entropy(upcast, (op.labels(),) if several else (padded,))

@@ -56,7 +56,7 @@ class Dequantisation(NamedTuple):
 
 
 class ChunkedLoss(NamedTuple):
-    """Head and loss for `sizes.CHUNK` tokens at a time: the logits, and the gradients of both factors from them."""
+    """Head and loss for `sizes.CHUNK` tokens at a time: the logits, then the gradients of hidden states and weight."""
 
     features: int
     """Features of a token's hidden state."""

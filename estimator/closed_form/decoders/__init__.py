@@ -1,7 +1,7 @@
-"""The forward pass of each family. What a family does as Llama does is in `decoder`; the rest is in its own file.
+"""The forward pass of each model family. `decoder` holds Llama's; a family's own file overrides what differs.
 
-A file is named by its ``model_type`` and ends with ``DECODER``, an instance of its subclass of `Decoder`. A family
-without a file here runs Llama's forward pass.
+A file has the name of its ``model_type`` and ends with ``DECODER``, an instance of its subclass of `Decoder`. A family
+without a file runs Llama's forward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lorabench.estimator.closed_form.decoders.decoder import Decoder
 
 @cache
 def decoder_of(model_type: str) -> Decoder:
-    """Return the forward pass of a family, one of `MODEL_TYPES`."""
+    """Return the decoder of family ``model_type``, one of `MODEL_TYPES`."""
     if not (Path(__file__).parent / f"{model_type}.py").exists():
         return Decoder()
     decoder: Decoder = importlib.import_module(f"{__name__}.{model_type}").DECODER

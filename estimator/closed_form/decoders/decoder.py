@@ -1,7 +1,7 @@
-"""The forward pass that most families share, Llama's, as transformers 5.23 writes it: from token ids to hidden states.
+"""Llama's forward pass, from token ids to hidden states, which most families share. It follows transformers 5.23.
 
-A family that does something otherwise has a file here with a subclass of `Decoder`. Local variables are named and held
-as in transformers: a tensor that a caller still holds is a tensor in memory.
+A family with a different forward pass has a file here with a subclass of `Decoder`. Local variables have the names and
+lifetimes that they have in transformers: a tensor that a caller still references is a tensor in memory.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ class Decoder:
     """Llama, Mistral, Qwen2, Qwen3: RMS norms, rotary attention with grouped heads, a gated feed-forward."""
 
     def inputs(self, m: Modules) -> tuple[Tensor, Rotary | None, tuple[Tensor, ...]]:
-        """Return the first layer's input, (B·S, h), the rotary tables, and what else the forward pass holds to its end.
+        """Return the first layer's input, (B·S, h); the rotary tables; and the tensors that live until forward ends.
 
-        ``m`` are the modules around the layers.
+        ``m``: the modules outside the layers.
         """
         embedded = self.embed(m)
         return embedded, m.rotary_tables(embedded.dtype), (embedded,)
@@ -26,7 +26,7 @@ class Decoder:
         return m.embedding()
 
     def layer(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
-        """Return the output of one layer, whose modules are ``m``, for ``hidden``, both (B·S, h)."""
+        """Return the output of one layer for ``hidden``, both (B·S, h). ``m``: the layer's modules."""
         residual = hidden
         hidden = self.norm(m, "input_layernorm", hidden)
         hidden, _ = self.attention(m, hidden, rotary)
@@ -37,17 +37,18 @@ class Decoder:
         return m.op.add(residual, hidden)
 
     def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
-        """Return ``hidden`` normed by module ``name``."""
+        """Return the norm ``name`` of ``hidden``, in its shape."""
         return m.rms_norm(name, hidden)
 
     def final_norm(self, m: Modules, hidden: Tensor) -> Tensor:
-        """Return the last layer's output, normed."""
+        """Return the model's final norm of the last layer's output, (B·S, h)."""
         return self.norm(m, m.spec.final_norm[0].name.removesuffix(".weight"), hidden)
 
     def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
-        """Return the attention module's output, and the probabilities where attention is eager.
+        """Return the attention module's output, (B·S, h), and the probabilities, (B·S·S, H), if attention is eager.
 
-        Projections are separate; queries and keys are normed head by head where the layer has norms for them (Qwen 3).
+        Queries, keys and values have a projection each. If the layer has norms for queries and keys (Qwen 3), they
+        norm each head separately.
         """
         assert rotary is not None
         q = m.linear("self_attn.q_proj", hidden)
@@ -62,9 +63,9 @@ class Decoder:
         return m.linear("self_attn.o_proj", output), probabilities
 
     def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
-        """Return the feed-forward module's output."""
+        """Return the feed-forward module's output, (B·S, h)."""
         return m.gated_mlp(hidden)
 
     def scale_logits(self, m: Modules, logits: Tensor) -> Tensor:
-        """Return the head's output, (B·S, V), as the family scales or caps it."""
+        """Return the head's logits, (B·S, V), scaled or capped if the family does so."""
         return logits

@@ -1,4 +1,4 @@
-"""Gemma 1: Llama with scaled embeddings and a norm of its own."""
+"""Gemma 1: Llama with scaled embeddings and another RMS norm."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Gemma(Decoder):
     """transformers' GemmaModel."""
 
     def embed(self, m: Modules) -> Tensor:
-        """Return the tokens' embeddings, which the embedding module itself scales by √h."""
+        """Return the tokens' embeddings, (B·S, h). The embedding module multiplies them by √h."""
         return m.embedding(scaled=True)
 
     def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
-        """Return the RMS norm whose weight, counted from one, is applied in float32."""
+        """Return Gemma's RMS norm, in the shape of ``hidden``: it multiplies by 1 + weight, in float32."""
         op, dtype = m.op, hidden.dtype
         with op.tape.scope("norm", name):
             x32 = op.cast(hidden, "float32")

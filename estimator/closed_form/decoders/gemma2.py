@@ -1,4 +1,4 @@
-"""Gemma 2: norms before and after each sublayer, capped logits; eager attention caps its scores too."""
+"""Gemma 2: norms before and after each sublayer, and soft-capped logits. Eager attention soft-caps its scores too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Gemma2(Gemma):
         return m.op.add(residual, hidden)
 
     def scale_logits(self, m: Modules, logits: Tensor) -> Tensor:
-        """Return logits capped by cap · tanh(logits / cap)."""
+        """Return cap · tanh(logits / cap), (B·S, V), or the logits if the config has no cap."""
         op = m.op
         if m.spec.config["final_logit_softcapping"] is None:
             return logits

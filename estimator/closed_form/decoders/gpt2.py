@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, layer norms, one projection for queries, keys and values, dropout everywhere."""
+"""GPT-2: learned positions, layer norms, one projection for queries, keys and values, dropout after each sublayer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Gpt2(Decoder):
         spec, op = m.spec, m.op
         embedded = m.embedding()
         with op.tape.scope("embedding"):
-            # Of one sequence, the positions' gradient is that of the sum itself.
+            # A single sequence broadcasts nothing: the positions' gradient is the gradient of the sum.
             tokens = S if m.recipe.batch_size > 1 else TOKENS
             table = m.weights[spec.embeddings[1].name]
             positions = op.embedding(table, spec.hidden_size, tokens, (POSITION_INDICES, POSITION_PARTS))
@@ -36,7 +36,7 @@ class Gpt2(Decoder):
         hidden = m.layer_norm("ln_1", hidden)
         width = m.spec.hidden_size
         q, k, v = m.op.split(m.linear("attn.c_attn", hidden), width, width, width)
-        # The softmax's dtype is left to autocast; other families ask for float32.
+        # GPT-2 requests no dtype for its softmax; other families request float32.
         output, _ = m.attention(q, k, v, dropout=config["attn_pdrop"], float32_softmax=False)
         output = m.linear("attn.c_proj", output)
         output = m.op.dropout(output, config["resid_pdrop"])

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: attention and feed-forward side by side or one after the other, layer norms, dropout."""
+"""GPT-NeoX and Pythia: attention and feed-forward in parallel or in sequence, layer norms, dropout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class GptNeoX(Decoder):
         return op.add(feed_forward, attention)
 
     def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
-        """Return the output of attention with one projection, of which a part of each head is rotated."""
+        """Return the attention module's output. One projection makes queries, keys and values.
+
+        Rotary positions apply to the first features of each head.
+        """
         assert rotary is not None
         width = m.spec.hidden_size
         qkv = m.linear("attention.query_key_value", hidden)
@@ -42,7 +45,7 @@ class GptNeoX(Decoder):
         return m.linear("attention.dense", output), probabilities
 
     def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
-        """Return the output of a plain feed-forward."""
+        """Return the output of a feed-forward without a gate, (B·S, h)."""
         states = m.linear("mlp.dense_h_to_4h", hidden)
         states = activate(m.op, m.spec.config["hidden_act"], states)
         return m.linear("mlp.dense_4h_to_h", states)

@@ -1,4 +1,4 @@
-"""IBM Granite 3, dense: Llama's modules, with embeddings, sublayers' outputs and logits scaled."""
+"""IBM Granite 3, dense: Llama's modules, but embeddings, outputs of sublayers and logits are scaled by constants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Granite(Decoder):
     """transformers' GraniteModel."""
 
     def embed(self, m: Modules) -> Tensor:
-        """Return the tokens' embeddings, scaled by the model."""
+        """Return the tokens' embeddings times ``embedding_multiplier``, (B·S, h)."""
         embedded = m.embedding()
         with m.op.tape.scope("embedding"):
             return m.op.scale(embedded)

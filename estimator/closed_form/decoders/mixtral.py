@@ -12,7 +12,7 @@ class Mixtral(Decoder):
     """transformers' MixtralModel."""
 
     def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
-        """Return the experts' output; the router's weights add up to one for each token, and stay float32."""
+        """Return the experts' output, (B·S, h). Each token's routing weights sum to one, and stay in float32."""
         return sparse_mlp(m, hidden, normed=True, float32_weights=True)
 
 

@@ -1,4 +1,4 @@
-"""OLMo 2: norms after each sublayer, and over all heads of queries and keys at once."""
+"""OLMo 2: norms follow each sublayer; queries and keys have one norm over all their heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Olmo2(Decoder):
     """transformers' Olmo2Model."""
 
     def inputs(self, m: Modules) -> tuple[Tensor, Rotary | None, tuple[Tensor, ...]]:
-        """Return the embeddings, and rotary tables that stay in float32."""
+        """Return the embeddings, (B·S, h), and the rotary tables, which stay in float32."""
         embedded = self.embed(m)
         return embedded, m.rotary_tables("float32"), (embedded,)
 
@@ -27,7 +27,7 @@ class Olmo2(Decoder):
         return m.op.add(residual, hidden)
 
     def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
-        """Return the RMS norm whose weight is applied before the result is cast back from float32."""
+        """Return OLMo 2's RMS norm: it multiplies by the weight in float32, and casts the product back."""
         op, dtype = m.op, hidden.dtype
         with op.tape.scope("norm", name):
             x32 = op.cast(hidden, "float32")
@@ -36,12 +36,12 @@ class Olmo2(Decoder):
             return op.cast(op.multiply(x32, m.weights[f"{name}.weight"]), dtype)
 
     def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
-        """Return the output of attention, whose queries and keys are normed before they are cut into heads."""
+        """Return the attention module's output. Queries and keys are normed before they are split into heads."""
         assert rotary is not None
         q = self.norm(m, "self_attn.q_norm", m.linear("self_attn.q_proj", hidden))
         k = self.norm(m, "self_attn.k_norm", m.linear("self_attn.k_proj", hidden))
         v = m.linear("self_attn.v_proj", hidden)
-        # The float32 tables raise queries and keys to float32 until both are rotated.
+        # The float32 tables promote queries and keys to float32; both are cast back once both are rotated.
         rotated_q, rotated_k = m.rotate(q, rotary), m.rotate(k, rotary)
         q, k = m.op.cast(rotated_q, q.dtype), m.op.cast(rotated_k, k.dtype)
         del rotated_q, rotated_k

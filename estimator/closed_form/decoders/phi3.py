@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: fused projections, heads rotated in part, and dropout on what is added to the residual stream."""
+"""Phi-3 and Phi-4: fused projections, partial rotary positions, and dropout on the outputs of sublayers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Phi3(Decoder):
         return m.op.add(residual, m.op.dropout(hidden, dropout))
 
     def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
-        """Return the output of attention whose queries, keys and values are slices of one projection."""
+        """Return the attention module's output. Queries, keys and values are slices of one projection."""
         assert rotary is not None
         q_width, kv_width = m.query_width, m.key_width
         qkv = m.linear("self_attn.qkv_proj", hidden)
@@ -34,7 +34,7 @@ class Phi3(Decoder):
         return m.linear("self_attn.o_proj", output), probabilities
 
     def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
-        """Return the output of a gated feed-forward whose gate and up projections are halves of one."""
+        """Return the output of a gated feed-forward, (B·S, h). Gate and up are halves of one projection."""
         width = m.spec.intermediate_size
         up_states = m.linear("mlp.gate_up_proj", hidden)
         with m.op.tape.scope("feed-forward"):

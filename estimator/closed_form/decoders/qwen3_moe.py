@@ -12,7 +12,7 @@ class Qwen3Moe(Decoder):
     """transformers' Qwen3MoeModel."""
 
     def feed_forward(self, m: Modules, hidden: Tensor) -> Tensor:
-        """Return the output of the experts, or of the gated feed-forward of a dense layer."""
+        """Return the output of the experts, or of a dense layer's gated feed-forward, (B·S, h)."""
         if "mlp.gate.weight" not in m.weights:
             return m.gated_mlp(hidden)
         return sparse_mlp(m, hidden, normed=m.spec.config["norm_topk_prob"], float32_weights=False)

@@ -1,7 +1,7 @@
-"""torch's operators on sizes: what each allocates, what it saves for backward, and what its backward allocates.
+"""torch's operators on sizes: the tensors that each allocates and saves for backward, and those of its backward.
 
-As read in torch 2.13 (derivatives.yaml, whose formula stands beside each backward, and the kernels), bitsandbytes 0.50
-and liger-kernel 0.8.5. Where CUDA and the CPU run different kernels, `Backend` decides.
+As read in torch 2.13 (its kernels, and derivatives.yaml, whose formula stands beside each backward), bitsandbytes 0.50
+and liger-kernel 0.8.5. `Backend` decides if CUDA and the CPU run different kernels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention in one kernel, which never writes the scores out."""
+"""Fused attention kernels, which never store the scores."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class Attention(Elementwise):
     ) -> Tensor:
         """Return flash attention of q (B·S, H·d), k and v (B·S, kv), in q's shape.
 
-        It saves q, k, v, its output and each token's float32 log-sum-exp. Backward works through a float32 accumulator
-        for q's gradient and, where heads share keys and values, through gradients for every head. ``by_head``: the
-        queries, and so the output, do not lie by token; backward then copies the output (`_flash_attention_backward`).
+        It saves q, k, v, its output, and the float32 log-sum-exp of each token and head. Backward allocates a float32
+        accumulator for q's gradient. If heads share keys and values, it also allocates gradients of k and v for every
+        query head. ``by_head``: queries and output have the memory layout (B, H, S, d), so backward copies the output
+        (`_flash_attention_backward`).
         """
         tape, dtype = self.tape, q.dtype
         q_features, kv_features = q.features, k.features
@@ -42,12 +43,13 @@ class Attention(Elementwise):
                 return tape.new(TOKENS, q_features, dtype)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # _scaled_dot_product_flash_attention: query, key, value:
             # _scaled_dot_product_flash_attention_backward(grad, query, key, value, output, logsumexp, …)
             with tape.working(work._replace(backward=True)):
                 to_q, to_k, to_v = (tape.new(TOKENS, width, dtype) for width in (q_features, kv_features, kv_features))
                 scratch = []
                 if cuda:
-                    # mha_bwd of flash_attn: softmax_d, dq_accum, and dk_expanded and dv_expanded of grouped heads.
+                    # mha_bwd of flash_attn: softmax_d, dq_accum; for grouped heads also dk_expanded, dv_expanded.
                     block = 32 if head_dim <= 128 else 64
                     padded = -(-head_dim // block) * block
                     scratch = [tape.new(PADDED_TOKENS, width, "float32") for width in (heads, heads * padded)]
@@ -63,9 +65,9 @@ class Attention(Elementwise):
     def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
         """Return memory-efficient attention of q, k and v, all (B·S, H·d), in their shape.
 
-        It saves q, k, v, its output, each token's log-sum-exp, and the mask. A boolean mask becomes one to add, in the
-        dtype of q, for every sequence of the batch. Backward accumulates q's gradient in float32, in blocks of 64 or
-        128 tokens.
+        It saves q, k, v, its output, the float32 log-sum-exp of each token and head, and the mask. torch first converts
+        a boolean mask to an additive one, (B·S·S, 1), in the dtype of q (`convert_boolean_attn_mask`). Backward
+        accumulates q's gradient in float32; the kernel pads tokens and heads to whole blocks.
         """
         tape, dtype, features = self.tape, q.dtype, q.features
         head_dim = features // heads
@@ -80,6 +82,7 @@ class Attention(Elementwise):
                 return tape.new(TOKENS, features, dtype)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # _scaled_dot_product_efficient_attention: query, key, value, attn_bias:
             # _scaled_dot_product_efficient_attention_backward(grad, query, key, value, attn_bias, output, …)
             with tape.working(work._replace(backward=True)):
                 to_q, to_k, to_v = (tape.new(TOKENS, features, dtype) for _ in range(3))

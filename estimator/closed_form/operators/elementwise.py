@@ -10,19 +10,19 @@ class Elementwise:
     """Operators that work on each element alone, on one tape."""
 
     def __init__(self, tape: Tape, kernels: Backend, compute_capability: str | None = None) -> None:
-        """Run on ``tape`` as on a device of ``kernels``; ``compute_capability`` is that of `Device`."""
+        """Record on ``tape`` the operators of ``kernels``, cuda or cpu. ``compute_capability``: as in `Device`."""
         self.tape = tape
         self.kernels = kernels
         self.compute_capability = compute_capability
 
     @property
     def autocast(self) -> Autocast | None:
-        """The autocast context, where it is active."""
+        """The autocast context if it is active, else None."""
         context = self.tape.autocast
         return context if context is not None and context.enabled else None
 
     def cast(self, x: Tensor, dtype: str, component: str = "temporaries") -> Tensor:
-        """Return ``x`` in ``dtype``: itself where it is that already."""
+        """Return x in ``dtype``, in its shape: x itself if it has that dtype."""
         if x.dtype == dtype:
             return x
         tape, was = self.tape, x.dtype
@@ -30,35 +30,35 @@ class Elementwise:
         return tape.record("cast", (x,), lambda g, _: (tape.like(g, was),), (), lambda: tape.like(x, dtype, component))
 
     def to_autocast(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the dtype that autocast gives matmuls; itself without autocast."""
+        """Return x in autocast's dtype for matmuls, in its shape; x itself without autocast."""
         context = self.autocast
         return x if context is None else context.cached(x, self.cast)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a + b; ``b`` has a's shape, or fewer tokens, whose gradient is then a sum."""
+        """Return a + b, in a's shape. ``b`` has the same shape, or fewer tokens; then its gradient is a sum."""
         tape, dtype = self.tape, promote(a.dtype, b.dtype)
         tokens, features = b.tokens, b.features
         broadcast = tokens != a.tokens
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            # add: self: grad, other: grad, which a smaller operand sums to its own shape.
+            # add: self: grad; other: grad. A broadcast operand sums it to its own shape.
             return g.view(), tape.new(tokens, features, g.dtype) if broadcast else g.view()
 
         return tape.record("add", (a, b), backward, (), lambda: tape.like(a, dtype))
 
     def scale(self, x: Tensor) -> Tensor:
-        """Return x times a number, or negated."""
+        """Return x times a number, or −x, in its shape."""
         # mul: grad * other; neg: grad.neg()
         return self._unary("scale", x, component=component_of(x))
 
     def shift(self, x: Tensor) -> Tensor:
-        """Return x plus a number."""
+        """Return x plus a number, in its shape."""
         tape = self.tape
         # add: grad
         return tape.record("shift", (x,), lambda g, _: (g.view(),), (), lambda: tape.like(x))
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a · b; ``b`` has a's shape, or is broadcast: one token, or one feature."""
+        """Return a · b, elementwise. ``b`` has a's shape, or is broadcast to it: one token, or one feature."""
         tape, dtype = self.tape, promote(a.dtype, b.dtype)
         a_needs, b_needs = a.requires_grad, b.requires_grad
         broadcast = (b.tokens, b.features) != (a.tokens, a.features)
@@ -82,18 +82,18 @@ class Elementwise:
 
     def tanh(self, x: Tensor) -> Tensor:
         """Return an elementwise function of x whose backward needs its result (tanh, rsqrt)."""
-        # tanh: tanh_backward(grad, result). rsqrt: -0.5 * grad * result.pow(3), whose steps are left out: it is taken
-        # of one number a token.
+        # tanh: tanh_backward(grad, result). rsqrt: -0.5 * grad * result.pow(3), whose intermediates are left out: they
+        # are one number per token.
         return self._unary("tanh", x, component=component_of(x), saved_output=True)
 
     def power(self, x: Tensor) -> Tensor:
-        """Return x to a power. CUDA's autocast runs it in float32."""
+        """Return x to a power, in its shape. CUDA's autocast runs it in float32."""
         if self.autocast is not None and self.kernels == "cuda":
             x = self.cast(x, "float32")
         tape = self.tape
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
-            # pow: grad * (exponent * self.pow(exponent - 1)), whose three results are alive at once.
+            # pow: grad * (exponent * self.pow(exponent - 1)). The results of all three operations are alive at once.
             lower = tape.like(g)
             multiple = tape.like(g)
             product = tape.like(g)
@@ -103,7 +103,7 @@ class Elementwise:
         return tape.record("power", (x,), backward, (x,), lambda: tape.like(x))
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
-        """Return x with dropout: CUDA keeps a mask of one byte an element, the CPU a scaled mask in x's dtype."""
+        """Return x with dropout, in its shape. It saves a mask: one byte per element on CUDA, x's dtype on the CPU."""
         if probability == 0:
             return x
         mask = self.tape.like(x, "bool" if self.kernels == "cuda" else x.dtype, name="dropout mask")
@@ -119,7 +119,7 @@ class Elementwise:
         component: str = "temporaries",
         saved_output: bool = False,
     ) -> Tensor:
-        """Return a new tensor of x's shape and dtype, whose backward makes another one of them."""
+        """Return a new tensor of x's shape and dtype. Backward allocates a gradient of the same shape."""
         tape = self.tape
         return tape.record(
             operation,
@@ -132,5 +132,5 @@ class Elementwise:
 
 
 def component_of(x: Tensor) -> str:
-    """Return the component of what an elementwise operation makes of x: of logits it makes logits."""
+    """Return the component of an elementwise operation's result: logits if x is logits, else temporaries."""
     return "logits" if x.block is not None and x.block.component == "logits" else "temporaries"

@@ -1,4 +1,4 @@
-"""Operators that move elements and compute nothing: slices, joins, copies, lookups."""
+"""Operators that move elements and compute nothing: slices, concatenation, copies, lookups."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Indexing(Elementwise):
         return x.view(features, node)
 
     def all_but_last(self, x: Tensor) -> Tensor:
-        """Return all tokens of each sequence but the last, (B·(S − 1), features), a view."""
+        """Return each sequence without its last token, (B·(S − 1), features), a view."""
         tape, features, component = self.tape, x.features, component_of(x)
-        # slice: slice_backward, as of `part`.
+        # slice: slice_backward, as in `part`.
         node = Node(tape, "all_but_last", lambda g, _: (tape.new(TOKENS, features, g.dtype, component),), (x,), ())
         rest = x.view(node=node)
         rest.tokens = SHIFTED_TOKENS
         return rest
 
     def split(self, x: Tensor, *features: int) -> list[Tensor]:
-        """Return views of consecutive features (chunk, split)."""
+        """Return views of consecutive ``features``, each (tokens, features), as chunk and split do."""
         tape, whole = self.tape, x.features
         if not x.requires_grad:
             return [x.view(part) for part in features]
@@ -42,18 +42,18 @@ class Indexing(Elementwise):
         return [x.view(part, node) for part in features]
 
     def join(self, *parts: Tensor) -> Tensor:
-        """Return the parts side by side, (tokens, sum of their features)."""
+        """Return the concatenation of the parts' features, (tokens, sum of their features)."""
         tape, features = self.tape, [part.features for part in parts]
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            # cat: grad.narrow(dim, start, length) of each, which are views.
+            # cat: grad.narrow(dim, start, length) for each part: views.
             return tuple(g.view(width) for width in features)
 
         tokens, dtype = parts[0].tokens, parts[0].dtype
         return tape.record("join", parts, backward, (), lambda: tape.new(tokens, sum(features), dtype))
 
     def copy(self, x: Tensor, component: str = "temporaries") -> Tensor:
-        """Return a copy (contiguous, clone)."""
+        """Return a copy of x, in its shape, as contiguous and clone do."""
         tape = self.tape
         # clone: grad
         return tape.record("copy", (x,), lambda g, _: (g.view(),), (), lambda: tape.like(x, component=component))
@@ -81,7 +81,7 @@ class Indexing(Elementwise):
     ) -> Tensor:
         """Return ``tokens`` rows of the table ``weight``, (tokens, ``features``).
 
-        CUDA's backward works through ``scratch`` for many tokens: indices and parts of sums (`embedding_backward`).
+        ``scratch``: numbers of indices and of partial sums that CUDA's backward allocates (`embedding_backward`).
         """
         tape, elements, dtype = self.tape, weight.features, weight.dtype
 

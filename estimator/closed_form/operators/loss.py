@@ -1,4 +1,4 @@
-"""The loss: torch's cross-entropy of logits, and Liger's fused with the head's matmul."""
+"""The loss: torch's cross-entropy of logits, and Liger's, which is fused with the head's matmul."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Loss(Elementwise):
     def cross_entropy(self, logits: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
         """Return the mean cross-entropy of float32 ``logits``, (tokens, V), with ``labels``.
 
-        There are no labels to save where they are a view of the batch. It saves the log-probabilities.
+        It saves the log-probabilities and ``labels``, which is empty if the labels are a view of the batch.
         """
         tape = self.tape
 
@@ -50,14 +50,14 @@ class Loss(Elementwise):
         )
 
     def fused_linear_cross_entropy(self, x: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
-        """Return the mean cross-entropy of x · weightᵀ, x (B·S, h), as Liger makes it, a chunk of tokens after another.
+        """Return the mean cross-entropy of x · weightᵀ for x (B·S, h) and weight (V, h), one chunk of tokens at a time.
 
-        Forward makes the gradients, from logits that become their own. Chunks are identical, so one stands for all, or
-        two where autocast keeps a copy of the weight from the first.
+        As in Liger, forward also computes the gradients; each chunk's logits are overwritten by their gradient. Chunks
+        are identical, so one stands for all; two run if autocast caches a copy of the weight from the first.
         """
         tape, trains = self.tape, weight.requires_grad
         operation = "fused_linear_cross_entropy"
-        # LigerFusedLinearCrossEntropyFunction.backward hands out what forward made: grad_input, grad_weight.
+        # LigerFusedLinearCrossEntropyFunction.backward returns the gradients of forward: grad_input, grad_weight.
         node = Node(tape, operation, lambda _, saved: (saved[0], saved[1] if trains else None), (x, weight), ())
         padded, shifted = (tape.new(TOKENS, 1, "int64", name=SHIFTED_LABELS) for _ in range(2))
         to_x = tape.like(x, component="activations", name="gradient of the last hidden state")
@@ -87,7 +87,7 @@ class Loss(Elementwise):
         return loss
 
     def _chunk_of_logits(self, x: Tensor, weight: Tensor, vocabulary: int, dtype: str) -> Tensor:
-        """Return a chunk's logits, (c, V), after the matmul that makes them and the one with their gradient."""
+        """Return a chunk's logits, (c, V), after the matmuls for them and for the hidden states' gradient."""
         tape = self.tape
 
         def cast(whole: Tensor, to: str) -> Tensor:
@@ -96,7 +96,7 @@ class Loss(Elementwise):
         def cast_chunk() -> Tensor | None:
             return None if x.dtype == dtype else tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN)
 
-        second, first = cast(weight, dtype), cast_chunk()  # of its transpose, a view, which autocast does not cache
+        second, first = cast(weight, dtype), cast_chunk()  # autocast does not cache its cast of the transpose, a view
         logits = tape.new(CHUNK, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS)
         del second, first
         second = self.autocast.cached(weight, cast) if self.autocast is not None else weight
@@ -105,7 +105,7 @@ class Loss(Elementwise):
         return logits
 
     def _add_to_weight_gradient(self, to_weight: Tensor, x: Tensor, dtype: str) -> None:
-        """Add a chunk's share to the weight's gradient: within the matmul (addmm), or after it and a float32 copy."""
+        """Add a chunk's share to the weight's gradient: in the matmul itself (addmm), or after it, cast to float32."""
         tape = self.tape
         if dtype != "float32" and to_weight.dtype in ("float32", dtype):
             if x.dtype != dtype:

@@ -1,4 +1,4 @@
-"""Matmuls: linear layers, also of 4-bit weights, and the batched ones of eager attention."""
+"""Matmuls: linear layers, with 4-bit weights too, and the batched matmuls of eager attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEQUANTISED_AGAIN = "dequantised again for backward"
 
 
 class Matmuls(Indexing):
-    """Operators whose time is a matmul's."""
+    """Operators that run a matmul."""
 
     def linear(
         self,
@@ -25,7 +25,7 @@ class Matmuls(Indexing):
         times: Monomial = ONE,
         component: str = "temporaries",
     ) -> Tensor:
-        """Return x · weightᵀ (+ bias), (tokens, ``features`` · ``times``)."""
+        """Return x · weightᵀ (+ bias) for x (tokens, in_features): (tokens, ``features`` · ``times``)."""
         given = x  # the caller's tensor lives on beside its cast
         x = self.to_autocast(given)
         weight = self.to_autocast(weight)
@@ -37,7 +37,7 @@ class Matmuls(Indexing):
         if component == "logits":
             group = "logits and loss"
         m, k, n = (1, tokens), (x_shape[0], x_times), (features, times)
-        if tokens is ONE:  # the two factors of a weight
+        if tokens is ONE:  # B·A, the product of an adapter's two factors
             m, k, n = (x_shape[0], ONE), (1, x_times), (weight_shape[0], ONE)
         dtype = x.dtype
 
@@ -70,9 +70,9 @@ class Matmuls(Indexing):
     def linear_4bit(self, x: Tensor, elements: int, features: int, compute_dtype: str, stored_dtype: str) -> Tensor:
         """Return bitsandbytes' matmul of x with a 4-bit weight of ``elements`` elements, (B·S, ``features``).
 
-        The weight is dequantised into a copy for the matmul; none of it is saved. Forward takes the dtype of the matmul
-        at once, backward goes through the dtype that the weight had before it was quantised. (Below some 1536 tokens,
-        depending on the GPU, a fused kernel spares the forward copy.)
+        The weight is dequantised into a copy for the matmul, and nothing is saved. Forward dequantises to the dtype of
+        the matmul. Backward dequantises to ``stored_dtype``, the weight's dtype before quantisation, and casts. (Below
+        about 1536 tokens, depending on the GPU, a fused kernel needs no copy in forward.)
         """
         given, was = x, x.dtype
         x = self.cast(given, compute_dtype)
@@ -109,9 +109,9 @@ class Matmuls(Indexing):
     def matmul(
         self, a: Tensor, b: Tensor, tokens: Monomial, features: int, *, copied: tuple[bool, bool] = (False, False)
     ) -> Tensor:
-        """Return torch.matmul of two operands of attention, in autocast's dtype; shapes are those of `batched_matmul`.
+        """Return torch.matmul of two operands of attention, in autocast's dtype; shapes as in `batched_matmul`.
 
-        ``copied``: which operands lie by token, so that heads and sequences make one dimension only in a copy.
+        ``copied``: operands with memory layout (B, S, H, d), which matmul copies to merge sequences and heads.
         """
         first, second = self.to_autocast(a), self.to_autocast(b)
         if copied[0]:
@@ -121,10 +121,10 @@ class Matmuls(Indexing):
         return self.batched_matmul(first, second, tokens, features)
 
     def batched_matmul(self, a: Tensor, b: Tensor, tokens: Monomial, features: int) -> Tensor:
-        """Return the matmuls of two operands for each sequence and head; it saves each for the other's gradient.
+        """Return one matmul for each sequence and head. It saves each operand for the other's gradient.
 
-        Either queries (B·S, H·d) times keys (B·S, H·d), which gives scores (B·S·S, H), or such scores times values
-        (B·S, H·d), which gives (B·S, H·d).
+        Either queries (B·S, H·d) times keys (B·S, H·d), which gives scores (B·S·S, H); or scores (B·S·S, H) times
+        values (B·S, H·d), which gives outputs (B·S, H·d).
         """
         tape, dtype = self.tape, a.dtype
         heads, width = (features, a.features) if tokens is PAIRS else (a.features, features)

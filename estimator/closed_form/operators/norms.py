@@ -8,10 +8,10 @@ from lorabench.estimator.closed_form.sizes import ONE
 
 
 class Norms(Elementwise):
-    """Operators that read all features of a token for each that they write."""
+    """Operators that read all features of a token for each element that they write."""
 
     def mean(self, x: Tensor, groups: int = 1) -> Tensor:
-        """Return the mean of each token's features, (tokens, 1), or of each of ``groups`` (heads), (tokens, groups)."""
+        """Return the mean over each token's features, (tokens, 1), or over those of each head, (tokens, ``groups``)."""
         tape, tokens, features = self.tape, x.tokens, x.features
         # mean: grad.expand(self.sizes()) / n
         return tape.record(
@@ -23,9 +23,10 @@ class Norms(Elementwise):
         )
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return torch's layer norm of x, in its shape: it saves x and each token's float32 mean and deviation.
+        """Return torch's layer norm of x, in its shape.
 
-        CUDA's autocast runs it in float32; the CPU's leaves the dtype alone.
+        It saves x, the weight, and each token's mean and reciprocal deviation: in float32 on CUDA, in x's dtype on the
+        CPU. CUDA's autocast runs it in float32; the CPU's does not change the dtype.
         """
         if self.autocast is not None and self.kernels == "cuda":
             x, weight, bias = (self.cast(t, "float32") for t in (x, weight, bias))
@@ -46,7 +47,7 @@ class Norms(Elementwise):
     def softmax(self, x: Tensor, dtype: str) -> Tensor:
         """Return softmax of x in ``dtype``, in its shape; it saves its result.
 
-        CUDA reads float16 as it is; any other input is copied into ``dtype`` first.
+        CUDA's kernel reads float16 and writes float32 (``half_to_float``); any other input is cast to ``dtype`` first.
         """
         tape, was = self.tape, x.dtype
         half_to_float = self.kernels == "cuda" and was == "float16" and dtype == "float32"
@@ -65,9 +66,9 @@ class Norms(Elementwise):
         return tape.record("softmax", (converted,), backward, (), lambda: tape.like(x, dtype), saved_output=True)
 
     def safe_softmax(self, x: Tensor) -> Tensor:
-        """Return softmax of float32 scores, for the math kernel: rows that are masked as a whole become zero.
+        """Return softmax of float32 scores, in their shape, for the math kernel; fully masked rows become zero.
 
-        CUDA holds which scores are masked, one byte each, beside its result (`_safe_softmax` of `attention.cpp`).
+        On CUDA, `_safe_softmax` (`attention.cpp`) also allocates a boolean tensor of the masked scores.
         """
         output = self.softmax(x, "float32")
         if self.kernels == "cuda":
