@@ -1,13 +1,13 @@
-"""The kernels of scaled_dot_product_attention, written out for meta tensors, which would take none.
+"""The kernels of scaled_dot_product_attention for meta tensors: torch would not select the GPU's kernel for them.
 
-Which of them a GPU takes is said once, for this and for the closed form (`devices.attention_kernel`). What is done
-around the kernels is as in torch 2.13 (`attention.cpp`; for the CPU, `sdp_utils_cpp.cpp`).
+`devices.attention_kernel` selects the kernel, for the trace and for the closed form. The operations around the kernels
+are those of torch 2.13 (`attention.cpp`; for the CPU, `sdp_utils_cpp.cpp`).
 
-cuDNN's kernel is traced as flash attention, and with a mask as the efficient kernel. What it saves has the same sizes:
-queries, keys, values, output, one float32 for each row and head. Its backward works in one allocation, of which cuDNN's
-frontend (`scaled_dot_product_flash_attention.h`) asks for the float32 accumulator of the query's gradient and the row
-sums, as flash attention does, without padding them. Whether cuDNN's own plans, whose source is closed, ask for more,
-such as the gradients of expanded keys and values that flash attention holds, is not known.
+cuDNN's kernel is traced as flash attention, or with a mask as the efficient kernel. It saves tensors of the same sizes:
+queries, keys, values, output, and one float32 per token and head. Its backward makes one allocation. cuDNN's frontend
+(`scaled_dot_product_flash_attention.h`) requests in it the float32 accumulator of the query's gradient and the row
+sums, as flash attention does, but without padding. cuDNN's own plans are closed source. They may request more, such as
+the gradients of expanded keys and values that flash attention allocates; we do not know.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 MASK_ALIGNMENT = 16
-"""The efficient kernel wants the mask's rows padded to a multiple of this."""
+"""The efficient kernel requires the mask's rows to be padded to a multiple of this (`pad_bias`)."""
 
 
 def cuda_attention(
@@ -35,10 +35,10 @@ def cuda_attention(
     *,
     compute_capability: str | None,
 ) -> torch.Tensor:
-    """Return what CUDA's scaled_dot_product_attention returns, from the kernel that CUDA takes.
+    """Return scaled_dot_product_attention, (batch, heads, length, head_dim), by the kernel that CUDA selects.
 
     ``query`` is (batch, heads, length, head_dim), ``key`` and ``value`` (batch, kv_heads, length, head_dim). The math
-    kernel is single operators in float32, with the whole matrix of scores.
+    kernel consists of separate operators in float32, with the whole matrix of scores.
     """
     import torch
 
@@ -66,7 +66,10 @@ def cpu_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Return what the CPU's scaled_dot_product_attention returns: its flash kernel takes masks, but no dropout."""
+    """Return scaled_dot_product_attention, in ``query``'s shape, as on a CPU: its flash kernel takes masks, no dropout.
+
+    Shapes are those of `cuda_attention`.
+    """
     import torch
 
     if dropout_p == 0 and query.shape[-1] == key.shape[-1] == value.shape[-1]:
@@ -105,7 +108,7 @@ def _kernel(
 def _flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float, is_causal: bool, scale: float | None
 ) -> torch.Tensor:
-    """Return flash attention's output; heads are padded to a multiple of 8 columns."""
+    """Return flash attention's output, in ``query``'s shape. It pads head_dim to a multiple of 8 (`pad_last_dim`)."""
     import torch
     from torch.nn.functional import pad
 
@@ -129,14 +132,14 @@ def _math(
     is_causal: bool,
     scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `_scaled_dot_product_attention_math` returns, by its operators.
+    """Return the output and the probabilities of `_scaled_dot_product_attention_math`, by its operators.
 
-    Called on meta under a dispatch mode, torch's own would add the mask out of place, and drop out by a mask of floats.
+    On meta under a dispatch mode, torch's own would add the mask out of place, and use a float mask for dropout.
     """
     import torch
 
     half = query.dtype in (torch.float16, torch.bfloat16)
-    # As in C++, what has a name lives until the function returns.
+    # C++ variables live until the function returns.
     query_32, key_32, value_32 = (tensor.float() if half else tensor for tensor in (query, key, value))
     root = abs(query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     scaled = query_32 * root
@@ -154,12 +157,12 @@ def _math(
     attention = torch.ops.aten._safe_softmax(attention, -1)
     if dropout_p > 0:
         attention = torch.native_dropout(attention, dropout_p, True)[0]
-    # The probabilities are returned too, and let go of.
+    # The kernel returns the probabilities too, and its caller drops them.
     return torch.matmul(attention, values).to(query.dtype), attention.to(query.dtype)
 
 
 def _efficient_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-    """Return ``mask`` as the efficient kernel wants it: (batch, heads, length, length), additive, rows padded."""
+    """Return the mask in the format of the efficient kernel: (batch, heads, length, length), additive, rows padded."""
     from torch.nn.functional import pad
 
     mask = _additive(mask, query.dtype)
@@ -172,7 +175,10 @@ def _efficient_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.T
 
 
 def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """Return a mask to add to the scores; a boolean one becomes a tensor of its own, in ``dtype``."""
+    """Return an additive mask, in the mask's shape. A boolean one is converted to a new tensor in ``dtype``.
+
+    The source is `convert_boolean_attn_mask` of `attention.cpp`.
+    """
     import torch
 
     if mask is None or mask.dtype != torch.bool:
@@ -191,10 +197,10 @@ def flash_attention_2(
     softcap: float = 0.0,
     deterministic: bool = False,
 ) -> torch.Tensor:
-    """Stand in for the function of the package flash_attn, whose kernels are torch's flash attention.
+    """Replace ``flash_attn_func`` of the package flash_attn by torch's flash attention: both run the same kernels.
 
-    ``query`` is (batch, length, heads, head_dim), ``key`` and ``value`` (batch, length, kv_heads, head_dim). Sliding
-    windows and soft capping are done inside the kernel and take no memory.
+    ``query`` is (batch, length, heads, head_dim), ``key`` and ``value`` (batch, length, kv_heads, head_dim). The kernel
+    itself applies sliding windows and soft-capping, which take no memory.
     """
     del window_size, softcap, deterministic
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))

@@ -1,9 +1,8 @@
-"""torch.autocast for meta tensors, which have none of their own.
+"""torch.autocast for meta tensors, which torch does not support.
 
-Which operators autocast casts is a list for each kind of device: `include/ATen/autocast_mode.h` of torch 2.13 for CUDA,
-`autocast_mode.cpp` for the CPU. The casts, and the cache of those of trainable float32 leaves, are torch's
-(`cached_cast`): an entry lives until the outermost context ends, so that the casts made while a checkpointed layer is
-recomputed are gone when that recomputation is.
+Autocast has a list of operators for each device type: `include/ATen/autocast_mode.h` of torch 2.13 for CUDA,
+`autocast_mode.cpp` for the CPU. It casts as torch does (`cached_cast`): casts of trainable float32 leaves are cached
+until the outermost context ends. So the casts of a checkpointed layer's recomputation are freed when it ends.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MATRIX_PRODUCTS = frozenset({
     "einsum", "chain_matmul", "multi_dot", "vecdot", "prelu", "scaled_dot_product_attention", "conv1d", "conv2d",
     "conv3d", "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 })
-"""Run in the lower precision, on CUDA and on the CPU."""
+"""Operators that autocast runs in its lower precision, on CUDA and on the CPU."""
 IN_FLOAT32: dict[Backend, frozenset[str]] = {
     "cuda": frozenset({
         "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",
@@ -38,19 +37,19 @@ IN_FLOAT32: dict[Backend, frozenset[str]] = {
         "binary_cross_entropy_with_logits", "prod", "cdist", "trace",
     }),
 }
-"""Run in float32."""
+"""Operators whose inputs autocast casts to float32."""
 INTO_FLOAT32: dict[Backend, frozenset[str]] = {
     "cuda": frozenset({
         "prod", "softmax", "log_softmax", "cumprod", "cumsum", "sum", "norm", "vector_norm", "matrix_norm",
     }),
     "cpu": frozenset(),
 }
-"""Given float32 as their ``dtype`` where the caller asks for none."""
+"""Operators that get ``dtype=torch.float32`` from autocast if the caller passes no dtype."""
 # fmt: on
 
 
 class MetaAutocast:
-    """The state of autocast for meta tensors: nested contexts, and the cache of casts."""
+    """Autocast's state for meta tensors: nested contexts, and the cache of casts."""
 
     def __init__(self, kernels: Backend) -> None:
         import torch
@@ -63,7 +62,7 @@ class MetaAutocast:
 
     @contextmanager
     def context(self, dtype: torch.dtype, *, enabled: bool) -> Iterator[None]:
-        """Enable or disable casts to ``dtype``; leaving the outermost context lets go of the cache."""
+        """Enable or disable casts to ``dtype``. Leaving the outermost context clears the cache."""
         before = self.enabled, self.dtype
         self.enabled, self.dtype = enabled, dtype
         self._nesting += 1
@@ -76,11 +75,11 @@ class MetaAutocast:
                 self._cache.clear()
 
     def casts(self, name: str) -> bool:
-        """Tell whether autocast has a rule for the operator called ``name``."""
+        """Return whether autocast has a rule for operator ``name``."""
         return name in MATRIX_PRODUCTS or name in IN_FLOAT32[self.kernels] or name in INTO_FLOAT32[self.kernels]
 
     def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments that the operator called ``name`` runs on while autocast is enabled."""
+        """Return the arguments of operator ``name`` as an enabled autocast casts them."""
         import torch
 
         if name in MATRIX_PRODUCTS:
@@ -97,7 +96,7 @@ class MetaAutocast:
     def _all(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Cast all arguments, the last first as torch built by GCC does; it decides in which order backward goes."""
+        """Cast all arguments, the last one first, as torch compiled with GCC does. Backward runs in reverse order."""
         cast_kwargs = {key: self._to(kwargs[key], dtype) for key in reversed(kwargs)}
         cast_args = [self._to(value, dtype) for value in reversed(args)]
         return tuple(reversed(cast_args)), cast_kwargs
@@ -125,10 +124,10 @@ def _eligible(tensor: torch.Tensor) -> bool:
 
 @contextmanager
 def autocast_on_meta(model: nn.Module, kernels: Backend) -> Iterator[MetaAutocast]:
-    """Let ``torch.autocast("meta")`` be what autocast is on a device that runs ``kernels``.
+    """Make ``torch.autocast("meta")`` behave as autocast on a device that runs ``kernels``.
 
-    torch's own functions that tell of autocast answer for meta too; that is what torch.utils.checkpoint, transformers
-    and peft ask. The casts themselves are made by whoever sees the operators (`cuda_semantics.Semantics`).
+    torch's queries, such as ``torch.is_autocast_enabled``, answer for meta too: torch.utils.checkpoint, transformers
+    and peft call them. `cuda_semantics.running_on_meta` applies the casts to the operators.
     """
     import torch
 
@@ -146,7 +145,7 @@ def autocast_on_meta(model: nn.Module, kernels: Backend) -> Iterator[MetaAutocas
     def is_autocast_enabled(device_type: str | None = None) -> bool:
         if device_type == "meta":
             return state.enabled
-        if device_type is None:  # which is to ask about CUDA
+        if device_type is None:  # None means CUDA
             return state.enabled and kernels == "cuda"
         return real_enabled(device_type)
 
@@ -157,7 +156,7 @@ def autocast_on_meta(model: nn.Module, kernels: Backend) -> Iterator[MetaAutocas
         return state.dtype if device_type == "meta" else real_dtype(device_type)
 
     def maybe_autocast(device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> Any:
-        """Transformers' function of that name without its exception for meta."""
+        """Replace transformers' function of that name, which does nothing on meta."""
         return torch.autocast(device_type, dtype, enabled, cache_enabled)
 
     with ExitStack() as patches:
@@ -172,7 +171,7 @@ def autocast_on_meta(model: nn.Module, kernels: Backend) -> Iterator[MetaAutocas
 
 
 def _modules_that_call(name: str, model: nn.Module) -> list[Any]:
-    """Return the Python modules of the model's classes that have ``name`` among their globals."""
+    """Return the Python modules that define the model's classes and have a global ``name``."""
     import sys
 
     modules = {type(part).__module__ for part in model.modules()}

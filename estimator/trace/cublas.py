@@ -1,4 +1,4 @@
-"""cuBLAS workspaces on meta: allocated at the first matrix product of each thread, as torch does."""
+"""cuBLAS workspaces on meta: each thread's first matmul allocates one, as in torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class CublasWorkspaces:
-    """Gives `StorageLedger` the workspace of each thread that multiplies matrices: the program's, and autograd's.
+    """Adds to a `StorageLedger` the workspace of each thread that runs matmuls: the program's, and autograd's.
 
-    When it is taken matters: in backward that is after the gradients of the logits were made, so that the workspace
-    sits in what the float32 logits left free, and the next step needs another segment for those.
+    The moment matters. Backward allocates its workspace after the gradients of the logits, in the block that the
+    float32 logits left free. The next step then needs another segment for its float32 logits.
     """
 
     def __init__(self, ledger: StorageLedger, compute_capability: str | None) -> None:
-        """Take workspaces as large as those of ``compute_capability``; see `workspaces` for what None stands for."""
+        """Use the workspace size of ``compute_capability``; see `workspaces` for None."""
         import torch
 
         aten, functional = torch.ops.aten, torch.nn.functional
@@ -29,7 +29,7 @@ class CublasWorkspaces:
             aten.bmm.default,
             aten.addmm.default,
             aten.baddbmm.default,
-            functional.linear,  # in kernels that are written in Python
+            functional.linear,  # inside kernels written in Python
         }
         self._ledger = ledger
         self._bytes_each = workspaces(compute_capability).bytes // HANDLES
@@ -37,12 +37,12 @@ class CublasWorkspaces:
         self._taken: dict[bool, torch.Tensor] = {}
 
     def begin_phase(self, phase: str) -> None:
-        """Begin ``phase`` of the ledger, whose backward, with its recomputation, runs in a thread of its own."""
+        """Begin ``phase`` of the ledger. Backward, with its recomputation, runs in a thread of its own."""
         self._ledger.begin_phase(phase)
         self._backward = phase == "backward"
 
     def take(self, operation: Any) -> None:
-        """Allocate the thread's workspace if ``operation``, which has made its result, is its first matmul."""
+        """Allocate the thread's workspace if ``operation`` was the thread's first matmul. Call it after the result."""
         if self._backward in self._taken or operation not in self._matmuls:
             return
         import torch

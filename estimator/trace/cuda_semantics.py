@@ -1,22 +1,21 @@
-"""What meta tensors must be told to behave as on CUDA, or as on the CPU: each departure is one small piece here.
+"""Patches that make a step on meta tensors run as on CUDA or on the CPU, one small patch per difference.
 
-Meta tensors take the path of no device in particular: they know no autocast, take the slowest attention, and every
-decision that needs a value fails. The pieces:
+Meta tensors follow no device's code path: they have no autocast, get the slowest attention kernel, and fail at every
+decision that needs a value. The patches:
 
 - autocast (`autocast`);
-- the kernel that attention takes (`attention`), also where the package flash_attn is not installed;
-- results that kernels give in other dtypes than meta does (`meta_results`);
-- dropout in one kernel, with a mask of one byte an element (CUDA only);
-- softmax from float16 into float32 without a copy (CUDA only; torch does not do it for bfloat16);
-- transformers' questions whether a batch packs several sequences, or pads them: it does not;
-- optimizers that take their fused or foreach implementation only on devices they know;
-- numbers that optimizers read of tensors, which change no size (`stepping_on_meta`);
-- optimizers' kernels that are written in Triton, which meta tensors cannot run;
-- paged optimizer states, which lie in unified memory and so outside the caching allocator;
-- what kernels allocate within one operator (`scratch`).
+- attention's kernel (`attention`), also if the package flash_attn is not installed;
+- results whose dtype differs between the kernels and meta (`meta_results`);
+- dropout in one kernel, with a mask of one byte per element (CUDA only);
+- softmax from float16 to float32 without a copy (CUDA only; torch has no such kernel for bfloat16);
+- transformers' checks whether a batch is packed or padded: it is neither;
+- optimizers that select their fused or foreach implementation by device type;
+- numbers that optimizers read from tensors, which change no size (`stepping_on_meta`);
+- optimizers' Triton kernels, which do not run on meta tensors;
+- paged optimizer states, which are in unified memory and so outside the caching allocator;
+- temporaries that kernels allocate within one operator (`scratch`).
 
-With transformers' default implementation of experts, one grouped matrix product over all of them, no size depends on
-where the tokens are routed.
+By default transformers runs all experts as one grouped matmul, so no size depends on the routing.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def building_on_meta() -> Iterator[None]:
-    """Let transformers build a model for flash_attention_2 where the package flash_attn is not installed.
+    """Let transformers build a model for flash_attention_2 even if the package flash_attn is not installed.
 
-    Random values, which no tensor on meta has, are not asked for: that takes time.
+    The context also skips random initialisation: it takes time, and meta tensors have no values.
     """
     from torch.nn import init
     from transformers import modeling_flash_attention_utils as flash
     from transformers import modeling_utils
 
     prepare_arguments = flash._lazy_define_process_function(flash_attention_2)
-    # transformers 5.17 has one function to prepare arguments, 5.23 has another for key-value caches.
+    # transformers 5.17 has one function that prepares arguments; 5.23 has a second one for key-value caches.
     one = not hasattr(flash, "_process_with_kvcache_kwargs_fn")
     functions = (flash_attention_2, None, None, None, None), prepare_arguments if one else (prepare_arguments, dict)
 
@@ -63,7 +62,7 @@ def building_on_meta() -> Iterator[None]:
             replaced(modeling_utils.PreTrainedModel, "_flash_attn_import_error", lambda *_, **__: None)
         )
         patches.enter_context(replaced(init, "kaiming_uniform_", lambda tensor, *_, **__: tensor))
-        # Without this, transformers would look for a build of the kernel on the hub.
+        # Otherwise transformers looks for a build of the kernel on the Hub.
         patches.enter_context(replaced(modeling_utils, "is_kernels_available", lambda: False))
         yield
 
@@ -75,10 +74,10 @@ def running_on_meta(
     results: MetaResults | None = None,
     compute_capability: str | None = None,
 ) -> Iterator[None]:
-    """Let steps of ``model``, which lies on meta, go as on a device that runs ``kernels``.
+    """Run steps of ``model``, which is on meta, as on a device that runs ``kernels``.
 
-    ``compute_capability`` (of `Device`) decides which kernel attention takes (`sdpa_kernel`).
-    ``results`` are given where somebody else sees to it that operators give them, who sees the operators anyway.
+    ``compute_capability`` (of `Device`) selects attention's kernel (`sdpa_kernel`). Pass ``results`` if a dispatch mode
+    of the caller, such as a ledger's, already runs the operators through them; otherwise this context adds a mode.
     """
     from transformers import masking_utils
     from transformers import modeling_flash_attention_utils as flash
@@ -101,7 +100,7 @@ def running_on_meta(
 
 @contextmanager
 def _operators_on_meta(kernels: Backend, autocast: MetaAutocast, compute_capability: str | None) -> Iterator[None]:
-    """Let torch's functions cast as autocast says and take the implementation that ``kernels`` have."""
+    """Cast the arguments of torch's functions as autocast does, and run the implementation of ``kernels``."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -119,7 +118,7 @@ def _operators_on_meta(kernels: Backend, autocast: MetaAutocast, compute_capabil
     plans: dict[Any, tuple[Callable[..., Any], str | None]] = {}
 
     class OnMeta(TorchFunctionMode):
-        """Sees every call of a torch function before autograd does."""
+        """Intercepts every call of a torch function before autograd."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             plan = plans.get(func)
@@ -137,7 +136,7 @@ def _operators_on_meta(kernels: Backend, autocast: MetaAutocast, compute_capabil
     run_backward = engine._engine_run_backward
 
     def run_backward_seen(*args: Any, **kwargs: Any) -> Any:
-        # A mode is off while it handles a call, here of backward; but layers are recomputed inside.
+        # A mode is disabled while it handles a call, such as backward(). Recomputation, inside it, needs the mode.
         with mode:
             return run_backward(*args, **kwargs)
 
@@ -146,7 +145,7 @@ def _operators_on_meta(kernels: Backend, autocast: MetaAutocast, compute_capabil
 
 
 def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: A002 - torch's name
-    """Dropout as CUDA's one kernel does it: the result and a mask of one byte an element."""
+    """Return dropout of ``input``, in its shape, by CUDA's fused kernel. Its mask has one byte per element."""
     import torch
 
     if not training or p == 0:
@@ -155,7 +154,7 @@ def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, i
 
 
 def _softmax(input: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> torch.Tensor:  # noqa: A002 - torch's name
-    """Softmax, which on CUDA reads float16 and writes float32 in one kernel."""
+    """Return softmax of ``input``, in its shape. On CUDA one kernel reads float16 and writes float32."""
     import torch
 
     if input.dtype == torch.float16 and dtype == torch.float32:
@@ -164,7 +163,10 @@ def _softmax(input: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: torch.d
 
 
 def _no_packed_sequences(position_ids: torch.Tensor) -> None:
-    """Do what transformers does to find several sequences in one row, and find none."""
+    """Make the allocations of transformers' search for packed sequences, and find none.
+
+    ``position_ids`` are (batch, length). The source is `find_packed_sequence_indices` of transformers' `masking_utils`.
+    """
     import torch
 
     steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
@@ -172,7 +174,7 @@ def _no_packed_sequences(position_ids: torch.Tensor) -> None:
 
 
 def _no_padding(mask: torch.Tensor) -> bool:
-    """Do what transformers does to find masked tokens, and find none."""
+    """Make the allocations of transformers' search for masked tokens (`fast_all`), and find none."""
     mask.sum() == mask.numel()  # noqa: B015 - it allocates
     return True
 
@@ -182,9 +184,9 @@ def _no_padding(mask: torch.Tensor) -> bool:
 
 @contextmanager
 def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
-    """Let torch's optimizers take on meta the implementation that they take on the device of ``kernels``.
+    """Let torch's optimizers select the implementation on meta that they select on the device of ``kernels``.
 
-    Fused ones exist for CUDA and the CPU, foreach ones for CUDA only.
+    Fused implementations exist for CUDA and the CPU, foreach implementations for CUDA only.
     """
     from torch.optim import optimizer
 
@@ -204,9 +206,9 @@ def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
 
 @contextmanager
 def stepping_on_meta(optimizer: torch.optim.Optimizer, kernels: Backend, results: MetaResults) -> Iterator[None]:
-    """Let steps of ``optimizer`` go as on a device that runs ``kernels``, within `running_on_meta`.
+    """Run steps of ``optimizer`` as on a device that runs ``kernels``, inside `running_on_meta`.
 
-    What a step reads of a tensor, such as the norm of an update, scales other tensors and changes no size: it reads 1.
+    A number that a step reads from a tensor, such as the norm of an update, only scales other tensors: it reads 1.
     """
 
     def read_numbers(*_: Any) -> None:
@@ -223,16 +225,17 @@ def stepping_on_meta(optimizer: torch.optim.Optimizer, kernels: Backend, results
         if kernels == "cuda" and module.__name__ == "optimi.stableadamw":
             for group in optimizer.param_groups:
                 group["triton"] = True
-            # Its kernels of Triton's allocate nothing.
+            # Its Triton kernels allocate nothing.
             patches.enter_context(replaced(module, "stableadamw", lambda **_: None))
         yield
 
 
 @contextmanager
 def _paged_states() -> Iterator[None]:
-    """Let bitsandbytes' paged states take no memory of the device.
+    """Allocate no device memory for bitsandbytes' paged states.
 
-    They lie in unified memory, which torch takes for the host's: outside the caching allocator on CUDA as well.
+    They are in unified memory (`cget_managed_ptr`), which CUDA's caching allocator does not count either. torch treats
+    them as CPU tensors.
     """
     try:
         from bitsandbytes import functional

@@ -1,4 +1,4 @@
-"""Results of operators on meta tensors: corrected if kernels differ, and repeated if they were computed before."""
+"""Results of operators on meta tensors: corrected if a device's kernels return others, and cached by arguments."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ Sizes = tuple[tuple[int, ...], tuple[int, ...], Any]
 
 
 class MetaResults:
-    """Runs operators on meta tensors, with the results of ``kernels``, and quickly.
+    """Runs operators on meta tensors fast, with shapes and dtypes of the results as ``kernels`` return them.
 
     Most meta kernels are written in Python and slow. Results that depend only on shapes, strides, dtypes and numbers
-    are computed once, since the layers of a model are identical. In-place elementwise operations are checked once; then
-    there is nothing to do, since meta tensors have no elements.
+    are computed once: the layers of a model are identical, so most calls repeat an earlier one. An in-place elementwise
+    operation runs once, which checks it. Later calls skip it, since meta tensors have no elements.
     """
 
     def __init__(self, kernels: Backend) -> None:
         import torch
 
         self.reads_numbers = False
-        """Whether a number may be read of a tensor: it is 1, since there is none."""
+        """Whether operators may read a number from a tensor. A meta tensor has none, so they read 1."""
         self._corrections = {torch.ops.aten._grouped_mm.default: _grouped_products}
         if kernels == "cpu":
             self._corrections[torch.ops.aten.native_layer_norm.default] = _layer_norm_of_the_cpu
         self._read = torch.ops.aten._local_scalar_dense.default
         self._repeatable: dict[int, bool] = {}
-        """By identity: operators live as long as torch does, and hash slowly."""
+        """By id: operators are never freed, and their hash is slow."""
         self._known: dict[tuple[Any, ...], list[Sizes | int | None] | None] = {}
-        """None for results in place."""
+        """Operator and arguments → the sizes of its results; None for an operation in place."""
 
     def __call__(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the result of ``operator``, computed or repeated."""
+        """Return the result of ``operator``, computed or from the cache."""
         repeatable = self._repeatable.get(id(operator))
         if repeatable is None:
             repeatable = self._repeatable[id(operator)] = _gives_fresh_tensors(operator) or _writes_in_place(operator)
@@ -49,7 +49,7 @@ class MetaResults:
         result = self._run(operator, args, kwargs)
         if result is args[0]:
             self._known[key] = None
-        elif _shares_storage(result, args):  # _unsafe_view, for one, keeps it secret
+        elif _shares_storage(result, args):  # the schema of some views, such as _unsafe_view, declares no alias
             self._repeatable[id(operator)] = False
         elif (sizes := _sizes(result)) is not None:
             self._known[key] = sizes
@@ -63,15 +63,15 @@ class MetaResults:
 
 
 def results_on_meta(results: MetaResults) -> Any:
-    """Return a context in which all operators on meta tensors give ``results``."""
+    """Return a context in which all operators on meta tensors run through ``results``."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Hands every operator on."""
+        """Passes every operator on."""
 
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            return False  # nothing is compiled on meta; to switch the compiler off at every operator takes time
+            return False  # nothing is compiled on meta, and disabling the compiler for each operator takes time
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return results(func, args, kwargs or {})
@@ -83,7 +83,7 @@ def results_on_meta(results: MetaResults) -> Any:
 
 
 def _layer_norm_of_the_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Keep the rows' statistics in the weight's dtype; CUDA and meta keep them in float32."""
+    """Return native_layer_norm with each row's mean and deviation in the weight's dtype; CUDA and meta use float32."""
     output, *statistics = func(*args, **kwargs)
     weight = args[2]
     dtype = output.dtype if weight is None else weight.dtype
@@ -91,7 +91,7 @@ def _layer_norm_of_the_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _grouped_products(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Take other dtypes than bfloat16, for which kernels exist as well."""
+    """Return _grouped_mm for any dtype: its meta kernel accepts bfloat16 only, but CUDA's and the CPU's accept more."""
     import torch
 
     dtype = args[0].dtype
@@ -104,7 +104,7 @@ def _grouped_products(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _gives_fresh_tensors(func: Any) -> bool:
-    """Tell whether an operator says that its results are new tensors, neither views nor arguments written to."""
+    """Return whether the operator's schema declares new tensors as results: neither views nor written arguments."""
     schema = func._schema
     aliases = [each.alias_info for each in (*schema.arguments, *schema.returns)]
     kinds = {str(each.type) for each in schema.returns}
@@ -112,19 +112,19 @@ def _gives_fresh_tensors(func: Any) -> bool:
 
 
 def _writes_in_place(func: Any) -> bool:
-    """Tell whether an operator does nothing but change the elements of its first argument, and returns that."""
+    """Return whether the operator is elementwise and in place: it only writes to its first argument and returns it."""
     import torch
 
     return torch.Tag.pointwise in func.tags and func._schema.name.endswith("_")
 
 
 def _describe(values: tuple[Any, ...], into: list[Any]) -> bool:
-    """Append to ``into`` all that a result may depend on; False where that takes more than shapes and numbers."""
+    """Append to ``into`` all that a result may depend on; return False if that is more than shapes and numbers."""
     import torch
 
     for value in values:
         if isinstance(value, torch.Tensor):
-            if not value.is_meta:  # it may be a number in disguise, whose dtype counts for less
+            if not value.is_meta:  # it may be a wrapped number, whose dtype does not promote
                 return False
             into += (value.shape, value.stride(), value.dtype)
         elif isinstance(value, list | tuple):
@@ -149,7 +149,7 @@ def _shares_storage(result: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def _sizes(result: Any) -> list[Sizes | int | None] | None:
-    """Return what it takes to repeat ``result``; None where some of it is a tensor that is not on meta."""
+    """Return the sizes of ``result`` that `_repeated` needs; None if a tensor of it is not on meta."""
     import torch
 
     results = result if isinstance(result, tuple) else (result,)

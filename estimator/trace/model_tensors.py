@@ -1,4 +1,4 @@
-"""The tensors of a model, each with the component that its bytes count under."""
+"""The tensors of a model, each with the component to which its bytes count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield every tensor of ``model`` with its component: parameters, 4-bit constants, buffers, and other tensors."""
+    """Yield every tensor of ``model`` with its component (of `breakdown.COMPONENTS`).
+
+    They are parameters, quantisation constants, buffers, and tensors in other attributes of modules. Some items are
+    lists or tuples of tensors.
+    """
     frozen_any = any(not parameter.requires_grad for parameter in model.parameters())
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -25,7 +29,7 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def model_bytes(model: nn.Module, *device_types: str) -> int:
-    """Return the bytes of all storages of ``model`` on ``device_types``, each once."""
+    """Return the bytes of all storages of ``model`` on ``device_types``. A shared storage counts once."""
     held = (tensor for _, tensor in model_tensors(model))
     storages = {
         id(storage): storage.nbytes()
@@ -43,7 +47,7 @@ def _quantization_constants(state: Any) -> Iterator[Any]:
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors among ``values``, and in the lists and tuples among them."""
+    """Yield the tensors in ``values`` and in nested lists and tuples."""
     import torch
 
     for value in values:

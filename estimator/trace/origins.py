@@ -24,10 +24,10 @@ class Origin(NamedTuple):
 
 
 class Origins:
-    """Notes the origin of every storage of one model's steps; give `note` to a `StorageLedger`.
+    """Records the origin of every storage of one model's steps. Pass `note` to a `StorageLedger`.
 
-    Modules are known in forward by hooks. In backward, every node of autograd's graph has the number at which forward
-    made it, and so belongs to the module that ran at that number.
+    In forward, hooks tell which module runs. In backward, each node of autograd's graph has the sequence number that
+    forward gave it, and belongs to the module that ran at that number.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,7 +41,7 @@ class Origins:
         self._noted: list[tuple[Any, str, torch.Size, torch.dtype]] = []
 
     def note(self, number: int, tensor: torch.Tensor, operator: Any) -> None:
-        """Record the origin of storage ``number``; storages are numbered from 0."""
+        """Record the origin of storage ``number``, counted from 0. ``operator``: its maker; None before the steps."""
         assert number == len(self._noted)
         module = self._running() if operator is not None else self._tensor_names.get(id(tensor.untyped_storage()), "")
         self._noted.append((operator, module, tensor.shape, tensor.dtype))
@@ -53,7 +53,7 @@ class Origins:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the module that runs."""
+        """Return a context that records which module runs."""
         from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
         enter = register_module_forward_pre_hook(self._enter)

@@ -1,4 +1,4 @@
-"""Every operation of a step, forward and backward, seen through a dispatch mode; and how autograd adds gradients up."""
+"""A dispatch mode that sees every operation of a step, forward and backward, and autograd's sums of gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-"""From an operator and its arguments to its result."""
+"""Maps an operator and its arguments to its result."""
 
 
 def watch_operations(
@@ -24,10 +24,12 @@ def watch_operations(
     *,
     compiles: bool,
 ) -> Any:
-    """Return a context in which ``record`` gets every operation and its result, after what ``scratch`` says of it.
+    """Return a context that calls ``record`` with every operation and its result.
 
-    ``execute`` runs the operations. ``accumulate`` gets the first addend and the sum wherever gradients are added up;
-    ``put`` gets the zeros and what became of them wherever the gradient of indexed rows is put back in their places.
+    Before that it calls ``record`` with the tensors that ``scratch`` lists for the operation. ``execute`` runs the
+    operations. ``accumulate`` is called with the first addend and the sum if autograd adds two gradients. ``put`` is
+    called with the zeros and the result if the backward of ``x[index]`` writes gradients into zeros (`index_put`).
+    ``compiles``: whether the step runs torch.compile.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -37,7 +39,7 @@ def watch_operations(
     no_torch_functions: Any = torch._C.DisableTorchFunction
 
     class InsideKernel(TorchFunctionMode):
-        """Sees the operations of a kernel that is written in Python, where no dispatch mode reaches."""
+        """Sees the operations inside a kernel written in Python, which a dispatch mode does not see."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
@@ -45,7 +47,7 @@ def watch_operations(
             return result
 
     class Special(NamedTuple):
-        """What is special about an operator."""
+        """How an operator differs from others: scratch memory, a kernel in Python, a result in place under autograd."""
 
         holds: Callable[..., list[torch.Tensor]] | None
         in_python: bool
@@ -56,14 +58,14 @@ def watch_operations(
         return Special(scratch.get(operator), in_python, in_place.get(operator))
 
     specials: dict[int, Special] = {}
-    """By identity: operators live as long as torch does, and hash slowly."""
+    """By id: operators are never freed, and their hash is slow."""
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Sees every operation, also those of the backward pass."""
+        """Sees every operation, in backward too."""
 
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            # Where nothing is compiled, to switch the compiler off at every operation only takes time.
+            # If nothing is compiled, do not spend time on disabling the compiler for each operation.
             return compiles
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,12 +94,12 @@ def watch_operations(
 
 
 def run(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation as it is."""
+    """Call ``operator`` and return its result."""
     return operator(*args, **kwargs)
 
 
 def _adds_gradients() -> bool:
-    """Tell whether an addition that runs now is autograd's own, of gradients that meet."""
+    """Return whether the running addition is autograd's own sum of two gradients."""
     import torch
 
     return not torch.is_grad_enabled() and torch._C._current_autograd_node() is not None
@@ -108,18 +110,18 @@ def sharers(storage: Any) -> int:
     import torch
 
     owners: int = torch._C._storage_Use_Count(storage._cdata)
-    return owners - 1  # but for the Python object that ``storage`` is
+    return owners - 1  # without the Python object ``storage``
 
 
 def use_count(tensor: Any) -> int:
-    """Return how many references torch counts to ``tensor``."""
+    """Return torch's reference count of ``tensor``."""
     count: int = tensor._use_count()
     return count
 
 
 @cache
 def references_of_a_gathered_gradient() -> int:
-    """Return how many references a gradient has, seen from a dispatch mode, that only autograd holds."""
+    """Return torch's reference count, in a dispatch mode, of a gradient that only autograd references."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
