@@ -58,5 +58,5 @@ class Breakdown(Struct, frozen=True, kw_only=True):
 
     @property
     def peak_requested_bytes(self) -> int:
-        """Most bytes that tensors ask for at once: the peak without what the allocator's blocks are larger."""
+        """Maximum of the bytes that tensors request: the peak without the allocator's rounding."""
         return self.peak_allocated_bytes - self.components.get("rounding", 0)

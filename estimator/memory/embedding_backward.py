@@ -15,10 +15,9 @@ TOKENS_PER_PART = 10
 
 
 def embedding_scratch(tokens: Any, rows: int) -> tuple[tuple[Any, ...], Any]:
-    """Return the sizes of the index tensors (int64 elements), and the number of parts (float32, as wide as the
-    embedding).
+    """Return the elements of each int64 index tensor, and the number of partial sums, each (h,) in float32.
 
-    ``tokens``: a number or an array. ``rows``: of the embedding table.
+    ``tokens``: a number or an array. ``rows``: rows of the embedding table.
     """
     sorts = tokens > MOST_UNSORTED
     distinct = (tokens + rows - abs(tokens - rows)) // 2  # the lesser of the two

@@ -1,11 +1,10 @@
-"""Liger's fused linear cross-entropy: for which models it exists, and how many tokens it takes at a time.
+"""Liger's fused linear cross-entropy: the size of its chunks.
 
-It multiplies the last hidden states by the head's weight, a chunk of tokens after the other, and makes the gradients
-of both from each chunk's logits at once, in the forward pass. So the logits of one chunk are all that ever lives.
+For one chunk of tokens at a time, forward multiplies the last hidden states by the head's weight. It computes the
+gradients of both from the chunk's logits at once. So only one chunk of logits is ever alive.
 
-As read in liger-kernel 0.8.5, `ops/fused_linear_cross_entropy.py` and `transformers/monkey_patch.py`. Before 0.8.3 the
-next chunk was made while the last one was still held, and a head that trains had its gradient made in float32 beside
-the one it was added to.
+As read in liger-kernel 0.8.5, `ops/fused_linear_cross_entropy.py` and `transformers/monkey_patch.py`. Before 0.8.3 two
+chunks were alive at once, and the gradient of a trained head was computed in a float32 tensor of its own.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from __future__ import annotations
 from typing import Any
 
 OLDEST_LIGER = "0.8.3"
-"""The first liger-kernel that holds what is counted here."""
+"""The first version of liger-kernel that allocates what is counted here."""
 
 
 def logits_per_hidden(vocab_size: int, hidden_size: int) -> int:
-    """Return how many times wider a row of logits is than a row of hidden states, rounded up."""
+    """Return ⌈V/h⌉: how many times wider a token's logits are than its hidden state."""
     return -(-vocab_size // hidden_size)
 
 
 def chunk_rows(tokens: Any, vocab_size: int, hidden_size: int) -> Any:
-    """Return how many of ``tokens`` (a number, or an array of float64) are taken at a time.
+    """Return the tokens per chunk: ``tokens`` / ⌈V/h⌉, rounded up to a power of two, and at most ``tokens``.
 
-    As many as make logits about as large as all hidden states, rounded up to a power of two.
+    A chunk of logits is then about as large as all hidden states. ``tokens``: a number, or an array of float64.
     """
     if isinstance(tokens, int):
         share = -(-tokens // logits_per_hidden(vocab_size, hidden_size))
@@ -32,5 +31,5 @@ def chunk_rows(tokens: Any, vocab_size: int, hidden_size: int) -> Any:
     import numpy as np
 
     share = np.ceil(tokens / logits_per_hidden(vocab_size, hidden_size))
-    mantissa, exponent = np.frexp(share)  # of a power of two, the mantissa is a half
+    mantissa, exponent = np.frexp(share)  # the mantissa of a power of two is 0.5
     return np.minimum(np.ldexp(1.0, exponent - (mantissa == 0.5)), tokens)

@@ -1,7 +1,7 @@
 """The allocations that load a model and prepare it for training, tensor by tensor.
 
-Where the tensors come to lie decides what the steps find free. What stays adds up to what `states` says of weights and
-adapters.
+The positions of these tensors determine which blocks the steps find free. The tensors that stay add up to the weights
+and adapters of `states`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Event = tuple[int, int]
 
 
 def loading(resolved: ResolvedRecipe) -> Iterator[Event]:
-    """Yield what is allocated and freed until the model is ready for its first step, adapters included."""
+    """Yield the allocations and frees until the model is ready for its first step, adapters included."""
     yield from _Loading(resolved).events()
 
 
@@ -32,7 +32,7 @@ class _Loading:
         """Block and elements of each weight that is not quantised."""
 
     def events(self) -> Iterator[Event]:
-        """Yield the base model's, those of its preparation, and the adapters'."""
+        """Yield the events of loading the base model, of its preparation, and of the adapters."""
         spec, recipe = self._resolved.spec, self._recipe
         for weight in spec.embeddings:
             yield self._weight(weight.parameters)
@@ -81,7 +81,7 @@ class _Loading:
             yield self._weight(weight.parameters)
 
     def _quantized(self, elements: int, quantization: FourBit) -> Iterator[Event]:
-        """Yield what bitsandbytes does with a weight: `functional.quantize_4bit` of its copy on the GPU."""
+        """Yield the events of bitsandbytes' `functional.quantize_4bit` on the weight's copy on the GPU."""
         kept = quantized_bytes(elements, double_quant=quantization.double_quant)
         weight = self._new(elements * ITEMSIZE[self._recipe.dtype])
         yield weight
@@ -89,11 +89,11 @@ class _Loading:
             for size in (kept.absmax, kept.codes, kept.tables):
                 yield self._new(size)
         else:
-            absmax = self._new(4 * kept.absmax)  # in float32, before it is quantised itself
+            absmax = self._new(4 * kept.absmax)  # float32, before its own quantisation
             yield absmax
             yield self._new(kept.codes)
             yield from map(self._new, kept.table_blocks)
-            shifted = self._new(4 * kept.absmax)  # without its mean
+            shifted = self._new(4 * kept.absmax)  # absmax minus its mean
             yield shifted
             yield self._new(kept.nested_absmax)
             yield self._new(kept.absmax)

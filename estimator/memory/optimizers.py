@@ -25,8 +25,8 @@ class OptimizerBytes(NamedTuple):
 def optimizer_bytes(optim: str, tensors: Iterable[TrainedTensors], kernels: Backend) -> OptimizerBytes:
     """Return the bytes that ``optim``, a name of the table, needs for ``tensors``.
 
-    The tensors are in the order of the optimizer's step. Repeated tensors have two entries: the first one alone, then
-    all others together.
+    The tensors are in the order of the optimizer's step. Identical tensors have two entries: the first one, then all
+    others together.
     """
     optimizer, tensors = OPTIMIZERS[optim], list(tensors)
     kept = [state.kept(tensors, kernels) for state in optimizer.states]

@@ -1,6 +1,7 @@
-"""Memory that stays allocated from step to step, by phase. No other module says when each part exists.
+"""Persistent memory by phase: the tensors that stay allocated from step to step.
 
-The memory that a step allocates and frees is in the closed form (`closed_form`); both add up.
+Only this module decides in which phases each of them exists.
+The closed form (`closed_form`) has the memory that a step allocates and frees. The total is the sum of both.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ PersistentBytes = dict[str, dict[str, int]]
 def persistent_bytes(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None) -> PersistentBytes:
     """Return the bytes of weights, adapters, optimizer states, workspaces and, between micro-batches, gradients.
 
-    The optimizer's temporaries are in its phase: they depend on the same tensors and live until the step ends. The
-    cuBLAS workspaces are those of ``compute_capability``; see `workspaces` for None.
+    The phase ``optimizer`` includes the optimizer's temporaries, since they depend on the same tensors. The cuBLAS
+    workspaces are those of ``compute_capability``; see `workspaces` for None.
     """
     of_recipe = states(resolved, kernels)
     loaded = dict.fromkeys(COMPONENTS, 0)

@@ -20,17 +20,17 @@ class QuantizedBytes(NamedTuple):
     """Bytes of one quantised weight, by tensor."""
 
     codes: int
-    """4 bits a weight, packed in uint8."""
+    """4 bits per weight, packed in uint8."""
     absmax: int
-    """One for each block of 64: uint8 under double quantisation, float32 otherwise."""
+    """One per block of 64 weights: uint8 under double quantisation, float32 otherwise."""
     nested_absmax: int
-    """One float32 for each 256 absmax values; 0 without double quantisation."""
+    """One float32 per 256 absmax values; 0 without double quantisation."""
     tables: int
     """The 16-entry codebook; with double quantisation also the 256-entry nested codebook and the offset."""
 
     @property
     def table_blocks(self) -> tuple[int, ...]:
-        """Bytes of each of the tables: the codebook, then the offset and the nested codebook if there are any."""
+        """Bytes of each table: the codebook, then the offset and the nested codebook under double quantisation."""
         nested = (OFFSET_BYTES, NESTED_CODEBOOK_BYTES) if self.nested_absmax else ()
         return CODEBOOK_BYTES, *nested
 
@@ -41,7 +41,7 @@ class QuantizedBytes(NamedTuple):
 
 
 def quantized_bytes(elements: int, *, double_quant: bool) -> QuantizedBytes:
-    """Return the bytes of a weight of ``elements`` elements in NF4 or FP4, which are stored alike.
+    """Return the bytes of a weight of ``elements`` elements in NF4 or FP4: both have the same size.
 
     Per weight this is 0.5 B + 8/64 bit + 32/(64·256) bit = 0.5 B + 0.127 bit with double quantisation, and 0.5 B +
     32/64 bit = 0.5625 B without, plus the tables of each tensor.

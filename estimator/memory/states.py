@@ -1,7 +1,7 @@
 """Persistent memory of a recipe, term by term: weights, adapters, gradients, optimizer states.
 
-Here are the "16 B per parameter" of full fine-tuning, the "2P + 16·P_lora" of LoRA and the "0.5 B + 0.127 bit" of NF4.
-Gradients are listed too, though a step holds them from its backward pass on only.
+The known rules follow from these terms: 16 B per parameter for full fine-tuning, 2P + 16·P_lora for LoRA, and 0.5 B +
+0.127 bit for NF4. The list includes gradients, although they exist only from backward on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def states(resolved: ResolvedRecipe, kernels: Backend) -> States:
     tensors = resolved.trained_tensors
     trained = resolved.parameters.trainable
     optimizer = optimizer_bytes(recipe.optim, tensors, kernels)
-    # bitsandbytes leaves the biases of 4-bit layers in the dtype that it computes in.
+    # bitsandbytes keeps the biases of 4-bit layers in the compute dtype.
     terms = base_weights(resolved, recipe.unquantized_dtype, recipe.compute_dtype)
     if recipe.adapter is not None:
         terms += trained_terms("adapters", recipe.adapter.weights_name, resolved, trained)
@@ -58,8 +58,10 @@ def states(resolved: ResolvedRecipe, kernels: Backend) -> States:
 
 
 def trained_terms(component: str, what: str, resolved: ResolvedRecipe, trained: int) -> list[Term]:
-    """Return the terms of all ``trained`` parameters or of their gradients: those named ``what``, then those of the
-    modules to save."""
+    """Return the terms of the ``trained`` parameters, or of their gradients.
+
+    The first term, named ``what``, is without the modules to save; they have the second one.
+    """
     saved = sum(module.parameters for module in resolved.modules_to_save)
     terms = [_term(component, what, trained - saved, resolved.recipe.trained_dtype)]
     if saved:

@@ -1,9 +1,9 @@
-"""cuBLAS workspaces: scratch memory of matmuls, which torch takes from its caching allocator.
+"""cuBLAS workspaces: scratch memory of matmuls, which torch allocates from its caching allocator.
 
-torch gives each cuBLAS handle its own workspace at the handle's first matmul and keeps it until the process ends
+torch allocates a workspace at the first matmul of each cuBLAS handle, and keeps it until the process ends
 (aten/src/ATen/cuda/CublasHandlePool.cpp). Each thread has its own handle. Forward runs in the program's thread;
-backward, with its recomputation, in one of autograd's. So from the first backward pass on there are two workspaces,
-whatever the model and the batch. ``max_memory_allocated`` counts them.
+backward, with its recomputation, runs in a thread of autograd. So from the first backward pass on there are two
+workspaces, for any model and batch. ``max_memory_allocated`` counts them.
 
 The sizes are torch's defaults. CUBLAS_WORKSPACE_CONFIG overrides them.
 """
@@ -19,13 +19,12 @@ HANDLES = 2
 BEFORE_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024
 """``:4096:2:16:8``, 8.125 MiB."""
 SINCE_HOPPER = 32 * MIB
-"""On compute capability 9. torch 2.13 uses the same size on 10 and 12; older versions use the size of GPUs before
-Hopper."""
+"""For compute capability 9. torch 2.13 uses the same size for 10 and 12; older versions use `BEFORE_HOPPER` there."""
 CUBLASLT = MIB
 """cuBLASLt runs linear layers with biases. Older versions of torch give it a workspace of its own."""
 ROCBLAS = 32 * MIB
 ROCBLAS_CDNA3 = 128 * MIB
-"""On gfx94x and gfx95x."""
+"""For gfx94x and gfx95x."""
 HIPBLASLT = 76 * MIB
 """hipBLASLt never shares a workspace with hipBLAS. Which of the two runs a matmul depends on torch and the GPU."""
 
@@ -42,7 +41,7 @@ class Workspaces(NamedTuple):
 def workspaces(compute_capability: str | None) -> Workspaces:
     """Return the bytes of the workspaces on a GPU of ``compute_capability`` (`Device.compute_capability`).
 
-    None (no GPU, or only a size) stands for an NVIDIA GPU before Hopper; the maximum is then Hopper's.
+    None (no GPU, or only a memory size) means an NVIDIA GPU before Hopper; the maximum is then Hopper's.
     """
     return Workspaces(*(HANDLES * bytes_ for bytes_ in _each(compute_capability)))
 
