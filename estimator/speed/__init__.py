@@ -1,9 +1,9 @@
-"""How long a step takes: its operations counted on sizes, each bounded by arithmetic, memory and launches.
+"""The time of a step: its operations, counted from sizes, each bounded by arithmetic, memory traffic and launches.
 
-- `operations`: what a step runs, from the same walk through the model as the closed form of memory;
-- `flops`: the arithmetic of a step, needed (MFU) and done (HFU);
-- `optimizer_steps`: the bytes that each optimizer passes over;
-- `rates`: how fast a device is, from its datasheet as a range, or as calibrated;
+- `operations`: the operations of a step, from the closed form of memory;
+- `flops`: the arithmetic that a step needs (MFU), and that it runs (HFU);
+- `optimizer_steps`: the memory traffic of each optimizer;
+- `rates`: the rates of a device, from its datasheet as a range, or calibrated;
 - `calibrations`: files of measured rates;
 - `timing`: seconds of each group of operations;
 - `throughput`: tokens per second, MFU, energy, duration and cost;

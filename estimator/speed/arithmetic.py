@@ -1,6 +1,6 @@
-"""Arithmetic on numbers, or element by element on numpy's arrays: numpy is imported for these alone.
+"""Arithmetic on numbers, or elementwise on numpy arrays, so that one formula serves a recipe and a grid of recipes.
 
-So one formula serves a recipe and a grid of them, and a recipe alone needs no numpy.
+numpy is imported only for arrays: a single recipe does not need it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def _elementwise(of_numbers: Callable[..., Any], of_arrays: str) -> Callable[..., Any]:
-    """Return a function that is ``of_numbers``, and numpy's function ``of_arrays`` where any value is an array."""
+    """Return a function that calls ``of_numbers``, or numpy's function ``of_arrays`` if any value is an array."""
 
     def apply(*values: Any) -> Any:
         if _are_numbers(*values):
@@ -33,7 +33,7 @@ exp = _elementwise(math.exp, "exp")
 
 
 def count_up_to(number: Any, rising: Sequence[float]) -> Any:
-    """Return how many of ``rising`` numbers are not above ``number``."""
+    """Return how many of the sorted numbers ``rising`` are ≤ ``number``, a number or an array."""
     if _are_numbers(number):
         return bisect_right(rising, number)
     import numpy as np
@@ -42,7 +42,7 @@ def count_up_to(number: Any, rising: Sequence[float]) -> Any:
 
 
 def at(index: Any, numbers: Sequence[float]) -> Any:
-    """Return that one of ``numbers`` which ``index`` counts to, from 0."""
+    """Return ``numbers[index]`` for an index, or an array of them."""
     if _are_numbers(index):
         return numbers[index]
     import numpy as np

@@ -1,4 +1,4 @@
-"""Rates as they were measured on a device, between the shapes and sizes that were measured."""
+"""Rates measured on a device, interpolated between the measured shapes and sizes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lorabench.estimator.speed.rates import BOUNDS, PAGING
 
 
 class CalibratedRates:
-    """Rates of a device that was calibrated."""
+    """`Rates` of a calibrated device."""
 
     def __init__(self, calibration: Calibration) -> None:
-        """Take what was measured."""
+        """Use the measurements of ``calibration``."""
         self.calibration = calibration
         self._matmuls = {dtype: _Surface(times) for dtype, times in calibration.matmuls.items()}
         self._memory_bound = {kernel: _Curve(times) for kernel, times in calibration.memory_bound.items()}
@@ -29,28 +29,31 @@ class CalibratedRates:
             "backward": calibration.backward_seconds,
             "optimizer": calibration.optimizer_seconds,
         }
-        # A processor that is the device itself does the operation too, which is counted with the device's time.
+        # If the device is the CPU, the host's seconds include the operation itself, which counts as device time.
         own = 0.0 if self.asynchronous else calibration.memory_bound["arithmetic"].seconds[0]
         self._launch_seconds = {phase: max(0.0, seconds - own) for phase, seconds in host.items()}
 
     def launch_seconds(self, phase: LaunchPhase) -> float:
-        """Return the seconds that the processor takes for one operation, or for one tensor of the optimizer's step."""
+        """Return the host's seconds to launch one operation, or one tensor's update in the optimizer's step."""
         return self._launch_seconds[phase]
 
     def matmul(self, m: Any, n: Any, k: Any, batch: Any, dtype: str) -> Any:
-        """Return the seconds of ``batch`` matmuls, at a rate between those of the nearest measured shapes.
+        """Return the seconds of ``batch`` matmuls (m × k) · (k × n), interpolated between the nearest measured shapes.
 
         Raises:
-            UserError: no matmuls in ``dtype`` were measured.
+            UserError: the calibration has no matmuls in ``dtype``.
         """
         if dtype not in self._matmuls:
             raise self._not_measured(dtype)
         return batch * m * n * k / self._matmuls[dtype].rate(m, n, k)
 
     def attention(self, flops: Any, bytes_: Any, dtype: str, kernel: AttentionKernel, *, backward: bool) -> Any:
-        """Return the seconds of attention in one kernel, or of passing over its bytes where that takes longer.
+        """Return the seconds of attention in one kernel: the longer of its arithmetic and its memory traffic.
 
-        ``flash_attention_2`` is taken to be as fast as torch's own.
+        ``flash_attention_2`` is assumed to be as fast as torch's own kernel.
+
+        Raises:
+            UserError: the calibration has no attention in ``dtype``.
         """
         measured = self.calibration.attention.get(dtype)
         if measured is None:
@@ -62,14 +65,14 @@ class CalibratedRates:
         return larger(flops / rate, self.memory_bound(bytes_))
 
     def memory_bound(self, bytes_: Any, kernel: Kernel = "arithmetic") -> Any:
-        """Return the seconds of a pass of ``kernel`` that reads and writes so many bytes."""
+        """Return the seconds of a memory-bound ``kernel`` that reads and writes ``bytes_`` in total."""
         return self._memory_bound[kernel].seconds(bytes_)
 
     def dequantisation(self, bytes_: Any) -> Any:
-        """Return the seconds of writing out 4-bit weights.
+        """Return the seconds of dequantising 4-bit weights, which reads and writes ``bytes_`` in total.
 
         Raises:
-            UserError: bitsandbytes was not there to be measured.
+            UserError: the calibration has no dequantisation, since bitsandbytes was not installed.
         """
         if self._dequantisation is None:
             raise UserError(
@@ -79,7 +82,7 @@ class CalibratedRates:
         return self._dequantisation.seconds(bytes_)
 
     def paging(self, bytes_: Any) -> Any:
-        """Return the seconds of moving so many bytes between host and device, which is not calibrated."""
+        """Return the seconds of moving ``bytes_`` between host and device, at a typical rate: it is not calibrated."""
         return bytes_ / PAGING[BOUNDS["typical"]]
 
     def _not_measured(self, dtype: str) -> UserError:
@@ -89,7 +92,7 @@ class CalibratedRates:
 
 
 class _Surface:
-    """What `MatmulTimes` say of any shape."""
+    """`MatmulTimes`, interpolated for any shape."""
 
     def __init__(self, times: MatmulTimes) -> None:
         self.axes = times.m, times.n, times.k
@@ -97,10 +100,10 @@ class _Surface:
         self.logarithms = [log(size / seconds) for size, seconds in zip(sizes, times.seconds, strict=True)]
 
     def rate(self, m: Any, n: Any, k: Any) -> Any:
-        """Return m·n·k per second, interpolated in logarithms between the measured shapes around this one.
+        """Return m·n·k per second, interpolated linearly in logarithms between the eight nearest measured shapes.
 
-        Above the grid the rate is that of its edge. Below it the seconds are those of its edge, since launching takes
-        most of the time there.
+        Above the grid the rate is that of the grid's edge. Below it the seconds are those of the edge, since the launch
+        dominates there.
         """
         places = [_place(axis, extent) for axis, extent in zip(self.axes, (m, n, k), strict=True)]
         logarithm = 0.0
@@ -115,21 +118,27 @@ class _Surface:
 
 
 class _Curve:
-    """What `MemoryBoundTimes` say of any size."""
+    """`MemoryBoundTimes`, interpolated for any size."""
 
     def __init__(self, times: MemoryBoundTimes) -> None:
         self.bytes = times.bytes
         self.logarithms = [log(seconds) for seconds in times.seconds]
 
     def seconds(self, bytes_: Any) -> Any:
-        """Return seconds between those measured, in logarithms; below them the least; above at the largest's rate."""
+        """Return the seconds for ``bytes_``, interpolated linearly in logarithms.
+
+        Below the smallest measured size they are constant; above the largest the rate is constant.
+        """
         low, share = _place(self.bytes, larger(bytes_, self.bytes[0]))
         start, end = at(low, self.logarithms), at(low + 1, self.logarithms)
         return exp((1 - share) * start + share * end) * larger(1.0, bytes_ / self.bytes[-1])
 
 
 def _place(axis: tuple[int, ...], extent: Any) -> tuple[Any, Any]:
-    """Return between which point and the next ``extent`` lies, and how far, from 0 to 1, in logarithms."""
+    """Return the index of the point of ``axis`` below ``extent``, and the share of the way to the next, from 0 to 1.
+
+    The share is that of the logarithms.
+    """
     low = smaller(larger(count_up_to(extent, axis) - 1, 0), len(axis) - 2)
     start, end = log(at(low, axis)), log(at(low + 1, axis))
     return low, smaller(larger((log(extent) - start) / (end - start), 0.0), 1.0)

@@ -1,6 +1,6 @@
-"""Files of rates that `lorabench calibrate` measured: one JSON file for each device.
+"""Files of rates that `lorabench calibrate` measured: one JSON file per device.
 
-They are looked for by the device's name, among the user's own first, then among those that lorabench ships.
+A file is found by the device's name, first in the user's folder, then among the files that lorabench ships.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Extent = Annotated[int, Meta(ge=1)]
 
 
 class MatmulTimes(Struct, frozen=True, kw_only=True):
-    """Seconds of matmuls of (m × k) and (k × n) matrices, on a grid."""
+    """Seconds of matmuls (m × k) · (k × n), on a grid."""
 
     m: tuple[Extent, ...]
     n: tuple[Extent, ...]
     k: tuple[Extent, ...]
-    """Each in rising order."""
+    """Each of the three in rising order."""
     seconds: tuple[Seconds, ...]
-    """Of each point of the grid; k varies fastest and m slowest."""
+    """One for each point of the grid; k varies fastest and m slowest."""
 
     def __post_init__(self) -> None:
         for name in ("m", "n", "k"):
@@ -46,7 +46,7 @@ class MatmulTimes(Struct, frozen=True, kw_only=True):
 
 
 class MemoryBoundTimes(Struct, frozen=True, kw_only=True):
-    """Seconds of memory-bound operations, by the bytes that they read and write."""
+    """Seconds of memory-bound operations, by their bytes read and written."""
 
     bytes: tuple[Extent, ...]
     """In rising order."""
@@ -58,7 +58,7 @@ class MemoryBoundTimes(Struct, frozen=True, kw_only=True):
 
 
 class AttentionRates(Struct, frozen=True, kw_only=True):
-    """Floating-point operations a second of attention in one kernel, on work pairs as the kernel counts them."""
+    """Floating-point operations per second of fused attention, counted for the pairs of positions that it computes."""
 
     forward: Seconds
     backward: Seconds
@@ -67,31 +67,31 @@ class AttentionRates(Struct, frozen=True, kw_only=True):
 
 
 class Calibration(Struct, frozen=True, kw_only=True):
-    """What was measured on one device."""
+    """The measurements of one device."""
 
     schema_version: Literal[2] = 2
     device: str
-    """As the driver names it; of a CPU, as the operating system does."""
+    """The driver's name for it; for a CPU the operating system's."""
     kind: Backend
     threads: int | None = None
-    """That PyTorch used (CPU)."""
+    """Threads of PyTorch, for a CPU."""
     software: dict[str, str]
     """Package → version."""
     date: str
     matmuls: dict[str, MatmulTimes]
     """By dtype."""
     memory_bound: dict[Kernel, MemoryBoundTimes]
-    """Of every kind of elementwise kernel."""
+    """By kernel: all of `Kernel`."""
     attention: dict[str, AttentionRates]
     """By dtype."""
     dequantisation: MemoryBoundTimes | None = None
-    """By bitsandbytes; None where it is not installed."""
+    """Of bitsandbytes; None if it was not installed."""
     forward_seconds: Seconds
-    """That an operation of a forward pass takes of the processor, in a model so small that little else takes time."""
+    """The host's seconds per operation of a forward pass, in a model so small that launches dominate."""
     backward_seconds: Seconds
-    """The same of a backward pass."""
+    """The same for a backward pass."""
     optimizer_seconds: Seconds
-    """The same of the optimizer's step, for each tensor."""
+    """The host's seconds per tensor of the optimizer's step."""
 
     def __post_init__(self) -> None:
         missing = [kernel for kernel in get_args(Kernel) if kernel not in self.memory_bound]
@@ -104,10 +104,10 @@ RENAMED = {"products": "matmuls", "passes": "memory_bound"}
 
 
 def decode_calibration(content: Any) -> Calibration:
-    """Return the calibration that a JSON file of schema 1 or 2 contains.
+    """Return the calibration in the decoded JSON ``content``, of schema 1 or 2.
 
     Raises:
-        UserError: it is not a calibration.
+        UserError: ``content`` is not a calibration.
     """
     if isinstance(content, dict) and content.get("schema_version") == 1:
         content = {RENAMED.get(name, name): value for name, value in content.items()} | {"schema_version": 2}
@@ -131,34 +131,34 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def find_calibration(device_name: str) -> Calibration | None:
-    """Return the calibration of the device of that name (a catalogue's or a driver's), None where there is none.
+    """Return the calibration of a device by its name (the catalogue's or the driver's); None if there is none.
 
     Raises:
-        UserError: a file that bears the name is no calibration.
+        UserError: the device's file is not a calibration.
     """
     folders = [SHIPPED]
-    with suppress(UserError):  # no home folder is known
+    with suppress(UserError):  # there is no home folder
         folders.insert(0, user_folder())
     for folder in folders:
         path = folder / file_name(device_name)
-        with suppress(PermissionError):  # a home folder that is another user's
+        with suppress(PermissionError):  # the home folder belongs to another user
             if path.is_file():
                 return read_calibration(path)
     return None
 
 
 def file_name(device_name: str) -> str:
-    """Return the name of the file for a device: its catalogue name where it has one, else its own in plain letters."""
+    """Return the name of a device's file: from its catalogue name if it has one, else from its own name."""
     known = known_device(device_name)
     name = known.name if known else re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
     return f"{name or 'unknown'}.json"
 
 
 def user_folder() -> Path:
-    """Return where the user's own calibrations are kept, by the custom of the operating system.
+    """Return the folder of the user's calibrations, in the usual place of the operating system.
 
     Raises:
-        UserError: no home folder is known.
+        UserError: there is no home folder.
     """
     try:
         if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""The extents of an operation filled in: what their monomials come to for one batch size, length and rank."""
+"""The values of extents for a batch size, length and rank: numbers, or arrays of them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from lorabench.estimator.speed.arithmetic import larger
 
 
 class Filled(NamedTuple):
-    """The value of each monomial: numbers, or arrays of them for a grid of recipes."""
+    """The values of monomials and of pairs of positions: numbers, or arrays for a grid of recipes."""
 
     values: Values
     seen_pairs: Any
-    """Pairs of a token and one that it sees, itself included, in one sequence: the mean over the layers."""
+    """Pairs of a token and a token that it attends to, itself included, in one sequence; the mean over the layers."""
     causal_pairs: Any
     """The same without a sliding window."""
     windowed_kernels: bool
-    """Whether the kernels that skip what is masked skip what lies before the window too."""
+    """Whether kernels that skip masked pairs also skip pairs outside the sliding window."""
 
     def __call__(self, extent: Extent) -> Any:
-        """Return the number that ``extent`` comes to."""
+        """Return the value of ``extent``."""
         count, monomial = extent
         return count * self.values[monomial]
 
     def sum(self, sizes: tuple[tuple[Monomial, float], ...]) -> Any:
-        """Return the total of monomials, each so many times."""
+        """Return the sum of monomials, each times its coefficient."""
         return sum(size * self.values[monomial] for monomial, size in sizes)
 
     def kernel_pairs(self, attention: AttentionWork) -> Any:
-        """Return the pairs of positions that the kernel works on, in one sequence."""
+        """Return the number of pairs of positions that the kernel computes in one sequence."""
         if not attention.skips_masked:
             return self.values[S * S]
         return self.seen_pairs if self.windowed_kernels else self.causal_pairs
 
 
 def fill(resolved: ResolvedRecipe, batch_size: Any, seq_len: Any, rank: Any) -> Filled:
-    """Return the extents of the recipe for these sizes, which may be arrays.
+    """Return the values for the recipe with these sizes, numbers or arrays.
 
-    A kernel that is given no mask skips what is masked: of ``sdpa`` what comes after a token, of
-    ``flash_attention_2`` what lies before the window too. (``sdpa`` is given a mask where a window is filled.)
+    A kernel without a mask skips masked pairs: ``sdpa`` skips tokens after each token, ``flash_attention_2`` also skips
+    tokens before the window. (``sdpa`` gets a mask if the sequence fills the window.)
     """
     spec = resolved.spec
     causal = seq_len * (seq_len + 1) / 2
@@ -50,7 +50,7 @@ def fill(resolved: ResolvedRecipe, batch_size: Any, seq_len: Any, rank: Any) -> 
     window = spec.config.get("sliding_window")
     seen = causal
     if window and any(windowed):
-        # A token past the window sees ``window`` tokens: those beyond it are what all later tokens do not see.
+        # Token number window + i attends to ``window`` tokens, and misses i: 1 + 2 + … + beyond in total.
         beyond = larger(0, seq_len - window)
         share = sum(windowed) / len(windowed)
         seen = causal - share * beyond * (beyond + 1) / 2
@@ -63,6 +63,6 @@ def fill(resolved: ResolvedRecipe, batch_size: Any, seq_len: Any, rank: Any) -> 
 
 
 def fill_recipe(resolved: ResolvedRecipe) -> Filled:
-    """Return the extents for the recipe's own batch size, length and rank."""
+    """Return the values for the recipe's own batch size, length and rank."""
     recipe = resolved.recipe
     return fill(resolved, recipe.batch_size, recipe.seq_len, recipe.rank or 0)

@@ -1,7 +1,7 @@
-"""The arithmetic of a step: what the training needs (for MFU), and what is done (for HFU).
+"""The arithmetic that a step needs (for MFU), and that it runs (for HFU).
 
-A matmul of (m × k) and (k × n) matrices takes 2·m·n·k floating-point operations. Only matmuls are counted, as is the
-custom (Chowdhery et al. 2022, PaLM, appendix B): all other operations are memory-bound.
+A matmul (m × k) · (k × n) takes 2·m·n·k floating-point operations. Only matmuls count, as in PaLM (Chowdhery et al.
+2022, appendix B): all other operations are memory-bound.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from lorabench.estimator.speed.extents import Filled, fill_recipe
 from lorabench.estimator.speed.operations import Operation, micro_batch_operations
 
 FORWARD_MATMULS, BACKWARD_MATMULS, BACKWARD_MATMULS_DONE = 2, 4, 5
-"""Of attention: over queries, keys and values; their gradients; and the scores once more, which were not kept."""
+"""Matmuls of attention: two in forward (scores, output); four in backward; five if the kernel recomputes the scores."""
 
 
 class StepFlops(Struct, frozen=True, kw_only=True):
-    """Floating-point operations of the matmuls of one step, all its micro-batches together."""
+    """Floating-point operations of all matmuls of one optimizer step."""
 
     model: float
-    """Those that the training needs: forward, gradients of inputs on the way to what trains, gradients of weights that
-    train; pairs of positions that see each other. The numerator of MFU."""
+    """Operations that training needs, without recomputation and masked pairs: the numerator of MFU. They are those of
+    forward, of the gradients of inputs on the way to trained weights, and of the gradients of trained weights."""
     hardware: float
-    """Those that are done: with recomputation under checkpointing, and masked pairs that a kernel does not skip. The
+    """Operations that run, with the recomputation of checkpointing and masked pairs that a kernel does not skip: the
     numerator of HFU."""
 
 
 def step_flops(resolved: ResolvedRecipe) -> StepFlops:
-    """Return the arithmetic of one step of the recipe on a GPU.
+    """Return the floating-point operations of one step of the recipe on a GPU.
 
     Raises:
-        UserError: a combination that has no closed form.
+        UserError: the combination has no closed form.
     """
     filled = fill_recipe(resolved)
-    # Without checkpointing nothing is done twice, but the layers' first input is no longer made to need a gradient.
+    # Without checkpointing nothing runs twice, and the embedding's output needs no gradient.
     once = micro_batch_operations(resolved.replaced(gradient_checkpointing=False))
     model = sum(times * _needed(operation, filled) for operation, times in once.operations)
     done = micro_batch_operations(resolved)
@@ -72,5 +72,5 @@ def _needed(operation: Operation, filled: Filled) -> Any:
 
 
 def _flops_of_pairs(work: AttentionWork, filled: Filled) -> Any:
-    """Return the floating-point operations of one product over one pair, for all heads and sequences."""
+    """Return the floating-point operations of one matmul per pair of positions, for all heads and sequences."""
     return 2 * work.heads * work.head_dim * filled.values[B]

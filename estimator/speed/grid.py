@@ -1,4 +1,4 @@
-"""Throughput for arrays of batch sizes, lengths and ranks: the step of `estimate_throughput` on numpy's arrays."""
+"""Throughput for arrays of batch sizes, lengths and ranks: `estimate_throughput` in numpy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ThroughputGrid(NamedTuple):
-    """How fast each recipe of a grid trains: arrays of its shape, each with one of the least and one of the most."""
+    """How fast each recipe of a grid trains: arrays of the grid's shape. A range is (lowest, highest)."""
 
     step_seconds: NDArray[np.float64]
     step_seconds_range: tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -40,13 +40,13 @@ def estimate_throughput_grid(
     ranks: ArrayLike | None = None,
     calibration: Calibration | None = None,
 ) -> ThroughputGrid | None:
-    """Return the throughput of the recipe with each batch size, length and rank in place of its own.
+    """Return the throughput of the recipe with each batch size, length and rank instead of its own.
 
-    The three are as for `estimate_memory_grid`. Element by element the answer is that of `estimate_throughput`, but
-    for the last bits of what is read between calibrated points; None where that is None.
+    The arrays are as in `estimate_memory_grid`. Each element equals that of `estimate_throughput`, except for rounding
+    in the interpolation between calibrated points. None if no rates are known for the device.
 
     Raises:
-        UserError: as `estimate_memory_grid` (8 PiB: with a paged optimizer only) and `estimate_throughput`.
+        UserError: as in `estimate_throughput` and `estimate_memory_grid` (8 PiB: only with a paged optimizer).
     """
     import numpy as np
 
@@ -71,7 +71,7 @@ def estimate_throughput_grid(
 
 
 def _step(part: GridPart, kernels: Backend) -> tuple[StepWork, NDArray[np.int64]]:
-    """Return what the recipes of ``part`` do in a step, and the bytes of their optimizers' states that may be paged."""
+    """Return the step of the recipes of ``part``, and the bytes of their paged optimizer states."""
     import numpy as np
 
     ranks, which = np.unique(part.ranks, return_inverse=True)

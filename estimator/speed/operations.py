@@ -1,7 +1,7 @@
-"""The operations that a step runs, counted on the walk through the model that the closed form of memory makes.
+"""The operations of a step, counted while the closed form of memory runs it.
 
-A tape that counts (`_CountingTape`) takes the place of the one that does not. It sees every tensor that is made, and
-from what: an operation that tells of no matrix product reads its inputs and writes its outputs, and that is its time.
+`_CountingTape` replaces the tape of the closed form. It sees every operation with its inputs and results. An operation
+without `Work` is memory-bound: its time depends on the bytes that it reads and writes.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 MOST_LISTS = 256
-"""Lists of operations kept: one takes some 30 kB."""
+"""Size of the cache of lists of operations; each takes some 30 kB."""
 
 NESTED_LAUNCHES = 2
-"""By bitsandbytes on a GPU for the constants of a 4-bit weight where they are quantised too: they are written out, and
-their offset is added. So small are they that sending that off is all that it costs."""
+"""Extra launches per dequantisation on a GPU under double quantisation: bitsandbytes dequantises the absmax values, and
+adds their offset. The tensors are so small that only the launches cost time."""
 LaunchPhase = Literal["forward", "backward", "optimizer"]
-"""What the processor sends operations off in; recomputation is forward."""
+"""The phase in which the host launches operations; recomputation counts as forward."""
 Kernel = Literal["arithmetic", "activation", "tanh", "rows", "random"]
-"""What a pass does: adds, multiplies, copies; an activation; tanh; a norm or a softmax of rows; draws for dropout. On a
-GPU all of them wait for memory, on a CPU they do not."""
+"""Kinds of memory-bound kernels: sums, products and copies; activations; tanh; norms and softmax; dropout's random
+numbers. On a GPU memory bounds all of them, on a CPU it does not."""
 KERNELS: dict[str, tuple[Kernel, Kernel]] = {
     "activation": ("activation", "activation"),
     "tanh": ("tanh", "arithmetic"),
@@ -49,31 +49,31 @@ KERNELS: dict[str, tuple[Kernel, Kernel]] = {
     "layer_norm": ("rows", "rows"),
     "dropout": ("random", "arithmetic"),
 }
-"""Name of an operation on the tape → what it does forward and backward; the others do arithmetic."""
+"""Name of an operation on the tape → its kernels in forward and backward; all others are ``arithmetic``."""
 Sizes = tuple[tuple[Monomial, float], ...]
-"""Monomials, each with its bytes."""
+"""Pairs of a monomial and its coefficient in bytes."""
 
 
 class Operation(NamedTuple):
-    """One kernel: a matrix product, attention, a dequantisation, or a pass over tensors."""
+    """One kernel: a matmul, attention, a fused loss, a dequantisation, or a memory-bound kernel."""
 
     work: Work | None
-    """None of a pass over tensors."""
+    """None for a memory-bound kernel."""
     traffic: Sizes
-    """Bytes that a pass reads and writes; none where there is work, which has bytes of its own."""
+    """Bytes that a memory-bound kernel reads and writes; empty for others, whose `work` determines them."""
     logits: bool = False
-    """Whether a pass is over logits."""
+    """Whether a memory-bound kernel runs on logits."""
     kernel: Kernel = "arithmetic"
-    """What a pass does with each element."""
+    """The kind of a memory-bound kernel."""
 
 
 class MicroBatch(NamedTuple):
-    """What one forward and backward pass runs."""
+    """The operations of one forward and backward pass."""
 
     operations: tuple[tuple[Operation, int], ...]
-    """Each, and how often."""
+    """Pairs of an operation and its count."""
     launches: dict[LaunchPhase, int]
-    """How many operations the processor sends off, forward and backward."""
+    """Number of operations that the host launches in forward and in backward."""
 
 
 def micro_batch_operations(resolved: ResolvedRecipe, kernels: Backend = "cuda") -> MicroBatch:
@@ -82,7 +82,7 @@ def micro_batch_operations(resolved: ResolvedRecipe, kernels: Backend = "cuda") 
     Batch size, length and rank are left open: extents and bytes are multiples of monomials.
 
     Raises:
-        UserError: a combination that has no closed form.
+        UserError: the combination has no closed form.
     """
     return _operations(Setup(resolved, kernels))
 
@@ -97,7 +97,7 @@ def _operations(setup: Setup) -> MicroBatch:
 
 
 class _CountingTape(Tape):
-    """A tape that counts what runs. A tensor that is made outside of any operation is counted with the next one."""
+    """A tape that counts operations. A tensor made outside of any operation counts with the next operation."""
 
     def __init__(self, *, nested_launches: int = 0) -> None:
         super().__init__(Ledger())
@@ -106,7 +106,7 @@ class _CountingTape(Tape):
         self.launches: dict[LaunchPhase, int] = {"forward": 0, "backward": 0}
         self._phase: LaunchPhase = "forward"
         self._times = 0
-        """How many layers the node stands for whose backward runs; 0 in forward."""
+        """Number of layers for which the node in backward stands; 0 in forward."""
         self._made: list[Tensor] = []
         self._counted_as_work = False
         self._over_logits = False
@@ -129,7 +129,7 @@ class _CountingTape(Tape):
     def new(self, *args: Any, **options: Any) -> Tensor:
         tensor = super().new(*args, **options)
         if not self._counted_as_work:
-            # Its size is what counts: holding the tensor itself would keep its block alive.
+            # Keep only the sizes: a reference to the tensor would keep its block alive.
             self._made.append(Tensor(None, tensor.tokens, tensor.features, tensor.dtype, times=tensor.times))
             self._over_logits |= tensor.block is not None and tensor.block.component == "logits"
         return tensor
@@ -147,18 +147,18 @@ class _CountingTape(Tape):
         self._phase, self._times = "backward", node.repeat
         node.backward = self._counted(node)
         super()._run(node, waiting, queue)
-        for made in self._take():  # casts of the gradients to the dtype of what they belong to, and copies
+        for made in self._take():  # casts of gradients to the dtype of their inputs, and copies
             self._memory_bound((made, made))
 
     def _counted(self, node: Node) -> Backward:
         backward, kernel = node.backward, _kernels(node.operation)[1]
 
         def counted(arrived: Any, saved: list[Tensor]) -> Gradients:
-            self._made.clear()  # what a recomputation left when it stopped
+            self._made.clear()  # tensors of a recomputation that stopped early
             gradients = backward(arrived, saved)
             made = self._take()
             if made:
-                # Each kernel reads what arrived, and all of them together what was saved.
+                # Each kernel reads the incoming gradient. The saved tensors are divided among the kernels.
                 read = arrived if isinstance(arrived, list) else [arrived]
                 for tensor in made:
                     self._memory_bound((*read, tensor), kernel, saved, 1 / len(made))
@@ -200,7 +200,7 @@ class _CountingTape(Tape):
         shared: Iterable[Tensor] = (),
         share: float = 1.0,
     ) -> None:
-        """Count a pass that reads or writes each of ``tensors``, and a share of what it reads with others."""
+        """Count a memory-bound ``kernel`` that reads or writes each of ``tensors``, and ``share`` of ``shared``."""
         sizes: dict[Monomial, float] = {}
         for each, part in ((tensors, 1.0), (shared, share)):
             for tensor in each:
@@ -218,5 +218,5 @@ class _CountingTape(Tape):
 
 
 def _kernels(operation: str) -> tuple[Kernel, Kernel]:
-    """Return what ``operation`` does forward and backward."""
+    """Return the kinds of ``operation``'s kernels in forward and in backward."""
     return KERNELS.get(operation, ("arithmetic", "arithmetic"))

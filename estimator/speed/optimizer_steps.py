@@ -1,4 +1,4 @@
-"""The bytes that an optimizer's step passes over, and how many kernels it sends off."""
+"""The memory traffic of an optimizer's step, and the number of its kernels."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from lorabench.estimator.optimizers.tensors import TrainedTensors
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 TENSORS_IN_A_KERNEL = 36
-"""Tensors that one kernel over lists of four takes, by the size of a kernel's arguments (`MultiTensorApply.cuh`)."""
+"""Tensors per multi-tensor kernel of depth 4. The size of a kernel's arguments limits it (`MultiTensorApply.cuh`)."""
 CLIPPING_ACCESSES = 3
-"""To clip gradients to a norm: one read for the norm, and a read and a write to scale."""
+"""Memory accesses of gradient clipping, per gradient: one read for the norm, a read and a write to scale."""
 SCALING_ACCESSES = 2
-"""Of gradients that were scaled for float16: they are read and written to undo it."""
+"""Memory accesses of float16's gradient unscaling, per gradient: a read and a write."""
 
 
 class OptimizerStep(NamedTuple):
-    """What one step of the optimizer does."""
+    """The work of one step of the optimizer."""
 
     bytes: Any
-    """That it reads and writes; an array for a grid of ranks."""
+    """Bytes that it reads and writes; an array for a grid of ranks."""
     kernels: int
-    """On a GPU, where one may take a list of tensors."""
+    """Number of kernels on a GPU; one kernel may update a list of tensors."""
     tensors: int
     calls: int
-    """What the processor does for it, in operations."""
+    """The host's work, in launches of operations."""
 
 
 def optimizer_step(resolved: ResolvedRecipe) -> OptimizerStep:
-    """Return the optimizer's step of the recipe on the tensors that train."""
+    """Return the optimizer's step on the recipe's trained tensors."""
     optimizer = OPTIMIZERS[resolved.recipe.optim]
     trained = resolved.trained_tensors
     tensors = sum(alike.count for alike in trained)
@@ -45,7 +45,7 @@ def optimizer_step(resolved: ResolvedRecipe) -> OptimizerStep:
 
 
 def _passed(optimizer: Optimizer, trained: Sequence[TrainedTensors], weights: int) -> int:
-    """Return the bytes that the update of ``trained`` reads and writes; those tensors take ``weights`` bytes."""
+    """Return the bytes that the update of ``trained`` reads and writes. ``weights``: bytes of these tensors."""
     update = optimizer.update
     if update.accesses is None:
         return (3 + update.again) * weights + 2 * sum(state.passed(trained) for state in optimizer.states)

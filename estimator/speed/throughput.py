@@ -1,4 +1,4 @@
-"""What a step's time comes to for people: tokens per second, MFU, energy; duration and cost of so many tokens."""
+"""Figures from a step's time: tokens per second, MFU, energy; duration and cost of a training run."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ from lorabench.estimator.speed.rates import DatasheetRates, Rates
 from lorabench.estimator.speed.timing import StepTime, StepWork, size_step, step_time
 
 Range = tuple[float, float]
-"""From the least to the most."""
+"""(lowest, highest)."""
 
 CALIBRATED_ERROR = 0.30
-"""By how much a step's time may differ from that at calibrated rates: within this lie all measured runs of
-docs/speed.md."""
+"""Relative error of a step's time at calibrated rates: it covers all measured runs of docs/speed.md."""
 JOULES_IN_KILOWATT_HOUR = 3.6e6
 LARGEST_PRICE = 10**9
-"""Per hour, in any currency: more is a slip."""
+"""Per hour, in any currency: a higher price is a typo."""
 LEAST_POWER = 0.4
-"""Of a GPU's board power, drawn by a training that mostly waits for memory or for the host; the most is all of it."""
+"""Fraction of a GPU's board power that training draws at least, if it mostly waits for memory or for the host. At most
+it draws all of it."""
 
 
 class Throughput(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How fast a recipe trains on one device. Each figure is the likely one, with its range."""
+    """How fast a recipe trains on one device: typical figures, and their ranges in the fields named ``…_range``."""
 
     rates: Literal["datasheet", "calibrated"]
     """Where the device's rates come from."""
     step_seconds: float
-    """Of an optimizer step, all its micro-batches together."""
+    """Seconds of an optimizer step with all its micro-batches."""
     step_seconds_range: Range
     groups_seconds: dict[str, float]
     """Group (of `timing.GROUPS`) → seconds of a step; they add up to ``step_seconds``."""
     tokens_per_second: float
     tokens_per_second_range: Range
     flops: StepFlops
-    """Of a step."""
+    """Floating-point operations of a step."""
     mfu: float | None = None
-    """Model FLOPs utilisation: what the training needs, of the device's dense peak in the dtype of the products. None
-    where the peak is not known."""
+    """Model FLOPs utilisation: FLOPs that training needs, as a fraction of the device's dense peak in the matmuls'
+    dtype. None if the peak is not known."""
     mfu_range: Range | None = None
     hfu: float | None = None
-    """Hardware FLOPs utilisation: the same of what is done."""
+    """Hardware FLOPs utilisation: the same for the FLOPs that run."""
     watts_range: Range | None = None
-    """Drawn by the GPU: up to its board power."""
+    """Power of the GPU, up to its board power."""
     joules_per_token_range: Range | None = None
     training: Training | None = None
-    """Of as many tokens as were asked about."""
+    """The training run on a number of tokens, if one was requested."""
 
 
 class Training(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """So many tokens, at the throughput of one device."""
+    """A training run on a number of tokens, on one device."""
 
     tokens: int
     seconds: float
     seconds_range: Range
     kilowatt_hours_range: Range | None = None
-    """By the GPU alone."""
+    """Energy of the GPU alone."""
     cost: float | None = None
     """In the currency of the price; None without one."""
     cost_range: Range | None = None
@@ -79,10 +79,10 @@ def estimate_throughput(
 ) -> Throughput | None:
     """Return how fast the recipe trains on ``device``, at the rates of ``calibration`` if there is one.
 
-    None where neither is known: of a device that is a memory size alone.
+    None if there are no rates: no calibration, and a device that is only a memory size.
 
     Raises:
-        UserError: a combination that has no closed form, or that was not calibrated.
+        UserError: the combination has no closed form, or the calibration lacks its dtype or dequantisation.
     """
     recipe = resolved.recipe
     if not has_rates(device, calibration):
@@ -118,7 +118,7 @@ def estimate_throughput(
 def likely_step_time(
     resolved: ResolvedRecipe, device: Device, calibration: Calibration | None = None
 ) -> StepTime | None:
-    """Return the likely time of a step, which `estimate_throughput` is about; None where no rates are known."""
+    """Return the typical time of a step, as in `estimate_throughput`; None if there are no rates."""
     if not has_rates(device, calibration):
         return None
     step = size_step(resolved, kernels_of(calibration))
@@ -126,24 +126,24 @@ def likely_step_time(
 
 
 def has_rates(device: Device, calibration: Calibration | None) -> bool:
-    """Return whether it is known how fast ``device`` works."""
+    """Return whether there are rates for ``device``."""
     return calibration is not None or device.bandwidth_bytes_per_second is not None
 
 
 def kernels_of(calibration: Calibration | None) -> Backend:
-    """Return which kernels steps run on: those of the device that was calibrated, or else a GPU's."""
+    """Return the backend of the calibrated device; CUDA without a calibration."""
     return "cuda" if calibration is None else calibration.kind
 
 
 def likely_rates(device: Device, calibration: Calibration | None) -> Rates:
-    """Return the calibrated rates, or without a calibration the usual ones of the datasheet."""
+    """Return the calibrated rates, or the typical rates of the datasheet without a calibration."""
     return DatasheetRates(device, "typical") if calibration is None else CalibratedRates(calibration)
 
 
 def step_times(
     step: StepWork, device: Device, calibration: Calibration | None, paged_bytes: Any
 ) -> tuple[StepTime, tuple[Any, Any]]:
-    """Return the likely time of ``step``, and the least and most of its seconds."""
+    """Return the typical time of ``step``, and the range of its seconds."""
     likely = step_time(step, likely_rates(device, calibration), paged_bytes)
     if calibration is not None:
         return likely, (likely.total / (1 + CALIBRATED_ERROR), likely.total * (1 + CALIBRATED_ERROR))
@@ -152,7 +152,7 @@ def step_times(
 
 
 def paged_out_bytes(resolved: ResolvedRecipe, device: Device) -> int:
-    """Return the bytes of a paged optimizer's states for which ``device`` has no room beside all else."""
+    """Return the bytes of a paged optimizer's states that do not fit on ``device`` beside all other memory."""
     if not OPTIMIZERS[resolved.recipe.optim].paged:
         return 0
     taken = estimate_memory(resolved, compute_capability=device.compute_capability).device_total_bytes
@@ -160,16 +160,16 @@ def paged_out_bytes(resolved: ResolvedRecipe, device: Device) -> int:
 
 
 def without_room(paged_bytes: Any, taken_bytes: Any, device: Device) -> Any:
-    """Return how many of ``paged_bytes`` ``device`` has no room for beside ``taken_bytes``: numbers or arrays."""
+    """Return how many of ``paged_bytes`` do not fit on ``device`` beside ``taken_bytes``: numbers or arrays."""
     room = larger(0, device.usable_bytes - taken_bytes)
     return larger(0, paged_bytes - room)
 
 
 def plan_training(speed: Throughput, tokens: int, price_per_hour: float | None = None) -> Throughput:
-    """Return ``speed`` with how long so many tokens take, and what they cost.
+    """Return ``speed`` with the duration of a training run on ``tokens``, and its cost if a price is given.
 
     Raises:
-        UserError: fewer tokens than one, or a price below nothing or above `LARGEST_PRICE`.
+        UserError: ``tokens`` is below 1, or the price is negative or above `LARGEST_PRICE`.
     """
     if tokens < 1:
         raise UserError(f"tokens {tokens}: must be 1 or more")

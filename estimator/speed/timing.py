@@ -28,13 +28,13 @@ GROUPS: dict[str, str] = {
     "paging": "optimizer states that the device has no room for, there and back",
     "launch overhead": "the device idles while the processor launches the next operation",
 }
-"""Groups of operations, in the order in which people read them, each with what it is."""
+"""Group of operations → its description, in the order of display."""
 ACCESSES_OF_LOGITS = 3
-"""By the kernel of a fused loss: read for the maximum and the sum, read again, and written as gradients."""
+"""Memory accesses of a fused loss's kernel, per logit: two reads, and a write of the gradient."""
 
 
 class StepWork(NamedTuple):
-    """What one optimizer step does, at sizes that are numbers, or arrays of them for a grid of recipes."""
+    """The work of one optimizer step. Sizes are numbers, or arrays for a grid of recipes."""
 
     micro_batch: MicroBatch
     filled: Filled
@@ -44,7 +44,7 @@ class StepWork(NamedTuple):
 
 
 class StepTime(NamedTuple):
-    """Seconds of one optimizer step, all its micro-batches together: numbers or arrays, as the step's sizes are."""
+    """Seconds of one optimizer step with all its micro-batches: numbers, or arrays for a grid of recipes."""
 
     groups: dict[str, Any]
     """Group (of `GROUPS`) → seconds; they add up to `total`."""
@@ -56,10 +56,10 @@ class StepTime(NamedTuple):
 
 
 def size_step(resolved: ResolvedRecipe, kernels: Backend = "cuda") -> StepWork:
-    """Return what a step of the recipe does, at the recipe's own sizes.
+    """Return the work of a step of the recipe, at the recipe's own sizes.
 
     Raises:
-        UserError: a combination that has no closed form.
+        UserError: the combination has no closed form.
     """
     return StepWork(
         micro_batch_operations(resolved, kernels),
@@ -71,9 +71,9 @@ def size_step(resolved: ResolvedRecipe, kernels: Backend = "cuda") -> StepWork:
 
 
 def step_time(step: StepWork, rates: Rates, paged_bytes: Any = 0) -> StepTime:
-    """Return how long ``step`` takes at ``rates``.
+    """Return the seconds of ``step`` at ``rates``.
 
-    ``paged_bytes``: of the optimizer's states, what the device has no room for.
+    ``paged_bytes``: bytes of optimizer states that do not fit on the device.
     """
     groups: dict[str, Any] = dict.fromkeys(GROUPS, 0.0)
     batches = step.gradient_accumulation
@@ -95,12 +95,12 @@ def step_time(step: StepWork, rates: Rates, paged_bytes: Any = 0) -> StepTime:
 
 
 def _launch_overhead(device_seconds: Any, launch_seconds: float, rates: Rates) -> Any:
-    """Return how much longer than the device's own work it takes until the processor is through too."""
+    """Return the seconds that launches add to the device's own work: all of them unless the host launches ahead."""
     return larger(0.0, launch_seconds - device_seconds) if rates.asynchronous else launch_seconds
 
 
 def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, Any]:
-    """Return the group of one operation, and how long it takes."""
+    """Return the group of one operation, and its seconds."""
     work = operation.work
     if isinstance(work, Matmul):
         m, n, k, batch = filled(work.m), filled(work.n), filled(work.k), filled(work.batch)
@@ -119,17 +119,18 @@ def _seconds(operation: Operation, filled: Filled, rates: Rates) -> tuple[str, A
 
 
 def dequantisation_bytes(elements: int, dtype: str) -> float:
-    """Return the bytes that pass when a 4-bit weight is written out in ``dtype``.
+    """Return the bytes that the dequantisation of a 4-bit weight to ``dtype`` reads and writes.
 
-    Half a byte each, a constant for each block (counted as its four bytes, quantised or not), and the result.
+    They are half a byte per element, four bytes per block for its absmax (quantised or not), and the result.
     """
     return elements * (1 / 2 + 4 / BLOCK + ITEMSIZES[dtype])
 
 
 def _attention_bytes(work: AttentionWork, filled: Filled) -> Any:
-    """Return the bytes of queries, keys, values and output; backward reads these and the gradient, and writes three.
+    """Return the bytes that attention reads and writes.
 
-    A mask is one element for each pair of positions, shared by the heads.
+    Forward reads queries, keys and values, and writes the output. Backward reads these four and the output's gradient,
+    and writes three gradients. A mask is one element per pair of positions, shared by the heads.
     """
     tokens = filled.values[TOKENS]
     queries, keys = tokens * work.heads * work.head_dim, tokens * work.kv_heads * work.head_dim
