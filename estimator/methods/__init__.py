@@ -1,1 +1,1 @@
-"""The fine-tuning methods: each declares what it trains, and its forward pass is in the closed form's `adapters`."""
+"""The fine-tuning methods. Each declares its trained tensors; its forward pass is in `closed_form.adapters`."""

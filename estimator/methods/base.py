@@ -1,7 +1,7 @@
-"""What a method declares that trains adapters beside a frozen model.
+"""The declarations of a method that trains adapters beside a frozen model.
 
-A method is one file here: its settings with defaults and limits, its tensors for a linear layer, peft's config for it,
-and how people call what it adds. The parts of its forward pass are in `closed_form.adapters`, and `catalogue` lists it.
+Each method has one file here: its settings with defaults and limits, its tensors for a linear layer, its config for
+peft, and its names for people. `closed_form.adapters` has its forward pass, and `catalogue` lists it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 
 class AdapterTensor(NamedTuple):
-    """One tensor that a method adds to a linear layer, and trains."""
+    """One trained tensor that a method adds to a linear layer."""
 
     name: str
     """In peft's state dict, after the path of the layer: ``lora_A.weight``."""
@@ -40,24 +40,25 @@ class AdapterTensor(NamedTuple):
 
 
 class Adapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
-    """The settings that every kind of adapter has, and the questions that every kind answers.
+    """The settings that all kinds of adapters share, and the declarations that each kind overrides.
 
-    Raises ValueError where a setting is wrong, naming the setting and the way out.
+    Raises:
+        ValueError: a setting is wrong. The message names the setting and a remedy.
     """
 
     target_modules: str | None = None
     """Linear layers that get an adapter: all-linear, attention, mlp, or module names separated by commas."""
     modules_to_save: str | None = None
-    """Embeddings and the head that train whole beside the adapters, names separated by commas (default none)."""
+    """Embeddings or head that train in full beside the adapters: names separated by commas (default none)."""
     adapter_dtype: Dtype = "float32"
-    """Dtype of the adapters' weights, gradients and optimizer states (default float32, as peft keeps them)."""
+    """Dtype of the adapters' weights, gradients and optimizer states (default float32, peft's own)."""
 
     weights_name: ClassVar[str]
-    """What tables call the adapters' weights: "LoRA weights"."""
+    """Name of the adapters' weights in tables: "LoRA weights"."""
     tensors_in_words: ClassVar[str]
-    """What `--explain` says of the tensors: "A (r, in) and B (out, r)"."""
+    """Description of the tensors for `--explain`: "A (r, in) and B (out, r)"."""
     peft_prefix: ClassVar[str]
-    """What the names of peft's parameters of this kind begin with: ``lora_``."""
+    """Prefix of the names of peft's parameters: ``lora_``."""
 
     def __post_init__(self) -> None:
         if self.target_modules is not None:
@@ -65,63 +66,75 @@ class Adapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
         if self.modules_to_save is not None:
             force_setattr(self, "modules_to_save", canonical_names("modules_to_save", self.modules_to_save))
 
-    # What a method declares
+    # The declarations of a method
 
     def tensors(self, linear: Linear) -> tuple[AdapterTensor, ...]:
-        """Return the tensors that ``linear`` gets, in the order in which peft makes them."""
+        """Return the tensors that ``linear`` gets, in the order in which peft makes them.
+
+        Raises:
+            NotImplementedError: the method does not declare them.
+        """
         raise NotImplementedError
 
     def expert_tensors(self, weight: Weight) -> tuple[AdapterTensor, ...]:
-        """Return the tensors that a router or a stack of experts gets; none where peft leaves them as they are."""
+        """Return the tensors that a router or a stack of experts gets; none if peft does not adapt it."""
         return ()
 
     def peft_config(self, targets: Sequence[str], modules_to_save: Sequence[str], *, transposed: bool) -> PeftConfig:
         """Return peft's config for the linear layers ``targets``.
 
-        ``transposed``: the layers are transformers' Conv1D, which stores its weight (in_features, out_features).
+        ``transposed``: the layers are transformers' Conv1D, whose weight is (in_features, out_features).
+
+        Raises:
+            NotImplementedError: the method does not declare it.
         """
         raise NotImplementedError
 
     @property
     def rank(self) -> int | None:
-        """The rank r; None of a method whose tensors have none."""
+        """The rank r; None if the method has no rank."""
         return None
 
     def with_rank(self, rank: int | None) -> Self:
-        """Return the same adapter with another rank; without one, itself."""
+        """Return the adapter with another rank, or itself if the method has no rank."""
         return self
 
     def rank_left_open(self) -> Self:
-        """Return the adapter without the settings that change sizes or values only: equal ones run the same step."""
+        """Return the adapter with defaults for all settings that change only sizes or values.
+
+        Two adapters whose results are equal run the same operations in a step.
+        """
         return self
 
     def default_targets(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Return the linear layers that get an adapter where ``target_modules`` is None, in the order of the layers.
+        """Return the linear layers that get an adapter if ``target_modules`` is None, in the order of the model.
 
         Raises:
             UserError: the method has no default for the model.
+            NotImplementedError: the method does not declare them.
         """
         raise NotImplementedError
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
-        """Yield why peft cannot train this adapter on ``spec``, one for each setting that is in the way."""
+        """Yield why peft cannot train this adapter on ``spec``: one obstacle per setting."""
         yield from ()
 
     def warnings(self, linears: Sequence[Linear]) -> Iterator[str]:
-        """Yield what is odd about this adapter on ``linears``, though it trains."""
+        """Yield a warning for each unusual property of this adapter on ``linears``. It trains anyway."""
         yield from ()
 
 
 def setting_names(kind: type[Adapter]) -> tuple[str, ...]:
-    """Return the settings of a method: its own first, then those that every method has."""
+    """Return the settings of a kind of adapter: its own first, then those that all kinds share."""
     shared = Adapter.__struct_fields__
     return (*(name for name in kind.__struct_fields__ if name not in shared), *shared)
 
 
 def canonical_names(option: str, given: str) -> str:
-    """Return module names in alphabetical order, each once.
+    """Return the comma-separated names of ``given`` in alphabetical order, without duplicates.
 
-    Raises ValueError for an empty name.
+    Raises:
+        ValueError: a name is empty.
     """
     names = sorted({name.strip() for name in given.split(",")})
     if not all(names):
@@ -130,9 +143,10 @@ def canonical_names(option: str, given: str) -> str:
 
 
 def canonical_targets(targets: str) -> str:
-    """Return ``target_modules`` as a recipe writes them.
+    """Return ``target_modules`` in the spelling of recipes.
 
-    Raises ValueError for an empty name, or a group such as ``attention`` beside other names.
+    Raises:
+        ValueError: a name is empty, or a group such as ``attention`` is mixed with other names.
     """
     names = canonical_names("target_modules", targets).split(",")
     groups = [name for name in names if name in ("all-linear", "attention", "mlp")]

@@ -1,4 +1,4 @@
-"""The methods by the names that people call them: each a kind of adapter or none, on quantised weights or not."""
+"""The methods by name. A method is a kind of adapter, or none, on base weights that are quantised or not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Method = Literal["full", "lora", "qlora", "ia3"]
 
 
 class Parts(NamedTuple):
-    """What a method is made of."""
+    """The parts of a method."""
 
     adapter: type[AnyAdapter] | None
     """None for full fine-tuning."""
     quantization: type[FourBit] | None
-    """None where the base weights keep their dtype."""
+    """None if the base weights are not quantised."""
 
     @property
     def of_adapter(self) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The settings that have a meaning for it, beside those that every recipe has."""
+        """The settings that apply to it, besides those of all recipes."""
         return self.of_adapter + self.of_quantization
 
 
@@ -47,7 +47,7 @@ METHODS: dict[Method, Parts] = {
 
 
 def method_of(adapter: Adapter | None, quantization: FourBit | None) -> Method | None:
-    """Return what people call these parts together; None where no method has them."""
+    """Return the method that has these parts; None if there is none."""
     kinds = (None if part is None else type(part) for part in (adapter, quantization))
     return _BY_PARTS.get(tuple(kinds))
 
@@ -56,5 +56,5 @@ _BY_PARTS: dict[tuple[type | None, ...], Method] = {tuple(parts): method for met
 
 
 def methods_with(setting: str) -> list[Method]:
-    """Return the methods for which ``setting`` has a meaning."""
+    """Return the methods to which ``setting`` applies."""
     return [method for method, parts in METHODS.items() if setting in parts.settings]

@@ -26,30 +26,30 @@ DEFAULT_TARGETS = {
     "gpt2": ("c_attn", "mlp.c_proj"),
     "gpt_neox": ("query_key_value", "dense_4h_to_h"),
 }
-"""model_type → what peft 0.21 adapts where no targets are named (`TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING`).
-It names queries, not keys, for some."""
+"""model_type → modules that peft 0.21 adapts by default (`TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING`). For some
+models they are queries instead of keys."""
 SCALED_INPUTS = ("down_proj", "mlp.c_proj", "dense_4h_to_h")
-"""Linear layers whose input is scaled, not their output: peft's feed-forward modules."""
+"""Linear layers whose input is scaled instead of their output: peft's feed-forward modules."""
 
 
 class IA3(Adapter, frozen=True, kw_only=True, tag="ia3"):
-    """y = l ⊙ W x with l (out_features, 1); of the feed-forward's last layer y = W (l ⊙ x) with l (1, in_features)."""
+    """y = l ⊙ W x with l (out_features, 1); in the feed-forward's last layer y = W (l ⊙ x) with l (1, in_features)."""
 
     weights_name: ClassVar[str] = "IA3 scales"
-    tensors_in_words: ClassVar[str] = "a scale for each output, of the feed-forward's last layer for each input"
+    tensors_in_words: ClassVar[str] = "a scale for each output; in the feed-forward's last layer, for each input"
     peft_prefix: ClassVar[str] = "ia3_"
 
     def scales_input(self, linear: Linear) -> bool:
-        """Return whether the input of ``linear`` is scaled, not its output."""
+        """Return whether the input of ``linear`` is scaled instead of its output."""
         return linear.name.endswith(SCALED_INPUTS)
 
     def tensors(self, linear: Linear) -> tuple[AdapterTensor, ...]:
-        """Return the scales."""
+        """Return the scales, ``ia3_l``."""
         shape = (1, linear.in_features) if self.scales_input(linear) else (linear.out_features, 1)
         return (AdapterTensor("ia3_l", shape),)
 
     def default_targets(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Return what peft adapts.
+        """Return the linear layers that peft adapts by default.
 
         Raises:
             UserError: peft has no default for the model.
@@ -61,7 +61,7 @@ class IA3(Adapter, frozen=True, kw_only=True, tag="ia3"):
         return tuple(name for name in names if name.endswith(ends))
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
-        """Yield targets that are not named, where peft has no default."""
+        """Yield an obstacle if no targets are named and peft has no default for the model."""
         if self.target_modules is None and spec.model_type not in DEFAULT_TARGETS:
             yield Obstacle(
                 "target_modules", _no_default(spec), "--target-modules all-linear", {"target_modules": "all-linear"}

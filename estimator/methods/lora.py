@@ -23,12 +23,12 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
     rank: PositiveInt = 16
     """Rank r of the adapters (default 16)."""
     lora_alpha: Annotated[float, Meta(gt=0, le=2**32 - 2)] | None = None
-    """Scale numerator: adapters are scaled by alpha / r (default 2r, so twice the largest rank is the largest). It
+    """Scale numerator: adapters are scaled by alpha / r (default 2r; the limit is twice the limit of the rank). It
     changes the training, not the memory."""
     lora_dropout: Probability = 0.05
     """Dropout before each adapter (default 0.05)."""
     use_rslora: bool = False
-    """Whether adapters are scaled by alpha / √r in place of alpha / r (Kalajdzievski 2023; default no). It changes the
+    """Whether adapters are scaled by alpha / √r instead of alpha / r (Kalajdzievski 2023; default no). It changes the
     training, not the memory."""
 
     weights_name: ClassVar[str] = "LoRA weights"
@@ -47,9 +47,9 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
         return self._factors(self.rank, linear.in_features, linear.out_features)
 
     def expert_tensors(self, weight: Weight) -> tuple[AdapterTensor, ...]:
-        """Return A and B of every expert, side by side; twice as many where gate and up projection are fused.
+        """Return A and B of all experts in one tensor each. Their rank doubles if gate and up projection are fused.
 
-        Routers and experts are parameters, not linear layers: peft 0.21 adapts them under all-linear only, and doubles
+        Routers and experts are parameters, not linear layers. peft 0.21 adapts them only under all-linear, and doubles
         the rank of fused projections (`convert_peft_config_for_transformers`).
         """
         if self.target_modules != "all-linear":
@@ -74,7 +74,7 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             use_rslora=self.use_rslora,
-            # peft adapts stacked experts under this name alone.
+            # peft adapts stacked experts only under this name.
             target_modules="all-linear" if self.target_modules == "all-linear" else list(targets),
             modules_to_save=list(modules_to_save) or None,
             fan_in_fan_out=transposed,
@@ -89,20 +89,20 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
         return replace(self, rank=1, lora_alpha=1.0, use_rslora=False)
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
-        """Yield dropout on adapters of experts."""
+        """Yield an obstacle for dropout on adapters of experts."""
         adapts_experts = self.target_modules == "all-linear" and spec.adapts_experts
         if self.lora_dropout and adapts_experts and any(group.experts for group in spec.layers):
             yield Obstacle(
                 "lora_dropout",
                 f"peft has no dropout for adapters of fused experts, which {spec.name} has",
                 "--lora-dropout 0, or --target-modules attention",
-                # As ms-swift's example of Mixtral: of rank 16, adapters of the experts too are 26 times as many
-                # parameters.
+                # ms-swift's example for Mixtral does the same. At rank 16, adapters of the experts too would have 26
+                # times as many parameters.
                 {"target_modules": "attention", "lora_dropout": 0.0},
             )
 
     def warnings(self, linears: Sequence[Linear]) -> Iterator[str]:
-        """Yield the layers whose full rank is not above the adapters'."""
+        """Yield a warning if the adapters' rank reaches the full rank of a layer."""
         full_ranks = {linear.name: min(linear.in_features, linear.out_features) for linear in linears}
         reached = {name: full for name, full in full_ranks.items() if full <= self.rank}
         if reached:
