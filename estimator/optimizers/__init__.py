@@ -1,8 +1,8 @@
-"""What lorabench knows of each optimizer. A row of `table` is all that it takes to add one.
+"""The optimizers. To add one, add a row to `table`.
 
-- `table`: one row for each optimizer, by transformers' name, and why some of transformers' have no row;
-- `optimizer`: what a row says;
+- `table`: one row per optimizer, by transformers' name, and the reasons why others have no row;
+- `optimizer`: the fields of a row;
 - `states`: kinds of tensors that optimizers keep between steps;
-- `temporaries`: what steps allocate and free again;
-- `tensors`: what an optimizer steps through.
+- `temporaries`: the tensors that steps allocate and free;
+- `tensors`: the trained tensors.
 """

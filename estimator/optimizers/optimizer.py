@@ -1,4 +1,4 @@
-"""What a row of the table says of an optimizer."""
+"""The fields of a row in the table of optimizers."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ class Library(NamedTuple):
     """A Python package."""
 
     package: str
-    """As pip knows it."""
+    """Its name for pip."""
     module: str
-    """As Python imports it."""
+    """Its name for ``import``."""
 
 
 class Update(NamedTuple):
-    """How a step passes over the tensors, gradients clipped already."""
+    """The kernels and memory accesses of a step, after gradient clipping."""
 
     kernels: int = 1
-    """Kernels, one after the other."""
+    """Number of kernels, one after the other."""
     over: Literal["lists", "tensors"] = "lists"
-    """Whether a kernel takes a list of tensors on a GPU, or one tensor."""
+    """Whether a kernel on a GPU updates a list of tensors, or one tensor."""
     accesses: int | None = None
-    """Reads and writes of each element; None where a kernel reads the gradient, and reads and writes weight and
-    states, once each."""
+    """Reads and writes per element. None: one kernel reads the gradient, and reads and writes weight and states, once
+    each."""
     again: int = 0
-    """Reads of each element beyond those, by a kernel that takes up what another wrote."""
+    """Further reads per element, by kernels that read the results of earlier ones."""
     itemsize: int | None = None
-    """Bytes of an access; None for those of the weight's dtype."""
+    """Bytes of an access; None for the weight's dtype."""
     calls: int | None = None
-    """Operations of the processor for each tensor; None where it does nothing but send off the kernels."""
+    """Operations of the host per tensor; None if the host only launches the kernels."""
 
 
 class Optimizer(Struct, frozen=True, kw_only=True):
-    """One optimizer, with the settings that transformers' Trainer gives it by default."""
+    """One optimizer, with the default settings of transformers' Trainer."""
 
     name: str
-    """For people."""
+    """Its name for people."""
     library: Library
     states: tuple[State, ...] = ()
-    """What it keeps between steps."""
+    """The tensors that it keeps between steps."""
     temporaries: Callable[[Sequence[TrainedTensors], Backend], Iterator[Round]] = none
-    """What a step allocates and frees, of the tensors in the order of the step: rounds of blocks alive together."""
+    """From the tensors in the order of the step to rounds of temporaries: blocks that are alive at the same time."""
     update: Update
     dtypes: tuple[Dtype, ...] = DTYPES
-    """Dtypes of the weights whose states it can keep in 32 bits; its library has no kernel for others."""
+    """Weight dtypes for which its library has a kernel with 32-bit states."""
     states_when_made: bool = False
-    """Whether its states are there before the first step, since it makes them when it is made itself."""
+    """Whether its constructor allocates the states. Most optimizers allocate them in the first step."""
     steady_step: int = 2
-    """The first step that does what all later ones do. Most optimizers make their states in the first step."""
+    """The first step that allocates the same tensors as all later ones."""
     unpaged: str | None = None
-    """If it pages states: the optimizer to use where there is no unified memory, as on a CPU."""
+    """If it pages states: the optimizer to use without unified memory, as on a CPU."""
     smaller: str | None = None
-    """The optimizer of the same kind with the smallest states; None if this is the one."""
+    """The variant of this optimizer with the smallest states; None if this is it."""
 
     def steps(self, tensor: TrainedTensors) -> bool:
-        """Return whether its library has a kernel that steps ``tensor``."""
+        """Return whether its library has a kernel for ``tensor``."""
         in_8_bits = any(isinstance(state, Blockwise) and state.coded(tensor) for state in self.states)
         return in_8_bits or tensor.dtype in self.dtypes
 

@@ -1,7 +1,7 @@
 """Kinds of tensors that optimizers keep between steps.
 
-Each kind answers two questions about tensors that train: what is kept for them, and how many bytes of that a step reads
-and writes if it passes over each element once.
+Each kind has methods for the bytes of the states of trained tensors, and for the bytes that a step reads (or writes) if
+it accesses each element once.
 """
 
 from __future__ import annotations
@@ -19,87 +19,87 @@ MIN_8BIT_ELEMENTS = 4096
 MIN_PAGED_ELEMENTS = 100_000
 """bitsandbytes pages only the states of tensors with at least this many elements (`get_state_buffer`)."""
 STATE_BLOCK = 256
-"""8-bit states that share one float32 absmax."""
+"""Number of 8-bit states that share one float32 absmax."""
 MAP_BYTES = 256 * 4
-"""One quantisation map of 8-bit states."""
+"""Bytes of one quantisation map of 8-bit states."""
 
 
 class Kept(NamedTuple):
-    """Bytes kept between steps."""
+    """Bytes of states between steps."""
 
     allocated: int
-    """By the caching allocator of the device."""
+    """Bytes in the device's caching allocator."""
     paged: int = 0
-    """In unified memory, outside the caching allocator."""
+    """Bytes in unified memory, outside the caching allocator."""
 
 
 class LikeWeights(NamedTuple):
     """States of the weight's shape and dtype."""
 
     what: str
-    """What they are, for people."""
+    """Name for people."""
     each: int
-    """How many for each weight."""
+    """Number of states per weight."""
     dtypes: tuple[Dtype, ...] = DTYPES
     """Dtypes of the weights that have them."""
 
     def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
-        """Return the bytes of each block that is allocated for one tensor, in that order."""
+        """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
         return (tensor.bytes,) * self.each if tensor.dtype in self.dtypes else ()
 
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
-        """Return what is kept."""
+        """Return the bytes of the states of ``tensors``."""
         return Kept(_allocated(self, tensors, kernels))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
-        """Return the bytes that a step passes over."""
+        """Return the bytes that a step reads if it accesses each state once."""
         return self.each * sum(alike.count * alike.bytes for alike in tensors if alike.dtype in self.dtypes)
 
 
 class Scalars(NamedTuple):
-    """A number for each tensor."""
+    """One number per tensor."""
 
     what: str
-    """What they are, for people."""
+    """Name for people."""
     why: str
-    """What the library does, for people."""
+    """The library's behaviour, for people."""
     itemsize: int | None = None
-    """Bytes of a number; None for those of the weight's dtype."""
+    """Bytes of a number; None for the weight's dtype."""
     kernels: tuple[Backend, ...] = ("cuda", "cpu")
-    """Runs on these devices have them there; others have them on the host, or not at all."""
+    """Backends that have them on the device; other backends have them on the host, or not at all."""
     dtypes: tuple[Dtype, ...] = DTYPES
     """Dtypes of the weights that have them."""
 
     def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
-        """Return the bytes of each block that is allocated for one tensor, in that order."""
+        """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
         has_one = kernels in self.kernels and tensor.dtype in self.dtypes
         return (self.itemsize or ITEMSIZE[tensor.dtype],) if has_one else ()
 
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
-        """Return what is kept."""
+        """Return the bytes of the states of ``tensors``."""
         return Kept(_allocated(self, tensors, kernels))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
-        """Return 0: they are too small to count."""
+        """Return 0: the states are too small to count."""
         return 0
 
 
 class RowsAndColumns(NamedTuple):
-    """Adafactor's second moments in float32: of a matrix one for each row and column. Besides, the weight's RMS."""
+    """Adafactor's float32 states: a second moment for each row and column of a matrix, and the weight's RMS."""
 
     def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
-        """Return the bytes of each block that is allocated for one tensor, in that order."""
+        """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
         *leading, last = tensor.shape
         if not leading:
             return 4 * last, 4
         return 4 * prod(leading), 4 * prod(leading[:-1]) * last, 4
 
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
-        """Return what is kept."""
+        """Return the bytes of the states of ``tensors``."""
         return Kept(_allocated(self, tensors, kernels))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
-        """Return 0: they are small beside the weights."""
+        """Return 0: the states are small compared with the weights."""
         return 0
 
 
@@ -109,18 +109,18 @@ def second_moments(shape: tuple[int, ...]) -> int:
 
 
 class Blockwise(NamedTuple):
-    """States of bitsandbytes: an element for each of the weight's, in float32 or 8 bits, whatever the weight's dtype.
+    """States of bitsandbytes, of the weight's shape, in float32 or 8 bits for any dtype of the weight.
 
     In 8 bits, each block of `STATE_BLOCK` elements has a float32 absmax. Small tensors keep float32 states, and
-    transformers' Trainer asks for them for every embedding.
+    transformers' Trainer requests float32 states for every embedding.
     """
 
     each: int
-    """How many for each weight."""
+    """Number of states per weight."""
     bits: int
-    """32, or 8 where the tensor allows."""
+    """32; or 8 for tensors that `coded` accepts."""
     maps: int
-    """Quantisation maps that all tensors share: one for states with a sign, one for those without."""
+    """Number of quantisation maps, which all tensors share: one for signed states, one for unsigned states."""
     paged: bool = False
 
     def coded(self, tensors: TrainedTensors) -> bool:
@@ -135,18 +135,18 @@ class Blockwise(NamedTuple):
         return self.each * tensor.elements * (1 if self.coded(tensor) else 4)
 
     def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
-        """Return the bytes of each block that is allocated for one tensor, in that order."""
+        """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
         states = () if self.paged_bytes(tensor) else (self._states(tensor) // self.each,) * self.each
         absmax = (4 * -(-tensor.elements // STATE_BLOCK),) * self.each if self.coded(tensor) else ()
         return *states, *absmax
 
     def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
-        """Return what is kept."""
+        """Return the bytes of the states of ``tensors``."""
         allocated = _allocated(self, tensors, kernels) + sum(shared_blocks(self, tensors))
         return Kept(allocated, sum(alike.count * self.paged_bytes(alike) for alike in tensors))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
-        """Return the bytes that a step passes over."""
+        """Return the bytes that a step reads if it accesses each state once."""
         return self.each * sum(alike.count * alike.elements * (1 if self.coded(alike) else 4) for alike in tensors)
 
 

@@ -1,8 +1,8 @@
-"""The optimizers: one row for each, by its name in transformers' `OptimizerNames`.
+"""The optimizers: one row per optimizer, by its name in transformers' `OptimizerNames`.
 
 Read in torch 2.13 (`torch.optim`), bitsandbytes 0.50 (`optim.optimizer`), transformers 5 (`optimization.Adafactor`),
-schedulefree 1.4 and torch-optimi 0.3, for the settings that the training step uses: no weight decay but AdamW's, no
-momentum.
+schedulefree 1.4 and torch-optimi 0.3, for the settings of the training step: no momentum, and weight decay only in
+AdamW.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ OPTIMI = Library("torch-optimi", "optimi")
 MOMENTS = LikeWeights("first and second moments", each=2)
 STEPS = Scalars("step counters", "a float32 for each tensor, on the device for the fused kernel", itemsize=4)
 STEPS_ON_HOST = STEPS._replace(kernels=("cpu",))
-"""The host is the device of a CPU run."""
+"""On the device only in a CPU run, where the host is the device."""
 
 
 NOT_BFLOAT16: tuple[Dtype, ...] = ("float32", "float16")
-"""bitsandbytes 0.50 has 32-bit RMSprop in no kernel for bfloat16 gradients (`backends/cuda/ops.py`)."""
+"""bitsandbytes 0.50 has no kernel of 32-bit RMSprop for bfloat16 gradients (`backends/cuda/ops.py`)."""
 
 
 def _bitsandbytes(
@@ -40,12 +40,12 @@ def _bitsandbytes(
     unpaged: str | None = None,
     smaller: str | None = None,
 ) -> Optimizer:
-    """Return an optimizer of bitsandbytes, which pages its states if ``unpaged`` names the one that does not."""
+    """Return an optimizer of bitsandbytes. It pages its states if ``unpaged`` names the variant that does not."""
     return Optimizer(
         name=name,
         library=BITSANDBYTES,
         states=(Blockwise(each, bits, maps, paged=unpaged is not None),),
-        # The processor looks up a tensor's settings, pages its states and sends off its update, all in Python.
+        # For each tensor, Python code looks up its settings, prefetches its states and launches its update.
         update=Update(over="tensors", calls=3),
         dtypes=dtypes,
         unpaged=unpaged,
@@ -81,23 +81,23 @@ OPTIMIZERS: dict[str, Optimizer] = {
         library=OPTIMI,
         states=(
             MOMENTS,
-            LikeWeights("Kahan sums, of what rounding takes from the weights", each=1, dtypes=("bfloat16", "float16")),
+            LikeWeights("Kahan sums of the weights' rounding errors", each=1, dtypes=("bfloat16", "float16")),
             Scalars("squares of epsilon", "one for each tensor, in its dtype"),
-            Scalars("mean squares", "a float32 for each tensor, for Triton's kernels", 4, kernels=("cuda",)),
+            Scalars("mean squares", "a float32 for each tensor, for the Triton kernels", 4, kernels=("cuda",)),
             Scalars(
-                "in place of Kahan sums",
-                "a byte for each float32 tensor, for Triton's kernels",
+                "instead of Kahan sums",
+                "a byte for each float32 tensor, for the Triton kernels",
                 itemsize=1,
                 kernels=("cuda",),
                 dtypes=("float32",),
             ),
         ),
         temporaries=temporaries.stable_adamw,
-        # One kernel of Triton's updates the moments and sums up their ratio, one reads them again for the weights and
-        # Kahan sums, and the ratio is set to zero.
+        # One Triton kernel updates the moments and sums their ratio, another reads them again to update weights and
+        # Kahan sums, and a third sets the ratio to zero.
         update=Update(kernels=3, over="tensors", again=2),
     ),
-    # Its first moments are two, a fast and a slow one in one tensor.
+    # It has two first moments, a fast and a slow one, in one tensor.
     "ademamix": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=32, smaller="paged_ademamix_8bit"),
     "ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, smaller="paged_ademamix_8bit"),
     "paged_ademamix_32bit": _bitsandbytes(
@@ -147,7 +147,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         library=SCHEDULEFREE,
         states=(LikeWeights("iterates z, which the weights average, and second moments", each=2),),
         temporaries=temporaries.schedule_free,
-        # Second moment 2 + 4, bias correction 2, square root 2, epsilon 2, the gradient's division 3, and as SGD's 9.
+        # Second moment 2 + 4, bias correction 2, square root 2, epsilon 2, the gradient's division 3, and SGD's 9.
         update=Update(kernels=9, accesses=24),
     ),
     "schedule_free_radam": Optimizer(
@@ -155,8 +155,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
         library=SCHEDULEFREE,
         states=(LikeWeights("iterates z, which the weights average, and second moments", each=2),),
         temporaries=temporaries.schedule_free,
-        update=Update(kernels=9, accesses=24),  # as schedule-free AdamW's
-        steady_step=5,  # before, it trusts no second moments, and waits
+        update=Update(kernels=9, accesses=24),  # as in schedule-free AdamW
+        steady_step=5,  # RAdam's rectification skips earlier steps: their second moments have too much variance
     ),
     "schedule_free_sgd": Optimizer(
         name="schedule-free SGD",
@@ -167,13 +167,13 @@ OPTIMIZERS: dict[str, Optimizer] = {
     ),
 }
 
-_IN_BACKWARD = "it updates each weight during the backward pass, and here all gradients are there before the step"
-_SVD = "GaLore takes the SVD of each gradient, in workspaces whose size is known only on a GPU"
-_COMPILED = "torchao compiles its step when it first runs, so what the step takes is not known before"
+_IN_BACKWARD = "it updates each weight during backward, and lorabench counts all gradients before the optimizer's step"
+_SVD = "GaLore computes the SVD of each gradient, in workspaces whose size is known only on a GPU"
+_COMPILED = "torchao compiles its step at the first run, so its temporaries are not known before"
 LEFT_OUT: dict[str, str] = {
     "adamw_torch_xla": "torch_xla's AdamW runs on TPUs: use adamw_torch_fused",
     "adamw_torch_npu_fused": "torch_npu's AdamW runs on Ascend NPUs: use adamw_torch_fused",
-    "adamw_anyprecision": "pip cannot install torchdistx, which it is part of: use adamw_torch",
+    "adamw_anyprecision": "it is part of torchdistx, which pip cannot install: use adamw_torch",
     "adamw_torch_4bit": f"{_COMPILED}: use adamw_8bit",
     "adamw_torch_8bit": f"{_COMPILED}: use adamw_8bit",
     "galore_adamw": f"{_SVD}: use adamw_8bit",
@@ -182,11 +182,12 @@ LEFT_OUT: dict[str, str] = {
     "galore_adamw_layerwise": f"{_IN_BACKWARD}: use adamw_8bit",
     "galore_adamw_8bit_layerwise": f"{_IN_BACKWARD}: use adamw_8bit",
     "galore_adafactor_layerwise": f"{_IN_BACKWARD}: use adafactor",
-    "apollo_adamw": "APOLLO needs target modules and a rank that a recipe has no settings for: use adafactor",
+    "apollo_adamw": "APOLLO needs target modules and a rank of its own, and recipes have no settings for them: use "
+    "adafactor",
     "apollo_adamw_layerwise": f"{_IN_BACKWARD}: use adafactor",
     "lomo": f"{_IN_BACKWARD}: use sgd",
     "adalomo": f"{_IN_BACKWARD}: use adafactor",
-    "grokadamw": "it keeps its states in host memory, and copies them to the GPU and back at every step, which neither "
-    "memory nor speed here count: use adamw_torch",
+    "grokadamw": "it keeps its states in host memory and copies them to the GPU and back at every step, and lorabench "
+    "does not model that: use adamw_torch",
 }
-"""Name of transformers' → why it has no row, and what to use instead."""
+"""transformers' name → the reason why it has no row, and an alternative."""

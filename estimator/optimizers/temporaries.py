@@ -1,7 +1,7 @@
-"""What optimizers allocate while they step and free again.
+"""The temporaries of optimizers: tensors that a step allocates and frees.
 
-Each function takes the tensors in the order of the step, and yields rounds: the bytes of each block of those that are
-alive together. Where tensors repeat, they are there twice, the second time with the number of all that follow.
+Each function takes the trained tensors in the order of the step, and yields rounds: the bytes of each block that is
+alive at the same time. Identical tensors have two entries: the first one, then the group of all others.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ NOTHING = TrainedTensors((0,), 1, "float32")
 
 
 def none(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
-    """Yield nothing: the step works in place."""
+    """Yield nothing: the step runs in place."""
     yield from ()
 
 
 def adamw(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
-    """Yield what torch's AdamW takes that is not fused (`_multi_tensor_adamw`, `_single_tensor_adamw`)."""
+    """Yield the temporaries of torch's unfused AdamW (`_multi_tensor_adamw`, `_single_tensor_adamw`)."""
     if kernels == "cuda":
-        # The foreach implementation takes the square root of all second moments of a dtype at once, and still has the
-        # last dtype's when it takes the next one's.
+        # The foreach implementation computes the square roots of all second moments of a dtype at once. Those of the
+        # previous dtype are still alive then.
         yield _one_each(tensors)
         return
-    # The for-loop holds a root and its quotient, and the previous tensor's quotient until then.
+    # In the for-loop, a root, its quotient, and the previous tensor's quotient are alive.
     for before, alike in _successive(tensors):
         yield before.bytes, alike.bytes, alike.bytes
 
 
 def rmsprop(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
-    """Yield what torch's RMSprop takes (`_multi_tensor_rmsprop`, `_single_tensor_rmsprop`)."""
+    """Yield the temporaries of torch's RMSprop (`_multi_tensor_rmsprop`, `_single_tensor_rmsprop`)."""
     if kernels == "cuda":
-        yield _one_each(tensors)  # the roots, as `adamw` has them
+        yield _one_each(tensors)  # the roots, as in `adamw`
         return
-    # The for-loop holds a root, and the previous tensor's until it is there.
+    # In the for-loop, a root and the previous tensor's root are alive.
     for before, alike in _successive(tensors):
         yield before.bytes, alike.bytes
 
 
 def schedule_free(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
-    """Yield what schedule-free AdamW takes: the roots of all second moments at once, on every device."""
+    """Yield the temporaries of schedule-free AdamW: the roots of all second moments at once, on any device."""
     yield _one_each(tensors)
 
 
 def stable_adamw(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
-    """Yield what StableAdamW takes (`_triton_stableadamw`, `_single_param_stableadamw`)."""
+    """Yield the temporaries of StableAdamW (`_triton_stableadamw`, `_single_param_stableadamw`)."""
     if kernels == "cuda":
-        return  # Triton's kernels work in place
-    # The for-loop holds a square, and what it is divided by.
+        return  # the Triton kernels run in place
+    # In the for-loop, a square and its divisor are alive.
     for alike in tensors:
         yield alike.bytes, alike.bytes
 
 
 def adagrad(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
-    """Yield what torch's Adagrad takes (`_multi_tensor_adagrad`, `_single_tensor_adagrad`)."""
+    """Yield the temporaries of torch's Adagrad (`_multi_tensor_adagrad`, `_single_tensor_adagrad`)."""
     if kernels == "cpu":
         yield from rmsprop(tensors, kernels)
         return
-    # The foreach implementation takes the roots of all sums of a dtype and then the scaled gradients, and still has the
-    # last dtype's when it takes the next one's: of each only until its own is there.
+    # The foreach implementation computes the roots of all sums of a dtype, then its scaled gradients. The previous
+    # dtype's roots and scaled gradients are alive until the same tensors of this dtype replace them.
     by_dtype: Counter[str] = Counter()
     for alike in tensors:
         by_dtype[alike.dtype] += alike.bytes * alike.count
@@ -76,19 +76,19 @@ def adagrad(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Rou
 
 
 def adafactor(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
-    """Yield what transformers' Adafactor takes, which works through float32 copies.
+    """Yield the temporaries of transformers' Adafactor (`optimization.Adafactor.step`).
 
-    With 16-bit weights it copies gradient and weight to float32 first. The update lives twice for a moment, and the
-    previous tensor's copies are released only when the next one's replace them.
+    It first copies 16-bit gradients and weights to float32. Two tensors of the update's size are alive for a moment.
+    The previous tensor's copies are freed only when this tensor's replace them.
     """
     for before, alike in _successive(tensors):
         previous, size = 4 * before.elements, 4 * alike.elements
         copies_before, copies = (
             [bytes_] * (one.dtype != "float32") for one, bytes_ in ((before, previous), (alike, size))
         )
-        # While the gradient's float32 copy is made, the previous tensor's gradient, weight and update still live;
-        # while the update is squared and shifted, its update does; then twice the update is this tensor's own, and
-        # what it is the product of.
+        # The peak is one of three moments. (1) The gradient's float32 copy is made: the previous tensor's copies and
+        # update are alive. (2) The squared gradient is shifted by epsilon: the previous update is alive. (3) This
+        # tensor's update is computed: two tensors of its size and the factors of its second moments are alive.
         yield *copies_before, *copies_before, previous, *copies
         yield previous, *copies, *copies, size, size
         moments = 4 * second_moments(alike.shape) if len(alike.shape) > 1 else 0
@@ -101,5 +101,5 @@ def _one_each(tensors: Sequence[TrainedTensors]) -> list[int]:
 
 
 def _successive(tensors: Sequence[TrainedTensors]) -> Iterator[tuple[TrainedTensors, TrainedTensors]]:
-    """Yield the tensor before (nothing at first) and each tensor, in the order of the step."""
+    """Yield pairs of the previous tensor (`NOTHING` at first) and a tensor, in the order of the step."""
     return pairwise([NOTHING, *tensors])

@@ -160,7 +160,7 @@ def test_module_names_are_put_in_order() -> None:
         ({"learning_rate": 1e-4}, "the learning rate is fixed"),
         ({"method": "qlroa"}, "unknown method 'qlroa': did you mean qlora?"),
         ({"method": "dora"}, "unknown method 'dora': DoRA is not among the methods"),
-        ({"optim": "lomo"}, "unknown optim 'lomo': it updates each weight during the backward pass, and here all"),
+        ({"optim": "lomo"}, "unknown optim 'lomo': it updates each weight during backward, and lorabench counts all"),
         ({"optim": "adamw"}, "unknown optim 'adamw': did you mean adamw_torch_fused or adamw_torch or adamw_bnb_8bit"),
         ({"optim": "muon"}, "unknown optim 'muon': "),
         ({"dtype": "int8"}, "choose from bfloat16, float16, float32"),
