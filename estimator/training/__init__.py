@@ -1,1 +1,1 @@
-"""The real training code: model, loss, optimizer and step of a recipe, on meta tensors, the CPU or a GPU."""
+"""The real training code of a recipe: model, loss, optimizer and step, on meta tensors, the CPU or a GPU."""

@@ -1,7 +1,7 @@
-"""Liger's fused linear cross-entropy for meta tensors, which its kernels, compiled for the GPU, do not take.
+"""Liger's fused linear cross-entropy for meta tensors. Liger's own kernels are compiled for the GPU.
 
-What liger-kernel 0.8.5 allocates on GPUs since the A100, in its order and with its lifetimes (`fused_loss` says where
-that was read): its kernels work in place, so that nothing of them is seen but the tensors that they are given.
+It makes the allocations of liger-kernel 0.8.5 on GPUs since the A100, in their order and with their lifetimes
+(`memory.fused_loss` has the sources). Liger's kernels run in place, so only their arguments need memory.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
-"""Label of tokens that count for nothing."""
+"""Label of tokens that the loss ignores."""
 
 
 def set_fused_loss(model: Any) -> None:
     """Let ``model``, a causal language model on meta, compute its loss from hidden states and labels, without logits.
 
-    Its head does, in place of logits, so that what is made belongs to the head's module, forward and backward.
+    The head's forward computes the loss instead of logits. So the tensors of the loss belong to the head's module, in
+    forward and backward.
     """
     head = model.get_output_embeddings()
     head.forward = MethodType(_loss_of_head, head)
@@ -30,7 +31,10 @@ def set_fused_loss(model: Any) -> None:
 
 
 def _forward(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, **options: Any) -> Any:
-    """Return a causal language model's output in training, as Liger's forward passes do: no logits."""
+    """Return the output of a causal language model in training without logits, as Liger's forward passes do.
+
+    ``input_ids`` and ``labels`` are (batch, sequence).
+    """
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     outputs = model.base_model(input_ids=input_ids, **options)
@@ -40,7 +44,7 @@ def _forward(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, **option
 
 
 def _loss_of_head(head: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean loss of ``hidden`` (batch, sequence, hidden size), whose tokens each predict the next label."""
+    """Return the mean loss of next-token prediction from ``hidden`` (batch, sequence, hidden size)."""
     from torch.nn.functional import pad
 
     labels = pad(labels, (0, 1), value=IGNORED)
@@ -54,7 +58,7 @@ def _function() -> Any:
     import torch
 
     class FusedLinearCrossEntropy(torch.autograd.Function):
-        """Makes the gradients in forward and hands them out in backward."""
+        """Computes the gradients in forward and returns them in backward."""
 
         @staticmethod
         def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -65,7 +69,7 @@ def _function() -> Any:
 
         @staticmethod
         def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-            """Return the gradients, which a kernel scales in place where ``gradient`` is not 1."""
+            """Return the gradients of forward. If ``gradient`` is not 1, Liger scales them in place."""
             return *ctx.saved_tensors, None
 
     return FusedLinearCrossEntropy
@@ -74,7 +78,11 @@ def _function() -> Any:
 def _losses_and_gradients(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor | None]]:
-    """Return the float32 loss of each token, and the gradients of hidden states and weight, that only if it trains."""
+    """Return the float32 loss of each token, (tokens,), and the gradients of ``hidden`` and ``weight``.
+
+    The weight's gradient is None if the weight is frozen. ``hidden`` is (tokens, hidden size), ``weight`` (vocabulary,
+    hidden size), ``targets`` (tokens,).
+    """
     import torch
 
     tokens, (vocab_size, hidden_size) = len(hidden), weight.shape
@@ -86,13 +94,14 @@ def _losses_and_gradients(
     counted.sum()
     dtype = _product_dtype(hidden)
     in_place = hidden.dtype == weight.dtype == dtype
-    # Products written in place share one chunk of logits; others make theirs anew. Either becomes its own gradient.
+    # Matmuls with an output argument share one chunk of logits; others allocate a chunk each. The logits are
+    # overwritten by their gradient in either case.
     shared = torch.empty((rows, vocab_size), dtype=dtype, device=hidden.device) if in_place else None
     for start in range(0, tokens, rows):
         chunk = hidden[start : start + rows]
         if shared is None:
             logits = _product(chunk, weight, dtype)
-            logits @ weight  # copied into its place of to_hidden
+            logits @ weight  # then copied into its rows of to_hidden
         else:
             logits = shared[: len(chunk)]
         if to_weight is not None:
@@ -102,7 +111,7 @@ def _losses_and_gradients(
 
 
 def _product_dtype(hidden: torch.Tensor) -> torch.dtype:
-    """Return the dtype in which matrix products run."""
+    """Return the dtype in which matmuls run."""
     import torch
 
     if torch.is_autocast_enabled(hidden.device.type):
@@ -111,20 +120,21 @@ def _product_dtype(hidden: torch.Tensor) -> torch.dtype:
 
 
 def _product(chunk: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the logits of a chunk. The weight's transpose is a view, whose cast autocast does not keep."""
+    """Return the logits of a chunk, (c, V). Autocast does not cache its cast of the weight's transpose, a view."""
     second = weight.detach().to(dtype)
     return chunk.to(dtype) @ second.t()
 
 
 def _add_product(to_weight: torch.Tensor, to_logits: torch.Tensor, chunk: torch.Tensor) -> None:
-    """Add a chunk's share to the weight's gradient, within the product where a kernel does that.
+    """Add a chunk's share to the weight's gradient, (V, h): in the matmul itself if there is such a kernel (addmm).
 
-    There is one for 16-bit factors and a sum in their dtype or float32. Else the product is made, and a float32 copy.
+    There is one for 16-bit factors and a gradient in their dtype or float32. Otherwise the matmul has its own result,
+    which is then cast to float32.
     """
     import torch
 
     half = to_logits.dtype in (torch.float16, torch.bfloat16)
     if half and to_weight.dtype in (torch.float32, to_logits.dtype):
-        chunk.to(to_logits.dtype)  # held by the product
+        chunk.to(to_logits.dtype)  # alive during the matmul
     else:
         to_weight += torch.mm(to_logits.t(), chunk).float()

@@ -1,4 +1,4 @@
-"""The loss of a recipe: transformers' own, that of its older versions, or a fused kernel's."""
+"""The loss of a recipe: that of transformers, of its older versions, or of Liger's fused kernel."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 OTHER_LIGER_KERNELS = ("cross_entropy", "geglu", "layer_norm", "relu_squared", "rms_norm", "rope", "swiglu")
-"""What ``use_liger_kernel=True`` of transformers' Trainer replaces besides, by the names of liger-kernel 0.8.5."""
+"""Other modules that ``use_liger_kernel=True`` of transformers' Trainer replaces, by liger-kernel 0.8.5's names."""
 
 
 def set_loss(model: Any, recipe: Recipe) -> None:
-    """Make ``model`` compute the recipe's loss in its forward pass, where transformers computes it.
+    """Make ``model`` compute the recipe's loss in its forward pass, as transformers does.
 
     Raises:
-        UserError: a liger-kernel that is too old.
+        UserError: the installed liger-kernel is too old.
     """
     if recipe.loss == "legacy":
         model.loss_function = shifted_logits_loss
@@ -34,10 +34,10 @@ def set_loss(model: Any, recipe: Recipe) -> None:
 
 
 def _refuse_old_liger() -> None:
-    """Refuse a liger-kernel that holds more than is counted.
+    """Refuse a liger-kernel that allocates more than the estimate counts.
 
     Raises:
-        UserError: which version is installed, and which is wanted.
+        UserError: the installed version, and the required one.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -45,11 +45,11 @@ def _refuse_old_liger() -> None:
 
     try:
         installed = version("liger-kernel")
-    except PackageNotFoundError:  # a nightly build, by another name
+    except PackageNotFoundError:  # a nightly build has another name
         return
     if Version(installed) < Version(OLDEST_LIGER):
         raise UserError(
-            f"loss liger: liger-kernel {installed} holds more than newer ones, which lorabench counts: "
+            f"loss liger: liger-kernel {installed} needs more memory than the versions that lorabench estimates: "
             f"pip install 'liger-kernel>={OLDEST_LIGER}'"
         )
 
@@ -61,12 +61,12 @@ def shifted_logits_loss(
     num_items_in_batch: torch.Tensor | None = None,
     **unused: Any,
 ) -> torch.Tensor:
-    """Return the loss as transformers up to about 4.48 computed it: by shifting the logits, not the labels.
+    """Return the loss as transformers computed it up to about 4.48: it shifts the logits instead of the labels.
 
     ``logits`` is (batch, sequence, vocabulary), ``labels`` (batch, sequence). The shift copies the float32 logits,
-    which costs 4 · tokens · vocabulary bytes more than shifting the labels. With ``num_items_in_batch``, the tokens of
-    all batches of a step, it is this batch's share of their mean, as Trainer asks for. The other arguments are those
-    that transformers 5 passes to a loss function.
+    which costs 4 · tokens · vocabulary bytes more than a shift of the labels. ``num_items_in_batch``: number of tokens
+    of all batches of a step; with it the result is this batch's share of the mean over the step, as in Trainer. The
+    other arguments are those that transformers 5 passes to a loss function.
     """
     from torch.nn.functional import cross_entropy
 

@@ -1,4 +1,4 @@
-"""Build a recipe's model as transformers, bitsandbytes and peft would: on a GPU, the CPU, or meta tensors."""
+"""Build a recipe's model with transformers, bitsandbytes and peft: on a GPU, the CPU, or meta tensors."""
 
 from __future__ import annotations
 
@@ -33,18 +33,16 @@ def build_model(
 ) -> nn.Module:
     """Return the model of the recipe on ``device``, ready for its first training step.
 
-    Without ``weights`` the weights are random, drawn as transformers initialises this architecture; equal seeds give
-    equal base weights under every method (before they are quantised). ``weights`` is a hub id or a folder with
-    safetensors.
+    ``weights`` is a Hub id or a folder with safetensors. Without it, the weights are random, as transformers
+    initialises this architecture; equal seeds give equal base weights under every method (before quantisation).
 
-    Quantised linear layers, adapters, what is frozen and gradient checkpointing are those of
+    Quantisation, adapters, frozen weights and gradient checkpointing are those of
     ``from_pretrained(quantization_config=…)``, peft's ``prepare_model_for_kbit_training`` and ``get_peft_model``.
-    Each linear layer is quantised as soon as it is made, so that no more than one is ever held in full (of GPT-2, those
-    of one block). ``on_loaded`` is told the base model once it is there, before preparation and adapters.
+    Each linear layer is quantised as soon as it has its weights, so at most one layer is in memory unquantised (in
+    GPT-2, one block). ``on_loaded`` is called with the base model before preparation and adapters.
 
     Raises:
-        UserError: the recipe names modules that the model does not have, or needs kernels that are not here; or
-            ``weights`` cannot be loaded.
+        UserError: the model lacks modules that the recipe names; kernels are missing; or ``weights`` cannot be loaded.
     """
     recipe = resolved.recipe
     import torch
@@ -76,10 +74,10 @@ def build_model(
 def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
     """Refuse a recipe whose kernels do not exist for ``device`` or are not installed.
 
-    On meta no kernel runs, so none is refused there; but the optimizer's package is asked for its step.
+    On meta no kernel runs, so only the optimizer's package is required.
 
     Raises:
-        UserError: what is missing, and what to use instead.
+        UserError: the missing package or device, and an alternative.
     """
     optimizer = OPTIMIZERS[recipe.optim]
     library = optimizer.library
@@ -111,7 +109,7 @@ def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
 
 
 class Recomputation:
-    """Whether gradient checkpointing is recomputing a layer right now; meters read it."""
+    """Whether gradient checkpointing recomputes a layer at this moment. Meters read it."""
 
     running = False
 
@@ -137,7 +135,7 @@ def _enable_checkpointing(model: Any) -> None:
 
 
 def _checkpoint_contexts() -> tuple[Any, Any]:
-    """Return the contexts of a checkpointed forward and of its recomputation, as torch.utils.checkpoint asks."""
+    """Return the contexts of a checkpointed forward and of its recomputation: torch.utils.checkpoint's context_fn."""
     return nullcontext(), _recomputing()
 
 
@@ -177,7 +175,7 @@ def _pretrained_model(weights: str, recipe: Recipe, device: DeviceType) -> Any:
 
 
 def _random_model(resolved: ResolvedRecipe, device: DeviceType) -> Any:
-    """Return the model with initialised weights on ``device``, its linear layers quantised where the recipe says so."""
+    """Return the model with initialised weights on ``device``, with quantised linear layers if the recipe has them."""
     spec, recipe = resolved.spec, resolved.recipe
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -203,7 +201,7 @@ def _random_model(resolved: ResolvedRecipe, device: DeviceType) -> Any:
 
 
 def _onto_meta(model: nn.Module) -> None:
-    """Put parameters onto meta that were made in spite of it, such as by torch.normal."""
+    """Move parameters to meta that were created elsewhere despite the context, such as by torch.normal."""
     from torch import nn
 
     for module in model.modules():
@@ -217,8 +215,8 @@ def _materialize(
 ) -> None:
     """Give every module of a meta model its tensors on ``device`` and initial values, children before parents.
 
-    ``after_module`` is called with each module once it has its values. Only tied parameters are remembered, so that
-    what ``after_module`` replaces is freed.
+    ``after_module`` is called with each module once it has its values. This function references only tied parameters,
+    so a module that ``after_module`` replaces is freed.
     """
     import torch
     from torch import nn
@@ -243,7 +241,7 @@ def _materialize(
         after_module(module)
 
     def visit(module: nn.Module) -> None:
-        # In the order of nn.Module.apply, which holds a module's children until it is through with all of them.
+        # The order of nn.Module.apply, which itself would keep all children of a module alive until the last is done.
         for name in list(module._modules):
             child = module._modules[name]
             if child is not None:
@@ -256,9 +254,9 @@ def _materialize(
 
 
 def _materialize_quantized(model: Any, recipe: Recipe, quantization: FourBit, device: DeviceType) -> None:
-    """Materialise a meta model module by module, each linear layer quantised before the next is made.
+    """Materialise a meta model module by module, and quantise each linear layer before the next is allocated.
 
-    transformers' own quantizer decides which modules become 4-bit and makes their shells, as in from_pretrained.
+    transformers' quantizer selects the modules to quantise and creates their empty 4-bit layers, as in from_pretrained.
     """
     import bitsandbytes
     import torch
@@ -266,7 +264,7 @@ def _materialize_quantized(model: Any, recipe: Recipe, quantization: FourBit, de
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    # bitsandbytes keeps the first nested codebook that it makes for the whole process: on meta it would have no values.
+    # bitsandbytes caches the first nested codebook for the whole process. This call keeps it from being one on meta.
     bitsandbytes.functional.quantize_blockwise(torch.zeros(1))
     quantizer = AutoHfQuantizer.from_config(_quantization_config(quantization, recipe))
     originals = dict(model.named_modules())
@@ -274,20 +272,20 @@ def _materialize_quantized(model: Any, recipe: Recipe, quantization: FourBit, de
     shells = {name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
     names: dict[int, str] = {}
     for name, shell in shells.items():
-        # transformers takes some stacked experts apart to quantise them: those layers are new.
+        # transformers splits some stacked experts into linear layers to quantise them; the original has no such layers.
         linear = originals.get(name) or _linear_like(shell, recipe)
         names[id(linear)] = name
         model.set_submodule(name, linear)
         del linear
-    del originals  # whoever holds a layer's module holds its weights
+    del originals  # a reference to a layer's module keeps its weights alive
 
     def quantize(module: nn.Module) -> None:
-        # GPT-2's blocks draw the weights of their output projections anew, once those are there.
+        # GPT-2's blocks initialise the weights of their output projections again, after those modules have theirs.
         ready = [module] if not isinstance(module, Conv1D) else []
         if isinstance(module, GradientCheckpointingLayer) or module is model:
             ready = list(module.modules())
         while ready:
-            linear = ready.pop()  # so that it is freed before the next
+            linear = ready.pop()  # frees it before the next one
             name = names.pop(id(linear), None)
             if name is not None:
                 model.set_submodule(name, _quantized(shells.pop(name), linear))
@@ -299,11 +297,11 @@ def _materialize_quantized(model: Any, recipe: Recipe, quantization: FourBit, de
 
 
 def _keep_codes_in_place(model: nn.Module) -> None:
-    """Have evaluation leave 4-bit layers as they are, on every CPU.
+    """Prevent evaluation from changing the layout of 4-bit layers.
 
-    bitsandbytes' `Linear4bit.forward` rearranges the codes for faster inference, if the layer is evaluated on a CPU
-    with AVX512-BF16. It does so in place, for good, and drops the quantisation of the constants. Training cannot go on
-    from there: the new layout has no backward pass.
+    If a layer is evaluated on a CPU with AVX512-BF16, bitsandbytes' `Linear4bit.forward` rearranges its codes for
+    faster inference. That is permanent and drops the quantisation of the constants. Training cannot continue, since the
+    new layout has no backward.
     """
     import bitsandbytes
 
@@ -313,7 +311,7 @@ def _keep_codes_in_place(model: nn.Module) -> None:
 
 
 def _linear_like(shell: Any, recipe: Recipe) -> nn.Linear:
-    """Return a layer of the shapes of bitsandbytes' layer ``shell``, on meta."""
+    """Return a linear layer on meta with the shapes of bitsandbytes' layer ``shell``."""
     import torch
     from torch import nn
 
@@ -325,7 +323,7 @@ def _linear_like(shell: Any, recipe: Recipe) -> nn.Linear:
 def _quantized(shell: Any, linear: Any) -> Any:
     """Return bitsandbytes' empty 4-bit layer ``shell`` with the quantised weight of ``linear``.
 
-    ``linear`` is a Linear with weight (out_features, in_features) or a Conv1D with its transpose.
+    ``linear`` is a Linear with weight (out_features, in_features), or a Conv1D with weight (in_features, out_features).
     """
     import bitsandbytes
     from transformers.pytorch_utils import Conv1D
@@ -347,7 +345,7 @@ def _quantized(shell: Any, linear: Any) -> Any:
     shell.quant_state = state
     shell.bias = linear.bias
     shell.requires_grad_(False)
-    # The parents' initialisation, which comes later, must not write random values over the packed codes.
+    # The later initialisation of the parents must not overwrite the packed codes with random values.
     shell._is_hf_initialized = shell.weight._is_hf_initialized = True
     return shell
 

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, as transformers' Trainer makes it."""
+"""The optimizer of a recipe, as transformers' Trainer creates it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 LEARNING_RATE = 2e-4
-"""What the QLoRA paper (Dettmers et al. 2023, table 9) trains 7B and 13B models with. It changes losses, not memory."""
+"""QLoRA's learning rate for 7B and 13B models (Dettmers et al. 2023, table 9). It changes losses, not memory."""
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimizer that transformers' Trainer makes for ``recipe.optim``, over the weights that train.
+    """Return the optimizer that transformers' Trainer creates for ``recipe.optim``, over the trained weights.
 
-    Class and arguments come from Trainer itself, with its defaults but for `LEARNING_RATE`; Trainer's weight decay is
-    0 by default, so its two parameter groups are one here. As there, 8-bit optimizers keep float32 states for
-    embeddings.
+    Class and arguments come from Trainer itself, with its defaults except for `LEARNING_RATE`. Trainer's weight decay
+    is 0 by default, so its two parameter groups are one here. 8-bit optimizers keep float32 states for embeddings, as
+    in Trainer.
     """
     from transformers import Trainer, TrainingArguments
 
-    # Trainer makes its output folder when it saves, and nothing is saved here.
+    # Trainer creates its output folder only when it saves, and this code saves nothing.
     arguments = TrainingArguments(
         output_dir="unused", optim=recipe.optim, learning_rate=LEARNING_RATE, report_to=[], do_train=False
     )
@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         forget_overrides()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optim == "stable_adamw":
-        # Left to itself it runs Triton's kernels wherever Triton is installed, which a CPU cannot.
+        # By default it runs its Triton kernels if Triton is installed, on a CPU too, where they fail.
         options["triton"] = all(parameter.is_cuda for parameter in trained) and _has_triton()
     optimizer = cast("torch.optim.Optimizer", cast(Any, make)(trained, **options))
     if options.get("optim_bits") == 8:
@@ -46,18 +46,18 @@ def _has_triton() -> bool:
 
 
 def stop_learning(optimizer: torch.optim.Optimizer) -> None:
-    """Let further steps of ``optimizer`` do the same work, and change no weight."""
+    """Let further steps of ``optimizer`` do the same work without changing weights."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         if "lr_max" in group:
-            # A schedule-free optimizer goes on to average its weights, by the largest learning rate that it has had.
+            # A schedule-free optimizer weights its average by its largest learning rate so far.
             group["lr_max"] = 0.0
 
 
 def forget_overrides() -> None:
-    """Forget which tensors bitsandbytes was told to treat apart.
+    """Clear bitsandbytes' overrides of settings for single tensors.
 
-    It keeps that for the process, by the tensors' places, so that the next model's would be taken for the last one's.
+    bitsandbytes keeps them for the whole process, by the index of a tensor, so the next model would get the last one's.
     """
     import bitsandbytes
 

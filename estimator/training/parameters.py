@@ -1,4 +1,4 @@
-"""Count the parameters of a model as it was built."""
+"""Count the parameters of a built model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def count_built(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
-    """Return the element counts of a model as it was built, tied weights once, quantised ones unpacked."""
+    """Return the numbers of elements of a built model: tied weights count once, quantised ones unpacked."""
     parts = _parts(spec)
     by_part = {str(part): 0 for part in spec.parameters_by_part}
     trainable = quantized = adapter = 0
@@ -36,7 +36,7 @@ def count_built(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
                 name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
             )
             plain = _without_index(plain, spec)
-            # Quantisation takes some stacked experts apart into linear layers, which the spec does not list.
+            # Quantisation splits some stacked experts into linear layers, which the spec does not list.
             part = parts.get(plain) or part_of(plain)
             by_part[part] = by_part.get(part, 0) + count
     total = sum(by_part.values()) + adapter

@@ -1,4 +1,4 @@
-"""Putting another function in the place of a library's for a while."""
+"""Temporary replacement of a library's functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let ``owner.name`` be ``value`` inside the context, and what it was afterwards."""
+    """Return a context in which ``owner.name`` is ``value``. Leaving it restores the former value."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

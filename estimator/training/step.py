@@ -16,15 +16,15 @@ Batch = dict[str, "torch.Tensor"]
 """``input_ids`` and ``labels``, each (batch_size, seq_len) int64, no padding, so no attention mask."""
 
 MAX_GRAD_NORM = 1.0
-"""Gradients are scaled down to this norm where theirs is larger: the default of transformers' TrainingArguments."""
+"""Gradients with a larger norm are scaled down to this one: the default of transformers' TrainingArguments."""
 
 
 class TrainingStep:
     """Forward, backward, clipping and optimizer step of a recipe, as transformers' Trainer runs them.
 
-    Only the loss outlives the forward pass: the model's output, logits included, is released before backward.
-    ``gradient_norm`` is that of the last step before it was clipped, a scalar tensor on the device; None before the
-    first.
+    Only the loss outlives the forward pass: the model's output, logits included, is freed before backward.
+    ``gradient_norm`` is the last step's norm before clipping, a scalar tensor on the device; None before the first
+    step.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class TrainingStep:
         recipe: Recipe,
         on_phase: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        """Prepare steps of ``model``; ``on_phase`` is told each phase (of `breakdown.PHASES`) as it begins."""
+        """Prepare steps of ``model``. ``on_phase`` is called with each phase (of `breakdown.PHASES`) when it begins."""
         import torch
 
         self.model = model
@@ -42,15 +42,15 @@ class TrainingStep:
         self.recipe = recipe
         self.on_phase = on_phase
         self.device_type = next(model.parameters()).device.type
-        # Scaling needs real gradients to look for infinities in.
+        # A gradient scaler checks gradients for infinities, and meta tensors have no values.
         scales = recipe.mixed_precision == "fp16" and self.device_type != "meta"
         self.scaler = torch.amp.GradScaler(self.device_type) if scales else None
         self.gradient_norm: torch.Tensor | None = None
 
     def __call__(self, batches: Iterable[Batch]) -> torch.Tensor:
-        """Train one step on ``batches``, one for each gradient accumulation, and return their mean loss, detached.
+        """Train one step on ``batches``, one per micro-batch, and return their mean loss, a detached scalar.
 
-        A batch is taken when the one before it is through. The gradients stay until the next step begins.
+        Each batch is requested when the previous one is done. The gradients stay until the next step begins.
         """
         self._of_optimizer("train")
         self.optimizer.zero_grad(set_to_none=True)
@@ -85,7 +85,7 @@ class TrainingStep:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Let the model be as for evaluation: without dropout, and with the weights that its optimizer ends up with."""
+        """Return a context for evaluation: no dropout, and the averaged weights of schedule-free optimizers."""
         self.model.eval()
         self._of_optimizer("eval")
         try:
@@ -95,9 +95,10 @@ class TrainingStep:
             self.model.train()
 
     def _of_optimizer(self, mode: str) -> None:
-        """Tell the optimizer whether what follows trains, as Trainer does.
+        """Switch the optimizer to ``mode``, train or eval, as Trainer does.
 
-        Schedule-free optimizers evaluate their weights' average, and train at another point; others have no such mode.
+        Schedule-free optimizers evaluate at the average of their weights, and train at another point. Other optimizers
+        have no such mode.
         """
         switch = getattr(self.optimizer, mode, None)
         if callable(switch):
