@@ -1,7 +1,7 @@
 """The derivation of an estimate, term by term, with one recipe's numbers: the output of `estimate --explain`.
 
 Each line is a product in whole bytes. The lines of a component's section add up to that component at the peak. The
-lines of the phases are the phases' peaks; the highest of them is the peak.
+lines of the phases are the phases' peaks; the highest is the peak.
 
 - `lines`: the parts of an explanation;
 - `letters`: the letters for a model's sizes;
@@ -43,10 +43,10 @@ def explain(
     device: Device | None = None,
     replayed: Estimate | None = None,
 ) -> Explanation:
-    """Return the derivation of the recipe's memory, in the order in which a person would reason.
+    """Return the derivation of the recipe's memory: weights first, then each other component, phases, and device.
 
-    A CUDA ``device`` decides the size of workspaces, and the memory is compared with it. ``replayed`` is the estimate
-    by a replay of the allocator, which says what is reserved and whether it fits; None: by ranges.
+    A CUDA ``device`` determines the size of the workspaces, and the memory is compared with its memory. ``replayed``:
+    the estimate with a replay of the allocator, which has the reserved bytes and the verdict; None for ranges instead.
 
     Raises:
         UserError: as in `estimate_memory`.
@@ -92,8 +92,8 @@ def _gradients(held: Held, peak: Peak, memory: Breakdown) -> Derivation:
         return Derivation("Gradients", (everything,), "gradients")
     there = "some" if memory.components["gradients"] else "none"
     remark = (
-        f"At the peak, in {memory.phase}, {there} of them are there: backward makes them, and zero_grad frees them "
-        f"after the optimizer's step. At the end of backward they take {everything.formula} = {everything.values} "
+        f"At the peak, in {memory.phase}, {there} of them exist: backward makes them, and zero_grad frees them after "
+        f"the optimizer's step. At the end of backward they take {everything.formula} = {everything.values} "
         f"= {everything.bytes:,} B."
     )
     return Derivation("Gradients", tuple(peak.at_peak("gradients")), "gradients", remark)
@@ -106,8 +106,8 @@ def _one_layer(peak: Peak, recipe: Recipe) -> Derivation:
     remark = f"{peak.layer_bytes_per_token():,} B for each token"
     if recipe.gradient_checkpointing:
         remark += (
-            ". Gradient checkpointing keeps each layer's input only, and has this of one layer at a time while it is "
-            "recomputed in backward"
+            ". Gradient checkpointing keeps only each layer's input. These tensors then exist for one layer at a time, "
+            "while backward recomputes it"
         )
     return Derivation("What one layer saves for backward", lines, remark=f"{remark}.")
 
@@ -124,10 +124,10 @@ def _workspaces(memory: Breakdown) -> Iterator[Line]:
 def _usable(device: Device) -> Line:
     return Line(
         "what a process can use",
-        "memory - what the driver keeps",
+        "memory - the driver's part",
         f"{device.memory_bytes:,} - {DRIVER_BYTES:,}",
         device.usable_bytes,
-        "torch: what its out-of-memory messages say is left of the memory",
+        "torch: the total capacity in its out-of-memory messages",
     )
 
 
@@ -148,7 +148,7 @@ def _verdict(memory: Breakdown, device: Device) -> Derivation:
     most, usable = memory.device_total_range_bytes[1], device.usable_bytes
     lines = (
         _usable(device),
-        Line("margin", "usable - device total at most", f"{usable:,} - {most:,}", margin, "what is to spare at worst"),
+        Line("margin", "usable - device total at most", f"{usable:,} - {most:,}", margin, "free memory at worst"),
     )
     reason = {
         "fits": "the margin is not negative",
@@ -156,36 +156,35 @@ def _verdict(memory: Breakdown, device: Device) -> Derivation:
         "does not fit": "not even the device total without gaps is within the memory",
     }[answer]
     remark = (
-        f"Verdict: {answer}, for {reason}. The largest batch, the longest sequence and the changes that are named are "
-        "those with which the margin is not negative; changes are tried alone, then in pairs, the most harmless first."
+        f"Verdict: {answer}, since {reason}. With the largest batch, the longest sequence and each suggested change, "
+        "the margin is not negative. Changes are tried alone, then in pairs, the least intrusive first."
     )
     return Derivation(f"Against {device.name}", lines, remark=remark)
 
 
 def _replayed_verdict(estimate: Estimate, device: Device) -> Derivation:
-    """Return how the allocator gets along with what a process can use of ``device``."""
+    """Return the comparison of the replayed steps with the memory of ``device`` that a process can use."""
     assert estimate.memory.peak_reserved_bytes is not None
     usable, reserved = device.usable_bytes, estimate.memory.peak_reserved_bytes
     lines = [
         _usable(device),
         Line(
-            "left beside everything reserved",
+            "free beside reserved memory",
             "usable - context - reserved",
             f"{usable:,} - {CUDA_CONTEXT_BYTES:,} - {reserved:,}",
             usable - CUDA_CONTEXT_BYTES - reserved,
-            "if nothing that is cached is given back",
+            "if the allocator gives no cached segment back",
         ),
     ]
     remark = (
-        f"Verdict: {estimate.verdict}. The steps are replayed with what the largest and the smallest CUDA context "
-        "leave of the usable bytes. Before an allocation fails, the allocator gives cached segments back and tries "
-        "again."
+        f"Verdict: {estimate.verdict}. The steps are replayed with the memory that the largest and the smallest CUDA "
+        "context leave. Before an allocation fails, the allocator gives cached segments back and tries again."
     )
     return Derivation(f"Against {device.name}", tuple(lines), remark=remark)
 
 
 def _replayed(memory: Breakdown) -> list[Line]:
-    """Return what the allocator makes of the tensors: blocks, and the segments that they lie in."""
+    """Return the lines of the allocator: blocks, which are larger than their tensors, and the segments around them."""
     assert memory.peak_reserved_bytes is not None
     assert memory.device_total_bytes is not None
     rounding, allocated, reserved = (
@@ -209,7 +208,7 @@ def _replayed(memory: Breakdown) -> list[Line]:
             "reserved - allocated",
             f"{reserved:,} - {allocated:,}",
             reserved - allocated,
-            "replay: what was freed and fits no later tensor, or is free at the peak",
+            "replay: freed blocks that fit no later tensor, or that are free at the peak",
         ),
         Line("peak reserved", "all segments", f"{reserved:,}", reserved, "replay: max_memory_reserved"),
         _device_total(reserved, memory.device_total_bytes),
@@ -241,7 +240,7 @@ def _device(memory: Breakdown, workspace: Workspaces) -> list[Line]:
             f"⌊working bytes · {share} %⌋",
             f"⌊{working:,} · {share} / 100⌋",
             gaps,
-            "torch: worst fragmentation of the allocator's replays, of what comes and goes in a step",
+            "replays: worst fragmentation of the bytes that a step allocates and frees",
         ),
         Line(
             "peak reserved, at most",

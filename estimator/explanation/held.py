@@ -67,7 +67,7 @@ class Held:
                 Weight(linear.name, (linear.out_features,), linear.part) for linear in group.linears if linear.bias
             ]
             if biases:
-                source = "bitsandbytes: keeps the biases of 4-bit layers in the dtype that it computes in"
+                source = "bitsandbytes: keeps the biases of 4-bit layers in the compute dtype"
                 yield self._parameters(
                     f"biases of {group.count:,} layers", group.count, biases, (self.recipe.compute_dtype, source)
                 )
@@ -79,7 +79,7 @@ class Held:
         tensors: Iterable[Linear | Weight],
         dtype_and_source: tuple[str, str] | None = None,
     ) -> Line:
-        """Return the line of ``count`` times all of ``tensors``."""
+        """Return the line of ``count`` copies of ``tensors``."""
         dtype, source = dtype_and_source or self._dtype_and_source()
         shapes = Counter[str]()
         elements = 0
@@ -115,14 +115,14 @@ class Held:
     def _dtype_and_source(self) -> tuple[str, str]:
         dtype = self.recipe.unquantized_dtype
         if self.recipe.prepared:
-            return dtype, "peft: prepare_model_for_kbit_training raises what is not quantised to float32"
+            return dtype, "peft: prepare_model_for_kbit_training casts unquantised weights to float32"
         return dtype, f"transformers: loads parameters in {dtype}"
 
     def _dtype_and_source_of_experts(self) -> tuple[str, str]:
         dtype, source = self._dtype_and_source()
         if self.recipe.quantization is None:
             return dtype, source
-        return dtype, f"bitsandbytes: quantises linear layers, and stacked experts are none; {source}"
+        return dtype, f"bitsandbytes: quantises linear layers, not stacked experts; {source}"
 
     def _layers(self, count: int) -> str:
         return "L" if count == self.spec.num_hidden_layers else f"{count:,}"
@@ -174,10 +174,10 @@ class Held:
             "bitsandbytes: 16 float32" + ("; of the absmax 256 and an offset" if double else ""),
         )
 
-    # What trains
+    # Trained tensors
 
     def adapters(self) -> Iterator[Line]:
-        """Yield the adapters, one line for each kind of adapted module."""
+        """Yield the adapters, one line per kind of adapted module."""
         adapter = self.recipe.adapter
         if adapter is None:
             return
@@ -195,7 +195,7 @@ class Held:
             weights = [Weight(name, shape, "other") for name, shape in module.tensors]
             dtype = self.recipe.unquantized_dtype
             yield self._parameters(
-                f"copy of {module.path}", 1, weights, (dtype, f"peft: modules_to_save, copied as they are, {dtype}")
+                f"copy of {module.path}", 1, weights, (dtype, f"peft: modules_to_save, copies in {dtype}")
             )
 
     def _adapters(
@@ -207,9 +207,10 @@ class Held:
         times: dict[str, int],
         ends: dict[int, str],
     ) -> Line:
-        """Return the line of the adapters on what ``count`` layers have, each ``times`` so many side by side.
+        """Return the line of the adapters of module ``what`` in ``count`` layers.
 
-        ``ends``: widths that have letters of their own.
+        ``times``: letter → number of adapters in one tensor, such as one per expert. ``ends``: letters of widths that
+        `Widths` does not have.
         """
         itemsize = ITEMSIZE[adapter.adapter_dtype]
         factors = times | ({} if adapter.rank is None else {"r": adapter.rank})
@@ -217,7 +218,7 @@ class Held:
         letters = " + ".join(ends.get(width) or self.widths.name(width) for width in widths)
         source = f"peft: {adapter.tensors_in_words}, {adapter.adapter_dtype}"
         if "E" in times:
-            source += " for each expert" + (", of twice the rank where gate and up are fused" if "2" in times else "")
+            source += " for each expert" + (", with twice the rank for fused gate and up" if "2" in times else "")
         return Line(
             what,
             " · ".join(
@@ -232,7 +233,7 @@ class Held:
         """Return the line of all gradients."""
         formula, values, bytes_ = self.trained.parameters_bytes()
         return Line(
-            "gradients of all that trains",
+            "gradients of all trained weights",
             formula,
             values,
             bytes_,

@@ -90,7 +90,7 @@ class Widths:
         for name, value in named.items():
             self._names.setdefault(value, name)
         self._few = {spec.head_dim: "d", heads: "H"}
-        """Named only if a width equals them: many numbers are multiples of a small one by chance."""
+        """Used only for equal widths: many widths are multiples of a small number by chance."""
         for first, second in self._pairs():
             self._names.setdefault(first[1] * second[1], f"{first[0]}·{second[0]}")
             self._names.setdefault(experts * first[1] * second[1], f"E·{first[0]}·{second[0]}")

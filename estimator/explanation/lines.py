@@ -17,7 +17,7 @@ class Line(Struct, frozen=True):
     """The formula with this recipe's numbers."""
     bytes: int
     source: str
-    """The library, and what it does."""
+    """The library, and its behaviour."""
 
 
 class Derivation(Struct, frozen=True):

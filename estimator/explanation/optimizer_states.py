@@ -123,5 +123,5 @@ class OptimizerStates:
             return ""
         return (
             f"Another {paged:,} B are paged: bitsandbytes keeps them in unified memory, which torch's allocator does "
-            "not count and which moves to the host when the device runs short."
+            "not count and which moves to the host if the device runs short."
         )

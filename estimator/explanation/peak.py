@@ -101,7 +101,7 @@ class Peak:
     def _just_made(self, index: int) -> str:
         latest = self.step.latest[index]
         if latest == GIVEN or self.step.candidates[index].phase in ("loaded", "adapted", "optimizer"):
-            return "what is held from outside the passes"
+            return "memory from outside forward and backward"
         item = next((item for item in self.step.items(index) if item.maker == latest), None)
         if item is None:
             return "as soon as backward begins"
@@ -135,7 +135,7 @@ class Peak:
             if name.module and name.module not in named:
                 named.append(name.module)
         lines = (self._line(tensors, modules[tensors], bytes_) for tensors, bytes_ in groups.items())
-        return [line for line in lines if line.bytes]  # a monomial may come to nothing
+        return [line for line in lines if line.bytes]  # a monomial may be 0
 
     def _line(self, tensors: _Group, modules: list[str], bytes_: int) -> Line:
         """Return the line of tensors that take ``bytes_`` for each unit of their monomial."""

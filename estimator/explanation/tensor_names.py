@@ -1,4 +1,4 @@
-"""Names for the tensors of a step, and the library that makes them."""
+"""Names for the tensors of a step, and the library that allocates them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SOURCES: dict[Part, str] = {
     "rotary positions": "transformers: apply_rotary_pos_emb",
     "rotary tables": "transformers: cosines and sines of every position",
     "attention mask": "transformers: masking_utils",
-    "feed-forward": "transformers: the activation function and what it is multiplied with",
+    "feed-forward": "transformers: the activation function, and its product with up in gated feed-forwards",
     "experts": "transformers: grouped_mm over stacked experts",
-    "router": "transformers: the router's probabilities and choice",
+    "router": "transformers: the router's probabilities and top-k",
     "adapted experts": "peft: adds B·A to all experts' weights while they run",
     "adapted router": "peft: adds B·A to the router's weight while it runs",
-    "residual stream": "transformers: the sum that each layer hands to the next",
+    "residual stream": "transformers: the sum that each layer passes to the next",
     "embedding": "torch: embedding lookup",
     "last hidden state": "transformers: slice of the last hidden state",
     "loss": "transformers: upcasts the logits; torch: log_softmax saves its result",
@@ -31,18 +31,18 @@ _SOURCES: dict[Part, str] = {
 _WHAT = {
     "activation": "output of the activation function",
     "add": "sum",
-    "batched_matmul": "matrix product",
+    "batched_matmul": "matmul",
     "choice": "probabilities of the chosen experts",
     "copy": "contiguous copy",
     "cross_entropy": "log-probabilities",
-    "division": "probabilities, adding up to one",
+    "division": "probabilities, divided by their sum",
     "dropout": "after dropout",
     "efficient_attention": "output",
     "embedding": "rows of the table",
     "flash_attention": "output",
-    "gather": "tokens, chosen and in order",
-    "grouped_matmul": "matrix product",
-    "join": "parts side by side",
+    "gather": "tokens, selected and sorted",
+    "grouped_matmul": "matmul",
+    "join": "concatenated parts",
     "layer_norm": "output",
     "linear": "output",
     "linear_4bit": "output",
@@ -59,26 +59,26 @@ _WHAT = {
 """Operation → name of its result."""
 
 _WHAT_IN: dict[tuple[Part, str], str] = {
-    ("linear", "add"): "output with the adapter's part",
+    ("linear", "add"): "output plus the adapter's",
     ("loss", "linear"): "logits",
     ("loss", "copy"): "logits, shifted",
     ("norm", "multiply"): "normed tokens",
     ("norm", "tanh"): "reciprocal root of each token's mean square",
-    ("residual stream", "add"): "sum handed on, input of what follows",
+    ("residual stream", "add"): "sum, input of the next sublayer",
     ("rotary positions", "add"): "rotated queries or keys",
 }
-"""Part and operation → name of the result, if it says more than the operation's."""
+"""Part and operation → name of the result, if a more specific one exists."""
 
 _BACKWARD = {
     "activation": "the activation function",
-    "batched_matmul": "the matrix product",
+    "batched_matmul": "the matmul",
     "cast": "the cast",
-    "choice": "choosing experts",
-    "division": "dividing by the sum",
-    "gather": "choosing tokens",
-    "grouped_matmul": "the matrix product",
-    "linear": "the matrix product",
-    "linear_4bit": "the matrix product",
+    "choice": "the choice of experts",
+    "division": "the division by the sum",
+    "gather": "the selection of tokens",
+    "grouped_matmul": "the matmul",
+    "linear": "the matmul",
+    "linear_4bit": "the matmul",
     "repeat_heads": "repeating keys or values",
     "scale": "scaling",
     "sum": "the sum",
@@ -106,7 +106,7 @@ class Name(NamedTuple):
     """Last component of its module's path; empty if the place is specific enough."""
     what: str
     source: str
-    """The library, and what it does."""
+    """The library, and its behaviour."""
 
 
 def tensor_name(item: Item, recipe: Recipe) -> Name:
@@ -123,7 +123,7 @@ def tensor_name(item: Item, recipe: Recipe) -> Name:
 
 _GIVEN = {
     "buffers": Name("batch", "", "token ids and labels, int64", "transformers: input_ids and labels"),
-    "gradients": Name("gradients", "", "of the passes before", "torch: they gather until the optimizer steps"),
+    "gradients": Name("gradients", "", "of earlier micro-batches", "torch: they accumulate until the optimizer step"),
     "temporaries": Name("optimizer", "", "temporaries of its step", "the optimizer's library"),
 }
 """Component → name of its tensors from outside the step."""
@@ -159,7 +159,7 @@ def _made_in_forward(item: Item, part: Part) -> str:
         return dtype
     if operation == "cast":
         weight = "the head's weight" if part == "loss" else "the weight"
-        copied = weight if item.monomial in (ONE, R) else _CAST.get(part, "what is there")
+        copied = weight if item.monomial in (ONE, R) else _CAST.get(part, "the tensor")
         return f"{dtype} copy of {copied}"
     if operation == "linear" and part == "adapter":
         return {TOKENS * R: "A·x", TOKENS: "B·A·x"}.get(item.monomial, "output")
@@ -170,13 +170,13 @@ def _source(item: Item, part: Part, recipe: Recipe) -> str:
     operation = item.maker.operation
     product = part in ("linear", "adapter") or (part == "loss" and item.monomial is ONE)
     if operation == "cast" and product and recipe.mixed_precision != "no":
-        return "torch: autocast, which casts what matrix products take"
+        return "torch: autocast casts the inputs of matmuls"
     if part == "linear":
         if operation in ("add", "copy"):
             return _SOURCES["adapter"]
         if recipe.quantization is not None:
-            return "bitsandbytes: the weight is dequantised for each product"
-        return "torch: matrix product"
+            return "bitsandbytes: the weight is dequantised for each matmul"
+        return "torch: matmul"
     if part == "attention":
         return f"torch and transformers: {recipe.attn_implementation} attention"
     return _SOURCES[part]

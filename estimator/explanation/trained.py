@@ -23,7 +23,7 @@ class Trained:
             self._tensors[alike.dtype] += alike.count
 
     def dtypes(self, dtypes: Collection[str] = DTYPES) -> str:
-        """Return those of ``dtypes`` that occur, in words."""
+        """Return the dtypes of trained tensors that are in ``dtypes``, in words."""
         return " or ".join(self._present(dtypes))
 
     def parameters_bytes(self, dtypes: Collection[str] = DTYPES) -> Product:

@@ -101,7 +101,7 @@ def test_experts_are_said_not_to_be_quantised(prepare: bool, itemsize: int) -> N
         if "experts" in line.what
     ]
     assert line.bytes == 32 * (8 * 3 * 4096 * 14336 + 8 * 4096) * itemsize
-    assert "quantises linear layers, and stacked experts are none" in line.source
+    assert "quantises linear layers, not stacked experts" in line.source
 
 
 def test_adapters_of_experts_are_said_in_letters_with_the_rank_that_peft_doubles() -> None:
@@ -169,7 +169,7 @@ def test_the_terms_of_a_lora_step_are_named_with_their_formulas() -> None:
     assert lines["first and second moments"].bytes == 2 * 41_943_040 * 4
     assert lines["loss, log-probabilities"].formula == "V · B·S · 4 B"
     assert lines["loss, log-probabilities"].bytes == 128_256 * 2048 * 4
-    assert lines["residual stream, sum handed on, input of what follows"].bytes == 31 * 4096 * 2048 * 2
+    assert lines["residual stream, sum, input of the next sublayer"].bytes == 31 * 4096 * 2048 * 2
     assert lines["batch, token ids and labels, int64"].bytes == 2 * 2048 * 8
 
 
@@ -185,7 +185,7 @@ def test_what_checkpointing_drops_is_still_said() -> None:
     kept = section(explain(recipe_of(("meta-llama/Llama-3.1-8B", {"gradient_checkpointing": False}))), layer)
     dropped = section(explain(recipe_of(("meta-llama/Llama-3.1-8B", {}))), layer)
     assert kept.lines == dropped.lines
-    assert "Gradient checkpointing keeps each layer's input only" in dropped.remark
+    assert "Gradient checkpointing keeps only each layer's input" in dropped.remark
     assert kept.remark == "256,360 B for each token."
 
 
