@@ -1,1 +1,1 @@
-"""GPUs: of the catalogue, a bare memory size, or this machine's own."""
+"""GPUs: from the catalogue, as a memory size only, or this machine's own."""

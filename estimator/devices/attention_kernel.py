@@ -1,8 +1,8 @@
-"""Which kernel scaled_dot_product_attention takes on a GPU.
+"""The kernel that scaled_dot_product_attention selects on a GPU.
 
-As read in torch 2.13 (`sdp_utils.cpp`): the first of flash attention, the efficient kernel and single operators that
-takes the dtype, the heads and the mask on a GPU of that compute capability. On Hopper and the Blackwell of data centres
-torch asks cuDNN's kernel first, which takes what flash attention takes and holds as much.
+As read in torch 2.13 (`sdp_utils.cpp`), it is the first of these that supports dtype, heads, mask and compute
+capability: flash attention, the memory-efficient kernel, the math kernel. On Hopper and on data-centre Blackwell, torch
+prefers cuDNN's kernel. It supports the same inputs as flash attention and needs as much memory.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Literal
 SdpaKernel = Literal["flash", "efficient", "math"]
 
 WIDEST_FLASH_HEAD = 256
-"""Widest head that flash attention takes."""
+"""Largest head_dim of flash attention."""
 WIDEST_HEAD_OF_LITTLE_SHARED_MEMORY = 192
-"""GPUs with less shared memory than an A100 run no backward pass of flash attention for heads from here to
-`NARROWEST_SPLIT_HEAD`, nor of wider heads with dropout."""
+"""GPUs with less shared memory than an A100 have no backward of flash attention for a head_dim above this, up to
+`NARROWEST_SPLIT_HEAD`. For a larger head_dim they have it only without dropout."""
 NARROWEST_SPLIT_HEAD = 224
 UNKNOWN = (8, 0)
-"""What a GPU is taken for whose compute capability is not known."""
+"""Compute capability to assume for a GPU whose own is not known."""
 
 
 def sdpa_kernel(
@@ -32,10 +32,10 @@ def sdpa_kernel(
     dropout: float,
     compute_capability: str | None,
 ) -> SdpaKernel:
-    """Return the kernel for queries of ``heads`` heads of ``head_dim`` features in ``dtype``, which need a gradient.
+    """Return the kernel for training with queries (B, heads, S, head_dim) in ``dtype``.
 
-    Keys and values have ``kv_heads``, and each head of the values ``value_dim`` features. ``compute_capability`` is
-    that of `Device`; None, and AMD's targets, stand for a GPU since the A100.
+    Keys are (B, kv_heads, S, head_dim), values (B, kv_heads, S, value_dim). ``compute_capability`` is that of `Device`;
+    None and AMD's targets mean `UNKNOWN`.
     """
     capability = _numbers(compute_capability)
     if not masked and head_dim == value_dim and _flash_takes(dtype, head_dim, dropout, capability):
@@ -57,7 +57,7 @@ def _flash_takes(dtype: str, head_dim: int, dropout: float, capability: tuple[in
 def _efficient_takes(dtype: str, head_dim: int, capability: tuple[int, int]) -> bool:
     if dtype == "bfloat16" and capability < (8, 0):
         return False
-    # Tensor cores want rows of 16 bytes; float32 has none before Ampere.
+    # Tensor cores require rows of 16 bytes. Before Ampere float32 does not run on them.
     alignment = 8 if dtype in ("float16", "bfloat16") else 4 if capability >= (8, 0) else 1
     return head_dim % alignment == 0
 

@@ -1,8 +1,8 @@
-"""The two kinds of devices that steps run on."""
+"""The two backends of a training step."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Backend = Literal["cuda", "cpu"]
-"""Whose kernels run. They differ in what attention, dropout and autocast keep, so in memory too."""
+"""The device type whose kernels run. The tensors that attention, dropout and autocast keep differ between the two."""

@@ -1,4 +1,4 @@
-"""GPUs from a catalogue, with memory, bandwidth and dense peak rates; or GPUs of which only the memory is known."""
+"""GPUs from a catalogue, with memory, bandwidth and dense peak rates; or GPUs with a known memory size only."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def all_devices() -> list[Device]:
 
 
 def find_device(text: str | float) -> Device:
-    """Return the GPU that ``text`` names, or a GPU of which only the memory is known.
+    """Return the GPU that ``text`` names, or a GPU with a known memory size only.
 
     ``text`` is one of these:
 
@@ -224,7 +224,7 @@ def _usual(text: str, fitting: tuple[_Entry, ...]) -> Device:
     """
     usual = [entry for entry in fitting if entry.usual]
     if len(usual) != 1:
-        raise UserError(f"{text!r} is several GPUs: say {' or '.join(entry.name for entry in fitting)}")
+        raise UserError(f"{text!r} fits several GPUs: name {' or '.join(entry.name for entry in fitting)}")
     meant = usual[0].device()
     others = " or ".join(f"{entry.name} ({_difference(meant, entry.device())})" for entry in fitting if not entry.usual)
     return replace(meant, assumptions=(f"gpu {' '.join(text.split())} means {meant.name}, not {others}",))

@@ -49,12 +49,12 @@ def _by_nvml() -> LocalGpu | None:
 
 
 def _first_visible(nvml: Any) -> Any:
-    """Return the device that CUDA lists first of those it may see; of a GPU that is divided (MIG), its first part."""
+    """Return the first device that is visible to CUDA. If the GPU is partitioned (MIG), return its first instance."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
     if not first.isdigit():
         return nvml.nvmlDeviceGetHandleByUUID(first)
     whole = nvml.nvmlDeviceGetHandleByIndex(int(first))
-    with suppress(nvml.NVMLError):  # of a GPU that cannot be divided
+    with suppress(nvml.NVMLError):  # the GPU does not support MIG
         if nvml.nvmlDeviceGetMigMode(whole)[0]:
             return nvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, 0)
     return whole

@@ -1,4 +1,4 @@
-"""What one streaming multiprocessor holds at a time, by compute capability."""
+"""The limits of one streaming multiprocessor, by compute capability."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ KIB = 1024
 
 
 class Multiprocessor(NamedTuple):
-    """Limits of one multiprocessor."""
+    """The resident threads and blocks of one multiprocessor, and its shared memory."""
 
     threads: int
     blocks: int
     shared_bytes: int
-    """Shared memory of all its blocks."""
+    """Maximum over all its blocks together."""
     shared_bytes_per_block: int
-    """The most that one block can ask for."""
+    """Maximum for one block."""
 
 
 MULTIPROCESSORS = {
@@ -31,15 +31,15 @@ MULTIPROCESSORS = {
     "10.3": Multiprocessor(2048, 32, 228 * KIB, 227 * KIB),
     "12.0": Multiprocessor(1536, 24, 100 * KIB, 99 * KIB),
 }
-"""CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"; blocks also in the toolkit's
-cuda_occupancy.h, cudaOccMaxBlocksPerMultiprocessor."""
+"""Source: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"; for blocks also
+cudaOccMaxBlocksPerMultiprocessor of the toolkit's cuda_occupancy.h."""
 
 
 def multiprocessor(architecture: str) -> Multiprocessor:
-    """Return the limits of a multiprocessor of ``architecture``, which is as `Device.architecture`.
+    """Return the limits of a multiprocessor. ``architecture``: a compute capability, as `Device.compute_capability`.
 
     Raises:
-        UserError: it is no compute capability of NVIDIA's, or not a known one.
+        UserError: it is not an NVIDIA compute capability, or an unknown one.
     """
     found = MULTIPROCESSORS.get(architecture)
     if found is None:

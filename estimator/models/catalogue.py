@@ -1,4 +1,4 @@
-"""Find a model's shapes by name: in the shipped catalogue, in a file or folder, or on the Hugging Face hub."""
+"""Find a model's shapes by name: in the shipped catalogue, in a file or folder, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
-"""One folder per publisher, with one config.json per model, named as on the hub."""
+"""One folder per publisher, with one config.json per model, named as on the Hub."""
 SIZED = re.compile(r".*(^|-)(\d+x)?\d+(\.\d+)?[bm](-.*)?")
 """A name up to the number of parameters; release and tuning are left out."""
 LARGEST_CONFIG_BYTES = 16 * 2**20
@@ -25,21 +25,26 @@ LARGEST_CONFIG_BYTES = 16 * 2**20
 
 @cache
 def model_names() -> tuple[str, ...]:
-    """Return the names (hub ids) of the shipped models, sorted by publisher and name."""
+    """Return the names (Hub ids) of the shipped models, sorted by publisher and name."""
     names = (f"{file.parent.name}/{file.name.removesuffix('.json')}" for file in CONFIGS.glob("*/*.json"))
     return tuple(sorted(names, key=str.lower))
 
 
 def find_model(text: str | Path) -> ModelSpec:
-    """Return the shapes of the model that ``text`` names, or whose config.json or its folder a path is.
+    """Return the shapes of the model that ``text`` names.
 
-    Looked up in this order: a shipped model by its hub id or the last part of it, in any case; a config.json or the
-    folder that holds one; shipped models, if they have the same shapes, by how their last parts begin, up to the number
-    of parameters or further (``mixtral-8x7b``), which the spec's ``assumptions`` say; a hub id, of which only the
-    config.json is fetched. What starts with ``.``, ``/`` or ``~`` or ends in ``.json`` is always a path.
+    The function tries these, in order:
+
+    1. a shipped model, by its Hub id or the last part of it, in any case;
+    2. the path of a config.json, or of a folder with one;
+    3. shipped models of the same shapes, by the beginning of their last parts, up to the number of parameters or
+       further (``mixtral-8x7b``); the spec's ``assumptions`` say so;
+    4. a Hub id; only its config.json is downloaded.
+
+    A text that starts with ``.``, ``/`` or ``~`` or ends in ``.json`` is always a path.
 
     Raises:
-        UserError: nothing has that name, several shipped models do, or its config is none that `read_config` takes.
+        UserError: nothing has that name, several shipped models have it, or `read_config` refuses its config.
     """
     if isinstance(text, Path):
         return _read_path(text, str(text))
@@ -82,7 +87,7 @@ def _shipped_name(text: str) -> str | None:
             return name
     named = [name for name in model_names() if name.lower().rpartition("/")[2] == wanted]
     if len(named) > 1:
-        raise UserError(f"{text!r} is several models: say {' or '.join(named)}")
+        raise UserError(f"{text!r} fits several models: name {' or '.join(named)}")
     return named[0] if named else None
 
 
@@ -111,17 +116,17 @@ def _read_path(path: Path, text: str) -> ModelSpec:
         path = path.expanduser()
         if path.is_dir():
             if not (path / "config.json").is_file():
-                raise UserError(f"{text}: the folder holds no config.json")
+                raise UserError(f"{text}: the folder has no config.json")
             path = path / "config.json"
         config = _decode(path)
     except FileNotFoundError as error:
         model = path.parent.name if path.name == "config.json" else path.stem
         raise UserError(f"{text}: no such file: name a config.json or a model: {_nearest(model)}") from error
-    except RuntimeError as error:  # of expanduser
+    except RuntimeError as error:  # raised by expanduser
         raise UserError(f"{text}: there is no such user, or the home folder is not known") from error
     except OSError as error:
         raise UserError(f"{text}: cannot read it: {error.strerror}") from error
-    return read_config(config, text.encode(errors="replace").decode())  # a path may have bytes that are no text
+    return read_config(config, text.encode(errors="replace").decode())  # a path may have bytes that are not UTF-8
 
 
 def _decode(path: Path) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def _decode(path: Path) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}): name the model's config.json") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path}: holds no JSON object, so it is no config.json")
+        raise UserError(f"{path}: has no JSON object, so it is not a config.json")
     return config
 
 

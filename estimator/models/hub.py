@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, and in its cache on this machine."""
+"""Models on the Hugging Face Hub, and in its cache on this machine."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Refusal(NamedTuple):
-    """Why the hub does not give a model."""
+    """The reason why the Hub does not provide a model."""
 
     why: str
     unreachable: bool = False
-    """Whether the hub did not answer at all."""
+    """Whether the Hub did not answer at all."""
 
 
 def ask_hub(repository: str) -> Refusal | None:
-    """Ask the hub once for the config.json of ``repository``; return None if it has one.
+    """Request the metadata of the config.json of ``repository`` once; return None if the Hub has the file.
 
-    Downloads retry for half a minute if there is no network, so ask before them.
+    Call it before a download: without a network, downloads retry for half a minute.
     """
     try:
         import huggingface_hub
@@ -37,13 +37,13 @@ def ask_hub(repository: str) -> Refusal | None:
         return Refusal("the hub has no such public model")
     except errors.EntryNotFoundError:
         return Refusal("the hub's model has no config.json")
-    except Exception as error:  # whatever the network may raise
+    except Exception as error:  # the network may raise anything
         return _unreachable(error)
     return None
 
 
 def fetch_config(repository: str) -> Path | Refusal:
-    """Return the path of the config.json of ``repository`` in the hub's cache; download it if it is not there."""
+    """Return the path of the config.json of ``repository`` in the Hub's cache; download it if it is not there."""
     cached = cached_config(repository)
     if cached is not None:
         return cached
@@ -54,12 +54,12 @@ def fetch_config(repository: str) -> Path | Refusal:
 
     try:
         return Path(huggingface_hub.hf_hub_download(repository, "config.json", etag_timeout=TIMEOUT_SECONDS))
-    except Exception as error:  # whatever the network or the cache folder may raise
+    except Exception as error:  # network and cache folder may raise anything
         return _unreachable(error)
 
 
 def cached_config(repository: str) -> Path | None:
-    """Return the path of the config.json of ``repository`` in the hub's cache; None if it is not there."""
+    """Return the path of the config.json of ``repository`` in the Hub's cache; None if it is not there."""
     try:
         import huggingface_hub
     except ImportError:
@@ -69,7 +69,7 @@ def cached_config(repository: str) -> Path | None:
 
 
 def has_cached_weights(repository: str) -> bool:
-    """Return whether weights of ``repository`` are in the hub's cache."""
+    """Return whether weights of ``repository`` are in the Hub's cache."""
     config = cached_config(repository)
     return config is not None and any(config.parent.glob("*.safetensors"))
 

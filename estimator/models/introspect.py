@@ -45,8 +45,8 @@ PARTS: dict[Part, str] = {
 def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     """Return the shapes of the model that transformers builds from ``config``, the contents of a config.json.
 
-    The spec's ``config`` has the given keys, except those that affect neither shapes nor the training step. Sizes that
-    the architecture has no name for are 0.
+    The spec's ``config`` has the given keys, except those that affect neither shapes nor the training step. A size is 0
+    if the architecture has no name for it.
 
     Raises:
         UserError: transformers cannot build it as a causal language model, it has no list of layers, or the working
@@ -68,19 +68,19 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
         with torch.device("meta"):
             try:
                 built = AutoConfig.for_model(**shapes, **tokens)
-            except Exception:  # some architectures insist on them
+            except Exception:  # some architectures require these keys
                 tokens = {key: config[key] for key in tokens if key in config}
                 built = AutoConfig.for_model(**shapes, **tokens)
             model = AutoModelForCausalLM.from_config(built)
-    except Exception as error:  # whatever the architecture's own code makes of a config that it cannot take
+    except Exception as error:  # the architecture's own code may raise anything for a wrong config
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{name}: transformers cannot build this {model_type} ({type(error).__name__}: {reason}): "
-            "mend the config.json"
+            "correct the config.json"
         ) from error
     causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     if getattr(built, "is_encoder_decoder", False) or (causal and not any(causal)):
-        raise UserError(f"{name}: this {model_type} sees what comes after, so it is no causal language model")
+        raise UserError(f"{name}: this {model_type} attends to later tokens, so it is not a causal language model")
     return _spec(model, built.get_text_config(), {**shapes, **tokens}, name)
 
 
@@ -127,9 +127,9 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
 
 
 def _adapts_experts(model: Any, layers: nn.ModuleList) -> bool:
-    """Return whether peft's LoRA of all linear layers adapts stacked experts too, as it does for some model types.
+    """Return whether peft's LoRA under all-linear adapts stacked experts too, as it does for some model types.
 
-    The model cannot be used afterwards: it keeps one layer, since peft would take a second for many.
+    The model cannot be used afterwards: the function removes all layers but one, since peft takes a second for many.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -140,7 +140,7 @@ def _adapts_experts(model: Any, layers: nn.ModuleList) -> bool:
     layers.append(stacked)
     try:
         adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))
-    except ValueError:  # it has no adapter for this model: a trace says so
+    except ValueError:  # peft has no adapter for this model; a trace then reports it
         return False
     return bool(adapted.base_model.targeted_parameter_names)
 
@@ -150,15 +150,16 @@ def _size(config: Any, name: str) -> int:
     layers."""
     try:
         size = getattr(config, name, None)
-    except RuntimeError:  # transformers' for sizes that differ from layer to layer
+    except RuntimeError:  # transformers raises it for sizes that differ between layers
         return 0
     return size if isinstance(size, int) else 0
 
 
 def _layers(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList]:
-    """Return the list of decoder layers and its path: the outermost list with as many entries as the config says.
+    """Return the list of decoder layers and its path: the outermost list with ``count`` entries.
 
-    Some architectures count each layer several times.
+    Some architectures count each layer several times. So if there is no such list, a list is returned whose length
+    divides ``count``.
     """
     from torch import nn
 

@@ -28,20 +28,20 @@ OTHER_NAMES = {
 
 
 def read_config(config: dict[str, Any], name: str) -> ModelSpec:
-    """Return the shapes of the model that ``config``, the contents of a config.json, describes.
+    """Return the shapes of the model of ``config``, the contents of a config.json.
 
-    Where `MODEL_TYPES` lacks its family, transformers builds the model without weights to tell them. Otherwise the
-    spec's own ``config`` has every default filled in and only the keys that decide the shapes or the training
-    step, spelled as transformers 5 does; ``AutoConfig.for_model(**spec.config)`` takes it.
+    If its family is in `MODEL_TYPES`, the spec's own ``config`` has all defaults, and only the keys that affect the
+    shapes or the training step, in transformers 5's spelling. ``AutoConfig.for_model(**spec.config)`` accepts it. For
+    any other family, transformers builds the model on meta, and the shapes are read from it.
 
     Args:
         config: the parsed file.
-        name: what to call the model, in the spec and in errors.
+        name: the model's name in the spec and in errors.
 
     Raises:
-        UserError: not a causal language model, a quantised checkpoint, a key that is missing, of the wrong type or out
-            of range, or shapes that contradict each other; a family without a file here that transformers cannot
-            build, or that cannot be built for want of torch or transformers.
+        UserError: the model is not a causal language model, or a quantised checkpoint; a key is missing, of the wrong
+            type or out of range; shapes contradict each other; transformers cannot build the family, or torch or
+            transformers is not installed for that.
     """
     if not isinstance(config, dict):
         raise UserError(f"{name}: a model config is a JSON object, this is a {type(config).__name__}")
@@ -50,7 +50,7 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
         raise UserError(f"{name}: no model_type: is this the config.json of a transformers model?")
     _refuse_what_is_no_causal_model(config, name)
     if not isinstance(model_type, str):
-        raise UserError(f"{name}: model_type must be a name such as llama, and is {model_type!r}")
+        raise UserError(f"{name}: model_type must be a name such as llama, not {model_type!r}")
     if model_type not in MODEL_TYPES:
         return _read_by_building(config, name)
     renamed = OTHER_NAMES.get(model_type, {})
@@ -65,7 +65,7 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
 
 def no_closed_form(model_type: str) -> str:
     """Return a clause that ``model_type`` has no closed form, with the families that have one."""
-    return f"model_type {model_type!r} has no closed form here (those that have: {', '.join(MODEL_TYPES)})"
+    return f"model_type {model_type!r} has no closed form here (families with one: {', '.join(MODEL_TYPES)})"
 
 
 def _read_by_building(config: dict[str, Any], name: str) -> ModelSpec:
@@ -76,7 +76,7 @@ def _read_by_building(config: dict[str, Any], name: str) -> ModelSpec:
         return introspect(config, name)
     except ImportError as error:
         raise UserError(
-            f"{name}: {no_closed_form(model_type)}, and to trace it takes {error.name}, which is not installed: "
+            f"{name}: {no_closed_form(model_type)}, and a trace needs {error.name}, which is not installed: "
             "pip install 'lorabench[bench]'"
         ) from error
     except UserError as error:
@@ -87,15 +87,15 @@ def _read_by_building(config: dict[str, Any], name: str) -> ModelSpec:
 def _refuse_what_is_no_causal_model(config: dict[str, Any], name: str) -> None:
     if config.get("quantization_config") is not None:
         raise UserError(
-            f"{name}: has a quantization_config, so its weights are stored quantised, which cannot be trained as "
-            "they are: name the model that it was quantised from, and --method qlora to quantise it here"
+            f"{name}: has a quantization_config: its weights are stored quantised, and cannot be trained like that: "
+            "name the model that it was quantised from, and --method qlora to quantise it here"
         )
     if config.get("is_encoder_decoder"):
         raise UserError(f"{name}: an encoder-decoder, not a causal language model")
     if config.get("per_layer_config"):
         raise UserError(f"{name}: has a per_layer_config: layers that differ one by one are not supported")
     if config.get("use_bidirectional_attention"):
-        raise UserError(f"{name}: use_bidirectional_attention makes it no causal language model")
+        raise UserError(f"{name}: with use_bidirectional_attention it is not a causal language model")
     classes = config.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(word, str) for word in classes):
         raise UserError(f"{name}: architectures must be a list of class names")

@@ -67,7 +67,7 @@ class ModelSpec(Struct, frozen=True):
     """The shapes of one causal language model."""
 
     name: str
-    """Catalogue name (hub id), or what the config was read from."""
+    """Catalogue name (Hub id), or the source of the config."""
     model_type: str
     """transformers' name of the architecture."""
     config: dict[str, Any]
@@ -92,9 +92,9 @@ class ModelSpec(Struct, frozen=True):
     """Path of the list of layers, such as ``model.layers``. A layer's tensors are at ``<layers_path>.<index>.<name>``;
     the names of all other tensors are whole paths."""
     has_sdpa: bool = True
-    """Whether transformers runs its attention through sdpa."""
+    """Whether transformers supports sdpa for it."""
     adapts_experts: bool = True
-    """Whether peft adapts its stacks of experts, if it has any and all linear layers are asked for."""
+    """Whether peft adapts its stacks of experts under all-linear, if it has any."""
     assumptions: tuple[str, ...] = ()
     """How an ambiguous name was resolved, one line each; empty for a unique name."""
 

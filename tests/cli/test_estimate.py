@@ -169,7 +169,7 @@ def test_a_config_that_is_no_model_is_refused(estimate: Any, tmp_path: Path, nam
         (["gpt2", "--seq-len", "1025"], "use --seq-len 1024 or less"),
         (["gpt2", "--gpu", "-24GB"], "GPU memory -24GB: must be above 0.75 GiB"),
         (["gpt2", "--gpu", "-24"], "GPU memory -24GB: must be above 0.75 GiB"),
-        (["gpt2", "--gpu", "a100"], "'a100' is several GPUs: say a100-pcie-40gb or a100-sxm-40gb or a100-pcie-80gb"),
+        (["gpt2", "--gpu", "a100"], "'a100' fits several GPUs: name a100-pcie-40gb or a100-sxm-40gb or a100-pcie-80gb"),
         (["gpt2", "--seq-len", "2k"], "seq_len 2048: openai-community/gpt2 has learned positions for 1024 tokens"),
         (["gpt2", "--seq-len", "0.3k"], "is not a length: write whole tokens, such as 4096, or 4k (k is 1024)"),
         (["gpt2", "--require-fit", "--seq-len", "64"], "--gpu"),

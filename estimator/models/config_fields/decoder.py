@@ -93,7 +93,7 @@ class DecoderConfig(Struct, kw_only=True):
         assert self.head_dim is not None
         return self.num_key_value_heads * self.head_dim
 
-    # What a family may change, by the module paths of its classes in transformers.
+    # Parts that a family may override. Names are the module paths of its classes in transformers.
 
     def attention(self) -> tuple[Linear, ...]:
         """Return the projections of one attention module."""
@@ -164,9 +164,10 @@ def gated_mlp(hidden_size: int, intermediate_size: int, *, bias: bool = False) -
 
 
 def experts(hidden_size: int, expert_size: int, count: int) -> tuple[Weight, ...]:
-    """Return a router and ``count`` gated experts, which transformers 5 stacks into two tensors without linear layers.
+    """Return a router and ``count`` gated experts, which transformers 5 stacks into two tensors, not linear layers.
 
-    Shapes: gate and up (count, 2 · expert_size, hidden_size), down (count, hidden_size, expert_size).
+    Shapes: router (count, hidden_size), gate and up (count, 2 · expert_size, hidden_size), down (count, hidden_size,
+    expert_size).
     """
     return (
         Weight("mlp.gate.weight", (count, hidden_size), "feed_forward"),

@@ -19,10 +19,10 @@ LayerType = Literal["full_attention", "sliding_attention"]
 def layer_types(
     given: list[LayerType] | None, *, layers: int, sliding_window: int | None, default: list[LayerType]
 ) -> list[LayerType]:
-    """Return the kind of attention of each layer: what the config says, or else ``default``.
+    """Return each layer's kind of attention: ``given`` by the config, or else ``default``.
 
     Raises:
-        ValueError: not one for each layer, or a sliding layer without a window.
+        ValueError: the number of entries is not ``layers``, or a sliding layer has no window.
     """
     kinds = default if given is None else given
     if len(kinds) != layers:

@@ -49,18 +49,18 @@ def rotary_parameters(
     head_dim: int,
     part_allowed: bool,
 ) -> Rotary:
-    """Return the settings as transformers 5 spells them.
+    """Return the settings in transformers 5's spelling.
 
     Args:
-        scaling: ``rope_scaling`` of the config, which counts before ``parameters``.
+        scaling: ``rope_scaling`` of the config, which takes precedence over ``parameters``.
         parameters: ``rope_parameters`` of the config.
-        theta: base of the frequencies where the settings have none.
-        rotated: share of each head that is rotated where the settings do not say; None for the whole.
+        theta: base of the frequencies if the settings have none.
+        rotated: rotated share of each head if the settings have none; None for the whole head.
         head_dim: features of a head.
-        part_allowed: whether the family can rotate a part of each head only.
+        part_allowed: whether the family can rotate only a part of each head.
 
     Raises:
-        ValueError: an unknown kind, one without a setting that it needs, or a share that cannot be rotated.
+        ValueError: the kind is unknown or lacks a required setting, or the share cannot be rotated.
     """
     given = next((settings for settings in (scaling, parameters) if settings not in (None, Rotary())), None) or Rotary()
     kind = given.rope_type or given.type or "default"

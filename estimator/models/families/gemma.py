@@ -24,7 +24,7 @@ class Config(DecoderConfig, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden_act == "gelu":
-            # The first release said gelu and meant its tanh form; transformers reads it so.
+            # The first release wrote gelu for its tanh approximation, and transformers reads it as that.
             self.hidden_act = "gelu_pytorch_tanh"
 
     def attention(self) -> tuple[Linear, ...]:

@@ -1,4 +1,4 @@
-"""Gemma 2: norms before and after each module, every other layer with a window, capped logits."""
+"""Gemma 2: norms before and after each sublayer, a sliding window in every other layer, soft-capped logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, layer norms with biases, and Conv1D in place of linear layers."""
+"""GPT-2: learned positions, layer norms with biases, and Conv1D instead of linear layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: attention beside the feed-forward network, heads rotated in part."""
+"""GPT-NeoX and Pythia: attention and feed-forward in parallel, partial rotary positions."""
 
 from __future__ import annotations
 

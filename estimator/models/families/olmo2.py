@@ -1,4 +1,4 @@
-"""OLMo 2: each sublayer's output is normed, not its input, and queries and keys are normed over all heads at once."""
+"""OLMo 2: norms follow each sublayer; queries and keys have one norm over all their heads."""
 
 from __future__ import annotations
 

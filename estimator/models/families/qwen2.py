@@ -1,4 +1,4 @@
-"""Qwen 1.5 to 2.5: Llama with biases on query, key and value, and a window that is off unless asked for."""
+"""Qwen 1.5 to 2.5: Llama with biases on query, key and value, and an optional sliding window."""
 
 from __future__ import annotations
 

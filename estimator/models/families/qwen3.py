@@ -1,4 +1,4 @@
-"""Qwen 3, dense: queries and keys are normed, head by head, in place of Qwen 2's biases."""
+"""Qwen 3, dense: norms of queries and keys per head, instead of Qwen 2's biases."""
 
 from __future__ import annotations
 

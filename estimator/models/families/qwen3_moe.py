@@ -1,4 +1,4 @@
-"""Qwen 3 with a mixture of experts in all layers or some."""
+"""Qwen 3 with a mixture of experts in some layers, or in all."""
 
 from __future__ import annotations
 

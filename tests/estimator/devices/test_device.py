@@ -150,8 +150,8 @@ def test_a_size_is_a_gpu_of_which_only_the_memory_is_known(text: str | float, gi
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("A100", "say a100-pcie-40gb or a100-sxm-40gb or a100-pcie-80gb or a100-sxm-80gb"),
-        ("v100-sxm", "say v100-sxm-16gb or v100-sxm-32gb"),
+        ("A100", "name a100-pcie-40gb or a100-sxm-40gb or a100-pcie-80gb or a100-sxm-80gb"),
+        ("v100-sxm", "name v100-sxm-16gb or v100-sxm-32gb"),
         ("rtx-4091", "did you mean rtx-4090?"),
         ("nvidia", "a size such as 24GB will do"),
         ("gtx-1080", "a size such as 24GB will do"),

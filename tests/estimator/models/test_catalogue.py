@@ -159,7 +159,7 @@ def test_a_shipped_model_is_found_by_its_id_or_the_last_part_in_any_case(text: s
 
 def test_a_last_part_that_two_models_share_is_refused_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "model_names", lambda: ("a/one", "b/One", "b/two"))
-    with pytest.raises(UserError, match="'one' is several models: say a/one or b/One"):
+    with pytest.raises(UserError, match="'one' fits several models: name a/one or b/One"):
         find_model("one")
 
 
@@ -182,7 +182,7 @@ def test_a_config_file_and_the_folder_that_holds_it_are_read(tmp_path: Path, mon
         ("\udcff", "not JSON"),
         ('{"a": NaN}', "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "has no JSON object"),
         ("{}", "no model_type"),
         ('{"model_type": "t5", "is_encoder_decoder": true}', "an encoder-decoder"),
         (" " * (catalogue.LARGEST_CONFIG_BYTES + 1), "too large"),
@@ -208,7 +208,7 @@ def test_a_file_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
 
 
 def test_a_path_where_nothing_is_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the folder holds no config\.json"):
+    with pytest.raises(UserError, match=r"the folder has no config\.json"):
         find_model(str(tmp_path))
     for path in ("gpt2-xl.json", "gpt2-xl/config.json"):
         with pytest.raises(UserError, match=r"no such file: name a config.json or a model: did you mean gpt2-xl\?"):
