@@ -1,1 +1,1 @@
-"""What people ask of the estimator: an estimate, a verdict, a plan."""
+"""The estimator's answers: estimates, verdicts and plans."""

@@ -29,15 +29,15 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Memory and speed of a recipe on one GPU."""
 
     source: Source
-    """Source of the memory: the trace, for architectures without a closed form. Then there is no search for what would
-    fit, since each try would take a trace, and no speed."""
+    """Source of the memory: the trace for architectures without a closed form. A trace has no speed and no search for
+    settings that fit, since each try would need another trace."""
     recipe: Recipe
     parameters: ParameterCounts
     states: tuple[Term, ...]
-    """Persistent memory as products of elements and bytes. Gradients are listed too, though they exist from backward on
-    only."""
+    """Persistent memory as products of elements and bytes. The list includes gradients, although they exist only from
+    backward on."""
     memory: Breakdown
-    """At the peak of a steady training step."""
+    """Memory at the peak of a steady training step."""
     assumptions: tuple[str, ...] = ()
     """Choices of model, recipe and GPU that the user did not make and that are not defaults, with reasons."""
     warnings: tuple[str, ...] = ()
@@ -47,28 +47,28 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gpu_usable_bytes: int | None = None
     """Memory that a process can use: all but the driver's share."""
     verdict: Fit | None = None
-    """fits, tight or does not fit. By a replay of the allocator: it runs with the largest CUDA context, only with the
-    smallest, or with neither. By ranges: the upper end of the device total is within the usable bytes, only the point
-    estimate is within the GPU's memory, or not even that. None without a GPU, like all fields below."""
+    """fits, tight or does not fit; None without a GPU, like all fields below. By a replay of the allocator: the steps
+    run with the largest CUDA context, only with the smallest, or with neither. By ranges: the upper end of the device
+    total is within the usable bytes, only the point estimate is within the GPU's memory, or neither is."""
     fits: bool | None = None
-    """Whether the verdict is that it fits."""
+    """Whether the verdict is ``fits``."""
     margin_bytes: int | None = None
-    """Usable bytes minus the upper end of the device total; negative if it exceeds them, and 0 if it fits since the
-    allocator gives cached segments back."""
+    """Usable bytes minus the upper end of the device total; negative if it is larger. 0 if the recipe fits only because
+    the allocator gives cached segments back."""
     largest_batch_size: int | None = None
-    """Largest that fits at the recipe's length; None if 1 does not fit, and with a trace."""
+    """Largest batch size that fits at the recipe's length; None if 1 does not fit, and with a trace."""
     longest_seq_len: int | None = None
-    """Longest that fits at the recipe's batch size: the model's ``max_position_embeddings`` or a multiple of 128. None
-    if no length fits, and with a trace."""
+    """Longest sequence that fits at the recipe's batch size: the model's ``max_position_embeddings`` or a multiple of
+    128. None if no length fits, and with a trace."""
     max_position_embeddings: int | None = None
     """Longest sequence that the model supports."""
     changes: tuple[Change, ...] = ()
-    """Changes that make it fit, the least harmful first. Empty if it fits, if no two changes suffice, and with a
+    """Changes that make it fit, the least intrusive first. Empty if it fits, if no two changes suffice, and with a
     trace."""
     throughput: Throughput | None = None
     """Training speed if it fits; None if the GPU's rates are unknown."""
     emulated_dtype: str = ""
-    """The dtype that the GPU does not support, so that PyTorch computes in float32; "" if it supports all."""
+    """The recipe's dtype that the GPU does not support, so that PyTorch computes in float32; "" if it supports all."""
 
 
 def estimate_recipe(
@@ -81,12 +81,12 @@ def estimate_recipe(
 ) -> Estimate:
     """Return the estimate of the recipe on its model, compared with ``device`` if one is given.
 
-    With ``replay`` CUDA's caching allocator is replayed over whole steps. That takes some tenths of a second, gives
-    the allocated and reserved bytes as torch counts them, and the verdict is the allocator's. Without it, allocated
-    bytes are those of tensors, and reserved bytes have a range.
+    ``replay``: replay CUDA's caching allocator over whole steps, which takes some tenths of a second. Then allocated
+    and reserved bytes are those that torch counts, and the verdict is the allocator's. Without it, allocated bytes are
+    the tensors', and reserved bytes have a range.
 
-    The speed is at the rates of ``calibration``, or else of the device's datasheet. An architecture without a closed
-    form is traced, which takes some seconds: ``on_progress`` is called with each stage. The estimate has the
+    The speed uses the rates of ``calibration``, or else of the device's datasheet. An architecture without a closed
+    form is traced, which takes some seconds. ``on_progress`` is called with each stage. The estimate has the
     assumptions of the recipe and of the device.
 
     Raises:
@@ -116,7 +116,7 @@ def estimate_recipe(
     )
     if device is None:
         return estimate
-    on_progress("seeking what fits")
+    on_progress("searching for settings that fit")
     verdict = judge(resolved, memory, device, replay=replay)
     return replace(
         estimate,

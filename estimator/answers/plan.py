@@ -1,7 +1,7 @@
-"""Search what fits a GPU and trains fastest, and which GPUs fit a recipe: the searches of `lorabench plan`.
+"""Search for the fastest recipes that fit a GPU, and for GPUs that fit a recipe: the searches of `lorabench plan`.
 
 All open settings are searched: method, precision, optimizer, checkpointing, attention, loss and micro-batch. Memory and
-speed are exactly those of `estimates.estimate_recipe`.
+speed equal those of `estimates.estimate_recipe`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
 
 TRIED_METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 TRIED_OPTIMIZERS = (DEFAULT_OPTIMIZER, OPTIMIZERS[DEFAULT_OPTIMIZER].smaller or DEFAULT_OPTIMIZER)
-"""The fastest, and the variant with the smallest states."""
+"""The fastest optimizer, and its variant with the smallest states."""
 MOST_CHOICES = 8
-"""At most this many recipes are returned."""
+"""The largest number of recipes that are returned."""
 LARGEST_MICRO_BATCH = 32
 """Micro-batches are searched in powers of two up to this. Larger ones do not use the GPU better."""
 ALIKE = 0.02
-"""Speeds that differ by less than this share count as equal."""
+"""Speeds with a smaller relative difference count as equal."""
 LEAST_SAVING = 0.05
 """A slower recipe is returned only if it saves at least this share of memory."""
 
@@ -50,9 +50,9 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     recipe: Recipe
     device_total_most_bytes: int
-    """Upper end of its device total, which decides the verdict."""
+    """Upper end of its device total, which determines the verdict."""
     margin_bytes: int
-    """Usable bytes minus that."""
+    """Usable bytes minus ``device_total_most_bytes``."""
     throughput: Throughput | None = None
     """None if the GPU's rates are unknown."""
 
@@ -66,9 +66,9 @@ class MethodLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     margin_bytes: int
     """Negative if it does not fit."""
     largest_batch_size: int | None = None
-    """At the recipe's length; None if not even 1 fits."""
+    """Largest batch size at the recipe's length; None if 1 does not fit."""
     longest_seq_len: int | None = None
-    """At the recipe's micro-batch."""
+    """Longest sequence at the recipe's micro-batch; None if no length fits."""
     changes: tuple[Change, ...] = ()
     """Changes that make it fit, if it does not."""
 
@@ -84,8 +84,8 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tried: int
     """Number of recipes that were compared with the GPU."""
     choices: tuple[Choice, ...]
-    """The fastest first; with unknown rates the one with the fewest FLOPs. Each later recipe needs less memory than all
-    before, or is the fastest of its method. Empty if nothing fits."""
+    """The fastest first, or without known rates the one with the fewest FLOPs. Each later recipe needs less memory than
+    all before it, or is the fastest of its method. Empty if nothing fits."""
     methods: tuple[MethodLimits, ...]
     assumptions: tuple[str, ...] = ()
     """Choices of model, recipes and GPU that the user did not make and that are not defaults, with reasons."""
@@ -112,7 +112,7 @@ class _Fitting(NamedTuple):
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Suspend the garbage collector: the search makes millions of objects and few cycles."""
+    """Return a context without garbage collection: the search makes millions of objects and few cycles."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -130,12 +130,12 @@ def make_plan(
     min_batch_tokens: int = 1,
     calibration: Calibration | None = None,
 ) -> Plan:
-    """Return what to run on ``device``: the best recipes of ``spec`` with the ``fixed`` settings.
+    """Return the plan for ``device``: the best recipes of ``spec`` with the ``fixed`` settings.
 
-    A step trains at least ``min_batch_tokens``: micro-batches are accumulated until it does.
+    A step accumulates micro-batches until it has at least ``min_batch_tokens``.
 
     Raises:
-        UserError: settings contradict each other, or the model does not support them; a step cannot train so many
+        UserError: settings contradict each other, or the model does not support them; a step cannot have so many
             tokens.
     """
     tried = 0
@@ -144,7 +144,7 @@ def make_plan(
     assumptions: dict[str, None] = {}
     for resolved in _open_recipes(spec, device, fixed):
         assumptions |= dict.fromkeys(resolved.assumptions)
-        leanest[resolved.recipe.method] = resolved  # the last of each method takes least
+        leanest[resolved.recipe.method] = resolved  # the last recipe of each method needs the least memory
         for sized in _micro_batches(resolved, "batch_size" in fixed, min_batch_tokens):
             tried += 1
             held = _hold(sized, device)
@@ -175,7 +175,7 @@ def make_plan(
 
 
 def enough_gpus(resolved: ResolvedRecipe) -> list[EnoughGpu]:
-    """Return the GPUs of the catalogue that the recipe fits: the smallest memory first, then the lowest board power.
+    """Return the GPUs of the catalogue that the recipe fits, sorted by memory, then by board power.
 
     Raises:
         UserError: the model does not support the recipe.
@@ -201,11 +201,12 @@ def enough_gpus(resolved: ResolvedRecipe) -> list[EnoughGpu]:
 
 
 def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Iterator[ResolvedRecipe]:
-    """Yield a recipe for each combination of open settings, at micro-batch 1. Within a method the one with least memory
-    is last.
+    """Yield a recipe for each combination of open settings, at micro-batch 1.
+
+    The last recipe of each method is the one with the least memory.
 
     Raises:
-        UserError: there is none.
+        UserError: no combination is possible.
     """
     half = "float16" if device.supports_bfloat16 is False else "bfloat16"
     usual = recipe_for(spec, seq_len=fixed.get("seq_len")).recipe
@@ -245,29 +246,29 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
             yield resolved
     if not found:
         if lacks:
-            raise UserError(f"{device.name} has no {lacks[0]}, which was asked for: leave that open")
+            raise UserError(f"{device.name} has no {lacks[0]}, which the settings require: leave that setting open")
         assert refusal is not None
         raise refusal
 
 
 def _precisions(parts: Parts, half: str) -> list[dict[str, Any]]:
-    """Return the precisions to search for a method, in ``half``; the one with least memory is last."""
+    """Return the precisions to search for a method, with 16-bit dtype ``half``. The last one needs the least memory."""
     mixed = "fp16" if half == "float16" else "bf16"
     if parts.adapter is not None:
-        unprepared = {} if parts.quantization is None else {"prepare_kbit": False}  # both leaner and faster
+        unprepared = {} if parts.quantization is None else {"prepare_kbit": False}  # less memory, and faster
         return [{"dtype": half, "mixed_precision": mixed, **unprepared}]
     of_full: list[dict[str, Any]] = [{"dtype": "float32", "mixed_precision": mixed}]
-    if half == "bfloat16":  # float16 has not the range to train weights in
+    if half == "bfloat16":  # float16's range is too small for trained weights
         of_full.append({"dtype": "bfloat16", "mixed_precision": "no"})
     return of_full
 
 
 def _attentions(device: Device, usual: Recipe, window: int | None) -> tuple[str, ...]:
-    """Return the attention to search, that with least memory last. flash_attn is added if the ``usual`` one is worse.
+    """Return the attention implementations to search. The last one needs the least memory.
 
-    If no sliding window is filled, sdpa runs the same kernel as flash_attn. If one is filled, flash_attn supports the
-    window and sdpa needs a mask. If sdpa is not possible, flash_attn is faster than eager attention and needs less
-    memory.
+    flash_attn is among them if the ``usual`` one is worse. If no sequence fills the sliding window, sdpa runs the same
+    kernel. If a sequence fills it, sdpa needs a mask, and flash_attn does not. If sdpa is not possible, flash_attn is
+    faster than eager attention and needs less memory.
     """
     attention = usual.attn_implementation
     if device.supports_flash_attention is False:
@@ -281,7 +282,7 @@ def _micro_batches(resolved: ResolvedRecipe, sized: bool, min_batch_tokens: int)
     """Yield the recipe with each micro-batch, accumulated to at least ``min_batch_tokens`` per step.
 
     Raises:
-        UserError: this takes more passes than a recipe can have.
+        UserError: this needs more passes than a recipe can have.
     """
     recipe = resolved.recipe
     size = recipe.batch_size
@@ -289,8 +290,8 @@ def _micro_batches(resolved: ResolvedRecipe, sized: bool, min_batch_tokens: int)
         passes = max(recipe.gradient_accumulation, -(-min_batch_tokens // (size * recipe.seq_len)))
         if passes > LARGEST_BATCH:
             raise UserError(
-                f"at least {min_batch_tokens:,} tokens a step take {passes:,} passes of {size * recipe.seq_len:,}, and "
-                f"{LARGEST_BATCH:,} are the most: ask for fewer"
+                f"at least {min_batch_tokens:,} tokens a step need {passes:,} passes of {size * recipe.seq_len:,} "
+                f"tokens, and the limit is {LARGEST_BATCH:,} passes: request fewer tokens"
             )
         yield resolved.replaced(batch_size=size, gradient_accumulation=passes)
         size *= 2
@@ -318,8 +319,7 @@ def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitti
         return step_flops(one.resolved).hardware / tokens if likely is None else likely.total / tokens
 
     def order(one: _Fitting) -> tuple[int, int, int]:
-        """Return the sort key of a recipe: by speed; among equally fast ones the most usual first, then the least
-        memory."""
+        """Return the sort key of a recipe: its speed, then the number of unusual settings, then its memory."""
         return round(log(seconds_a_token(one)) / ALIKE), _oddities(one.resolved.recipe), one.device_total_most_bytes
 
     ordered = sorted(fitting, key=order)
@@ -338,7 +338,7 @@ def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitti
 
 
 def _oddities(recipe: Recipe) -> int:
-    """Return the number of settings that people use only if they have to."""
+    """Return the number of settings that differ from the usual ones."""
     plain = {"loss": "standard", "optim": DEFAULT_OPTIMIZER, "attn_implementation": "sdpa"}
     return sum(getattr(recipe, name) not in (value, None) for name, value in plain.items())
 

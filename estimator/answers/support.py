@@ -1,4 +1,4 @@
-"""Check whether a GPU supports what a recipe runs on."""
+"""Check whether a GPU supports the kernels and dtypes of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Lack(NamedTuple):
 
 
 def _lack(recipe: Recipe, device: Device) -> _Lack | None:
-    """Return what ``recipe`` needs and ``device`` does not support. Unknown support counts as supported."""
+    """Return the feature of ``recipe`` that ``device`` does not support. Unknown support counts as supported."""
     if recipe.attn_implementation == "flash_attention_2" and device.supports_flash_attention is False:
         return _Lack("flash attention 2 (attn_implementation)", "sdpa or eager")
     if recipe.quantization is not None and device.supports_bitsandbytes is False:
@@ -39,13 +39,13 @@ def emulated(recipe: Recipe, device: Device) -> str:
 
 
 def unsupported(recipe: Recipe, device: Device) -> str:
-    """Return what of ``recipe`` ``device`` does not support or emulates; "" if nothing."""
+    """Return the feature of ``recipe`` that ``device`` does not support or emulates; "" if there is none."""
     lack = _lack(recipe, device)
     return lack.what if lack else emulated(recipe, device)
 
 
 def lacking_gpus(recipe: Recipe) -> dict[str, list[str]]:
-    """Return what the GPUs of the catalogue do not support of ``recipe``, each with the GPUs' names."""
+    """Return feature of ``recipe`` → names of the catalogue's GPUs that do not support it."""
     lacks: dict[str, list[str]] = {}
     for device in all_devices():
         lack = unsupported(recipe, device)
@@ -55,10 +55,10 @@ def lacking_gpus(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def refuse_lacking(recipe: Recipe, device: Device) -> None:
-    """Refuse a recipe that cannot run on ``device``, whatever its memory.
+    """Refuse a recipe that cannot run on ``device`` for other reasons than memory.
 
     Raises:
-        UserError: the device supports no flash attention, or no bitsandbytes.
+        UserError: the recipe needs flash_attn or bitsandbytes, and the device does not support it.
     """
     lack = _lack(recipe, device)
     if lack:

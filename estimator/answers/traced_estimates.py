@@ -1,6 +1,6 @@
-"""Estimates of architectures that have no closed form: what the trace of their real step holds.
+"""Estimates of architectures without a closed form, from the trace of their real step.
 
-They take torch, transformers, peft and some seconds, where the closed form takes none and milliseconds.
+They need torch, transformers, peft and some seconds. The closed form needs none of these packages, and milliseconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def trace_for_estimate(
     """Return the trace of the recipe.
 
     Raises:
-        UserError: what cannot be traced, or a package that the trace takes is not installed.
+        UserError: the recipe cannot be traced, or a package that the trace needs is not installed.
     """
     spec = resolved.spec
     try:
@@ -37,13 +37,13 @@ def trace_for_estimate(
         return trace(resolved, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress)
     except ImportError as error:
         raise UserError(
-            f"{spec.name}: {no_closed_form(spec.model_type)}, and to trace it takes {error.name}, which is not "
+            f"{spec.name}: {no_closed_form(spec.model_type)}, and a trace needs {error.name}, which is not "
             "installed: pip install 'lorabench[bench]'"
         ) from error
 
 
 def traced_terms(resolved: ResolvedRecipe, traced: Trace) -> tuple[Term, ...]:
-    """Return what is held for the whole training, as the trace of the recipe counted it."""
+    """Return the persistent terms of the recipe, with the bytes of its trace."""
     return tuple(_terms(resolved, traced.parameters, traced.memory.components))
 
 

@@ -1,4 +1,4 @@
-"""Whether a recipe fits a GPU, by how much, and what would make it fit."""
+"""The verdict: whether a recipe fits a GPU, its margin, and changes that make it fit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LENGTH_STEP = 128
 LARGEST_BATCH = 2**31 - 1
 """The largest batch size of a `Recipe`."""
 MOST_CHANGES = 3
-"""At most this many ways to make a recipe fit are returned."""
+"""The largest number of changes that are returned."""
 
 
 Fit = Literal["fits", "tight", "does not fit"]
@@ -59,10 +59,10 @@ class Verdict(NamedTuple):
 
 
 def judge(resolved: ResolvedRecipe, memory: Breakdown, device: Device, *, replay: bool = False) -> Verdict:
-    """Return whether the recipe, which takes ``memory``, fits ``device``.
+    """Return whether the recipe, with its ``memory``, fits ``device``.
 
-    With ``replay`` the allocator decides, which gives cached segments back before it fails; without it, the upper end
-    of the range of ``memory``.
+    With ``replay``, the verdict is the allocator's, which gives cached segments back before it fails. Without it, the
+    verdict is by the upper end of the range of ``memory``.
     """
     search = (_ReplayedSearch if replay else _Search)(device, device.usable_bytes)
     answer, margin = search.judge(resolved, memory)
@@ -77,10 +77,10 @@ def judge(resolved: ResolvedRecipe, memory: Breakdown, device: Device, *, replay
 
 
 def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
-    """Return whether an estimate for CUDA fits a GPU of ``device_bytes``, and the bytes to spare in the worst case.
+    """Return whether an estimate for CUDA fits a GPU of ``device_bytes``, and the margin in the worst case.
 
-    If reserved bytes have a range, it is tight as long as the point estimate is within the memory. If they are
-    replayed, it is tight as long as the allocated blocks are, since the allocator may give back what is cached.
+    If reserved bytes have a range, it is tight if the point estimate is within the memory. If they were replayed, it is
+    tight if the allocated blocks are, since the allocator may give cached segments back.
     """
     assert memory.device_total_bytes is not None
     assert memory.device_total_range_bytes is not None
@@ -94,7 +94,7 @@ def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
 
 
 def states_fit(resolved: ResolvedRecipe, usable: int) -> bool:
-    """Return whether the persistent memory alone fits into ``usable`` bytes. If not, no more needs computing."""
+    """Return whether the persistent memory alone fits into ``usable`` bytes. It is a cheap first check."""
     held = states(resolved, "cuda")
     return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in PERSISTENT) <= usable
 
@@ -113,7 +113,7 @@ class _Setup(NamedTuple):
 
 
 class _Search:
-    """Searches for what fits a device."""
+    """Searches for settings that fit a device."""
 
     def __init__(self, device: Device, usable: int) -> None:
         self.device = device
@@ -121,11 +121,11 @@ class _Search:
         self.half = "float16" if device.supports_bfloat16 is False else "bfloat16"
 
     def judge(self, resolved: ResolvedRecipe, memory: Breakdown) -> tuple[Fit, int]:
-        """Return whether the recipe, which takes ``memory``, fits, and by how many bytes at worst."""
+        """Return whether the recipe, with its ``memory``, fits, and the margin in bytes in the worst case."""
         return hold_against(memory, self.device.memory_bytes)
 
     def fits(self, setup: _Setup) -> bool:
-        """Return whether the upper end of the device total is usable."""
+        """Return whether the upper end of the device total is within the usable bytes."""
         return self.device_total(setup) <= self.usable
 
     def hopeless(self, setup: _Setup) -> bool:
@@ -164,7 +164,7 @@ class _Search:
     def changes(self, setup: _Setup) -> Iterator[Change]:
         """Yield single changes that make ``setup`` fit; if there are none, pairs of changes.
 
-        A pair counts as harmful as the more harmful of its two changes.
+        Pairs are sorted by the more intrusive of their two changes, then by the other one.
         """
         for many in (1, 2):
             found = False
@@ -208,7 +208,7 @@ class _Search:
         ]
 
     def _with(self, setup: _Setup, **settings: Any) -> _Setup:
-        """Return ``setup`` with other settings. Settings that had no meaning before have their default.
+        """Return ``setup`` with other settings. Settings that did not apply before have their default.
 
         Raises:
             UserError: settings contradict each other.
@@ -217,7 +217,7 @@ class _Search:
         del changed["model"]
         return setup._replace(resolved=recipe_for(setup.resolved.spec, **changed))
 
-    # Each returns the setup with one change, or None where that is no change or cannot be.
+    # Each returns the setup with one change, or None if it changes nothing or is impossible.
 
     def _expandable_segments(self, setup: _Setup) -> _Setup | None:
         return setup._replace(expandable_segments=True)
@@ -246,7 +246,7 @@ class _Search:
     def _half_precision(self, setup: _Setup) -> _Setup | None:
         recipe = setup.recipe
         if recipe.dtype != "float32" or (recipe.adapter is None and self.half == "float16"):
-            return None  # weights that train need bfloat16's range
+            return None  # trained weights need bfloat16's range
         return self._with(setup, dtype=self.half)
 
     def _lora(self, setup: _Setup) -> _Setup | None:
@@ -268,12 +268,12 @@ class _Search:
 
 
 class _ReplayedSearch(_Search):
-    """What the allocator can serve on a device: it gives cached segments back before it fails."""
+    """Searches by replays of the allocator, which gives cached segments back before it fails."""
 
     def judge(self, resolved: ResolvedRecipe, memory: Breakdown) -> tuple[Fit, int]:
-        """Return whether the recipe, which takes ``memory``, runs with the largest context, the smallest, or neither.
+        """Return whether the recipe, with its ``memory``, runs with the largest context, the smallest, or neither.
 
-        The bytes are what is left if nothing is given back, and 0 if it fits since something is.
+        The margin assumes that the allocator gives nothing back. It is 0 if the recipe fits only because it does.
         """
         assert memory.device_total_range_bytes is not None
         margin = self.usable - memory.device_total_range_bytes[1]
@@ -288,9 +288,9 @@ class _ReplayedSearch(_Search):
         return training.replay(capacity=self.usable - context_bytes).out_of_memory is None
 
     def device_total(self, setup: _Setup) -> int:
-        """Return what is taken with the largest context; more than is usable if the allocator runs out.
+        """Return the device total with the largest context; more than the usable bytes if the allocator runs out.
 
-        The replay is left out if what tensors ask for is too much already, or the upper end of the range is not.
+        There is no replay if the tensors alone are too large, or if the upper end of the range is usable.
         """
         capability = self.device.compute_capability
         memory = estimate_memory(setup.resolved, compute_capability=capability)
@@ -305,7 +305,8 @@ class _ReplayedSearch(_Search):
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:
-    """Return the largest number from 1 to ``most`` that fits. All numbers below one that fits must fit too."""
+    """Return the largest number from 1 to ``most`` that fits; None if 1 does not. It is a binary search: if a number
+    fits, all smaller ones must fit."""
     if most < 1 or not fits(1):
         return None
     low, high = 1, 2
@@ -319,7 +320,7 @@ def _largest(fits: Callable[[int], bool], most: int) -> int | None:
 
 
 def _differences(before: _Setup, after: _Setup) -> dict[str, Any]:
-    """Return the changed settings, without those that had no meaning before and now have their default."""
+    """Return the changed settings, without those that did not apply before and now have their default."""
     old, new = before.recipe.settings(), after.recipe.settings()
     settings = {name: value for name, value in new.items() if name in old and value != old[name]}
     if after.expandable_segments:

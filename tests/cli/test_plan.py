@@ -150,12 +150,12 @@ def test_a_length_beyond_the_model_is_warned_of(lorabench: Any, target: list[str
         (["--all-gpus", "--gpu", "l4"], "--gpu has no meaning with --all-gpus"),
         (["--all-gpus", "--min-batch-tokens", "5k"], "--min-batch-tokens has no meaning with --all-gpus"),
         (["--gpu", "l4", "--min-batch-tokens", "-5"], "is not a number of tokens"),
-        (["--gpu", "l4", "--min-batch-tokens", "1e15"], "488,281,250,000 passes of 2,048, and 2,147,483,647 are"),
+        (["--gpu", "l4", "--min-batch-tokens", "1e15"], "488,281,250,000 passes of 2,048 tokens, and the limit"),
         (["--gpu", "l4", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
         (["--gpu", "l4", "--target-modules", "nothing"], "nothing"),
         (["--all-gpus", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
         (["--gpu", "t4", "--attn-implementation", "flash_attention_2"], "t4 has no flash attention 2 (attn_impl"),
-        (["--gpu", "t4", "--dtype", "bfloat16"], "t4 has no bfloat16, which was asked for"),
+        (["--gpu", "t4", "--dtype", "bfloat16"], "t4 has no bfloat16, which the settings require"),
     ],
 )
 def test_wrong_use_is_refused_in_one_line(lorabench: Any, arguments: list[str], said: str) -> None:

@@ -151,7 +151,7 @@ def test_without_torch_the_families_that_need_none_are_named(monkeypatch: pytest
 def test_without_peft_the_trace_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = read_config(other_config("olmo3"), "small/olmo3")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match=r"no closed form.*takes peft.*lorabench\[bench\]"):
+    with pytest.raises(UserError, match=r"no closed form.*needs peft.*lorabench\[bench\]"):
         estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64)))
 
 
