@@ -1,1 +1,1 @@
-"""The recipe, and what it names and counts on one model."""
+"""The recipe, and the modules, tensors and parameters that it has on one model."""

@@ -11,18 +11,18 @@ from lorabench.estimator.recipes.layer_tensors import adapter_tensors
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""Our name of a dtype → safetensors', in the order in which it writes them."""
+"""Our name of a dtype → its name in safetensors, in the order in which safetensors writes them."""
 
 
 def adapter_file_bytes(resolved: ResolvedRecipe) -> int | None:
     """Return the size of the ``adapter_model.safetensors`` that peft writes; None for full fine-tuning.
 
-    A safetensors file is the length of its header (8 bytes), the header (JSON, padded with blanks to a multiple of 8),
+    A safetensors file has the length of its header (8 bytes), the header (JSON, padded with blanks to a multiple of 8),
     and the tensors (https://huggingface.co/docs/safetensors). The header has each tensor's name, dtype, shape and
-    offsets, in the order of the dtypes, then of the names.
+    offsets, sorted by dtype, then by name.
 
     Raises:
-        UserError: target modules or modules to save that the model does not have.
+        UserError: the model lacks target modules or modules to save.
     """
     recipe = resolved.recipe
     if recipe.adapter is None:
@@ -46,7 +46,7 @@ def adapter_state(resolved: ResolvedRecipe) -> Iterator[tuple[str, tuple[int, ..
     """Yield the name in peft's state dict and the shape of each adapter tensor.
 
     Raises:
-        UserError: target modules that the model does not have.
+        UserError: the model lacks target modules.
     """
     spec, adapter = resolved.spec, resolved.recipe.adapter
     if adapter is None:

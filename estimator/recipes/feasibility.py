@@ -36,11 +36,11 @@ FUSED_LOSS_MODEL_TYPES = frozenset(
         "smollm3",
     }
 )
-"""Model types with a fused loss in Liger. For all others Liger leaves the logits as they are."""
+"""Model types with a fused loss in Liger. For all others Liger does not change the loss."""
 
 
 def has_closed_form(spec: ModelSpec) -> bool:
-    """Return whether memory and speed of the architecture of ``spec`` are computed without torch."""
+    """Return whether the architecture of ``spec`` has a closed form, so that its memory and speed need no torch."""
     return spec.model_type in MODEL_TYPES
 
 
@@ -52,7 +52,7 @@ def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
     if 0 < longest < recipe.seq_len:
         warnings.append(
             f"seq_len {recipe.seq_len} is longer than the {longest} positions that {spec.name} was made for: it runs, "
-            "but may not learn well there"
+            "but may not learn well beyond them"
         )
     if recipe.quantization is not None:
         experts = sum(group.count * weight.parameters for group in spec.layers for weight in group.experts)
@@ -62,7 +62,7 @@ def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
                 f"{recipe.unquantized_dtype}: "
                 "transformers 5 keeps experts and routers as parameters, and bitsandbytes quantises linear layers only"
             )
-    if recipe.adapter is not None and has_closed_form(spec):  # of others, linear layers are not known without a trace
+    if recipe.adapter is not None and has_closed_form(spec):  # other models' adapted layers are known only from a trace
         warnings += recipe.adapter.warnings([linear for linear, _ in resolved.adapted_linears])
     return tuple(warnings)
 
@@ -95,7 +95,7 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             "attn_implementation",
             f"{spec.name} caps its attention scores, which sdpa cannot",
             "--attn-implementation eager or flash_attention_2",
-            # What transformers 4.45 made its default (pull request 32865); flash_attention_2 is a package more.
+            # The default since transformers 4.45 (pull request 32865). flash_attention_2 needs another package.
             {"attn_implementation": "eager"},
         )
     if not spec.has_sdpa and recipe.attn_implementation == "sdpa":
@@ -121,7 +121,7 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
     yield from of_adapter
     optimizer = OPTIMIZERS[recipe.optim]
     if of_adapter or len(optimizer.dtypes) == len(DTYPES) or not has_closed_form(spec):
-        return  # the optimizer steps every dtype, or the trained tensors are not known
+        return  # the optimizer supports all dtypes, or the trained tensors are not known
     refused = (alike.dtype for alike in resolved.trained_tensors if not optimizer.steps(alike))
     dtype = next(refused, None)
     if dtype is not None:

@@ -9,7 +9,7 @@ from lorabench.estimator.models.spec import Layers, Weight
 
 
 def base_shapes(group: Layers) -> list[tuple[int, ...]]:
-    """Return the shape of each parameter that a layer of ``group`` has in the base model."""
+    """Return the shapes of the base model's parameters in a layer of ``group``."""
     shapes: list[tuple[int, ...]] = []
     for linear in group.linears:
         shapes.append((linear.out_features, linear.in_features))
@@ -19,9 +19,9 @@ def base_shapes(group: Layers) -> list[tuple[int, ...]]:
 
 
 def adapter_tensors(group: Layers, adapter: Adapter, targets: Container[str]) -> Iterator[tuple[str, AdapterTensor]]:
-    """Yield the tensors that ``adapter`` adds to a layer of ``group``, each with the path of what it adapts.
+    """Yield the tensors that ``adapter`` adds to a layer of ``group``, each with the path of its module in peft.
 
-    ``targets`` are the names of the adapted linear layers.
+    ``targets``: names of the adapted linear layers.
     """
     for linear in group.linears:
         if linear.name in targets:
@@ -31,7 +31,7 @@ def adapter_tensors(group: Layers, adapter: Adapter, targets: Container[str]) ->
 
 
 def _wrapped_paths(weights: list[Weight]) -> Iterator[tuple[str, Weight]]:
-    """Yield the path of each parameter's adapter: peft wraps a module once for each, the last outermost."""
+    """Yield the path of each parameter's adapter. peft wraps a module once per parameter, the last one outermost."""
     modules = [weight.name.rpartition(".")[0] for weight in weights]
     for index, (module, weight) in enumerate(zip(modules, weights, strict=True)):
         yield module + ".base_layer" * modules[index + 1 :].count(module), weight

@@ -1,7 +1,7 @@
-"""The modules that train beside the adapters: those in a recipe's `modules_to_save`, found in one model.
+"""The modules that train in full beside the adapters: a recipe's `modules_to_save`, found in one model.
 
 peft copies such a module, trains the copy and freezes the original. The copy has the dtype of the original;
-`adapter_dtype` is for adapters only. If embedding and head are tied, each gets its own copy, and the tie ends.
+`adapter_dtype` applies only to adapters. Tied embedding and head get a copy each, and are no longer tied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class SavedModule(NamedTuple):
     path: str
     """Path in the model, such as ``model.embed_tokens``."""
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
-    """Name in the module and shape of each parameter."""
+    """Name inside the module and shape of each parameter."""
     embedding: bool
 
     @property
@@ -29,12 +29,12 @@ class SavedModule(NamedTuple):
 
 
 def resolve_modules_to_save(spec: ModelSpec, names: str | None) -> tuple[SavedModule, ...]:
-    """Return the modules that train whole beside the adapters, in the order of the model.
+    """Return the modules that train in full beside the adapters, in the order of the model.
 
-    ``names`` is the recipe's `modules_to_save`: names separated by commas, or None.
+    ``names``: the recipe's `modules_to_save`, names separated by commas, or None.
 
     Raises:
-        UserError: neither an embedding nor the head has one of the names.
+        UserError: a name is neither an embedding nor the head.
     """
     if names is None:
         return ()

@@ -1,4 +1,4 @@
-"""Names that other tools have for a recipe's options, with the name to write here."""
+"""Other tools' names for a recipe's options, each with its name here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lorabench.estimator.errors import did_you_mean
 from lorabench.estimator.optimizers.table import LEFT_OUT
 
 INSTEAD = {
-    "model": "model",  # for the command line, where it is no option
+    "model": "model",  # for the command line, which takes it as an argument
     "model_name_or_path": "model",
     "model_name": "model",
     "base_model": "model",
@@ -51,7 +51,7 @@ INSTEAD = {
     "use_liger": "loss=liger",
     "use_liger_kernel": "loss=liger",
 }
-"""Name in another tool → option of the same meaning, with its value if the name implies one."""
+"""Name in another tool → option with the same meaning here, with its value if the name implies one."""
 
 _RATE = "the learning rate is fixed: it changes neither memory nor speed"
 _ONE_GPU = "a recipe is for one GPU"
@@ -68,11 +68,11 @@ NOT_HERE = {
     "use_dora": _DORA,
     "load_in_8bit": "weights are quantised to 4 bits only, by method qlora",
 }
-"""Name in another tool → reason why there is no such option here."""
+"""Name in another tool → the reason why there is no such option here."""
 
 
 def name_here(name: str, options: Iterable[str], write: Callable[[str, str], str] = "{}={}".format) -> str | None:
-    """Return a clause that says what to write instead of another tool's ``name``, or why there is no such option.
+    """Return a clause with the option to write for another tool's ``name``, or the reason why there is none.
 
     ``write`` formats an option and its value; the value is empty if the name implies none. The result is None if the
     name is unknown, or its option is not among ``options``.

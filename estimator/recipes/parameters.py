@@ -1,4 +1,4 @@
-"""How many parameters a recipe has: the model's, the adapters', those that train, those that are quantised."""
+"""The numbers of a recipe's parameters: total, trainable, quantised, and in adapters."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from msgspec import Struct
 
 
 class ParameterCounts(Struct, frozen=True, kw_only=True):
-    """Elements of the model's tensors under one recipe."""
+    """Numbers of elements of the model's tensors under one recipe."""
 
     total: int
-    """All of them, the adapters' included."""
+    """All elements, including adapters."""
     trainable: int
     quantized: int
     """Weights stored in 4 bits."""
     adapter: int
-    """What peft adds: adapters, and copies of the modules to save."""
+    """Elements that peft adds: adapters, and copies of the modules to save."""
     by_part: dict[str, int]
-    """The base model's, by part."""
+    """Elements of the base model, by part."""

@@ -1,9 +1,9 @@
-"""The recipe: everything that decides the memory and the speed of one fine-tuning step.
+"""The recipe: all settings that determine the memory and the speed of one fine-tuning step.
 
-One frozen object serves all three answers: what `estimate` computes from is what `trace` and `run` build and train.
-People write a recipe as flat settings, most of which have the names that Hugging Face has (`other_names` says which
-have another). A recipe holds what every recipe has as fields, and an adapter and a quantisation with settings of their
-own where it has them. `make_recipe` and `Recipe.settings` convert between the two; nothing else does.
+`estimate`, `trace` and `run` use the same frozen object. People write a recipe as flat settings, mostly with the names
+of Hugging Face (`other_names` lists the exceptions). A `Recipe` has fields for the settings of all recipes, and an
+adapter and a quantisation with settings of their own if it has them. Only `make_recipe` and `Recipe.settings` convert
+between the two forms.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ else:
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One fine-tuning setup. The constructor validates it; `make_recipe` fills in the defaults of its method.
 
-    Frozen and hashable; `msgspec.json` and `msgspec.yaml` encode and decode it. Two recipes are equal exactly if they
-    train the same thing.
+    It is frozen and hashable; `msgspec.json` and `msgspec.yaml` encode and decode it. Two recipes are equal if and only
+    if they train the same thing.
 
-    Raises ValueError if settings contradict each other; the message names the setting and a fix.
+    Raises:
+        ValueError: settings contradict each other. The message names the setting and a remedy.
     """
 
     model: str
-    """The model's name: a catalogue name, or what its config.json was read from."""
+    """The model's name: a catalogue name, or the source of its config.json."""
     adapter: AnyAdapter | None
     """The adapter that trains beside the frozen model; None if the model itself trains."""
     dtype: Dtype
@@ -56,11 +57,11 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     quantization: FourBit | None
     """Quantisation of the linear layers' weights; None without."""
     optim: Optim = DEFAULT_OPTIMIZER
-    """A value of transformers' `OptimizerNames` that the table of optimizers has a row for."""
+    """A value of transformers' `OptimizerNames` with a row in the table of optimizers."""
     batch_size: PositiveInt = 1
     """Sequences in one forward and backward pass."""
     seq_len: PositiveInt = 2048
-    """Tokens in each sequence; the text is packed, so none is padding."""
+    """Tokens in each sequence. Text is packed, so there is no padding."""
     gradient_accumulation: PositiveInt = 1
     """Forward and backward passes before each optimizer step."""
     gradient_checkpointing: bool = True
@@ -71,7 +72,9 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if method_of(self.adapter, self.quantization) is None:
-            raise ValueError("no method quantises the base weights so: leave quantization out, or use method qlora")
+            raise ValueError(
+                "no method has this adapter with quantised base weights: leave quantization out, or use method qlora"
+            )
         if self.mixed_precision != "fp16":
             return
         if self.trained_dtype == "float16":
@@ -104,7 +107,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def modules_to_save(self) -> str | None:
-        """Names of modules that train whole beside the adapters; None without."""
+        """Names of modules that train in full beside the adapters; None without such modules."""
         return None if self.adapter is None else self.adapter.modules_to_save
 
     @property
@@ -122,32 +125,32 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def unquantized_dtype(self) -> Dtype:
-        """Dtype of the base weights that are not stored in 4 bits: peft's preparation raises it to float32."""
+        """Dtype of the base weights that are not stored in 4 bits. peft's preparation casts them to float32."""
         return "float32" if self.prepared else self.dtype
 
     @property
     def prepared(self) -> bool:
-        """Whether peft's preparation raises what is not quantised to float32."""
+        """Whether peft's preparation casts unquantised weights to float32."""
         return self.quantization is not None and self.quantization.prepare_kbit
 
     @property
     def compute_dtype(self) -> Dtype:
-        """Dtype of the matmuls: autocast's, or without autocast that of the base weights."""
+        """Dtype of the matmuls: autocast's, or without autocast the base weights'."""
         if self.mixed_precision != "no":
             return "bfloat16" if self.mixed_precision == "bf16" else "float16"
         return self.dtype
 
     def setting(self, name: str) -> Any:
-        """Return the value of a flat setting; None if it has no meaning for the method."""
+        """Return the value of a flat setting; None if it does not apply to the method."""
         if name == "method":
             return self.method
         parts = (part for part in (self, self.adapter, self.quantization) if part is not None)
         return next((getattr(part, name) for part in parts if name in part.__struct_fields__), None)
 
     def settings(self) -> dict[str, Any]:
-        """Return the flat settings that `make_recipe` makes this recipe from, in the order of display.
+        """Return the flat settings from which `make_recipe` makes this recipe, in the order of display.
 
-        Settings are left out if they have no meaning for the method, are None, or are switches that are off by default.
+        Settings are left out if they do not apply to the method, are None, or are switches at their default, off.
         """
         values = {name: self.setting(name) for name in SETTINGS}
         return {name: value for name, value in values.items() if value is not None and (value or name not in OFF)}
@@ -155,12 +158,12 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def digest(self, model_config: dict[str, Any]) -> str:
         """Return the 12 hex digits that identify this recipe on this architecture, in file names and comparisons.
 
-        The model's name is not part of it: the same shapes under another name or path are the same recipe.
+        It does not include the model's name: the same shapes under another name or path are the same recipe.
         """
         return digest_of(dict.fromkeys(STATED_WITHOUT_MEANING) | self.settings(), model_config)
 
     def describe(self) -> dict[str, str]:
-        """Return every setting with a meaning for this recipe, as displayed."""
+        """Return every setting that applies to this recipe, as displayed."""
         return {name: _in_words(value) for name, value in self.settings().items()}
 
     def label(self) -> str:
@@ -178,12 +181,12 @@ STATED_WITHOUT_MEANING = (
     *("rank", "lora_alpha", "lora_dropout", "target_modules", "adapter_dtype"),
     *("quant_type", "double_quant", "prepare_kbit"),
 )
-"""Settings that a digest states as null if they have no meaning: those of the first schema. All other settings are
-stated only if they are set, so a new setting that is None or off by default leaves older digests unchanged."""
+"""Settings of the first schema. A digest includes them as null if they do not apply. It includes all other settings
+only if they are set, so a new setting that is None or off by default leaves older digests unchanged."""
 
 
 def digest_of(settings: dict[str, Any], model_config: dict[str, Any]) -> str:
-    """Return the digest of a recipe from its flat settings as JSON has them; see `Recipe.digest`."""
+    """Return the digest of a recipe from its flat settings, as in JSON; see `Recipe.digest`."""
     stated = {
         name: value
         for name, value in settings.items()
@@ -256,14 +259,14 @@ class RecipeOptions(TypedDict, total=False):
 
 
 def settings_of(method: Method) -> frozenset[str]:
-    """Return the settings that have a meaning for ``method``."""
+    """Return the settings that apply to ``method``."""
     return frozenset(SETTINGS) - set(ADAPTER_SETTINGS) - set(FourBit.__struct_fields__) | set(METHODS[method].settings)
 
 
 def make_recipe(model: str, **options: Any) -> Recipe:
-    """Return the recipe of ``model`` with the flat settings ``options``. An option that is None counts as missing.
+    """Return the recipe of ``model`` with the flat settings ``options``.
 
-    Missing options have the usual default.
+    An option that is missing or None has its default.
 
     Raises:
         UserError: an option is unknown, a value has the wrong type or is out of range, or options contradict each
@@ -279,10 +282,10 @@ def make_recipe(model: str, **options: Any) -> Recipe:
 
 
 def option_value(option: str, value: Any) -> Any:
-    """Return the value of ``option`` as `Recipe` stores it, from how people write it: 4096 for the length ``4k``.
+    """Return the value of ``option`` for `Recipe` from its spelling by people: 4096 for the length ``4k``.
 
     Raises:
-        UserError: it is not a valid choice or length, or it is a list instead of names separated by commas.
+        UserError: the value is not a valid choice or length, or is a list instead of names separated by commas.
     """
     if isinstance(value, (list, tuple)) and option in ("target_modules", "modules_to_save"):
         names = ",".join(map(str, value))
@@ -299,10 +302,10 @@ def option_value(option: str, value: Any) -> Any:
 
 
 def _nested(settings: dict[str, Any]) -> Recipe:
-    """Return the recipe of flat settings whose types were checked.
+    """Return the recipe of flat settings, whose types have been checked.
 
     Raises:
-        UserError: a setting has no meaning for the method, or settings contradict each other.
+        UserError: a setting does not apply to the method, or settings contradict each other.
     """
     method: Method = settings.pop("method", "lora")
     parts = METHODS[method]

@@ -1,7 +1,7 @@
 """A recipe together with the model that it trains.
 
-A recipe alone names modules, such as ``all-linear``. Only the model says which tensors those are, so whatever needs
-both takes a `ResolvedRecipe`. It works each answer out once, when it is first asked for.
+A recipe alone only names modules, such as ``all-linear``; which tensors those are depends on the model. Code that needs
+them takes a `ResolvedRecipe`. It computes each property once, on first use.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from lorabench.estimator.recipes.target_modules import resolve_target_modules
 
 
 class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
-    """A recipe on one model, and the modules and tensors that it trains there.
+    """A recipe on one model, with the modules and tensors that it trains.
 
-    The properties that name modules raise a UserError if the model does not have them.
+    The properties that look up modules raise a UserError if the model does not have them.
     """
 
     spec: ModelSpec
     recipe: Recipe
     assumptions: tuple[str, ...] = ()
-    """Settings and model names that the user did not give and that are not the defaults, one line each with the
+    """Settings and model names that the user did not choose and that are not the defaults: one line each, with the
     reason."""
 
     def replaced(self, **fields: Any) -> Self:
@@ -54,7 +54,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
 
     @cached_property
     def modules_to_save(self) -> tuple[SavedModule, ...]:
-        """The modules that train whole beside the adapters, in the order of the model."""
+        """The modules that train in full beside the adapters, in the order of the model."""
         return resolve_modules_to_save(self.spec, self.recipe.modules_to_save)
 
     @cached_property
@@ -82,11 +82,11 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
 
     @cached_property
     def trained_tensors(self) -> tuple[TrainedTensors, ...]:
-        """The tensors that train, in the order of the model, in which an optimizer steps through them.
+        """The trained tensors in the order of the model, which is that of the optimizer's step.
 
-        With an adapter: the tensors that the method declares, and the modules to save as they are. Without: all of the
-        model. The first of several equal layers has an entry of its own and the others share one, so every tensor that
-        follows another in the model also follows it here.
+        With an adapter, they are the tensors that the method declares, and the modules to save; without one, all
+        parameters of the model. For several identical layers, the first has entries of its own and the others share
+        one per tensor. So each pair of consecutive tensors in the model is also consecutive here.
         """
         return tuple(self._trained_tensors())
 
@@ -125,7 +125,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
 
     @cached_property
     def parameters(self) -> ParameterCounts:
-        """How many parameters there are, train and are quantised."""
+        """The numbers of parameters: total, trainable and quantised."""
         spec, recipe = self.spec, self.recipe
         adapter = 0
         if recipe.adapter is not None:
@@ -140,7 +140,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
 
 
 def _in_layers(shapes: list[tuple[int, ...]], layers: int) -> Iterator[tuple[tuple[int, ...], int, bool]]:
-    """Yield shape, number and whether it is an embedding: of the first layer, then of all others together."""
+    """Yield (shape, count, is embedding) for the tensors of the first layer, then for those of all other layers."""
     for count in (1, layers - 1):
         if count:
             yield from ((shape, count, False) for shape in shapes)

@@ -1,4 +1,4 @@
-"""Find the linear layers that get adapters: those in a recipe's `target_modules`."""
+"""Find the linear layers that get adapters: a recipe's `target_modules` in one model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
 
 
 def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[str, ...]:
-    """Return the `Linear.name` of every linear layer that gets an adapter, each once, in the order of the layers.
+    """Return the `Linear.name` of every linear layer that gets an adapter, without duplicates, in the model's order.
 
     The names are paths inside a layer, such as ``attn.c_proj``. The last component would be ambiguous in GPT-2, which
     has a ``c_proj`` in attention and one in the feed-forward. peft accepts paths, since it matches the end of a
-    module's name. Likewise a user may write the last component or a longer end of the path. Without ``adapter`` (full
+    module's name. Users may write the last component, or a longer end of the path. Without ``adapter`` (full
     fine-tuning) the result is empty.
 
     Raises:
@@ -41,7 +41,7 @@ def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[st
         if not any(_ends_with(linear.name, name) for linear in linears):
             if any(_ends_with(module.path, name) for module in embeddings_and_head(spec)):
                 raise UserError(
-                    f"target_modules: {name} of {spec.name} gets no adapter, but trains whole with "
+                    f"target_modules: adapters cannot attach to {name} of {spec.name}: train it in full with "
                     f"--modules-to-save {name.rsplit('.', 1)[-1]}"
                 )
             last_components = {linear.name.rsplit(".", 1)[-1] for linear in linears}

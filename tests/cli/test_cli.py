@@ -63,7 +63,7 @@ def test_version() -> None:
         (["estimate", "gpt2", "--batchsize", "2"], "--batch-size"),
         (["calibrate", "--bf16"], "No such option"),
         (["estimate", "gpt2", "--optim", "adamw_torch_4bit"], "'adamw_torch_4bit': torchao compiles its step at "),
-        (["estimate", "smollm2-135m", "--target-modules", "lm_head"], "trains whole with --modules-to-save lm_head"),
+        (["estimate", "smollm2-135m", "--target-modules", "lm_head"], "full with --modules-to-save lm_head"),
         (["run", "smoke", "-o", ""], "'-o' / '--output': the path is empty: write one"),
         (["report", "--model", "gpt2", "-o", ""], "'-o' / '--output': the path is empty: write one"),
     ],
