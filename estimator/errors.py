@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause, and the nearest valid choice to what they wrote."""
+"""The error for wrong user input, and the valid choice nearest to a misspelt word."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Iterable
 
 MOST_NEAR = 4
-"""Names that are offered for one word."""
+"""Most names that a suggestion lists."""
 
 
 class UserError(Exception):
-    """Bad input: its text is one line that says what is wrong, where, and how to mend it.
+    """Wrong user input. The text is one line: the place, the mistake, and a remedy.
 
-    The command line prints it and exits with code 2; anything else that escapes is a bug and shows a traceback.
+    The command line prints it and exits with code 2. Any other exception that reaches it is a bug, with a traceback.
     """
 
     def __init__(self, message: str) -> None:
@@ -20,10 +20,10 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, choices: Iterable[str], *, say_all_up_to: int = 8) -> str:
-    """Return a clause that names the nearest of ``choices`` to ``word``, or all of them where they are few.
+    """Return a clause with the choices nearest to ``word``, or with all choices if there are at most ``say_all_up_to``.
 
-    Nearest are the names that begin with ``word``, in their own order, or of more than a few the one most alike;
-    without any, the one most alike of all. Only letters and digits are compared.
+    Nearest are the choices that begin with ``word``, if there are at most `MOST_NEAR`. If there are more, it is the
+    most similar one of them; if there are none, the most similar of all choices. Only letters and digits are compared.
     """
     names = list(choices)
     bare = {_bare(name): name for name in names}

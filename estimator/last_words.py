@@ -1,6 +1,6 @@
-"""What a process has written to a file that nobody sees, shown if the process dies.
+"""Show the hidden output of a process if the process dies.
 
-A process that dies cannot show it: C code may exit, abort or crash. So another process waits for its end.
+The process itself cannot show it, since C code may exit, abort or crash. So another process waits for its end.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MOST_LINES = 20
 
 @contextmanager
 def last_words(written: int) -> Iterator[None]:
-    """Show the end of the file ``written``, a descriptor, on standard error if this process dies inside."""
+    """Return a context: if this process dies inside, the end of file ``written`` (a descriptor) goes to stderr."""
     try:
-        # A session of its own, so that an interrupt at the terminal leaves it waiting.
+        # In a new session, an interrupt at the terminal does not end it.
         watcher = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(written)],
             stdin=subprocess.PIPE,
@@ -26,7 +26,7 @@ def last_words(written: int) -> Iterator[None]:
             pass_fds=[written],
             start_new_session=True,
         )
-    except OSError:  # no process can be started here: go without
+    except OSError:  # no process can be started here
         yield
         return
     try:
@@ -37,11 +37,11 @@ def last_words(written: int) -> Iterator[None]:
 
 
 def main(written: int) -> None:
-    """Wait until the process that started this one says that it lives, or has died."""
+    """Wait until the parent process reports that it is alive, or dies. If it died, show the end of its output."""
     if sys.stdin.buffer.read(1):
         return
     said = os.pread(written, os.fstat(written).st_size, 0).decode(errors="replace").strip().splitlines()
-    ending = "without a word of theirs" if not said else "and they wrote last:"
+    ending = "without any output of theirs" if not said else "and their last output was:"
     head = f"lorabench: this process ended while libraries ran, {ending}"
     print(*[head, *said[-MOST_LINES:]], sep="\n", file=sys.stderr)
 

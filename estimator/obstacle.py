@@ -1,4 +1,4 @@
-"""Why a recipe cannot run on a model."""
+"""The reason why a recipe cannot run on a model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ class Obstacle(NamedTuple):
     setting: str
     why: str
     mend: str
-    """What to ask for instead, as people write it."""
+    """The options to use instead, as people write them."""
     instead: Mapping[str, Any] = {}
-    """Setting → what people run who do not ask for it; of several, the first that was not asked for is enough."""
+    """Setting → the usual alternative. If there are several, the first one that the user did not set is enough."""

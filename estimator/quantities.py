@@ -1,4 +1,4 @@
-"""Bytes and counts as people read them; the unit is always there."""
+"""Bytes in a form for people, always with their unit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def in_gib(bytes_: int) -> str:
 
 
 def range_in_gib(low: int, high: int) -> str:
-    """Return a range of bytes in the unit that `in_gib` gives its upper end: 12.99 to 16.31 GiB."""
+    """Return a range of bytes in the unit of its upper end: 12.99 to 16.31 GiB."""
     if abs(high) < GIB / 10:
         return f"{low / MIB:.1f} to {in_gib(high)}"
     return f"{low / GIB:,.2f} to {in_gib(high)}"

@@ -1,12 +1,12 @@
-"""Keeping what the libraries say to themselves off the user's terminal: the only place that does.
+"""Hide the libraries' own output from the user's terminal. Only this module does so.
 
-torch, transformers, peft, bitsandbytes and what they bring warn, log, draw progress bars, print, and write from C. None
-of it answers what a user asked. With ``-v`` all of it is heard, on standard error.
+torch, transformers, peft, bitsandbytes and their dependencies warn, log, draw progress bars, print, and write from C.
+None of that answers a user's question. With ``-v`` all of it goes to standard error.
 
-Three kinds of process call the libraries. The command line turns its standard output and standard error away while they
-run, and again when Python ends; if it dies while they run, their last words are shown. A process that lorabench starts
-keeps its standard error, which goes to a file and tells how it died. A program that calls lorabench keeps both, since
-other threads may write there.
+Three kinds of processes call the libraries. The command line redirects its standard output and standard error while
+they run, and again when Python ends. If it dies while they run, the end of their output is shown. A process that
+lorabench starts keeps its standard error, which is a file and shows how the process died. A program that calls
+lorabench keeps both, since other threads may write there.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 SPEAK = "LORABENCH_VERBOSE"
-"""Environment variable that lets the libraries speak, here and in every process that lorabench starts; ``-v`` sets
+"""Environment variable that shows the libraries' output, of this process and of all that lorabench starts. ``-v`` sets
 it to 1."""
 NO_BARS = {"TQDM_DISABLE": "1"}
-"""Environment in which tqdm draws no progress bars, nor do transformers and huggingface_hub; read on import."""
+"""Environment without progress bars of tqdm, transformers and huggingface_hub, which read it on import."""
 
 
 class _Process:
-    """What this process is."""
+    """The state of this process."""
 
     is_command_line = False
     is_turned_away = False
-    """Whether its standard output and standard error are turned away now."""
+    """Whether its standard output and standard error are redirected now."""
 
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Let `quiet_libraries` turn away standard output and standard error too, inside."""
+    """Return a context in which `quiet_libraries` also redirects standard output and standard error."""
     before, _Process.is_command_line = _Process.is_command_line, True
     try:
         yield
@@ -43,9 +43,9 @@ def command_line() -> Iterator[None]:
 
 
 def own_stdout() -> int:
-    """Return a descriptor that writes to standard output; what others print there goes to standard error from now on.
+    """Return a new descriptor of standard output, and redirect descriptor 1 to standard error from now on.
 
-    For processes whose standard output another process reads.
+    It is for a process whose standard output another process reads: nothing else can write there.
     """
     own = os.dup(1)
     os.dup2(2, 1)
@@ -53,26 +53,27 @@ def own_stdout() -> int:
 
 
 def libraries_speak() -> bool:
-    """Tell whether the user asked to hear the libraries."""
+    """Return whether the user requested the libraries' output."""
     return os.environ.get(SPEAK, "") not in ("", "0")
 
 
 def quiet_environment() -> dict[str, str]:
-    """Return the variables that a process is to be started with, so that its libraries keep quiet if they are to."""
+    """Return environment variables that silence a new process's libraries; none if the user wants their output."""
     return {} if libraries_speak() else NO_BARS
 
 
 def pass_on(said: str) -> None:
-    """Write what was ``said`` on the standard error of another process to this one's, if the user asked for it."""
+    """Write ``said``, the standard error of another process, to this process's, if the user requested such output."""
     if said and libraries_speak():
         sys.stderr.write(said if said.endswith("\n") else f"{said}\n")
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the libraries, which are imported and called inside; or let them speak on standard error, if asked.
+    """Return a context that hides the output of libraries, or sends it to standard error if the user requested it.
 
-    What lorabench says inside must go to a stream of its own, such as that of `cli.tracing.progress`.
+    Import and call the libraries inside. Messages of lorabench inside need a stream of their own, such as that of
+    `cli.tracing.progress`.
     """
     import logging
     import warnings
@@ -94,9 +95,9 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def _turned_away(speak: bool) -> Iterator[None]:
-    """Turn standard output and standard error of the command line away inside, and when the process ends.
+    """Redirect standard output and standard error of the command line inside, and when the process ends.
 
-    If the libraries speak, both are turned to standard error inside.
+    If the user requested the libraries' output, both go to standard error inside.
     """
     if _Process.is_turned_away or not _Process.is_command_line:
         yield
@@ -116,14 +117,14 @@ def _turned_away(speak: bool) -> Iterator[None]:
         _Process.is_turned_away = False
         os.close(unheard)
         if not speak:
-            # Registered last, it runs first.
+            # atexit runs the function first that was registered last.
             atexit.unregister(_turn_away_for_good)
             atexit.register(_turn_away_for_good)
 
 
 @contextmanager
 def _turned_to(target: int) -> Iterator[None]:
-    """Turn standard output and standard error to a descriptor inside. One that is closed stays closed."""
+    """Redirect standard output and standard error to descriptor ``target`` inside. A closed one stays closed."""
     _flush()
     saved = {descriptor: os.dup(descriptor) for descriptor in (1, 2) if _is_open(descriptor)}
     for descriptor in saved:
@@ -146,7 +147,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _turn_away_for_good() -> None:
-    """Turn both away when Python ends: libraries written in C list what leaked, after all of Python has ended."""
+    """Redirect both when Python ends: C libraries report leaks after that."""
     _flush()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
@@ -154,7 +155,7 @@ def _turn_away_for_good() -> None:
 
 
 def _flush() -> None:
-    """Write out what Python and C hold in buffers, so that it goes where it was meant to."""
+    """Flush the buffers of Python and C, so that their contents go to the current target."""
     import ctypes
 
     for stream in (sys.stdout, sys.stderr):

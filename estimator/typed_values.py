@@ -1,4 +1,4 @@
-"""Values from outside held against their types, with complaints in people's words, not in those of a library."""
+"""Validation of values from outside against types, with error messages for people."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 def convert(value: Any, kind: type[T], name: str = "") -> T:
-    """Return ``value``, which is called ``name``, as a ``kind``.
+    """Return ``value`` converted to type ``kind``. ``name``: its name in error messages.
 
     Raises:
-        UserError: what it must be and what it is instead, as in ``rank must be a whole number of at least 1, got -1``;
-            or what the kind itself says against it.
+        UserError: the expected and the actual value, as in ``rank must be a whole number of at least 1, got -1``; or
+            the message of the type's own check.
     """
     try:
         return msgspec.convert(value, kind)
@@ -31,7 +31,7 @@ def convert(value: Any, kind: type[T], name: str = "") -> T:
 
 
 def _complaint(value: Any, kind: Any, name: str) -> str | None:
-    """Return what is wrong with ``value``: with the first of its parts that is wrong, where one is."""
+    """Return the error message for ``value``, or for its first wrong part; None if it is valid."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -56,7 +56,7 @@ def _complaint(value: Any, kind: Any, name: str) -> str | None:
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield how each part of ``value`` is reached, the part, and the type that it must be of."""
+    """Yield the path of each part inside ``value``, the part, and its required type."""
     kind = _bare(kind)
     origin, arguments, fields = get_origin(kind), get_args(kind), _fields(kind)
     if isinstance(value, dict) and fields:
@@ -69,7 +69,7 @@ def _parts(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _bare(kind: Any) -> Any:
-    """Return ``kind`` without its limits, and without None where that is allowed too."""
+    """Return type ``kind`` without its limits, and without None if it is optional."""
     if get_origin(kind) is Annotated:
         return _bare(get_args(kind)[0])
     others = [each for each in get_args(kind) if each is not NoneType]
@@ -77,14 +77,14 @@ def _bare(kind: Any) -> Any:
 
 
 def _fields(kind: Any) -> dict[str, FieldInfo]:
-    """Return the fields of a struct by the keys that they have in files; none of any other kind."""
+    """Return the fields of a struct type by their keys in files; no fields for any other type."""
     if not (isinstance(kind, type) and issubclass(kind, Struct)):
         return {}
     return {field.encode_name: field for field in msgspec.structs.fields(kind)}
 
 
 def _expected(kind: inspect.Type) -> str:
-    """Return what a value of ``kind`` is, in words."""
+    """Return a description of the values of ``kind``, in words."""
     match kind:
         case inspect.UnionType(types=types):
             return " or ".join(_expected(each) for each in types if not isinstance(each, inspect.NoneType))

@@ -1,4 +1,4 @@
-"""The folder that a process works in."""
+"""The working folder of the process."""
 
 from __future__ import annotations
 

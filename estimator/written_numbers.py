@@ -1,4 +1,4 @@
-"""Numbers as people write them: lengths in units of 1024, as models' are, and counts in thousands."""
+"""Numbers in people's spelling: sequence lengths in units of 1024, as in models' names, and counts in thousands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 from lorabench.estimator.errors import UserError
 
 LARGEST_COUNT = 10**15
-"""A hundred times what the largest models were trained on: more is a slip."""
+"""A hundred times the training tokens of the largest models: a larger number is a typo."""
 
 _DIGITS = r"[0-9][0-9_,]{0,30}\.?[0-9]{0,30}"
 _LENGTH = re.compile(rf"\s*({_DIGITS})\s*([km]?)\s*", re.IGNORECASE)
@@ -18,13 +18,13 @@ _OF_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def read_length(text: str) -> int:
-    """Return tokens of a sequence: 4096 for ``4k``, as models' lengths are named, and for ``4096``.
+    """Return the tokens of a sequence: 4096 for ``4k``, as in models' names, and for ``4096``.
 
     Raises:
-        UserError: no whole number of tokens.
+        UserError: it is not a whole number of tokens.
     """
     if re.fullmatch(r"\s*-[0-9]{1,30}\s*", text):
-        return int(text)  # whoever takes it says its range
+        return int(text)  # the caller checks the range
     match = _LENGTH.fullmatch(text)
     tokens = match and _number(match[1]) * _OF_LENGTHS[match[2].lower()]
     if tokens is None or tokens % 1:
@@ -33,10 +33,10 @@ def read_length(text: str) -> int:
 
 
 def read_count(text: str) -> int:
-    """Return tokens of a text: 50,000,000 for ``50M``, ``50_000_000`` and ``5e7``.
+    """Return the tokens of a text: 50,000,000 for ``50M``, ``50_000_000`` and ``5e7``.
 
     Raises:
-        UserError: no whole number of tokens, or none from 1 to `LARGEST_COUNT`.
+        UserError: it is not a whole number of tokens, or not from 1 to `LARGEST_COUNT`.
     """
     match = _COUNT.fullmatch(text)
     tokens = match and _number(match[1]) * _OF_COUNTS[match[2].lower()]

@@ -154,7 +154,7 @@ def test_what_libraries_said_before_they_ended_the_process_is_shown(
     ran = planted(tmp_path / "planted", "torch", dying)("-m", "lorabench", "trace", model, "--seq-len", "64")
     assert (ran.returncode, ran.stdout) == (code, "")
     assert ran.stderr == (
-        "lorabench: this process ended while libraries ran, and they wrote last:\nFATAL: no such disk\n"
+        "lorabench: this process ended while libraries ran, and their last output was:\nFATAL: no such disk\n"
     )
 
 
