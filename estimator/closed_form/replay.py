@@ -1,7 +1,8 @@
-"""What CUDA's caching allocator makes of a recipe: its steps, allocation by allocation, replayed.
+"""A replay of CUDA's caching allocator over a recipe's steps, allocation by allocation.
 
-What tensors ask for is `memory`. What the allocator counts, and what it takes from the device, depends on the order of
-all that was allocated before. So the model's tensors are allocated as they are loaded, and then whole steps replayed.
+`memory` has the bytes that tensors request. The bytes that the allocator counts, and those that it takes from the
+device, depend on the order of all earlier allocations. So the replay loads the model tensor by tensor, and then runs
+whole steps.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 STEPS = 3
-"""The first makes the optimizer's states, and the second finds the cache that they leave. Later ones are like it."""
+"""The first step allocates the optimizer's states; the second starts with the cache that they leave, as later ones."""
 MICRO_BATCHES = 3
 """Micro-batches of a step that are replayed: the third finds the cache that the second left, as all others do."""
 
@@ -86,7 +87,7 @@ def replayed_memory(
 
 
 class Training:
-    """A recipe's training, walked once and replayed as often as one likes."""
+    """A recipe's training: one walk, and any number of replays."""
 
     def __init__(self, resolved: ResolvedRecipe, compute_capability: str | None = None) -> None:
         """Walk the step of ``resolved`` on a GPU of ``compute_capability`` (of `Device`).
@@ -146,7 +147,7 @@ class _Replay:
         return Replayed(most, self._allocator.peak_reserved, self._peaks, failure)
 
     def _load(self) -> None:
-        """Load and prepare the model, and give back what that leaves free, as the harness does before its steps."""
+        """Load and prepare the model, and empty the cache, as the harness does before its steps."""
         for block, size in loading(self._training.resolved):
             self._keys = max(self._keys, block)
             if size == 0:

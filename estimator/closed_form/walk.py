@@ -1,7 +1,7 @@
-"""The allocations and frees of one training step, in order: what the caching allocator is asked for.
+"""The allocations and frees of one training step, in the order in which the caching allocator gets them.
 
-The same step on sizes as `step`. Each layer runs by itself, since where a block lies depends on all that came before
-it. Batch size, length and rank are left open, so one walk serves all recipes of a `Setup`.
+It is the step of `step` on sizes, but each layer runs by itself, since the position of a block depends on all earlier
+allocations. Batch size, length and rank are left open, so one walk serves all recipes of a `Setup`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Event = tuple[int, int, Monomial | None]
 """(block, n, monomial) allocates n · monomial bytes; (block, 0, None) frees. Blocks are numbered in the order in which
 they are allocated."""
 Mark = Literal["forward", "backward", "optimizer", "workspace"]
-"""The phase that begins, or the first matmul of a thread, where cuBLAS gets its workspace."""
+"""The phase that begins; or the first matmul of a thread, which allocates its cuBLAS workspace."""
 
 MOST_WALKS = 8
 """Walks kept: one of 80 layers takes some 10 MB."""
 
 
 class Walk(NamedTuple):
-    """One micro-batch, and where in it phases begin."""
+    """One micro-batch, and the events at which its phases begin."""
 
     events: list[Event]
     marks: list[tuple[int, Mark]]
@@ -101,7 +101,7 @@ class _WalkingTape(Tape):
 
     @contextmanager
     def working(self, work: Work) -> Iterator[None]:
-        """Run what works, and give its thread a workspace if it multiplies matrices for the first time."""
+        """Run ``work``, and mark the workspace of its thread if it is the thread's first matmul."""
         yield
         backward = self.ledger.phase == "backward"
         if isinstance(work, Matmul) and backward not in self._threads_with_workspace:

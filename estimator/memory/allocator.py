@@ -11,7 +11,7 @@ As read in torch's `c10/cuda/CUDACachingAllocator.cpp`, for one stream and defau
 - before it fails, the allocator gives segments that are wholly free back to the device.
 
 With ``expandable_segments:True`` each pool has one segment of addresses, most of them unmapped, and maps pages of
-2 MiB (small pool) or 20 MiB (large) where it needs them, next to free blocks. Blocks are always split; before it fails,
+2 MiB (small pool) or 20 MiB (large) next to free blocks when it needs them. Blocks are always split; before it fails,
 the allocator unmaps every page that is wholly free.
 """
 
@@ -50,9 +50,9 @@ class AllocatorPeaks(NamedTuple):
 def replay(
     allocations: Iterable[tuple[int, int]], *, capacity: int | None = None, expandable_segments: bool = False
 ) -> AllocatorPeaks:
-    """Serve ``allocations`` in order: (key, bytes) allocates, (key, 0) frees what the key stands for.
+    """Serve ``allocations`` in order: (key, bytes) allocates, (key, 0) frees the key's allocation.
 
-    ``capacity`` is what the device has to give; None for as much as is asked.
+    ``capacity``: bytes that the device has for the allocator; None for no limit.
     """
     allocator = CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)
     for key, size in allocations:
@@ -117,7 +117,7 @@ class CachingAllocator:
                 self._unmapped[large].add(MemoryBlock(0, ADDRESSES, large=large, mapped=False))
 
     def allocate(self, key: int, size: int) -> bool:
-        """Serve an allocation of ``size`` bytes; False where there is no room."""
+        """Serve an allocation of ``size`` bytes; return False if there is no room."""
         size = max(SMALLEST_BLOCK, _round_up(size, SMALLEST_BLOCK))
         large = size > LARGEST_SMALL
         block = self._best_fit(size, large=large)
@@ -137,7 +137,7 @@ class CachingAllocator:
         return True
 
     def free(self, key: int) -> None:
-        """Take back what ``key`` stands for."""
+        """Free the allocation of ``key``."""
         block = self.in_use.pop(key)
         self.allocated -= block.size
         block.free = True

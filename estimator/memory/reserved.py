@@ -1,8 +1,8 @@
-"""What CUDA's caching allocator takes beyond the tensors, and the process beyond the allocator: points and ranges.
+"""Reserved memory and device total without a replay: point estimates and ranges.
 
-The point estimate has no fragmentation. The range goes up to the worst fragmentation that was seen when the allocator
-was replayed over traced steps: 80 recipes of catalogue models, torch 2.13 (`benchmarks/reserved.py`, seeds 0 and 1).
-It is measured against the working bytes, since what stays for the whole training leaves no gaps.
+The point estimate has no fragmentation. The range goes up to the worst fragmentation in replays of the allocator over
+traced steps: 80 recipes of catalogue models, torch 2.13 (`benchmarks/reserved.py`, seeds 0 and 1). Fragmentation is
+relative to the working bytes, since persistent tensors leave no gaps.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from lorabench.estimator.quantities import MIB
 SEGMENT_BYTES = 2 * MIB
 """The caching allocator takes memory from the device in multiples of this (torch, c10/cuda/CUDACachingAllocator.h)."""
 CUDA_CONTEXT_BYTES = 600 * MIB
-"""What a process takes on a GPU before its first tensor: driver context and loaded kernels. 0.3 to 0.6 GiB is seen,
-by driver and GPU; this is the upper end, so that what is said to fit does."""
+"""A process's memory on a GPU before its first tensor: driver context and loaded kernels. It is 0.3 to 0.6 GiB,
+depending on driver and GPU. This is the upper end, so that a recipe with the verdict ``fits`` does fit."""
 SMALLEST_CUDA_CONTEXT_BYTES = 300 * MIB
-"""The lower end of it."""
+"""The lower end of `CUDA_CONTEXT_BYTES`."""
 
 PERSISTENT = ("weights", "quantized_weights", "adapters", "optimizer_states", "workspaces")
-"""Components that stay from step to step; the others are working bytes, which come and go."""
+"""Components that stay from step to step. The others are working bytes, which a step allocates and frees."""
 WORST_FRAGMENTATION_PERCENT = 61
-"""Most that a replay reserved above allocated, in percent of the working bytes at the peak, with room to do so. On a
-device without that room the allocator gives segments back before it fails: the same replays ran in up to 42 percent."""
+"""The largest excess of reserved over allocated bytes in a replay with unlimited memory, in percent of the working
+bytes at the peak. With limited memory the allocator gives segments back before it fails: the same replays ran with an
+excess of at most 42 percent."""
 WORST_EXPANDABLE_PERCENT = 10
-"""Most that a replay with ``expandable_segments:True`` needed above allocated, in percent of the working bytes."""
+"""The same for a replay with ``expandable_segments:True``: the excess that it needed."""
 EXPANDABLE_SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 """The environment variable that makes the allocator fragment less."""
 
 
 class Reserved(NamedTuple):
-    """What is taken from the device, in bytes; each range is (low, high)."""
+    """Bytes that allocator and process take from the device. Each range is (low, high)."""
 
     reserved: int
     reserved_range: tuple[int, int]
@@ -42,7 +43,7 @@ class Reserved(NamedTuple):
 
 
 def working_bytes(components: Mapping[str, int]) -> int:
-    """Return the bytes that come and go in a step, of a breakdown's components."""
+    """Return the bytes of a breakdown's components that a step allocates and frees."""
     return sum(bytes_ for name, bytes_ in components.items() if name not in PERSISTENT)
 
 
@@ -54,11 +55,11 @@ def with_context(low: Any, high: Any) -> tuple[Any, Any]:
 def reserve(
     components: Mapping[str, int], *, compute_capability: str | None = None, expandable_segments: bool = False
 ) -> Reserved:
-    """Return what a GPU of ``compute_capability`` gives the allocator and the process for a breakdown's components.
+    """Return the reserved memory and device total of a breakdown's components on a GPU of ``compute_capability``.
 
     Low: no fragmentation, the smallest workspaces and CUDA context. High: the worst fragmentation seen, the largest
     workspaces and context. Point: no fragmentation, the workspaces of the components, the largest context. With
-    ``expandable_segments``, high is what the replays needed, not all that they kept.
+    ``expandable_segments``, high is the memory that the replays needed, which is less than they reserved.
     """
     percent = WORST_EXPANDABLE_PERCENT if expandable_segments else WORST_FRAGMENTATION_PERCENT
     allocated = sum(components.values())
@@ -75,7 +76,7 @@ def reserve(
 
 
 def device_total(allocated_bytes: Any) -> Any:
-    """Return the point estimate of what is taken from the device, of what tensors take (a number or an array)."""
+    """Return the point estimate of the device total for ``allocated_bytes``, a number or an array."""
     return _in_segments(allocated_bytes) + CUDA_CONTEXT_BYTES
 
 

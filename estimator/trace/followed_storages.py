@@ -65,7 +65,7 @@ class FollowedStorages(StorageHistory):
         if sid is not None:
             if self._sizes[sid] == size:
                 return sid
-            # It was resized in place: to the ledger, another storage in its stead.
+            # It was resized in place, which frees one storage and makes another.
             self._events.append(~sid)
             component = self._components.get(sid)
         elif size == 0 or tensor.device.type not in self.device_types:
@@ -88,9 +88,9 @@ class FollowedStorages(StorageHistory):
         del self._references[key]
 
     def _put(self, zeros: torch.Tensor, total: torch.Tensor) -> None:
-        """Let ``total`` take over the storage of ``zeros``, to which autograd would have added in place.
+        """Give ``total`` the storage of ``zeros``, to which autograd adds in place without a dispatch mode.
 
-        The gradient of ``x[index]`` is put into zeros in place (`index_backward` of torch's FunctionsManual.cpp); but
+        The gradient of ``x[index]`` is added to zeros in place (`index_backward` of torch's FunctionsManual.cpp), but
         out of place under a dispatch mode such as this ledger's.
         """
         sid = self._sids.get(id(zeros.untyped_storage()))
@@ -98,10 +98,10 @@ class FollowedStorages(StorageHistory):
             self._take_over(sid, zeros, total)
 
     def _accumulate(self, gathered: torch.Tensor, total: torch.Tensor) -> None:
-        """Let ``total`` take over the storage of ``gathered`` where autograd would have added to it in place.
+        """Give ``total`` the storage of ``gathered`` if autograd adds to it in place without a dispatch mode.
 
-        Where gradients meet, autograd adds the second to the first in place if nobody else holds it
-        (torch/csrc/autograd/input_buffer.cpp); but never under a dispatch mode such as this ledger's, nor on meta.
+        If a tensor gets two gradients, autograd adds the second to the first in place, unless something else refers to
+        the first (torch/csrc/autograd/input_buffer.cpp). It never does so under a dispatch mode, nor on meta.
         """
         storage = gathered.untyped_storage()
         sid = self._sids.get(id(storage))
@@ -117,7 +117,7 @@ class FollowedStorages(StorageHistory):
         self._take_over(sid, gathered, total)
 
     def _take_over(self, sid: int, former: torch.Tensor, total: torch.Tensor) -> None:
-        """Let the storage of ``total`` be number ``sid`` from now on, which that of ``former`` was."""
+        """Give the storage of ``total`` the number ``sid``, which the storage of ``former`` had."""
         key = id(former.untyped_storage())
         del self._sids[key], self._references[key]
         taker = total.untyped_storage()

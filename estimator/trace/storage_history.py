@@ -26,7 +26,7 @@ class StorageHistory:
         self._phases: list[tuple[int, str]] = []
         """Start of each phase of the last step: an event, and the phase's name."""
 
-    # What it says.
+    # Results.
 
     def breakdown(self) -> Breakdown:
         """Return the bytes by component at the last step's peak, and the peak of each of its phases."""

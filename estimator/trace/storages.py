@@ -2,8 +2,8 @@
 
 A dispatch mode sees every operation and follows the storages of its results by weak reference. So a storage counts from
 the operation that made it until nothing refers to it; views and in-place results count once. It works on the CPU, on
-CUDA and on meta tensors, where nothing is computed. Memory that a kernel allocates and frees inside one operation is
-not seen; a trace on meta adds it (`scratch`).
+CUDA and on meta tensors, which compute nothing. It does not see memory that a kernel allocates and frees inside one
+operation; a trace on meta adds that memory (`scratch`).
 
 - `watched_operations`: the dispatch mode that sees every operation;
 - `followed_storages`: the storage of each tensor, and its death;
@@ -49,9 +49,9 @@ class StorageLedger(FollowedStorages):
     ) -> None:
         """Count storages on ``device_types``.
 
-        ``scratch`` tells what an operation's kernel holds besides its results; ``execute`` runs operations, where they
-        are not simply called. ``on_birth`` is told each new storage's number, a tensor on it, and the operation that
-        made it (None where it was adopted).
+        ``scratch`` lists the scratch memory of operations' kernels. ``execute`` runs the operations; by default they
+        are called. ``on_birth`` is called with each new storage's number, a tensor on it, and the operation that made
+        it (None for an adopted tensor).
         """
         super().__init__(device_types, on_birth)
         self._scratch = scratch
@@ -111,10 +111,10 @@ class StorageLedger(FollowedStorages):
                 self.adopt(component, tensor)
 
     def watch_model(self, model: nn.Module, vocab_size: int) -> None:
-        """Tell logits and rotary tables from other tensors of the forward pass of ``model``, a causal language model.
+        """Recognise logits and rotary tables among the tensors of ``model``, a causal language model.
 
-        Logits are what its head makes of the hidden states, (batch, sequence, ``vocab_size``), and all tensors of
-        that width until the head's backward ends.
+        Logits are the output of its head, (batch, sequence, ``vocab_size``), and all tensors of that width until the
+        head's backward ends.
         """
         assert self._open is not None, "enter the ledger first"
         self._vocabulary = vocab_size
@@ -143,7 +143,7 @@ class StorageLedger(FollowedStorages):
             self.on_operation(operation)
 
     def __enter__(self) -> StorageLedger:
-        # Learnt before the ledger's own mode is on.
+        # Measured once, before the ledger's own mode is active.
         references_of_a_gathered_gradient()
         self._open = ExitStack()
         self._open.enter_context(

@@ -171,7 +171,7 @@ def _untraceable(resolved: ResolvedRecipe, error: Exception) -> UserError:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if "meta tensor" in reason:
         return UserError(
-            f"{spec.name}: the step of a {spec.model_type} goes by the values of tensors, and a trace has none "
+            f"{spec.name}: the step of a {spec.model_type} depends on the values of tensors, and a trace has none "
             f"({reason}): measure it with lorabench run"
         )
     attention = any(linear.part == "attention" for layer in spec.layers for linear in layer.linears)
@@ -217,7 +217,7 @@ def run_on_meta(
 
     spec, recipe = resolved.spec, resolved.recipe
     on_progress("building the model")
-    # On a CPU run the host's own tensors, such as step counters, are the device's.
+    # In a CPU run, tensors of the host, such as step counters, are on the device.
     devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
     loaded: list[int] = []
     with building_on_meta():

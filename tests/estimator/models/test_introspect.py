@@ -202,7 +202,7 @@ def test_learned_positions_end_where_their_table_does() -> None:
         (other_config("mamba"), {"attn_implementation": "eager"}, "cannot be traced with this recipe"),
         (other_config("olmo3"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),
         (JETMOE, {"method": "full"}, "does not support .* checkpointing.*--no-gradient-checkpointing"),
-        (JETMOE, {"method": "full", "gradient_checkpointing": False}, "goes by the values of tensors.*lorabench run"),
+        (JETMOE, {"method": "full", "gradient_checkpointing": False}, "depends on the values of tensors.*lorabench"),
     ],
 )
 def test_what_cannot_be_traced_is_refused_in_one_line(config: Any, options: Any, said: str) -> None:
