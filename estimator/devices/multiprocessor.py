@@ -35,16 +35,16 @@ MULTIPROCESSORS = {
 cudaOccMaxBlocksPerMultiprocessor of the toolkit's cuda_occupancy.h."""
 
 
-def multiprocessor(architecture: str) -> Multiprocessor:
-    """Return the limits of a multiprocessor. ``architecture``: a compute capability, as `Device.compute_capability`.
+def multiprocessor(compute_capability: str) -> Multiprocessor:
+    """Return the limits of a multiprocessor. ``compute_capability``: as in `Device`.
 
     Raises:
         UserError: it is not an NVIDIA compute capability, or an unknown one.
     """
-    found = MULTIPROCESSORS.get(architecture)
+    found = MULTIPROCESSORS.get(compute_capability)
     if found is None:
         raise UserError(
-            f"the limits of a multiprocessor of {architecture} are not known, only those of compute capability "
+            f"the limits of a multiprocessor of {compute_capability} are not known, only those of compute capability "
             f"{', '.join(MULTIPROCESSORS)}"
         )
     return found
