@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,12 @@ TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 
 @click.command("calibrate", epilog=EXAMPLES)
 @click.option("-o", "--output", type=NamedPath(), help="Write to this file. [where `estimate` looks for it]")
-@click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
+@click.option(
+    "--device",
+    type=OneOf(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Measure this device. [auto: a GPU, or else the CPU]",
+)
 @click.option(
     "--dtype",
     "dtypes",
@@ -41,7 +48,7 @@ TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     """Measure the speed of this machine's GPU or CPU, in about a minute.
 
-    Measures matmuls by shape, elementwise operations, attention, dequantisation of 4-bit weights, and launch overhead.
+    Measure matmuls by shape, elementwise operations, attention, dequantisation of 4-bit weights, and launch overhead.
     Later estimates for this device use the result; they find it by the device's name. Make sure that nothing else uses
     the device.
     """
@@ -56,8 +63,11 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     facts = surroundings.device
     chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.kind == "cpu" else default_dtypes(facts.name))
     path = output or user_folder() / file_name(facts.name)
-    if path.is_dir():  # before a minute is spent
+    if path.is_dir():
         raise UserError(f"{path}: cannot write: it is a folder: name a file with -o")
+    if not surroundings.null_gpu:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)  # now, since the measurement takes a minute
 
     with progress() as say:
         calibration = calibrate(facts.kind, facts.name, chosen, lambda what: say(f"measuring {what}"))
@@ -66,11 +76,18 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
         click.echo("\n".join(folded(said)))
         return
     click.echo(as_text(calibration))
-    try:
+    with _writing(path):
         write_atomically(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
+    click.echo(f"\nwrote {path}")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Refuse ``path`` if writing it fails."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror}): name another file with -o") from error
-    click.echo(f"\nwrote {path}")
 
 
 def default_dtypes(gpu: str) -> tuple[str, ...]:

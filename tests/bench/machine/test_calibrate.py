@@ -62,17 +62,23 @@ def test_the_command_writes_what_estimates_read(
     assert read_calibration(path).device == "Test CPU"
 
 
-def test_a_folder_for_the_file_is_refused_before_anything_is_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("output", "refusal"),
+    [(".", "cannot write: it is a folder"), ("file/rates.json", "cannot write (File exists): name another file")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    output: str, refusal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "file").touch()
+
     def measured(*given: object) -> None:
         raise AssertionError("measured")
 
     monkeypatch.setattr("lorabench.bench.machine.calibrate.calibrate", measured)
     with pytest.raises(SystemExit) as stopped:
-        main(["calibrate", "--device", "cpu", "-o", str(tmp_path)])
+        main(["calibrate", "--device", "cpu", "-o", str(tmp_path / output)])
     assert stopped.value.code == 2
-    assert "cannot write: it is a folder" in capsys.readouterr().err
+    assert refusal in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
