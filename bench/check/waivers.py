@@ -26,13 +26,14 @@ def read_waiver(text: str, comparison: Comparison) -> Waiver:
     Raises:
         UserError: the reason is missing, or no recipe or metric of the comparison has that name.
     """
-    names = {name for recipe in comparison.recipes for name in _names_of(recipe)} | set(METRICS)
-    known = [name for name in names if text == name or text.startswith(f"{name}=")]
+    by_label = {name for recipe in comparison.recipes for name in _with_metrics(recipe.label)} | set(METRICS)
+    by_digest = {name for recipe in comparison.recipes for name in _with_metrics(recipe.digest)}
+    known = [name for name in by_label | by_digest if text == name or text.startswith(f"{name}=")]
     if not known:
         name = text.rpartition("=")[0] or text
         raise UserError(
             f"--allow {text!r}: write NAME=REASON; NAME is a recipe's label or digest, a metric, or LABEL:METRIC; "
-            f"nothing is named {printable(name)!r}: {did_you_mean(name, names)}"
+            f"nothing is named {printable(name)!r}: {did_you_mean(name, by_label)}"
         )
     name = max(known, key=len)
     reason = printable(text[len(name) + 1 :])
@@ -68,6 +69,5 @@ def waive(comparison: Comparison, waivers: Sequence[Waiver]) -> Comparison:
     )
 
 
-def _names_of(recipe: RecipeComparison) -> list[str]:
-    names = [recipe.label, recipe.digest]
-    return names + [f"{name}:{metric}" for name in names for metric in METRICS]
+def _with_metrics(name: str) -> list[str]:
+    return [name, *(f"{name}:{metric}" for metric in METRICS)]

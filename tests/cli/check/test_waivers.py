@@ -42,6 +42,7 @@ def test_a_known_case_covers_one_metric_or_all(baseline: str, all_worse: str, ch
         ("step_secnds=x", "did you mean step_seconds?"),
         ("step_seconds", "give a reason: step_seconds=REASON"),
         ("step_seconds=", "give a reason"),
+        ("zzzz=x", "are known, such as final_loss, "),
     ],
 )
 def test_a_known_case_that_names_nothing_is_refused(waiver: str, said: str, baseline: str, check: Any) -> None:
