@@ -47,7 +47,9 @@ def read_plain_yaml(text: str, source: str) -> tuple[Any, dict[Trail, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{where}: not YAML: {error.problem or error.context}") from error
+        problem = error.problem or error.context or ""
+        how = ": indent with spaces, not tabs" if "'\\t'" in problem else ""
+        raise UserError(f"{source}{where}: not YAML: {problem}{how}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML: {error}") from error
     except RecursionError as error:

@@ -45,7 +45,7 @@ def file_documents(path: Path) -> Iterator[str]:
                 return
             raw = file.read(LARGEST_TEXT_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{path}: cannot read the dataset: {error.strerror}") from error
+        raise UserError(f"{path}: cannot read the dataset ({error.strerror}): name a text or .jsonl file") from error
     if len(raw) > LARGEST_TEXT_BYTES:
         raise UserError(
             f"{path}: more than {LARGEST_TEXT_BYTES // 2**20} MiB of text: use a part of it, or a .jsonl file, "

@@ -228,7 +228,7 @@ DOCS = Path(__file__).parents[3] / "docs/suites.md"
 def test_the_suite_of_the_docs_has_the_recipes_that_they_say(tmp_path: Path) -> None:
     page = DOCS.read_text(encoding="utf-8")
     suite = load(tmp_path, page.partition("```yaml\n")[2].partition("```")[0])
-    assert f"this suite has {len(suite.recipes)}." in page
+    assert f"this suite has {len(suite.recipes)} recipes." in page
     small, large = "135M", "360M"
     assert recipes(suite) == [
         (small, "full", None),
@@ -264,6 +264,7 @@ def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("- 1", None, "a suite is a mapping"),
         ("a: [", 1, "not YAML"),
         ("name: x\n\tmatrix: 1", 2, "not YAML"),
+        ("matrix:\n\tmodel: M", 2, "cannot start any token: indent with spaces, not tabs"),
         ("name: x\nmatrx: 1", 2, "unknown key 'matrx': did you mean matrix?"),
         ("matrix: {model: M}\nrank: 3", 2, "rank is a recipe option: write it into matrix, include or defaults"),
         ("name: x\nname: y", 2, "name is given twice"),
