@@ -227,7 +227,7 @@ def test_a_dry_run_lists_recipes_with_memory_time_and_verdict(
     # 16 bytes for each of 8.03e9 parameters are 119.7 GiB.
     assert float(lines[5].split()[-7]) > 119.7
     assert lines[8] == "4 recipes, 3 times each, 2 warm-up and 10 timed steps"
-    assert lines[9] == "on rtx-4090 (23.99 GiB): 3 fits, 1 does not fit"
+    assert lines[9] == "on rtx-4090 (23.99 GiB): fits: 3, does not fit: 1"
     assert re.fullmatch(r"training takes about [\d.]+ (s|min) in all, plus loading", lines[10])
     assert max(map(len, lines)) <= 80
     assert run(str(suite), "--dry-run", "--gpu", "24GB") == 0
@@ -243,7 +243,7 @@ def test_a_dry_run_without_a_gpu_is_of_this_machine_and_says_what_has_no_estimat
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[:2] == ["recipe", "allocated"]
     assert "device total" not in lines[2]
-    assert "on Example CPU @ 2.50GHz (8.00 GiB): 3 fits" in lines
+    assert "on Example CPU @ 2.50GHz (8.00 GiB): fits: 3" in lines
 
 
 def test_what_the_device_has_no_kernels_for_is_said_before(

@@ -21,7 +21,7 @@ COMMANDS = {
     "estimate": "Estimate memory, speed and cost of a recipe, without torch.",
     "plan": "Find what to run on a GPU, or which GPU is enough.",
     "trace": "Run the real training step on meta tensors, without a GPU.",
-    "rehearse": "Run the real CUDA libraries on a simulated GPU.",
+    "rehearse": "Run a recipe or any training program on a simulated GPU.",
     "run": "Train recipes for real and measure them.",
     "calibrate": "Measure the speed of this device, for sharper estimates.",
     "report": "Make one HTML page of results.",

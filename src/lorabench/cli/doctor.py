@@ -29,7 +29,7 @@ Exit codes:
 @click.option(
     "--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="Check this device; cuda needs a GPU. [auto]"
 )
-@click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
+@click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", help="Output format. [table]")
 @verbose_option
 def command(device: Any, format_: str) -> int:
     """Show what this machine can train and rehearse, what is missing, and the command that fixes it.

@@ -60,7 +60,7 @@ def dry_run(
         + (f", {suite.repeats} times each" if suite.repeats > 1 else "")
         + f", {settings.warmup_steps} warm-up and {settings.steps} timed steps",
         f"on {device.name} ({in_gib(device.memory_bytes)}): "
-        + ", ".join(f"{count} {verdict}" for verdict, count in counted.items()),
+        + ", ".join(f"{verdict}: {count}" for verdict, count in counted.items()),
     ]
     if any(seconds is not None for seconds in times):
         lines.append(f"training takes about {in_time(total)} in all, plus loading")

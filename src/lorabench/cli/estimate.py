@@ -49,7 +49,7 @@ Examples:
     "--no-replay", is_flag=True, help="Give reserved memory as a range instead of replaying CUDA's allocator: faster."
 )
 @click.option("--explain", is_flag=True, help="Show the derivation term by term, with this recipe's numbers.")
-@click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+@click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 @verbose_option
 def command(
     model: str,

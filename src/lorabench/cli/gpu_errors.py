@@ -1,4 +1,4 @@
-"""The table that closes a probed suite: how far each recipe's estimate is off on this GPU, and what failed."""
+"""The table at the end of a probed suite: the error of each recipe's estimate on this GPU, and the failures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lorabench.estimator.quantities import in_gib
 def errors_on_gpu(records: Sequence[RunRecord], labels: Mapping[str, str]) -> str:
     """Return a row for each recipe that ran, worst allocated error first, then a line for each that did not.
 
-    Errors are (estimate - measured) / measured, of the peaks in bytes: requested is what tensors ask the allocator for,
-    allocated its blocks, reserved its segments. The context is what NVML counts beyond reserved. Start is the time from
-    the request for a worker to the measurement's begin. A rehearsal knows neither of these two.
+    Errors are (estimate - measured) / measured of peak bytes: requested by tensors, allocated in blocks, reserved in
+    segments. The context is the bytes that NVML counts beyond reserved. Start is the time from the request for a worker
+    to the start of the measurement. A rehearsal knows neither context nor start.
     """
     rows = sorted((record for record in records if record.counted and record.prediction), key=_off, reverse=True)
     lines = []
@@ -30,7 +30,7 @@ def errors_on_gpu(records: Sequence[RunRecord], labels: Mapping[str, str]) -> st
 
 
 def _peaks(record: RunRecord, which: str) -> tuple[int | None, int | None]:
-    """Return the estimated peak, and the one that the allocator counted."""
+    """Return the estimated peak, and the allocator's."""
     assert record.counted is not None
     assert record.prediction is not None
     estimated, counted = record.prediction.memory, record.counted.memory

@@ -19,7 +19,7 @@ DTYPES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16", "float16": "fp1
 
 
 @click.command("gpus", epilog=EXAMPLES)
-@click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+@click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 def command(format_: str) -> None:
     """List the GPUs known by name.
 
@@ -46,7 +46,7 @@ def _facts(device: Device) -> dict[str, object]:
     import msgspec
 
     facts = msgspec.structs.asdict(device)
-    del facts["assumptions"]  # of names that people give; these are its own
+    del facts["assumptions"]  # they are about short names, and rows have full names
     return {**facts, "usable_bytes": device.usable_bytes}
 
 

@@ -17,7 +17,7 @@ Examples:
 
 
 @click.command("models", epilog=EXAMPLES)
-@click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+@click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 def command(format_: str) -> None:
     """List the models known by name, smallest first.
 

@@ -55,7 +55,9 @@ SHORT_OPTIMIZERS = ("AdamW", "8-bit")
     help="Minimum tokens per step, reached by accumulation, such as 64k. [one micro-batch]",
 )
 @calibration_option
-@click.option("--format", "format_", type=OneOf(["table", "json", "markdown"]), default="table", show_default=True)
+@click.option(
+    "--format", "format_", type=OneOf(["table", "json", "markdown"]), default="table", help="Output format. [table]"
+)
 @verbose_option
 def command(
     model: str,
@@ -257,7 +259,7 @@ def _changes(methods: tuple[MethodLimits, ...]) -> list[str]:
             continue
         lines.append(
             f"{one.method}: up to {in_gib(-one.margin_bytes)} too large; "
-            + (f"fits with {', or with '.join(ways)}" if ways else "no one or two changes make it fit")
+            + (f"fits with {', or with '.join(ways)}" if ways else "no change, and no pair of changes, makes it fit")
         )
     return lines
 

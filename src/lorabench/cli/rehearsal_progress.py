@@ -1,6 +1,6 @@
-"""What a rehearsal is doing now, as lines on standard error, on a terminal only.
+"""The current stage of a rehearsal, as lines on standard error, only on a terminal.
 
-Lines stay, and none is drawn over: the program writes to the same terminal.
+Lines are never overwritten, since the program writes to the same terminal.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from lorabench.cli.speed import in_time
 from lorabench.estimator.quantities import in_gib
 
 QUIET_SECONDS = 15.0
-"""A stage that lasts is said again after this time."""
+"""A long stage is printed again after this time."""
 CLEAR_LINE = "\r\x1b[K"
-"""Removes a progress bar of the program's, which draws it anew."""
+"""Removes a progress bar of the program, which draws it again."""
 
 
 class StageLines:
-    """Says the stage of a rehearsal each time that it has changed, or lasts."""
+    """Prints the stage of a rehearsal when it changes, and again if it lasts."""
 
     def __init__(self, folder: Path, steps: int | None = None) -> None:
-        """Begin to count the time.
+        """Start the clock.
 
         Args:
             folder: the rehearsal's folder of notes.
-            steps: optimizer steps after which it ends; None or 0: not known.
+            steps: optimizer steps after which it ends; None or 0: unknown.
         """
         self.folder = folder
         self.steps = steps
@@ -40,7 +40,7 @@ class StageLines:
         self.said = ""
 
     def __call__(self) -> None:
-        """Say the stage if it is news."""
+        """Print the stage if it is new."""
         if not self.shown:
             return
         stage, now = last_stage(self.folder), time.monotonic()

@@ -1,4 +1,4 @@
-"""What `lorabench rehearse` prints of a program."""
+"""The output of `lorabench rehearse -- COMMAND`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ SHOWN_NOTICES = 5
 SHOWN_KERNELS = 10
 PLACE_WIDTH = 44
 NAMESPACES = re.compile(r"^void |at::native::|\(anonymous namespace\)::")
-"""Parts of kernels' names that tell nothing."""
+"""Parts of kernels' names that carry no information."""
 IN_BACKWARD = ("in backward, which has no Python stack",)
 MEANS = {
     "branch": "decided a branch by a value that only a GPU computes",
     "shape": "took a shape from a value that only a GPU computes",
-    "read": "read a float that only a GPU computes: a branch on it is not followed",
-    "balanced": "chose among many, which was dealt out evenly",
+    "read": "read a float that only a GPU computes; a branch on it may differ",
+    "balanced": "chose among many; the choices are spread evenly",
     "not computed": "could not be computed on the host",
 }
 
 
 def as_text(rehearsal: ProgramRehearsal) -> str:
-    """Return the answer first, then where the peak is, what is alive there, and what could not be known."""
+    """Return the outcome, then the peak, its place, the tensors alive there, and warnings about guessed values."""
     return "\n".join(_lines(rehearsal))
 
 
@@ -54,11 +54,11 @@ def _headline(rehearsal: ProgramRehearsal) -> str:
     usable = f"{in_gib(rehearsal.gpu_usable_bytes)} usable"
     on = f"rehearsed on {rehearsal.gpu} ({usable} of {in_gib(rehearsal.gpu_memory_bytes)})"
     if rehearsal.outcome == "no GPU used":
-        return f"{on}: the program ended without using a GPU, so there is nothing to say"
+        return f"{on}: the program ended without using a GPU"
     if rehearsal.outcome == "timeout":
         return f"{on}: the program took too long and was ended (--timeout)"
     if rehearsal.outcome == "failed":
-        return f"{on}: the program failed with exit code {rehearsal.exit_code}, and not for want of memory"
+        return f"{on}: the program failed with exit code {rehearsal.exit_code}, but not from lack of memory"
     steps = max((process.steps for process in rehearsal.processes), default=0)
     did = f"{steps} optimizer step{'' if steps == 1 else 's'}"
     if rehearsal.outcome == "out of memory":
@@ -96,7 +96,7 @@ def _where(peak: Peak) -> Iterator[str]:
             Column("alive at the peak", [f"{tensors.kind}" for tensors in shown], right=False),
             Column("bytes", [in_gib(tensors.bytes) for tensors in shown]),
             Column("tensors", [f"{tensors.count:,}" for tensors in shown]),
-            Column("of or in", [_end_of(tensors.place) for tensors in shown], right=False),
+            Column("module or line", [_end_of(tensors.place) for tensors in shown], right=False),
         ]
     )
 
@@ -134,7 +134,7 @@ def _name(process: RehearsedProcess) -> str:
 
 
 def warnings(noticed: Sequence[Noticed], refused: Sequence[str]) -> Iterator[str]:
-    """Yield what the null GPU could not know, by kind and place, and what it refused."""
+    """Yield a warning for each kind of guessed value, with its places, and for each function that was refused."""
     kinds: dict[str, list[Noticed]] = {}
     for one in noticed:
         kinds.setdefault(one.kind, []).append(one)

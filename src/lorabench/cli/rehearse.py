@@ -1,4 +1,4 @@
-"""`lorabench rehearse`: what a recipe or any training program takes, by the real CUDA libraries on a null GPU."""
+"""`lorabench rehearse`: the memory of a recipe or of any training program, run on a null GPU."""
 
 from __future__ import annotations
 
@@ -40,24 +40,28 @@ NOTHING_REHEARSED = 3
 @click.command("rehearse", epilog=EXAMPLES)
 @click.argument("target", nargs=-1, type=click.UNPROCESSED, metavar="SUITE|MODEL  or  -- COMMAND…")
 @recipe_options()
-@click.option("--gpu", required=True, help="GPU to rehearse on, by name (lorabench gpus).")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, help="GPUs of the machine.")
-@click.option("--ranks", type=click.IntRange(1), help="Ranks of the command's training, of which --rank N runs alone.")
+@click.option("--gpu", required=True, help="GPU to simulate, by name (lorabench gpus).")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of GPUs.")
+@click.option("--ranks", type=click.IntRange(1), help="Number of ranks, of which only --rank N runs.")
 @click.option(
-    "--steps", type=click.IntRange(0), default=2, show_default=True, help="Steps after which to stop; 0: never."
+    "--steps",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Stop after this many optimizer steps; 0: never.",
 )
-@click.option("-o", "--output", type=NamedPath(), help="Folder for the records, or for a program's reports.")
-@click.option("--launches", is_flag=True, help="Count launches by kernel.")
-@click.option("--snapshot", is_flag=True, help="Write the allocator's snapshot into the output folder.")
-@click.option("--random-weights", is_flag=True, help="Load the command's models by their config alone.")
+@click.option("-o", "--output", type=NamedPath(), help="Write the records, or a program's reports, to this folder.")
+@click.option("--launches", is_flag=True, help="Count the launches of each kernel.")
+@click.option("--snapshot", is_flag=True, help="Write the allocator's snapshot to the output folder.")
+@click.option("--random-weights", is_flag=True, help="Let the command load models from their config alone.")
 @click.option(
     "--timeout",
     type=click.IntRange(1, 10**8),
     default=3600,
     show_default=True,
-    help="Seconds for the command, or for each recipe.",
+    help="End the command, or a recipe, after this many seconds.",
 )
-@click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", show_default=True)
+@click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", help="Output format. [table]")
 @click.pass_obj
 def command(
     arguments: list[str],
@@ -75,15 +79,15 @@ def command(
     format_: str,
     **options: Any,
 ) -> int:
-    """Run a recipe, a suite or any training command on a GPU that is not there.
+    """Run a recipe, a suite or any training command on a simulated GPU.
 
-    torch's allocator, its choice of kernels, bitsandbytes, peft and transformers are the real ones; memory is address
-    space, and kernels do nothing. So it says what is allocated and reserved, and whether and where memory runs out. It
-    says nothing of time, losses or the size of the CUDA context. It needs Linux, a CUDA build of torch and a C++
-    compiler; `lorabench doctor` says what is missing.
+    torch, its allocator, bitsandbytes, peft and transformers are real. On the simulated GPU, memory is address space,
+    and kernels do nothing. The output says how much memory is allocated and reserved, and whether and where it runs
+    out. It says nothing about time, losses or the CUDA context. This needs Linux, a CUDA build of torch and a C++
+    compiler, but no GPU; `lorabench doctor` says what is missing.
 
-    Before a COMMAND, --rank N runs rank N of a distributed training alone: the other ranks are not there, and
-    collectives with them succeed at once. --ranks says how many there are; by default as many as --gpus.
+    Before a COMMAND, --rank N runs only rank N of a distributed training. Collectives with the other ranks succeed at
+    once. By default there are as many ranks as --gpus.
     """
     from lorabench.estimator.devices.device import find_device
 
@@ -164,12 +168,12 @@ def report_folder(output: Path | None) -> Iterator[Path]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         if any(output.iterdir()):
-            raise UserError(f"{output}: not empty: name a new folder with -o")
+            raise UserError(f"{output}: the folder is not empty: name a new folder with -o")
     except OSError as error:
-        raise UserError(f"{output}: cannot be made a folder of reports: {error.strerror}") from error
+        raise UserError(f"{output}: cannot make the folder ({error.strerror}): name another with -o") from error
     try:
         yield output
     finally:
-        for own in ("ledger", "stage.*"):  # for the time of the rehearsal
+        for own in ("ledger", "stage.*"):  # needed only during the rehearsal
             for path in output.glob(own):
                 path.unlink()

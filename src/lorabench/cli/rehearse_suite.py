@@ -1,4 +1,4 @@
-"""`lorabench rehearse SUITE|MODEL`: the harness itself, on a null GPU."""
+"""`lorabench rehearse SUITE|MODEL`: recipes on a null GPU, with lorabench's own training loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lorabench.estimator.quantities import in_gib
 
 
 class RecipeLines(Lines):
-    """Prints a line for each finished recipe, and on a terminal the stage of the one that runs."""
+    """Prints a line for each finished recipe, and on a terminal the stage of the running recipe."""
 
     def __init__(self, verbosity: int, stage: StageLines) -> None:
         """See `Lines` and `StageLines`."""
@@ -45,10 +45,10 @@ def rehearse_recipes(
     format_: str,
     **settings: Any,
 ) -> int:
-    """Rehearse each recipe of a suite, or one model, and print what it takes; return the exit code.
+    """Rehearse each recipe of a suite, or one model, and print its memory; return the exit code.
 
     Args:
-        settings: those of `rehearse_suite`.
+        settings: arguments of `rehearse_suite`.
     """
     suite = suite_of(target, options)
     with tempfile.TemporaryDirectory(prefix="lorabench-") as folder:

@@ -33,7 +33,9 @@ Examples:
 @click.option("--model", "models", multiple=True, help="Add estimates of this model. Repeatable.")
 @click.option("--gpu", "gpus", multiple=True, help="Select this GPU first. Repeatable.")
 @click.option("--trace", "with_traces", is_flag=True, help="Trace each recipe too: seconds each, needs torch.")
-@click.option("-o", "--output", type=NamedPath(), default=Path("report.html"), show_default=True)
+@click.option(
+    "-o", "--output", type=NamedPath(), default=Path("report.html"), help="Write the page to this file. [report.html]"
+)
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @verbose_option
 def command(

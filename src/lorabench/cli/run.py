@@ -52,24 +52,35 @@ NOTHING_MEASURED = 3
 @click.argument("target", metavar="SUITE|MODEL")
 @recipe_options()
 @click.option("-o", "--output", type=NamedPath(), help="Write the run records to this folder.")
-@click.option("--resume", is_flag=True, help="Skip recipes that have a record: ok or out of memory.")
+@click.option("--resume", is_flag=True, help="Skip recipes that already have a record, ok or out of memory.")
 @click.option("--dry-run", is_flag=True, help="List the recipes with estimates; train nothing.")
 @click.option("--gpu", help="With --dry-run: GPU to estimate for, by name or memory size. [this machine]")
 @click.option("--skip-unfit", is_flag=True, help="Skip recipes that are predicted not to fit.")
 @click.option("--require-all", is_flag=True, help="Exit with code 1 unless every recipe is measured.")
-@click.option("--timeout", type=click.IntRange(1, 10**8), default=3600, show_default=True, help="Seconds per recipe.")
+@click.option(
+    "--timeout",
+    type=click.IntRange(1, 10**8),
+    default=3600,
+    show_default=True,
+    help="End a recipe after this many seconds.",
+)
 @click.option("--time-limit", type=float, help="Stop after this many minutes; --resume continues.")
 @click.option("--repeats", type=int, help="Runs per recipe, each with another seed. [1]")
 @click.option("--steps", type=int, help="Minimum number of timed steps. [the suite's, or 20]")
 @click.option("--warmup-steps", type=int, help="Minimum number of warm-up steps. [the suite's, or 3]")
-@click.option("--device", type=OneOf(["auto", "cpu", "cuda"]), default="auto", help="[auto: a GPU, or else the CPU]")
+@click.option(
+    "--device",
+    type=OneOf(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Train on this device. [auto: a GPU, or else the CPU]",
+)
 @click.option(
     "--engine",
     type=OneOf(["lorabench", "trainer"]),
     default="lorabench",
-    help="Training loop: lorabench's, or transformers' Trainer.",
+    help="Training loop: lorabench's, or transformers' Trainer. [lorabench]",
 )
-@click.option("--weights", default="random", help="random, hub, or a FOLDER with *.safetensors. [random]")
+@click.option("--weights", default="random", help="Weights: random, hub, or a FOLDER with *.safetensors. [random]")
 @click.option("--dataset", type=NamedPath(), help="Train on this text or .jsonl file. [Python's own text]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1001), default=0, help="Seed of random weights and dropout. [0]")
 @click.option("--timeline", is_flag=True, help="Record the live bytes over one step.")

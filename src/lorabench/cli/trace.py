@@ -46,7 +46,7 @@ SHOWN_TENSORS = 10
     is_flag=True,
     help="Replay the allocator with expandable_segments:True.",
 )
-@click.option("--format", "format_", type=OneOf(FORMATS), default="table", show_default=True)
+@click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 @verbose_option
 def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool, format_: str, **options: Any) -> None:
     """Run the real training step of MODEL on meta tensors, without a GPU.

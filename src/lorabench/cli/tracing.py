@@ -50,7 +50,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 class _Shown:
-    """A line on a terminal that says what is being done, and for how long."""
+    """A line on a terminal with the current stage and its duration."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -88,10 +88,10 @@ class _Shown:
 
 @contextmanager
 def _own_stderr() -> Iterator[TextIO]:
-    """Yield standard error as it is now, to be written to while that of the libraries is turned away."""
+    """Yield the current standard error, to write to while the libraries' output is redirected."""
     try:
         descriptor = os.dup(sys.stderr.fileno())
-    except io.UnsupportedOperation:  # it is no file
+    except io.UnsupportedOperation:  # it is not a file
         yield sys.stderr
         return
     with os.fdopen(descriptor, "w", encoding=sys.stderr.encoding, errors="replace") as stream:

@@ -14,7 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def let_libraries_speak(context: click.Context, parameter: click.Parameter, verbose: bool) -> bool:
-    """Let the libraries speak as long as the command runs, in the processes that it starts too; return ``verbose``."""
+    """Let the libraries print while the command runs, also in processes that it starts; return ``verbose``."""
     if verbose:
         before = os.environ.get(SPEAK)
         os.environ[SPEAK] = "1"
