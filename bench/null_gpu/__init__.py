@@ -1,13 +1,13 @@
-"""A null GPU: the real CUDA libraries' callers, on a GPU that is not there.
+"""A null GPU: a simulated GPU for unchanged CUDA programs.
 
 torch's CUDA build, bitsandbytes and others link the CUDA runtime, cuBLAS, cuDNN and NCCL dynamically. A small library
-takes the place of all of these in a process: memory is address space that is never touched, kernels and collectives
-do nothing. What decides how much is allocated, when, and by which kernel's host code, is then the real thing: torch's
-caching allocator, its choice of kernels, bitsandbytes, peft, transformers, accelerate, any training script.
+replaces all of these in a process: memory is address space that is never touched; kernels and collectives do nothing.
+Everything that decides how much is allocated, and when, is real: torch's caching allocator, its choice of kernels,
+bitsandbytes, peft, transformers, accelerate, and any training script.
 
-It knows: every allocation and free, in order, on the device; which kernels are launched; whether memory runs out.
-It cannot know: time, energy, the results of kernels (losses, gradients), what the driver itself takes (the context's
-size), the workspace of cuDNN's plans, and how a physical card's memory is fragmented. None of these is ever reported.
+It knows every allocation and free on the device, in order; which kernels are launched; and whether memory runs out.
+It cannot know time, energy, the results of kernels (losses, gradients), the memory of the driver itself (the context),
+the workspaces of cuDNN's plans, or how a physical card's memory is fragmented. It never reports any of these.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a shared library needs, asks for and offers, by its ELF tables."""
+"""The libraries that a shared library needs, and the symbols that it imports and exports, from its ELF tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lorabench.estimator.errors import UserError
 
 
 class Elf:
-    """One shared library; what it offers, which is long to read of some, is read if ``offers``.
+    """One shared library. Its exported functions are read only if ``offers``, since some libraries have very many.
 
     Raises:
         UserError: pyelftools, which reads such files, is not installed.
@@ -21,13 +21,13 @@ class Elf:
         except ImportError:
             raise UserError("the null GPU needs pyelftools: pip install 'lorabench[rehearse]'") from None
         self.needed: list[str] = []
-        """Names of libraries that it needs."""
+        """Names of the libraries that it links (DT_NEEDED)."""
         self.search_path: list[Path] = []
-        """Folders in which it has them looked for."""
+        """Folders where the loader looks for them (DT_RPATH, DT_RUNPATH)."""
         self.asked: set[str] = set()
-        """Names that other libraries must offer."""
+        """Names of the symbols that it imports."""
         self.offered: set[str] = set()
-        """Names of the functions that it offers."""
+        """Names of the functions that it exports; empty unless ``offers``."""
         with path.open("rb") as file:
             elf: Any = ELFFile(file)
             for tag in elf.get_section_by_name(".dynamic").iter_tags():
@@ -37,8 +37,8 @@ class Elf:
                     text = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
                     self.search_path += [Path(each.replace("$ORIGIN", str(path.parent))) for each in text.split(":")]
             symbols = elf.get_section_by_name(".dynsym")
-            # The names that are offered lie behind those that are asked for, from where the hash table begins. Some
-            # libraries of CUDA 12 have no such table, and their names are in any order.
+            # Exported names come after the imported ones; the hash table says where they begin. Some libraries of
+            # CUDA 12 have no such table, and their names are in any order.
             hashes = elf.get_section_by_name(".gnu.hash")
             first = symbols.num_symbols() if hashes is None else hashes.params.symoffset
             head = [symbols.get_symbol(index) for index in range(1, first)]

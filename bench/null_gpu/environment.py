@@ -1,4 +1,4 @@
-"""The environment variables under which a program finds a null GPU."""
+"""The environment variables that give a program a null GPU."""
 
 from __future__ import annotations
 
@@ -27,24 +27,22 @@ def null_gpu_environment(
     count_launches: bool = False,
     conditions: Conditions | None = None,
 ) -> dict[str, str]:
-    """Return variables to add to the environment of a program, so that it and its children run on null GPUs.
+    """Return the variables that make a program and its children run on null GPUs, if added to its environment.
 
-    The first call builds a library, which takes seconds. Python of the program must be this one's: lorabench, torch
-    and the rest are those that are installed here.
+    The first call builds a library, which takes seconds. The program must use this Python environment.
 
     Args:
         device: the GPU, from the catalogue.
-        notes: an empty folder for what the null GPU notices; see README.md. Processes of one rehearsal share it.
-        gpus: how many GPUs the machine has, all alike.
-        rank: the one process of a distributed training that is run, of the ``ranks`` that there would be. The others
-            are not there: collectives with them succeed at once.
-        ranks: processes of the distributed training, one a GPU.
-        count_launches: whether launches are counted by kernel, which slows a program's start.
-        conditions: what the machine is like besides.
+        notes: an empty folder for what the null GPU notices (README.md). All processes of one rehearsal share it.
+        gpus: number of equal GPUs in the machine.
+        rank: the only process that runs of a distributed training with ``ranks`` processes. Collectives with the
+            others succeed at once.
+        ranks: number of processes of the distributed training, one per GPU.
+        count_launches: whether to count launches by kernel, which slows a program's start.
+        conditions: other conditions of the machine.
 
     Raises:
-        UserError: the GPU is none of NVIDIA's or only a size, a number is out of range, or the null GPU cannot be built
-            here.
+        UserError: the GPU is not NVIDIA's or only a size, a number is out of range, or the null GPU cannot be built.
     """
     if device.compute_capability is None or device.multiprocessors is None:
         raise UserError(f"a rehearsal needs a GPU by name, and {device.name} is a size: choose one of lorabench gpus")
@@ -81,14 +79,14 @@ def null_gpu_environment(
 
 
 def _before(variable: str, path: Path) -> str:
-    """Return ``path`` in front of what ``variable`` holds here, in which it does not appear twice."""
+    """Return the value of ``variable`` with ``path`` in front, without repeating it."""
     others = [each for each in os.environ.get(variable, "").split(":") if each and each != str(path)]
     return ":".join([str(path), *others])
 
 
 def _as_one_of(ranks: int | None, rank: int | None, gpus: int) -> dict[str, int | str]:
     if ranks is None or rank is None or not 0 <= rank < ranks:
-        raise UserError(f"rank {rank} of {ranks}: ranks count from 0 to one less than there are, and both are needed")
+        raise UserError(f"rank {rank} of {ranks}: give both, and a rank from 0 to one less than the number of ranks")
     return {
         "RANK": rank,
         "LOCAL_RANK": rank % gpus,

@@ -1,4 +1,4 @@
-"""The functions of CUDA's libraries that no C++ file here writes out: what each of them does is told by its name."""
+"""Generated functions of NVIDIA's libraries: those that no C++ file here defines. The name decides what one does."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import NamedTuple
 
 
 class Body(StrEnum):
-    """What a function does, in C."""
+    """The body of a generated function, in C."""
 
     NOTHING = "int {name}(void) {{ return 0; }}"
-    """It succeeds: kernels, and what only matters to kernels."""
+    """It succeeds. For kernels, and for settings that only kernels use."""
     HANDLE = "int {name}(void **made) {{ *made = calloc(1, 4096); return made == 0; }}"
-    """It makes something that only the library looks into."""
+    """It makes an object that only the library reads."""
     LETS_GO = "int {name}(void *made) {{ free(made); return 0; }}"
     TEXT = 'const char *{name}(void) {{ return "not supported by the null GPU"; }}'
     REFUSES = 'int {name}(void) {{ return null_gpu_refuse("{name}", {status}); }}'
-    """It fails, and says its name: what it would have answered matters, and is not known here."""
+    """It fails and reports its name, since a program depends on its result, which is unknown here."""
 
 
 class Library(NamedTuple):
-    """How one of NVIDIA's libraries names its functions, and says that it does not support something."""
+    """The names of a library's functions, and its status code for "not supported"."""
 
     names: re.Pattern[str]
     not_supported: int
@@ -42,7 +42,7 @@ LIBRARIES = [
     Library(re.compile(r"cupti"), 27),
     Library(re.compile(r"cuFile"), 5030),
     Library(re.compile(r"nvshmemx?_"), 1),
-    Library(re.compile(r"cu[A-Z]"), 801),  # the driver: last, since others begin so too
+    Library(re.compile(r"cu[A-Z]"), 801),  # the driver; last, since the pattern matches others too
 ]
 BODIES = [
     (re.compile(r"(Get)?(Error|Status|Result)(String|Name)$|ErrorName$"), Body.TEXT),
@@ -50,7 +50,7 @@ BODIES = [
     (re.compile(r"cudnnDestroy\w*Descriptor$"), Body.LETS_GO),
     (re.compile(r"cudnnSet(Stream|\w*Descriptor\w*|Convolution\w+)$"), Body.NOTHING),
     (re.compile(r"cudnn(Convolution|BatchNormalization|Pooling|Activation|Softmax|Spatial)\w*$"), Body.NOTHING),
-    # Products and vector operations: of numbers of the type in the name, or of a type that is an argument.
+    # Matrix and vector operations, with the dtype in the name or as an argument.
     (re.compile(r"cublas(?!Set|Create|Destroy|Shutdown|Init|Get)[SDCZHIU][a-z0-9]\w*$"), Body.NOTHING),
     (re.compile(r"cublas(Gemm|Nrm2|Axpy|Dot|Dotc|Scal|Rot|Asum|Copy|Swap|Iamax|Iamin)\w*$"), Body.NOTHING),
 ]
@@ -59,7 +59,7 @@ BODIES = [
 def c_source(wanted: Iterable[str]) -> str:
     """Return a C file with all functions of ``wanted`` that belong to NVIDIA's libraries.
 
-    They are weak: a C++ file that writes one out overrides it.
+    They are weak symbols: a C++ file that defines one overrides it.
     """
     lines = [
         "#include <stdlib.h>",

@@ -1,4 +1,4 @@
-"""The CUDA build of torch that is installed here: its CUDA version, NVIDIA's libraries that it links, their headers."""
+"""The installed CUDA build of torch: its CUDA version, the NVIDIA libraries that it links, and their headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OF_NVIDIA = re.compile(
     r"lib(cudart|cublas|cublasLt|cudnn|nccl|cusparse|cusparseLt|cusolver|cufft|curand|cufile|nvrtc|cupti|nvshmem_host"
     r"|nvJitLink)\.so"
 )
-"""Libraries that the null GPU takes the place of, with NVIDIA's driver."""
+"""Libraries that the null GPU replaces, besides NVIDIA's driver."""
 VERSIONS = {
     "CUDART": ("cuda_runtime_api.h", r"#define\s+CUDART_VERSION\s+(\d+)"),
     "CUBLAS_MAJOR": ("cublas_api.h", r"#define\s+CUBLAS_VER_MAJOR\s+(\d+)"),
@@ -26,23 +26,23 @@ VERSIONS = {
     "CUDNN_PATCH": ("cudnn_version.h", r"#define\s+CUDNN_PATCHLEVEL\s+(\d+)"),
     "NCCL": ("nccl.h", r"#define\s+NCCL_VERSION_CODE\s+(\d+)"),
 }
-"""Where NVIDIA's headers tell the version of a library."""
+"""Library → header with its version, and the pattern of the number."""
 
 
 class InstalledCuda(NamedTuple):
-    """What the null GPU has to stand in for."""
+    """The installed libraries that the null GPU replaces, and those that call them."""
 
     torch: Path
     """torch's package folder."""
     libraries: tuple[Path, ...]
-    """NVIDIA's, which are replaced."""
+    """NVIDIA's libraries, which are replaced."""
     callers: tuple[Path, ...]
-    """torch's own, which call them."""
+    """torch's own libraries, which call them."""
     headers: tuple[Path, ...]
-    """Folders of the headers that came with `libraries`."""
+    """Folders of the headers of `libraries`."""
 
     def identity(self) -> str:
-        """Return a text that differs if another version of any library is installed."""
+        """Return a text that changes with the version of any library."""
         return "\n".join(
             f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in (*self.libraries, *self.callers)
         )
@@ -71,7 +71,7 @@ class InstalledCuda(NamedTuple):
                 if found:
                     return int(found[1])
         raise UserError(
-            f"the null GPU needs {header}, which comes with NVIDIA's packages for torch, and is not in "
+            f"the null GPU needs {header}, which comes with NVIDIA's packages for torch, but is not in "
             f"{', '.join(map(str, self.headers)) or 'any folder of theirs'}: reinstall torch with its dependencies"
         )
 
@@ -80,7 +80,7 @@ def find_installed_cuda() -> InstalledCuda:
     """Return torch's CUDA build of this Python environment, without importing it.
 
     Raises:
-        UserError: torch is not installed, or is built without CUDA, or NVIDIA's libraries are not where it looks.
+        UserError: torch is not installed or is built without CUDA, or its NVIDIA libraries are missing.
     """
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:

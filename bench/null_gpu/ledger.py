@@ -1,4 +1,4 @@
-"""The null GPU's ledger: how much each process has taken of each card at this moment (``cpp/ledger.cpp``)."""
+"""The null GPU's ledger: the memory of each card that each process uses now (``cpp/ledger.cpp``)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ ENTRY = struct.Struct("@iiN")
 
 
 def taken_bytes(notes: Path) -> int:
-    """Return the bytes that all processes of a rehearsal have taken of all cards by now.
+    """Return the bytes that all processes of a rehearsal now use on all cards.
 
     Args:
-        notes: folder of notes of the rehearsal.
+        notes: the rehearsal's folder of notes.
     """
     path = notes / FILE_NAME
     if not path.exists():

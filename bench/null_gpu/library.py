@@ -1,4 +1,4 @@
-"""Build the null GPU: this package's C++, with the headers of the installed CUDA, into the user's cache."""
+"""Build the null GPU from this package's C++ and the headers of the installed CUDA, into the user's cache."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SOURCES = Path(__file__).parent / "cpp"
 NAME = "libcuda.so.1"
 """Programs that open the driver by this name get the preloaded library."""
 OTHER_NAMES = ("libcuda.so", "libnvidia-ml.so.1")
-"""Names of the driver for a linker, and of NVML."""
+"""The driver's name for a linker, and NVML's."""
 CANNOT_PRELOAD = " :;\n"
 """Separators in LD_PRELOAD and LD_LIBRARY_PATH, which the loader cannot quote (ld.so(8))."""
 
 
 def null_gpu_library() -> Path:
-    """Return the shared library that is the null GPU, built for the installed CUDA if it has not been yet.
+    """Return the null GPU's shared library, and build it for the installed CUDA first if needed.
 
-    A build takes seconds, and is kept in ``$XDG_CACHE_HOME/lorabench/null-gpu``.
+    A build takes seconds, and stays in ``$XDG_CACHE_HOME/lorabench/null-gpu``.
 
     Raises:
-        UserError: this is no Linux, there is no C++ compiler or no CUDA build of torch, or the cache cannot be written.
+        UserError: this is not Linux, there is no C++ compiler or CUDA build of torch, or the cache cannot be written.
     """
     require_linux()
     cuda = find_installed_cuda()
@@ -52,7 +52,7 @@ def require_linux() -> None:
     """Refuse other systems.
 
     Raises:
-        UserError: this is no Linux.
+        UserError: this is not Linux.
     """
     if sys.platform != "linux":
         raise UserError(
@@ -64,7 +64,7 @@ def find_cache() -> Path:
     """Return the folder for built libraries, which may not exist yet.
 
     Raises:
-        UserError: there is no home folder, or the loader could not preload a library from there.
+        UserError: there is no home folder, or the loader cannot preload a library from the path.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -94,7 +94,7 @@ def find_compiler() -> str:
 
 
 def _build(cuda: InstalledCuda, compiler: str, folder: Path) -> None:
-    """Compile into a folder of its own, and move that to ``folder``, so that nobody finds half a library."""
+    """Compile in a scratch folder, then rename it to ``folder``, so that no process finds half a library."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
@@ -116,7 +116,7 @@ def _build(cuda: InstalledCuda, compiler: str, folder: Path) -> None:
 
 
 def _compile(cuda: InstalledCuda, compiler: str, scratch: Path) -> list[str]:
-    """Compile all sources side by side into ``scratch``, and return the object files."""
+    """Compile all sources in parallel into ``scratch``, and return the object files."""
     wanted = {name for path in cuda.libraries for name in Elf(path, offers=True).offered}
     wanted |= {name for path in cuda.callers for name in Elf(path).asked}
     functions = scratch / "functions.c"
@@ -136,11 +136,11 @@ def _compile(cuda: InstalledCuda, compiler: str, scratch: Path) -> list[str]:
 
 
 def _static_runtime(compiler: str) -> list[str]:
-    """Return what links C++'s runtime into the library, if that is there: programs may bring an older one along."""
-    asked = [compiler, "-print-file-name=libstdc++.a"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    """Return the flags that link the C++ runtime statically, if possible, since programs may load an older one."""
+    query = [compiler, "-print-file-name=libstdc++.a"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     hidden = "-Wl,--exclude-libs,ALL"  # from programs, which have their own
-    return ["-static-libstdc++", "-static-libgcc", hidden] if Path(told).is_absolute() else []
+    return ["-static-libstdc++", "-static-libgcc", hidden] if Path(answer).is_absolute() else []
 
 
 def _run(command: list[str]) -> None:

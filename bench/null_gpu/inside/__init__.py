@@ -1,4 +1,4 @@
-"""The null GPU's part inside a Python program: what the program reads of the device decides what it does next."""
+"""The null GPU's part inside a Python program: real values for the tensors that decide what the program does next."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import threading
 from typing import Any
 
 BEGIN = "NULL_GPU_BEGIN"
-"""Variable that names a module whose ``begin()`` is called too, such as one that observes the program."""
+"""Variable that names a module whose ``begin()`` is called too, such as the observer's."""
 
 
 def keep_out_of_compiled_code() -> None:
-    """Have torch's compiler pass over this package: it would compile it, and break up graphs for its sake."""
+    """Make torch's compiler skip this package: it would compile it, and break graphs because of it."""
 
     def pass_over() -> None:
         rules: Any = importlib.import_module("torch._dynamo.trace_rules")
@@ -23,7 +23,7 @@ def keep_out_of_compiled_code() -> None:
 
 
 def begin() -> None:
-    """Give small tensors their values, in this thread and in all that are started from now on."""
+    """Give small tensors real values, in this thread and in all threads that start later."""
     from lorabench.bench.null_gpu.inside.absent_ranks import go_alone
     from lorabench.bench.null_gpu.inside.knowledge import Knowledge
     from lorabench.bench.null_gpu.inside.printing import print_from_the_host

@@ -1,4 +1,4 @@
-"""A distributed training of which only one rank runs: nobody else is there to meet, or to wait for."""
+"""A distributed training of which only one rank runs, and waits for no other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import Any
 
 NCCL_ID = bytes(128)
-"""What rank 0 would tell the others before their first collective."""
+"""The value that rank 0 would send to the others before their first collective."""
 
 
 def go_alone() -> None:
-    """Have this rank meet the others in a store of its own, if it was said that they are not there."""
+    """Replace torch's rendezvous store by one that never waits, if the other ranks are absent."""
     if "NULL_GPU_ABSENT_RANKS" not in os.environ:
         return
     import torch.distributed as dist
@@ -23,7 +23,7 @@ def go_alone() -> None:
         return
 
     class AloneStore(dist.Store):  # type: ignore[name-defined, misc]
-        """Keeps what this rank says, and never waits for what others would."""
+        """Keeps the values that this rank sets, and never waits for those of others."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -61,9 +61,9 @@ def go_alone() -> None:
             pass
 
     patched: Any = import_module("torch.distributed.rendezvous")  # torch.distributed has a function of that name
-    store = AloneStore()  # one for all groups, which torch keeps apart by prefixes, and for as long as the process
+    store = AloneStore()  # one for all groups, which torch separates by prefixes, and for as long as the process
     patched._create_c10d_store = lambda *_, **__: store
-    # Groups are made anew, not split off others: NCCL would ask the absent which of them belong to which.
+    # Groups are created, never split off others: for a split, NCCL would ask the absent ranks for their colour.
     patched = import_module("torch.distributed.distributed_c10d")
     patched._get_split_source = lambda group: None
     if dist.is_gloo_available():
@@ -74,12 +74,12 @@ def go_alone() -> None:
 
 def _without_gloo(gloo: Any) -> Any:
     class NoGloo(gloo):  # type: ignore[misc]
-        """Stands for Gloo's groups, whose ranks connect to each other when they are made."""
+        """Refuses Gloo's groups, whose ranks connect to each other at creation."""
 
         def __init__(self, *_: Any, **__: Any) -> None:
             raise RuntimeError(
-                "null GPU: a group of Gloo cannot be made while the other ranks are not there: make groups of NCCL "
-                "alone, as init_process_group('nccl') does, or rehearse all ranks"
+                "null GPU: a Gloo group cannot be made while the other ranks do not run: make only NCCL groups, as "
+                "init_process_group('nccl') does, or rehearse all ranks"
             )
 
     return NoGloo
@@ -88,12 +88,12 @@ def _without_gloo(gloo: Any) -> Any:
 def launch_one_rank(
     config: Any, entrypoint: Callable[..., Any] | str | None, args: list[Any], **_: Any
 ) -> dict[int, Any]:
-    """Start one rank of those that torchrun, or ``accelerate launch`` by it, would start on all nodes.
+    """Start only one of the ranks that torchrun or ``accelerate launch`` would start on all nodes.
 
     Args:
         config: torch's ``LaunchConfig``.
         entrypoint: a program, or a function to call.
-        args: of either.
+        args: its arguments.
 
     Returns:
         The rank, and what the function returned.

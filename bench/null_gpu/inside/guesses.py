@@ -1,7 +1,7 @@
-"""What stands for a result of kernels that did nothing: plausible values, so that programs go on as they would.
+"""Plausible values in place of results that no kernel computes, so that programs continue normally.
 
 Floats are 1, which is positive and finite. Choices among many (a router's experts, the most likely token, an order)
-are dealt out evenly. Nothing is NaN or infinite. All else is zero.
+are spread evenly. Nothing is NaN or infinite. All other values are zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PLAUSIBLE = 1.0
 
 
 def evenly(shape: torch.Size, dim: int, choices: int) -> torch.Tensor:
-    """Return indices of ``shape`` below ``choices``: along ``dim`` one after the other, going on from row to row."""
+    """Return indices of ``shape`` below ``choices``: consecutive along ``dim``, and continuing from row to row."""
     if not shape:
         return torch.zeros((), dtype=torch.int64)
     moved = list(shape)
@@ -71,7 +71,7 @@ CHOICES: dict[Any, Callable[..., torch.Tensor]] = {
     aten.min.dim: _extreme,
     aten.multinomial.default: _drawn,
 }
-"""Operation → the indices that it is taken to choose."""
+"""Operation → function of its arguments that returns the guessed indices."""
 _FINITE = {
     aten.isfinite.default: True,
     aten.isnan.default: False,
@@ -83,10 +83,10 @@ _EQUAL = {aten.eq.Tensor: True, aten.ne.Tensor: False, aten.eq.Scalar: True, ate
 
 
 def answer_if_finite(func: Any, args: Any) -> bool | None:
-    """Return what ``func`` answers for every finite number if it asks only that, else None.
+    """Return the result of ``func`` for finite numbers if it only tests finiteness, else None.
 
-    Losses and gradients are taken to be finite, so that this counts as known. `torch.isfinite` comes as a comparison of
-    numbers with themselves, and of their magnitudes with infinity.
+    Losses and gradients are assumed to be finite, so the result counts as known. torch runs `torch.isfinite` as a
+    comparison of numbers with themselves, and of their magnitudes with infinity.
     """
     if func in _FINITE:
         return _FINITE[func]

@@ -1,4 +1,4 @@
-"""The bytes of a device tensor, which lie in the host's memory."""
+"""The bytes of a null GPU's tensor, which are in host memory."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import torch
 
 INTEGERS = {torch.bool, torch.int16, torch.int32, torch.int64}
 MOST_INTEGERS = 2**26
-"""Elements of a tensor of integers or booleans up to which it is computed: an attention mask of 8,192² is one."""
+"""Largest number of elements of a computed tensor of integers or booleans, such as an attention mask of 8,192²."""
 MOST_KNOWN = 2**15
-"""Elements of a tensor of floats, or of bytes, up to which it is computed from values that are known."""
+"""Largest number of elements of a tensor of floats, or of bytes, that is computed from known values."""
 MOST_GUESSED = 2**10
-"""Elements up to which it is from guesses: losses, norms and their like."""
+"""Largest number of elements computed from guesses: losses, norms and the like."""
 
 
 def is_real(tensor: torch.Tensor, *, known: bool) -> bool:
-    """Tell whether a tensor that is known, or guessed, is small enough to have real values."""
+    """Return whether a tensor, known or guessed, is small enough to have real values."""
     if tensor.dtype in INTEGERS:
         return tensor.numel() <= MOST_INTEGERS
     return tensor.numel() <= (MOST_KNOWN if known else MOST_GUESSED)
 
 
 def host_view(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a CPU tensor over the same bytes as ``tensor``; what is written to one is read from the other."""
+    """Return a CPU tensor of the same shape and dtype that shares the bytes of ``tensor``."""
     if tensor.device.type != "cuda":
         return tensor
     storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""Which tensors on the null GPU hold what a real GPU would hold there."""
+"""Which tensors on the null GPU hold the values that they would have on a real GPU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 class Knowledge:
-    """Remembers storages by address. Whatever is not remembered is not known.
+    """Remembers the addresses of known storages.
 
-    An address that the allocator gives to another tensor is forgotten when that tensor is first written to, since
-    every operation either learns or forgets what it writes.
+    Every operation either learns or forgets the tensors that it writes. So if the allocator gives an address to
+    another tensor, the old entry disappears at the first write.
     """
 
     def __init__(self) -> None:
@@ -17,24 +17,24 @@ class Knowledge:
         """Address → bytes."""
 
     def knows(self, tensor: torch.Tensor) -> bool:
-        """Tell whether the bytes of ``tensor`` are what a real GPU would have there."""
+        """Return whether ``tensor`` has the values that it would have on a real GPU."""
         if tensor.device.type != "cuda":
             return True
         storage = tensor.untyped_storage()
         return self._known.get(storage.data_ptr()) == storage.nbytes()
 
     def learn(self, tensor: torch.Tensor) -> None:
-        """Note that it is known."""
+        """Note that the values of ``tensor`` are known."""
         if tensor.device.type == "cuda":
             storage = tensor.untyped_storage()
             self._known[storage.data_ptr()] = storage.nbytes()
 
     def forget(self, tensor: torch.Tensor) -> None:
-        """Note that it is not known."""
+        """Note that the values of ``tensor`` are not known."""
         if self._known and tensor.device.type == "cuda":
             self._known.pop(tensor.untyped_storage().data_ptr(), None)
 
 
 def covers(tensor: torch.Tensor) -> bool:
-    """Tell whether ``tensor`` is all of its storage, so that writing it leaves nothing of what was there before."""
+    """Return whether ``tensor`` covers its whole storage, so that writing it leaves no old bytes."""
     return tensor.numel() * tensor.element_size() >= tensor.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""What the null GPU noticed that a reader of the rehearsal should know, as lines of JSON in the folder of notes."""
+"""Notes on guesses that a reader of the rehearsal should know, as lines of JSON in the folder of notes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OWN = str(Path(__file__).parent)
 INSIDE_LIBRARIES = ("/torch/", "/importlib/", "<frozen")
 LORABENCH = str(Path(__file__).parents[3])
 INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
-"""Folders of code that is not the program's own."""
+"""Folders of installed code, which is not the program's own."""
 _told: set[tuple[str, str]] = set()
 
 
@@ -20,15 +20,16 @@ def note(kind: str, operation: str) -> None:
     """Note that ``operation`` did what ``kind`` says, once for each place in the program.
 
     Kinds: ``branch`` and ``shape``, decided by a value that a kernel would have computed; ``balanced``, a choice among
-    many that was dealt out evenly; ``not computed``, an operation on known values that the host could not do.
+    many that was spread evenly; ``not computed``, an operation on known values that the host cannot do.
     """
     _write(kind, operation, place())
 
 
 def note_read(operation: str) -> None:
-    """Note that the program itself, and no library, read a float that a kernel would have computed (``read``).
+    """Note that the program itself, not a library, read a float that a kernel would have computed (``read``).
 
-    What it does with the number is out of sight. Libraries read losses and norms to log them, which is not noted.
+    Nothing can see what the program does with the number. Libraries read losses and norms to log them, which is not
+    noted.
     """
     where = place()
     if not where.startswith((*INSTALLED, LORABENCH)):
@@ -46,7 +47,7 @@ def _write(kind: str, operation: str, where: str) -> None:
 
 
 def place() -> str:
-    """Return the line of the program that is at work, outside torch: file, line and function."""
+    """Return the innermost line outside torch and lorabench that is running: file, line and function."""
     frame = sys._getframe(1)
     innermost = None
     while frame is not None:

@@ -1,4 +1,4 @@
-"""What an operation of torch reads and writes, by its schema: looked up once for each."""
+"""What an operation of torch reads and writes, from its schema; cached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READ_NO_VALUES = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones
 OF_ACTIVATIONS = re.compile(
     r"mm|bmm|addmm|addbmm|baddbmm|mv|addmv|dot|vdot|einsum|_\w*mm|\w*convolution\w*|\w*attention\w*|\w*_rnn\w*"
 )
-"""Products are not computed even where they are small: nothing that a program decides on comes out of them alone."""
+"""Matmuls and attention are not computed even if they are small: no program decides anything by them alone."""
 
 
 def _histogram(values: torch.Tensor, *bins: Any, **more: Any) -> torch.Tensor:
@@ -26,26 +26,26 @@ def _histogram(values: torch.Tensor, *bins: Any, **more: Any) -> torch.Tensor:
 
 
 ON_THE_HOST = {torch.ops.aten.histc.default: _histogram}
-"""What to do on the host for operations that take integers on a GPU only."""
+"""Host replacements for operations that take integers only on a GPU."""
 
 
 class Operation(NamedTuple):
-    """Facts of one overload of one operation."""
+    """Properties of one overload of an operation."""
 
     name: str
     is_view: bool
     computed: bool
-    """Whether the host has the same operation, and its results are of use."""
+    """Whether it is computed on the host too."""
     collective: bool
-    """Whether ranks of a distributed training exchange values in it."""
+    """Whether it exchanges values between ranks of a distributed training."""
     counted: bool
-    """Whether a shape depends on values, of what it returns or of what it allocates."""
+    """Whether the shape of its result, or of a tensor that it allocates, depends on values."""
     random: bool
     reads_no_values: bool
     overwrites: bool
     """Whether it writes to an argument without reading it."""
     changes: tuple[tuple[int, str], ...]
-    """Places and names of the arguments that it writes to."""
+    """Positions and names of the arguments that it writes to."""
 
     def changed(self, args: Any, kwargs: Any) -> list[torch.Tensor]:
         """Return the tensors among the arguments that it writes to."""
@@ -55,7 +55,7 @@ class Operation(NamedTuple):
 
 @cache
 def operation(func: Any) -> Operation:
-    """Return the facts of ``func``."""
+    """Return the properties of ``func``."""
     schema = func._schema
     namespace, _, name = schema.name.partition("::")
     random = torch.Tag.nondeterministic_seeded in func.tags

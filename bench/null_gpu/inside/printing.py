@@ -1,4 +1,4 @@
-"""Printing of tensors: torch turns off what gives them their values, so they are printed from the host."""
+"""Printing of tensors from the host: while torch prints, it disables the mode that gives them their values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lorabench.bench.null_gpu.inside.host_views import host_view
 
 
 def print_from_the_host() -> None:
-    """Have torch print the bytes of tensors on the device as it prints those of tensors on the host."""
+    """Make torch print tensors on the device as it prints tensors on the host."""
     printing: Any = torch._tensor_str
     text_of = printing._tensor_str
 

@@ -1,9 +1,9 @@
 """Small tensors get real values: operations on them are also done on the host, on the same bytes.
 
 Masks, positions, labels and counts decide what a program does next: which attention kernel runs, whether a batch is
-packed, how many tokens an expert gets. So tensors of integers and booleans, and small ones of floats, hold what a GPU
-would compute, as far as it follows from values that the program put there. What follows from weights and activations,
-which have no values, is guessed (`guesses`). If a guess decides a branch or a shape, that is noted.
+packed, how many tokens an expert gets. So tensors of integers and booleans, and small tensors of floats, hold the
+values that a GPU would compute, if these follow from values that the program put there. Values that depend on weights
+or activations, which have no contents, are guessed (`guesses`). If a guess decides a branch or a shape, it is noted.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from lorabench.bench.null_gpu.inside.operations import ON_THE_HOST, Operation, o
 aten = torch.ops.aten
 
 LEAVES_OPERATIONS_TO_TORCH: Any = torch._C._disabled_torch_dispatch_impl
-"""What subclasses have in place of a function that takes operations apart; parameters among them."""
+"""Attribute of tensor subclasses that do not decompose operations, parameters among them."""
 BYTES_REALLY_COPIED = 2**20
-"""As addresses.h has it."""
+"""The same as in addresses.h."""
 TRACERS = (
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
     torch._C._TorchDispatchModeKey.PROXY,
 )
-"""Of the compiler; they are asked after this one."""
+"""Modes of the compiler, which torch calls after this one."""
 OF_THE_DEVICE = ("pin_memory", "generator")
-"""Arguments that do not go to the host."""
+"""Arguments that are not passed to the operation on the host."""
 
 
 class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of a thread, below autograd."""
+    """Runs at every operation of a thread, below autograd."""
 
     def __init__(self, knowledge: Knowledge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -50,25 +50,25 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Leave out torch's guard against compiling this very class, which imports the compiler into every program."""
+        """Skip torch's guard against compiling this class, since it imports the compiler into every program."""
         return False
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Let torch.compile compile; what it compiles has no real values inside."""
+        """Let torch.compile compile. Compiled code has no real values inside."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do what was asked for on the null GPU, then give its small results their values."""
+        """Run ``func`` on the null GPU, then give its small results their values."""
         kwargs = kwargs or {}
         traced = any(torch._C._get_dispatch_mode(key) is not None for key in TRACERS)
         if traced or not isinstance(func, torch._ops.OpOverload):
             return func(
                 *args, **kwargs
-            )  # the tensors are no real ones; or an operator over functions, whose own come here
+            )  # tensors of a tracer; or a higher-order operator, whose inner operations come here
         for each in types:
             if each.__torch_dispatch__ is not LEAVES_OPERATIONS_TO_TORCH:
-                return NotImplemented  # a subclass first takes itself apart
+                return NotImplemented  # a subclass decomposes the operation first
         of_this = operation(func)
         if of_this.counted:
             return self._of_counted_shape(func, of_this, args, kwargs)
@@ -77,7 +77,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _do(self, func: Any, of_this: Operation, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
         if func is aten.lift_fresh.default:
-            # torch.tensor has copied numbers of the program to the device, out of sight.
+            # torch.tensor has copied numbers of the program to the device without an operation.
             if out.numel() * out.element_size() <= BYTES_REALLY_COPIED:
                 self.knowledge.learn(out)
             return out
@@ -96,7 +96,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if of_this.collective:
             for each in (*given, *made):
                 if each.dtype in INTEGERS and each.numel() * each.element_size() <= BYTES_REALLY_COPIED:
-                    self.knowledge.learn(each)  # absent ranks hold what this one holds; present ones said it
+                    self.knowledge.learn(each)  # absent ranks hold what this one holds; others sent theirs
                 else:
                     self.knowledge.forget(each)
         elif not of_this.computed:
@@ -139,7 +139,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 note("balanced", str(func))
                 for each in made:
                     if each.dtype in INTEGERS:
-                        self.knowledge.learn(each)  # by construction; what follows from it need not be noted again
+                        self.knowledge.learn(each)  # by construction; later operations on it need no note
                 return
         if not all(is_real(each, known=self.knowledge.knows(each)) for each in read) or not all(
             is_real(each, known=known) for each in (*made, *changed)
@@ -151,7 +151,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             with self._own_random_numbers() if of_this.random else nullcontext():
                 values = ON_THE_HOST.get(func, func)(*tree_map(on_host, args), **host_arguments(kwargs))
-        except Exception as error:  # what the host's kernels cannot do, of many kinds
+        except Exception as error:  # the host's kernels refuse operations in many ways
             if known:
                 note("not computed", f"{func}: {str(error).partition('.')[0]}")
             self._guess(made)
@@ -179,7 +179,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if counts:
             with shapes.answering(counts):
                 return self._do(func, of_this, args, kwargs)
-        # What else is counted inside of kernels: the result is taken from the host.
+        # Other results whose size kernels count: the result is copied from the host.
         known = self._knows(given)
         if not all(is_real(each, known=known) for each in given):
             raise NotImplementedError(
@@ -194,7 +194,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """Draw random numbers from a sequence that is not the program's own."""
+        """Draw random numbers from a separate sequence, and leave the program's own as it is."""
         programs = torch.get_rng_state()
         torch.set_rng_state(self.random_state)
         try:
@@ -204,7 +204,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             torch.set_rng_state(programs)
 
     def _settle(self, tensor: torch.Tensor, known: bool) -> None:
-        """Note whether a tensor that was computed is known; a guess stays finite."""
+        """Note whether a computed tensor is known; keep a guess finite."""
         if known:
             self.knowledge.learn(tensor)
             return
@@ -214,7 +214,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             values.masked_fill_(~values.isfinite(), guesses.PLAUSIBLE)
 
     def _guess(self, made: list[torch.Tensor], indices: torch.Tensor | None = None) -> None:
-        """Give results that were not computed plausible values; ``indices`` to those of integers."""
+        """Give plausible values to results that were not computed; integers get ``indices`` if the shape matches."""
         self._forget(made)
         for each in made:
             if each.dtype in INTEGERS and indices is not None and indices.shape == each.shape:
@@ -232,18 +232,18 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.knowledge.forget(each)
 
     def _note_read(self, read: torch.Tensor, func: Any) -> None:
-        """Note that the program reads a float that is a guess. It may be logged, or decide something."""
+        """Note that the program reads a guessed float, which it may log or decide by."""
         if read.is_floating_point() and not self.knowledge.knows(read):
             note_read(str(func))
 
     def _note_decision(self, kind: str, deciding: Any, func: Any) -> None:
-        """Note what the program decides by integers or booleans that are guesses."""
+        """Note that the program decides a branch or a shape by guessed integers or booleans."""
         if any(each.dtype in INTEGERS and not self.knowledge.knows(each) for each in tensors_of(deciding)):
             note(kind, str(func))
 
 
 def fill(tensor: torch.Tensor, value: float) -> None:
-    """Write ``value`` everywhere; zeros on the device, where many of them take no memory of the host."""
+    """Fill ``tensor`` with ``value``. Many zeros are written on the device, where they take no host memory."""
     if tensor.numel() > MOST_GUESSED and not value and tensor.device.type == "cuda":
         tensor.zero_()
     else:
@@ -256,7 +256,7 @@ def host_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def on_host(value: Any) -> Any:
-    """Return what stands for an argument on the host."""
+    """Return the host's counterpart of an argument."""
     if isinstance(value, torch.Tensor):
         return host_view(value)
     if isinstance(value, torch.device) and value.type == "cuda":

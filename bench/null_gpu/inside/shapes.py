@@ -1,4 +1,4 @@
-"""Results whose shape depends on values: kernels count them, which the host then reads. Here they are counted first."""
+"""Results whose shape depends on values. A kernel counts them, and the host reads the count; here, the host counts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ INDEXED = {
     aten._unsafe_index_put.default,
     aten._index_put_impl_.default,
 }
-"""Operations whose second argument holds indices; masks among these stand for the places where they are true."""
+"""Operations with indices as second argument; a mask among them selects the positions at which it is true."""
 MASKED = {aten.masked_select.default, aten.masked_scatter_backward.default}
-"""Operations that select by a mask, their second argument, from the first; the latter pads to a given shape."""
+"""Operations that select from the first argument by a mask, the second; the latter pads to a given shape."""
 
 
 def masks_among(indices: Any) -> list[torch.Tensor]:
@@ -36,7 +36,7 @@ def masks_among(indices: Any) -> list[torch.Tensor]:
 
 
 def counts_of(func: Any, args: Any) -> list[int]:
-    """Return what the kernels of ``func`` count, in the order in which the host reads it."""
+    """Return the counts that the kernels of ``func`` would make, in the order in which the host reads them."""
     if func in INDEXED:
         return [int(torch.count_nonzero(host_view(mask))) for mask in masks_among(args[1])]
     if func in MASKED:
@@ -49,7 +49,7 @@ def counts_of(func: Any, args: Any) -> list[int]:
 
 @contextmanager
 def answering(counts: list[int]) -> Iterator[None]:
-    """Have this thread's next reads of small numbers on the device give ``counts``, one after the other."""
+    """Make this thread's next reads of small numbers from the device return ``counts``, one by one."""
     library = ctypes.CDLL(None)
     for count in counts:
         library.null_gpu_answer(ctypes.c_int64(count))
@@ -60,7 +60,7 @@ def answering(counts: list[int]) -> Iterator[None]:
 
 
 def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor on ``device`` with the values of one on the host."""
+    """Return a copy on ``device`` of a host tensor."""
     made = torch.empty(values.shape, dtype=values.dtype, device=device)
     host_view(made).copy_(values)
     return made

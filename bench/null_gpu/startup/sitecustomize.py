@@ -1,4 +1,4 @@
-"""Run by Python when it starts: once the program imports torch, makes its integers real on the null GPU."""
+"""Python runs this at its start. When the program imports torch, its small tensors get real values on the null GPU."""
 
 import sys
 from collections.abc import Callable
@@ -12,7 +12,7 @@ HERE = str(Path(__file__).parent)
 
 
 class After(MetaPathFinder):
-    """Finds one module as others do, and calls a function once it is imported."""
+    """Finds one module as usual, and calls a function after its import."""
 
     def __init__(self, module: str, do: Callable[[], None]) -> None:
         self.module = module
@@ -30,7 +30,7 @@ class After(MetaPathFinder):
 
 
 class Added(Loader):
-    """Loads a module, then does what is to be done after it."""
+    """Loads a module, then calls the function."""
 
     def __init__(self, modules: Any, finder: After) -> None:
         self.modules = modules
@@ -47,14 +47,14 @@ class Added(Loader):
 
 
 def begin() -> None:
-    """Make integers real, and whatever else is to begin with torch."""
+    """Start the null GPU's part in this process, now that torch is imported."""
     from lorabench.bench.null_gpu import inside
 
     inside.begin()
 
 
 def run_the_one_that_is_hidden() -> None:
-    """Run the sitecustomize.py that Python would have found without this one."""
+    """Run the sitecustomize.py that this one hides, if there is one."""
     spec = PathFinder.find_spec("sitecustomize", [each for each in sys.path if each != HERE])
     if spec is not None and spec.loader is not None:
         spec.loader.exec_module(module_from_spec(spec))
