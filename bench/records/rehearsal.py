@@ -13,7 +13,7 @@ from lorabench.estimator.recipes.parameters import ParameterCounts
 
 
 class Rehearsal(Struct, frozen=True, kw_only=True):
-    """The memory that the real CUDA libraries allocated for a recipe on a null GPU.
+    """The memory that a recipe allocated on a null GPU.
 
     It has no times, losses or energy: a null GPU computes nothing.
     """

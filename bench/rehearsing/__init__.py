@@ -1,1 +1,1 @@
-"""Rehearsals: training programs, and lorabench's own harness, run on a null GPU."""
+"""Rehearsals: training programs, and lorabench's own training loop, on a null GPU."""

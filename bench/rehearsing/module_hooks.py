@@ -1,4 +1,4 @@
-"""Hooks that see each module run. A compiled model loses them: they would be compiled too, and break up its graph."""
+"""Hooks around each module's forward pass. Compiling a model removes them: they would break up its graph."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs inside each Python process of a rehearsed program: counts optimizer steps, and reports what memory did.
+"""Runs inside each Python process of a rehearsed program: counts optimizer steps, and reports peak memory.
 
-The null GPU's startup calls `begin` as soon as the program has imported torch (``NULL_GPU_BEGIN``).
+The null GPU's startup calls `begin` when the program has imported torch (``NULL_GPU_BEGIN``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lorabench.bench.rehearsing.result import OutOfMemory
 
 STEPS = "LORABENCH_REHEARSED_STEPS"
-"""Optimizer steps after which the program is stopped; 0 lets it run to its end."""
+"""Variable with the number of optimizer steps after which the program is stopped; 0 lets it run to its end."""
 SNAPSHOT = "LORABENCH_REHEARSED_SNAPSHOT"
-"""Set if each process writes its allocator's snapshot too, as ``snapshot.PID.json.gz``."""
+"""Variable that is set if each process also writes its allocator's snapshot, as ``snapshot.PID.json.gz``."""
 MOST_EVENTS = 2_000_000
 
 
@@ -45,23 +45,23 @@ class Observer:
         self.folder = folder
         self.pid = os.getpid()
         self.steps: dict[int, int] = {}
-        """Optimizer, by its id → steps that it has done."""
+        """Id of an optimizer → its number of steps so far."""
         self.step_ends: list[int] = []
-        """When each step ended, in microseconds as the allocator's history has them."""
+        """Time at which each step ended, in microseconds of the allocator's history."""
         self.peaks: dict[int, list[int]] = {}
-        """GPU → most bytes allocated, reserved and requested so far."""
+        """GPU index → peak allocated, reserved and requested bytes so far."""
         self.owners: Owners = {}
         self.out_of_memory: OutOfMemory | None = None
         self.stopped = False
         self.trainer: Any = None
         self._names: dict[int, str] = {}
-        """Path of each module, by its id."""
+        """Id of a module → its path."""
         self._roots: list[weakref.ref[Any]] = []
-        """Modules that are in no other whose forward pass ran."""
+        """Outermost modules whose forward pass ran."""
         self._running: list[str] = []
 
     def begin(self) -> None:
-        """Register what observes."""
+        """Register all hooks."""
         import torch
         from torch.optim import optimizer
 
@@ -147,7 +147,7 @@ class Observer:
 
         if not isinstance(tensor, torch.Tensor):
             return
-        if hasattr(tensor, "__tensor_flatten__"):  # one of several ranks' parts, or a pair of codes and scales
+        if hasattr(tensor, "__tensor_flatten__"):  # a rank's shard (DTensor), or a pair of codes and scales
             for part in tensor.__tensor_flatten__()[0]:
                 self._own(getattr(tensor, part), owner)
         elif tensor.is_cuda:
@@ -165,7 +165,7 @@ class Observer:
                 yield root
 
     def _own_frozen(self) -> None:
-        """Take note of the weights and buffers that no optimizer has, with the constants of 4-bit weights, once."""
+        """Note the owners of frozen weights, buffers and constants of 4-bit weights, once."""
         from lorabench.bench.rehearsing.peak import Owner
 
         if self.steps:
@@ -177,7 +177,7 @@ class Observer:
                     self._own(constant, Owner("weights", name))
 
     def _note_peaks(self) -> None:
-        """Keep the allocator's peaks, which the program may reset."""
+        """Remember the allocator's peaks, since the program may reset them."""
         import torch
 
         for index in self._devices():
@@ -220,9 +220,8 @@ class Observer:
         self.report()
 
     def report(self, *, final: bool = True) -> None:
-        """Write what is known so far; ``final`` with where the peak was."""
-
-        if os.getpid() != self.pid or not _started():  # a fork reports nothing of its parent's
+        """Write a report of this process so far. A ``final`` report also says where the peak is."""
+        if os.getpid() != self.pid or not _started():  # a forked child does not report for its parent
             return
         import msgspec
 
@@ -287,7 +286,7 @@ def _started() -> bool:
 
 
 def _running_trainer() -> Any:
-    """Return transformers' Trainer whose loop is running in this thread; None if there is none."""
+    """Return the Trainer of transformers whose loop runs in this thread; None if there is none."""
     trainers = sys.modules.get("transformers.trainer")
     frame = sys._getframe(1)
     while trainers is not None and frame is not None:
@@ -302,8 +301,8 @@ def _running_trainer() -> Any:
 def _first_argument(frame: Any) -> Any:
     """Return a running function's first argument; None if it has none.
 
-    Until Python 3.12 a frame keeps the dictionary of its variables once that is asked for, and with it the tensors of a
-    step that is over: it is emptied, which leaves the variables themselves alone.
+    Until Python 3.12, reading ``f_locals`` leaves a dictionary of the variables on the frame, which would keep the
+    tensors of a finished step alive. It is therefore cleared, which does not change the variables themselves.
     """
     names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
     if not names:
@@ -316,7 +315,7 @@ def _first_argument(frame: Any) -> Any:
 
 
 def _stopper(observer: Observer) -> Any:
-    """Return a callback that ends Trainer's loop after the steps that are wanted, and the program with it."""
+    """Return a callback that ends Trainer's loop, and the program, after the wanted steps."""
     from transformers import TrainerCallback
 
     class Stopper(TrainerCallback):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Where the peak is, read from the history of torch's caching allocator."""
+"""Find the peak, its place and the tensors alive there, from the history of torch's caching allocator."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from lorabench.bench.rehearsing.result import AliveTensors, Peak
 MOST_GROUPS = 20
 FRAMES_KEPT = 12
 LIBRARIES = re.compile(r"/(torch|lorabench/bench/(rehearsing|null_gpu))/|<frozen|importlib/")
-"""Files whose lines name no place of the program."""
+"""Files that are no place in the program: of torch, of this observer, of Python's import system."""
 
 
 class Owner(NamedTuple):
-    """What a tensor is, by its address."""
+    """What a tensor is: its kind, and the parameter or module that it belongs to."""
 
     kind: str
     place: str
 
 
 Owners = dict[int, list[tuple[int, Owner]]]
-"""Address → when which tensor was seen there, in microseconds."""
+"""Address → pairs of a time, in microseconds, and the tensor that was seen there."""
 
 
 def find_peak(events: Sequence[Mapping[str, Any]], owners: Owners, step_ends: Sequence[int]) -> Peak | None:
     """Return the peak of ``events``, one device's entry of ``device_traces`` in a memory snapshot of torch.
 
     Args:
-        events: from the first allocation on.
-        owners: what was seen at an address, and when.
-        step_ends: when each optimizer step ended, in microseconds.
+        events: all events from the first allocation on.
+        owners: see `Owners`.
+        step_ends: time at which each optimizer step ended, in microseconds.
     """
     live: dict[int, int] = {}
     allocated = highest = 0
@@ -74,12 +74,12 @@ def find_peak(events: Sequence[Mapping[str, Any]], owners: Owners, step_ends: Se
 
 
 def _owner(seen: Sequence[tuple[int, Owner]], event: Mapping[str, Any], freed: float) -> Owner | None:
-    """Return what was seen at an address between an allocation there and its end; None if nothing was."""
+    """Return the tensor that was seen at an address between its allocation and its free; None if none was."""
     return next((owner for when, owner in seen if event["time_us"] <= when <= freed), None)
 
 
 def stack_of(frames: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return Python frames as ``file:line in function``, innermost first, without those of torch and of this."""
+    """Return Python frames as ``file:line in function``, innermost first, without `LIBRARIES`."""
     return [
         without_own_folders(f"{frame['filename']}:{frame['line']} in {frame['name']}")
         for frame in frames
@@ -109,5 +109,5 @@ def _maker(event: Mapping[str, Any]) -> Owner:
 
 
 def without_layer_numbers(path: str) -> str:
-    """Return a module's path with ``*`` for the numbers of layers."""
+    """Return a module's path with ``*`` in place of layer numbers. A ``file:line`` stays as it is."""
     return ".".join("*" if part.isdecimal() else part for part in path.split(".")) if ":" not in path else path

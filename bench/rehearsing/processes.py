@@ -1,4 +1,4 @@
-"""Start a rehearsed program, wait for it, and end all that it started."""
+"""Start a rehearsed program, wait for it, and end all processes that it started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 WAIT_SECONDS = 0.2
 """Time between two calls of ``waiting``."""
 SIGNALS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
-"""What ends processes, and the seconds that they then have: an interrupt first, after which programs clean up."""
+"""Signals that end processes, and seconds to wait after each. The first is an interrupt, so programs can clean up."""
 
 
 def run_program(
@@ -27,12 +27,12 @@ def run_program(
 ) -> int | None:
     """Run ``command``, and return its exit code; None if it was ended after ``timeout_seconds``.
 
-    Its standard output goes to standard error. No process that it started is left, whether it ends by itself, takes too
-    long, or this process is interrupted meanwhile.
+    Its standard output goes to standard error. When it ends, takes too long, or this process is interrupted, all
+    processes that it started are ended too.
 
     Args:
-        environment: all variables of the program. ``NULL_GPU_NOTES`` among them is ``folder``, by which its processes
-            are found.
+        environment: all variables of the program. ``NULL_GPU_NOTES`` must be ``folder``: it identifies the program's
+            processes.
         waiting: called several times a second until it ends.
     """
     until = time.monotonic() + timeout_seconds
@@ -52,7 +52,7 @@ def run_program(
 
 
 def _end(folder: Path, program: subprocess.Popen[bytes] | None = None) -> None:
-    """End the processes of the rehearsal in ``folder``, by ever stronger signals. ``program`` is this one's child."""
+    """End the processes of the rehearsal in ``folder``, by ever stronger signals. ``program`` is the direct child."""
     for number, seconds in SIGNALS:
         until = time.monotonic() + seconds
         for process in _processes_of(folder):
@@ -67,7 +67,7 @@ def _end(folder: Path, program: subprocess.Popen[bytes] | None = None) -> None:
 
 
 def _processes_of(folder: Path) -> Iterator[int]:
-    """Yield the processes whose environment names ``folder``. Those that have ended have no environment."""
+    """Yield the processes whose environment names ``folder``. Ended processes have no environment."""
     variable = f"NULL_GPU_NOTES={folder.absolute()}".encode()
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):

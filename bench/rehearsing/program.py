@@ -1,4 +1,4 @@
-"""Rehearse a training program, unchanged: any command, such as ``python train.py`` or ``accelerate launch …``."""
+"""Rehearse an unchanged training program: any command, such as ``python train.py`` or ``accelerate launch …``."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ TIMEOUT_SECONDS = 3600.0
 
 
 class ProgramRehearsal(Struct, frozen=True, kw_only=True):
-    """What a program did on a null GPU."""
+    """The result of a program's rehearsal on a null GPU."""
 
     gpu: str
     gpu_memory_bytes: int
     gpu_usable_bytes: int
-    """What a process can use of it: the limit at which the null GPU runs out."""
+    """Memory that a process can use: the limit at which the null GPU runs out."""
     command: tuple[str, ...]
     exit_code: int | None
     """None if the program was ended."""
     outcome: Outcome
-    """ok: the wanted steps were done, or the program ended well; failed: it ended with an error that was no lack of
-    memory; timeout: it took too long and was ended; no GPU used: it never started CUDA."""
+    """ok: the wanted steps were done, or the program ended with exit code 0; failed: it ended with an error other than
+    out of memory; timeout: it took too long and was ended; no GPU used: it never started CUDA."""
     processes: tuple[RehearsedProcess, ...]
-    """The one with most memory first."""
+    """Sorted by peak memory, the largest first."""
     noticed: tuple[Noticed, ...]
-    """What the null GPU could not know and the program went by."""
+    """Guessed values that the program used for a decision."""
     refused: tuple[str, ...]
-    """Functions of CUDA that the program called and that cannot be rehearsed."""
+    """CUDA functions that the program called and that cannot be rehearsed."""
     launches: dict[str, int] = {}
     """Kernel → launches, if they were counted."""
     assumptions: tuple[str, ...] = ()
-    """Those of the device."""
+    """Assumptions about the device."""
 
 
 def rehearse_program(
@@ -71,27 +71,27 @@ def rehearse_program(
     timeout_seconds: float = TIMEOUT_SECONDS,
     waiting: Callable[[], None] = lambda: None,
 ) -> ProgramRehearsal:
-    """Run ``command`` on null GPUs until ``steps`` optimizer steps are done, and return what memory did.
+    """Run ``command`` on null GPUs until ``steps`` optimizer steps are done, and return its memory.
 
-    What the program prints goes to standard error. Programs such as ``python`` and ``torchrun`` are those of this
-    Python's environment.
+    The program's output goes to standard error. Programs such as ``python`` and ``torchrun`` are those of this Python
+    environment.
 
     Args:
         command: the program and its arguments.
         device: the GPU, from the catalogue.
-        folder: an empty folder for what processes report.
-        gpus: GPUs of the machine, all alike.
-        rank: the one process of a distributed training that is run, of ``ranks``; the others are not there.
-        ranks: processes of the distributed training.
+        folder: an empty folder for the reports of the processes.
+        gpus: number of equal GPUs in the machine.
+        rank: the only process that runs of a distributed training with ``ranks`` processes.
+        ranks: number of processes of the distributed training.
         steps: optimizer steps after which each process is stopped; 0 lets the program run to its end.
-        launches: whether kernels' launches are counted.
+        launches: whether to count launches by kernel.
         snapshot: whether each process writes its allocator's snapshot into ``folder``.
-        random_weights: whether ``from_pretrained`` needs no more than a config.
+        random_weights: whether ``from_pretrained`` needs only a config.
         timeout_seconds: after this time the program is ended.
         waiting: called several times a second until the program ends.
 
     Raises:
-        UserError: there is no such program, or the null GPU cannot be built here or be that GPU.
+        UserError: there is no such program, or `null_gpu_environment` refuses.
     """
     variables = null_gpu_environment(device, folder, gpus=gpus, rank=rank, ranks=ranks, count_launches=launches)
     variables[BEGIN] = observer.__name__

@@ -1,7 +1,7 @@
-"""Checkpoints without weights: ``from_pretrained`` takes any model of which there is a config.
+"""Checkpoints without weights: ``from_pretrained`` needs only a model's config.
 
-A file is made that has all names, types and shapes of the weights, and a hole in place of their bytes, which takes no
-space on a disk. transformers then loads it as any other.
+A sparse file with the names, types and shapes of all weights replaces the checkpoint. It takes no space on the disk,
+and transformers loads it like any other.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "LORABENCH_REHEARSED_RANDOM_WEIGHTS"
-"""Set if models are loaded without their weights."""
+"""Variable that is set if models are loaded without their weights."""
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64", "int32": "I32"}
 TYPES |= {"uint8": "U8", "int8": "I8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-"""torch's name of a type → that of the safetensors format."""
+"""torch's name of a dtype → its name in the safetensors format."""
 OF_PLACES = ("subfolder", "revision", "force_download", "variant", "use_safetensors")
 """Options of ``from_pretrained`` that say which file to load."""
 
 
 def begin() -> None:
-    """Have transformers load models without their weights, once the program imports it."""
+    """Make transformers load models without their weights, as soon as the program imports it."""
     module = "transformers.modeling_utils"
     if module in sys.modules:
         _load_without_weights()
@@ -48,7 +48,7 @@ def _load_without_weights() -> None:
             write_hollow(cls, config, Path(folder))
             options = {name: value for name, value in options.items() if name not in OF_PLACES}
             loaded = load(cls, folder, *arguments, config=config, **options)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # beside it, what it lacked
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # the second is loading info
         model.name_or_path = model.config.name_or_path = str(path)
         return loaded
 
@@ -56,17 +56,17 @@ def _load_without_weights() -> None:
 
 
 def write_hollow(cls: Any, config: Any, folder: Path) -> None:
-    """Write the config, and a checkpoint of ``cls`` without bytes, into ``folder``.
+    """Write the config and a sparse checkpoint of ``cls`` into ``folder``.
 
     Raises:
-        ValueError: the config is of weights that are quantised already, whose shapes only their file tells.
+        ValueError: the model is already quantised, so the config does not say the shapes of its weights.
     """
     import torch
 
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            "--random-weights cannot stand for weights that are quantised already: name the model from which they were "
-            "made, and quantise it on loading"
+            "--random-weights cannot replace weights that are already quantised: name the model that they were made "
+            "from, and quantise it while loading"
         )
     dtype = getattr(config, "dtype", None) or torch.float32
     with torch.device("meta"):
@@ -75,7 +75,7 @@ def write_hollow(cls: Any, config: Any, folder: Path) -> None:
     written: set[int] = set()
     end = 0
     for name, weight in shell.state_dict(keep_vars=True).items():
-        if id(weight) in written:  # tied to one that is there
+        if id(weight) in written:  # tied to a weight that is written
             continue
         written.add(id(weight))
         begin, end = end, end + weight.numel() * weight.element_size()

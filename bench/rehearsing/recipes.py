@@ -1,4 +1,4 @@
-"""Rehearse recipes: the harness itself, with its own loop and meters, on a null GPU."""
+"""Rehearse recipes: run lorabench's own training loop and meters on a null GPU."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from lorabench.estimator.devices.device import Device
 
 
 class RecipesRehearsal(Struct, frozen=True, kw_only=True):
-    """What recipes did on a null GPU."""
+    """The result of a suite's rehearsal on a null GPU."""
 
     gpu: str
     gpu_memory_bytes: int
     gpu_usable_bytes: int
-    """What a process can use of it: the limit at which the null GPU runs out."""
+    """Memory that a process can use: the limit at which the null GPU runs out."""
     assumptions: tuple[str, ...]
-    """Those of the device and of the recipes."""
+    """Assumptions about the device and the recipes."""
     records: tuple[RunRecord, ...]
     """In the order of the suite."""
     noticed: tuple[Noticed, ...]
-    """What the null GPU could not know and the training went by."""
+    """Guessed values that the training used for a decision."""
     refused: tuple[str, ...]
-    """Functions of CUDA that were called and that cannot be rehearsed."""
+    """CUDA functions that were called and that cannot be rehearsed."""
     launches: dict[str, int] = {}
     """Kernel → launches by all recipes that ran, if they were counted."""
 
@@ -49,16 +49,16 @@ def rehearse_suite(
     timeout_seconds: float = TIMEOUT_SECONDS,
     watcher: Watcher | None = None,
 ) -> RecipesRehearsal:
-    """Train each recipe of ``suite`` on a null GPU, in a process of its own, and return what memory did.
+    """Train each recipe of ``suite`` on a null GPU, in its own process, and return the records.
 
     Args:
         device: the GPU, from the catalogue.
         folder: an empty folder for what the null GPU notices.
-        output: folder for the records. Records of the same rehearsal that are there are kept. None writes none.
-        steps: timed steps, at least 1. The harness does some more, for its other readings.
-        snapshot: whether each recipe's allocator writes a snapshot of one step beside its record.
-        launches: whether kernels' launches are counted.
-        timeout_seconds: after this time a recipe is ended.
+        output: folder for the records; None writes none. A recipe that already has a record there is not run again.
+        steps: timed steps, at least 1. A run does some more, for its other measurements.
+        snapshot: whether to write the allocator's snapshot of one step beside each record.
+        launches: whether to count launches by kernel.
+        timeout_seconds: time after which a recipe is ended.
 
     Raises:
         UserError: as `run_suite` and `null_gpu_environment` do.

@@ -1,4 +1,4 @@
-"""What the processes of a rehearsal report, one JSON file each, and what is read of them."""
+"""Reports of a rehearsal's processes, one JSON file each, and their readers."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ PROCESS_FILES = "process.*.json"
 
 
 class AliveTensors(Struct, frozen=True, kw_only=True):
-    """Tensors that are alive at the peak, of one kind and place."""
+    """Tensors of one kind and place that are alive at the peak."""
 
     kind: str
-    """weights, gradients, optimizer states, or made in: forward, backward or elsewhere."""
+    """weights, gradients, optimizer states, made in forward, made in backward, or made elsewhere."""
     place: str
-    """Path of the module, ``*`` for the numbers of layers; or the line of the program that asked for them."""
+    """Path of the parameter or module, with ``*`` for layer numbers; or the line of the program that allocated them."""
     count: int
     bytes: int
-    """Requested bytes of all of them."""
+    """Requested bytes of all these tensors."""
 
 
 class Peak(Struct, frozen=True, kw_only=True):
-    """The moment at which one GPU has most bytes allocated."""
+    """The moment at which most bytes are allocated on one GPU."""
 
     step: int
-    """Optimizer steps that were done before."""
+    """Number of optimizer steps before it."""
     module: str
-    """Path of the module whose forward pass ran; empty outside."""
+    """Path of the module whose forward pass runs; empty outside forward passes."""
     stack: tuple[str, ...]
-    """Python frames that asked for the last tensor, innermost first, as ``file:line in function``."""
+    """Python frames that allocate the last tensor, innermost first, as ``file:line in function``."""
     alive: tuple[AliveTensors, ...]
-    """The largest first."""
+    """Sorted by bytes, the largest first."""
 
 
 class OutOfMemory(Struct, frozen=True, kw_only=True):
-    """The first request that failed."""
+    """The first allocation that failed."""
 
     device: int
     requested_bytes: int
     allocated_bytes: int
-    """Live blocks at that moment."""
+    """Bytes of live blocks at that moment."""
     step: int
     stack: tuple[str, ...]
 
 
 class RehearsedGpu(Struct, frozen=True, kw_only=True):
-    """What torch's caching allocator counted on one GPU of one process."""
+    """Counters of torch's caching allocator on one GPU of one process."""
 
     index: int
     peak_allocated_bytes: int
@@ -57,23 +57,23 @@ class RehearsedGpu(Struct, frozen=True, kw_only=True):
     peak_reserved_bytes: int
     """``torch.cuda.max_memory_reserved``."""
     peak_requested_bytes: int
-    """What tensors asked for, before blocks were rounded up."""
+    """Peak of the bytes that tensors request, before rounding to blocks."""
     peak: Peak | None = None
-    """None if the allocator's history was not kept."""
+    """None if the allocator recorded no history."""
 
 
 class RehearsedProcess(Struct, frozen=True, kw_only=True):
-    """What one process of the program did."""
+    """The result of one process of the program."""
 
     pid: int
     program: str
     """Its script and arguments."""
     rank: int | None = None
-    """In a distributed training."""
+    """Its rank in a distributed training."""
     steps: int
-    """Optimizer steps that were done."""
+    """Number of optimizer steps."""
     stopped: bool
-    """Whether it was stopped after the steps that were asked for."""
+    """Whether it was stopped after the wanted steps."""
     trainer: bool
     """Whether transformers' Trainer ran its loop."""
     gpus: tuple[RehearsedGpu, ...]
@@ -81,7 +81,7 @@ class RehearsedProcess(Struct, frozen=True, kw_only=True):
 
 
 class Noticed(Struct, frozen=True):
-    """What the null GPU noticed (`null_gpu.inside.notes`)."""
+    """A note of the null GPU (`null_gpu.inside.notes`)."""
 
     kind: str
     operation: str
@@ -89,10 +89,10 @@ class Noticed(Struct, frozen=True):
 
 
 def read_processes(folder: Path) -> list[RehearsedProcess]:
-    """Return what the processes reported that used a GPU, the one with most memory first.
+    """Return the reports of the processes that used a GPU, sorted by peak memory, the largest first.
 
     Raises:
-        UserError: a file there is broken.
+        UserError: a report is broken.
     """
     processes = []
     for path in folder.glob(PROCESS_FILES):
@@ -105,7 +105,7 @@ def read_processes(folder: Path) -> list[RehearsedProcess]:
 
 
 def read_noticed(folder: Path) -> list[Noticed]:
-    """Return what the null GPU noticed, in order."""
+    """Return the notes of the null GPU, in order."""
     path = folder / "noticed"
     if not path.exists():
         return []
@@ -113,7 +113,7 @@ def read_noticed(folder: Path) -> list[Noticed]:
 
 
 def read_refused(folder: Path) -> list[str]:
-    """Return the functions of CUDA that were called and cannot be rehearsed, each once."""
+    """Return the CUDA functions that were called and cannot be rehearsed, each once."""
     path = folder / "refused"
     if not path.exists():
         return []
@@ -121,7 +121,7 @@ def read_refused(folder: Path) -> list[str]:
 
 
 def read_launches(folder: Path) -> dict[str, int]:
-    """Return how often each kernel was launched, in all processes, the most frequent first."""
+    """Return kernel → launches over all processes, the most frequent first."""
     counts: dict[str, int] = {}
     for path in folder.glob("launches.*"):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""How far a rehearsed process is: it says so in a file, which the command reads to show it.
+"""The stage of a rehearsed process: the process writes it to a file, and the command reads and shows it.
 
 Stages: ``loading`` from the import of torch on, ``preparing`` from the first use of a GPU on, then ``step 1``, ``step
 2``… from each step's beginning on.
@@ -16,15 +16,15 @@ FOLDER = "NULL_GPU_NOTES"
 
 
 def begin() -> None:
-    """Say the stages of this process from now on, in the folder of notes. The null GPU's startup calls it."""
+    """Write this process's stages into the folder of notes from now on. The null GPU's startup calls this."""
     Stages(Path(os.environ[FOLDER])).begin()
 
 
 def last_stage(folder: Path) -> str:
-    """Return what the processes in ``folder`` said last; ``starting`` if none has said anything."""
+    """Return the latest stage of the processes in ``folder``; ``starting`` if there is none."""
     stages = [(0, "starting")]
     for path in folder.glob(FILES):
-        with suppress(OSError):  # the process ended, and the folder with it
+        with suppress(OSError):  # the process has ended, and the folder is gone
             stages.append((path.stat().st_mtime_ns, path.read_text(encoding="utf-8")))
     return max(stages)[1]
 
@@ -38,7 +38,7 @@ class Stages:
         self.training = False
 
     def begin(self) -> None:
-        """Register what watches."""
+        """Register all hooks."""
         import torch
         from torch.optim import optimizer
 
@@ -62,5 +62,5 @@ class Stages:
         self._say(f"step {self.steps + 1}")
 
     def _say(self, stage: str) -> None:
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # the reader is gone
             (self.folder / f"stage.{os.getpid()}").write_text(stage, encoding="utf-8")
