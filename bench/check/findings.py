@@ -124,7 +124,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     unused_waivers: tuple[str, ...]
     """``--allow`` options that matched no finding."""
     rehearsed: bool = False
-    """Whether the results were rehearsed on a null GPU, so that nothing but memory is compared."""
+    """Whether the results were rehearsed on a null GPU. Then only memory is compared."""
 
     @property
     def counts(self) -> dict[Judgement, int]:

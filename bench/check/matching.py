@@ -45,7 +45,7 @@ class Runs(NamedTuple):
 
     @property
     def counted(self) -> tuple[Counted, ...]:
-        """Peaks of the runs that went well, measured or rehearsed."""
+        """Peaks of the successful runs, measured or rehearsed."""
         return tuple(record.counted for record in self.records if record.counted is not None)
 
     @property

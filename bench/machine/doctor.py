@@ -125,7 +125,7 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
 
 
 def _methods(*, quantized: bool) -> tuple[Method, ...]:
-    """Return the methods, without those that quantise unless that works."""
+    """Return the methods; those that quantise only if ``quantized``."""
     return tuple(method for method, parts in METHODS.items() if quantized or parts.quantization is None)
 
 
@@ -345,7 +345,7 @@ def check_host_memory() -> Check:
 
 
 def check_cores() -> Check:
-    """Tell how many of the CPU's cores may be used, and whether threads would have to wait for them."""
+    """Report how many cores this process may use, and whether its threads would wait for them."""
     cores, usable = os.cpu_count(), len(os.sched_getaffinity(0))
     found = f"{usable}" if usable == cores else f"{usable} of {cores} may be used"
     allowed = control_groups.cores_allowed()
@@ -400,7 +400,7 @@ def _tried_system() -> str:
 
 
 def _check_rehearsal(name: str, find: Callable[[], str]) -> Check:
-    """Call ``find``, which returns what is there or raises a UserError such as ``no compiler: install one``."""
+    """Call ``find``, which returns what it found, or raises a UserError such as ``no compiler: install one``."""
     try:
         return Check(name=name, status="ok", found=find())
     except UserError as error:

@@ -49,11 +49,11 @@ class Probe(Struct, frozen=True, kw_only=True):
     driver: str | None = None
     gpus: tuple[ProbedGpu, ...] = ()
     null_gpu: bool = False
-    """Whether the GPUs are null GPUs: what runs on them was launched, but computed nothing."""
+    """Whether the GPUs are null GPUs, whose kernels compute nothing."""
     quantization_errors: dict[str, str | None] = {}
     """Device on which bitsandbytes was tested (cpu, cuda) → error; None if it works."""
     part_blocks_wrong: bool = False
-    """Whether bitsandbytes on the CPU dequantises wrongly if a row is no whole number of blocks."""
+    """Whether bitsandbytes on the CPU dequantises wrongly if rows end with an incomplete block."""
     flash_attention_error: str | None = None
     """Why the installed flash attention does not run here."""
     liger_error: str | None = None

@@ -36,7 +36,7 @@ FILE_NAME = "probe.jsonl"
 LOOKS = 50
 """Number of timed NVML calls."""
 NOT_REHEARSED = ("_ms", "process_bytes", "context_bytes", "taken_bytes", "largest_error")
-"""Ends of the names of facts that a null GPU does not know: times, values, and what the driver takes for itself."""
+"""Ends of the names of facts that a null GPU does not know: times, values, and the driver's own memory."""
 SIDE = 2048
 """Rows and columns of the matrices and of the attention scores that the probes multiply."""
 
@@ -49,7 +49,7 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str | None = None
     """Why there is no answer."""
     seconds: float = 0.0
-    """Of the probe; 0 if it was rehearsed."""
+    """Duration of the probe; 0 if it was rehearsed."""
     rehearsed: bool = False
     """Whether a null GPU answered, so that nothing was measured."""
 
@@ -59,7 +59,7 @@ def probe_gpu(path: Path, environment: Mapping[str, str] | None = None, *, rehea
 
     Args:
         path: file of the answers.
-        environment: variables for the probes, beside this process's.
+        environment: variables for the probes, in addition to this process's.
         rehearsing: whether they run on a null GPU.
 
     Raises:
@@ -86,7 +86,7 @@ def read_answers(path: Path) -> list[Answer]:
     """Return the answers in ``path``: none if there is no such file.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it has other content.
     """
     if not path.exists():
         return []
@@ -97,7 +97,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def _run_process(path: Path, environment: Mapping[str, str] | None) -> str:
-    """Run the waiting probes in a process of its own; return how it ended, or "" if it ran to its end."""
+    """Run the probes without an answer in a separate process; return how it ended, or "" if it finished."""
     try:
         asked = ask(
             "lorabench.bench.machine.gpu_probe", str(path.absolute()), timeout=PROBE_SECONDS, environment=environment

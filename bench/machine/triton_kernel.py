@@ -1,4 +1,4 @@
-"""The smallest Triton kernel, to see whether Triton compiles and launches here. Importing it takes triton."""
+"""The smallest Triton kernel, to test whether Triton compiles and launches here. Importing this needs triton."""
 
 import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]

@@ -31,7 +31,7 @@ def complaint_about_unpacking(resolved: ResolvedRecipe, device: Backend) -> str 
 def columns_unpacked_wrong(columns: Iterable[int], quant_type: str) -> list[int]:
     """Return the numbers of ``columns`` for which a 4-bit matrix unpacks to other values than the same data in one row.
 
-    If a row is no whole number of blocks, bitsandbytes' kernel for CPUs with AVX512 takes the constants of the wrong
+    If rows end with an incomplete block, bitsandbytes' kernel for CPUs with AVX512 takes the constants of the wrong
     blocks (0.49 to 0.50.2; `dequantizeBlockwise4bitCpu` in its csrc/cpu_ops.cpp).
     """
     import torch

@@ -173,9 +173,9 @@ def _first_losses(step: TrainingStep, batches: Batches) -> tuple[float | None, f
 
 
 def _warm_up(train_step: Callable[[], None], meter: Meter, settings: Settings) -> list[float]:
-    """Train the warm-up steps, and if steps are timed more, until two successive ones take equally long.
+    """Train the warm-up steps, and return their seconds; empty if no warm-up is requested.
 
-    None if no warm-up is asked for.
+    If the times of steps are used, further steps follow until two successive ones take equally long.
     """
     seconds = timed_steps(train_step, meter, settings.warmup_steps)
     extra: list[float] = []

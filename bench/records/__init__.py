@@ -1,1 +1,1 @@
-"""What is kept of a run, and how files are written whole."""
+"""Run records, run settings, and atomic writes of files."""

@@ -24,8 +24,8 @@ from lorabench.estimator.typed_values import convert
 
 SCHEMA_VERSION = 3
 NESTED_SINCE = 3
-"""The first schema in which adapter and quantisation have settings of their own; before it a recipe was flat. Digests
-are of flat settings in every schema, so that they are the same."""
+"""The first schema that nests the settings of adapter and quantisation; earlier recipes were flat. Digests always use
+the flat settings, so they are equal in all schemas."""
 SUFFIX = ".record.json"
 SNAPSHOT_SUFFIX = ".memory-snapshot.json.gz"
 """Suffix of the file beside a record with the allocator's history of one step, if requested."""
@@ -55,7 +55,7 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
         return None if self.kind == "cpu" else known_device(self.name)
 
     compute_capability: str | None = None
-    """As torch reports it, such as ``9.0``; in older records that of the catalogue, None if the GPU is not in it."""
+    """As torch reports it, such as ``9.0``; in older records from the catalogue, and None if that lacks the GPU."""
 
     def __post_init__(self) -> None:
         if self.compute_capability is None and self.catalogued is not None:
@@ -85,7 +85,7 @@ class Environment(Struct, frozen=True, kw_only=True):
 
     @property
     def expandable_segments(self) -> bool:
-        """Whether the allocator was asked for expandable segments."""
+        """Whether the allocator uses expandable segments."""
         return "expandable_segments:true" in (self.allocator or "").replace(" ", "").lower()
 
     def facts(self) -> dict[str, str | None]:
@@ -150,8 +150,8 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     started_at: str
     """UTC, ISO 8601."""
     seconds: Annotated[float, Meta(ge=0)] | None = None
-    """From the request for a worker to its answer; None if the record does not say. The difference to the sum of the
-    measurement's ``stage_seconds`` is the start of the process."""
+    """From the request for a worker to its answer; None if the record does not say. Minus the sum of the measurement's
+    ``stage_seconds``, it is the start time of the process."""
     device: DeviceFacts
     environment: Environment
     outcome: Outcome
@@ -239,7 +239,7 @@ def read_record(path: Path) -> RunRecord:
     except UserError as error:
         raise BrokenRecordError(f"{path}: broken run record ({error}): remove it, or run the recipe again") from error
     digest = record.recipe.digest(record.model_config)
-    # A version that had fewer settings digested fewer of them: those that are in the file.
+    # A version with fewer settings digested only those, which are the ones in the file.
     as_written = digest if version >= NESTED_SINCE else digest_of(content["recipe"], record.model_config)
     if record.digest != as_written:
         raise BrokenRecordError(f"{path}: its digest does not match its recipe, so it was edited: run the recipe again")
@@ -268,7 +268,7 @@ def _migrated(content: dict[str, Any], version: int) -> dict[str, Any]:
     """Return a record's content in this schema.
 
     Raises:
-        UserError: a flat recipe that cannot be.
+        UserError: a flat recipe is impossible.
     """
     content = {**content, "schema_version": SCHEMA_VERSION}
     settings = content.get("recipe")

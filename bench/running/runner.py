@@ -159,7 +159,7 @@ class _Running(Struct):
     started: float
     started_at: str
     ended: float | None = None
-    """When it was told to end after the timeout."""
+    """Time at which it was told to end, after its timeout."""
 
 
 class _Run:

@@ -77,8 +77,7 @@ def check_trainable(resolved: ResolvedRecipe) -> None:
 
     Raises:
         UserError: the model lacks the target modules or modules to save, has fewer positions than the recipe has
-        tokens,
-            or has a vocabulary that is too small for byte-level text.
+            tokens, or has a vocabulary that is too small for byte-level text.
     """
     refuse_impossible(resolved)
     _ = resolved.target_modules, resolved.modules_to_save  # raise if the model lacks one

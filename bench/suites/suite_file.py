@@ -63,8 +63,7 @@ def load_suite(name_or_path: str) -> Suite:
 
     Raises:
         UserError: no such file, not YAML, a tag, an unknown or repeated key, a value of the wrong type, an unknown
-        model
-            or module, options that contradict each other, or no recipe left. The message has file and line.
+            model or module, options that contradict each other, or no recipe left. The message has file and line.
     """
     path = shipped_suites().get(name_or_path, Path(name_or_path))
     return _SuiteFile(path).suite()

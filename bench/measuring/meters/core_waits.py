@@ -7,7 +7,7 @@ from pathlib import Path
 
 TASKS = Path("/proc/self/task")
 MOST_WAITING = 0.05
-"""A larger share of waiting in the timed steps may have slowed them by as much."""
+"""Largest share of waiting in the timed steps of a stable run: waiting may slow the steps by as much."""
 
 
 def waited_seconds() -> float | None:

@@ -84,7 +84,7 @@ class CpuMeter:
         batches: Callable[[], Iterator[Batch]],
         held_bytes: dict[str, int],
     ) -> Breakdown:
-        """Return what the storages of one more step take."""
+        """Return the memory of an extra step, from its live storages."""
         self._counted = count_step(model, step, spec, batches())
         told = self._counted.breakdown()
         peaks = told.phase_peaks_bytes | held_bytes
