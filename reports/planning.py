@@ -65,7 +65,7 @@ def page_recipe(
 def planning(models: Sequence[ModelSpec], devices: Sequence[Device]) -> dict[str, Any]:
     """Return the data for estimates of ``models`` on each of ``devices`` that has flash attention.
 
-    On others sdpa takes other kernels, for which the page has no forms.
+    On other GPUs sdpa uses other kernels, for which the page has no forms.
     """
     devices = [device for device in devices if device.supports_flash_attention is not False]
     architectures = list(dict.fromkeys(device.compute_capability for device in devices))
@@ -160,7 +160,7 @@ def _by_branch(resolved: ResolvedRecipe, make: Callable[[ResolvedRecipe], Any]) 
 
 
 class SizesProgram:
-    """What the monomials of one model's forms come to, recorded for any batch size, length and rank."""
+    """Values of the monomials of one model's forms, recorded for any batch size, length and rank."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._program = Program()

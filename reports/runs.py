@@ -166,7 +166,7 @@ def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:
 
 
 def _with_rehearsals_beside_measurements(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs, a rehearsal that ended well as a part of the measurements of its recipe, engine and GPU."""
+    """Return the runs. A successful rehearsal becomes part of the measurements of its recipe, engine and GPU."""
 
     if not any(run.record.rehearsed for run in runs):
         return list(runs)

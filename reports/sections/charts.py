@@ -1,4 +1,4 @@
-"""What charts of several sections share: figures that fit a page, points in two quantities, and their Pareto front."""
+"""Shared parts of the charts: figures that fit a page, points in two quantities, and their Pareto front."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ OUT_OF = {"device": "of the GPU", "host": "of the host", "killed": "of the host;
 
 
 def outcome_of(run: Run) -> str:
-    """Return the name of a run's outcome, which says so if it was rehearsed and not measured."""
+    """Return the name of a run's outcome, with a note if it was rehearsed."""
     name = OUTCOMES[run.record.outcome]
     if not run.record.rehearsed:
         return name

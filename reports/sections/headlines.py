@@ -120,7 +120,7 @@ def _learning(run: Run) -> tuple[str, str | None, str | None]:
 def estimated(subject: Subject) -> list[Headline]:
     """Return what fits the page's first GPU; without runs, also memory and speed of the methods.
 
-    If all runs were on a CPU, there is no GPU to ask about.
+    If all runs were on a CPU, there is no GPU to estimate for.
     """
     if not subject.models or (subject.runs and not subject.devices):
         return []

@@ -16,7 +16,7 @@ ANSWERS = ("estimated", "traced", "rehearsed", "measured")
 
 
 def memory(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the figures and their legend, for runs with any of the answers."""
+    """Return the figures and their legend, for runs with at least one of these answers."""
     shown = [run for run in runs if run.breakdowns]
     if not shown:
         return None
