@@ -1,4 +1,4 @@
-"""Published peaks of real A100s, reproduced on a null GPU with the software of then: the table in docs/ground_truth.md.
+"""Published peaks of real A100s, rehearsed with the library versions of that time: a table of docs/ground_truth.md.
 
 Run with `python benchmarks/published/reproduce.py FOLDER`. It makes an environment in FOLDER with `requirements.txt`
 and this lorabench (6 GB, some minutes), and rehearses `train.py` once for each published row that this software runs.

@@ -1,4 +1,4 @@
-"""The estimate meets rehearsals of real models: what torch's own counters say when CUDA's libraries run the recipe.
+"""The estimate agrees with rehearsals of real models: with torch's own counters when the recipe runs on a null GPU.
 
 The records are rehearsed by `benchmarks/rehearsal_errors.py` on null GPUs of five kinds.
 """
