@@ -99,5 +99,5 @@ def test_one_rank_of_a_sharded_training_holds_its_part(run_on: Run) -> None:
     assert (told["rank"], told["ranks"], told["sum"]) == (3, 8, 24)
     assert told["gathered"] == [7] * 8
     assert told["part"] == pytest.approx(1 / 8, rel=0.01)
-    assert "a group of Gloo cannot be made while the other ranks are not there" in told["gloo"]
+    assert "a Gloo group cannot be made while the other ranks do not run" in told["gloo"]
     assert told["shard"] == told["grad"] == [512, 4096]

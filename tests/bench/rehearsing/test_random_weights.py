@@ -35,5 +35,5 @@ def test_a_hollow_checkpoint_lacks_nothing_but_bytes(tmp_path: Path, tied: bool)
 
 def test_weights_that_are_quantised_already_are_refused(tmp_path: Path) -> None:
     config = AutoConfig.for_model("llama", **SIZES, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ValueError, match="cannot stand for weights"):
+    with pytest.raises(ValueError, match="cannot replace weights"):
         write_hollow(LlamaForCausalLM, config, tmp_path)
