@@ -19,7 +19,7 @@ namespace {
 // Reads of device memory by the host are real up to this size: counts, losses, predictions.
 constexpr size_t real_read_bytes = 64 << 20;
 
-// What this thread will read of a device next, instead of what is there; see null_gpu_answer.
+// Values that this thread's next reads of a device return instead of the memory's; see null_gpu_answer.
 thread_local std::deque<int64_t> answers;
 
 void* map_untouched(size_t bytes) {
@@ -31,7 +31,7 @@ void* map_untouched(size_t bytes) {
 
 void forget_contents(uintptr_t start, size_t bytes) { madvise(reinterpret_cast<void*>(start), bytes, MADV_DONTNEED); }
 
-// The address space of one device: four times its memory, so that room between blocks never ends an allocation.
+// The address space of one device: four times its memory, so that gaps between blocks never make an allocation fail.
 class Arena {
  public:
   Arena() {
@@ -165,7 +165,7 @@ void fill(void* to, int value, size_t bytes) {
     return;
   }
   if (value != 0) return;
-  // Zeros of any size are real, since the kernel gives them to whoever forgets a page.
+  // Zeros of any size are real, since the kernel clears pages that are discarded.
   const uintptr_t start = reinterpret_cast<uintptr_t>(to), end = start + bytes;
   const uintptr_t page = sysconf(_SC_PAGESIZE);
   const uintptr_t first = (start + page - 1) / page * page, last = end / page * page;
@@ -178,8 +178,8 @@ void fill(void* to, int value, size_t bytes) {
 
 using null_gpu::answers;
 
-// Kernels count things (the elements of a mask that are true) and the host reads the count to allocate what comes out.
-// Whoever knows the count says it here: this thread's next read of up to eight bytes of device memory gives `count`.
+// Some kernels count (the true elements of a mask), and the host reads the count to allocate the result. A caller that
+// knows the count sets it here: this thread's next read of up to eight bytes of device memory returns `count`.
 EXPORT void null_gpu_answer(int64_t count) { answers.push_back(count); }
 
 // Forgets answers that nobody read, and returns how many there were.

@@ -15,8 +15,8 @@ struct Range {
   int device = 0;
 };
 
-// Device memory is handed out by address, lowest first, in whole pages of 2 MiB, as cudaMalloc does it for all that
-// the caching allocator asks for. Without room, nullptr.
+// Allocates device memory at the lowest free address, in whole pages of 2 MiB, as cudaMalloc does for all requests of
+// the caching allocator. Returns nullptr if there is no room.
 constexpr size_t page_bytes = 2 << 20;
 size_t whole_pages(size_t bytes);
 void* allocate_device(int device, size_t bytes);
@@ -24,7 +24,7 @@ void* allocate_device(int device, size_t bytes);
 // Memory of other kinds.
 void* allocate(Kind kind, int device, size_t bytes);
 
-// Takes back what begins at `pointer`; an empty range if nothing does.
+// Frees the range that begins at `pointer`, and returns it; an empty range if there is none.
 Range release(const void* pointer);
 
 // The range around `pointer`; an empty one if it was not allocated here.

@@ -1,4 +1,4 @@
-// cuBLAS and cuBLASLt: products do nothing (the build makes them); handles remember what they were told.
+// cuBLAS and cuBLASLt: matmuls do nothing (the build generates them); handles remember their settings.
 #include <cstdint>
 #include <cstring>
 
@@ -18,7 +18,7 @@ struct Handle {
 
 constexpr int success = 0, alloc_failed = 3;
 
-// Descriptions of products are opaque to callers, and to us. Sizes are those of the library's own structures or more.
+// Descriptors of matmuls are opaque to callers and to us. They are at least as large as the library's own.
 int describe(void** description) {
   *description = new char[512]();
   return success;
@@ -33,7 +33,7 @@ int forget(void* description) {
 EXPORT int cublasCreate_v2(Handle** handle) {
   void* own_memory = nullptr;
   if (cudaMalloc(&own_memory, null_gpu::conditions().cublas_bytes) != cudaSuccess) {
-    cudaGetLastError();  // the status tells it
+    cudaGetLastError();  // the status reports it
     return alloc_failed;
   }
   *handle = new Handle;
@@ -140,8 +140,8 @@ EXPORT int cublasLtMatmulPreferenceDestroy(void* preference) { return forget(pre
 EXPORT int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return success; }
 EXPORT int cublasLtMatmul() { return success; }
 
-// cublasLtMatmulHeuristicResult_t. Every product has an algorithm, which works in no workspace; callers allocate
-// theirs before they ask.
+// cublasLtMatmulHeuristicResult_t. Every matmul has an algorithm that needs no workspace; callers
+// allocate theirs before this call.
 struct Algorithm {
   uint64_t algorithm[8];
   size_t workspace_bytes;

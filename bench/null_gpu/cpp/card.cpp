@@ -62,7 +62,7 @@ std::string hexadecimal(const unsigned char b[16]) {
 const std::vector<int>& visible() {
   static const std::vector<int> seen = [] {
     std::vector<int> found = read_visible();
-    if (conditions().mig && found.size() > 1) found.resize(1);  // CUDA uses one instance, whatever there are
+    if (conditions().mig && found.size() > 1) found.resize(1);  // CUDA uses one instance, however many there are
     return found;
   }();
   return seen;

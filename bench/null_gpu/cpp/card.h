@@ -1,4 +1,4 @@
-// The GPU that is rehearsed: what the program that started this process said of it, in environment variables.
+// The simulated GPU, as described by environment variables.
 #pragma once
 
 #include <cstddef>
@@ -13,21 +13,21 @@ struct Card {
   int threads_per_multiprocessor, blocks_per_multiprocessor;
   size_t shared_bytes_per_multiprocessor, shared_bytes_per_block;  // the most that a kernel can ask for
   size_t memory_bytes;   // as the driver reports it
-  size_t usable_bytes;   // what processes can take of it
+  size_t usable_bytes;   // the part that processes can use
   size_t cache_bytes;
 };
 
 const Card& card();
 
-// Cards in the machine, all alike, and those of them that CUDA_VISIBLE_DEVICES leaves to this process.
+// The equal cards of the machine, and those of them that CUDA_VISIBLE_DEVICES leaves to this process.
 int cards();
 int visible_cards();
 // The card that this process numbers `ordinal`.
 int card_of(int ordinal);
-// Sixteen bytes that name a card, as CUDA and NVML both give them.
+// A card's UUID of sixteen bytes, the same for CUDA and NVML.
 void uuid_of(int card, unsigned char bytes[16]);
 std::string uuid_text(int card);
-// The same of what CUDA finds of a card: itself, or if it is divided, the instance on it (a MIG device).
+// The same for the device that CUDA finds: the card, or if it is divided, its instance (a MIG device).
 void visible_uuid_of(int card, unsigned char bytes[16]);
 std::string visible_uuid_text(int card);
 

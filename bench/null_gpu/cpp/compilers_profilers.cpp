@@ -1,4 +1,4 @@
-// NVRTC tells its version and no more; profilers (CUPTI) tell that there is nothing to see.
+// NVRTC reports only its version; profilers (CUPTI) report no events.
 #include "export.h"
 
 EXPORT int nvrtcVersion(int* major, int* minor) {

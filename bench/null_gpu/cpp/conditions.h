@@ -1,4 +1,4 @@
-// What the machine is like besides its cards: what the program that started this process said of it, or else the usual.
+// Other conditions of the machine, from environment variables; by default the usual ones.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ struct Conditions {
   std::set<std::string> nvml_lacks;
 };
 
-// As the environment has it now: a forked process may have been told otherwise.
+// Reads the environment each time, since a forked process may have other values.
 Conditions conditions();
 
 }  // namespace null_gpu

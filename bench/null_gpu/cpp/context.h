@@ -11,7 +11,7 @@ namespace null_gpu {
 cudaError_t begin();
 
 int current_device();
-// Makes this process one of those that compute on the card of `device`; out of memory if there is no room for that.
+// Adds this process to those that compute on the card of `device`; out of memory if the context does not fit.
 cudaError_t begin_on(int device);
 // The same, and makes this thread work on `device`.
 cudaError_t use_device(int device);
@@ -29,7 +29,7 @@ cudaError_t failed(cudaError_t error);
     if (begun != cudaSuccess) return null_gpu::failed(begun);        \
   } while (false)
 
-// Where a real driver needs a context on `device`.
+// For functions that need a context on `device` with a real driver.
 #define USE(device)                                                  \
   do {                                                               \
     const cudaError_t used = null_gpu::use_device(device);           \

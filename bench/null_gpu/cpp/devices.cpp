@@ -12,7 +12,7 @@ namespace null_gpu {
 
 int device_attribute(int attribute, int device) {
   const Card& c = card();
-  // Of the driver alone, where the runtime has none of that number.
+  // Attributes that only the driver has.
   constexpr int virtual_memory_supported = 102, posix_handles_supported = 103;
   switch (attribute) {
     case cudaDevAttrMaxThreadsPerBlock: return 1024;
@@ -56,7 +56,7 @@ int device_attribute(int attribute, int device) {
     case virtual_memory_supported:
     case posix_handles_supported: return 1;
     case cudaDevAttrClusterLaunch: return c.major >= 9;
-    // Rates in time (clocks, memory bus) and what is not offered (multicast, RDMA, MPS): the null GPU has none.
+    // The null GPU has no rates (clocks, memory bus) and no optional features (multicast, RDMA, MPS).
     default: return 0;
   }
 }
@@ -94,7 +94,7 @@ EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   memset(p, 0, sizeof *p);
   snprintf(p->name, sizeof p->name, "%s", card().name.c_str());
   visible_uuid_of(card_of(device), reinterpret_cast<unsigned char*>(p->uuid.bytes));
-  // CUDA counts as a device's memory what the driver leaves of it.
+  // CUDA's total memory of a device excludes the driver's part.
   p->totalGlobalMem = card().usable_bytes;
   p->sharedMemPerBlock = is(cudaDevAttrMaxSharedMemoryPerBlock);
   p->regsPerBlock = is(cudaDevAttrMaxRegistersPerBlock);

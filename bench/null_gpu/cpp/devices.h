@@ -1,4 +1,4 @@
-// What CUDA tells of a device, to the runtime's callers and the driver's alike.
+// The attributes of a device, for callers of the runtime and of the driver.
 #pragma once
 
 namespace null_gpu {

@@ -1,5 +1,5 @@
-// torch's autograd asks whether Python looks at operations, and if so adds gradients up out of place, which takes
-// memory. The null GPU's own look (inside/real_values.py), which is below all others in each thread, must not count.
+// If a Python dispatch mode is active, torch's autograd adds gradients out of place, which needs memory. The null GPU's
+// own mode (inside/real_values.py), which is below all others in each thread, must not count.
 #include <dlfcn.h>
 #include <link.h>
 
@@ -10,7 +10,7 @@ namespace {
 
 template <class Function>
 Function of_torch(const char *name) {
-  void *core = dlopen("libc10.so", RTLD_LAZY | RTLD_NOLOAD);  // whoever asks has loaded it
+  void *core = dlopen("libc10.so", RTLD_LAZY | RTLD_NOLOAD);  // the caller has loaded it
   return reinterpret_cast<Function>(dlsym(core, name));
 }
 
@@ -18,7 +18,7 @@ struct Range {
   uintptr_t begin = 0, end = 0;
 };
 
-// Where the library with autograd and the operators lies; torch's Python part needs the true answer.
+// The addresses of the library with autograd and the operators; torch's Python part needs the true answer.
 Range of_operators() {
   Range found;
   dl_iterate_phdr(

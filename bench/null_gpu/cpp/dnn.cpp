@@ -1,5 +1,5 @@
-// cuDNN: graphs of attention and convolutions, which are all accepted, with one engine that works in no workspace.
-// Which graphs the real library takes, and the workspace of its plans, is not known here.
+// cuDNN: all graphs of attention and convolutions are accepted, with one engine that needs no workspace. Which graphs
+// the real library accepts, and the workspaces of its plans, are unknown here.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -77,7 +77,7 @@ EXPORT const char* cudnnGetErrorString(int status) {
 EXPORT void cudnnGetLastErrorString(char* text, size_t room) { snprintf(text, room, "%s", last_refused().c_str()); }
 
 EXPORT int cudnnGetProperty(int part, int* value) {
-  // Since version 9, five digits and more: major · 10000 + minor · 100 + patch; before, major · 1000.
+  // Since version 9, major · 10000 + minor · 100 + patch; before, major · 1000 instead.
   constexpr int version = NULL_GPU_CUDNN_VERSION, major = version >= 90000 ? 10000 : 1000;
   const int parts[] = {version / major, version % major / 100, version % 100};
   *value = parts[part];
@@ -139,7 +139,7 @@ EXPORT int cudnnBackendGetAttribute(const Descriptor* descriptor, int attribute,
   }
   *count = 1;
   switch (attribute) {
-    // One engine, in one configuration: descriptors that the caller has made and wants filled.
+    // One engine with one configuration, written into descriptors that the caller has made.
     case heuristic_results:
     case configuration_engine: return success;
     case plan_workspace:

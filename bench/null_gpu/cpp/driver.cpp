@@ -1,4 +1,4 @@
-// The driver, as torch, Triton and others that load their own kernels use it.
+// The part of the driver that torch, Triton and other loaders of kernels use.
 #include <dlfcn.h>
 
 #include <array>
@@ -107,7 +107,7 @@ EXPORT int cuCtxSynchronize() { return success; }
 EXPORT int cuCtxGetStreamPriorityRange(int* least, int* greatest) {
   return cudaDeviceGetStreamPriorityRange(least, greatest);
 }
-// The limits are of stacks and heaps inside kernels.
+// Limits of stacks and heaps inside kernels.
 EXPORT int cuCtxGetLimit(size_t* value, int) {
   *value = 1024;
   return success;
@@ -266,8 +266,8 @@ void* function_named(const char* name) {
   return nullptr;
 }
 
-// Functions that are asked for by name and are not here, each with a stand-in that fails by that name: some callers
-// get all addresses that they could ever need at once, and end the program if one is missing.
+// Functions that callers look up by name and that do not exist here, each with a substitute that fails and reports the
+// name. Some callers look up all addresses that they may ever need, and end the program if one is missing.
 constexpr int most_stand_ins = 256;
 std::mutex stand_ins_lock;
 std::string stand_in_names[most_stand_ins];
@@ -294,7 +294,7 @@ void* stand_in_for(const std::string& name) {
 
 }  // namespace
 
-// Of the driver itself, what is not here is not found: these callers look in order to do without.
+// Other missing functions of the driver are not found: their callers have a fallback.
 EXPORT int cuGetProcAddress_v2(const char* name, void** function, int, unsigned long long, int* status) {
   *function = function_named(name);
   if (status != nullptr) *status = *function != nullptr ? 0 : 1;
@@ -318,7 +318,7 @@ EXPORT cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, un
   return cudaGetDriverEntryPointByVersion(name, function, 0, flags, status);
 }
 
-// Asked for by copies of the CUDA runtime that were linked into a library, which the null GPU cannot stand in for.
+// Called by copies of the CUDA runtime that are linked into a library, which the null GPU cannot replace.
 EXPORT int cuGetExportTable(const void**, const void*) {
   return refuse("cuGetExportTable: a library with a CUDA runtime of its own", cudaErrorNotSupported);
 }

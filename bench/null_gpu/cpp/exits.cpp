@@ -15,9 +15,9 @@ EXPORT [[noreturn]] void _exit(int status) {
   for (;;) syscall(SYS_exit_group, status);
 }
 
-// Real values (see inside/) are a Python object that autograd's threads let go of a moment after a backward pass. If
-// Python is ending by then, before version 3.14 it ends the thread with this function, which C++ takes for an error and
-// aborts the process. Later versions leave such threads waiting until the process is gone, and so does this.
+// The mode with real values (see inside/) is a Python object that autograd's threads release a moment after a backward
+// pass. If Python is shutting down by then, versions before 3.14 end the thread with this function, which C++ treats as
+// an error that aborts the process. Later versions let such threads wait until the process ends, and so does this.
 EXPORT [[noreturn]] void pthread_exit(void* value) {
   char name[16] = "";
   prctl(PR_GET_NAME, name);

@@ -12,8 +12,8 @@
 namespace null_gpu {
 namespace {
 
-// What nvcc puts around the code of one source file, and into it: machine code and PTX for several cards. The layout
-// is not documented; it has been the same since CUDA 4.
+// The container that nvcc makes for the code of one source file: machine code and PTX for several cards. The layout is
+// not documented; it has been the same since CUDA 4.
 struct Wrapper {
   uint32_t magic, version;
   const char* data;
@@ -55,8 +55,8 @@ Announcements& announcements() {
   return *all;
 }
 
-// Chooses as the driver does: of the machine code for this card's major version the newest that is not newer than the
-// card; without any, the newest PTX that is not, which the driver would compile.
+// Chooses like the driver: the newest machine code of this card's major version that is not newer than the card; if
+// there is none, the newest PTX that is not newer, which the driver would compile.
 void look_into(Binary& binary) {
   binary.looked_into = true;
   const int own = card().major * 10 + card().minor;

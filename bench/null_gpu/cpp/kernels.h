@@ -1,4 +1,4 @@
-// The kernels of compiled CUDA code, which announces them when its library is loaded.
+// The kernels of compiled CUDA code, which registers them when its library is loaded.
 #pragma once
 
 namespace null_gpu {
@@ -11,7 +11,7 @@ struct Kernel {
   bool runs;
 };
 
-// The kernel that a host function stands for. One that no library announced runs on every card.
+// The kernel of a host function. A kernel that no library registered runs on every card.
 Kernel kernel_of(const void* host_function);
 
 }  // namespace null_gpu

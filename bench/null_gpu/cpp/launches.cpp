@@ -89,7 +89,7 @@ std::unordered_map<const void*, Variable>& variables() {
   return *all;
 }
 
-// Where a device variable lies; as a part of its module it is among the context's bytes, not the program's.
+// The address of a device variable. It is part of its module, and so of the context's bytes, not of the program's.
 void* address_of(const void* variable) {
   std::lock_guard<std::mutex> guard(variables_lock);
   const auto known = variables().find(variable);

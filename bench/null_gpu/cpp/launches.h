@@ -1,4 +1,4 @@
-// Kernels do nothing. Their launches are checked as far as the host can, and counted by name if that is asked for.
+// Kernels do nothing. Launches are checked as far as possible on the host, and counted by name if requested.
 #pragma once
 
 #include <driver_types.h>
@@ -12,10 +12,11 @@ struct Extent {
 // The kernel of `name` was launched.
 cudaError_t launched(const char* name, Extent grid, Extent block);
 
-// Writes the counts of this process into the folder of notes, if they were asked for and there are any.
+// Writes the counts of this process into the folder of notes, if they were requested and there are any.
 void write_launches();
 
-// Blocks of `threads` threads and `shared` bytes that a multiprocessor holds, registers aside, which are not known.
+// Number of blocks of `threads` threads and `shared` bytes that fit a multiprocessor, ignoring registers, which are
+// unknown.
 int resident_blocks(int threads, size_t shared);
 
 }  // namespace null_gpu

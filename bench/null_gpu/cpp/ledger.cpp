@@ -24,7 +24,8 @@ struct Entry {
 
 constexpr size_t entries = 4096;
 
-// A file that processes share, under a lock that the kernel takes from the dead; without a folder, this process's own.
+// A file that processes share, under a lock that the kernel releases if its holder dies; without a folder, memory of
+// this process.
 class Ledger {
  public:
   Ledger() {
@@ -105,7 +106,7 @@ void give_back(int card_number, size_t bytes) {
 }
 
 std::vector<Taken> taken_by_process(int card_number) {
-  free_bytes(card_number);  // strikes out the dead
+  free_bytes(card_number);  // removes ended processes
   std::vector<Taken> all;
   ledger().each([&](const Entry& entry) {
     if (entry.process != 0 && entry.card == card_number) all.push_back({entry.process, entry.bytes});

@@ -1,4 +1,4 @@
-// Who has taken how much of which card, over all processes of one rehearsal.
+// The memory of each card that each process of a rehearsal uses.
 #pragma once
 
 #include <sys/types.h>
@@ -13,8 +13,8 @@ struct Taken {
   size_t bytes;
 };
 
-// Takes `bytes` of `card` for this process, which from then on is listed among those that compute there, also if it took
-// none; false if processes would together have more than is usable.
+// Adds `bytes` of `card` to this process, which is then listed among those that compute there, even with 0 bytes; false
+// if all processes together would exceed the usable memory.
 bool take(int card, size_t bytes);
 void give_back(int card, size_t bytes);
 

@@ -50,7 +50,7 @@ EXPORT cudaError_t cudaFree(void* pointer) {
   return free_charged(pointer);
 }
 
-// Managed memory moves to the card as kernels touch it, and off again: it takes none of the card's for good.
+// Managed memory moves to the card when kernels touch it, and off again, so it occupies none of the card permanently.
 EXPORT cudaError_t cudaMallocManaged(void** pointer, size_t bytes, unsigned) {
   BEGIN;
   *pointer = nullptr;
@@ -191,13 +191,13 @@ EXPORT cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t w
   return cudaSuccess;
 }
 
-// Where managed memory lies is a matter of time alone here. CUDA 12 and 13 differ in the arguments, which do not count.
+// The place of managed memory matters only for time. CUDA 12 and 13 differ in the arguments, which are ignored.
 EXPORT cudaError_t cudaMemPrefetchAsync(const void*, size_t) { return cudaSuccess; }
 EXPORT cudaError_t cudaMemPrefetchAsync_v2(const void*, size_t) { return cudaSuccess; }
 EXPORT cudaError_t cudaMemAdvise(const void*, size_t) { return cudaSuccess; }
 EXPORT cudaError_t cudaMemAdvise_v2(const void*, size_t) { return cudaSuccess; }
 
-// Pools (cudaMallocAsync): one for each device. It keeps what is freed up to its release threshold, as a real one.
+// Pools (cudaMallocAsync): one for each device. It keeps freed memory up to its release threshold, like a real one.
 namespace {
 
 struct Pool {
@@ -207,7 +207,7 @@ struct Pool {
   uint64_t used = 0, used_high = 0;
   uint64_t reserved = 0, reserved_high = 0;
 
-  // Gives the card back what is not in use, but for `keep` bytes.
+  // Returns unused memory to the card, except for `keep` bytes.
   void trim(uint64_t keep) {
     const uint64_t wanted = used > keep ? used : keep;
     if (reserved <= wanted) return;
@@ -302,7 +302,7 @@ EXPORT cudaError_t cudaMemPoolSetAttribute(Pool* pool, cudaMemPoolAttr attribute
     case cudaMemPoolAttrReleaseThreshold: pool->threshold = *static_cast<uint64_t*>(value); break;
     case cudaMemPoolAttrReservedMemHigh: pool->reserved_high = pool->reserved; break;
     case cudaMemPoolAttrUsedMemHigh: pool->used_high = pool->used; break;
-    default: break;  // which streams may reuse a block early: one stream or another, the bytes are the same
+    default: break;  // which streams may reuse a block early does not change the bytes
   }
   return cudaSuccess;
 }

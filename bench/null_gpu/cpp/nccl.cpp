@@ -1,5 +1,5 @@
-// NCCL among ranks that are not there. Each absent rank is taken to hold what this one holds: small messages are
-// delivered so, which keeps counts and shapes alike, and large ones are not delivered at all.
+// NCCL with absent ranks. Each absent rank is assumed to hold the same data as this one. Small messages are delivered
+// accordingly, which keeps counts and shapes consistent; large ones are not delivered.
 #include <cstdint>
 #include <cstring>
 
@@ -51,7 +51,7 @@ void multiply(void* values, size_t count, int by) {
   for (size_t i = 0; i < count; i++) static_cast<Number*>(values)[i] *= by;
 }
 
-// A sum over ranks that all hold the same is that times their number; maximum, minimum and average are the same.
+// If all ranks hold the same value, the sum is that times their number; maximum, minimum and average are the value.
 void reduce(const void* from, void* to, size_t count, int type, int operation, int ranks) {
   const size_t bytes = count * bytes_of(type);
   if (bytes > real_bytes) return;
@@ -66,7 +66,7 @@ void reduce(const void* from, void* to, size_t count, int type, int operation, i
     case uint64: multiply<uint64_t>(to, count, ranks); break;
     case float32: multiply<float>(to, count, ranks); break;
     case float64: multiply<double>(to, count, ranks); break;
-    default: break;  // 16 bits and less are no counts
+    default: break;  // types of 16 bits or less hold no counts
   }
 }
 
@@ -98,7 +98,7 @@ EXPORT int ncclCommInitAll(Communicator** made, int ranks, const int* devices) {
   return success;
 }
 
-// Who else gives the same colour is not known; torch says so by the group that it splits off, which it numbers itself.
+// Which ranks give the same colour is unknown here; torch numbers the group that it splits off itself.
 EXPORT int ncclCommSplit(Communicator*, int, int, Communicator** made, void*) {
   *made = nullptr;
   return refuse("ncclCommSplit", 5);
@@ -179,13 +179,13 @@ EXPORT int ncclGather(const void* from, void* to, size_t count, int type, int ro
 
 EXPORT int ncclAlltoAll(const void* from, void* to, size_t count, int type, Communicator* ranks, void*) {
   const size_t bytes = count * bytes_of(type);
-  // Each other rank sends this one what it sends to itself.
+  // Each other rank sends this one the data that this one sends to itself.
   for (int rank = 0; rank < ranks->ranks; rank++) {
     copy(static_cast<char*>(to) + rank * bytes, static_cast<const char*>(from) + ranks->rank * bytes, bytes);
   }
   return success;
 }
 
-// What one rank sends is never received: who would have sent it back, and in which order, only the ranks know.
+// Messages between two ranks are not delivered: only the ranks know who sends what, and in which order.
 EXPORT int ncclSend(const void*, size_t, int, int, Communicator*, void*) { return success; }
 EXPORT int ncclRecv(void*, size_t, int, int, Communicator*, void*) { return success; }

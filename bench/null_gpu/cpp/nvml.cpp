@@ -1,5 +1,5 @@
-// NVML: the cards, their memory and who takes it. What a card that is not there cannot have (clocks, power, energy,
-// temperature, throttling) is "not supported", as it is of many real cards, unless conditions.py was told otherwise.
+// NVML: the cards, their memory and its users. Facts that a simulated card cannot have (clocks, power, energy,
+// temperature, throttling) are "not supported", as on many real cards, unless a condition provides them.
 #include <unistd.h>
 
 #include <atomic>
@@ -20,7 +20,7 @@ namespace {
 
 enum { success, uninitialized, invalid_argument, not_supported, not_found = 6, too_small = 7, no_function = 13 };
 
-// Starts and ends are counted, and one end too many fails: some programs end it until it does.
+// Starts and ends are counted. An end without a start fails: some programs call it until it does.
 std::atomic<int> users{0};
 
 // At the top of functions that an old driver may lack, and that need a start.
@@ -73,7 +73,7 @@ EXPORT const char* nvmlErrorString(int error) {
   }
 }
 
-// No driver is there to have a version; this one is of the series that came with the runtime that is rehearsed.
+// There is no driver; this version is of the series that came with the installed runtime.
 EXPORT int nvmlSystemGetDriverVersion(char* to, unsigned room) {
   NEEDS_START;
   return text(to, room, NULL_GPU_CUDART_VERSION >= 13000 ? "580.0 (null GPU)" : "550.0 (null GPU)");
@@ -175,7 +175,7 @@ EXPORT int nvmlDeviceGetMemoryInfo(void* handle, Memory* memory) {
   NEEDS_START;
   memory->total = card().memory_bytes;
   memory->free = free_bytes(device_of(handle));
-  memory->used = memory->total - memory->free;  // what the driver keeps is among it
+  memory->used = memory->total - memory->free;  // it includes the driver's part
   return success;
 }
 

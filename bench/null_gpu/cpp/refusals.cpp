@@ -49,5 +49,5 @@ void fatal(const std::string& message) {
 
 }  // namespace null_gpu
 
-// The functions that are refused are C, in a file that is made when the library is built.
+// The refused functions are in C, in a file that is generated when the library is built.
 extern "C" int null_gpu_refuse(const char* function, int status) { return null_gpu::refuse(function, status); }

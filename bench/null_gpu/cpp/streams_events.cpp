@@ -1,4 +1,4 @@
-// Streams are always done. Events tell the host's time, since the null GPU takes none.
+// Streams are always finished. Events report the host's time, since the null GPU needs none.
 #include <ctime>
 
 #include "context.h"
