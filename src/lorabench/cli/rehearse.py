@@ -79,9 +79,9 @@ def command(
     format_: str,
     **options: Any,
 ) -> int:
-    """Run a recipe, a suite or any training command on a simulated GPU.
+    """Run a recipe, a suite or any training command on a simulated GPU, the null GPU.
 
-    torch, its allocator, bitsandbytes, peft and transformers are real. On the simulated GPU, memory is address space,
+    torch, its allocator, bitsandbytes, peft and transformers are real. On the null GPU, memory is address space,
     and kernels do nothing. The output says how much memory is allocated and reserved, and whether and where it runs
     out. It says nothing about time, losses or the CUDA context. This needs Linux, a CUDA build of torch and a C++
     compiler, but no GPU; `lorabench doctor` says what is missing.
