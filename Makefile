@@ -14,13 +14,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CUDA_VENV := .venv-cuda
 
-$(if $(wildcard $(CONSTRAINTS)),,$(error VERSIONS=$(VERSIONS) is no set of versions: say lowest, pinned or newest))
-$(if $(filter yes no,$(BROWSER)),,$(error BROWSER=$(BROWSER): say yes or no))
+$(if $(wildcard $(CONSTRAINTS)),,$(error VERSIONS=$(VERSIONS) is not a set of versions: use lowest, pinned or newest))
+$(if $(filter yes no,$(BROWSER)),,$(error BROWSER=$(BROWSER): use yes or no))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cuda lint format clean browser compiler
 
-help: ## Say what there is to make.
+help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "make test BROWSER=no           skip the tests in Chromium; else it is installed"
@@ -62,11 +62,11 @@ lint: $(INSTALLED) ## Run ruff and mypy.
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(INSTALLED) ## Format the code and mend what ruff can mend.
+format: $(INSTALLED) ## Format the code and fix what ruff can fix.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean: ## Remove all that was made here.
+clean: ## Remove everything that make has made.
 	rm -rf .venv .venv-* dist demo-results report.html .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
