@@ -8,6 +8,7 @@ or activations, which have no contents, are guessed (`guesses`). If a guess deci
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -69,6 +70,8 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in types:
             if each.__torch_dispatch__ is not LEAVES_OPERATIONS_TO_TORCH:
                 return NotImplemented  # a subclass decomposes the operation first
+        if func is aten.add.Tensor and _adds_up_alone(args[0]):
+            func = aten.add_.Tensor
         of_this = operation(func)
         if of_this.counted:
             return self._of_counted_shape(func, of_this, args, kwargs)
@@ -262,3 +265,18 @@ def on_host(value: Any) -> Any:
     if isinstance(value, torch.device) and value.type == "cuda":
         return torch.device("cpu")
     return value
+
+
+OWNERS_OF_A_SUM = 4
+"""What counts as an owner of a gradient that autograd alone holds, while this mode sees it added to: autograd, the
+operation's stack, its Python object, and the call that asks."""
+
+
+def _adds_up_alone(first: Any) -> bool:
+    """Return whether autograd adds to ``first``, a gradient that nothing else holds, out of place for our sake.
+
+    It adds in place unless a gradient has another owner (`can_accumulate_inplace` of torch's input_buffer.cpp). A
+    tensor that was an argument before this mode has one for good: its Python object.
+    """
+    by_autograd = sys._getframe(1).f_back is None and not torch.is_grad_enabled()
+    return by_autograd and first._use_count() == OWNERS_OF_A_SUM

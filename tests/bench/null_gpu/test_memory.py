@@ -81,6 +81,23 @@ def test_gradients_are_added_up_in_place_unless_the_program_watches_operations(
     assert told.values["tensors"] == pytest.approx(tensors, abs=0.1)
 
 
+def test_a_third_gradient_is_added_in_place_too(run_on: Run) -> None:
+    # The sum of the first two was an argument of an operation that the null GPU's own mode saw.
+    told = run_on(
+        "a100-sxm-80gb",
+        """
+        weight = torch.empty(4096, 4096, device="cuda", requires_grad=True)
+        hidden = weight * 2
+        loss = (hidden * 3).sum() + (hidden * 5).sum() + (hidden * 7).sum()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss.backward()
+        tell(tensors=(torch.cuda.max_memory_allocated() - before) / weight.nbytes)
+        """,
+    )
+    assert told.values["tensors"] == pytest.approx(2, abs=0.1)
+
+
 def test_what_is_beyond_the_cards_memory_is_out_of_memory(run_on: Run) -> None:
     told = run_on(
         "rtx-4090",
