@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -85,8 +85,9 @@ def rehearse(folder: Path) -> None:
 def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str, *, traces: bool) -> Row:
     """Estimate the recipe of ``record``, and trace it if asked."""
     resolved = ResolvedRecipe(read_config(record.model_config, record.recipe.model), record.recipe)
-    capability = find_device(gpu).compute_capability
-    memory, counted = replayed_memory(resolved, compute_capability=capability), rehearsal.memory
+    device = find_device(gpu)
+    capability, counted = device.compute_capability, rehearsal.memory
+    memory = replayed_memory(resolved, compute_capability=capability, multiprocessors=device.multiprocessors)
     assert rehearsal.requested_peak_bytes is not None
     assert counted.peak_reserved_bytes is not None
     assert memory.peak_reserved_bytes is not None
@@ -129,16 +130,14 @@ def _compared(record: RunRecord, label: str, gpu: str, *, traces: bool) -> Row |
     return compare(record, record.rehearsal, label, gpu, traces=traces)
 
 
-def keep(folder: Path) -> None:
-    """Write the records into `SAMPLE`, small: no predictions, no tracebacks, and no facts that are None."""
-    for suite in SUITES:
-        kept = SAMPLE / suite.stem
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.mkdir(parents=True)
-        for record in read_records(folder / suite.stem) if (folder / suite.stem).is_dir() else ():
-            content = msgspec.to_builtins(replace(record, prediction=None, traceback=None))
-            content["environment"] = _stated(content["environment"])
-            (kept / record.file_name).write_bytes(msgspec.json.encode(_stated(content)) + b"\n")
+def keep_records(records: Iterable[RunRecord], folder: Path) -> None:
+    """Let ``folder`` hold ``records`` alone, small: no predictions, no tracebacks, and no facts that are None."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for record in records:
+        content = msgspec.to_builtins(replace(record, prediction=None, traceback=None))
+        content["environment"] = _stated(content["environment"])
+        (folder / record.file_name).write_bytes(msgspec.json.encode(_stated(content)) + b"\n")
 
 
 def _stated(facts: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +163,13 @@ def table(rows: Sequence[Row], others: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def replace_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Write ``text`` into ``page`` in place of what is between the marks ``begin`` and ``end``."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end, 1)[1]
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Rehearse and compare as the command line says, and write the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,7 +180,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if not asked.compare:
         rehearse(asked.folder)
-    keep(asked.folder)
+    for suite in SUITES:
+        rehearsed = asked.folder / suite.stem
+        keep_records(read_records(rehearsed) if rehearsed.is_dir() else (), SAMPLE / suite.stem)
     rows, others = [], []
     for found in compare_all(asked.folder, traces=not asked.no_trace):
         if isinstance(found, Row):
@@ -183,9 +191,7 @@ def main() -> None:
         else:
             others.append(found)
             print(found, flush=True)
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(rows, others)}\n{END}{after}", encoding="utf-8")
+    replace_between(PAGE, BEGIN, END, table(rows, others))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,10 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
         traced = trace_for_estimate(resolved, device.compute_capability, kernels=device.kind)
         return traced.parameters, traced.memory
     expandable = all(record.environment.expandable_segments for record in runs.records)
-    memory = replayed_memory(resolved, device.kind, device.compute_capability, expandable_segments=expandable)
+    multiprocessors = None if device.catalogued is None else device.catalogued.multiprocessors
+    memory = replayed_memory(
+        resolved, device.kind, device.compute_capability, multiprocessors, expandable_segments=expandable
+    )
     return resolved.parameters, memory
 
 

@@ -295,7 +295,11 @@ def predict(resolved: ResolvedRecipe, device: DeviceFacts, *, expandable_segment
     rates = device_rates(device)
     try:
         memory = replayed_memory(
-            resolved, device.kind, rates.device.compute_capability, expandable_segments=expandable_segments
+            resolved,
+            device.kind,
+            rates.device.compute_capability,
+            rates.device.multiprocessors,
+            expandable_segments=expandable_segments,
         )
     except UserError:
         return None

@@ -103,8 +103,12 @@ def estimate_recipe(
         return replace(_estimate_by_trace(resolved, device, on_progress), assumptions=assumptions)
     if replay:
         on_progress("replaying the allocator")
-    count = replayed_memory if replay else estimate_memory
-    memory = count(resolved, compute_capability=None if device is None else device.compute_capability)
+    capability = None if device is None else device.compute_capability
+    if replay:
+        multiprocessors = None if device is None else device.multiprocessors
+        memory = replayed_memory(resolved, compute_capability=capability, multiprocessors=multiprocessors)
+    else:
+        memory = estimate_memory(resolved, compute_capability=capability)
     estimate = Estimate(
         source="closed form",
         recipe=recipe,

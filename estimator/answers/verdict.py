@@ -279,7 +279,7 @@ class _ReplayedSearch(_Search):
         margin = self.usable - memory.device_total_range_bytes[1]
         if margin >= 0:
             return "fits", margin
-        training = Training(resolved, self.device.compute_capability)
+        training = Training(resolved, self.device.compute_capability, self.device.multiprocessors)
         if self._runs(training, CUDA_CONTEXT_BYTES):
             return "fits", 0
         return "tight" if self._runs(training, SMALLEST_CUDA_CONTEXT_BYTES) else "does not fit", margin
@@ -298,7 +298,7 @@ class _ReplayedSearch(_Search):
         most = super().device_total(setup)
         if least > self.usable or most <= self.usable:
             return most
-        replayed = Training(setup.resolved, capability).replay(
+        replayed = Training(setup.resolved, capability, self.device.multiprocessors).replay(
             capacity=self.usable - CUDA_CONTEXT_BYTES, expandable_segments=setup.expandable_segments
         )
         return most if replayed.out_of_memory else replayed.reserved + CUDA_CONTEXT_BYTES

@@ -49,7 +49,6 @@ Part = Literal[
     "adapted router",
     "experts",
     "adapted experts",
-    "last hidden state",
     "loss",
     "fused loss",
 ]
@@ -276,6 +275,9 @@ class Tape:
         dtype = dtype or tensor.dtype
         return self.new(tensor.tokens, tensor.features, dtype, component, times=tensor.times, name=name)
 
+    def summed(self, rows: Tensor, total: Tensor) -> None:
+        """Note that the elements of ``rows`` are summed to those of ``total``, which is one of its rows or a part."""
+
     def working(self, work: Work) -> AbstractContextManager[object]:
         """Return a context. Tensors made in it are the results of ``work``."""
         return NO_CONTEXT
@@ -415,7 +417,11 @@ class Tape:
         for position, (_, _, dtype) in enumerate(node.edges):
             gradient = gradients[position]
             if isinstance(gradient, Broadcast):
-                gradient = gradients[position] = self.new(gradient.tokens, gradient.features, gradient.gradient.dtype)
+                whole = gradient.gradient
+                gradient = gradients[position] = self.new(gradient.tokens, gradient.features, whole.dtype)
+                if gradient.tokens is ONE:
+                    self.summed(whole, gradient)
+                del whole
             if gradient is not None and gradient.dtype != dtype:
                 gradients[position] = self.like(gradient, dtype)
             del gradient

@@ -10,7 +10,7 @@ from lorabench.estimator.closed_form.adapters import adapted_linear
 from lorabench.estimator.closed_form.autograd import Leaf, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, R, S
-from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel
+from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel, takes_cudnn
 from lorabench.estimator.methods.base import AdapterTensor
 from lorabench.estimator.models.spec import Layers, Linear
 from lorabench.estimator.recipes.recipe import Recipe
@@ -144,9 +144,16 @@ class Modules:
 
     def _base(self, name: str, x: Tensor) -> Tensor:
         linear = self.linears[name]
-        if self.recipe.quantization is not None:
-            elements = linear.in_features * linear.out_features
-            return self.op.linear_4bit(x, elements, linear.out_features, self.compute_dtype, self.quantized_dtype)
+        quantization = self.recipe.quantization
+        if quantization is not None:
+            return self.op.linear_4bit(
+                x,
+                linear.in_features * linear.out_features,
+                linear.out_features,
+                self.compute_dtype,
+                self.quantized_dtype,
+                double_quant=quantization.double_quant,
+            )
         return self.op.linear(x, self.weights[name], linear.out_features, bias=self.weights.get(f"{name}.bias"))
 
     # Norms
@@ -174,14 +181,17 @@ class Modules:
         with op.tape.scope("rotary positions"):
             return op.add(op.multiply(x, cos), op.multiply(self._rotate_half(x), sin))
 
-    def rotate_part(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Return a copy of x: the first features of each head rotated, the others unchanged."""
+    def rotary_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of each head that are rotated, (B·S, H·rotary), and the others."""
         op = self.op
         rotated = x.features * self.rotary_features // self.spec.head_dim
         with op.tape.scope("rotary positions"):
-            turned, kept = op.part(x, rotated), op.part(x, x.features - rotated)
-            turned = op.add(op.multiply(turned, rotary[0]), op.multiply(self._rotate_half(turned), rotary[1]))
-            return op.join(turned, kept)
+            return op.part(x, rotated), op.part(x, x.features - rotated)
+
+    def join(self, rotated: Tensor, others: Tensor) -> Tensor:
+        """Return a new tensor of each head's ``rotated`` features and the ``others``."""
+        with self.op.tape.scope("rotary positions"):
+            return self.op.join(rotated, others)
 
     def _rotate_half(self, x: Tensor) -> Tensor:
         half = x.features // 2
@@ -220,12 +230,26 @@ class Modules:
             # With a mask, transformers repeats keys and values for all heads (`use_gqa_in_sdpa`).
             k, v = op.repeat_heads(k, heads // kv_heads), op.repeat_heads(v, heads // kv_heads)
             kv_heads = heads
-        if op.autocast is not None:
-            q, k, v = (op.cast(t, self.compute_dtype) for t in (q, k, v))
         if implementation == "flash_attention_2":
+            if op.autocast is not None:
+                q, k, v = (op.cast(t, self.compute_dtype) for t in (q, k, v))
             q, k, v = (op.cast(t, self._flash_dtype(t.dtype)) for t in (q, k, v))
             output = op.flash_attention(q, k, v, heads, kv_heads, "flash_attention_2", by_head=joined)
             return op.copy(output) if joined else output
+        output, by_token = self._sdpa(q, k, v, kv_heads, dropout, joined)
+        return output if by_token else op.copy(output)
+
+    def _sdpa(
+        self, q: Tensor, k: Tensor, v: Tensor, kv_heads: int, dropout: float, joined: bool
+    ) -> tuple[Tensor, bool]:
+        """Return what scaled_dot_product_attention does, and whether that lies by token.
+
+        What autocast makes of its arguments is gone when it returns.
+        """
+        spec, op = self.spec, self.op
+        heads = spec.num_attention_heads
+        if op.autocast is not None:
+            v, k, q = (op.cast(t, self.compute_dtype) for t in (v, k, q))
         if op.kernels == "cpu":
             kernel: SdpaKernel = "math" if dropout else "flash"
         else:
@@ -240,11 +264,12 @@ class Modules:
                 compute_capability=op.compute_capability,
             )
         if kernel == "math":
-            return self._math(q, k, v, dropout, joined)
+            return self._math(q, k, v, dropout, joined), False
+        if op.kernels == "cuda" and takes_cudnn(q.dtype, spec.head_dim, op.compute_capability):
+            return op.cudnn_attention(q, k, v, heads, kv_heads, self.mask), not joined
         if kernel == "efficient":
-            return op.efficient_attention(q, k, v, heads, self.mask)  # (B, S, H, d) for any layout of the queries
-        output = op.flash_attention(q, k, v, heads, kv_heads, "sdpa", by_head=joined)
-        return op.copy(output) if joined else output
+            return op.efficient_attention(q, k, v, heads, self.mask), True  # (B, S, H, d) for any layout of the queries
+        return op.flash_attention(q, k, v, heads, kv_heads, "sdpa", by_head=joined), not joined
 
     def _flash_dtype(self, dtype: str) -> str:
         """Return the dtype that flash_attn runs in: transformers casts float32 to the dtype of the weights."""
@@ -280,7 +305,7 @@ class Modules:
         return op.copy(output), scores
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
-        """Return the output of torch's math kernel, (B·S, H·d): all in float32, with the whole matrix of scores.
+        """Return the output of torch's math kernel, (B, H, S, d): all in float32, with the whole matrix of scores.
 
         Its matmuls copy tensors from layout (B, S, H, d) to (B, H, S, d), except for a single sequence. Repeated heads
         have that layout already. The kernel also returns the probabilities, in the dtype of q
@@ -289,7 +314,7 @@ class Modules:
         op, spec = self.op, self.spec
         by_token = self.recipe.batch_size > 1
         times = spec.num_attention_heads // spec.num_key_value_heads
-        # As in C++, what has a name lives until the kernel returns.
+        # As in C++, what has a name lives until the kernel returns: all of it goes at once.
         q32, k32, v32 = (op.cast(x, "float32") for x in (q, k, v))
         queries = op.scale(q32)
         mask = op.tape.new(S * S, 1, "float32", name="causal mask")
@@ -305,8 +330,8 @@ class Modules:
         by_head = op.copy(values) if by_token and times == 1 else values
         output = op.cast(op.batched_matmul(attention, by_head, TOKENS, q.features), q.dtype)
         probabilities = op.cast(attention, q.dtype)
-        del probabilities, attention, by_head, queries, keys, values, mask, q32, k32, v32
-        return op.copy(output)
+        del probabilities, mask
+        return output
 
     # Feed-forward
 

@@ -15,11 +15,13 @@ from msgspec.structs import replace
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import Values
-from lorabench.estimator.closed_form.walk import Mark, Walk, walk
+from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, walk
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.devices.multiprocessor import MULTIPROCESSORS
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.loading import loading
+from lorabench.estimator.memory.reductions import Multiprocessors
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.optimizers.states import shared_blocks
@@ -70,12 +72,14 @@ def replayed_memory(
     resolved: ResolvedRecipe,
     kernels: Backend = "cuda",
     compute_capability: str | None = None,
+    multiprocessors: int | None = None,
     *,
     expandable_segments: bool = False,
 ) -> Breakdown:
     """Return the breakdown of the recipe, with allocated and reserved bytes as CUDA's allocator counts them.
 
-    A CPU has no such allocator: there it is `estimate_memory`.
+    ``compute_capability`` and ``multiprocessors`` are those of `Training`. A CPU has no such allocator: there it is
+    `estimate_memory`.
 
     Raises:
         UserError: as in `estimate_memory`.
@@ -83,14 +87,19 @@ def replayed_memory(
     memory = estimate_memory(resolved, kernels, compute_capability)
     if kernels == "cpu":
         return memory
-    return with_blocks(memory, Training(resolved, compute_capability).replay(expandable_segments=expandable_segments))
+    training = Training(resolved, compute_capability, multiprocessors)
+    return with_blocks(memory, training.replay(expandable_segments=expandable_segments))
 
 
 class Training:
     """A recipe's training: one walk, and any number of replays."""
 
-    def __init__(self, resolved: ResolvedRecipe, compute_capability: str | None = None) -> None:
-        """Walk the step of ``resolved`` on a GPU of ``compute_capability`` (of `Device`).
+    def __init__(
+        self, resolved: ResolvedRecipe, compute_capability: str | None = None, multiprocessors: int | None = None
+    ) -> None:
+        """Walk the step of ``resolved`` on a GPU of ``compute_capability`` and so many ``multiprocessors``.
+
+        Both are those of `Device`. Buffers of reductions depend on both, and are left out if one is not known.
 
         Raises:
             UserError: target modules that the model does not have, or a combination that no kernel runs.
@@ -98,21 +107,28 @@ class Training:
         self.resolved = resolved
         self.workspace_bytes = workspaces(compute_capability).bytes // HANDLES
         setup, values = Setup(resolved, "cuda", compute_capability), Values(resolved)
-        self.micro_batches = [_MicroBatch(walk(setup, accumulating=False), values)]
+        gpu = multiprocessors_of(compute_capability, multiprocessors)
+        self.micro_batches = [_MicroBatch(walk(setup, accumulating=False), values, gpu)]
         more = min(resolved.recipe.gradient_accumulation, MICRO_BATCHES) - 1
         if more:
-            self.micro_batches += [_MicroBatch(walk(setup, accumulating=True), values)] * more
+            self.micro_batches += [_MicroBatch(walk(setup, accumulating=True), values, gpu)] * more
 
     def replay(self, *, capacity: int | None = None, expandable_segments: bool = False) -> Replayed:
         """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number."""
         return _Replay(self, CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)).run()
 
 
+def multiprocessors_of(compute_capability: str | None, count: int | None) -> Multiprocessors | None:
+    """Return what decides how a GPU divides sums; None if that is not known of it."""
+    limits = MULTIPROCESSORS.get(compute_capability or "")
+    return None if limits is None or count is None else Multiprocessors(count, limits.threads)
+
+
 class _MicroBatch:
     """A walk with the recipe's own sizes."""
 
-    def __init__(self, walked: Walk, values: Values) -> None:
-        self.events = walked.sized(values)
+    def __init__(self, walked: Walk, values: Values, gpu: Multiprocessors | None) -> None:
+        self.events = walked.sized(values, gpu)
         self.marks: list[tuple[int, Mark | None]] = [*walked.marks, (len(walked.events), None)]
         self.gradients = walked.gradients
 
@@ -202,7 +218,10 @@ class _Replay:
         start = 0
         for end, mark in walked.marks:
             for block, size in walked.events[start:end]:
-                if size == 0:
+                if block == PASSING:
+                    if size:
+                        free(self._hold(size))
+                elif size == 0:
                     free(base + block)
                 elif not allocate(base + block, size):
                     raise _Full(size)

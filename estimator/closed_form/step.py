@@ -93,9 +93,6 @@ class _Step:
                 outside.weights[table.name] = Weights(recipe).saved(table.parameters)
         hidden = self._hidden_states(outside)
         head = self._head_weight(outside, saved)
-        if hidden.requires_grad:
-            with self.tape.scope("last hidden state"):
-                hidden = op.part(hidden, hidden.features)
         if recipe.loss == "liger":
             with self.tape.scope("fused loss"):
                 return op.fused_linear_cross_entropy(hidden, head, spec.vocab_size)

@@ -11,16 +11,28 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from lorabench.estimator.closed_form.autograd import Tape
+from lorabench.estimator.closed_form.autograd import ITEMSIZES, Tape, Tensor
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.ledger import Block, Ledger
 from lorabench.estimator.closed_form.sizes import Monomial, Values
 from lorabench.estimator.closed_form.step import walk_layers
 from lorabench.estimator.closed_form.work import Matmul, Work
+from lorabench.estimator.memory.reductions import Multiprocessors, reduction_buffer
 
-Event = tuple[int, int, Monomial | None]
+
+class RowSum(NamedTuple):
+    """A sum of n · ``times`` rows of ``outputs`` elements, whose kernel may need a buffer while it runs."""
+
+    times: Monomial
+    outputs: int
+    itemsize: int
+
+
+Event = tuple[int, int, Monomial | RowSum | None]
 """(block, n, monomial) allocates n · monomial bytes; (block, 0, None) frees. Blocks are numbered in the order in which
-they are allocated."""
+they are allocated. (`PASSING`, n, sum) allocates the buffer of a sum and frees it."""
+PASSING = -1
+"""Stands for a block that is freed at once."""
 Mark = Literal["forward", "backward", "optimizer", "workspace"]
 """The phase that begins; or the first matmul of a thread, which allocates its cuBLAS workspace."""
 
@@ -37,12 +49,23 @@ class Walk(NamedTuple):
     gradients: list[int]
     """The blocks of gradients, which stay until the next step begins."""
 
-    def sized(self, values: Values) -> list[tuple[int, int]]:
-        """Return the events as (block, bytes), 0 bytes for a free; torch allocates at least one byte."""
+    def sized(self, values: Values, gpu: Multiprocessors | None) -> list[tuple[int, int]]:
+        """Return the events as (block, bytes), 0 bytes for a free; torch allocates at least one byte.
+
+        A sum is (`PASSING`, bytes of its buffer), 0 for none; on an unknown ``gpu`` there is none.
+        """
         return [
-            (block, 0) if monomial is None else (block, int(n * values[monomial]) or 1)
-            for block, n, monomial in self.events
+            (block, 0)
+            if size is None
+            else (block, _buffer(n, size, values, gpu))
+            if isinstance(size, RowSum)
+            else (block, int(n * values[size]) or 1)
+            for block, n, size in self.events
         ]
+
+
+def _buffer(n: int, rows: RowSum, values: Values, gpu: Multiprocessors | None) -> int:
+    return 0 if gpu is None else reduction_buffer(n * values[rows.times], rows.outputs, rows.itemsize, gpu)
 
 
 @lru_cache(MOST_WALKS)
@@ -107,6 +130,11 @@ class _WalkingTape(Tape):
         if isinstance(work, Matmul) and backward not in self._threads_with_workspace:
             self._threads_with_workspace.add(backward)
             self.ledger.marks.append((len(self.ledger.events), "workspace"))
+
+    def summed(self, rows: Tensor, total: Tensor) -> None:
+        """Note the sum, whose kernel may need a buffer."""
+        each = RowSum(rows.tokens, total.features, ITEMSIZES[total.dtype])
+        self.ledger.events.append((PASSING, rows.features // total.features, each))
 
     def gradient_blocks(self) -> list[int]:
         """Return the numbers of the gradients' blocks, which are kept."""

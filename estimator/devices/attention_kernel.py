@@ -2,7 +2,7 @@
 
 As read in torch 2.13 (`sdp_utils.cpp`), it is the first of these that supports dtype, heads, mask and compute
 capability: flash attention, the memory-efficient kernel, the math kernel. On Hopper and on data-centre Blackwell, torch
-prefers cuDNN's kernel. It supports the same inputs as flash attention and needs as much memory.
+prefers cuDNN's kernel (`takes_cudnn`), whose peak is about that of flash attention.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ WIDEST_HEAD_OF_LITTLE_SHARED_MEMORY = 192
 """GPUs with less shared memory than an A100 have no backward of flash attention for a head_dim above this, up to
 `NARROWEST_SPLIT_HEAD`. For a larger head_dim they have it only without dropout."""
 NARROWEST_SPLIT_HEAD = 224
+WIDEST_CUDNN_HEAD = {(9, 0): 256, (10, 0): 128}
+"""By compute capability (`check_cudnn_tensor_shapes`)."""
 UNKNOWN = (8, 0)
 """Compute capability to assume for a GPU whose own is not known."""
 
@@ -43,6 +45,15 @@ def sdpa_kernel(
     if heads == kv_heads and all(_efficient_takes(dtype, width, capability) for width in (head_dim, value_dim)):
         return "efficient"
     return "math"
+
+
+def takes_cudnn(dtype: str, head_dim: int, compute_capability: str | None) -> bool:
+    """Return whether cuDNN's kernel is taken instead of flash attention or the efficient kernel, masked or not.
+
+    torch prefers it since cuDNN 9.15.1, on these GPUs only (`check_prefer_cudnn_attention`).
+    """
+    widest = WIDEST_CUDNN_HEAD.get(_numbers(compute_capability))
+    return widest is not None and dtype in ("float16", "bfloat16") and head_dim <= widest and head_dim % 8 == 0
 
 
 def _flash_takes(dtype: str, head_dim: int, dropout: float, capability: tuple[int, int]) -> bool:

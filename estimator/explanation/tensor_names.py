@@ -22,7 +22,6 @@ _SOURCES: dict[Part, str] = {
     "adapted router": "peft: adds B·A to the router's weight while it runs",
     "residual stream": "transformers: the sum that each layer passes to the next",
     "embedding": "torch: embedding lookup",
-    "last hidden state": "transformers: slice of the last hidden state",
     "loss": "transformers: upcasts the logits; torch: log_softmax saves its result",
     "fused loss": "Liger: logits by chunks of tokens, gradients in forward",
 }
@@ -37,6 +36,7 @@ _WHAT = {
     "cross_entropy": "log-probabilities",
     "division": "probabilities, divided by their sum",
     "dropout": "after dropout",
+    "cudnn_attention": "output",
     "efficient_attention": "output",
     "embedding": "rows of the table",
     "flash_attention": "output",

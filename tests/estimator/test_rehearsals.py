@@ -37,7 +37,9 @@ def errors() -> dict[str, Errors]:
         resolved = ResolvedRecipe(read_config(record.model_config, record.recipe.model), record.recipe)
         capability = record.device.compute_capability
         requested = estimate_memory(resolved, compute_capability=capability).peak_allocated_bytes
-        replayed, memory = Training(resolved, capability).replay(), record.rehearsal.memory
+        assert record.device.catalogued is not None
+        training = Training(resolved, capability, record.device.catalogued.multiprocessors)
+        replayed, memory = training.replay(), record.rehearsal.memory
         assert record.rehearsal.requested_peak_bytes is not None
         assert memory.peak_reserved_bytes is not None
         found[f"{path.parent.name} {record.recipe.describe()}"] = Errors(

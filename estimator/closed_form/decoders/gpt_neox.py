@@ -40,7 +40,10 @@ class GptNeoX(Decoder):
         qkv = m.linear("attention.query_key_value", hidden)
         with m.op.tape.scope("attention"):
             q, k, v = m.op.split(qkv, width, width, width)
-        q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
+        (q, q_others), (k, k_others) = m.rotary_parts(q), m.rotary_parts(k)
+        q, k = m.rotate(q, rotary), m.rotate(k, rotary)
+        q = m.join(q, q_others)
+        k = m.join(k, k_others)
         output, probabilities = m.attention(q, k, v, dropout=m.spec.config["attention_dropout"], joined=True)
         return m.linear("attention.dense", output), probabilities
 

@@ -29,7 +29,8 @@ class Phi3(Decoder):
         qkv = m.linear("self_attn.qkv_proj", hidden)
         with m.op.tape.scope("attention"):
             q, k, v = m.op.part(qkv, q_width), m.op.part(qkv, kv_width), m.op.part(qkv, kv_width)
-        q, k = m.rotate_part(q, rotary), m.rotate_part(k, rotary)
+        (q, q_others), (k, k_others) = m.rotary_parts(q), m.rotary_parts(k)
+        q, k = m.join(m.rotate(q, rotary), q_others), m.join(m.rotate(k, rotary), k_others)
         output, probabilities = m.attention(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0, joined=True)
         return m.linear("self_attn.o_proj", output), probabilities
 

@@ -46,17 +46,15 @@ class Attention(Elementwise):
             # _scaled_dot_product_flash_attention: query, key, value:
             # _scaled_dot_product_flash_attention_backward(grad, query, key, value, output, logsumexp, …)
             with tape.working(work._replace(backward=True)):
+                scratch = [tape.new(TOKENS, q_features, dtype, name="output by token")] if cuda and by_head else []
                 to_q, to_k, to_v = (tape.new(TOKENS, width, dtype) for width in (q_features, kv_features, kv_features))
-                scratch = []
                 if cuda:
                     # mha_bwd of flash_attn: softmax_d, dq_accum; for grouped heads also dk_expanded, dv_expanded.
                     block = 32 if head_dim <= 128 else 64
                     padded = -(-head_dim // block) * block
-                    scratch = [tape.new(PADDED_TOKENS, width, "float32") for width in (heads, heads * padded)]
+                    scratch += [tape.new(PADDED_TOKENS, width, "float32") for width in (heads, heads * padded)]
                     if kv_heads != heads:
                         scratch += [tape.new(TOKENS, q_features, dtype), tape.new(TOKENS, q_features, dtype)]
-                    if by_head:
-                        scratch.append(tape.new(TOKENS, q_features, dtype, name="output by token"))
             del scratch
             return to_q, to_k, to_v
 
@@ -92,3 +90,33 @@ class Attention(Elementwise):
 
         saved = (q, k, v, lse, *added)
         return tape.record("efficient_attention", (q, k, v), backward, saved, forward, saved_output=True)
+
+    def cudnn_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, mask: Tensor | None
+    ) -> Tensor:
+        """Return cuDNN's attention of q (B·S, H·d), k and v (B·S, kv), in q's shape and laid out like it.
+
+        It saves q, k, v, its output, each token's float32 log-sum-exp, and the mask in the dtype of q. Backward has one
+        workspace, for q's gradient and a number for each token and head in float32 (cuDNN's frontend, `sdpa_bwd`).
+        """
+        tape, dtype, features = self.tape, q.dtype, q.features
+        kv_features = k.features
+        kernel: AttentionKernel = "sdpa" if mask is None else "masked"
+        work = AttentionWork(heads, kv_heads, features // heads, dtype, kernel, backward=False)
+        lse = tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP)
+        added = () if mask is None else (tape.new(PAIRS, 1, dtype, name="mask to add"),)
+
+        def forward() -> Tensor:
+            with tape.working(work):
+                return tape.new(TOKENS, features, dtype)
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # _scaled_dot_product_cudnn_attention_backward(grad, query, key, value, output, logsumexp, …)
+            with tape.working(work._replace(backward=True)):
+                to_q, to_k, to_v = (tape.new(TOKENS, width, dtype) for width in (features, kv_features, kv_features))
+                workspace = tape.new(TOKENS, features + heads, "float32")
+            del workspace
+            return to_q, to_k, to_v
+
+        saved = (q, k, v, lse, *added)
+        return tape.record("cudnn_attention", (q, k, v), backward, saved, forward, saved_output=True)

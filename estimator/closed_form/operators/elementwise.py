@@ -65,12 +65,10 @@ class Elementwise:
         tokens, features = b.tokens, b.features
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
-            # mul: self: grad * other, other: grad * self, which a broadcast operand sums to its own shape.
+            # mul: other: grad * self, which a broadcast operand sums to its own shape, self: grad * other
+            to_b = tape.like(g) if b_needs else None
             to_a = tape.like(g) if a_needs else None
-            if not b_needs:
-                return to_a, None
-            to_b = tape.like(g)
-            return to_a, Broadcast(to_b, tokens, features) if broadcast else to_b
+            return to_a, Broadcast(to_b, tokens, features) if broadcast and to_b is not None else to_b
 
         saved = (*((b,) if a_needs else ()), *((a,) if b_needs else ()))
         return tape.record("multiply", (a, b), backward, saved, lambda: tape.like(a, dtype))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from lorabench.estimator.closed_form.autograd import Gradients, Tape, Tensor
+from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Tensor
 from lorabench.estimator.closed_form.operators.indexing import Indexing
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, B, Monomial, S
 from lorabench.estimator.closed_form.work import Dequantisation, Matmul, MatmulGroup
@@ -27,8 +25,10 @@ class Matmuls(Indexing):
     ) -> Tensor:
         """Return x · weightᵀ (+ bias) for x (tokens, in_features): (tokens, ``features`` · ``times``)."""
         given = x  # the caller's tensor lives on beside its cast
-        x = self.to_autocast(given)
+        # Autocast casts a call's arguments from the last to the first.
+        bias = None if bias is None else self.to_autocast(bias)
         weight = self.to_autocast(weight)
+        x = self.to_autocast(given)
         tape, tokens = self.tape, x.tokens
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
         x_shape, x_times = (x.features, x.dtype), x.times
@@ -46,57 +46,63 @@ class Matmuls(Indexing):
                 return tape.new(tokens, features, dtype, component, times=times)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
-            # mm: self: grad.mm(mat2.t()), mat2: self.t().mm(grad); addmm: bias: grad, summed over the tokens.
-            to_x = to_weight = None
-            if x_needs:
-                with tape.working(Matmul(group, m, k, n, dtype)):
-                    to_x = tape.new(tokens, *x_shape, times=x_times)
-            if weight_needs:
-                with tape.working(Matmul(group, n, k, m, dtype)):
-                    to_weight = tape.new(ONE, *weight_shape, times=weight_times)
-                to_weight.is_view = True  # of the result, which is its transpose
-            return to_x, to_weight, *to_bias(g)
+            # mm: self: grad.mm(mat2.t()), mat2: self.t().mm(grad); addmm: bias: grad, summed over the tokens. Gradients
+            # are computed in the order of the arguments' names: addmm calls them mat1 and mat2, mm self and mat2.
+            gradients: dict[str, Tensor] = {}
+            for operand in ("x", "weight") if biased else ("weight", "x"):
+                if operand == "x" and x_needs:
+                    with tape.working(Matmul(group, m, k, n, dtype)):
+                        gradients["x"] = tape.new(tokens, *x_shape, times=x_times)
+                if operand == "weight" and weight_needs:
+                    with tape.working(Matmul(group, n, k, m, dtype)):
+                        gradients["weight"] = tape.new(ONE, *weight_shape, times=weight_times)
+                    gradients["weight"].is_view = True  # of the result, which is its transpose
+            to_bias = (Broadcast(g, ONE, features) if bias_needs else None,) if biased else ()
+            return gradients.pop("x", None), gradients.pop("weight", None), *to_bias
 
-        inputs: tuple[Tensor, ...] = (x, weight)
-        to_bias: Callable[[Tensor], Gradients] = _no_bias
-        if bias is not None:
-            bias = self.to_autocast(bias)
-            inputs = (x, weight, bias)
-            to_bias = _bias_gradient(tape, bias)
-            del bias
+        inputs = (x, weight) if bias is None else (x, weight, bias)
+        biased, bias_needs = bias is not None, bias is not None and bias.requires_grad
+        del bias
         saved = (*((x,) if weight_needs else ()), *((weight,) if x_needs else ()))
         return tape.record("linear", inputs, backward, saved, forward)
 
-    def linear_4bit(self, x: Tensor, elements: int, features: int, compute_dtype: str, stored_dtype: str) -> Tensor:
+    def linear_4bit(
+        self, x: Tensor, elements: int, features: int, compute_dtype: str, stored_dtype: str, *, double_quant: bool
+    ) -> Tensor:
         """Return bitsandbytes' matmul of x with a 4-bit weight of ``elements`` elements, (B·S, ``features``).
 
         The weight is dequantised into a copy for the matmul, and nothing is saved. Forward dequantises to the dtype of
-        the matmul. Backward dequantises to ``stored_dtype``, the weight's dtype before quantisation, and casts. (Below
-        about 1536 tokens, depending on the GPU, a fused kernel needs no copy in forward.)
+        the matmul. Backward dequantises to ``stored_dtype``, the weight's dtype before quantisation, and casts. With
+        ``double_quant`` the constants are dequantised first; CUDA's forward keeps them until it returns, without and
+        with their offset (`_dequant_linear_fallback`). (Below about 1536 tokens, depending on the GPU, a fused kernel
+        needs no copy in forward.)
         """
         given, was = x, x.dtype
         x = self.cast(given, compute_dtype)
         tape, in_features = self.tape, x.features
         m, k, n = (1, TOKENS), (in_features, ONE), (features, ONE)
+        without_offset = self.kernels == "cuda" and double_quant
 
-        def dequantised(dtype: str) -> Tensor:
+        def dequantised(dtype: str) -> tuple[Tensor, list[Tensor]]:
             again = DEQUANTISED_AGAIN if tape.in_backward else ""
+            copies = 0 if not double_quant else 2 if without_offset and not again else 1
+            absmax = again or "absmax, dequantised"
             with tape.working(Dequantisation(elements, dtype)):
-                absmax = tape.new(ONE, -(-elements // 64), "float32", name=again or "absmax, dequantised")
-                weight = tape.new(ONE, elements, dtype, name=again or "dequantised weight")
-            del absmax
-            return weight
+                absmaxes = [tape.new(ONE, -(-elements // 64), "float32", name=absmax) for _ in range(copies)]
+                return tape.new(ONE, elements, dtype, name=again or "dequantised weight"), absmaxes
 
         def forward() -> Tensor:
-            weight = dequantised(compute_dtype)
+            weight, absmaxes = dequantised(compute_dtype)
+            if not without_offset:
+                absmaxes.clear()
             with tape.working(Matmul("linear layers", m, n, k, compute_dtype)):
                 output = tape.new(TOKENS, features, compute_dtype)
-            del weight
+            del weight, absmaxes
             return output
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             # MatMul4Bit.backward: torch.matmul(grad, dequantize_4bit(B, state).to(grad.dtype))
-            weight = dequantised(stored_dtype)
+            weight = dequantised(stored_dtype)[0]
             if g.dtype != stored_dtype:
                 weight = tape.like(weight, g.dtype, name=DEQUANTISED_AGAIN)
             with tape.working(Matmul("linear layers", m, k, n, g.dtype)):
@@ -113,7 +119,8 @@ class Matmuls(Indexing):
 
         ``copied``: operands with memory layout (B, S, H, d), which matmul copies to merge sequences and heads.
         """
-        first, second = self.to_autocast(a), self.to_autocast(b)
+        second = self.to_autocast(b)  # autocast casts the last argument first
+        first = self.to_autocast(a)
         if copied[0]:
             first = self.copy(first)
         if copied[1]:
@@ -141,21 +148,12 @@ class Matmuls(Indexing):
                 return tape.new(tokens, features, dtype)
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            # bmm: self: grad.bmm(mat2.transpose(1, 2)), mat2: self.transpose(1, 2).bmm(grad)
+            # bmm: self: grad.bmm(mat2.transpose(1, 2)), mat2: self.transpose(1, 2).bmm(grad), which is computed first
             gradients: list[Tensor | None] = []
-            for matmul, shape in to_operands:
+            for matmul, shape in reversed(to_operands):
                 with tape.working(matmul):
                     gradients.append(tape.new(*shape) if shape else None)
-            return tuple(gradients)
+            return tuple(reversed(gradients))
 
         saved = (*((a,) if b.requires_grad else ()), *((b,) if a.requires_grad else ()))
         return tape.record("batched_matmul", (a, b), backward, saved, forward)
-
-
-def _no_bias(g: Tensor) -> Gradients:
-    return ()
-
-
-def _bias_gradient(tape: Tape, bias: Tensor) -> Callable[[Tensor], Gradients]:
-    features, needs = bias.features, bias.requires_grad
-    return lambda g: (tape.new(ONE, features, g.dtype) if needs else None,)

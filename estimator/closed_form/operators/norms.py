@@ -29,7 +29,7 @@ class Norms(Elementwise):
         CPU. CUDA's autocast runs it in float32; the CPU's does not change the dtype.
         """
         if self.autocast is not None and self.kernels == "cuda":
-            x, weight, bias = (self.cast(t, "float32") for t in (x, weight, bias))
+            bias, weight, x = (self.cast(t, "float32") for t in (bias, weight, x))
         tape, features, weight_dtype = self.tape, weight.features, weight.dtype
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
         statistics_dtype = "float32" if self.kernels == "cuda" else x.dtype
