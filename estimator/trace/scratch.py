@@ -1,20 +1,31 @@
 """What CUDA's kernels allocate and free within one operator, where no one who watches operators sees it.
 
 As read in torch 2.13 and bitsandbytes 0.50. Each function returns tensors on the device of its arguments, to be held
-while the operator runs.
+while the operator runs: those that its kernel allocates before its results, and those that it allocates after. Their
+order decides where the caching allocator puts them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
 
 if TYPE_CHECKING:
     import torch
 
-Scratch = Mapping[Any, Callable[..., "list[torch.Tensor]"]]
+
+class Held(NamedTuple):
+    """What a kernel holds besides its results, in the order in which it is allocated."""
+
+    before: list[torch.Tensor]
+    """Allocated before the results."""
+    after: list[torch.Tensor]
+    """Allocated after the results."""
+
+
+Scratch = Mapping[Any, Callable[..., Held]]
 """Operator → from its arguments to what its kernel holds besides its results; of others that is nothing."""
 
 SORTED_COPIES = 6
@@ -43,7 +54,7 @@ def cpu_scratch() -> Scratch:
     return _four_bit_products(_gemm_4bit_on_cpu)
 
 
-def _four_bit_products(held: Callable[..., list[torch.Tensor]]) -> dict[Any, Callable[..., list[torch.Tensor]]]:
+def _four_bit_products(held: Callable[..., Held]) -> dict[Any, Callable[..., Held]]:
     import torch
 
     try:
@@ -58,7 +69,7 @@ def _four_bit_products(held: Callable[..., list[torch.Tensor]]) -> dict[Any, Cal
 
 def _gemm_4bit_on_cuda(
     activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
-) -> list[torch.Tensor]:
+) -> Held:
     """Return the dequantised weight, and with double quantisation its constants before and after their offset is added.
 
     The fused kernels, which spare this, run below some 1536 rows at most, depending on the GPU; what fits without
@@ -67,15 +78,15 @@ def _gemm_4bit_on_cuda(
     weight = activations.new_empty(shape)
     absmax_8bit = options.get("absmax_8bit")
     if absmax_8bit is None:
-        return [weight]
-    return [absmax.new_empty(absmax_8bit.shape), absmax.new_empty(absmax_8bit.shape), weight]
+        return Held([weight], [])
+    return Held([absmax.new_empty(absmax_8bit.shape), absmax.new_empty(absmax_8bit.shape), weight], [])
 
 
 def _gemm_4bit_on_cpu(
     activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
-) -> list[torch.Tensor]:
+) -> Held:
     """Return the dequantised weight and constants; without their offset they are gone before the product is made."""
-    return _gemm_4bit_on_cuda(activations, codes, shape, absmax, **options)[-2:]
+    return Held(_gemm_4bit_on_cuda(activations, codes, shape, absmax, **options).before[-2:], [])
 
 
 # Attention
@@ -89,7 +100,7 @@ def _flash_backward(
     output: torch.Tensor,
     *_: Any,
     **__: Any,
-) -> list[torch.Tensor]:
+) -> Held:
     """Return the float32 accumulator of the query's gradient, the row sums, and gradients of expanded keys and values.
 
     ``query`` is (batch, heads, length, head_dim); lengths are padded to 128, heads to 32 columns, or 64 above 128
@@ -101,6 +112,9 @@ def _flash_backward(
     batch, heads, length, head_dim = query.shape
     rows = _round_up(length, 128)
     columns = _round_up(head_dim, 32 if head_dim <= 128 else 64)
+    copies = [
+        by_head.new_empty(by_head.shape) for by_head in (grad, output) if not by_head.transpose(1, 2).is_contiguous()
+    ]
     held = [
         query.new_empty((batch, heads, rows), dtype=torch.float32),
         query.new_empty((batch, rows, heads, columns), dtype=torch.float32),
@@ -108,28 +122,21 @@ def _flash_backward(
     if key.shape[1] != heads:
         expanded = (batch, key.shape[2], heads, head_dim)
         held += [query.new_empty(expanded), query.new_empty(expanded)]
-    held += [
-        by_head.new_empty(by_head.shape) for by_head in (grad, output) if not by_head.transpose(1, 2).is_contiguous()
-    ]
-    return held
+    return Held(copies, held)
 
 
-def _efficient_forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
-) -> list[torch.Tensor]:
+def _efficient_forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Held:
     """Return the float32 accumulator that 16-bit outputs wider than one block of keys need (`kernel_forward.h`)."""
     import torch
 
     widest_kept_in_registers = 128
     if query.dtype == torch.float32 or value.shape[-1] <= widest_kept_in_registers:
-        return []
+        return Held([], [])
     batch, heads, length, _head_dim = query.shape
-    return [query.new_empty((batch, length, heads, value.shape[-1]), dtype=torch.float32)]
+    return Held([], [query.new_empty((batch, length, heads, value.shape[-1]), dtype=torch.float32)])
 
 
-def _efficient_backward(
-    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
-) -> list[torch.Tensor]:
+def _efficient_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> Held:
     """Return the row sums and the workspace: a float32 accumulator of the query's gradient.
 
     Blocks are those of GPUs since the A100 (`cutlassB.h`): 64 × 64 for heads up to 64, 128 × 128 up to 128, 128 × 64
@@ -143,55 +150,48 @@ def _efficient_backward(
     rows, columns = (64, 64) if head_dim <= 64 else (128, 128) if head_dim <= 128 else (128, 64)
     blocks = -(-length // rows) * -(-head_dim // columns)
     workspace = batch * heads * blocks * (rows * columns + 4)
-    return [
-        query.new_empty((batch, heads, length), dtype=torch.float32),
-        query.new_empty(workspace, dtype=torch.float32),
-    ]
+    row_sums = query.new_empty((batch, heads, length), dtype=torch.float32)
+    return Held([], [row_sums, query.new_empty(workspace, dtype=torch.float32)])
 
 
 # Softmax
 
 
-def _softmax_backward(grad: torch.Tensor, *_: Any) -> list[torch.Tensor]:
+def _softmax_backward(grad: torch.Tensor, *_: Any) -> Held:
     """Return the gradient times the softmax, which `softmax_backward_cuda_out` (SoftMax.cu) begins with."""
-    return [grad.new_empty(grad.shape)]
+    return Held([], [grad.new_empty(grad.shape)])
 
 
-def _safe_softmax(scores: torch.Tensor, *_: Any) -> list[torch.Tensor]:
+def _safe_softmax(scores: torch.Tensor, *_: Any) -> Held:
     """Return which scores are masked, one byte each (`_safe_softmax` of `attention.cpp`, of the math kernel)."""
     import torch
 
-    return [scores.new_empty(scores.shape, dtype=torch.bool)]
+    return Held([], [scores.new_empty(scores.shape, dtype=torch.bool)])
 
 
 # Lookups
 
 
-def _index_put(
-    rows: torch.Tensor, indices: list[torch.Tensor], values: torch.Tensor, accumulate: bool = False
-) -> list[torch.Tensor]:
+def _index_put(rows: torch.Tensor, indices: list[torch.Tensor], values: torch.Tensor, accumulate: bool = False) -> Held:
     """Return what adding up rows sorts: the indices, their order, both sorted, and both again for the sort itself.
 
     `index_put_with_sort_kernel` of `Indexing.cu`, and cub's radix sort, which goes back and forth between two buffers.
     """
     if not accumulate:
-        return []
-    return [index.new_empty(index.shape) for index in indices if index is not None for _ in range(SORTED_COPIES)]
+        return Held([], [])
+    sorts = [index.new_empty(index.shape) for index in indices if index is not None for _ in range(SORTED_COPIES)]
+    return Held([], sorts)
 
 
-def _embedding_backward(
-    grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *_: Any, **__: Any
-) -> list[torch.Tensor]:
+def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *_: Any, **__: Any) -> Held:
     """Return the sorted tokens and the parts of the rows' sums."""
     import torch
 
     sizes, parts = embedding_scratch(indices.numel(), num_weights)
     if not parts:
-        return []
-    return [
-        *(indices.new_empty(size) for size in sizes),
-        grad.new_empty((parts, grad.shape[-1]), dtype=torch.float32),
-    ]
+        return Held([], [])
+    sums = grad.new_empty((parts, grad.shape[-1]), dtype=torch.float32)
+    return Held([indices.new_empty(size) for size in sizes], [sums])
 
 
 def _round_up(number: int, multiple: int) -> int:

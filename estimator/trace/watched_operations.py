@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lorabench.estimator.trace.scratch import Scratch
+from lorabench.estimator.trace.scratch import Held, Scratch
 
 if TYPE_CHECKING:
     import torch
@@ -49,13 +49,16 @@ def watch_operations(
     class Special(NamedTuple):
         """How an operator differs from others: scratch memory, a kernel in Python, a result in place under autograd."""
 
-        holds: Callable[..., list[torch.Tensor]] | None
+        holds: Callable[..., Held] | None
         in_python: bool
+        reverses: bool
+        """Whether its kernel allocates its results in the reverse of their order."""
         take_over: Callable[[torch.Tensor, torch.Tensor], None] | None
 
     def special(operator: Any) -> Special:
-        in_python = operator.namespace == "bitsandbytes" and "gemm_4bit" in operator.name()
-        return Special(scratch.get(operator), in_python, in_place.get(operator))
+        of_bitsandbytes = operator.name() if operator.namespace == "bitsandbytes" else ""
+        in_python, reverses = "gemm_4bit" in of_bitsandbytes, "::quantize" in of_bitsandbytes
+        return Special(scratch.get(operator), in_python, reverses, in_place.get(operator))
 
     specials: dict[int, Special] = {}
     """By id: operators are never freed, and their hash is slow."""
@@ -73,21 +76,24 @@ def watch_operations(
             known = specials.get(id(func))
             if known is None:
                 known = specials[id(func)] = special(func)
-            holds, in_python, take_over = known
+            holds, in_python, reverses, take_over = known
             # A mode for torch functions that is on here would see every question to a tensor.
             with no_torch_functions():
                 held = holds(*args, **kwargs) if holds is not None else None
                 if held:
-                    record(func, held)
+                    record(func, held.before)
                 if not in_python:
                     result = execute(func, args, kwargs)
                     if take_over is not None and _adds_gradients():
                         take_over(args[0], result)
-                    record(func, result)
-                    return result
-            with InsideKernel():
-                result = func(*args, **kwargs)
-            record(func, result)
+                    record(func, result[::-1] if reverses else result)
+            if in_python:
+                with InsideKernel():
+                    result = func(*args, **kwargs)
+                record(func, result)
+            if held:
+                with no_torch_functions():
+                    record(func, held.after)
             return result
 
     return Watch()  # type: ignore[no-untyped-call]
