@@ -101,12 +101,9 @@ def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str, *, tr
 
 
 def _traced(resolved: ResolvedRecipe, capability: str | None) -> Bytes:
-    traced = trace(resolved, compute_capability=capability)
-    assert traced.memory.peak_reserved_bytes is not None
-    assert traced.max_memory_allocated_bytes is not None
-    return Bytes(
-        traced.max_memory_allocated_bytes, traced.memory.peak_allocated_bytes, traced.memory.peak_reserved_bytes
-    )
+    memory = trace(resolved, compute_capability=capability).memory
+    assert memory.peak_reserved_bytes is not None
+    return Bytes(memory.peak_allocated_bytes, memory.peak_requested_bytes, memory.peak_reserved_bytes)
 
 
 def compare_all(folder: Path, *, traces: bool) -> Iterator[Row | str]:

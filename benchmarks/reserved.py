@@ -20,11 +20,12 @@ from typing import NamedTuple
 from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.devices.device import all_devices
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.allocator import replay
 from lorabench.estimator.memory.reserved import working_bytes
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
+from lorabench.estimator.trace.replay import replay_trace
+from lorabench.estimator.trace.storage_history import StorageHistory
 from lorabench.estimator.trace.trace import run_on_meta
 
 SMALLEST_MODEL = 300_000_000
@@ -56,7 +57,7 @@ def draw_recipe(draw: random.Random) -> ResolvedRecipe:
 
 
 class Surplus(NamedTuple):
-    """Bytes above allocated, as shares of the working bytes."""
+    """Bytes above what tensors ask for, as shares of the working bytes."""
 
     kept: float
     needed: float
@@ -66,27 +67,27 @@ class Surplus(NamedTuple):
 def surplus(resolved: ResolvedRecipe) -> Surplus:
     """Trace the recipe and replay its allocations."""
     ledger, _, _ = run_on_meta(resolved, "cuda", steps=2, on_progress=lambda what: None)
-    memory, allocations = ledger.breakdown(), ledger.allocations()
+    memory = ledger.breakdown()
     working = working_bytes(memory.components)
     return Surplus(
         *(
             (taken - memory.peak_allocated_bytes) / working
             for taken in (
-                replay(allocations).reserved,
-                smallest_device(allocations, memory.peak_allocated_bytes, expandable_segments=False),
-                smallest_device(allocations, memory.peak_allocated_bytes, expandable_segments=True),
+                replay_trace(ledger).peaks.reserved,
+                smallest_device(ledger, memory.peak_allocated_bytes, expandable_segments=False),
+                smallest_device(ledger, memory.peak_allocated_bytes, expandable_segments=True),
             )
         )
     )
 
 
-def smallest_device(allocations: list[tuple[int, int]], allocated: int, *, expandable_segments: bool) -> int:
-    """Return the least capacity, to a thousandth, with which the allocator serves ``allocations``."""
-    low, high = allocated, replay(allocations, expandable_segments=expandable_segments).reserved
+def smallest_device(history: StorageHistory, requested: int, *, expandable_segments: bool) -> int:
+    """Return the least capacity, to a thousandth, with which the allocator serves ``history``."""
+    low, high = requested, replay_trace(history, expandable_segments=expandable_segments).peaks.reserved
     while high - low > high // 1000:
         middle = (low + high) // 2
-        failed = replay(allocations, capacity=middle, expandable_segments=expandable_segments).out_of_memory
-        low, high = (middle, high) if failed else (low, middle)
+        tried = replay_trace(history, capacity=middle, expandable_segments=expandable_segments)
+        low, high = (middle, high) if tried.peaks.out_of_memory else (low, middle)
     return high
 
 

@@ -19,27 +19,32 @@ if TYPE_CHECKING:
 def add_traces(runs: Sequence[Run], on_progress: Callable[[str], None]) -> tuple[list[Run], list[str]]:
     """Return ``runs`` with the traces of their recipes, and the reasons for missing traces.
 
-    Each recipe is traced once, for the kernels of the device that it ran on, with the installed torch. It takes
-    seconds.
+    Each recipe is traced once for each device that it ran on, and for each kind of segments that the allocator had
+    there, with the installed torch. It takes seconds.
 
     Raises:
         ImportError: torch, transformers, peft or bitsandbytes is not installed.
     """
-    traces: dict[tuple[str, str], Trace | str] = {}
+    traces: dict[tuple[str, str, bool], Trace | str] = {}
     for number, run in enumerate(runs, 1):
-        place = run.record.digest, run.record.device.name
-        if place not in traces:
+        setting = _setting(run.record)
+        if setting not in traces:
             on_progress(f"tracing {run.full_name}, run {number} of {len(runs)}")
-            traces[place] = _trace(run.record)
+            traces[setting] = _trace(run.record)
     traced, refused = [], []
     for run in runs:
-        trace = traces[run.record.digest, run.record.device.name]
+        trace = traces[_setting(run.record)]
         if isinstance(trace, str):
             refused.append(f"{run.full_name}: {trace}")
             traced.append(run)
         else:
             traced.append(replace(run, trace=trace))
     return traced, refused
+
+
+def _setting(record: RunRecord) -> tuple[str, str, bool]:
+    """Return what a record's trace depends on: the recipe, the device, and whether segments were expandable."""
+    return record.digest, record.device.name, record.environment.expandable_segments
 
 
 def _trace(record: RunRecord) -> Trace | str:
@@ -52,6 +57,7 @@ def _trace(record: RunRecord) -> Trace | str:
             ResolvedRecipe(spec, record.recipe),
             kernels=record.device.kind,
             compute_capability=record.device.compute_capability,
+            expandable_segments=record.device.kind == "cuda" and record.environment.expandable_segments,
         )
     except UserError as error:
         return str(error)

@@ -70,10 +70,12 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     spec = read_config(runs.records[0].model_config, recipe.model)
     resolved = ResolvedRecipe(spec, recipe)
     refuse_impossible(resolved)
-    if not has_closed_form(spec):
-        traced = trace_for_estimate(resolved, device.compute_capability, kernels=device.kind)
-        return traced.parameters, traced.memory
     expandable = all(record.environment.expandable_segments for record in runs.records)
+    if not has_closed_form(spec):
+        traced = trace_for_estimate(
+            resolved, device.compute_capability, kernels=device.kind, expandable_segments=expandable
+        )
+        return traced.parameters, traced.memory
     multiprocessors = None if device.catalogued is None else device.catalogued.multiprocessors
     memory = replayed_memory(
         resolved, device.kind, device.compute_capability, multiprocessors, expandable_segments=expandable

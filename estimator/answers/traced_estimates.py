@@ -24,6 +24,8 @@ def trace_for_estimate(
     compute_capability: str | None,
     on_progress: Callable[[str], None] = lambda what: None,
     kernels: Backend = "cuda",
+    *,
+    expandable_segments: bool = False,
 ) -> Trace:
     """Return the trace of the recipe.
 
@@ -34,7 +36,13 @@ def trace_for_estimate(
     try:
         from lorabench.estimator.trace.trace import trace
 
-        return trace(resolved, kernels=kernels, compute_capability=compute_capability, on_progress=on_progress)
+        return trace(
+            resolved,
+            kernels=kernels,
+            compute_capability=compute_capability,
+            expandable_segments=expandable_segments,
+            on_progress=on_progress,
+        )
     except ImportError as error:
         raise UserError(
             f"{spec.name}: {no_closed_form(spec.model_type)}, and a trace needs {error.name}, which is not "

@@ -8,9 +8,6 @@ whole steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
-
-from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
@@ -22,7 +19,7 @@ from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.loading import loading
 from lorabench.estimator.memory.reductions import Multiprocessors
-from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
+from lorabench.estimator.memory.replayed import OutOfMemory, Replayed, with_blocks
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.optimizers.states import shared_blocks
 from lorabench.estimator.optimizers.table import OPTIMIZERS
@@ -32,40 +29,6 @@ STEPS = 3
 """The first step allocates the optimizer's states; the second starts with the cache that they leave, as later ones."""
 MICRO_BATCHES = 3
 """Micro-batches of a step that are replayed: the third finds the cache that the second left, as all others do."""
-
-
-class OutOfMemory(NamedTuple):
-    """The request that the device had no room for, after the allocator gave its cached segments back."""
-
-    phase: str
-    bytes: int
-
-
-class Replayed(NamedTuple):
-    """What the allocator counts over all steps but the first, in bytes."""
-
-    allocated: int
-    """``torch.cuda.max_memory_allocated``: whole blocks."""
-    reserved: int
-    """``torch.cuda.max_memory_reserved``."""
-    phase_peaks: dict[str, int]
-    """Phase → most allocated in it; of ``adapted``, what stays when the model is prepared."""
-    out_of_memory: OutOfMemory | None = None
-
-
-def with_blocks(memory: Breakdown, replayed: Replayed) -> Breakdown:
-    """Return ``memory``, which counts what tensors ask for, with what the allocator makes of it."""
-    rounding = max(replayed.allocated - memory.peak_allocated_bytes, 0)
-    return replace(
-        memory,
-        components=memory.components | {"rounding": rounding},
-        peak_allocated_bytes=memory.peak_allocated_bytes + rounding,
-        phase_peaks_bytes=memory.phase_peaks_bytes | replayed.phase_peaks,
-        peak_reserved_bytes=replayed.reserved,
-        peak_reserved_range_bytes=None,
-        device_total_bytes=replayed.reserved + CUDA_CONTEXT_BYTES,
-        device_total_range_bytes=with_context(replayed.reserved, replayed.reserved),
-    )
 
 
 def replayed_memory(

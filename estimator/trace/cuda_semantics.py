@@ -39,10 +39,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def building_on_meta() -> Iterator[None]:
-    """Let transformers build a model for flash_attention_2 even if the package flash_attn is not installed.
+    """Let transformers and peft build a model on meta as on a GPU, even if flash_attn is not installed.
 
     The context also skips random initialisation: it takes time, and meta tensors have no values.
     """
+    from peft.tuners.lora.layer import ParamWrapper
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from torch.nn import init
     from transformers import modeling_flash_attention_utils as flash
     from transformers import modeling_utils
@@ -64,7 +66,26 @@ def building_on_meta() -> Iterator[None]:
         patches.enter_context(replaced(init, "kaiming_uniform_", lambda tensor, *_, **__: tensor))
         # Otherwise transformers looks for a build of the kernel on the Hub.
         patches.enter_context(replaced(modeling_utils, "is_kernels_available", lambda: False))
+        for layer in (BaseTunerLayer, ParamWrapper):
+            patches.enter_context(replaced(layer, "_move_adapter_to_device_of_base_layer", _cast_adapter))
         yield
+
+
+def _cast_adapter(layer: Any, adapter_name: str, device: torch.device | None = None) -> None:
+    """Cast a new adapter to the dtype of its base layer: peft's methods of that name without their exception for meta.
+
+    On a GPU this leaves room between the adapters, and they are cast again where they train in float32.
+    """
+    from torch import nn
+
+    if hasattr(layer, "get_param"):  # of experts, which are a parameter and no layer
+        dtype = layer.get_param().dtype
+    else:
+        _, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
+    for name in (*layer.adapter_layer_names, *layer.other_param_names):
+        adapters = getattr(layer, name, None)
+        if isinstance(adapters, nn.ModuleDict | nn.ParameterDict) and adapter_name in adapters:
+            adapters[adapter_name] = adapters[adapter_name].to(dtype=dtype)
 
 
 @contextmanager

@@ -30,11 +30,13 @@ class Origins:
     forward gave it, and belongs to the module that ran at that number.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): name for name, module in model.named_modules()}
-        self._tensor_names = {
-            id(tensor.untyped_storage()): name for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        }
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._tensor_names: dict[int, str] = {}
+        """Number of a storage from before the first step → name of the parameter or buffer on it."""
+        self._before_steps = 0
+        self._latest: dict[int, int] = {}
+        """id of a storage → its number, of storages that share an id the last one's."""
         self._stack: list[str] = [""]
         self._numbers: list[int] = []
         self._modules_by_number: list[str] = []
@@ -43,11 +45,23 @@ class Origins:
     def note(self, number: int, tensor: torch.Tensor, operator: Any) -> None:
         """Record the origin of storage ``number``, counted from 0. ``operator``: its maker; None before the steps."""
         assert number == len(self._noted)
-        module = self._running() if operator is not None else self._tensor_names.get(id(tensor.untyped_storage()), "")
+        self._latest[id(tensor.untyped_storage())] = number
+        module = self._running() if operator is not None and self._names else ""
         self._noted.append((operator, module, tensor.shape, tensor.dtype))
+
+    def begin_steps(self, model: nn.Module) -> None:
+        """Take all storages so far for those of ``model``, which is ready for its first step."""
+        self._before_steps = len(self._noted)
+        self._names = {id(module): name for name, module in model.named_modules()}
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            number = self._latest.get(id(tensor.untyped_storage()))
+            if number is not None:
+                self._tensor_names[number] = name
 
     def __getitem__(self, number: int) -> Origin:
         operator, module, shape, dtype = self._noted[number]
+        if number < self._before_steps:
+            operator, module = None, self._tensor_names.get(number, "")
         name = "" if operator is None else str(operator).removesuffix(".default")
         return Origin(name, module, tuple(shape), str(dtype).removeprefix("torch."))
 

@@ -23,20 +23,32 @@ class StorageHistory:
         """Storage made during a layer's recomputation → number of the recomputation."""
         self._recompute_ends: list[int] = []
         """For each recomputation, the event at its end."""
-        self._phases: list[tuple[int, str]] = []
+        self.phases: list[tuple[int, str]] = []
         """Start of each phase of the last step: an event, and the phase's name."""
+        self.ends: dict[str, int] = {}
+        """Phase before the first step → number of events at its end."""
+        self.emptied: list[int] = []
+        """Number of events at each time when the allocator's cache was emptied."""
+
+    def end_phase(self, phase: str) -> None:
+        """Note that ``phase``, one of those before the first step, ends."""
+        self.ends[phase] = len(self._events)
+
+    def empty_cache(self) -> None:
+        """Note that the caching allocator gives back to the device what is wholly free."""
+        self.emptied.append(len(self._events))
 
     # Results.
 
     def breakdown(self) -> Breakdown:
-        """Return the bytes by component at the last step's peak, and the peak of each of its phases."""
+        """Return the bytes of tensors by component at the last step's peak, and the peak of each of its phases."""
         components = self._attribute()
         held = dict.fromkeys(COMPONENTS, 0)
         live = peak = 0
         at_peak, peak_phase = dict(held), "adapted"
         phase_peaks = {} if self.loaded_bytes is None else {"loaded": self.loaded_bytes}
         phase_peaks["adapted"] = self.adapted_bytes
-        phases = iter([*self._phases, (len(self._events) + 1, "")])
+        phases = iter([*self.phases, (len(self._events) + 1, "")])
         phase, (next_start, next_phase) = "", next(phases)
         for index, event in enumerate([*self._events, None]):
             while index >= next_start:
@@ -63,7 +75,7 @@ class StorageHistory:
     def live_bytes_of_step(self) -> Iterator[tuple[int, str, int]]:
         """Yield the number and phase of each event of the last step, and the live bytes after it."""
         live = 0
-        phases = iter([*self._phases, (len(self._events), "")])
+        phases = iter([*self.phases, (len(self._events), "")])
         phase, (next_start, next_phase) = "", next(phases)
         for index, event in enumerate(self._events):
             while index >= next_start:
@@ -99,7 +111,7 @@ class StorageHistory:
         died = {~event: index for index, event in enumerate(self._events) if event < 0}
         never = len(self._events)
         components = ["buffers"] * len(self._sizes)
-        phases = iter(self._phases)
+        phases = iter(self.phases)
         phase, end = "", 0
         upcoming = next(phases, None)
         for index, event in enumerate(self._events):

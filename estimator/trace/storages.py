@@ -89,20 +89,20 @@ class StorageLedger(FollowedStorages):
 
     def begin_step(self) -> None:
         """Start a step. `breakdown` is that of the last one."""
-        self._phases = []
+        self.phases = []
 
     def begin_phase(self, phase: str) -> None:
         """Note that ``phase`` begins; pass it to `TrainingStep`."""
         assert phase in PHASES
         if phase == "forward":
             self._in_head = False
-        self._phases.append((len(self._events), phase))
+        self.phases.append((len(self._events), phase))
 
     def end_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Record the tensors that the step left: gradients, optimizer states, replaced parameters."""
         import torch
 
-        self._phases.append((len(self._events), ""))
+        self.phases.append((len(self._events), ""))
         with torch._C.DisableTorchFunction():  # a mode would see every question to a tensor
             for parameter in model.parameters():
                 self.adopt("gradients", parameter.grad)

@@ -1,8 +1,8 @@
 """Trace a recipe: run its real training step on meta tensors, as on the requested device.
 
 transformers, peft, bitsandbytes and torch run as in training, on tensors without contents. A ledger follows every
-storage. `cuda_semantics` corrects meta tensors where they differ from CUDA. It needs no GPU, computes no numbers and
-uses no formula.
+storage, for CUDA from the loading of the first weight on. `cuda_semantics` corrects meta tensors where they differ from
+CUDA, and `replay` plays it all to CUDA's caching allocator. It needs no GPU, computes no numbers and uses no formula.
 
 Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the libraries, and 371 MiB
 (`benchmarks/trace.py`, 22 November 2026, a shared virtual machine of two cores of an AMD EPYC).
@@ -11,16 +11,16 @@ Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
+from lorabench.estimator.memory.replayed import with_blocks
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.quiet import quiet_libraries
@@ -28,8 +28,11 @@ from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impo
 from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
+from lorabench.estimator.trace.replay import AllocatorState, replay_trace
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lorabench.estimator.trace.origins import Origins
     from lorabench.estimator.trace.storages import StorageLedger
     from lorabench.estimator.training.step import Batch
@@ -66,12 +69,15 @@ class AliveTensors(Struct, frozen=True, kw_only=True):
 
 
 class TimelinePoint(Struct, frozen=True, kw_only=True):
-    """Live bytes at one moment of the last step."""
+    """The memory at one moment of the last step."""
 
     phase: str
     event: int
     """Number of earlier allocations and frees in the step."""
-    bytes: int
+    allocated_bytes: int
+    """Blocks in use, as ``torch.cuda.memory_allocated`` counts them; on a CPU live tensors."""
+    reserved_bytes: int | None
+    """Segments that the allocator holds, ``torch.cuda.memory_reserved``; None on a CPU."""
 
 
 class Trace(Struct, frozen=True, kw_only=True):
@@ -81,15 +87,12 @@ class Trace(Struct, frozen=True, kw_only=True):
     kernels: Backend
     parameters: ParameterCounts
     memory: Breakdown
-    """Bytes of the tensors at the last step's peak, with the bytes that the allocator and the device use for them."""
-    max_memory_allocated_bytes: int | None
-    """``torch.cuda.max_memory_allocated``: the allocator's blocks, which are larger than their tensors by rounding.
-    None on CPU."""
+    """At the peak of the last step. On CUDA with blocks, as the replayed allocator counts them; on a CPU of tensors."""
     peak: PeakMoment
     tensors: tuple[AliveTensors, ...]
     """The largest first."""
     timeline: tuple[TimelinePoint, ...]
-    """Points of the last step: the start of each phase, its peak, and evenly spaced moments between."""
+    """Points of the last step: the start of each phase, the step's peak, and evenly spaced moments between."""
     assumptions: tuple[str, ...] = ()
     """Choices of model, recipe and GPU that the user did not make and that are not defaults, with reasons."""
     warnings: tuple[str, ...] = ()
@@ -111,7 +114,7 @@ def trace(
     None means: until a step equals all later ones, which is the second for most optimizers.
 
     The model runs as on a device with ``kernels``, with the cuBLAS workspaces of ``compute_capability`` (see
-    `workspaces` for None). Reserved bytes are those of CUDA's caching allocator for the same allocations; with
+    `workspaces` for None). Allocated and reserved bytes are those of CUDA's caching allocator, replayed; with
     ``expandable_segments``, in expandable segments. ``on_progress`` is called with each stage.
 
     Raises:
@@ -119,8 +122,6 @@ def trace(
         ImportError: torch, transformers, peft or bitsandbytes is not installed.
     """
     recipe = resolved.recipe
-    from lorabench.estimator.memory.allocator import replay
-
     refuse_untraceable(resolved, kernels)
     if steps is None:
         steps = OPTIMIZERS[recipe.optim].steady_step
@@ -139,16 +140,11 @@ def trace(
         raise _untraceable(resolved, error) from error
     on_progress("reading the ledger")
     memory = ledger.breakdown()
-    max_memory_allocated = None
+    moments = list(ledger.live_bytes_of_step())
+    states = [AllocatorState(live, None) for _, _, live in moments]
     if kernels == "cuda":
-        peaks = replay(ledger.allocations(), expandable_segments=expandable_segments)
-        memory = replace(
-            memory,
-            peak_reserved_bytes=peaks.reserved,
-            device_total_bytes=peaks.reserved + CUDA_CONTEXT_BYTES,
-            device_total_range_bytes=with_context(peaks.reserved, peaks.reserved),
-        )
-        max_memory_allocated = peaks.allocated
+        peaks, states = replay_trace(ledger, expandable_segments=expandable_segments)
+        memory = with_blocks(memory, peaks)
     event = ledger.peak_event()
     born = origins[ledger.storage_of(event)]
     return Trace(
@@ -156,10 +152,9 @@ def trace(
         kernels=kernels,
         parameters=parameters,
         memory=memory,
-        max_memory_allocated_bytes=max_memory_allocated,
         peak=PeakMoment(phase=memory.phase, module=born.module, operator=born.operator),
         tensors=tuple(_alive(ledger, origins, event)),
-        timeline=tuple(_thinned(ledger, event)),
+        timeline=tuple(_thinned([phase for _, phase, _ in moments], states)),
         assumptions=resolved.assumptions,
         warnings=recipe_warnings(resolved),
     )
@@ -202,7 +197,9 @@ def run_on_meta(
     on_progress: Callable[[str], None],
     compute_capability: str | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
-    """Return the ledger of the steps, the origins of its storages, and the built model's parameters."""
+    """Return the ledger of loading and steps, the origins of its storages, and the built model's parameters."""
+    import peft
+
     from lorabench.estimator.trace.cublas import CublasWorkspaces
     from lorabench.estimator.trace.cuda_semantics import building_on_meta, running_on_meta, stepping_on_meta
     from lorabench.estimator.trace.meta_results import MetaResults
@@ -213,24 +210,40 @@ def run_on_meta(
     from lorabench.estimator.training.model import build_model
     from lorabench.estimator.training.optimizer import make_optimizer
     from lorabench.estimator.training.parameters import count_built
+    from lorabench.estimator.training.patches import replaced
     from lorabench.estimator.training.step import TrainingStep
 
     spec, recipe = resolved.spec, resolved.recipe
     on_progress("building the model")
     # In a CPU run, tensors of the host, such as step counters, are on the device.
     devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
-    loaded: list[int] = []
-    with building_on_meta():
-        model = build_model(resolved, "meta", on_loaded=lambda base: loaded.append(model_bytes(base, *devices)))
-    parameters = count_built(model, spec)
-    origins = Origins(model)
+    origins = Origins()
     results = MetaResults(kernels)
     scratch = cuda_scratch() if kernels == "cuda" else cpu_scratch()
     ledger = StorageLedger(*devices, scratch=scratch, execute=results, on_birth=origins.note)
-    ledger.loaded_bytes = loaded[0]
+
+    def note_loaded(base: nn.Module) -> None:
+        ledger.loaded_bytes = model_bytes(base, *devices)
+        ledger.end_phase("loaded")
+
+    def prepare(*arguments: Any, **options: Any) -> Any:
+        prepared = peft_prepare(*arguments, **options)
+        ledger.empty_cache()  # as peft does, if there is a GPU
+        return prepared
+
+    peft_prepare = peft.prepare_model_for_kbit_training
+    with building_on_meta(), replaced(peft, "prepare_model_for_kbit_training", prepare):
+        # A CPU has no allocator that keeps what loading frees.
+        watching = ledger if kernels == "cuda" else nullcontext()
+        model = build_model(resolved, "meta", on_loaded=note_loaded, watching=watching)
+    parameters = count_built(model, spec)
     ledger.adopt_model(model)
+    ledger.end_phase("adapted")
+    origins.begin_steps(model)
     with running_on_meta(model, kernels, results, compute_capability):
         optimizer = make_optimizer(model, recipe)
+        ledger.adopt_optimizer(optimizer)
+        ledger.empty_cache()  # as `lorabench run` and `lorabench rehearse` do
         begin_phase = ledger.begin_phase
         if kernels == "cuda":
             cublas = CublasWorkspaces(ledger, compute_capability)
@@ -281,14 +294,15 @@ def _alive(ledger: StorageLedger, origins: Origins, event: int) -> list[AliveTen
     ]
 
 
-def _thinned(ledger: StorageLedger, peak_event: int) -> Iterator[TimelinePoint]:
-    """Yield live bytes over the last step: phase starts, the peak, and evenly spaced events between them."""
-    points = list(ledger.live_bytes_of_step())
-    start = points[0][0]
-    kept = {index for index, (_, phase, _) in enumerate(points) if index == 0 or phase != points[index - 1][1]}
-    kept |= {peak_event - start, len(points) - 1}
-    stride = -(-len(points) // max(1, TIMELINE_POINTS - len(kept)))
-    kept |= set(range(0, len(points), stride))
-    for index in sorted(kept):
-        event, phase, live = points[index]
-        yield TimelinePoint(phase=phase, event=event - start, bytes=live)
+def _thinned(phases: Sequence[str], states: Sequence[AllocatorState]) -> Iterator[TimelinePoint]:
+    """Yield points of the last step, of its events' ``phases`` and ``states``.
+
+    These are the start of each phase, the peak, the end, and evenly spaced events between them.
+    """
+    kept = {event for event, phase in enumerate(phases) if event == 0 or phase != phases[event - 1]}
+    kept |= {max(range(len(states)), key=lambda event: states[event].allocated), len(states) - 1}
+    stride = -(-len(states) // max(1, TIMELINE_POINTS - len(kept)))
+    kept |= set(range(0, len(states), stride))
+    for event in sorted(kept):
+        allocated, reserved = states[event]
+        yield TimelinePoint(phase=phases[event], event=event, allocated_bytes=allocated, reserved_bytes=reserved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 DeviceType = Literal["cuda", "cpu", "meta"]
+NOBODY = nullcontext()
+"""Watches nothing."""
 
 
 def build_model(
@@ -30,6 +32,7 @@ def build_model(
     *,
     weights: str | None = None,
     on_loaded: Callable[[nn.Module], None] = lambda model: None,
+    watching: AbstractContextManager[object] = NOBODY,
 ) -> nn.Module:
     """Return the model of the recipe on ``device``, ready for its first training step.
 
@@ -39,7 +42,9 @@ def build_model(
     Quantisation, adapters, frozen weights and gradient checkpointing are those of
     ``from_pretrained(quantization_config=…)``, peft's ``prepare_model_for_kbit_training`` and ``get_peft_model``.
     Each linear layer is quantised as soon as it has its weights, so at most one layer is in memory unquantised (in
-    GPT-2, one block). ``on_loaded`` is called with the base model before preparation and adapters.
+    GPT-2, one block). ``on_loaded`` is called with the base model before preparation and adapters. ``watching`` is
+    entered while the tensors of a random model are made on ``device``. On meta it does not see the empty model that
+    they fill, whose tensors are on meta too.
 
     Raises:
         UserError: the model lacks modules that the recipe names; kernels are missing; or ``weights`` cannot be loaded.
@@ -50,20 +55,21 @@ def build_model(
     refuse_missing_kernels(recipe, device)
     _ = resolved.target_modules  # raises before the model is built
     torch.manual_seed(seed)
-    model = _random_model(resolved, device) if weights is None else _pretrained_model(weights, recipe, device)
+    model = _random_model(resolved, device, watching) if weights is None else _pretrained_model(weights, recipe, device)
     if recipe.quantization is not None:
         _keep_codes_in_place(model)
     on_loaded(model)
     model.config.use_cache = False
     set_loss(model, recipe)
-    if recipe.prepared:
-        from peft import prepare_model_for_kbit_training
+    with watching:
+        if recipe.prepared:
+            from peft import prepare_model_for_kbit_training
 
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if recipe.adapter is None:
-        model.requires_grad_(True)
-    else:
-        model = _with_adapters(model, resolved, recipe.adapter, device)
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if recipe.adapter is None:
+            model.requires_grad_(True)
+        else:
+            model = _with_adapters(model, resolved, recipe.adapter, device)
     if recipe.gradient_checkpointing:
         _enable_checkpointing(model)
     model.train()
@@ -174,7 +180,7 @@ def _pretrained_model(weights: str, recipe: Recipe, device: DeviceType) -> Any:
         ) from error
 
 
-def _random_model(resolved: ResolvedRecipe, device: DeviceType) -> Any:
+def _random_model(resolved: ResolvedRecipe, device: DeviceType, watching: AbstractContextManager[object]) -> Any:
     """Return the model with initialised weights on ``device``, with quantised linear layers if the recipe has them."""
     spec, recipe = resolved.spec, resolved.recipe
     import torch
@@ -194,9 +200,9 @@ def _random_model(resolved: ResolvedRecipe, device: DeviceType) -> Any:
         ) from error
     _onto_meta(model)
     if recipe.quantization is not None:
-        _materialize_quantized(model, recipe, recipe.quantization, device)
-    elif device != "meta":
-        _materialize(model, device)
+        _materialize_quantized(model, recipe, recipe.quantization, device, watching)
+    else:
+        _materialize(model, device, watching)
     return model
 
 
@@ -211,7 +217,10 @@ def _onto_meta(model: nn.Module) -> None:
 
 
 def _materialize(
-    model: Any, device: DeviceType, after_module: Callable[[nn.Module], None] = lambda module: None
+    model: Any,
+    device: DeviceType,
+    watching: AbstractContextManager[object],
+    after_module: Callable[[nn.Module], None] = lambda module: None,
 ) -> None:
     """Give every module of a meta model its tensors on ``device`` and initial values, children before parents.
 
@@ -226,7 +235,7 @@ def _materialize(
 
     def materialize(module: nn.Module) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_meta and device != "meta":
+            if parameter.is_meta:
                 made = tied.get(id(parameter))
                 if made is None:
                     made = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=True)
@@ -234,7 +243,7 @@ def _materialize(
                     tied[id(parameter)] = made
                 setattr(module, name, made)
         for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_meta and device != "meta":
+            if buffer.is_meta:
                 module._buffers[name] = torch.empty_like(buffer, device=device)
         if device != "meta":
             model._init_weights(module)
@@ -249,11 +258,13 @@ def _materialize(
                 del child
         materialize(module)
 
-    with torch.no_grad():
+    with watching, torch.no_grad():
         visit(model)
 
 
-def _materialize_quantized(model: Any, recipe: Recipe, quantization: FourBit, device: DeviceType) -> None:
+def _materialize_quantized(
+    model: Any, recipe: Recipe, quantization: FourBit, device: DeviceType, watching: AbstractContextManager[object]
+) -> None:
     """Materialise a meta model module by module, and quantise each linear layer before the next is allocated.
 
     transformers' quantizer selects the modules to quantise and creates their empty 4-bit layers, as in from_pretrained.
@@ -290,7 +301,7 @@ def _materialize_quantized(model: Any, recipe: Recipe, quantization: FourBit, de
             if name is not None:
                 model.set_submodule(name, _quantized(shells.pop(name), linear))
 
-    _materialize(model, device, after_module=quantize)
+    _materialize(model, device, watching, after_module=quantize)
     assert not names
     quantizer.postprocess_model(model)
     model.hf_quantizer = quantizer

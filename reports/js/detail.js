@@ -1,4 +1,4 @@
-// One run in detail: the peak of each phase, and the live bytes over a step.
+// One run in detail: the peak of each phase, and the memory over a step.
 
 import { AXIS, CHART, chartIn, onAxis, register } from "./charts.js";
 import { byteScale, formatBytes, formatNumber } from "./quantities.js";
@@ -59,15 +59,18 @@ register("phases", {
 
 const written = (bytes) => (bytes === null ? "–" : formatBytes(bytes));
 
-// [moment, bytes] over a step: measured if available, else traced; null without both.
+// [moment, bytes of each column] over a step: measured if available, else traced; null without both.
 function timelineOf(run) {
   const { record, traced } = entryOf(run);
   const measured = record.measurement?.timeline;
   if (measured) {
     const seconds = record.device.kind === "cuda";
-    return { answer: "measured", moment: seconds ? "seconds" : "allocations and frees", points: measured };
+    return { answer: "measured", moment: seconds ? "seconds" : "allocations and frees", columns: ["live bytes"], points: measured };
   }
-  return traced && { answer: "traced", moment: "allocations and frees", points: traced.timeline.map((point) => [point.event, point.bytes]) };
+  if (!traced) return null;
+  const blocks = traced.kernels === "cuda";
+  const points = traced.timeline.map(({ event, allocated_bytes, reserved_bytes }) => (blocks ? [event, allocated_bytes, reserved_bytes] : [event, allocated_bytes]));
+  return { answer: "traced", moment: "allocations and frees", columns: blocks ? ["allocated", "reserved"] : ["live bytes"], points };
 }
 
 // data: { run }
@@ -79,7 +82,9 @@ register("timeline", {
   option({ run }, { width }) {
     const timeline = timelineOf(run);
     if (!timeline) return CHART;
-    const scale = byteScale(Math.max(...timeline.points.map(([, bytes]) => bytes)));
+    const scale = byteScale(Math.max(...timeline.points.map((point) => point.at(-1))));
+    const line = { type: "line", step: "end", symbol: "none", sampling: "minmax", emphasis: { disabled: true } };
+    const data = (column) => timeline.points.map((point) => [point[0], point[column] / scale.size]);
     return {
       ...CHART,
       grid: { ...plot, bottom: 26 },
@@ -97,15 +102,12 @@ register("timeline", {
       yAxis: axisOfBytes(scale),
       series: [
         {
-          type: "line",
-          step: "end",
-          symbol: "none",
-          sampling: "minmax",
-          data: timeline.points.map(([moment, bytes]) => [moment, bytes / scale.size]),
+          ...line,
+          data: data(1),
           lineStyle: { color: "var(--measured)", width: 1.5 },
           areaStyle: { color: "var(--measured)", opacity: 0.15 },
-          emphasis: { disabled: true },
         },
+        ...(timeline.columns.length > 1 ? [{ ...line, data: data(2), lineStyle: { color: "var(--measured)", width: 1.5, type: "dashed" } }] : []),
       ],
     };
   },
@@ -113,12 +115,15 @@ register("timeline", {
   tip({ run }, [moment]) {
     const timeline = timelineOf(run);
     const before = timeline?.points.findLast(([at]) => at <= moment);
-    return before ? { caption: `${formatNumber(before[0])} ${timeline.moment}`, columns: ["", "live bytes"], rows: [[timeline.answer, formatBytes(before[1])]] } : null;
+    if (!before) return null;
+    const [at, ...bytes] = before;
+    return { caption: `${formatNumber(at)} ${timeline.moment}`, columns: ["", ...timeline.columns], rows: [[timeline.answer, ...bytes.map(formatBytes)]] };
   },
 
   table({ run }) {
     const timeline = timelineOf(run);
-    return { columns: [timeline?.moment ?? "moment", "live bytes"], rows: (timeline?.points ?? []).map(([moment, bytes]) => [String(moment), formatBytes(bytes)]) };
+    if (!timeline) return { columns: ["moment", "live bytes"], rows: [] };
+    return { columns: [timeline.moment, ...timeline.columns], rows: timeline.points.map(([moment, ...bytes]) => [String(moment), ...bytes.map(formatBytes)]) };
   },
 });
 
@@ -131,7 +136,7 @@ function sayDetail(part, run) {
   if (!figure) return;
   const timeline = timelineOf(run);
   figure.querySelector("figcaption").textContent = timeline
-    ? `Live bytes of ${fullName(run)} over one step, ${timeline.answer}: maximum ${formatBytes(Math.max(...timeline.points.map(([, bytes]) => bytes)))}.`
+    ? `Memory of ${fullName(run)} over one step, ${timeline.answer}: ${timeline.columns.map((what, place) => `${what} at most ${formatBytes(Math.max(...timeline.points.map((point) => point[place + 1])))}`).join(", ")}${timeline.columns.length > 1 ? " (dashed)" : ""}.`
     : `${fullName(run)} has no timeline.`;
   for (const element of figure.querySelectorAll(".chart, details")) element.hidden = !timeline;
 }

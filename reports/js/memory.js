@@ -29,7 +29,7 @@ function componentBytes(memory, component) {
   return memory && Object.hasOwn(memory.components, component) ? memory.components[component] : 0;
 }
 
-// Peak reserved bytes; a trace and a CPU have none.
+// Peak reserved bytes; a CPU has none.
 const reserved = (memory) => (memory?.peak_reserved_bytes == null ? "–" : formatBytes(memory.peak_reserved_bytes));
 
 // Text at the end of a bar.

@@ -43,7 +43,7 @@ def test_json_has_what_scripts_rely_on(answer: dict[str, Any]) -> None:
     assert memory["peak_allocated_bytes"] <= memory["peak_reserved_bytes"] < memory["device_total_bytes"]
     assert set(answer["peak"]) == {"phase", "module", "operator"}
     assert set(answer["tensors"][0]) == {"component", "module", "operator", "shape", "dtype", "count", "bytes"}
-    assert set(answer["timeline"][0]) == {"phase", "event", "bytes"}
+    assert set(answer["timeline"][0]) == {"phase", "event", "allocated_bytes", "reserved_bytes"}
 
 
 def test_csv_says_the_same_in_one_row(answer: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,12 +72,13 @@ def test_the_cpus_kernels_reserve_nothing(capsys: pytest.CaptureFixture[str]) ->
     assert (memory["peak_reserved_bytes"], memory["device_total_bytes"]) == (None, None)
 
 
-def test_expandable_segments_change_what_is_reserved_only(
+def test_expandable_segments_change_what_the_allocator_counts_only(
     answer: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_of(*SMALL, "--expandable-segments", "--format", "json") == 0
     memory = json.loads(capsys.readouterr().out)["memory"]
-    assert memory["components"] == answer["memory"]["components"]
+    changed = {name for name, bytes_ in answer["memory"]["components"].items() if memory["components"][name] != bytes_}
+    assert changed <= {"rounding"}
     assert memory["peak_reserved_bytes"] % (2 * 2**20) == 0
 
 

@@ -193,7 +193,8 @@ def _state_columns(estimate: Estimate) -> list[Column]:
 def peak_columns(memory: Breakdown) -> list[Column]:
     """Return the breakdown of the peak, then reserved memory and device total."""
     rows = [(name, bytes_, COMPONENTS[name]) for name, bytes_ in memory.components.items() if bytes_]
-    rows.append(("peak allocated", memory.peak_allocated_bytes, "torch.cuda.max_memory_allocated"))
+    counter = "most of tensors at once" if memory.peak_reserved_bytes is None else "torch.cuda.max_memory_allocated"
+    rows.append(("peak allocated", memory.peak_allocated_bytes, counter))
     if memory.peak_reserved_bytes is not None:
         what = "torch.cuda.max_memory_reserved"
         if memory.peak_reserved_range_bytes is not None:

@@ -17,8 +17,8 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.trace.trace import trace
 from tests.small_models import FAMILIES, small_config
+from tests.traced_tensors import traced_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -111,7 +111,7 @@ def test_the_closed_form_meets_the_trace(part: int) -> None:
     of_components: dict[str, float] = {}
     for spec, recipe in sample(part):
         what = f"{recipe.describe()} of {spec.config}"
-        traced, estimated = trace(ResolvedRecipe(spec, recipe)).memory, estimate_memory(ResolvedRecipe(spec, recipe))
+        traced, estimated = traced_tensors(ResolvedRecipe(spec, recipe)), estimate_memory(ResolvedRecipe(spec, recipe))
         errors[what] = abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1)
         of_components[what] = _worst_component(traced, estimated)
     assert median(errors.values()) <= 0.0005
@@ -132,7 +132,7 @@ def test_the_closed_form_meets_the_trace_on_a_gpu_without_flash_attention(family
         recipe = make_recipe(
             spec.name, method="lora", lora_dropout=0.0, attn_implementation=attention, **options, **shape
         )
-        traced = trace(ResolvedRecipe(spec, recipe), compute_capability="7.5").memory
+        traced = traced_tensors(ResolvedRecipe(spec, recipe), compute_capability="7.5")
         estimated = estimate_memory(ResolvedRecipe(spec, recipe), compute_capability="7.5")
         assert abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1) <= 0.001, recipe.describe()
 
@@ -172,7 +172,7 @@ def test_an_added_family_meets_the_trace(family: str, options: dict[str, Any]) -
         small_config(family, vocab_size=4096, hidden_size=512, intermediate_size=1408), f"small/{family}"
     )
     recipe = make_recipe(spec.name, **{"seq_len": 512, **options})
-    traced, estimated = trace(ResolvedRecipe(spec, recipe)).memory, estimate_memory(ResolvedRecipe(spec, recipe))
+    traced, estimated = traced_tensors(ResolvedRecipe(spec, recipe)), estimate_memory(ResolvedRecipe(spec, recipe))
     assert abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1) <= 0.0005
 
 
@@ -184,7 +184,7 @@ def test_eager_attention_copies_no_queries_that_lie_by_head_already(family: str,
     options = {"method": "qlora", "rank": 64, "target_modules": "attention", "mixed_precision": "no"}
     recipe = make_recipe(spec.name, **options, attn_implementation="eager", batch_size=batch_size, seq_len=256)
     resolved = ResolvedRecipe(spec, recipe)
-    traced, estimated = trace(resolved).memory, estimate_memory(resolved)
+    traced, estimated = traced_tensors(resolved), estimate_memory(resolved)
     assert estimated.phase == "backward"
     assert tensor_bytes(estimated) == pytest.approx(tensor_bytes(traced), rel=0.001)
 
@@ -197,5 +197,5 @@ def test_an_activation_that_is_written_out_saves_more(activation: str, checkpoin
     spec = read_config(config, "small/gpt_neox")
     options = {"method": "qlora", "lora_dropout": 0.0, "batch_size": 2, "seq_len": 384}
     resolved = ResolvedRecipe(spec, make_recipe(spec.name, gradient_checkpointing=checkpointing, **options))
-    traced, estimated = trace(resolved).memory, estimate_memory(resolved)
+    traced, estimated = traced_tensors(resolved), estimate_memory(resolved)
     assert abs(tensor_bytes(estimated) / tensor_bytes(traced) - 1) <= 0.001

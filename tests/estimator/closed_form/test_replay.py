@@ -9,12 +9,13 @@ import pytest
 
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
-from lorabench.estimator.closed_form.replay import Training, with_blocks
+from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import PASSING, walk
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.loading import loading
 from lorabench.estimator.memory.optimizers import optimizer_bytes
+from lorabench.estimator.memory.replayed import with_blocks
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.models.read_config import read_config
@@ -109,7 +110,7 @@ def test_layer_by_layer_a_step_takes_what_the_form_of_one_layer_says(method: str
 def test_the_replay_meets_that_of_the_trace(options: dict[str, Any]) -> None:
     resolved = llama(**options)
     replayed, traced = Training(resolved).replay(), trace(resolved, steps=3)
-    assert traced.max_memory_allocated_bytes == pytest.approx(replayed.allocated, rel=0.01)
+    assert traced.memory.peak_allocated_bytes == pytest.approx(replayed.allocated, rel=0.01)
     assert traced.memory.peak_reserved_bytes == pytest.approx(replayed.reserved, rel=0.03, abs=20 * MIB)
 
 

@@ -22,6 +22,7 @@ from lorabench.estimator.trace.trace import trace
 from lorabench.estimator.training import fused_loss_on_meta as fused_loss
 from lorabench.estimator.training.losses import set_loss
 from tests.small_models import small_model
+from tests.traced_tensors import traced_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -106,7 +107,7 @@ def test_the_fused_loss_holds_what_liger_would(dtype: Any, autocast: Any, trains
 def test_the_closed_form_meets_the_trace_in_forward_and_backward(family: str, options: dict[str, Any]) -> None:
     spec = small_model(family, vocab_size=8192)
     recipe = make_recipe(spec.name, seq_len=512, loss="liger", optim="sgd", **options)
-    estimated, traced = estimate_memory(ResolvedRecipe(spec, recipe)), trace(ResolvedRecipe(spec, recipe)).memory
+    estimated, traced = estimate_memory(ResolvedRecipe(spec, recipe)), traced_tensors(ResolvedRecipe(spec, recipe))
     for phase in ("forward", "backward"):
         assert estimated.phase_peaks_bytes[phase] == pytest.approx(traced.phase_peaks_bytes[phase], rel=5e-4), phase
     assert estimated.components["logits"] == traced.components["logits"]

@@ -21,10 +21,10 @@ from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import CHOICES, Recipe, make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.trace.trace import trace
 from lorabench.estimator.training.model import build_model
 from lorabench.estimator.training.parameters import count_built
 from tests.small_models import FAMILIES, small_model
+from tests.traced_tensors import traced_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -133,7 +133,7 @@ def test_the_closed_form_of_ia3_meets_the_trace() -> None:
     for spec, recipe in sample():
         traced, estimated = (
             _tensor_bytes(memory)
-            for memory in (trace(ResolvedRecipe(spec, recipe)).memory, estimate_memory(ResolvedRecipe(spec, recipe)))
+            for memory in (traced_tensors(ResolvedRecipe(spec, recipe)), estimate_memory(ResolvedRecipe(spec, recipe)))
         )
         errors[f"{recipe.describe()} of {spec.config}"] = abs(estimated / traced - 1)
     assert median(errors.values()) <= 0.0005

@@ -9,8 +9,8 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.trace.trace import trace
 from tests.small_models import small_model
+from tests.traced_tensors import traced_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -37,7 +37,7 @@ def test_a_step_takes_what_a_trace_of_it_takes(optim: str, kernels: Backend, bit
         seq_len=8,
     )
     traced, estimated = (
-        trace(ResolvedRecipe(spec, recipe), kernels=kernels).memory,
+        traced_tensors(ResolvedRecipe(spec, recipe), kernels),
         estimate_memory(ResolvedRecipe(spec, recipe), kernels),
     )
     assert estimated.components["optimizer_states"] == traced.components["optimizer_states"]

@@ -1,0 +1,47 @@
+"""What a replay of CUDA's caching allocator counts, and a breakdown with it: of the closed form and of the trace."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
+
+
+class OutOfMemory(NamedTuple):
+    """The request that the device had no room for, after the allocator gave its cached segments back."""
+
+    phase: str
+    bytes: int
+
+
+class Replayed(NamedTuple):
+    """What the allocator counts over steady steps, in bytes."""
+
+    allocated: int
+    """``torch.cuda.max_memory_allocated``: whole blocks."""
+    reserved: int
+    """``torch.cuda.max_memory_reserved``."""
+    phase_peaks: dict[str, int]
+    """Phase → most allocated in it; of ``loaded`` and ``adapted``, what stays at their end."""
+    out_of_memory: OutOfMemory | None = None
+
+
+def with_blocks(memory: Breakdown, replayed: Replayed) -> Breakdown:
+    """Return ``memory``, which counts what tensors ask for, with what the allocator makes of it.
+
+    Blocks beyond their tensors become the component ``rounding``.
+    """
+    rounding = max(replayed.allocated - memory.peak_allocated_bytes, 0)
+    return replace(
+        memory,
+        components=memory.components | {"rounding": rounding},
+        peak_allocated_bytes=memory.peak_allocated_bytes + rounding,
+        phase_peaks_bytes=memory.phase_peaks_bytes | replayed.phase_peaks,
+        peak_reserved_bytes=replayed.reserved,
+        peak_reserved_range_bytes=None,
+        device_total_bytes=replayed.reserved + CUDA_CONTEXT_BYTES,
+        device_total_range_bytes=with_context(replayed.reserved, replayed.reserved),
+    )
