@@ -88,7 +88,7 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     path, layers = _layers(model, _size(sizes, "num_hidden_layers"), name)
     if embedding is None or head is None:
-        raise UserError(f"{name}: a {config['model_type']} has no embedding and output projection of one vocabulary")
+        raise UserError(f"{name}: a {config['model_type']} has no embedding and head of the same vocabulary")
     tied = head.weight is embedding.weight
     apart = [
         Weight(parameter_name, tuple(parameter.shape), part_of(parameter_name))

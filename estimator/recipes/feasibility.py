@@ -93,7 +93,7 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
     if spec.caps_scores and recipe.attn_implementation == "sdpa":
         yield Obstacle(
             "attn_implementation",
-            f"{spec.name} caps its attention scores, which sdpa cannot",
+            f"{spec.name} caps its attention scores, which sdpa does not support",
             "--attn-implementation eager or flash_attention_2",
             # The default since transformers 4.45 (pull request 32865). flash_attention_2 needs another package.
             {"attn_implementation": "eager"},

@@ -42,7 +42,7 @@ class MatmulTimes(Struct, frozen=True, kw_only=True):
             if len(extents) < 2 or list(extents) != sorted(set(extents)):
                 raise ValueError(f"{name} must be two or more rising numbers")
         if len(self.seconds) != len(self.m) * len(self.n) * len(self.k):
-            raise ValueError("seconds must be as many as the grid has points")
+            raise ValueError("there must be one number of seconds for each point of the grid")
 
 
 class MemoryBoundTimes(Struct, frozen=True, kw_only=True):
@@ -168,7 +168,5 @@ def user_folder() -> Path:
         else:
             base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     except RuntimeError as error:
-        raise UserError(
-            "no home folder is known to keep the calibration in: set HOME, or name a file with -o"
-        ) from error
+        raise UserError("there is no home folder for the calibration: set HOME, or name a file with -o") from error
     return base / "lorabench" / "calibrations"

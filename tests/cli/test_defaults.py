@@ -14,7 +14,10 @@ from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.recipes.recipe import CHOICES
 
 GPT2 = "seq_len 1024 instead of 2048: openai-community/gpt2 has learned positions for 1024 tokens"
-GEMMA = "attn_implementation eager instead of sdpa: google/gemma-2-9b caps its attention scores, which sdpa cannot"
+GEMMA = (
+    "attn_implementation eager instead of sdpa: google/gemma-2-9b caps its attention scores, which sdpa does not "
+    "support"
+)
 MIXTRAL = (
     "target_modules attention instead of all-linear: peft has no dropout for adapters of fused experts, which "
     "mistralai/Mixtral-8x7B-v0.1 has"

@@ -75,7 +75,7 @@ def rotary_parameters(
     if part < 1 and not part_allowed:
         raise ValueError(f"partial_rotary_factor {part:g}: models of this type rotate the whole head")
     if part == 1 and head_dim % 2:
-        raise ValueError(f"head_dim {head_dim} is odd, but rotary positions turn pairs")
+        raise ValueError(f"head_dim {head_dim} is odd, but rotary positions rotate pairs")
     pairs = int(head_dim * part) // 2
     for name in ("short_factor", "long_factor"):
         factors = getattr(given, name)

@@ -44,7 +44,7 @@ class Config(Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}")
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if self.n_inner is None:
             self.n_inner = 4 * self.n_embd
         if self.add_cross_attention:

@@ -47,7 +47,7 @@ class Config(Struct, kw_only=True):
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         self.rope_parameters = rotary_parameters(
             self.rope_scaling,

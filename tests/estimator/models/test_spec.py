@@ -233,8 +233,8 @@ def test_keys_that_decide_neither_shapes_nor_steps_make_no_difference() -> None:
         ({"num_hidden_layers": -1}, "num_hidden_layers must be a whole number from 1 to 16384, got -1"),
         ({"vocab_size": 2**40}, "vocab_size must be a whole number from 1 to 16777216, got 1099511627776"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be"),
-        ({"hidden_size": 30}, "hidden_size 30 is no multiple of num_attention_heads 4"),
-        ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ({"hidden_size": 30}, "hidden_size 30 is not a multiple of num_attention_heads 4"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
         (
             {"hidden_act": "silly"},
@@ -270,7 +270,7 @@ def test_a_config_that_is_no_possible_causal_model_is_refused_in_one_line(change
     [
         ({"add_cross_attention": True}, "not a causal language model"),
         ({"reorder_and_upcast_attn": True}, "no closed form"),
-        ({"n_head": 5}, "n_embd 32 is no multiple of n_head 5"),
+        ({"n_head": 5}, "n_embd 32 is not a multiple of n_head 5"),
     ],
 )
 def test_a_gpt2_that_is_computed_otherwise_is_refused(change: dict[str, Any], said: str) -> None:

@@ -175,7 +175,7 @@ def test_no_calibration_is_the_user_s_where_no_home_folder_is_known(
 ) -> None:
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     assert find_calibration("rtx-4090") is None
-    with pytest.raises(UserError, match=r"no home folder is known .*: set HOME, or name a file with -o"):
+    with pytest.raises(UserError, match=r"there is no home folder .*: set HOME, or name a file with -o"):
         user_folder()
 
 
@@ -189,7 +189,7 @@ def test_no_calibration_is_the_user_s_where_no_home_folder_is_known(
             "schema_version must be one of 2, got 3",
         ),
         (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,4096,256]'), "rising numbers"),
-        (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,256]'), "as many as the grid"),
+        (msgspec.json.encode(made_up()).replace(b'"m":[16,256,4096]', b'"m":[16,256]'), "for each point of the grid"),
         (msgspec.json.encode(made_up()).replace(b'"tanh":', b'"rows":'), "memory_bound lacks tanh"),
         (
             msgspec.json.encode(made_up()).replace(b'"forward_seconds":5e-6', b'"forward_seconds":-1'),
