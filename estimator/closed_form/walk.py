@@ -32,7 +32,7 @@ Event = tuple[int, int, Monomial | RowSum | None]
 """(block, n, monomial) allocates n · monomial bytes; (block, 0, None) frees. Blocks are numbered in the order in which
 they are allocated. (`PASSING`, n, sum) allocates the buffer of a sum and frees it."""
 PASSING = -1
-"""Stands for a block that is freed at once."""
+"""The number of blocks that are freed immediately."""
 Mark = Literal["forward", "backward", "optimizer", "workspace"]
 """The phase that begins; or the first matmul of a thread, which allocates its cuBLAS workspace."""
 
@@ -52,7 +52,7 @@ class Walk(NamedTuple):
     def sized(self, values: Values, gpu: Multiprocessors | None) -> list[tuple[int, int]]:
         """Return the events as (block, bytes), 0 bytes for a free; torch allocates at least one byte.
 
-        A sum is (`PASSING`, bytes of its buffer), 0 for none; on an unknown ``gpu`` there is none.
+        A sum is (`PASSING`, bytes of its buffer), 0 if it needs none or the ``gpu`` is unknown.
         """
         return [
             (block, 0)

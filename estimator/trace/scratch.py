@@ -1,8 +1,8 @@
-"""What CUDA's kernels allocate and free within one operator, where no one who watches operators sees it.
+"""Scratch memory: tensors that CUDA's kernels allocate and free within one operator, unseen by a dispatch mode.
 
-As read in torch 2.13 and bitsandbytes 0.50. Each function returns tensors on the device of its arguments, to be held
-while the operator runs: those that its kernel allocates before its results, and those that it allocates after. Their
-order decides where the caching allocator puts them.
+As read in torch 2.13 and bitsandbytes 0.50. Each function returns tensors on the device of its arguments: those that
+its kernel allocates before its results, and those after. They are alive while the operator runs. Their order determines
+the blocks that the caching allocator gives them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """What a kernel holds besides its results, in the order in which it is allocated."""
+    """The scratch memory of a kernel, in the order of its allocation."""
 
     before: list[torch.Tensor]
-    """Allocated before the results."""
+    """Tensors allocated before the results."""
     after: list[torch.Tensor]
-    """Allocated after the results."""
+    """Tensors allocated after the results."""
 
 
 Scratch = Mapping[Any, Callable[..., Held]]
-"""Operator → from its arguments to what its kernel holds besides its results; of others that is nothing."""
+"""Operator → function from its arguments to the scratch memory of its kernel. Other operators have none."""
 
 SORTED_COPIES = 6
-"""int64 numbers for each index that a kernel sorts to add up rows."""
+"""int64 numbers per index that a kernel sorts to sum rows."""
 
 
 def cuda_scratch() -> Scratch:
@@ -50,7 +50,7 @@ def cuda_scratch() -> Scratch:
 
 
 def cpu_scratch() -> Scratch:
-    """Return what the CPU's kernels hold, as far as it can be seen: what bitsandbytes does in Python."""
+    """Return the scratch memory of the CPU's kernels that is known: that of bitsandbytes' Python code."""
     return _four_bit_products(_gemm_4bit_on_cpu)
 
 
@@ -70,10 +70,10 @@ def _four_bit_products(held: Callable[..., Held]) -> dict[Any, Callable[..., Hel
 def _gemm_4bit_on_cuda(
     activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
 ) -> Held:
-    """Return the dequantised weight, and with double quantisation its constants before and after their offset is added.
+    """Return the dequantised weight; with double quantisation also its absmax, before and after the offset is added.
 
-    The fused kernels, which spare this, run below some 1536 rows at most, depending on the GPU; what fits without
-    them fits with them.
+    The fused kernels, which need none of these, run below about 1536 rows at most, depending on the GPU. A recipe that
+    fits without them also fits with them.
     """
     weight = activations.new_empty(shape)
     absmax_8bit = options.get("absmax_8bit")
@@ -85,7 +85,7 @@ def _gemm_4bit_on_cuda(
 def _gemm_4bit_on_cpu(
     activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
 ) -> Held:
-    """Return the dequantised weight and constants; without their offset they are gone before the product is made."""
+    """Return the dequantised weight and absmax. The absmax without offset is freed before the matmul."""
     return Held(_gemm_4bit_on_cuda(activations, codes, shape, absmax, **options).before[-2:], [])
 
 
@@ -104,8 +104,8 @@ def _flash_backward(
     """Return the float32 accumulator of the query's gradient, the row sums, and gradients of expanded keys and values.
 
     ``query`` is (batch, heads, length, head_dim); lengths are padded to 128, heads to 32 columns, or 64 above 128
-    (`flash_api.cpp`, mha_bwd). An output, or a gradient, that does not lie by token is copied to do so
-    (`_flash_attention_backward` of `attention_backward.cu`).
+    (`flash_api.cpp`, mha_bwd). An output or gradient whose memory layout is not (batch, length, heads, head_dim) is
+    copied to that layout (`_flash_attention_backward` of `attention_backward.cu`).
     """
     import torch
 
@@ -163,7 +163,7 @@ def _softmax_backward(grad: torch.Tensor, *_: Any) -> Held:
 
 
 def _safe_softmax(scores: torch.Tensor, *_: Any) -> Held:
-    """Return which scores are masked, one byte each (`_safe_softmax` of `attention.cpp`, of the math kernel)."""
+    """Return the boolean tensor of masked scores (`_safe_softmax` of `attention.cpp`, for the math kernel)."""
     import torch
 
     return Held([], [scores.new_empty(scores.shape, dtype=torch.bool)])
@@ -173,9 +173,10 @@ def _safe_softmax(scores: torch.Tensor, *_: Any) -> Held:
 
 
 def _index_put(rows: torch.Tensor, indices: list[torch.Tensor], values: torch.Tensor, accumulate: bool = False) -> Held:
-    """Return what adding up rows sorts: the indices, their order, both sorted, and both again for the sort itself.
+    """Return the tensors with which CUDA sorts the indices to sum rows, each of the size of the indices.
 
-    `index_put_with_sort_kernel` of `Indexing.cu`, and cub's radix sort, which goes back and forth between two buffers.
+    They are the indices and their order, both sorted (`index_put_with_sort_kernel` of `Indexing.cu`), and both once
+    more for cub's radix sort, which alternates between two buffers.
     """
     if not accumulate:
         return Held([], [])
@@ -184,7 +185,7 @@ def _index_put(rows: torch.Tensor, indices: list[torch.Tensor], values: torch.Te
 
 
 def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *_: Any, **__: Any) -> Held:
-    """Return the sorted tokens and the parts of the rows' sums."""
+    """Return the index tensors and the partial sums (`embedding_scratch`)."""
     import torch
 
     sizes, parts = embedding_scratch(indices.numel(), num_weights)

@@ -26,10 +26,10 @@ def watch_operations(
 ) -> Any:
     """Return a context that calls ``record`` with every operation and its result.
 
-    Before that it calls ``record`` with the tensors that ``scratch`` lists for the operation. ``execute`` runs the
-    operations. ``accumulate`` is called with the first addend and the sum if autograd adds two gradients. ``put`` is
-    called with the zeros and the result if the backward of ``x[index]`` writes gradients into zeros (`index_put`).
-    ``compiles``: whether the step runs torch.compile.
+    It also calls ``record`` with the scratch memory of the operation, before or after its results, in the order of
+    their allocation. ``execute`` runs the operations. ``accumulate`` is called with the first addend and the sum if
+    autograd adds two gradients. ``put`` is called with the zeros and the result if the backward of ``x[index]`` writes
+    gradients into zeros (`index_put`). ``compiles``: whether the step runs torch.compile.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -52,7 +52,7 @@ def watch_operations(
         holds: Callable[..., Held] | None
         in_python: bool
         reverses: bool
-        """Whether its kernel allocates its results in the reverse of their order."""
+        """Whether its kernel allocates its results in reverse order."""
         take_over: Callable[[torch.Tensor, torch.Tensor], None] | None
 
     def special(operator: Any) -> Special:
@@ -77,7 +77,7 @@ def watch_operations(
             if known is None:
                 known = specials[id(func)] = special(func)
             holds, in_python, reverses, take_over = known
-            # A mode for torch functions that is on here would see every question to a tensor.
+            # Otherwise an active mode for torch functions would see every access to a tensor's attributes.
             with no_torch_functions():
                 held = holds(*args, **kwargs) if holds is not None else None
                 if held:

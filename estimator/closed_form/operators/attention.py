@@ -94,10 +94,11 @@ class Attention(Elementwise):
     def cudnn_attention(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, mask: Tensor | None
     ) -> Tensor:
-        """Return cuDNN's attention of q (B·S, H·d), k and v (B·S, kv), in q's shape and laid out like it.
+        """Return cuDNN's attention of q (B·S, H·d), k and v (B·S, kv), in q's shape and memory layout.
 
-        It saves q, k, v, its output, each token's float32 log-sum-exp, and the mask in the dtype of q. Backward has one
-        workspace, for q's gradient and a number for each token and head in float32 (cuDNN's frontend, `sdpa_bwd`).
+        It saves q, k, v, its output, the float32 log-sum-exp of each token and head, and the mask in the dtype of q.
+        Backward has one float32 workspace, for q's gradient and one number per token and head (cuDNN's frontend,
+        `sdpa_bwd`).
         """
         tape, dtype, features = self.tape, q.dtype, q.features
         kv_features = k.features

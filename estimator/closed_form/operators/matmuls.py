@@ -56,7 +56,7 @@ class Matmuls(Indexing):
                 if operand == "weight" and weight_needs:
                     with tape.working(Matmul(group, n, k, m, dtype)):
                         gradients["weight"] = tape.new(ONE, *weight_shape, times=weight_times)
-                    gradients["weight"].is_view = True  # of the result, which is its transpose
+                    gradients["weight"].is_view = True  # the transpose of the matmul's result
             to_bias = (Broadcast(g, ONE, features) if bias_needs else None,) if biased else ()
             return gradients.pop("x", None), gradients.pop("weight", None), *to_bias
 
