@@ -290,11 +290,13 @@ class Tape:
         saved: tuple[Tensor, ...],
         compute: Callable[[], Tensor],
         *,
+        saved_after: tuple[Tensor, ...] = (),
         saved_output: bool = False,
     ) -> Tensor:
         """Run ``compute``, the operation of that name, and record how its gradient flows to ``inputs``.
 
-        ``saved`` is saved before the operation runs, as in torch. A saved output is saved after it.
+        ``saved`` is saved before the operation runs, as in torch. Outputs are saved after it: ``saved_after`` are those
+        beside the result, and ``saved_output`` says whether the result is one.
         """
         outer, self.operation = self.operation, operation
         if not any(tensor.requires_grad for tensor in inputs):
@@ -304,8 +306,9 @@ class Tape:
         node = Node(self, operation, backward, inputs, saved)
         output = compute()
         self.operation = outer
-        if saved_output:
-            node.saved = _Both(node.saved, self.save((output,)))
+        outputs = (*saved_after, output) if saved_output else saved_after
+        if outputs:
+            node.saved = _Both(node.saved, self.save(outputs))
         output.node = node
         return output
 
@@ -493,17 +496,17 @@ class Scope:
 
 
 class _Both:
-    """Saved inputs and a saved output."""
+    """Saved inputs and saved outputs."""
 
-    __slots__ = ("inputs", "output")
+    __slots__ = ("inputs", "outputs")
 
-    def __init__(self, inputs: Saved, output: Saved) -> None:
+    def __init__(self, inputs: Saved, outputs: Saved) -> None:
         self.inputs = inputs
-        self.output = output
+        self.outputs = outputs
 
     def take(self) -> list[Tensor]:
-        """Return the inputs, then the output."""
-        return [*self.inputs.take(), *self.output.take()]
+        """Return the inputs, then the outputs."""
+        return [*self.inputs.take(), *self.outputs.take()]
 
 
 def _label_saved(tensor: Tensor) -> None:

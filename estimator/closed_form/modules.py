@@ -7,7 +7,7 @@ they determine which tensors are alive at the peak.
 from __future__ import annotations
 
 from lorabench.estimator.closed_form.adapters import adapted_linear
-from lorabench.estimator.closed_form.autograd import Leaf, Tensor
+from lorabench.estimator.closed_form.autograd import Leaf, Node, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, R, S
 from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel, takes_cudnn
@@ -199,6 +199,31 @@ class Modules:
         second = self.op.part(x, half)
         return self.op.join(self.op.scale(second), first)
 
+    def by_heads(self, x: Tensor, heads: int, *, repeated: bool = False, joined: bool = False) -> Tensor:
+        """Return x (B·S, ``heads`` · d) as a view by heads, for attention.
+
+        If its gradient comes back by head, it is copied to lie by token. It does from single operators, and of what is
+        ``repeated`` for all query heads or ``joined`` with other features after this.
+        """
+        if heads == 1 or not x.requires_grad:
+            return x
+        masked = self.mask is not None and self.recipe.attn_implementation == "sdpa"
+        times = self.spec.num_attention_heads // self.spec.num_key_value_heads
+        if not (joined or self._single_operators(x.dtype) or (repeated and masked and times > 1)):
+            return x
+        tape = self.op.tape
+        with tape.scope("attention"):
+            # view: grad.reshape(self.sizes())
+            return x.view(node=Node(tape, "copy", lambda g, _: (tape.like(g),), (x,), ()))
+
+    def _single_operators(self, dtype: str) -> bool:
+        """Return whether attention of queries in ``dtype`` is eager or torch's math kernel."""
+        if self.recipe.attn_implementation != "sdpa":
+            return self.recipe.attn_implementation == "eager"
+        shared = self.mask is None  # with a mask, keys and values are repeated first
+        kv_heads = self.spec.num_key_value_heads if shared else self.spec.num_attention_heads
+        return self._sdpa_kernel(self.compute_dtype if self.op.autocast else dtype, kv_heads, 0.0) == "math"
+
     def attention(
         self,
         q: Tensor,
@@ -250,19 +275,7 @@ class Modules:
         heads = spec.num_attention_heads
         if op.autocast is not None:
             v, k, q = (op.cast(t, self.compute_dtype) for t in (v, k, q))
-        if op.kernels == "cpu":
-            kernel: SdpaKernel = "math" if dropout else "flash"
-        else:
-            kernel = sdpa_kernel(
-                dtype=q.dtype,
-                head_dim=spec.head_dim,
-                value_dim=spec.head_dim,
-                heads=heads,
-                kv_heads=kv_heads,
-                masked=self.mask is not None,
-                dropout=dropout,
-                compute_capability=op.compute_capability,
-            )
+        kernel = self._sdpa_kernel(q.dtype, kv_heads, dropout)
         if kernel == "math":
             return self._math(q, k, v, dropout, joined), False
         if op.kernels == "cuda" and takes_cudnn(q.dtype, spec.head_dim, op.compute_capability):
@@ -270,6 +283,20 @@ class Modules:
         if kernel == "efficient":
             return op.efficient_attention(q, k, v, heads, self.mask), True  # (B, S, H, d) for any layout of the queries
         return op.flash_attention(q, k, v, heads, kv_heads, "sdpa", by_head=joined), not joined
+
+    def _sdpa_kernel(self, dtype: str, kv_heads: int, dropout: float) -> SdpaKernel:
+        if self.op.kernels == "cpu":
+            return "math" if dropout else "flash"
+        return sdpa_kernel(
+            dtype=dtype,
+            head_dim=self.spec.head_dim,
+            value_dim=self.spec.head_dim,
+            heads=self.spec.num_attention_heads,
+            kv_heads=kv_heads,
+            masked=self.mask is not None,
+            dropout=dropout,
+            compute_capability=self.op.compute_capability,
+        )
 
     def _flash_dtype(self, dtype: str) -> str:
         """Return the dtype that flash_attn runs in: transformers casts float32 to the dtype of the weights."""
@@ -317,7 +344,11 @@ class Modules:
         # As in C++, what has a name lives until the kernel returns: all of it goes at once.
         q32, k32, v32 = (op.cast(x, "float32") for x in (q, k, v))
         queries = op.scale(q32)
+        ones = op.tape.new(S * S, 1, "bool", name="causal mask")
+        lower = op.tape.new(S * S, 1, "bool", name="causal mask")
+        del ones
         mask = op.tape.new(S * S, 1, "float32", name="causal mask")
+        del lower
         keys, values = op.repeat_heads(k32, times), op.repeat_heads(v32, times)
         attention = op.batched_matmul(
             op.copy(queries) if by_token and not joined else queries,

@@ -51,13 +51,14 @@ class Decoder:
         norm each head separately.
         """
         assert rotary is not None
-        q = m.linear("self_attn.q_proj", hidden)
+        heads, kv_heads = m.spec.num_attention_heads, m.spec.num_key_value_heads
+        q = m.by_heads(m.linear("self_attn.q_proj", hidden), heads)
         if "self_attn.q_norm.weight" in m.weights:
-            q = m.rms_norm("self_attn.q_norm", q, m.spec.num_attention_heads)
-        k = m.linear("self_attn.k_proj", hidden)
+            q = m.rms_norm("self_attn.q_norm", q, heads)
+        k = m.by_heads(m.linear("self_attn.k_proj", hidden), kv_heads, repeated=True)
         if "self_attn.k_norm.weight" in m.weights:
-            k = m.rms_norm("self_attn.k_norm", k, m.spec.num_key_value_heads)
-        v = m.linear("self_attn.v_proj", hidden)
+            k = m.rms_norm("self_attn.k_norm", k, kv_heads)
+        v = m.by_heads(m.linear("self_attn.v_proj", hidden), kv_heads, repeated=True)
         q, k = m.rotate(q, rotary), m.rotate(k, rotary)
         output, probabilities = m.attention(q, k, v, dropout=m.spec.config.get("attention_dropout") or 0.0)
         return m.linear("self_attn.o_proj", output), probabilities

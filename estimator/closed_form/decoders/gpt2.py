@@ -36,6 +36,7 @@ class Gpt2(Decoder):
         hidden = m.layer_norm("ln_1", hidden)
         width = m.spec.hidden_size
         q, k, v = m.op.split(m.linear("attn.c_attn", hidden), width, width, width)
+        q, k, v = (m.by_heads(x, m.spec.num_attention_heads) for x in (q, k, v))
         # GPT-2 requests no dtype for its softmax; other families request float32.
         output, _ = m.attention(q, k, v, dropout=config["attn_pdrop"], float32_softmax=False)
         output = m.linear("attn.c_proj", output)

@@ -38,9 +38,11 @@ class Olmo2(Decoder):
     def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
         """Return the attention module's output. Queries and keys are normed before they are split into heads."""
         assert rotary is not None
-        q = self.norm(m, "self_attn.q_norm", m.linear("self_attn.q_proj", hidden))
+        heads, kv_heads = m.spec.num_attention_heads, m.spec.num_key_value_heads
+        q = m.by_heads(self.norm(m, "self_attn.q_norm", m.linear("self_attn.q_proj", hidden)), heads)
         k = self.norm(m, "self_attn.k_norm", m.linear("self_attn.k_proj", hidden))
-        v = m.linear("self_attn.v_proj", hidden)
+        k = m.by_heads(k, kv_heads, repeated=True)
+        v = m.by_heads(m.linear("self_attn.v_proj", hidden), kv_heads, repeated=True)
         # The float32 tables promote queries and keys to float32; both are cast back once both are rotated.
         rotated_q, rotated_k = m.rotate(q, rotary), m.rotate(k, rotary)
         q, k = m.op.cast(rotated_q, q.dtype), m.op.cast(rotated_k, k.dtype)

@@ -104,9 +104,10 @@ class Elementwise:
         """Return x with dropout, in its shape. It saves a mask: one byte per element on CUDA, x's dtype on the CPU."""
         if probability == 0:
             return x
-        mask = self.tape.like(x, "bool" if self.kernels == "cuda" else x.dtype, name="dropout mask")
-        # native_dropout: grad * mask * scale; on the CPU mul: grad * mask
-        return self._unary("dropout", x, (mask,))
+        cuda = self.kernels == "cuda"
+        mask = self.tape.like(x, "bool" if cuda else x.dtype, name="dropout mask")
+        # native_dropout: grad * mask * scale, whose mask is an output; on the CPU mul: grad * mask
+        return self._unary("dropout", x, () if cuda else (mask,), saved_after=(mask,) if cuda else ())
 
     def _unary(
         self,
@@ -115,6 +116,7 @@ class Elementwise:
         saved: tuple[Tensor, ...] = (),
         *,
         component: str = "temporaries",
+        saved_after: tuple[Tensor, ...] = (),
         saved_output: bool = False,
     ) -> Tensor:
         """Return a new tensor of x's shape and dtype. Backward allocates a gradient of the same shape."""
@@ -125,6 +127,7 @@ class Elementwise:
             lambda g, _: (tape.like(g, component=component),),
             saved,
             lambda: tape.like(x, component=component),
+            saved_after=saved_after,
             saved_output=saved_output,
         )
 
