@@ -29,7 +29,7 @@ from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.bench.records.rehearsal import Rehearsal
 from lorabench.estimator.closed_form.replay import replayed_memory
-from lorabench.estimator.devices.device import find_device
+from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import trace
@@ -96,12 +96,14 @@ def compare(record: RunRecord, rehearsal: Rehearsal, label: str, gpu: str, *, tr
         recipe=label,
         rehearsed=Bytes(counted.peak_allocated_bytes, rehearsal.requested_peak_bytes, counted.peak_reserved_bytes),
         estimated=Bytes(memory.peak_allocated_bytes, memory.peak_requested_bytes, memory.peak_reserved_bytes),
-        traced=_traced(resolved, capability) if traces else None,
+        traced=_traced(resolved, device) if traces else None,
     )
 
 
-def _traced(resolved: ResolvedRecipe, capability: str | None) -> Bytes:
-    memory = trace(resolved, compute_capability=capability).memory
+def _traced(resolved: ResolvedRecipe, device: Device) -> Bytes:
+    memory = trace(
+        resolved, compute_capability=device.compute_capability, multiprocessors=device.multiprocessors
+    ).memory
     assert memory.peak_reserved_bytes is not None
     return Bytes(memory.peak_allocated_bytes, memory.peak_requested_bytes, memory.peak_reserved_bytes)
 

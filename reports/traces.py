@@ -52,12 +52,13 @@ def _trace(record: RunRecord) -> Trace | str:
     from lorabench.estimator.trace.trace import trace
 
     try:
-        spec = read_config(record.model_config, record.recipe.model)
+        spec, device = read_config(record.model_config, record.recipe.model), record.device
         return trace(
             ResolvedRecipe(spec, record.recipe),
-            kernels=record.device.kind,
-            compute_capability=record.device.compute_capability,
-            expandable_segments=record.device.kind == "cuda" and record.environment.expandable_segments,
+            kernels=device.kind,
+            compute_capability=device.compute_capability,
+            multiprocessors=None if device.catalogued is None else device.catalogued.multiprocessors,
+            expandable_segments=device.kind == "cuda" and record.environment.expandable_segments,
         )
     except UserError as error:
         return str(error)

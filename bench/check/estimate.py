@@ -71,9 +71,10 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     resolved = ResolvedRecipe(spec, recipe)
     refuse_impossible(resolved)
     expandable = all(record.environment.expandable_segments for record in runs.records)
+    multiprocessors = None if device.catalogued is None else device.catalogued.multiprocessors
     if not has_closed_form(spec):
         traced = trace_for_estimate(
-            resolved, device.compute_capability, kernels=device.kind, expandable_segments=expandable
+            resolved, device.compute_capability, multiprocessors, kernels=device.kind, expandable_segments=expandable
         )
         return traced.parameters, traced.memory
     multiprocessors = None if device.catalogued is None else device.catalogued.multiprocessors

@@ -142,7 +142,8 @@ def estimate_recipe(
 def _estimate_by_trace(resolved: ResolvedRecipe, device: Device | None, on_progress: Callable[[str], None]) -> Estimate:
     from lorabench.estimator.answers.traced_estimates import trace_for_estimate, traced_terms
 
-    traced = trace_for_estimate(resolved, None if device is None else device.compute_capability, on_progress)
+    capability = None if device is None else device.compute_capability
+    traced = trace_for_estimate(resolved, capability, None if device is None else device.multiprocessors, on_progress)
     estimate = Estimate(
         source="trace",
         recipe=resolved.recipe,

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 def trace_for_estimate(
     resolved: ResolvedRecipe,
     compute_capability: str | None,
+    multiprocessors: int | None,
     on_progress: Callable[[str], None] = lambda what: None,
     kernels: Backend = "cuda",
     *,
     expandable_segments: bool = False,
 ) -> Trace:
-    """Return the trace of the recipe.
+    """Return the trace of the recipe, on a GPU of ``compute_capability`` and so many ``multiprocessors``.
 
     Raises:
         UserError: the recipe cannot be traced, or a package that the trace needs is not installed.
@@ -40,6 +41,7 @@ def trace_for_estimate(
             resolved,
             kernels=kernels,
             compute_capability=compute_capability,
+            multiprocessors=multiprocessors,
             expandable_segments=expandable_segments,
             on_progress=on_progress,
         )

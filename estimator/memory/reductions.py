@@ -17,8 +17,9 @@ MOST_TOGETHER = 4
 ACCUMULATOR_BYTES = 4
 """16-bit and 32-bit inputs are summed in float32."""
 LEAST_INPUTS_PER_THREAD, MOST_INPUTS_PER_THREAD = 16, 256
-MOST_BYTES = 2**31 - 1
-"""A larger tensor is summed in halves, one after the other (`can_use_32bit_indexing`)."""
+MOST_BYTES = 2**31
+"""A larger tensor is summed in halves, one after the other: `can_use_32bit_indexing` needs each element to begin within
+31 bits."""
 
 
 class Multiprocessors(NamedTuple):

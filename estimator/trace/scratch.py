@@ -8,9 +8,12 @@ the blocks that the caching allocator gives them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
+from lorabench.estimator.memory.reductions import Multiprocessors, reduction_buffer
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +35,16 @@ SORTED_COPIES = 6
 """int64 numbers per index that a kernel sorts to sum rows."""
 
 
-def cuda_scratch() -> Scratch:
-    """Return what CUDA's kernels hold."""
+def cuda_scratch(gpu: Multiprocessors | None = None) -> Scratch:
+    """Return what CUDA's kernels hold, sums only on a ``gpu`` that is known."""
     import torch
 
     aten = torch.ops.aten
+    sums: dict[Any, Callable[..., Held]] = {}
+    if gpu is not None:
+        sums = dict.fromkeys((aten.sum.dim_IntList, aten.mean.dim), partial(_sum_of_rows, gpu))
     return {
+        **sums,
         aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
         aten._scaled_dot_product_efficient_attention.default: _efficient_forward,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
@@ -167,6 +174,25 @@ def _safe_softmax(scores: torch.Tensor, *_: Any) -> Held:
     import torch
 
     return Held([], [scores.new_empty(scores.shape, dtype=torch.bool)])
+
+
+# Sums
+
+
+def _sum_of_rows(gpu: Multiprocessors, values: torch.Tensor, dims: list[int] | None = None, *_: Any, **__: Any) -> Held:
+    """Return the buffer of a sum or mean over the first dimensions, such as the gradient of a norm's weight.
+
+    The semaphores beside it, some hundred bytes, are left out.
+    """
+    import torch
+
+    reduced = {dim % values.dim() for dim in dims or ()}
+    over_rows = reduced == set(range(len(reduced))) and 0 < len(reduced) < values.dim()
+    if not over_rows or not values.is_contiguous() or values.element_size() > 4:
+        return Held([], [])
+    outputs = prod(values.shape[len(reduced) :])
+    size = reduction_buffer(values.numel() // outputs, outputs, values.element_size(), gpu)
+    return Held([], [values.new_empty(size, dtype=torch.uint8)] if size else [])
 
 
 # Lookups

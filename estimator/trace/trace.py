@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.devices.multiprocessor import MULTIPROCESSORS
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.reductions import Multiprocessors
 from lorabench.estimator.memory.replayed import with_blocks
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.optimizers.table import OPTIMIZERS
@@ -106,6 +108,7 @@ def trace(
     kernels: Backend = "cuda",
     steps: int | None = None,
     compute_capability: str | None = None,
+    multiprocessors: int | None = None,
     expandable_segments: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Trace:
@@ -113,9 +116,11 @@ def trace(
 
     None means: until a step equals all later ones, which is the second for most optimizers.
 
-    The model runs as on a device with ``kernels``, with the cuBLAS workspaces of ``compute_capability`` (see
-    `workspaces` for None). Allocated and reserved bytes are those of CUDA's caching allocator, replayed; with
-    ``expandable_segments``, in expandable segments. ``on_progress`` is called with each stage.
+    The model runs as on a device with ``kernels``, of ``compute_capability`` and so many ``multiprocessors`` (both of
+    `Device`). The former decides the size of cuBLAS' workspaces (see `workspaces` for None). Both decide the size of
+    sums' buffers, which are left out if one is None. Allocated and reserved bytes are those of CUDA's caching
+    allocator, replayed; with ``expandable_segments``, in expandable segments. ``on_progress`` is called with each
+    stage.
 
     Raises:
         UserError: the model lacks modules that the recipe names, or the recipe cannot be traced.
@@ -126,7 +131,9 @@ def trace(
     if steps is None:
         steps = OPTIMIZERS[recipe.optim].steady_step
     try:
-        ledger, origins, parameters = run_on_meta(resolved, kernels, steps, on_progress, compute_capability)
+        ledger, origins, parameters = run_on_meta(
+            resolved, kernels, steps, on_progress, compute_capability, multiprocessors
+        )
     except (UserError, ImportError):
         raise
     except Exception as error:
@@ -196,6 +203,7 @@ def run_on_meta(
     steps: int,
     on_progress: Callable[[str], None],
     compute_capability: str | None = None,
+    multiprocessors: int | None = None,
 ) -> tuple[StorageLedger, Origins, ParameterCounts]:
     """Return the ledger of loading and steps, the origins of its storages, and the built model's parameters."""
     import peft
@@ -219,7 +227,9 @@ def run_on_meta(
     devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
     origins = Origins()
     results = MetaResults(kernels)
-    scratch = cuda_scratch() if kernels == "cuda" else cpu_scratch()
+    limits = MULTIPROCESSORS.get(compute_capability or "")
+    gpu = None if limits is None or multiprocessors is None else Multiprocessors(multiprocessors, limits.threads)
+    scratch = cuda_scratch(gpu) if kernels == "cuda" else cpu_scratch()
     ledger = StorageLedger(*devices, scratch=scratch, execute=results, on_birth=origins.note)
 
     def note_loaded(base: nn.Module) -> None:

@@ -40,7 +40,7 @@ SHOWN_TENSORS = 10
     show_default=True,
     help="Trace the allocations of CUDA or of CPU kernels.",
 )
-@click.option("--gpu", help="GPU whose cuBLAS workspaces are counted, by name (lorabench gpus).")
+@click.option("--gpu", help="GPU whose kernels' scratch memory is counted, by name (lorabench gpus).")
 @click.option(
     "--expandable-segments",
     is_flag=True,
@@ -79,6 +79,7 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
             resolved,
             kernels=kernels,
             compute_capability=None if device is None else device.compute_capability,
+            multiprocessors=None if device is None else device.multiprocessors,
             expandable_segments=expandable_segments,
             on_progress=say,
         )

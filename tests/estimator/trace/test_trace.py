@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import PHASES, Breakdown
+from lorabench.estimator.memory.reductions import Multiprocessors
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
@@ -385,6 +386,31 @@ def test_flash_attentions_backward_copies_an_output_that_does_not_lie_by_token()
     by_token, by_head = meta(2, 200, 8, 64).transpose(1, 2), meta(2, 8, 200, 64)
     held = scratch_bytes(backward, by_token, by_head, by_head, by_head, by_head)
     assert held[0] == 2 * 2 * 8 * 200 * 64
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "dtype", "dims", "bytes_"),
+    [
+        ("sum", (4096, 2048), FLOAT32, [0], [67_108_864]),
+        ("sum", (2, 2048, 4096), FLOAT32, [0, 1], [113_246_208]),
+        ("sum", (262_144, 4096), BFLOAT16, [0], [536_870_912]),
+        ("mean", (50257, 1600), FLOAT32, [-2], [108_953_600]),
+        ("mean", (50257, 1600), FLOAT32, [-1], []),
+        ("sum", (64, 128), FLOAT32, [0], []),
+    ],
+)
+def test_sums_of_many_rows_have_a_buffer(
+    operator: str, shape: tuple[int, ...], dtype: torch.dtype, dims: list[int], bytes_: list[int]
+) -> None:
+    """Each was rehearsed on an A100: ``torch.cuda.memory_stats()`` counted as much, and some semaphores."""
+    aten = torch.ops.aten
+    reduce = {"sum": aten.sum.dim_IntList, "mean": aten.mean.dim}[operator]
+    before, after = cuda_scratch(Multiprocessors(108, 2048))[reduce](meta(*shape, dtype=dtype), dims)
+    assert (before, [tensor.nbytes for tensor in after]) == ([], bytes_)
+
+
+def test_without_a_known_gpu_sums_have_none() -> None:
+    assert torch.ops.aten.sum.dim_IntList not in cuda_scratch()
 
 
 def test_a_softmaxs_backward_makes_the_gradient_times_the_softmax() -> None:
