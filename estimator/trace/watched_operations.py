@@ -57,7 +57,9 @@ def watch_operations(
 
     def special(operator: Any) -> Special:
         of_bitsandbytes = operator.name() if operator.namespace == "bitsandbytes" else ""
-        in_python, reverses = "gemm_4bit" in of_bitsandbytes, "::quantize" in of_bitsandbytes
+        in_python = "gemm_4bit" in of_bitsandbytes
+        # Their maxima, and dropout's mask (`dropout_cuda` of Dropout.cu).
+        reverses = "::quantize" in of_bitsandbytes or operator is torch.ops.aten.native_dropout.default
         return Special(scratch.get(operator), in_python, reverses, in_place.get(operator))
 
     specials: dict[int, Special] = {}
