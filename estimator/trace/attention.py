@@ -3,18 +3,15 @@
 `devices.attention_kernel` selects the kernel, for the trace and for the closed form. The operations around the kernels
 are those of torch 2.13 (`attention.cpp`; for the CPU, `sdp_utils_cpp.cpp`).
 
-cuDNN's kernel is traced as flash attention, or with a mask as the efficient kernel. It saves tensors of the same sizes:
-queries, keys, values, output, and one float32 per token and head. Its backward makes one allocation. cuDNN's frontend
-(`scaled_dot_product_flash_attention.h`) requests in it the float32 accumulator of the query's gradient and the row
-sums, as flash attention does, but without padding. cuDNN's own plans are closed source. They may request more, such as
-the gradients of expanded keys and values that flash attention allocates; we do not know.
+It is not known whether cuDNN's own plans, whose source is closed, request more than cuDNN's frontend does
+(`scaled_dot_product_flash_attention.h`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel
+from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel, takes_cudnn
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +42,12 @@ def cuda_attention(
     kernel = _kernel(
         query, key, value, masked=attn_mask is not None, dropout=dropout_p, compute_capability=compute_capability
     )
+    if kernel != "math" and takes_cudnn(_name(query.dtype), query.shape[-1], compute_capability):
+        mask = _additive(attn_mask, query.dtype)
+        attended: torch.Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            query, key, value, mask, True, dropout_p, is_causal, scale=scale
+        )[0]
+        return attended
     if kernel == "flash":
         return _flash(query, key, value, dropout_p, is_causal, scale)
     if kernel == "efficient":
@@ -94,7 +97,7 @@ def _kernel(
     if query.dim() != 4 or query.shape[-1] != key.shape[-1]:
         return "math"
     return sdpa_kernel(
-        dtype=str(query.dtype).removeprefix("torch."),
+        dtype=_name(query.dtype),
         head_dim=query.shape[-1],
         value_dim=value.shape[-1],
         heads=query.shape[1],
@@ -103,6 +106,10 @@ def _kernel(
         dropout=dropout,
         compute_capability=compute_capability,
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _flash(

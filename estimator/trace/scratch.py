@@ -46,6 +46,7 @@ def cuda_scratch(gpu: Multiprocessors | None = None) -> Scratch:
     return {
         **sums,
         aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+        aten._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
         aten._scaled_dot_product_efficient_attention.default: _efficient_forward,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
         aten._softmax_backward_data.default: _softmax_backward,
@@ -130,6 +131,17 @@ def _flash_backward(
         expanded = (batch, key.shape[2], heads, head_dim)
         held += [query.new_empty(expanded), query.new_empty(expanded)]
     return Held(copies, held)
+
+
+def _cudnn_backward(grad: torch.Tensor, query: torch.Tensor, *_: Any, **__: Any) -> Held:
+    """Return the workspace: in float32 the query's gradient, and a number for each token and head.
+
+    ``query`` is (batch, heads, length, head_dim). It is what cuDNN's frontend asks for (`sdpa_bwd`).
+    """
+    import torch
+
+    *rows, head_dim = query.shape
+    return Held([], [query.new_empty((*rows, head_dim + 1), dtype=torch.float32)])
 
 
 def _efficient_forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Held:

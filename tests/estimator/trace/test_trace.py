@@ -291,6 +291,22 @@ def test_attention_takes_the_kernel_that_the_device_takes(kernels: Any, options:
     assert operators_of_attention(kernels, **options) == {kernel}
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_hopper_takes_cudnns_attention(masked: bool) -> None:
+    alike = meta(1, 4, 200, 64), meta(1, 4, 200, 64), meta(1, 4, 200, 64)
+    mask = torch.ones(1, 1, 200, 200, dtype=torch.bool, device="meta") if masked else None
+    operators = Operators()
+    with running_on_meta(torch.nn.Identity(), "cuda", compute_capability="9.0"), operators:
+        functional.scaled_dot_product_attention(*alike, mask).sum().backward()  # type: ignore[no-untyped-call]
+    attention = "_scaled_dot_product_cudnn_attention"
+    assert {name for name in operators.seen if "attention" in name} == {attention, f"{attention}_backward"}
+
+
+def test_cudnns_attention_goes_back_through_a_float32_gradient_of_the_query() -> None:
+    backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
+    assert scratch_bytes(backward, meta(2, 8, 200, 64), meta(2, 8, 200, 64)) == [4 * 2 * 8 * 200 * (64 + 1)]
+
+
 def test_cudas_dropout_keeps_a_mask_of_one_byte_an_element() -> None:
     saved: list[torch.Tensor] = []
 
