@@ -31,6 +31,12 @@ class CublasWorkspaces:
             aten.baddbmm.default,
             functional.linear,  # inside kernels written in Python
         }
+        try:
+            import bitsandbytes  # noqa: F401 - it defines the operator
+        except ImportError:
+            pass
+        else:
+            self._matmuls.add(torch.ops.bitsandbytes.gemm_4bit.default)  # of the dequantised weight
         self._ledger = ledger
         self._bytes_each = workspaces(compute_capability).bytes // HANDLES
         self._backward = False

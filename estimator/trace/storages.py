@@ -58,7 +58,7 @@ class StorageLedger(FollowedStorages):
         self._execute = execute
         self._open: ExitStack | None = None
         self.on_operation: Callable[[Any], None] | None = None
-        """Called with each operation when its results are counted."""
+        """Called with each operation when its results are counted, but not yet what its kernel holds after them."""
 
     # What lives before the step.
 
@@ -137,8 +137,7 @@ class StorageLedger(FollowedStorages):
             if type(module).__name__.endswith("RotaryEmbedding"):
                 self._open.callback(module.register_forward_hook(keep_tables).remove)
 
-    def _count(self, operation: Any, result: Any) -> None:
-        self._record(operation, result)
+    def _ran(self, operation: Any) -> None:
         if self.on_operation is not None:
             self.on_operation(operation)
 
@@ -148,7 +147,8 @@ class StorageLedger(FollowedStorages):
         self._open = ExitStack()
         self._open.enter_context(
             watch_operations(
-                self._count,
+                self._record,
+                self._ran,
                 self._scratch or {},
                 self._execute or run,
                 self._accumulate,

@@ -17,6 +17,7 @@ Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 def watch_operations(
     record: Callable[[Any, Any], None],
+    ran: Callable[[Any], None],
     scratch: Scratch,
     execute: Execute,
     accumulate: Callable[[torch.Tensor, torch.Tensor], None],
@@ -27,9 +28,10 @@ def watch_operations(
     """Return a context that calls ``record`` with every operation and its result.
 
     It also calls ``record`` with the scratch memory of the operation, before or after its results, in the order of
-    their allocation. ``execute`` runs the operations. ``accumulate`` is called with the first addend and the sum if
-    autograd adds two gradients. ``put`` is called with the zeros and the result if the backward of ``x[index]`` writes
-    gradients into zeros (`index_put`). ``compiles``: whether the step runs torch.compile.
+    their allocation, and then ``ran`` with the operation. ``execute`` runs the operations. ``accumulate`` is called
+    with the first addend and the sum if autograd adds two gradients. ``put`` is called with the zeros and the result
+    if the backward of ``x[index]`` writes gradients into zeros (`index_put`). ``compiles``: whether the step runs
+    torch.compile.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -44,6 +46,7 @@ def watch_operations(
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             record(func, result)
+            ran(func)
             return result
 
     class Special(NamedTuple):
@@ -93,6 +96,7 @@ def watch_operations(
                 with InsideKernel():
                     result = func(*args, **kwargs)
                 record(func, result)
+            ran(func)
             if held:
                 with no_torch_functions():
                     record(func, held.after)
