@@ -18,8 +18,6 @@ the allocator unmaps every page that is wholly free.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
-from typing import NamedTuple
 
 from lorabench.estimator.quantities import MIB
 
@@ -33,34 +31,6 @@ SMALLEST_OWN_SEGMENT = 10 * MIB
 SEGMENT_ROUNDING = 2 * MIB
 ADDRESSES = 2**50
 """Bytes of addresses in an expandable segment: more than any device has memory."""
-
-
-class AllocatorPeaks(NamedTuple):
-    """What the allocator reports after a run."""
-
-    allocated: int
-    """Most bytes of blocks in use at once, with rounding and what was not worth splitting off:
-    ``max_memory_allocated``."""
-    reserved: int
-    """Most bytes taken from the device: ``max_memory_reserved``."""
-    out_of_memory: bool
-    """Whether an allocation found no room; the replay stops there."""
-
-
-def replay(
-    allocations: Iterable[tuple[int, int]], *, capacity: int | None = None, expandable_segments: bool = False
-) -> AllocatorPeaks:
-    """Serve ``allocations`` in order: (key, bytes) allocates, (key, 0) frees the key's allocation.
-
-    ``capacity``: bytes that the device has for the allocator; None for no limit.
-    """
-    allocator = CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)
-    for key, size in allocations:
-        if size == 0:
-            allocator.free(key)
-        elif not allocator.allocate(key, size):
-            return AllocatorPeaks(allocator.peak_allocated, allocator.peak_reserved, out_of_memory=True)
-    return AllocatorPeaks(allocator.peak_allocated, allocator.peak_reserved, out_of_memory=False)
 
 
 class MemoryBlock:

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabench.estimator.memory.allocator import CachingAllocator, replay
+from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.quantities import MIB
 
 KIB = 1024
+
+
+class Peaks(NamedTuple):
+    """What the allocator reports after a run, in bytes."""
+
+    allocated: int
+    reserved: int
+    out_of_memory: bool
+    """Whether an allocation found no room; the replay stops there."""
+
+
+def replay(
+    allocations: Iterable[tuple[int, int]], *, capacity: int | None = None, expandable_segments: bool = False
+) -> Peaks:
+    """Serve ``allocations`` in order: (key, bytes) allocates, (key, 0) frees what the key stands for."""
+    allocator = CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)
+    for key, size in allocations:
+        if size == 0:
+            allocator.free(key)
+        elif not allocator.allocate(key, size):
+            return Peaks(allocator.peak_allocated, allocator.peak_reserved, out_of_memory=True)
+    return Peaks(allocator.peak_allocated, allocator.peak_reserved, out_of_memory=False)
 
 
 @pytest.mark.parametrize(
