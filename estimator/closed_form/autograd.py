@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -290,13 +290,13 @@ class Tape:
         saved: tuple[Tensor, ...],
         compute: Callable[[], Tensor],
         *,
-        saved_after: tuple[Tensor, ...] = (),
+        saved_after: Sequence[Tensor] = (),
         saved_output: bool = False,
     ) -> Tensor:
         """Run ``compute``, the operation of that name, and record how its gradient flows to ``inputs``.
 
         ``saved`` is saved before the operation runs, as in torch. Outputs are saved after it: ``saved_after`` are those
-        beside the result, and ``saved_output`` says whether the result is one.
+        beside the result, a list that ``compute`` may fill, and ``saved_output`` says whether the result is one.
         """
         outer, self.operation = self.operation, operation
         if not any(tensor.requires_grad for tensor in inputs):
@@ -306,7 +306,7 @@ class Tape:
         node = Node(self, operation, backward, inputs, saved)
         output = compute()
         self.operation = outer
-        outputs = (*saved_after, output) if saved_output else saved_after
+        outputs = (*saved_after, output) if saved_output else tuple(saved_after)
         if outputs:
             node.saved = _Both(node.saved, self.save(outputs))
         output.node = node
@@ -318,7 +318,12 @@ class Tape:
         return self._sequence
 
     def save(self, tensors: tuple[Tensor, ...]) -> Saved:
-        """Keep ``tensors`` for backward, or promise to recompute them."""
+        """Keep ``tensors`` for backward, or promise to recompute them.
+
+        What saves nothing does not hold the checkpoint, whose input it would keep alive.
+        """
+        if not tensors:
+            return Kept(())
         if self._recomputing is not None:
             owners = self._recomputing.owners
             for tensor in tensors:

@@ -29,9 +29,11 @@ class Masks:
             for kind in sorted(set(self.windowed)):
                 self._masks[kind] = None
                 if recipe.attn_implementation == "eager":
+                    allowed = _allowed(op, "temporaries", windowed=kind)
                     self._masks[kind] = op.tape.new(PAIRS, 1, dtype, component)
+                    del allowed
                 elif recipe.attn_implementation == "sdpa" and kind and recipe.seq_len >= window:
-                    self._masks[kind] = op.tape.new(S * S, 1, "bool", component)
+                    self._masks[kind] = _allowed(op, component, windowed=True)
         self.differ = any(self._masks.values()) and len(self._masks) > 1
 
     def mask(self, windowed: bool) -> Tensor | None:
@@ -40,6 +42,26 @@ class Masks:
         Shapes: (B·S·S, 1) for eager attention, (S·S, 1) for sdpa.
         """
         return self._masks[windowed]
+
+
+def _allowed(op: Operators, component: str, *, windowed: bool) -> Tensor:
+    """Return which positions each one sees, (S·S, 1) in bool: those before it, and with a window none too far before.
+
+    The conditions are joined one by one, to a condition that always holds (`and_masks`).
+    """
+
+    def condition(component: str = "temporaries") -> Tensor:
+        return op.tape.new(S * S, 1, "bool", component)
+
+    if not windowed:
+        return condition(component)
+    near = condition()
+    joined = condition()
+    del near
+    before = condition()
+    both = condition(component)
+    del before, joined
+    return both
 
 
 def layers_with_window(spec: ModelSpec) -> list[bool]:

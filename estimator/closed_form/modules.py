@@ -118,11 +118,17 @@ class Modules:
         with tape.scope("rotary tables"):
             frequencies = tape.new(S, features // 2, "float32", "buffers")
             angles = tape.new(S, features, "float32", "buffers")
-            del frequencies
-            cos = tape.new(S, features, "float32", "buffers")
-            sin = tape.new(S, features, "float32", "buffers")
-            del angles
-            return op.cast(cos, dtype, "buffers"), op.cast(sin, dtype, "buffers")
+            cos, sin = self._scaled_table(), self._scaled_table()
+            tables = op.cast(cos, dtype, "buffers"), op.cast(sin, dtype, "buffers")
+            del frequencies, angles
+            return tables
+
+    def _scaled_table(self) -> Tensor:
+        """Return cosines or sines times a number, in a tensor of their own."""
+        table = self.op.tape.new(S, self.rotary_features, "float32", "buffers")
+        scaled = self.op.tape.new(S, self.rotary_features, "float32", "buffers")
+        del table
+        return scaled
 
     # Linear layers
 
@@ -186,7 +192,9 @@ class Modules:
         op = self.op
         rotated = x.features * self.rotary_features // self.spec.head_dim
         with op.tape.scope("rotary positions"):
-            return op.part(x, rotated), op.part(x, x.features - rotated)
+            # A slice of all features is no operation.
+            first = x if rotated == x.features else op.part(x, rotated)
+            return first, op.part(x, x.features - rotated)
 
     def join(self, rotated: Tensor, others: Tensor) -> Tensor:
         """Return a new tensor of each head's ``rotated`` features and the ``others``."""
@@ -199,22 +207,26 @@ class Modules:
         second = self.op.part(x, half)
         return self.op.join(self.op.scale(second), first)
 
-    def by_heads(self, x: Tensor, heads: int, *, repeated: bool = False, joined: bool = False) -> Tensor:
+    def by_heads(self, x: Tensor, heads: int, *, repeated: bool = False, rotated: bool = False) -> Tensor:
         """Return x (B·S, ``heads`` · d) as a view by heads, for attention.
 
-        If its gradient comes back by head, it is copied to lie by token. It does from single operators, and of what is
-        ``repeated`` for all query heads or ``joined`` with other features after this.
+        If its gradient comes back by head, it is copied to lie by token. It does from single operators, of what is
+        ``repeated`` for all query heads, and of what is ``rotated``, since gradients of slices lie so.
         """
         if heads == 1 or not x.requires_grad:
             return x
         masked = self.mask is not None and self.recipe.attn_implementation == "sdpa"
         times = self.spec.num_attention_heads // self.spec.num_key_value_heads
-        if not (joined or self._single_operators(x.dtype) or (repeated and masked and times > 1)):
+        if not (rotated or self._single_operators(x.dtype) or (repeated and masked and times > 1)):
             return x
+        with self.op.tape.scope("attention"):
+            return self._with_copied_gradient(x)
+
+    def _with_copied_gradient(self, x: Tensor) -> Tensor:
+        """Return a view of x whose gradient has to be copied to be viewed as x."""
         tape = self.op.tape
-        with tape.scope("attention"):
-            # view: grad.reshape(self.sizes())
-            return x.view(node=Node(tape, "copy", lambda g, _: (tape.like(g),), (x,), ()))
+        # view: grad.reshape(self.sizes())
+        return x.view(node=Node(tape, "copy", lambda g, _: (tape.like(g),), (x,), ())) if x.requires_grad else x
 
     def _single_operators(self, dtype: str) -> bool:
         """Return whether attention of queries in ``dtype`` is eager or torch's math kernel."""
@@ -329,7 +341,8 @@ class Modules:
         scores = op.cast(op.softmax(scores, precision), q.dtype)
         scores = op.dropout(scores, dropout)
         output = op.matmul(scores, values, TOKENS, hidden, copied=(False, by_token and times == 1))
-        return op.copy(output), scores
+        # The gradient of several sequences comes by token.
+        return op.copy(self._with_copied_gradient(output) if by_token else output), scores
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
         """Return the output of torch's math kernel, (B, H, S, d): all in float32, with the whole matrix of scores.

@@ -17,12 +17,13 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.multiprocessor import MULTIPROCESSORS
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.loading import loading
+from lorabench.estimator.memory.loading import EMPTY_CACHE, loading
 from lorabench.estimator.memory.reductions import Multiprocessors
 from lorabench.estimator.memory.replayed import OutOfMemory, Replayed, with_blocks
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.optimizers.states import shared_blocks
 from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.optimizers.tensors import one_by_one
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 STEPS = 3
@@ -129,7 +130,9 @@ class _Replay:
         """Load and prepare the model, and empty the cache, as the harness does before its steps."""
         for block, size in loading(self._training.resolved):
             self._keys = max(self._keys, block)
-            if size == 0:
+            if (block, size) == EMPTY_CACHE:
+                self._allocator.empty_cache()
+            elif size == 0:
                 self._allocator.free(block)
             elif not self._allocator.allocate(block, size):
                 raise _Full(size)
@@ -203,16 +206,16 @@ class _Replay:
 
     def _state_blocks(self) -> Iterator[int]:
         optimizer = OPTIMIZERS[self._training.resolved.recipe.optim]
-        tensors = self._training.resolved.trained_tensors
         for state in optimizer.states:
-            yield from shared_blocks(state, tensors)
-        for alike in tensors:
-            sizes = [size for state in optimizer.states for size in state.blocks(alike, "cuda")]
-            yield from sizes * alike.count
+            yield from shared_blocks(state, self._training.resolved.trained_tensors)
+        for tensor in one_by_one(self._training.resolved.trained_tensors):
+            for state in optimizer.states:
+                yield from state.blocks(tensor, "cuda")
 
     def _temporaries(self) -> None:
         resolved = self._training.resolved
-        for sizes in OPTIMIZERS[resolved.recipe.optim].temporaries(resolved.trained_tensors, "cuda"):
+        tensors = list(one_by_one(resolved.trained_tensors))
+        for sizes in OPTIMIZERS[resolved.recipe.optim].temporaries(tensors, "cuda"):
             keys = [self._hold(size) for size in sizes if size]
             for key in keys:
                 self._allocator.free(key)

@@ -112,8 +112,9 @@ class _Step:
 
     def _hidden_states(self, outside: Modules) -> Tensor:
         tape = self.tape
-        hidden, rotary, held = self.decoder.inputs(outside)
+        hidden, held = self.decoder.inputs(outside)
         masks = Masks(self.op, self.resolved, hidden.dtype)
+        rotary = self.decoder.rotary(outside, hidden)
         for group, copies, window in self.layers(self.spec, masks):
             modules = Modules(self.op, self.resolved, group, masks.mask(window))
             with tape.repeated(copies) as finish:

@@ -12,10 +12,13 @@ from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.memory.quantization import quantized_bytes
 from lorabench.estimator.methods.four_bit import FourBit
 from lorabench.estimator.models.spec import Layers
+from lorabench.estimator.optimizers.tensors import one_by_one
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 Event = tuple[int, int]
-"""(block, bytes) allocates; (block, 0) frees."""
+"""(block, bytes) allocates; (block, 0) frees. Blocks count from 1."""
+EMPTY_CACHE: Event = (0, 0)
+"""What the allocator has cached is given back to the device."""
 
 
 def loading(resolved: ResolvedRecipe) -> Iterator[Event]:
@@ -50,10 +53,11 @@ class _Loading:
             for block, elements in self._unquantized:
                 yield self._new(elements * ITEMSIZE[recipe.unquantized_dtype])
                 yield block, 0
+        if recipe.prepared:
+            yield EMPTY_CACHE  # by prepare_model_for_kbit_training too
         if recipe.adapter is not None:
-            for alike in self._resolved.trained_tensors:
-                for _ in range(alike.count):
-                    yield self._new(alike.bytes)
+            for tensor in one_by_one(self._resolved.trained_tensors):
+                yield self._new(tensor.bytes)
 
     def _new(self, size: int) -> Event:
         self._blocks += 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from math import prod
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lorabench.estimator.dtypes import ITEMSIZE, Dtype
 
@@ -26,3 +29,11 @@ class TrainedTensors(Struct, frozen=True):
     def bytes(self) -> int:
         """Bytes of one of them."""
         return self.elements * ITEMSIZE[self.dtype]
+
+
+def one_by_one(tensors: Iterable[TrainedTensors]) -> Iterator[TrainedTensors]:
+    """Yield each tensor alone, in the order of the model: of repeated ones, one layer's after the other's."""
+    for count, alike in groupby(tensors, lambda each: each.count):
+        of_layer = [replace(each, count=1) for each in alike]
+        for _ in range(count):
+            yield from of_layer

@@ -13,13 +13,17 @@ from lorabench.estimator.closed_form.modules import Modules, Rotary
 class Decoder:
     """Llama, Mistral, Qwen2, Qwen3: RMS norms, rotary attention with grouped heads, a gated feed-forward."""
 
-    def inputs(self, m: Modules) -> tuple[Tensor, Rotary | None, tuple[Tensor, ...]]:
-        """Return the first layer's input, (B·S, h); the rotary tables; and the tensors that live until forward ends.
+    def inputs(self, m: Modules) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the first layer's input, (B·S, h), and the other tensors that live until forward ends.
 
         ``m``: the modules outside the layers.
         """
         embedded = self.embed(m)
-        return embedded, m.rotary_tables(embedded.dtype), (embedded,)
+        return embedded, (embedded,)
+
+    def rotary(self, m: Modules, hidden: Tensor) -> Rotary | None:
+        """Return the tables of rotary positions for the first layer's input, which are made after the masks."""
+        return m.rotary_tables(hidden.dtype)
 
     def embed(self, m: Modules) -> Tensor:
         """Return the tokens' embeddings, (B·S, h)."""
@@ -52,10 +56,10 @@ class Decoder:
         """
         assert rotary is not None
         heads, kv_heads = m.spec.num_attention_heads, m.spec.num_key_value_heads
-        q = m.by_heads(m.linear("self_attn.q_proj", hidden), heads)
+        q = m.by_heads(m.linear("self_attn.q_proj", hidden), heads, rotated=True)
         if "self_attn.q_norm.weight" in m.weights:
             q = m.rms_norm("self_attn.q_norm", q, heads)
-        k = m.by_heads(m.linear("self_attn.k_proj", hidden), kv_heads, repeated=True)
+        k = m.by_heads(m.linear("self_attn.k_proj", hidden), kv_heads, rotated=True)
         if "self_attn.k_norm.weight" in m.weights:
             k = m.rms_norm("self_attn.k_norm", k, kv_heads)
         v = m.by_heads(m.linear("self_attn.v_proj", hidden), kv_heads, repeated=True)

@@ -12,7 +12,7 @@ from lorabench.estimator.closed_form.sizes import POSITION_INDICES, POSITION_PAR
 class Gpt2(Decoder):
     """transformers' GPT2Model."""
 
-    def inputs(self, m: Modules) -> tuple[Tensor, Rotary | None, tuple[Tensor, ...]]:
+    def inputs(self, m: Modules) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the first layer's input: embeddings plus learned positions, with dropout on the sum."""
         spec, op = m.spec, m.op
         embedded = m.embedding()
@@ -23,7 +23,11 @@ class Gpt2(Decoder):
             positions = op.embedding(table, spec.hidden_size, tokens, (POSITION_INDICES, POSITION_PARTS))
             hidden = op.add(embedded, positions)
             hidden = op.dropout(hidden, spec.config["embd_pdrop"])
-        return hidden, None, (embedded, positions)
+        return hidden, (embedded, positions)
+
+    def rotary(self, m: Modules, hidden: Tensor) -> Rotary | None:
+        """Return None: positions are learned."""
+        return None
 
     def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
         """Return torch's layer norm."""

@@ -37,7 +37,7 @@ class GptNeoX(Decoder):
         """
         assert rotary is not None
         width = m.spec.hidden_size
-        qkv = m.by_heads(m.linear("attention.query_key_value", hidden), m.spec.num_attention_heads, joined=True)
+        qkv = m.by_heads(m.linear("attention.query_key_value", hidden), m.spec.num_attention_heads, rotated=True)
         with m.op.tape.scope("attention"):
             q, k, v = m.op.split(qkv, width, width, width)
         (q, q_others), (k, k_others) = m.rotary_parts(q), m.rotary_parts(k)

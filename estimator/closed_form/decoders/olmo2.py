@@ -10,10 +10,9 @@ from lorabench.estimator.closed_form.modules import Modules, Rotary
 class Olmo2(Decoder):
     """transformers' Olmo2Model."""
 
-    def inputs(self, m: Modules) -> tuple[Tensor, Rotary | None, tuple[Tensor, ...]]:
-        """Return the embeddings, (B·S, h), and the rotary tables, which stay in float32."""
-        embedded = self.embed(m)
-        return embedded, m.rotary_tables("float32"), (embedded,)
+    def rotary(self, m: Modules, hidden: Tensor) -> Rotary | None:
+        """Return rotary tables that stay in float32."""
+        return m.rotary_tables("float32")
 
     def layer(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
         """Return the output of one layer."""
@@ -39,10 +38,11 @@ class Olmo2(Decoder):
         """Return the attention module's output. Queries and keys are normed before they are split into heads."""
         assert rotary is not None
         heads, kv_heads = m.spec.num_attention_heads, m.spec.num_key_value_heads
-        q = m.by_heads(self.norm(m, "self_attn.q_norm", m.linear("self_attn.q_proj", hidden)), heads)
+        q = self.norm(m, "self_attn.q_norm", m.linear("self_attn.q_proj", hidden))
         k = self.norm(m, "self_attn.k_norm", m.linear("self_attn.k_proj", hidden))
-        k = m.by_heads(k, kv_heads, repeated=True)
-        v = m.by_heads(m.linear("self_attn.v_proj", hidden), kv_heads, repeated=True)
+        v = m.linear("self_attn.v_proj", hidden)
+        q, k = m.by_heads(q, heads, rotated=True), m.by_heads(k, kv_heads, rotated=True)
+        v = m.by_heads(v, kv_heads, repeated=True)
         # The float32 tables promote queries and keys to float32; both are cast back once both are rotated.
         rotated_q, rotated_k = m.rotate(q, rotary), m.rotate(k, rotary)
         q, k = m.op.cast(rotated_q, q.dtype), m.op.cast(rotated_k, k.dtype)

@@ -30,7 +30,7 @@ class Phi3(Decoder):
         with m.op.tape.scope("attention"):
             q, k, v = m.op.part(qkv, q_width), m.op.part(qkv, kv_width), m.op.part(qkv, kv_width)
         heads, kv_heads = m.spec.num_attention_heads, m.spec.num_key_value_heads
-        q, k = m.by_heads(q, heads, joined=True), m.by_heads(k, kv_heads, joined=True)
+        q, k = m.by_heads(q, heads, rotated=True), m.by_heads(k, kv_heads, rotated=True)
         v = m.by_heads(v, kv_heads, repeated=True)
         (q, q_others), (k, k_others) = m.rotary_parts(q), m.rotary_parts(k)
         q, k = m.join(m.rotate(q, rotary), q_others), m.join(m.rotate(k, rotary), k_others)

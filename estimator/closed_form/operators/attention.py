@@ -36,11 +36,13 @@ class Attention(Elementwise):
         head_dim = q_features // heads
         cuda = self.kernels == "cuda"
         work = AttentionWork(heads, kv_heads, head_dim, dtype, kernel, backward=False)
-        lse = tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP)
+        log_sum_exp: list[Tensor] = []
 
         def forward() -> Tensor:
             with tape.working(work):
-                return tape.new(TOKENS, q_features, dtype)
+                output = tape.new(TOKENS, q_features, dtype)
+            log_sum_exp.append(tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP))
+            return output
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             # _scaled_dot_product_flash_attention: query, key, value:
@@ -58,7 +60,10 @@ class Attention(Elementwise):
             del scratch
             return to_q, to_k, to_v
 
-        return tape.record("flash_attention", (q, k, v), backward, (q, k, v, lse), forward, saved_output=True)
+        saved = (q, k, v)
+        return tape.record(
+            "flash_attention", saved, backward, saved, forward, saved_after=log_sum_exp, saved_output=True
+        )
 
     def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
         """Return memory-efficient attention of q, k and v, all (B·S, H·d), in their shape.
@@ -72,12 +77,14 @@ class Attention(Elementwise):
         width = 64 if head_dim <= 64 or head_dim > 128 else 128
         padded = -(-head_dim // width) * width
         work = AttentionWork(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
-        lse = tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP)
+        log_sum_exp: list[Tensor] = []
         added = () if mask is None else (tape.new(PAIRS, 1, dtype, name="mask to add"),)
 
         def forward() -> Tensor:
             with tape.working(work):
-                return tape.new(TOKENS, features, dtype)
+                output = tape.new(TOKENS, features, dtype)
+            log_sum_exp.append(tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP))
+            return output
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             # _scaled_dot_product_efficient_attention: query, key, value, attn_bias:
@@ -88,8 +95,10 @@ class Attention(Elementwise):
             del scratch
             return to_q, to_k, to_v
 
-        saved = (q, k, v, lse, *added)
-        return tape.record("efficient_attention", (q, k, v), backward, saved, forward, saved_output=True)
+        saved = (q, k, v, *added)
+        return tape.record(
+            "efficient_attention", (q, k, v), backward, saved, forward, saved_after=log_sum_exp, saved_output=True
+        )
 
     def cudnn_attention(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, mask: Tensor | None
@@ -104,12 +113,14 @@ class Attention(Elementwise):
         kv_features = k.features
         kernel: AttentionKernel = "sdpa" if mask is None else "masked"
         work = AttentionWork(heads, kv_heads, features // heads, dtype, kernel, backward=False)
-        lse = tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP)
+        log_sum_exp: list[Tensor] = []
         added = () if mask is None else (tape.new(PAIRS, 1, dtype, name="mask to add"),)
 
         def forward() -> Tensor:
             with tape.working(work):
-                return tape.new(TOKENS, features, dtype)
+                output = tape.new(TOKENS, features, dtype)
+            log_sum_exp.append(tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP))
+            return output
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             # _scaled_dot_product_cudnn_attention_backward(grad, query, key, value, output, logsumexp, …)
@@ -119,5 +130,7 @@ class Attention(Elementwise):
             del workspace
             return to_q, to_k, to_v
 
-        saved = (q, k, v, lse, *added)
-        return tape.record("cudnn_attention", (q, k, v), backward, saved, forward, saved_output=True)
+        saved = (q, k, v, *added)
+        return tape.record(
+            "cudnn_attention", (q, k, v), backward, saved, forward, saved_after=log_sum_exp, saved_output=True
+        )

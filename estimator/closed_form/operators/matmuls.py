@@ -121,11 +121,9 @@ class Matmuls(Indexing):
         """
         second = self.to_autocast(b)  # autocast casts the last argument first
         first = self.to_autocast(a)
-        if copied[0]:
-            first = self.copy(first)
-        if copied[1]:
-            second = self.copy(second)
-        return self.batched_matmul(first, second, tokens, features)
+        # What is cast for the call lives as long as it.
+        by_head = self.copy(first) if copied[0] else first, self.copy(second) if copied[1] else second
+        return self.batched_matmul(*by_head, tokens, features)
 
     def batched_matmul(self, a: Tensor, b: Tensor, tokens: Monomial, features: int) -> Tensor:
         """Return one matmul for each sequence and head. It saves each operand for the other's gradient.

@@ -6,6 +6,8 @@ from lorabench.estimator.closed_form.autograd import Gradients, Tensor
 from lorabench.estimator.closed_form.operators.elementwise import Elementwise
 from lorabench.estimator.closed_form.sizes import ONE
 
+STATISTICS = "mean of each token", "deviation of each token"
+
 
 class Norms(Elementwise):
     """Operators that read all features of a token for each element that they write."""
@@ -33,7 +35,12 @@ class Norms(Elementwise):
         tape, features, weight_dtype = self.tape, weight.features, weight.dtype
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
         statistics_dtype = "float32" if self.kernels == "cuda" else x.dtype
-        statistics = tape.new(x.tokens, 2, statistics_dtype, name="mean and deviation of each token")
+        statistics: list[Tensor] = []
+
+        def forward() -> Tensor:
+            output = tape.like(x)
+            statistics.extend(tape.new(x.tokens, 1, statistics_dtype, name=name) for name in STATISTICS)
+            return output
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             # native_layer_norm: native_layer_norm_backward(grad, input, shape, mean, rstd, weight, bias, mask)
@@ -42,7 +49,7 @@ class Norms(Elementwise):
                 return to_x, None, None
             return to_x, tape.new(ONE, features, weight_dtype), tape.new(ONE, features, weight_dtype)
 
-        return tape.record("layer_norm", (x, weight, bias), backward, (x, weight, statistics), lambda: tape.like(x))
+        return tape.record("layer_norm", (x, weight, bias), backward, (x, weight), forward, saved_after=statistics)
 
     def softmax(self, x: Tensor, dtype: str) -> Tensor:
         """Return softmax of x in ``dtype``, in its shape; it saves its result.
