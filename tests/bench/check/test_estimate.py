@@ -68,11 +68,9 @@ def test_reserved_is_held_to_the_replay_and_what_the_driver_counts_to_the_contex
     metric: str, counted: str
 ) -> None:
     one = record(model_config=LLAMA, device_kind="cuda")
-    assert one.device.catalogued is not None
     estimated = replayed_memory(
         ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe),
         compute_capability=one.device.compute_capability,
-        multiprocessors=one.device.catalogued.multiprocessors,
     )
     assert estimated.peak_reserved_bytes is not None
     assert estimated.device_total_range_bytes is not None
