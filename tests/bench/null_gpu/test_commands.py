@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,7 +92,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 def test_an_interrupted_run_ends_all_its_processes_and_says_how_to_go_on(ran: Ran) -> None:
     assert ran.interrupted_code == 130, ran.interrupted_err
     assert 1 <= len(ran.interrupted) < 3
-    assert f"interrupted after {len(ran.interrupted)} of 3 recipes; continue with: lorabench run" in ran.interrupted_err
+    said = re.search(r"interrupted after (\d) of 3 recipes; continue with: lorabench run", ran.interrupted_err)
+    assert said is not None, ran.interrupted_err
+    assert len(ran.interrupted) - int(said[1]) in (0, 1)  # the signal may come between a record and its count
     assert all(gone(process) for process in ran.processes)
 
 

@@ -45,7 +45,7 @@ def is_alive(pid: int) -> bool:
 def test_nothing_is_left_of_a_program_that_takes_too_long_or_leaves_a_child_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, timeout_seconds: float, exit_code: int | None
 ) -> None:
-    monkeypatch.setattr("lorabench.bench.rehearsing.processes.SIGNALS", ((2, 2.0), (15, 0.5), (9, 5.0)))
+    monkeypatch.setattr("lorabench.bench.rehearsing.processes.SIGNALS", ((2, 8.0), (15, 0.5), (9, 5.0)))
     began = time.monotonic()
     assert run(tmp_path, seconds, timeout_seconds=timeout_seconds) == exit_code
     assert time.monotonic() - began < 60

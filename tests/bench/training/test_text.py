@@ -52,7 +52,8 @@ def test_shipped_code_follows_the_prose() -> None:
     from pydoc_data.topics import topics
 
     code = list(islice(shipped_documents(), len(topics), len(topics) + 40))
-    assert all(ast.parse(document).body for document in code if document.strip())
+    modules = [ast.parse(document) for document in code]
+    assert any(module.body for module in modules)  # some are comments alone
 
 
 def test_a_short_dataset_starts_over(tmp_path: Path) -> None:
