@@ -87,7 +87,10 @@ def flash_attention(
     module: Any, query: Any, key: Any, value: Any, mask: Any, dropout: float = 0.0, scaling: Any = None, **unused: Any
 ) -> tuple[Any, None]:
     """Attend as transformers has flash-attn do it, from (batch, heads, tokens, size)."""
-    turned = (each.transpose(1, 2) for each in (query, key, value))
+    turned = [each.transpose(1, 2) for each in (query, key, value)]
+    if query.dtype == torch.float32:  # behind norms that were cast to float32 (`fa_peft_integration_check`)
+        turned = [each.to(torch.get_autocast_gpu_dtype()) for each in turned]
+    del query, key, value
     attend: Any = FlashAttention.apply
     return attend(*turned, dropout, scaling), None
 
