@@ -154,7 +154,7 @@ def test_what_was_chosen_instead_of_a_default_is_said(page: Browser) -> None:
     choose(page, "what_if", model=MODELS["eager only"].name)
     assert text(page, "#what_if .assumptions") == (
         "Assumed: attn_implementation eager instead of sdpa: google/gemma-2-2b caps its attention scores, which sdpa "
-        "cannot."
+        "does not support."
     )
 
 
