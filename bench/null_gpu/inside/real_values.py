@@ -268,15 +268,16 @@ def on_host(value: Any) -> Any:
 
 
 OWNERS_OF_A_SUM = 4
-"""What counts as an owner of a gradient that autograd alone holds, while this mode sees it added to: autograd, the
-operation's stack, its Python object, and the call that asks."""
+"""Owners of a gradient that only autograd holds, while this mode sees an addition to it: autograd, the operation's
+stack, its Python object, and the call that asks."""
 
 
 def _adds_up_alone(first: Any) -> bool:
-    """Return whether autograd adds to ``first``, a gradient that nothing else holds, out of place for our sake.
+    """Return whether autograd would add to ``first`` in place without this mode.
 
-    It adds in place unless a gradient has another owner (`can_accumulate_inplace` of torch's input_buffer.cpp). A
-    tensor that was an argument before this mode has one for good: its Python object.
+    It adds in place if it is the only owner of the gradient and of its storage (`can_accumulate_inplace` of torch's
+    input_buffer.cpp). If this mode has seen the gradient, its Python object is another owner, so autograd adds out of
+    place. A view, such as the weight gradient of a linear layer, shares its storage with its base.
     """
     by_autograd = sys._getframe(1).f_back is None and not torch.is_grad_enabled()
-    return by_autograd and first._use_count() == OWNERS_OF_A_SUM
+    return by_autograd and not first._is_view() and first._use_count() == OWNERS_OF_A_SUM

@@ -98,6 +98,25 @@ def test_a_third_gradient_is_added_in_place_too(run_on: Run) -> None:
     assert told.values["tensors"] == pytest.approx(2, abs=0.1)
 
 
+def test_gradients_of_tied_weights_are_added_up_out_of_place(run_on: Run) -> None:
+    # The gradient of a linear layer's weight is a view, t() of its base, which owns the storage too.
+    told = run_on(
+        "a100-sxm-80gb",
+        """
+        from torch.nn.functional import embedding, linear
+
+        weight = torch.empty(32768, 1024, device="cuda", requires_grad=True)
+        tokens = torch.zeros(1, 8, dtype=torch.int64, device="cuda")
+        loss = linear(embedding(tokens, weight) * 2, weight).sum()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss.backward()
+        tell(tensors=(torch.cuda.max_memory_allocated() - before) / weight.nbytes)
+        """,
+    )
+    assert told.values["tensors"] == pytest.approx(3, abs=0.2)
+
+
 def test_what_is_beyond_the_cards_memory_is_out_of_memory(run_on: Run) -> None:
     told = run_on(
         "rtx-4090",
