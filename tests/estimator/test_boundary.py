@@ -39,6 +39,6 @@ def test_recipes_on_both_sides_of_the_boundary_are_there() -> None:
 
 
 def test_verdicts_are_right() -> None:
-    """Four are wrong, for the reasons in docs/accuracy.md; three of these are said to fit."""
-    assert sum(fits != ran for fits, ran in verdicts().values()) <= 4, verdicts()
-    assert sum(fits and not ran for fits, ran in verdicts().values()) <= 3, verdicts()
+    """Three are wrong (docs/accuracy.md); one of these is said to fit."""
+    assert sum(fits != ran for fits, ran in verdicts().values()) <= 3, verdicts()
+    assert sum(fits and not ran for fits, ran in verdicts().values()) <= 1, verdicts()
