@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lorabench.estimator.closed_form.autograd import Gradients, Tensor
 from lorabench.estimator.closed_form.operators.elementwise import Elementwise
 from lorabench.estimator.closed_form.sizes import PADDED_TOKENS, PAIRS, TOKENS
@@ -36,13 +38,6 @@ class Attention(Elementwise):
         head_dim = q_features // heads
         cuda = self.kernels == "cuda"
         work = AttentionWork(heads, kv_heads, head_dim, dtype, kernel, backward=False)
-        log_sum_exp: list[Tensor] = []
-
-        def forward() -> Tensor:
-            with tape.working(work):
-                output = tape.new(TOKENS, q_features, dtype)
-            log_sum_exp.append(tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP))
-            return output
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             # _scaled_dot_product_flash_attention: query, key, value:
@@ -60,10 +55,7 @@ class Attention(Elementwise):
             del scratch
             return to_q, to_k, to_v
 
-        saved = (q, k, v)
-        return tape.record(
-            "flash_attention", saved, backward, saved, forward, saved_after=log_sum_exp, saved_output=True
-        )
+        return self._kernel("flash_attention", (q, k, v), work, backward)
 
     def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
         """Return memory-efficient attention of q, k and v, all (B·S, H·d), in their shape.
@@ -77,14 +69,7 @@ class Attention(Elementwise):
         width = 64 if head_dim <= 64 or head_dim > 128 else 128
         padded = -(-head_dim // width) * width
         work = AttentionWork(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
-        log_sum_exp: list[Tensor] = []
-        added = () if mask is None else (tape.new(PAIRS, 1, dtype, name="mask to add"),)
-
-        def forward() -> Tensor:
-            with tape.working(work):
-                output = tape.new(TOKENS, features, dtype)
-            log_sum_exp.append(tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP))
-            return output
+        added = self._mask_to_add(mask, dtype)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             # _scaled_dot_product_efficient_attention: query, key, value, attn_bias:
@@ -95,10 +80,7 @@ class Attention(Elementwise):
             del scratch
             return to_q, to_k, to_v
 
-        saved = (q, k, v, *added)
-        return tape.record(
-            "efficient_attention", (q, k, v), backward, saved, forward, saved_after=log_sum_exp, saved_output=True
-        )
+        return self._kernel("efficient_attention", (q, k, v), work, backward, added)
 
     def cudnn_attention(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, mask: Tensor | None
@@ -113,14 +95,7 @@ class Attention(Elementwise):
         kv_features = k.features
         kernel: AttentionKernel = "sdpa" if mask is None else "masked"
         work = AttentionWork(heads, kv_heads, features // heads, dtype, kernel, backward=False)
-        log_sum_exp: list[Tensor] = []
-        added = () if mask is None else (tape.new(PAIRS, 1, dtype, name="mask to add"),)
-
-        def forward() -> Tensor:
-            with tape.working(work):
-                output = tape.new(TOKENS, features, dtype)
-            log_sum_exp.append(tape.new(TOKENS, heads, "float32", name=LOG_SUM_EXP))
-            return output
+        added = self._mask_to_add(mask, dtype)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             # _scaled_dot_product_cudnn_attention_backward(grad, query, key, value, output, logsumexp, …)
@@ -130,7 +105,32 @@ class Attention(Elementwise):
             del workspace
             return to_q, to_k, to_v
 
-        saved = (q, k, v, *added)
-        return tape.record(
-            "cudnn_attention", (q, k, v), backward, saved, forward, saved_after=log_sum_exp, saved_output=True
-        )
+        return self._kernel("cudnn_attention", (q, k, v), work, backward, added)
+
+    def _mask_to_add(self, mask: Tensor | None, dtype: str) -> tuple[Tensor, ...]:
+        """Return the additive mask that torch makes of a boolean one, (B·S·S, 1) in ``dtype``; nothing without one."""
+        return () if mask is None else (self.tape.new(PAIRS, 1, dtype, name="mask to add"),)
+
+    def _kernel(
+        self,
+        name: str,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        work: AttentionWork,
+        backward: Callable[[Tensor, list[Tensor]], Gradients],
+        added: tuple[Tensor, ...] = (),
+    ) -> Tensor:
+        """Return the output of a kernel that runs ``work``, in the shape of its queries.
+
+        It saves queries, keys, values and ``added``, its output, and the log-sum-exp, (B·S, H).
+        """
+        tape, features, dtype = self.tape, qkv[0].features, qkv[0].dtype
+        log_sum_exp: list[Tensor] = []
+
+        def forward() -> Tensor:
+            with tape.working(work):
+                output = tape.new(TOKENS, features, dtype)
+            log_sum_exp.append(tape.new(TOKENS, work.heads, "float32", name=LOG_SUM_EXP))
+            return output
+
+        saved = (*qkv, *added)
+        return tape.record(name, qkv, backward, saved, forward, saved_after=log_sum_exp, saved_output=True)
