@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.other_names import value_meant
 from lorabench.estimator.written_numbers import read_count, read_length
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class OneOf(click.Choice[str]):
@@ -76,3 +79,14 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
             return read_count(str(value))
         except UserError as error:
             self.fail(str(error), param, ctx)
+
+
+def timeout_option(what: str) -> Callable[[_Command], _Command]:
+    """Return the option ``--timeout``, which ends ``what`` after some seconds."""
+    return click.option(
+        "--timeout",
+        type=click.IntRange(1, 10**8),
+        default=3600,
+        show_default=True,
+        help=f"End {what} after this many seconds.",
+    )

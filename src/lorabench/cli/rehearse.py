@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.interrupts import terminated_as_interrupted
-from lorabench.cli.parameters import NamedPath, OneOf
+from lorabench.cli.parameters import NamedPath, OneOf, timeout_option
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.estimator.errors import UserError
 
@@ -54,13 +54,7 @@ NOTHING_REHEARSED = 3
 @click.option("--launches", is_flag=True, help="Count the launches of each kernel.")
 @click.option("--snapshot", is_flag=True, help="Write the allocator's snapshot to the output folder.")
 @click.option("--random-weights", is_flag=True, help="Let the command load models from their config alone.")
-@click.option(
-    "--timeout",
-    type=click.IntRange(1, 10**8),
-    default=3600,
-    show_default=True,
-    help="End the command, or a recipe, after this many seconds.",
-)
+@timeout_option("the command, or a recipe,")
 @click.option("--format", "format_", type=OneOf(["table", "json"]), default="table", help="Output format. [table]")
 @click.pass_obj
 def command(

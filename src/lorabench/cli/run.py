@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from lorabench.cli.interrupts import terminated_as_interrupted
 from lorabench.cli.listing import folded
-from lorabench.cli.parameters import NamedPath, OneOf
+from lorabench.cli.parameters import NamedPath, OneOf, timeout_option
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.verbosity import let_libraries_speak
 from lorabench.estimator.errors import UserError, did_you_mean
@@ -57,13 +57,7 @@ NOTHING_MEASURED = 3
 @click.option("--gpu", help="With --dry-run: GPU to estimate for, by name or memory size. [this machine]")
 @click.option("--skip-unfit", is_flag=True, help="Skip recipes that are predicted not to fit.")
 @click.option("--require-all", is_flag=True, help="Exit with code 1 unless every recipe is measured.")
-@click.option(
-    "--timeout",
-    type=click.IntRange(1, 10**8),
-    default=3600,
-    show_default=True,
-    help="End a recipe after this many seconds.",
-)
+@timeout_option("a recipe")
 @click.option("--time-limit", type=float, help="Stop after this many minutes; --resume continues.")
 @click.option("--repeats", type=int, help="Runs per recipe, each with another seed. [1]")
 @click.option("--steps", type=int, help="Minimum number of timed steps. [the suite's, or 20]")
