@@ -57,7 +57,7 @@ def _trace(record: RunRecord) -> Trace | str:
             ResolvedRecipe(spec, record.recipe),
             kernels=device.kind,
             compute_capability=device.compute_capability,
-            multiprocessors=None if device.catalogued is None else device.catalogued.multiprocessors,
+            multiprocessors=device.multiprocessors,
             expandable_segments=device.kind == "cuda" and record.environment.expandable_segments,
         )
     except UserError as error:

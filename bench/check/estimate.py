@@ -71,16 +71,11 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     resolved = ResolvedRecipe(spec, recipe)
     refuse_impossible(resolved)
     expandable = all(record.environment.expandable_segments for record in runs.records)
-    multiprocessors = None if device.catalogued is None else device.catalogued.multiprocessors
+    gpu = device.compute_capability, device.multiprocessors
     if not has_closed_form(spec):
-        traced = trace_for_estimate(
-            resolved, device.compute_capability, multiprocessors, kernels=device.kind, expandable_segments=expandable
-        )
+        traced = trace_for_estimate(resolved, *gpu, kernels=device.kind, expandable_segments=expandable)
         return traced.parameters, traced.memory
-    multiprocessors = None if device.catalogued is None else device.catalogued.multiprocessors
-    memory = replayed_memory(
-        resolved, device.kind, device.compute_capability, multiprocessors, expandable_segments=expandable
-    )
+    memory = replayed_memory(resolved, device.kind, *gpu, expandable_segments=expandable)
     return resolved.parameters, memory
 
 

@@ -54,6 +54,11 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
         """The GPU in the catalogue; None for a CPU, or a GPU that is not in the catalogue."""
         return None if self.kind == "cpu" else known_device(self.name)
 
+    @property
+    def multiprocessors(self) -> int | None:
+        """The GPU's number of multiprocessors; None if the catalogue does not know it."""
+        return None if self.catalogued is None else self.catalogued.multiprocessors
+
     compute_capability: str | None = None
     """As torch reports it, such as ``9.0``; in older records from the catalogue, and None if that lacks the GPU."""
 

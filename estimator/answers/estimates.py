@@ -101,10 +101,9 @@ def estimate_recipe(
         assumptions = (*assumptions, *device.assumptions)
     if not has_closed_form(spec):
         return replace(_estimate_by_trace(resolved, device, on_progress), assumptions=assumptions)
-    if replay:
-        on_progress("replaying the allocator")
     capability = None if device is None else device.compute_capability
     if replay:
+        on_progress("replaying the allocator")
         multiprocessors = None if device is None else device.multiprocessors
         memory = replayed_memory(resolved, compute_capability=capability, multiprocessors=multiprocessors)
     else:

@@ -14,11 +14,10 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, walk
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.devices.multiprocessor import MULTIPROCESSORS
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.loading import EMPTY_CACHE, loading
-from lorabench.estimator.memory.reductions import Multiprocessors
+from lorabench.estimator.memory.reductions import Multiprocessors, multiprocessors_of
 from lorabench.estimator.memory.replayed import OutOfMemory, Replayed, with_blocks
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.optimizers.states import shared_blocks
@@ -80,12 +79,6 @@ class Training:
     def replay(self, *, capacity: int | None = None, expandable_segments: bool = False) -> Replayed:
         """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number."""
         return _Replay(self, CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)).run()
-
-
-def multiprocessors_of(compute_capability: str | None, count: int | None) -> Multiprocessors | None:
-    """Return what decides how a GPU divides sums; None if that is not known of it."""
-    limits = MULTIPROCESSORS.get(compute_capability or "")
-    return None if limits is None or count is None else Multiprocessors(count, limits.threads)
 
 
 class _MicroBatch:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lorabench.estimator.devices.multiprocessor import MULTIPROCESSORS
+
 WARP = 32
 MOST_THREADS = 512
 """Threads of a block (`MAX_NUM_THREADS`)."""
@@ -29,6 +31,12 @@ class Multiprocessors(NamedTuple):
     """Of the whole GPU."""
     threads: int
     """Most that one of them runs at a time."""
+
+
+def multiprocessors_of(compute_capability: str | None, number: int | None) -> Multiprocessors | None:
+    """Return the multiprocessors of a GPU (of `Device`); None if its ``compute_capability`` or number is not known."""
+    limits = MULTIPROCESSORS.get(compute_capability or "")
+    return None if limits is None or number is None else Multiprocessors(number, limits.threads)
 
 
 def reduction_buffer(rows: int, outputs: int, itemsize: int, gpu: Multiprocessors) -> int:

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.devices.multiprocessor import MULTIPROCESSORS
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.reductions import Multiprocessors
+from lorabench.estimator.memory.reductions import multiprocessors_of
 from lorabench.estimator.memory.replayed import with_blocks
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.optimizers.table import OPTIMIZERS
@@ -227,8 +226,7 @@ def run_on_meta(
     devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
     origins = Origins()
     results = MetaResults(kernels)
-    limits = MULTIPROCESSORS.get(compute_capability or "")
-    gpu = None if limits is None or multiprocessors is None else Multiprocessors(multiprocessors, limits.threads)
+    gpu = multiprocessors_of(compute_capability, multiprocessors)
     scratch = cuda_scratch(gpu) if kernels == "cuda" else cpu_scratch()
     ledger = StorageLedger(*devices, scratch=scratch, execute=results, on_birth=origins.note)
 
