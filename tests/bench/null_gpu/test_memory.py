@@ -81,39 +81,35 @@ def test_gradients_are_added_up_in_place_unless_the_program_watches_operations(
     assert told.values["tensors"] == pytest.approx(tensors, abs=0.1)
 
 
+BACKWARD = """
+torch.cuda.reset_peak_memory_stats()
+before = torch.cuda.memory_allocated()
+loss.backward()
+tell(tensors=(torch.cuda.max_memory_allocated() - before) / weight.nbytes)
+"""
+
+
 def test_a_third_gradient_is_added_in_place_too(run_on: Run) -> None:
     # The sum of the first two was an argument of an operation that the null GPU's own mode saw.
-    told = run_on(
-        "a100-sxm-80gb",
-        """
-        weight = torch.empty(4096, 4096, device="cuda", requires_grad=True)
-        hidden = weight * 2
-        loss = (hidden * 3).sum() + (hidden * 5).sum() + (hidden * 7).sum()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        loss.backward()
-        tell(tensors=(torch.cuda.max_memory_allocated() - before) / weight.nbytes)
-        """,
-    )
+    forward = """
+weight = torch.empty(4096, 4096, device="cuda", requires_grad=True)
+hidden = weight * 2
+loss = (hidden * 3).sum() + (hidden * 5).sum() + (hidden * 7).sum()
+"""
+    told = run_on("a100-sxm-80gb", forward + BACKWARD)
     assert told.values["tensors"] == pytest.approx(2, abs=0.1)
 
 
 def test_gradients_of_tied_weights_are_added_up_out_of_place(run_on: Run) -> None:
     # The gradient of a linear layer's weight is a view, t() of its base, which owns the storage too.
-    told = run_on(
-        "a100-sxm-80gb",
-        """
-        from torch.nn.functional import embedding, linear
+    forward = """
+from torch.nn.functional import embedding, linear
 
-        weight = torch.empty(32768, 1024, device="cuda", requires_grad=True)
-        tokens = torch.zeros(1, 8, dtype=torch.int64, device="cuda")
-        loss = linear(embedding(tokens, weight) * 2, weight).sum()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        loss.backward()
-        tell(tensors=(torch.cuda.max_memory_allocated() - before) / weight.nbytes)
-        """,
-    )
+weight = torch.empty(32768, 1024, device="cuda", requires_grad=True)
+tokens = torch.zeros(1, 8, dtype=torch.int64, device="cuda")
+loss = linear(embedding(tokens, weight) * 2, weight).sum()
+"""
+    told = run_on("a100-sxm-80gb", forward + BACKWARD)
     assert told.values["tensors"] == pytest.approx(3, abs=0.2)
 
 
