@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WAIT_SECONDS = 0.2
@@ -37,7 +37,9 @@ def run_program(
     """
     until = time.monotonic() + timeout_seconds
     try:
-        with subprocess.Popen(command, env=environment, stdout=sys.stderr.fileno()) as program:
+        with _interrupts_allowed():
+            started = subprocess.Popen(command, env=environment, stdout=sys.stderr.fileno())
+        with started as program:
             try:
                 while time.monotonic() < until:
                     with suppress(subprocess.TimeoutExpired):
@@ -49,6 +51,22 @@ def run_program(
                     _end(folder, program)
     finally:
         _end(folder)
+
+
+@contextmanager
+def _interrupts_allowed() -> Iterator[None]:
+    """Let programs that start in this context get interrupts, even if this process ignores them.
+
+    Background jobs of a shell script, and what they start, ignore interrupts. `_end` begins with one.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _end(folder: Path, program: subprocess.Popen[bytes] | None = None) -> None:

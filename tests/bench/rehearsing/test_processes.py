@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,15 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.fixture(params=[False, True], ids=["in the foreground", "in the background"])
+def background(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A job that a shell script starts in the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if request.param else signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("background")
 @pytest.mark.parametrize(("seconds", "timeout_seconds", "exit_code"), [(600, 4, None), (0, 60, 0)])
 def test_nothing_is_left_of_a_program_that_takes_too_long_or_leaves_a_child_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, timeout_seconds: float, exit_code: int | None
