@@ -13,6 +13,8 @@ from pathlib import Path
 
 WAIT_SECONDS = 0.2
 """Time between two calls of ``waiting``."""
+EXECUTION_SECONDS = 0.1
+"""Time in which the kernel replaces a process's program, at the most."""
 SIGNALS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
 """Signals that end processes, and seconds to wait after each. The first is an interrupt, so programs can clean up."""
 
@@ -76,12 +78,23 @@ def _end(folder: Path, program: subprocess.Popen[bytes] | None = None) -> None:
         for process in _processes_of(folder):
             with suppress(ProcessLookupError):
                 os.kill(process, number)
-        while (program is not None and program.poll() is None) or any(_processes_of(folder)):
+        while (program is not None and program.poll() is None) or _are_left(folder):
             if time.monotonic() >= until:
                 break
             time.sleep(0.05)
         else:
             return
+
+
+def _are_left(folder: Path) -> bool:
+    """Return whether processes of the rehearsal in ``folder`` are alive.
+
+    It looks twice, since a process has no environment for a moment while it executes a new program.
+    """
+    if any(_processes_of(folder)):
+        return True
+    time.sleep(EXECUTION_SECONDS)
+    return any(_processes_of(folder))
 
 
 def _processes_of(folder: Path) -> Iterator[int]:
