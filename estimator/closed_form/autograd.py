@@ -3,7 +3,8 @@
 As in torch 2.13:
 
 - A node keeps its saved tensors until its backward has run.
-- If a tensor gets two gradients, the second is added to the first in place, unless something else refers to the first.
+- If a tensor gets two gradients, the second is added to the first in place, unless something else refers to the first
+  or the first is a view.
 - A gradient is cast to the dtype of its tensor.
 - The first gradient of a leaf is kept as it is, and later ones are added to it.
 - Checkpointing is non-reentrant: forward drops saved tensors. Backward recomputes them when it needs the first one, and
@@ -103,7 +104,8 @@ class Tensor:
         self.times = times
         self.leaf = leaf
         self.is_view = False
-        """True for a view of another tensor of the same size: autograd accumulates into it out of place."""
+        """Whether it is a view of another tensor, which lives as long as it. Autograd adds to a gradient that is a view
+        out of place."""
 
     @property
     def requires_grad(self) -> bool:
@@ -111,9 +113,17 @@ class Tensor:
         return self.node is not None or self.leaf is not None
 
     def view(self, features: int | None = None, node: Node | None = None) -> Tensor:
-        """Return a tensor on the same block."""
+        """Return a view on the same block."""
         features = self.features if features is None else features
-        return Tensor(self.block, self.tokens, features, self.dtype, node, times=self.times)
+        view = Tensor(self.block, self.tokens, features, self.dtype, node, times=self.times)
+        view.is_view = True
+        return view
+
+    def passed_on(self) -> Tensor:
+        """Return the same tensor for another owner: a gradient that an operation passes on as it is."""
+        same = self.without_history()
+        same.is_view = self.is_view
+        return same
 
     def without_history(self) -> Tensor:
         """Return a tensor of the same shape on the same block, without a node: nodes save these."""
@@ -453,8 +463,8 @@ class Tape:
             del gradient
 
     def sum(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the sum of two gradients: the first tensor itself, unless something else refers to it."""
-        return first if _sole_owner(first) else self.like(second)
+        """Return the sum of two gradients: the first itself, unless it is a view or something else refers to it."""
+        return first if _sole_owner(first) and not first.is_view else self.like(second)
 
     def _gather(self, leaf: Leaf, gradient: Tensor, repeat: int) -> None:
         leaf.awaited -= 1

@@ -171,7 +171,7 @@ class Modules:
             x32 = op.cast(x, "float32")
             variance = op.mean(op.power(x32), groups)
             x32 = op.multiply(x32, op.tanh(op.shift(variance)))
-            return op.multiply(op.cast(x32, x.dtype), self.weights[f"{name}.weight"])
+            return op.multiply(self.weights[f"{name}.weight"], op.cast(x32, x.dtype))
 
     def layer_norm(self, name: str, x: Tensor) -> Tensor:
         """Return torch's layer norm of x, in its shape."""
@@ -372,7 +372,9 @@ class Modules:
         attention = op.safe_softmax(attention)
         attention = op.dropout(attention, dropout)
         by_head = op.copy(values) if by_token and times == 1 else values
-        output = op.cast(op.batched_matmul(attention, by_head, TOKENS, q.features), q.dtype)
+        output = op.batched_matmul(attention, by_head, TOKENS, q.features)
+        # The gradient of several sequences comes by token.
+        output = op.cast(self._with_copied_gradient(output) if by_token else output, q.dtype)
         probabilities = op.cast(attention, q.dtype)
         del probabilities, mask
         return output

@@ -30,7 +30,7 @@ SMALLEST_OWN_SEGMENT = 10 * MIB
 """From here on an allocation gets a segment of its own size."""
 SEGMENT_ROUNDING = 2 * MIB
 ADDRESSES = 2**50
-"""Bytes of addresses in an expandable segment: more than any device has memory."""
+"""Bytes of addresses in an expandable segment, and of a device: more than any device has memory."""
 
 
 class MemoryBlock:
@@ -68,6 +68,40 @@ class Pool:
         del self.blocks[block.address]
 
 
+class DeviceAddresses:
+    """The device's addresses: a segment gets the lowest ones that are free.
+
+    They matter because the allocator takes the block at the lowest address among equal ones. CUDA does not document how
+    it chooses addresses. It reuses those of freed memory, and the null GPU gives the lowest ones too.
+    """
+
+    def __init__(self) -> None:
+        self._holes: list[tuple[int, int]] = [(0, ADDRESSES)]
+        """Start and bytes of each free range, the lowest first; neighbours are merged."""
+
+    def take(self, size: int) -> int:
+        """Return the lowest address with ``size`` free bytes from it on, which are taken."""
+        for index, (start, room) in enumerate(self._holes):
+            if room > size:
+                self._holes[index] = (start + size, room - size)
+                return start
+            if room == size:
+                del self._holes[index]
+                return start
+        raise AssertionError("there are more addresses than any device has memory")
+
+    def give_back(self, start: int, size: int) -> None:
+        """Free ``size`` bytes from ``start`` on."""
+        index = bisect_left(self._holes, (start, 0))
+        if index < len(self._holes) and self._holes[index][0] == start + size:
+            size += self._holes.pop(index)[1]
+        if index and sum(self._holes[index - 1]) == start:
+            start, before = self._holes.pop(index - 1)
+            size += before
+            index -= 1
+        self._holes.insert(index, (start, size))
+
+
 class CachingAllocator:
     """The allocator's state."""
 
@@ -81,7 +115,7 @@ class CachingAllocator:
         self.free_blocks = {False: Pool(), True: Pool()}
         """Of the small and the large pool."""
         self._unmapped = {False: Pool(), True: Pool()}
-        self._next_address = 0
+        self._addresses = DeviceAddresses()
         if expandable_segments:
             for large in (False, True):
                 self._unmapped[large].add(MemoryBlock(0, ADDRESSES, large=large, mapped=False))
@@ -122,6 +156,7 @@ class CachingAllocator:
                 elif block.preceding is None and block.following is None:
                     pool.remove(block)
                     self.reserved -= block.size
+                    self._addresses.give_back(block.address, block.size)
 
     # Blocks
 
@@ -179,9 +214,7 @@ class CachingAllocator:
             taken = _round_up(size, SEGMENT_ROUNDING)
         if not self._take(taken):
             return None
-        block = MemoryBlock(self._next_address, taken, large=large)
-        self._next_address += taken
-        return block
+        return MemoryBlock(self._addresses.take(taken), taken, large=large)
 
     def _map(self, size: int, *, large: bool) -> MemoryBlock | None:
         """Return a block of at least ``size`` after mapping what it lacks."""

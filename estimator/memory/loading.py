@@ -7,12 +7,16 @@ and adapters of `states`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
+from math import prod
+from operator import itemgetter
 
-from lorabench.estimator.dtypes import ITEMSIZE
+from lorabench.estimator.dtypes import ITEMSIZE, Dtype
 from lorabench.estimator.memory.quantization import quantized_bytes
+from lorabench.estimator.methods.base import Adapter
 from lorabench.estimator.methods.four_bit import FourBit
 from lorabench.estimator.models.spec import Layers
-from lorabench.estimator.optimizers.tensors import one_by_one
+from lorabench.estimator.recipes.layer_tensors import adapter_tensors
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 Event = tuple[int, int]
@@ -56,8 +60,7 @@ class _Loading:
         if recipe.prepared:
             yield EMPTY_CACHE  # by prepare_model_for_kbit_training too
         if recipe.adapter is not None:
-            for tensor in one_by_one(self._resolved.trained_tensors):
-                yield self._new(tensor.bytes)
+            yield from self._adapters(recipe.adapter)
 
     def _new(self, size: int) -> Event:
         self._blocks += 1
@@ -83,6 +86,41 @@ class _Loading:
                     yield self._new(linear.out_features * ITEMSIZE[self._recipe.compute_dtype])
         for weight in group.weights:
             yield self._weight(weight.parameters)
+
+    def _adapters(self, adapter: Adapter) -> Iterator[Event]:
+        """Yield the events of peft's `get_peft_model`.
+
+        peft makes a layer's adapters in float32 and casts them one by one to the dtype of the layer, which is the
+        compute dtype for 4-bit layers (`_move_adapter_to_device_of_base_layer`). Then it copies the modules to save. In
+        the end it casts all adapters to float32 (`cast_adapter_dtype`), or lorabench to the dtype of the recipe.
+        """
+        resolved, recipe = self._resolved, self._recipe
+        base_dtype = recipe.dtype if recipe.quantization is None else recipe.compute_dtype
+        made: list[tuple[int, int]] = []
+        for group in resolved.spec.layers:
+            of_layer = [
+                [tensor.elements for _, tensor in tensors]
+                for _, tensors in groupby(adapter_tensors(group, adapter, resolved.target_modules), itemgetter(0))
+            ]
+            for elements in of_layer * group.count:
+                in_float32 = [(*self._new(ITEMSIZE["float32"] * each), each) for each in elements]
+                yield from ((block, size) for block, size, _ in in_float32)
+                for block, _, each in in_float32:
+                    block, cast = self._cast(block, each, "float32", base_dtype)
+                    yield from cast
+                    made.append((block, each))
+        for module in resolved.modules_to_save:
+            for _, shape in module.tensors:
+                yield self._new(prod(shape) * ITEMSIZE[recipe.unquantized_dtype])
+        for block, elements in made:
+            yield from self._cast(block, elements, base_dtype, adapter.adapter_dtype)[1]
+
+    def _cast(self, block: int, elements: int, was: Dtype, dtype: Dtype) -> tuple[int, tuple[Event, ...]]:
+        """Return the block of a tensor after its cast, and the events of the cast; none if it has the dtype."""
+        if was == dtype:
+            return block, ()
+        new = self._new(elements * ITEMSIZE[dtype])
+        return new[0], (new, (block, 0))
 
     def _quantized(self, elements: int, quantization: FourBit) -> Iterator[Event]:
         """Yield the events of bitsandbytes' `functional.quantize_4bit` on the weight's copy on the GPU."""

@@ -32,7 +32,7 @@ class Olmo2(Decoder):
             x32 = op.cast(hidden, "float32")
             variance = op.mean(op.power(x32))
             x32 = op.multiply(x32, op.tanh(op.shift(variance)))
-            return op.cast(op.multiply(x32, m.weights[f"{name}.weight"]), dtype)
+            return op.cast(op.multiply(m.weights[f"{name}.weight"], x32), dtype)
 
     def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:
         """Return the attention module's output. Queries and keys are normed before they are split into heads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lorabench.estimator.closed_form.autograd import Autocast, Broadcast, Gradients, Tape, Tensor, promote
+from lorabench.estimator.closed_form.sizes import ONE, Monomial
 from lorabench.estimator.devices.backend import Backend
 
 
@@ -42,7 +43,7 @@ class Elementwise:
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             # add: self: grad; other: grad. A broadcast operand sums it to its own shape.
-            return g.view(), tape.new(tokens, features, g.dtype) if broadcast else g.view()
+            return g.passed_on(), tape.new(tokens, features, g.dtype) if broadcast else g.passed_on()
 
         return tape.record("add", (a, b), backward, (), lambda: tape.like(a, dtype))
 
@@ -55,23 +56,30 @@ class Elementwise:
         """Return x plus a number, in its shape."""
         tape = self.tape
         # add: grad
-        return tape.record("shift", (x,), lambda g, _: (g.view(),), (), lambda: tape.like(x))
+        return tape.record("shift", (x,), lambda g, _: (g.passed_on(),), (), lambda: tape.like(x))
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a · b, elementwise. ``b`` has a's shape, or is broadcast to it: one token, or one feature."""
+        """Return a · b, elementwise. Both have the same shape, or one is broadcast: it has one token, or one feature.
+
+        Their order is that of the call in Python, since b's gradient is computed first.
+        """
         tape, dtype = self.tape, promote(a.dtype, b.dtype)
         a_needs, b_needs = a.requires_grad, b.requires_grad
-        broadcast = (b.tokens, b.features) != (a.tokens, a.features)
-        tokens, features = b.tokens, b.features
+        a_shape, b_shape = (a.tokens, a.features), (b.tokens, b.features)
+        whole = b if a_shape[0] is ONE or a_shape[1] < b_shape[1] else a
+        whole_shape = (whole.tokens, whole.features)
+
+        def to_operand(gradient: Tensor, shape: tuple[Monomial, int]) -> Tensor | Broadcast:
+            return gradient if shape == whole_shape else Broadcast(gradient, *shape)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
-            # mul: other: grad * self, which a broadcast operand sums to its own shape, self: grad * other
+            # mul: other: grad * self, self: grad * other. A broadcast operand sums its gradient to its own shape.
             to_b = tape.like(g) if b_needs else None
             to_a = tape.like(g) if a_needs else None
-            return to_a, Broadcast(to_b, tokens, features) if broadcast and to_b is not None else to_b
+            return to_a and to_operand(to_a, a_shape), to_b and to_operand(to_b, b_shape)
 
         saved = (*((b,) if a_needs else ()), *((a,) if b_needs else ()))
-        return tape.record("multiply", (a, b), backward, saved, lambda: tape.like(a, dtype))
+        return tape.record("multiply", (a, b), backward, saved, lambda: tape.like(whole, dtype))
 
     def activation(self, x: Tensor) -> Tensor:
         """Return an elementwise function of x whose backward needs x (silu, gelu)."""

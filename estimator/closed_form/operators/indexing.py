@@ -56,7 +56,7 @@ class Indexing(Elementwise):
         """Return a copy of x, in its shape, as contiguous and clone do."""
         tape = self.tape
         # clone: grad
-        return tape.record("copy", (x,), lambda g, _: (g.view(),), (), lambda: tape.like(x, component=component))
+        return tape.record("copy", (x,), lambda g, _: (g.passed_on(),), (), lambda: tape.like(x, component=component))
 
     def repeat_heads(self, x: Tensor, times: int) -> Tensor:
         """Return keys or values, (B·S, kv), repeated for each query head that shares them, (B·S, ``times`` · kv)."""

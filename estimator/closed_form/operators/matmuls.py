@@ -53,6 +53,8 @@ class Matmuls(Indexing):
                 if operand == "x" and x_needs:
                     with tape.working(Matmul(group, m, k, n, dtype)):
                         gradients["x"] = tape.new(tokens, *x_shape, times=x_times)
+                    # The matmul is of (B·S, in_features); its result is viewed as (B, S, in_features).
+                    gradients["x"].is_view = tokens is not ONE
                 if operand == "weight" and weight_needs:
                     with tape.working(Matmul(group, n, k, m, dtype)):
                         gradients["weight"] = tape.new(ONE, *weight_shape, times=weight_times)
