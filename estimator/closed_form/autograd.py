@@ -83,7 +83,7 @@ class Tensor:
     their block.
     """
 
-    __slots__ = ("block", "dtype", "features", "is_view", "leaf", "node", "times", "tokens")
+    __slots__ = ("block", "dtype", "features", "is_view", "leaf", "node", "output", "times", "tokens")
 
     def __init__(
         self,
@@ -106,6 +106,8 @@ class Tensor:
         self.is_view = False
         """Whether it is a view of another tensor, which lives as long as it. Autograd adds to a gradient that is a view
         out of place."""
+        self.output = 0
+        """Which of its node's outputs it is."""
 
     @property
     def requires_grad(self) -> bool:
@@ -172,7 +174,7 @@ class Node:
         self.place = tape.place
         self.backward = backward
         self.outputs = outputs
-        self.edges = [(tensor.node, tensor.leaf, tensor.dtype) for tensor in inputs]
+        self.edges = [(tensor.node, tensor.output, tensor.leaf, tensor.dtype) for tensor in inputs]
         self.repeat = tape.repeat
         self.sequence = tape.next_sequence()
         self.saved: Saved = tape.save(saved)
@@ -409,7 +411,7 @@ class Tape:
     def backward(self, root: Tensor, gradient: Tensor) -> None:
         """Send ``gradient`` from ``root`` to every leaf, and free the graph on the way."""
         assert root.node is not None
-        waiting: dict[Node, list[Tensor]] = {root.node: [gradient]}
+        waiting: dict[Node, dict[int, Tensor]] = {root.node: {0: gradient}}
         queue: list[tuple[int, Node]] = [(-root.node.sequence, root.node)]
         root.node = None
         del gradient
@@ -424,15 +426,15 @@ class Tape:
         if self.ledger.repeating:
             self.ledger.end_backward_repeat()
 
-    def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
+    def _run(self, node: Node, waiting: dict[Node, dict[int, Tensor]], queue: list[tuple[int, Node]]) -> None:
         self.place, self.operation, self.in_backward = node.place, node.operation, True
         arrived = waiting.pop(node)
         saved = node.saved.take()
-        gradients = list(node.backward(arrived if node.outputs > 1 else arrived[0], saved))
+        gradients = list(node.backward(list(arrived.values()) if node.outputs > 1 else arrived[0], saved))
         # Recomputed tensors are freed now. Other saved tensors live until the gradients have the shape and dtype of
         # their inputs.
         saved.clear()
-        for position, (_, _, dtype) in enumerate(node.edges):
+        for position, (_, _, _, dtype) in enumerate(node.edges):
             gradient = gradients[position]
             if isinstance(gradient, Broadcast):
                 whole = gradient.gradient
@@ -445,7 +447,7 @@ class Tape:
             del gradient
         edges, node.edges, node.saved = node.edges, [], Kept(())
         arrived.clear()
-        for position, (target, leaf, _) in enumerate(edges):
+        for position, (target, output, leaf, _) in enumerate(edges):
             gradient, gradients[position] = gradients[position], None
             if gradient is None:
                 continue
@@ -454,12 +456,11 @@ class Tape:
                 self._gather(leaf, gradient, node.repeat)
             elif target is not None:
                 if target not in waiting:
-                    waiting[target] = [gradient]
+                    waiting[target] = {}
                     heapq.heappush(queue, (-target.sequence, target))
-                elif target.outputs > 1:
-                    waiting[target].append(gradient)
-                else:
-                    waiting[target][0] = self.sum(waiting[target][0], gradient)
+                there = waiting[target].get(output)
+                waiting[target][output] = gradient if there is None else self.sum(there, gradient)
+                del there
             del gradient
 
     def sum(self, first: Tensor, second: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ W + scale · B·A, a tensor as large as W (`ParamWrapper` of peft 0.21).
 from __future__ import annotations
 
 from lorabench.estimator.closed_form.adapters import Router, Stack
-from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Tensor, promote
+from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Tensor
 from lorabench.estimator.closed_form.modules import Modules
 from lorabench.estimator.closed_form.sizes import ONE, TOKENS
 from lorabench.estimator.closed_form.work import Matmul
@@ -97,7 +97,7 @@ def _experts(m: Modules, hidden: Tensor, scores: Tensor) -> Tensor:
     down_weight = down_stack.weight()
     output = _grouped(m, gated, down_weight, width * chosen)
     del gated
-    weighted = _weight(m, output, sorted_scores, chosen)
+    weighted = op.multiply(output, sorted_scores)
     weighted = _gather(m, weighted, width * chosen)
     total = _sum_of_experts(m, weighted, width)
     total = op.cast(total, hidden.dtype)
@@ -156,33 +156,18 @@ def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:
             return tape.new(TOKENS, features, dtype)
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # _grouped_mm: self: grad @ mat2.transpose(-2, -1); mat2: self.transpose(-2, -1) @ grad, for each group.
+        # _grouped_mm: mat2: self.transpose(-2, -1) @ grad; self: grad @ mat2.transpose(-2, -1), for each group.
         to_x = to_weight = None
-        if x_needs:
-            with tape.working(Matmul("linear layers", tokens, k, n, dtype, batch)):
-                to_x = tape.new(TOKENS, in_features, dtype)
         if weight_needs:
             with tape.working(Matmul("linear layers", n, k, tokens, dtype, batch)):
                 to_weight = tape.new(ONE, elements, dtype)
+        if x_needs:
+            with tape.working(Matmul("linear layers", tokens, k, n, dtype, batch)):
+                to_x = tape.new(TOKENS, in_features, dtype)
         return to_x, to_weight
 
     saved = (*((cast,) if weight_needs else ()), *((weight,) if x_needs else ()))
     return tape.record("grouped_matmul", (cast, weight), backward, saved, forward)
-
-
-def _weight(m: Modules, output: Tensor, scores: Tensor, chosen: int) -> Tensor:
-    """Return each expert's output times its routing weight, (B·S, ``chosen`` · h)."""
-    tape, dtype = m.op.tape, promote(output.dtype, scores.dtype)
-    output_needs, scores_need = output.requires_grad, scores.requires_grad
-
-    def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # mul: self: grad * other; other: grad * self, summed over the features.
-        to_output = tape.like(g) if output_needs else None
-        to_scores = Broadcast(tape.like(g), TOKENS, chosen) if scores_need else None
-        return to_output, to_scores
-
-    saved = (*((scores,) if output_needs else ()), *((output,) if scores_need else ()))
-    return tape.record("multiply", (output, scores), backward, saved, lambda: tape.like(output, dtype))
 
 
 def _sum_of_experts(m: Modules, weighted: Tensor, width: int) -> Tensor:

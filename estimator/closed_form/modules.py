@@ -338,7 +338,11 @@ class Modules:
         scores = op.add(scores, self.mask)
         # Autocast runs softmax in float32.
         precision = "float32" if float32_softmax or op.autocast is not None else scores.dtype
-        scores = op.cast(op.softmax(scores, precision), q.dtype)
+        probabilities = op.softmax(scores, precision)
+        if not float32_softmax:
+            scores = probabilities  # GPT-2 casts them in a statement of its own, so its scores are gone by then
+        scores = op.cast(probabilities, q.dtype)
+        del probabilities
         scores = op.dropout(scores, dropout)
         output = op.matmul(scores, values, TOKENS, hidden, copied=(False, by_token and times == 1))
         # The gradient of several sequences comes by token.
@@ -363,16 +367,19 @@ class Modules:
         mask = op.tape.new(S * S, 1, "float32", name="causal mask")
         del lower
         keys, values = op.repeat_heads(k32, times), op.repeat_heads(v32, times)
+        scaled = op.scale(keys)
         attention = op.batched_matmul(
             op.copy(queries) if by_token and not joined else queries,
-            op.copy(op.scale(keys)) if by_token and not joined and times == 1 else op.scale(keys),
+            op.copy(scaled) if by_token and not joined and times == 1 else scaled,
             PAIRS,
             spec.num_attention_heads,
         )
+        del scaled
         attention = op.safe_softmax(attention)
         attention = op.dropout(attention, dropout)
-        by_head = op.copy(values) if by_token and times == 1 else values
-        output = op.batched_matmul(attention, by_head, TOKENS, q.features)
+        output = op.batched_matmul(
+            attention, op.copy(values) if by_token and times == 1 else values, TOKENS, q.features
+        )
         # The gradient of several sequences comes by token.
         output = op.cast(self._with_copied_gradient(output) if by_token else output, q.dtype)
         probabilities = op.cast(attention, q.dtype)

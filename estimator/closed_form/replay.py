@@ -16,6 +16,7 @@ from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, walk
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.clipping import clipping_buffers
 from lorabench.estimator.memory.loading import EMPTY_CACHE, loading
 from lorabench.estimator.memory.reductions import Multiprocessors, multiprocessors_of
 from lorabench.estimator.memory.replayed import OutOfMemory, Replayed, with_blocks
@@ -153,11 +154,22 @@ class _Replay:
         for walked in self._training.micro_batches:
             gradients += self._micro_batch(walked)
         self._begin("optimizer")
+        self._clip()
         if first and not self._states_before_steps:
             self._make_states()
         self._temporaries()
         self._end_phase()
         for key in gradients:
+            self._allocator.free(key)
+
+    def _clip(self) -> None:
+        """Compute the gradients' norms, which are kept until their total is known."""
+        norms: list[int] = []
+        for buffer, sizes in clipping_buffers(self._training.resolved.trained_tensors):
+            key = self._hold(buffer)
+            norms += map(self._hold, sizes)
+            self._allocator.free(key)
+        for key in norms:
             self._allocator.free(key)
 
     def _begin(self, phase: str) -> None:

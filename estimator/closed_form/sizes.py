@@ -99,6 +99,11 @@ R = _symbol("r", "rank of the adapters", lambda values: values.recipe.rank or 0)
 PADDED_TOKENS = B * _symbol(
     "⌈S⌉128", "S rounded up to a multiple of 128, as flash attention pads it", lambda values: -(-values[S] // 128) * 128
 )
+ATTENTION_BLOCKS = {
+    64: B * _symbol("⌈S/64⌉", "blocks of 64 tokens in a sequence", lambda values: -(-values[S] // 64)),
+    128: B * _symbol("⌈S/128⌉", "blocks of 128 tokens in a sequence", lambda values: -(-values[S] // 128)),
+}
+"""Tokens in a block of memory-efficient attention → blocks in a batch."""
 CHUNK = _symbol(
     "c",
     "tokens in a chunk of the fused loss: B·S / ⌈V/h⌉, rounded up to a power of two",

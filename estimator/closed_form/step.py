@@ -114,6 +114,7 @@ class _Step:
         tape = self.tape
         hidden, held = self.decoder.inputs(outside)
         masks = Masks(self.op, self.resolved, hidden.dtype)
+        hidden = self.decoder.drop_inputs(outside, hidden)
         rotary = self.decoder.rotary(outside, hidden)
         for group, copies, window in self.layers(self.spec, masks):
             modules = Modules(self.op, self.resolved, group, masks.mask(window))

@@ -102,13 +102,13 @@ class _Loading:
                 [tensor.elements for _, tensor in tensors]
                 for _, tensors in groupby(adapter_tensors(group, adapter, resolved.target_modules), itemgetter(0))
             ]
-            for elements in of_layer * group.count:
-                in_float32 = [(*self._new(ITEMSIZE["float32"] * each), each) for each in elements]
-                yield from ((block, size) for block, size, _ in in_float32)
-                for block, _, each in in_float32:
-                    block, cast = self._cast(block, each, "float32", base_dtype)
+            for sizes in of_layer * group.count:
+                in_float32 = [self._new(ITEMSIZE["float32"] * elements) for elements in sizes]
+                yield from in_float32
+                for (block, _), elements in zip(in_float32, sizes, strict=True):
+                    now, cast = self._cast(block, elements, "float32", base_dtype)
                     yield from cast
-                    made.append((block, each))
+                    made.append((now, elements))
         for module in resolved.modules_to_save:
             for _, shape in module.tensors:
                 yield self._new(prod(shape) * ITEMSIZE[recipe.unquantized_dtype])

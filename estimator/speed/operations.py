@@ -143,7 +143,7 @@ class _CountingTape(Tape):
             if self._made:
                 self._memory_bound((*inputs, *self._take()), _kernels(operation)[0])
 
-    def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
+    def _run(self, node: Node, waiting: dict[Node, dict[int, Tensor]], queue: list[tuple[int, Node]]) -> None:
         self._phase, self._times = "backward", node.repeat
         node.backward = self._counted(node)
         super()._run(node, waiting, queue)

@@ -210,6 +210,7 @@ def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
     Fused implementations exist for CUDA and the CPU, foreach implementations for CUDA only.
     """
     from torch.optim import optimizer
+    from torch.utils import _foreach_utils
 
     torch_optimizer: Any = optimizer
     fused = torch_optimizer._get_fused_kernels_supported_devices()
@@ -220,7 +221,8 @@ def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
         patches.enter_context(
             replaced(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused, "meta"])
         )
-        patches.enter_context(replaced(torch_optimizer, "_get_foreach_kernels_supported_devices", lambda: foreach))
+        for module in (torch_optimizer, _foreach_utils):  # the latter's for gradient clipping
+            patches.enter_context(replaced(module, "_get_foreach_kernels_supported_devices", lambda: foreach))
         patches.enter_context(_paged_states())
         yield
 

@@ -12,6 +12,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lorabench.estimator.memory.clipping import norm_buffer
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
 from lorabench.estimator.memory.reductions import Multiprocessors, reduction_buffer
 
@@ -53,6 +54,7 @@ def cuda_scratch(gpu: Multiprocessors | None = None) -> Scratch:
         aten._safe_softmax.default: _safe_softmax,
         aten.embedding_dense_backward.default: _embedding_backward,
         aten.index_put.default: _index_put,
+        aten._foreach_norm.Scalar: _norms,
         **_four_bit_products(_gemm_4bit_on_cuda),
     }
 
@@ -171,6 +173,17 @@ def _efficient_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tens
     workspace = batch * heads * blocks * (rows * columns + 4)
     row_sums = query.new_empty((batch, heads, length), dtype=torch.float32)
     return Held([], [row_sums, query.new_empty(workspace, dtype=torch.float32)])
+
+
+# Gradient clipping
+
+
+def _norms(tensors: list[torch.Tensor], *_: Any, **__: Any) -> Held:
+    """Return the partial sums of all tensors' norms."""
+    import torch
+
+    sums = norm_buffer(len(tensors), max(each.numel() for each in tensors))
+    return Held([tensors[0].new_empty(sums, dtype=torch.uint8)], [])
 
 
 # Softmax

@@ -39,6 +39,6 @@ def test_recipes_on_both_sides_of_the_boundary_are_there() -> None:
 
 
 def test_verdicts_are_right() -> None:
-    """Three are wrong (docs/accuracy.md); one of these is said to fit."""
-    assert sum(fits != ran for fits, ran in verdicts().values()) <= 3, verdicts()
+    """One is wrong (docs/accuracy.md): it is said to fit, and an evaluation makes it run out of memory."""
+    assert sum(fits != ran for fits, ran in verdicts().values()) <= 1, verdicts()
     assert sum(fits and not ran for fits, ran in verdicts().values()) <= 1, verdicts()

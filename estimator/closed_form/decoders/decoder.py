@@ -21,6 +21,10 @@ class Decoder:
         embedded = self.embed(m)
         return embedded, (embedded,)
 
+    def drop_inputs(self, m: Modules, hidden: Tensor) -> Tensor:
+        """Return the first layer's input after the model's dropout on it, which follows the masks; here without any."""
+        return hidden
+
     def rotary(self, m: Modules, hidden: Tensor) -> Rotary | None:
         """Return the tables of rotary positions for the first layer's input, which are made after the masks."""
         return m.rotary_tables(hidden.dtype)

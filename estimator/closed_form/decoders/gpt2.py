@@ -13,7 +13,7 @@ class Gpt2(Decoder):
     """transformers' GPT2Model."""
 
     def inputs(self, m: Modules) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the first layer's input: embeddings plus learned positions, with dropout on the sum."""
+        """Return the first layer's input: embeddings plus learned positions."""
         spec, op = m.spec, m.op
         embedded = m.embedding()
         with op.tape.scope("embedding"):
@@ -22,8 +22,12 @@ class Gpt2(Decoder):
             table = m.weights[spec.embeddings[1].name]
             positions = op.embedding(table, spec.hidden_size, tokens, (POSITION_INDICES, POSITION_PARTS))
             hidden = op.add(embedded, positions)
-            hidden = op.dropout(hidden, spec.config["embd_pdrop"])
         return hidden, (embedded, positions)
+
+    def drop_inputs(self, m: Modules, hidden: Tensor) -> Tensor:
+        """Return the sum of embeddings and positions with dropout."""
+        with m.op.tape.scope("embedding"):
+            return m.op.dropout(hidden, m.spec.config["embd_pdrop"])
 
     def rotary(self, m: Modules, hidden: Tensor) -> Rotary | None:
         """Return None: positions are learned."""
@@ -40,7 +44,7 @@ class Gpt2(Decoder):
         hidden = m.layer_norm("ln_1", hidden)
         width = m.spec.hidden_size
         q, k, v = m.op.split(m.linear("attn.c_attn", hidden), width, width, width)
-        q, k, v = (m.by_heads(x, m.spec.num_attention_heads) for x in (q, k, v))
+        q, v = (m.by_heads(x, m.spec.num_attention_heads) for x in (q, v))
         # GPT-2 requests no dtype for its softmax; other families request float32.
         output, _ = m.attention(q, k, v, dropout=config["attn_pdrop"], float32_softmax=False)
         output = m.linear("attn.c_proj", output)

@@ -11,6 +11,11 @@ from lorabench.estimator.closed_form.modules import Modules, Rotary
 class GptNeoX(Decoder):
     """transformers' GPTNeoXModel."""
 
+    def drop_inputs(self, m: Modules, hidden: Tensor) -> Tensor:
+        """Return the embeddings with dropout."""
+        with m.op.tape.scope("embedding"):
+            return m.op.dropout(hidden, m.spec.config["hidden_dropout"])
+
     def norm(self, m: Modules, name: str, hidden: Tensor) -> Tensor:
         """Return torch's layer norm."""
         return m.layer_norm(name, hidden)

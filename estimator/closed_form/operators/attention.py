@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lorabench.estimator.closed_form.autograd import Gradients, Tensor
 from lorabench.estimator.closed_form.operators.elementwise import Elementwise
-from lorabench.estimator.closed_form.sizes import PADDED_TOKENS, PAIRS, TOKENS
+from lorabench.estimator.closed_form.sizes import ATTENTION_BLOCKS, PADDED_TOKENS, PAIRS, TOKENS
 from lorabench.estimator.closed_form.work import AttentionKernel, AttentionWork
 
 LOG_SUM_EXP = "log-sum-exp of each token and head"
@@ -62,12 +62,13 @@ class Attention(Elementwise):
 
         It saves q, k, v, its output, the float32 log-sum-exp of each token and head, and the mask. torch first converts
         a boolean mask to an additive one, (B·S·S, 1), in the dtype of q (`convert_boolean_attn_mask`). Backward
-        accumulates q's gradient in float32; the kernel pads tokens and heads to whole blocks.
+        accumulates q's gradient in float32, in whole blocks of 64 tokens × 64 features, 128 × 128 for heads above 64,
+        128 × 64 for heads above 128. Each block has 16 bytes of locks (`kernel_backward.h`).
         """
         tape, dtype, features = self.tape, q.dtype, q.features
         head_dim = features // heads
-        width = 64 if head_dim <= 64 or head_dim > 128 else 128
-        padded = -(-head_dim // width) * width
+        rows, width = (64, 64) if head_dim <= 64 else (128, 128) if head_dim <= 128 else (128, 64)
+        block = -(-head_dim // width) * (rows * width + 4)
         work = AttentionWork(heads, heads, head_dim, dtype, "sdpa" if mask is None else "masked", backward=False)
         added = self._mask_to_add(mask, dtype)
 
@@ -76,7 +77,10 @@ class Attention(Elementwise):
             # _scaled_dot_product_efficient_attention_backward(grad, query, key, value, attn_bias, output, …)
             with tape.working(work._replace(backward=True)):
                 to_q, to_k, to_v = (tape.new(TOKENS, features, dtype) for _ in range(3))
-                scratch = [tape.new(TOKENS, heads, "float32"), tape.new(PADDED_TOKENS, heads * padded, "float32")]
+                scratch = [
+                    tape.new(TOKENS, heads, "float32"),
+                    tape.new(ATTENTION_BLOCKS[rows], heads * block, "float32"),
+                ]
             del scratch
             return to_q, to_k, to_v
 

@@ -39,7 +39,10 @@ class Indexing(Elementwise):
             return (tape.new(gradients[0].tokens, whole, gradients[0].dtype),)
 
         node = Node(tape, "split", backward, (x,), (), outputs=len(features))
-        return [x.view(part, node) for part in features]
+        parts = [x.view(part, node) for part in features]
+        for number, part in enumerate(parts):
+            part.output = number
+        return parts
 
     def join(self, *parts: Tensor) -> Tensor:
         """Return the concatenation of the parts' features, (tokens, sum of their features)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
@@ -23,8 +24,8 @@ from lorabench.estimator.optimizers.states import shared_blocks
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.trace.trace import trace
-from tests.small_models import small_config
+from lorabench.estimator.trace.trace import run_on_meta, trace
+from tests.small_models import FAMILIES, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -112,6 +113,54 @@ def test_the_replay_meets_that_of_the_trace(options: dict[str, Any]) -> None:
     replayed, traced = Training(resolved).replay(), trace(resolved, steps=3)
     assert traced.memory.peak_allocated_bytes == pytest.approx(replayed.allocated, rel=0.01)
     assert traced.memory.peak_reserved_bytes == pytest.approx(replayed.reserved, rel=0.03, abs=20 * MIB)
+
+
+STEPS: list[dict[str, Any]] = [
+    {"method": "full", "batch_size": 4},
+    {"method": "full", "dtype": "float32", "mixed_precision": "no", "batch_size": 4, "gradient_checkpointing": False},
+    {"method": "lora", "adapter_dtype": "bfloat16", "mixed_precision": "no", "batch_size": 2},
+    {"method": "qlora", "batch_size": 1, "gradient_checkpointing": False},
+]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("options", STEPS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_step_allocates_and_frees_large_tensors_in_the_order_of_the_trace(
+    family: str, options: dict[str, Any], attention: str
+) -> None:
+    """So the positions of all blocks of the large pool are the same. A run of frees has no order for the allocator."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 2, "num_attention_heads": 16}
+    spec = read_config(small_config(family, **sizes, num_key_value_heads=4, vocab_size=16000), f"small/{family}")
+    dropout = {} if options["method"] == "full" else {"lora_dropout": 0.0}
+    resolved = recipe_for(spec, seq_len=512, **dropout, **options)
+    if not (family == "gemma2" and attention == "sdpa"):  # transformers has no sdpa for it
+        resolved = resolved.replaced(attn_implementation=attention)
+    capability, multiprocessors = "9.0", 132
+    walked = Training(resolved, capability, multiprocessors).micro_batches[0]
+    ledger, *_ = run_on_meta(resolved, "cuda", 2, lambda _: None, capability, multiprocessors)
+    begun = {phase: event for event, phase in ledger.phases}
+    traced = ledger.allocations()[begun["forward"] : begun["optimizer"]]
+    assert in_large_pool(walked.events) == in_large_pool(traced)
+
+
+def in_large_pool(events: Iterable[tuple[int, int]]) -> list[int]:
+    """Return bytes of each allocation above 1 MiB, negative for frees, with each run of frees sorted."""
+    sizes: dict[int, int] = {}
+    found: list[int] = []
+    freed: list[int] = []
+    for block, size in events:
+        if block == PASSING:
+            if size > MIB:
+                found += [*sorted(freed), size]
+                freed = [-size]
+        elif size > MIB:
+            sizes[block] = size
+            found += [*sorted(freed), size]
+            freed = []
+        elif size == 0 and block in sizes:
+            freed.append(-sizes.pop(block))
+    return found + sorted(freed)
 
 
 def test_blocks_are_no_smaller_than_their_tensors_and_are_shown_beside_them() -> None:

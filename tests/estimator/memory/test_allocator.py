@@ -148,3 +148,17 @@ def test_blocks_cover_what_is_reserved_and_never_overlap(
         allocator.free(key)
     allocator.empty_cache()
     assert (allocator.allocated, allocator.reserved) == (0, 0)
+
+
+def test_a_segment_gets_the_lowest_free_addresses() -> None:
+    allocator = CachingAllocator()
+    for key, size in enumerate([12 * MIB, 14 * MIB, 16 * MIB, 18 * MIB]):
+        allocator.allocate(key, size)
+    allocator.free(0)
+    allocator.free(1)
+    allocator.free(3)
+    allocator.empty_cache()  # two neighbours are free, and what comes last
+    allocator.allocate(4, 24 * MIB)
+    allocator.allocate(5, 12 * MIB)
+    assert allocator.in_use[4].address == 0
+    assert allocator.in_use[5].address == (12 + 14 + 16) * MIB
