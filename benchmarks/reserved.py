@@ -20,6 +20,7 @@ from typing import NamedTuple
 from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.devices.device import all_devices
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.reserved import working_bytes
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.recipes.recipe import make_recipe
@@ -74,19 +75,19 @@ def surplus(resolved: ResolvedRecipe) -> Surplus:
             (taken - memory.peak_allocated_bytes) / working
             for taken in (
                 replay_trace(ledger).peaks.reserved,
-                smallest_device(ledger, memory.peak_allocated_bytes, expandable_segments=False),
-                smallest_device(ledger, memory.peak_allocated_bytes, expandable_segments=True),
+                smallest_device(ledger, memory.peak_allocated_bytes, settings=DEFAULTS),
+                smallest_device(ledger, memory.peak_allocated_bytes, settings=DEFAULTS.expandable()),
             )
         )
     )
 
 
-def smallest_device(history: StorageHistory, requested: int, *, expandable_segments: bool) -> int:
+def smallest_device(history: StorageHistory, requested: int, *, settings: AllocatorSettings) -> int:
     """Return the least capacity, to a thousandth, with which the allocator serves ``history``."""
-    low, high = requested, replay_trace(history, expandable_segments=expandable_segments).peaks.reserved
+    low, high = requested, replay_trace(history, settings).peaks.reserved
     while high - low > high // 1000:
         middle = (low + high) // 2
-        tried = replay_trace(history, capacity=middle, expandable_segments=expandable_segments)
+        tried = replay_trace(history, settings, capacity=middle)
         low, high = (middle, high) if tried.peaks.out_of_memory else (low, middle)
     return high
 

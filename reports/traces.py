@@ -25,7 +25,7 @@ def add_traces(runs: Sequence[Run], on_progress: Callable[[str], None]) -> tuple
     Raises:
         ImportError: torch, transformers, peft or bitsandbytes is not installed.
     """
-    traces: dict[tuple[str, str, bool], Trace | str] = {}
+    traces: dict[tuple[str, str, str | None], Trace | str] = {}
     for number, run in enumerate(runs, 1):
         setting = _setting(run.record)
         if setting not in traces:
@@ -42,9 +42,9 @@ def add_traces(runs: Sequence[Run], on_progress: Callable[[str], None]) -> tuple
     return traced, refused
 
 
-def _setting(record: RunRecord) -> tuple[str, str, bool]:
-    """Return what a record's trace depends on: the recipe, the device, and whether segments were expandable."""
-    return record.digest, record.device.name, record.environment.expandable_segments
+def _setting(record: RunRecord) -> tuple[str, str, str | None]:
+    """Return what a record's trace depends on: the recipe, the device, and the allocator's settings."""
+    return record.digest, record.device.name, record.environment.allocator
 
 
 def _trace(record: RunRecord) -> Trace | str:
@@ -58,7 +58,7 @@ def _trace(record: RunRecord) -> Trace | str:
             kernels=device.kind,
             compute_capability=device.compute_capability,
             multiprocessors=device.multiprocessors,
-            expandable_segments=device.kind == "cuda" and record.environment.expandable_segments,
+            allocator=device.allocator_settings(record.environment.allocator),
         )
     except UserError as error:
         return str(error)

@@ -70,12 +70,15 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     spec = read_config(runs.records[0].model_config, recipe.model)
     resolved = ResolvedRecipe(spec, recipe)
     refuse_impossible(resolved)
-    expandable = all(record.environment.expandable_segments for record in runs.records)
+    texts = {record.environment.allocator for record in runs.records}
+    if len(texts) > 1:
+        raise UserError("the runs had different settings of torch's allocator (PYTORCH_ALLOC_CONF)")
+    allocator = device.allocator_settings(texts.pop())
     gpu = device.compute_capability, device.multiprocessors
     if not has_closed_form(spec):
-        traced = trace_for_estimate(resolved, *gpu, kernels=device.kind, expandable_segments=expandable)
+        traced = trace_for_estimate(resolved, *gpu, kernels=device.kind, allocator=allocator)
         return traced.parameters, traced.memory
-    memory = replayed_memory(resolved, device.kind, *gpu, expandable_segments=expandable)
+    memory = replayed_memory(resolved, device.kind, *gpu, allocator=allocator)
     return resolved.parameters, memory
 
 

@@ -27,6 +27,7 @@ from lorabench.bench.records.record import DeviceFacts, Environment
 from lorabench.bench.records.text import name_end
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import text_of_environment
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.version import __version__
 
@@ -144,7 +145,7 @@ def _environment(kind: Backend) -> Environment:
         cpu_threads=torch.get_num_threads(),
         cuda=torch.version.cuda if kind == "cuda" else None,
         driver=driver_version() if kind == "cuda" else None,
-        allocator=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+        allocator=text_of_environment() or None,
         commit=commit(),
         power_limit_watts=None if gpu is None else gpu.power_limit_watts(),
         highest_sm_clock_mhz=None if gpu is None else gpu.highest_sm_clock_mhz(),

@@ -16,6 +16,7 @@ from lorabench.bench.records.rehearsal import Counted, Rehearsal
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device, known_device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings, read_settings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe, digest_of, make_recipe
@@ -62,6 +63,14 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     compute_capability: str | None = None
     """As torch reports it, such as ``9.0``; in older records from the catalogue, and None if that lacks the GPU."""
 
+    def allocator_settings(self, text: str | None) -> AllocatorSettings:
+        """Return the settings of torch's allocator from their ``text``; on a CPU, which has none, the defaults.
+
+        Raises:
+            UserError: torch would not accept them, or they cannot be replayed.
+        """
+        return read_settings(text).on(self.memory_bytes) if text and self.kind == "cuda" else DEFAULTS
+
     def __post_init__(self) -> None:
         if self.compute_capability is None and self.catalogued is not None:
             force_setattr(self, "compute_capability", self.catalogued.compute_capability)
@@ -79,7 +88,7 @@ class Environment(Struct, frozen=True, kw_only=True):
     cuda: str | None = None
     driver: str | None = None
     allocator: str | None = None
-    """PYTORCH_CUDA_ALLOC_CONF, or its newer name, if set."""
+    """Settings of torch's allocator (`allocator_settings.VARIABLES`), if set."""
     commit: str | None = None
     """Commit of lorabench's own repository, if it runs from one; with ``+`` if files differ from it."""
     power_limit_watts: float | None = None
@@ -87,11 +96,6 @@ class Environment(Struct, frozen=True, kw_only=True):
     highest_sm_clock_mhz: int | None = None
     """Maximum SM clock of the GPU. The measurement has the actual clocks."""
     highest_memory_clock_mhz: int | None = None
-
-    @property
-    def expandable_segments(self) -> bool:
-        """Whether the allocator uses expandable segments."""
-        return "expandable_segments:true" in (self.allocator or "").replace(" ", "").lower()
 
     def facts(self) -> dict[str, str | None]:
         """Return all facts as text: name of a fact or package → value; None if unknown."""

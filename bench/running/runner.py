@@ -221,8 +221,7 @@ class _Run:
             self.watcher.waiting()
 
     def _predict(self, task: Task, lane: Lane) -> Prediction | None:
-        expandable_segments = self.surroundings.environment.expandable_segments
-        return predict(task.resolved, lane.device, expandable_segments=expandable_segments)
+        return predict(task.resolved, lane.device, self.surroundings.environment.allocator)
 
     def _begin(self, task: Task, lane: Lane, running: dict[int, _Running], skip_unfit: bool) -> bool:
         """Start ``task`` on ``lane``. If it is not worth trying, write its record and return False."""
@@ -290,8 +289,11 @@ class _Run:
         self.watcher.ended(Progress(number=len(self.done), task=task, record=record, seconds=seconds, resumed=resumed))
 
 
-def predict(resolved: ResolvedRecipe, device: DeviceFacts, *, expandable_segments: bool = False) -> Prediction | None:
-    """Return the estimate for ``device``; None if the recipe has no closed form there."""
+def predict(resolved: ResolvedRecipe, device: DeviceFacts, allocator: str | None = None) -> Prediction | None:
+    """Return the estimate for ``device`` with the settings ``allocator`` of torch's allocator.
+
+    It is None if the recipe has no closed form there, or if the allocator cannot be replayed.
+    """
     rates = device_rates(device)
     try:
         memory = replayed_memory(
@@ -299,7 +301,7 @@ def predict(resolved: ResolvedRecipe, device: DeviceFacts, *, expandable_segment
             device.kind,
             rates.device.compute_capability,
             rates.device.multiprocessors,
-            expandable_segments=expandable_segments,
+            allocator=device.allocator_settings(allocator),
         )
     except UserError:
         return None

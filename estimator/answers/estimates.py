@@ -13,6 +13,7 @@ from lorabench.estimator.answers.verdict import Change, Fit, hold_against, judge
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.devices.device import Device
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.states import Term, states
 from lorabench.estimator.recipes.feasibility import has_closed_form, recipe_warnings, refuse_impossible
@@ -78,12 +79,14 @@ def estimate_recipe(
     on_progress: Callable[[str], None] = lambda what: None,
     *,
     replay: bool = False,
+    allocator: AllocatorSettings = DEFAULTS,
 ) -> Estimate:
     """Return the estimate of the recipe on its model, compared with ``device`` if one is given.
 
     ``replay``: replay CUDA's caching allocator over whole steps, which takes some tenths of a second. Then allocated
     and reserved bytes are those that torch counts, and the verdict is the allocator's. Without it, allocated bytes are
     the tensors', and reserved bytes have a range.
+    ``allocator``: the settings of that allocator. Without a replay they change nothing, and a warning says so.
 
     The speed uses the rates of ``calibration``, or else of the device's datasheet. An architecture without a closed
     form is traced, which takes some seconds. ``on_progress`` is called with each stage. The estimate has the
@@ -91,7 +94,8 @@ def estimate_recipe(
 
     Raises:
         UserError: the model lacks the target modules or supports only shorter sequences; the device does not support
-            the recipe; the model has no closed form and cannot be traced here.
+            the recipe; the model has no closed form and cannot be traced here; the settings of the allocator need a
+            device.
     """
     spec, recipe = resolved.spec, resolved.recipe
     refuse_impossible(resolved)
@@ -99,15 +103,19 @@ def estimate_recipe(
     if device is not None:
         refuse_lacking(recipe, device)
         assumptions = (*assumptions, *device.assumptions)
+    allocator = allocator.on(None if device is None else device.usable_bytes)
     if not has_closed_form(spec):
-        return replace(_estimate_by_trace(resolved, device, on_progress), assumptions=assumptions)
+        traced = _estimate_by_trace(resolved, device, on_progress, allocator)
+        return replace(traced, assumptions=assumptions, warnings=(*traced.warnings, *allocator.warnings()))
     capability = None if device is None else device.compute_capability
     if replay:
         on_progress("replaying the allocator")
         multiprocessors = None if device is None else device.multiprocessors
-        memory = replayed_memory(resolved, compute_capability=capability, multiprocessors=multiprocessors)
+        memory = replayed_memory(resolved, "cuda", capability, multiprocessors, allocator=allocator)
+        warnings = allocator.warnings()
     else:
         memory = estimate_memory(resolved, compute_capability=capability)
+        warnings = allocator.unheeded()
     estimate = Estimate(
         source="closed form",
         recipe=recipe,
@@ -115,12 +123,12 @@ def estimate_recipe(
         states=states(resolved, "cuda").terms,
         memory=memory,
         assumptions=assumptions,
-        warnings=recipe_warnings(resolved),
+        warnings=(*recipe_warnings(resolved), *warnings),
     )
     if device is None:
         return estimate
     on_progress("searching for settings that fit")
-    verdict = judge(resolved, memory, device, replay=replay)
+    verdict = judge(resolved, memory, device, replay=replay, allocator=allocator if replay else DEFAULTS)
     return replace(
         estimate,
         gpu=device.name,
@@ -138,11 +146,17 @@ def estimate_recipe(
     )
 
 
-def _estimate_by_trace(resolved: ResolvedRecipe, device: Device | None, on_progress: Callable[[str], None]) -> Estimate:
+def _estimate_by_trace(
+    resolved: ResolvedRecipe,
+    device: Device | None,
+    on_progress: Callable[[str], None],
+    allocator: AllocatorSettings,
+) -> Estimate:
     from lorabench.estimator.answers.traced_estimates import trace_for_estimate, traced_terms
 
     capability = None if device is None else device.compute_capability
-    traced = trace_for_estimate(resolved, capability, None if device is None else device.multiprocessors, on_progress)
+    multiprocessors = None if device is None else device.multiprocessors
+    traced = trace_for_estimate(resolved, capability, multiprocessors, on_progress, allocator=allocator)
     estimate = Estimate(
         source="trace",
         recipe=resolved.recipe,
@@ -154,6 +168,9 @@ def _estimate_by_trace(resolved: ResolvedRecipe, device: Device | None, on_progr
     if device is None:
         return estimate
     answer, margin = hold_against(traced.memory, device.memory_bytes)
+    reserved = traced.memory.peak_reserved_bytes
+    if allocator.limit is not None and reserved is not None and reserved > allocator.limit:
+        answer, margin = "does not fit", min(margin, allocator.limit - reserved)
     return replace(
         estimate,
         gpu=device.name,

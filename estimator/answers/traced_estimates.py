@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.states import Term, trained_terms
 from lorabench.estimator.models.read_config import no_closed_form
 from lorabench.estimator.recipes.parameters import ParameterCounts
@@ -26,7 +27,7 @@ def trace_for_estimate(
     on_progress: Callable[[str], None] = lambda what: None,
     kernels: Backend = "cuda",
     *,
-    expandable_segments: bool = False,
+    allocator: AllocatorSettings = DEFAULTS,
 ) -> Trace:
     """Return the trace of the recipe, on a GPU of ``compute_capability`` and so many ``multiprocessors``.
 
@@ -42,7 +43,7 @@ def trace_for_estimate(
             kernels=kernels,
             compute_capability=compute_capability,
             multiprocessors=multiprocessors,
-            expandable_segments=expandable_segments,
+            allocator=allocator,
             on_progress=on_progress,
         )
     except ImportError as error:

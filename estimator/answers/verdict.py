@@ -13,10 +13,10 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, VARIABLES, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import (
     CUDA_CONTEXT_BYTES,
-    EXPANDABLE_SEGMENTS,
     PERSISTENT,
     SMALLEST_CUDA_CONTEXT_BYTES,
     reserve,
@@ -58,15 +58,25 @@ class Verdict(NamedTuple):
     changes: tuple[Change, ...]
 
 
-def judge(resolved: ResolvedRecipe, memory: Breakdown, device: Device, *, replay: bool = False) -> Verdict:
+def judge(
+    resolved: ResolvedRecipe,
+    memory: Breakdown,
+    device: Device,
+    *,
+    replay: bool = False,
+    allocator: AllocatorSettings = DEFAULTS,
+) -> Verdict:
     """Return whether the recipe, with its ``memory``, fits ``device``.
 
-    With ``replay``, the verdict is the allocator's, which gives cached segments back before it fails. Without it, the
-    verdict is by the upper end of the range of ``memory``.
+    With ``replay``, the verdict is that of torch's ``allocator``, which gives cached segments back before it fails.
+    Without it, the verdict is by the upper end of the range of ``memory``.
     """
-    search = (_ReplayedSearch if replay else _Search)(device, device.usable_bytes)
-    answer, margin = search.judge(resolved, memory)
-    setup = _Setup(resolved)
+    usable = device.usable_bytes
+    if allocator.limit is not None:
+        usable = min(usable, allocator.limit + CUDA_CONTEXT_BYTES)
+    search = (_ReplayedSearch if replay else _Search)(device, usable)
+    setup = _Setup(resolved, allocator)
+    answer, margin = search.judge(setup, memory)
     return Verdict(
         answer=answer,
         margin_bytes=margin,
@@ -101,7 +111,7 @@ def states_fit(resolved: ResolvedRecipe, usable: int) -> bool:
 
 class _Setup(NamedTuple):
     resolved: ResolvedRecipe
-    expandable_segments: bool = False
+    allocator: AllocatorSettings = DEFAULTS
 
     @property
     def recipe(self) -> Recipe:
@@ -120,8 +130,8 @@ class _Search:
         self.usable = usable
         self.half = "float16" if device.supports_bfloat16 is False else "bfloat16"
 
-    def judge(self, resolved: ResolvedRecipe, memory: Breakdown) -> tuple[Fit, int]:
-        """Return whether the recipe, with its ``memory``, fits, and the margin in bytes in the worst case."""
+    def judge(self, setup: _Setup, memory: Breakdown) -> tuple[Fit, int]:
+        """Return whether ``setup``, with its ``memory``, fits, and the margin in bytes in the worst case."""
         return hold_against(memory, self.device.memory_bytes)
 
     def fits(self, setup: _Setup) -> bool:
@@ -137,7 +147,9 @@ class _Search:
         compute_capability = self.device.compute_capability
         components = estimate_memory(setup.resolved, compute_capability=compute_capability).components
         taken = reserve(
-            components, compute_capability=compute_capability, expandable_segments=setup.expandable_segments
+            components,
+            compute_capability=compute_capability,
+            expandable_segments=setup.allocator.expandable_segments,
         )
         return taken.device_total_range[1]
 
@@ -220,7 +232,7 @@ class _Search:
     # Each returns the setup with one change, or None if it changes nothing or is impossible.
 
     def _expandable_segments(self, setup: _Setup) -> _Setup | None:
-        return setup._replace(expandable_segments=True)
+        return None if setup.allocator.expandable_segments else setup._replace(allocator=setup.allocator.expandable())
 
     def _fused_loss(self, setup: _Setup) -> _Setup | None:
         return None if setup.recipe.loss == "liger" else self._with(setup, loss="liger")
@@ -270,8 +282,8 @@ class _Search:
 class _ReplayedSearch(_Search):
     """Searches by replays of the allocator, which gives cached segments back before it fails."""
 
-    def judge(self, resolved: ResolvedRecipe, memory: Breakdown) -> tuple[Fit, int]:
-        """Return whether the recipe, with its ``memory``, runs with the largest context, the smallest, or neither.
+    def judge(self, setup: _Setup, memory: Breakdown) -> tuple[Fit, int]:
+        """Return whether ``setup``, with its ``memory``, runs with the largest context, the smallest, or neither.
 
         The margin assumes that the allocator gives nothing back. It is 0 if the recipe fits only because it does.
         """
@@ -279,29 +291,33 @@ class _ReplayedSearch(_Search):
         margin = self.usable - memory.device_total_range_bytes[1]
         if margin >= 0:
             return "fits", margin
-        training = Training(resolved, self.device.compute_capability, self.device.multiprocessors)
-        if self._runs(training, CUDA_CONTEXT_BYTES):
-            return "fits", 0
-        return "tight" if self._runs(training, SMALLEST_CUDA_CONTEXT_BYTES) else "does not fit", margin
+        training = Training(setup.resolved, self.device.compute_capability, self.device.multiprocessors)
 
-    def _runs(self, training: Training, context_bytes: int) -> bool:
-        return training.replay(capacity=self.usable - context_bytes).out_of_memory is None
+        def runs(context_bytes: int) -> bool:
+            return training.replay(setup.allocator, capacity=self.usable - context_bytes).out_of_memory is None
+
+        if runs(CUDA_CONTEXT_BYTES):
+            return "fits", 0
+        return "tight" if runs(SMALLEST_CUDA_CONTEXT_BYTES) else "does not fit", margin
 
     def device_total(self, setup: _Setup) -> int:
         """Return the device total with the largest context; more than the usable bytes if the allocator runs out.
 
-        There is no replay if the tensors alone are too large, or if the upper end of the range is usable.
+        There is no replay if the tensors alone are too large, or if the upper end of the range is usable. The range is
+        that of the default settings, with or without expandable segments.
         """
         capability = self.device.compute_capability
         memory = estimate_memory(setup.resolved, compute_capability=capability)
         least = memory.peak_allocated_bytes + CUDA_CONTEXT_BYTES
         most = super().device_total(setup)
-        if least > self.usable or most <= self.usable:
+        if least > self.usable:
+            return least
+        if most <= self.usable and setup.allocator.keeps_to_range:
             return most
         replayed = Training(setup.resolved, capability, self.device.multiprocessors).replay(
-            capacity=self.usable - CUDA_CONTEXT_BYTES, expandable_segments=setup.expandable_segments
+            setup.allocator, capacity=self.usable - CUDA_CONTEXT_BYTES
         )
-        return most if replayed.out_of_memory else replayed.reserved + CUDA_CONTEXT_BYTES
+        return self.usable + 1 if replayed.out_of_memory else replayed.reserved + CUDA_CONTEXT_BYTES
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:
@@ -323,7 +339,6 @@ def _differences(before: _Setup, after: _Setup) -> dict[str, Any]:
     """Return the changed settings, without those that did not apply before and now have their default."""
     old, new = before.recipe.settings(), after.recipe.settings()
     settings = {name: value for name, value in new.items() if name in old and value != old[name]}
-    if after.expandable_segments:
-        variable, _, value = EXPANDABLE_SEGMENTS.partition("=")
-        settings[variable] = value
+    if after.allocator != before.allocator:
+        settings[VARIABLES[0]] = after.allocator.text
     return settings

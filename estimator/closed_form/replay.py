@@ -15,6 +15,7 @@ from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, walk
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.allocator import CachingAllocator
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.clipping import clipping_buffers
 from lorabench.estimator.memory.loading import EMPTY_CACHE, loading
@@ -38,12 +39,12 @@ def replayed_memory(
     compute_capability: str | None = None,
     multiprocessors: int | None = None,
     *,
-    expandable_segments: bool = False,
+    allocator: AllocatorSettings = DEFAULTS,
 ) -> Breakdown:
     """Return the breakdown of the recipe, with allocated and reserved bytes as CUDA's allocator counts them.
 
-    ``compute_capability`` and ``multiprocessors`` are those of `Training`. A CPU has no such allocator: there it is
-    `estimate_memory`.
+    ``compute_capability`` and ``multiprocessors`` are those of `Training`. If the limit of ``allocator`` leaves too
+    little memory, the answer is without the limit. A CPU has no such allocator: there it is `estimate_memory`.
 
     Raises:
         UserError: as in `estimate_memory`.
@@ -52,7 +53,10 @@ def replayed_memory(
     if kernels == "cpu":
         return memory
     training = Training(resolved, compute_capability, multiprocessors)
-    return with_blocks(memory, training.replay(expandable_segments=expandable_segments))
+    replayed = training.replay(allocator)
+    if replayed.out_of_memory is not None:
+        replayed = training.replay(allocator.unlimited())
+    return with_blocks(memory, replayed, allocator)
 
 
 class Training:
@@ -77,9 +81,9 @@ class Training:
         if more:
             self.micro_batches += [_MicroBatch(walk(setup, accumulating=True), values, gpu)] * more
 
-    def replay(self, *, capacity: int | None = None, expandable_segments: bool = False) -> Replayed:
+    def replay(self, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None) -> Replayed:
         """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number."""
-        return _Replay(self, CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)).run()
+        return _Replay(self, CachingAllocator(settings, capacity=capacity)).run()
 
 
 class _MicroBatch:

@@ -1,71 +1,99 @@
 """CUDA's caching allocator, replayed: how much it takes from the device to serve a sequence of allocations.
 
-As read in torch's `c10/cuda/CUDACachingAllocator.cpp`, for one stream and default settings:
+As read in torch's `c10/cuda/CUDACachingAllocator.cpp`, for one stream:
 
-- sizes are rounded up to 512 B;
+- sizes are rounded up to 512 B, or to divisions between powers of 2 (`roundup_power2_divisions`);
 - up to 1 MiB they come from the small pool, in segments of 2 MiB; above from the large pool: below 10 MiB in segments
-  of 20 MiB, from 10 MiB on in segments of their own size, rounded up to 2 MiB;
+  of 20 MiB (`large_segment_size_mb`), from 10 MiB on in segments of their own size, rounded up to 2 MiB;
 - the smallest free block that is large enough is taken; what is left of it becomes a free block if it is at least
   512 B (small pool) or more than 1 MiB (large pool);
 - a freed block merges with its free neighbours in the segment;
 - before it fails, the allocator gives segments that are wholly free back to the device.
 
-With ``expandable_segments:True`` each pool has one segment of addresses, most of them unmapped, and maps pages of
-2 MiB (small pool) or 20 MiB (large) next to free blocks when it needs them. Blocks are always split; before it fails,
-the allocator unmaps every page that is wholly free.
+With ``expandable_segments`` a segment is a stretch of addresses, 9/8 of the device's memory, most of them unmapped. The
+allocator maps pages of 2 MiB (small pool) or 20 MiB (large) next to free blocks when it needs them. A pool begins
+another segment if no stretch of free and unmapped addresses is long enough. We assume that it lies below the earlier
+ones, as Linux places it; a driver may place it elsewhere. Blocks are always split; before it fails, the allocator
+unmaps every page that is wholly free.
+
+With ``max_split_size_mb`` blocks of that size and more are neither split nor used for smaller allocations. Before all
+segments, only as many of these blocks are given back as an allocation needs.
+
+With ``garbage_collection_threshold`` and a limit, segments that are free for longer than the average are given back
+before a new one is taken, as soon as more than that share of the limit is reserved.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, SMALLEST_OWN_SEGMENT, AllocatorSettings
 from lorabench.estimator.quantities import MIB
 
 SMALLEST_BLOCK = 512
 LARGEST_SMALL = MIB
 """Largest allocation that the small pool serves."""
 SMALL_SEGMENT = 2 * MIB
-LARGE_SEGMENT = 20 * MIB
-SMALLEST_OWN_SEGMENT = 10 * MIB
-"""From here on an allocation gets a segment of its own size."""
 SEGMENT_ROUNDING = 2 * MIB
-ADDRESSES = 2**50
-"""Bytes of addresses in an expandable segment, and of a device: more than any device has memory."""
+MOST_ADDRESSES = 2**50
+"""Bytes of addresses in an expandable segment if the device's memory is unknown: more than any device has."""
+ADDRESS_BITS = 60
+"""Bits of an address in a sort key."""
+LAST_ADDRESS = 2**59
+"""Expandable segments lie below it."""
 
 
 class MemoryBlock:
     """A stretch of a segment: in use, free, or (in an expandable segment) unmapped."""
 
-    __slots__ = ("address", "following", "free", "large", "mapped", "preceding", "size")
+    __slots__ = ("address", "following", "free", "freed_at", "mapped", "pool", "preceding", "size")
 
-    def __init__(self, address: int, size: int, *, large: bool, mapped: bool = True) -> None:
+    def __init__(self, address: int, size: int, pool: Pool, *, mapped: bool = True) -> None:
         self.address = address
         self.size = size
-        self.large = large
+        self.pool = pool
         self.mapped = mapped
         self.free = True
+        self.freed_at = 0
+        """Number of searches in the pool before the block became free."""
         self.preceding: MemoryBlock | None = None
         self.following: MemoryBlock | None = None
 
 
 class Pool:
-    """Blocks, the smallest first, and of equal ones that at the lowest address."""
+    """Free blocks, the smallest first, and of equal ones that at the lowest address."""
 
-    def __init__(self) -> None:
-        self.order: list[tuple[int, int]] = []
-        """Size and address of each."""
-        self.blocks: dict[int, MemoryBlock] = {}
-        """By address."""
+    __slots__ = ("blocks", "keys", "large", "page", "searches", "unmapped", "unsplit")
+
+    def __init__(self, *, large: bool, settings: AllocatorSettings) -> None:
+        self.large = large
+        self.page = settings.large_segment if large else SMALL_SEGMENT
+        self.unsplit = LARGEST_SMALL if large and not settings.expandable_segments else 0
+        """What is left of a block becomes a block of its own if it has more bytes than these."""
+        self.keys: list[int] = []
+        """Size and address of each block, in one number."""
+        self.blocks: list[MemoryBlock] = []
+        self.searches = 0
+        self.unmapped: list[MemoryBlock] = []
+        """Unmapped blocks, by address."""
 
     def add(self, block: MemoryBlock) -> None:
         """Take ``block`` in."""
-        insort(self.order, (block.size, block.address))
-        self.blocks[block.address] = block
+        key = block.size << ADDRESS_BITS | block.address
+        index = bisect_left(self.keys, key)
+        self.keys.insert(index, key)
+        self.blocks.insert(index, block)
+        block.freed_at = self.searches
 
     def remove(self, block: MemoryBlock) -> None:
         """Let go of ``block``."""
-        del self.order[bisect_left(self.order, (block.size, block.address))]
-        del self.blocks[block.address]
+        index = bisect_left(self.keys, block.size << ADDRESS_BITS | block.address)
+        del self.keys[index]
+        del self.blocks[index]
+
+    def first_of(self, size: int) -> int:
+        """Return the index of the smallest block of at least ``size``; the number of blocks if there is none."""
+        return bisect_left(self.keys, size << ADDRESS_BITS)
 
 
 class DeviceAddresses:
@@ -76,7 +104,7 @@ class DeviceAddresses:
     """
 
     def __init__(self) -> None:
-        self._holes: list[tuple[int, int]] = [(0, ADDRESSES)]
+        self._holes: list[tuple[int, int]] = [(0, MOST_ADDRESSES)]
         """Start and bytes of each free range, the lowest first; neighbours are merged."""
 
     def take(self, size: int) -> int:
@@ -105,39 +133,47 @@ class DeviceAddresses:
 class CachingAllocator:
     """The allocator's state."""
 
-    def __init__(self, *, capacity: int | None = None, expandable_segments: bool = False) -> None:
+    def __init__(self, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None) -> None:
+        """Begin with nothing reserved, on a device that has ``capacity`` bytes to give; None for any number."""
+        self.settings = settings
         self.capacity = capacity
-        self.expandable_segments = expandable_segments
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
         self.in_use: dict[int, MemoryBlock] = {}
         """Key of an allocation → its block."""
-        self.free_blocks = {False: Pool(), True: Pool()}
-        """Of the small and the large pool."""
-        self._unmapped = {False: Pool(), True: Pool()}
-        self._addresses = DeviceAddresses()
-        if expandable_segments:
-            for large in (False, True):
-                self._unmapped[large].add(MemoryBlock(0, ADDRESSES, large=large, mapped=False))
+        self.small = Pool(large=False, settings=settings)
+        self.large = Pool(large=True, settings=settings)
+        self._divisions = settings.roundup_divisions
+        self._plain = not settings.expandable_segments and settings.max_split is None
+        self._collects = settings.limit is not None and settings.collection_threshold > 0
+        self._addresses = MOST_ADDRESSES if capacity is None else capacity * 9 // 8
+        self._device = DeviceAddresses()
+        self._end_of_addresses = LAST_ADDRESS
+        """Expandable segments lie below it."""
 
     def allocate(self, key: int, size: int) -> bool:
         """Serve an allocation of ``size`` bytes; return False if there is no room."""
-        size = max(SMALLEST_BLOCK, _round_up(size, SMALLEST_BLOCK))
-        large = size > LARGEST_SMALL
-        block = self._best_fit(size, large=large)
-        if block is None:
-            grow = self._map if self.expandable_segments else self._new_segment
-            block = grow(size, large=large)
-            if block is None:
-                self.empty_cache()
-                block = grow(size, large=large)
-            if block is None:
+        size = self._rounded(size) if self._divisions else (size + 511) // 512 * 512 or SMALLEST_BLOCK
+        pool = self.large if size > LARGEST_SMALL else self.small
+        pool.searches += 1
+        index = bisect_left(pool.keys, size << ADDRESS_BITS)
+        if not self._plain:
+            index = self._suitable(index, size, pool)
+        if index < len(pool.keys):
+            del pool.keys[index]
+            block = pool.blocks.pop(index)
+        else:
+            grown = self._grow(size, pool)
+            if grown is None:
                 return False
-        self._split(block, size)
+            block = grown
+        if block.size - size > pool.unsplit and self._may_split(size, pool):
+            pool.add(_cut(block, size))
         block.free = False
         self.in_use[key] = block
         self.allocated += block.size
-        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        if self.allocated > self.peak_allocated:
+            self.peak_allocated = self.allocated
         return True
 
     def free(self, key: int) -> None:
@@ -145,80 +181,123 @@ class CachingAllocator:
         block = self.in_use.pop(key)
         self.allocated -= block.size
         block.free = True
-        self._offer(block)
+        _offer(block)
 
     def empty_cache(self) -> None:
         """Give back to the device what is wholly free: segments, or pages of expandable ones."""
-        for pool in self.free_blocks.values():
-            for block in list(pool.blocks.values()):
-                if self.expandable_segments:
+        for pool in (self.large, self.small):
+            for block in list(pool.blocks):
+                if self.settings.expandable_segments:
                     self._unmap(block)
-                elif block.preceding is None and block.following is None:
-                    pool.remove(block)
-                    self.reserved -= block.size
-                    self._addresses.give_back(block.address, block.size)
+                elif not _is_split(block):
+                    self._give_back(block)
+
+    # Sizes
+
+    def _rounded(self, size: int) -> int:
+        """Return ``size``, rounded up to a division between powers of 2 if the settings ask for it."""
+        interval = min(max(size.bit_length() - MIB.bit_length(), 0), len(self._divisions) - 1)
+        divisions = self._divisions[interval]
+        if divisions > 1 and size > SMALLEST_BLOCK * divisions:
+            return _round_up(size, (1 << size.bit_length() - 1) // divisions)
+        return max(SMALLEST_BLOCK, _round_up(size, SMALLEST_BLOCK))
+
+    def _segment(self, size: int, pool: Pool) -> int:
+        """Return the bytes of a new segment for an allocation of ``size``."""
+        return _round_up(size, SEGMENT_ROUNDING) if size >= SMALLEST_OWN_SEGMENT else pool.page
 
     # Blocks
 
-    def _best_fit(self, size: int, *, large: bool) -> MemoryBlock | None:
-        """Return the smallest free block of at least ``size``, no longer free.
+    def _suitable(self, index: int, size: int, pool: Pool) -> int:
+        """Return the index of the block to take, if settings are not the defaults; the number of blocks for none.
 
-        One that can grow, since unmapped addresses follow it, counts as large as it can grow.
+        ``index``: that of the smallest block that is large enough. A block that can grow, since unmapped addresses
+        follow it, counts as large as it can grow.
         """
-        pool = self.free_blocks[large]
-        index = bisect_left(pool.order, (size, -1))
-        if index == len(pool.order):
-            return None
-        block = pool.blocks[pool.order[index][1]]
-        if self.expandable_segments:
-            while index + 1 < len(pool.order):
-                other = pool.blocks[pool.order[index + 1][1]]
-                if _size_to_grow_to(other) >= _size_to_grow_to(block):
-                    break
-                block = other
+        blocks, most = pool.blocks, self.settings.max_split
+        if index == len(blocks):
+            return index
+        if self.settings.expandable_segments:
+            while index + 1 < len(blocks) and _size_to_grow_to(blocks[index + 1]) < _size_to_grow_to(blocks[index]):
                 index += 1
-        pool.remove(block)
+        if most is None:
+            return index
+        found = blocks[index].size
+        too_large = found >= most if size < most else found >= size + self.settings.max_non_split_rounding
+        return len(blocks) if too_large else index
+
+    def _may_split(self, size: int, pool: Pool) -> bool:
+        most = self.settings.max_split
+        return most is None or size < most or not pool.unsplit
+
+    def _grow(self, size: int, pool: Pool) -> MemoryBlock | None:
+        """Return a block of at least ``size`` from the device; None if it has no room, even for what is cached."""
+        if self._collects:
+            self._collect()
+        block = self._try_to_grow(size, pool)
+        if block is None and self._give_back_unsplit(size, pool):
+            block = self._try_to_grow(size, pool)
+        if block is None:
+            self.empty_cache()
+            block = self._try_to_grow(size, pool)
         return block
 
-    def _offer(self, block: MemoryBlock) -> MemoryBlock:
-        """Make ``block`` a free one, merged with its free neighbours, and return that."""
-        pool = self.free_blocks[block.large]
-        after, before = block.following, block.preceding
-        if after is not None and after.free and after.mapped:
-            pool.remove(after)
-            _join(block, after)
-        if before is not None and before.free and before.mapped:
-            pool.remove(before)
-            _join(before, block)
-            block = before
-        pool.add(block)
-        return block
-
-    def _split(self, block: MemoryBlock, size: int) -> None:
-        """Cut ``block`` down to ``size`` if the rest is worth keeping."""
-        rest = block.size - size
-        always = self.expandable_segments or not block.large
-        worth_it = rest >= SMALLEST_BLOCK if always else rest > LARGEST_SMALL
-        if worth_it:
-            self.free_blocks[block.large].add(_cut(block, size))
+    def _try_to_grow(self, size: int, pool: Pool) -> MemoryBlock | None:
+        limit = self.settings.limit
+        if limit is not None and self.reserved + self._segment(size, pool) > limit:
+            return None
+        return self._map(size, pool) if self.settings.expandable_segments else self._new_segment(size, pool)
 
     # Segments
 
-    def _new_segment(self, size: int, *, large: bool) -> MemoryBlock | None:
+    def _new_segment(self, size: int, pool: Pool) -> MemoryBlock | None:
         """Return a new segment as one block."""
-        if not large:
-            taken = SMALL_SEGMENT
-        elif size < SMALLEST_OWN_SEGMENT:
-            taken = LARGE_SEGMENT
-        else:
-            taken = _round_up(size, SEGMENT_ROUNDING)
+        taken = self._segment(size, pool)
         if not self._take(taken):
             return None
-        return MemoryBlock(self._addresses.take(taken), taken, large=large)
+        return MemoryBlock(self._device.take(taken), taken, pool)
 
-    def _map(self, size: int, *, large: bool) -> MemoryBlock | None:
+    def _give_back(self, block: MemoryBlock) -> None:
+        """Give back the segment that ``block`` is."""
+        block.pool.remove(block)
+        self.reserved -= block.size
+        self._device.give_back(block.address, block.size)
+
+    def _give_back_unsplit(self, size: int, pool: Pool) -> bool:
+        """Give back blocks too large to be split, as many as ``size`` needs; return whether these were enough."""
+        most = self.settings.max_split
+        if most is None or self.settings.expandable_segments:
+            return False
+        wanted = max(size, most)
+        index = pool.first_of(wanted)
+        if index < len(pool.blocks):
+            self._give_back(pool.blocks[index])
+            return True
+        given = 0
+        while given < wanted and pool.blocks and pool.blocks[-1].size >= most:
+            given += pool.blocks[-1].size
+            self._give_back(pool.blocks[-1])
+        return given >= wanted
+
+    def _collect(self) -> None:
+        """Give back segments of the large pool that are free for longer than the average, if too much is reserved."""
+        assert self.settings.limit is not None
+        pool = self.large
+        excess = self.reserved - int(self.settings.collection_threshold * self.settings.limit)
+        idle = [] if self.settings.expandable_segments else [block for block in pool.blocks if not _is_split(block)]
+        while excess > 0 and idle:
+            least_age = sum(pool.searches - block.freed_at for block in idle) / len(idle)
+            old = [block for block in idle if pool.searches - block.freed_at >= least_age]
+            for block in old:
+                excess -= block.size
+                self._give_back(block)
+            idle = [block for block in idle if block not in old]
+
+    # Expandable segments
+
+    def _map(self, size: int, pool: Pool) -> MemoryBlock | None:
         """Return a block of at least ``size`` after mapping what it lacks."""
-        block = self._room(size, large=large)
+        block = _room(size, pool) or self._new_expandable_segment(pool)
         if not block.mapped:
             mapped = self._map_pages(block, size)
             if mapped is None:
@@ -230,65 +309,57 @@ class CachingAllocator:
             if mapped is None:
                 return None
             block = mapped
-        self.free_blocks[large].remove(block)
+        pool.remove(block)
         return block
 
-    def _room(self, size: int, *, large: bool) -> MemoryBlock:
-        """Return the first of consecutive free or unmapped blocks with room for ``size``."""
-        pool = self._unmapped[large]
-        for _, address in pool.order:
-            block = first = pool.blocks[address]
-            if block.preceding is not None and block.preceding.free:
-                first = block.preceding
-            room, following = 0, first
-            while following.free:
-                room += following.size
-                if room >= size:
-                    return first
-                if following.following is None:
-                    break
-                following = following.following
-        raise AssertionError("the last block is unmapped and larger than any device")
+    def _new_expandable_segment(self, pool: Pool) -> MemoryBlock:
+        """Return the addresses of a new segment as one unmapped block."""
+        size = _round_up(self._addresses, pool.page)
+        self._end_of_addresses = (self._end_of_addresses - size) // pool.page * pool.page
+        block = MemoryBlock(self._end_of_addresses, size, pool, mapped=False)
+        pool.unmapped.insert(0, block)
+        return block
 
     def _map_pages(self, block: MemoryBlock, size: int) -> MemoryBlock | None:
         """Map the beginning of an unmapped ``block`` and return it, merged with its free neighbours."""
-        page = LARGE_SEGMENT if block.large else SMALL_SEGMENT
-        size = min(_round_up(size, page), block.size)
+        pool = block.pool
+        size = min(_round_up(size, pool.page), block.size)
         if not self._take(size):
             return None
-        unmapped = self._unmapped[block.large]
-        unmapped.remove(block)
+        index = pool.unmapped.index(block)
+        del pool.unmapped[index]
         if block.size > size:
-            unmapped.add(_cut(block, size))
+            pool.unmapped.insert(index, _cut(block, size))
         block.mapped = True
-        return self._offer(block)
+        return _offer(block)
 
     def _unmap(self, block: MemoryBlock) -> None:
         """Give back the pages that lie wholly in free ``block``."""
-        page = LARGE_SEGMENT if block.large else SMALL_SEGMENT
-        start = _round_up(block.address, page)
-        end = (block.address + block.size) // page * page
+        pool = block.pool
+        start = _round_up(block.address, pool.page)
+        end = (block.address + block.size) // pool.page * pool.page
         if end <= start:
             return
-        free, unmapped = self.free_blocks[block.large], self._unmapped[block.large]
-        free.remove(block)
+        pool.remove(block)
         pages = block
         if start > block.address:
             pages = _cut(block, start - block.address)
-            free.add(block)
+            pool.add(block)
         if pages.address + pages.size > end:
-            free.add(_cut(pages, end - start))
+            pool.add(_cut(pages, end - start))
         self.reserved -= pages.size
         pages.mapped = False
         after, before = pages.following, pages.preceding
         if after is not None and not after.mapped:
-            unmapped.remove(after)
+            pool.unmapped.remove(after)
             _join(pages, after)
         if before is not None and not before.mapped:
-            unmapped.remove(before)
+            pool.unmapped.remove(before)
             _join(before, pages)
             pages = before
-        unmapped.add(pages)
+        if _is_split(pages):
+            pool.unmapped.append(pages)
+            pool.unmapped.sort(key=lambda unmapped: unmapped.address)
 
     def _take(self, size: int) -> bool:
         """Take ``size`` bytes from the device, if it has them."""
@@ -299,9 +370,41 @@ class CachingAllocator:
         return True
 
 
+def _offer(block: MemoryBlock) -> MemoryBlock:
+    """Make ``block`` a free one, merged with its free neighbours, and return that."""
+    pool = block.pool
+    after, before = block.following, block.preceding
+    if after is not None and after.free and after.mapped:
+        pool.remove(after)
+        _join(block, after)
+    if before is not None and before.free and before.mapped:
+        pool.remove(before)
+        _join(before, block)
+        block = before
+    pool.add(block)
+    return block
+
+
+def _room(size: int, pool: Pool) -> MemoryBlock | None:
+    """Return the first of consecutive free or unmapped blocks with room for ``size``, at the lowest address."""
+    for block in pool.unmapped:
+        first = block
+        if block.preceding is not None and block.preceding.free:
+            first = block.preceding
+        room, following = 0, first
+        while following.free:
+            room += following.size
+            if room >= size:
+                return first
+            if following.following is None:
+                break
+            following = following.following
+    return None
+
+
 def _cut(block: MemoryBlock, size: int) -> MemoryBlock:
     """Shorten ``block`` to ``size`` and return the rest as a block that follows it."""
-    rest = MemoryBlock(block.address + size, block.size - size, large=block.large, mapped=block.mapped)
+    rest = MemoryBlock(block.address + size, block.size - size, block.pool, mapped=block.mapped)
     rest.preceding, rest.following = block, block.following
     if block.following is not None:
         block.following.preceding = rest
@@ -316,6 +419,10 @@ def _join(first: MemoryBlock, second: MemoryBlock) -> None:
     first.following = second.following
     if second.following is not None:
         second.following.preceding = first
+
+
+def _is_split(block: MemoryBlock) -> bool:
+    return block.preceding is not None or block.following is not None
 
 
 def _size_to_grow_to(block: MemoryBlock) -> int:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
 
@@ -29,8 +30,8 @@ class Replayed(NamedTuple):
     out_of_memory: OutOfMemory | None = None
 
 
-def with_blocks(memory: Breakdown, replayed: Replayed) -> Breakdown:
-    """Return ``memory``, which counts what tensors ask for, with what the allocator makes of it.
+def with_blocks(memory: Breakdown, replayed: Replayed, settings: AllocatorSettings = DEFAULTS) -> Breakdown:
+    """Return ``memory``, which counts what tensors ask for, with what the allocator with ``settings`` makes of it.
 
     Blocks beyond their tensors become the component ``rounding``.
     """
@@ -44,4 +45,5 @@ def with_blocks(memory: Breakdown, replayed: Replayed) -> Breakdown:
         peak_reserved_range_bytes=None,
         device_total_bytes=replayed.reserved + CUDA_CONTEXT_BYTES,
         device_total_range_bytes=with_context(replayed.reserved, replayed.reserved),
+        allocator_settings=settings.text,
     )

@@ -29,8 +29,6 @@ bytes at the peak. With limited memory the allocator gives segments back before 
 excess of at most 42 percent."""
 WORST_EXPANDABLE_PERCENT = 10
 """The same for a replay with ``expandable_segments:True``: the excess that it needed."""
-EXPANDABLE_SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-"""The environment variable that makes the allocator fragment less."""
 
 
 class Reserved(NamedTuple):

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from lorabench.estimator.memory.allocator import CachingAllocator
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.replayed import OutOfMemory, Replayed
 from lorabench.estimator.trace.storage_history import StorageHistory
 
@@ -28,13 +29,13 @@ class TraceReplay(NamedTuple):
 
 
 def replay_trace(
-    history: StorageHistory, *, capacity: int | None = None, expandable_segments: bool = False
+    history: StorageHistory, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None
 ) -> TraceReplay:
     """Serve every allocation and free of ``history``, and empty the cache when it was emptied there.
 
     ``capacity``: bytes that the device has to give; None for any number.
     """
-    replay = _Replay(history, CachingAllocator(capacity=capacity, expandable_segments=expandable_segments))
+    replay = _Replay(history, CachingAllocator(settings, capacity=capacity))
     failure = replay.run()
     peaks, allocator = replay.peaks, replay.allocator
     most = max(peaks.values(), default=allocator.peak_allocated)

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reductions import multiprocessors_of
 from lorabench.estimator.memory.replayed import with_blocks
@@ -108,7 +109,7 @@ def trace(
     steps: int | None = None,
     compute_capability: str | None = None,
     multiprocessors: int | None = None,
-    expandable_segments: bool = False,
+    allocator: AllocatorSettings = DEFAULTS,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Trace:
     """Run ``steps`` training steps of the recipe on meta tensors and return the memory of the last one.
@@ -118,8 +119,8 @@ def trace(
     The model runs as on a device with ``kernels``, of ``compute_capability`` and so many ``multiprocessors`` (both of
     `Device`). The former decides the size of cuBLAS' workspaces (see `workspaces` for None). Both decide the size of
     sums' buffers, which are left out if one is None. Allocated and reserved bytes are those of CUDA's caching
-    allocator, replayed; with ``expandable_segments``, in expandable segments. ``on_progress`` is called with each
-    stage.
+    allocator, replayed with the settings ``allocator``. If their limit leaves too little memory, the answer is without
+    it. ``on_progress`` is called with each stage.
 
     Raises:
         UserError: the model lacks modules that the recipe names, or the recipe cannot be traced.
@@ -149,8 +150,10 @@ def trace(
     moments = list(ledger.live_bytes_of_step())
     states = [AllocatorState(live, None) for _, _, live in moments]
     if kernels == "cuda":
-        peaks, states = replay_trace(ledger, expandable_segments=expandable_segments)
-        memory = with_blocks(memory, peaks)
+        peaks, states = replay_trace(ledger, allocator)
+        if peaks.out_of_memory is not None:
+            peaks, states = replay_trace(ledger, allocator.unlimited())
+        memory = with_blocks(memory, peaks, allocator)
     event = ledger.peak_event()
     born = origins[ledger.storage_of(event)]
     return Trace(

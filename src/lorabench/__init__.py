@@ -44,6 +44,7 @@ def estimate(
     *,
     gpu: str | float | Device | None = None,
     replay: bool = True,
+    alloc_conf: str | None = None,
     **options: Unpack[RecipeOptions],
 ) -> Estimate:
     """Return memory, verdict and speed of fine-tuning ``model``, without torch.
@@ -55,6 +56,7 @@ def estimate(
         replay: replay CUDA's allocator, for allocated and reserved bytes as torch counts them and the allocator's
             verdict. It takes some tenths of a second. Without it the answer takes milliseconds, allocated bytes are
             those of the tensors, and reserved bytes have a range.
+        alloc_conf: settings of torch's allocator, as in PYTORCH_ALLOC_CONF. Default: those of the environment.
         options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``. If the model
             does not support a default, the usual alternative is used and listed in the answer's ``assumptions``.
 
@@ -62,12 +64,14 @@ def estimate(
         UserError: the model, GPU or an option is unknown, or options contradict each other.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
+    from lorabench.estimator.memory.allocator_settings import read_settings, settings_of_environment
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.speed.calibrations import find_calibration
 
+    allocator = settings_of_environment() if alloc_conf is None else read_settings(alloc_conf)
     device = None if gpu is None else _device(gpu)
     calibration = None if device is None else find_calibration(device.name)
-    return estimate_recipe(recipe_for(_spec(model), **options), device, calibration, replay=replay)
+    return estimate_recipe(recipe_for(_spec(model), **options), device, calibration, replay=replay, allocator=allocator)
 
 
 def estimate_grid(

@@ -271,3 +271,48 @@ def test_what_takes_a_closed_form_is_refused_without_one(
     code, out, err = estimate(olmo3, "--seq-len", "64", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_the_allocator_has_the_settings_of_the_option_or_else_of_the_environment(
+    lorabench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def memory(*arguments: str) -> dict[str, Any]:
+        _, out, _ = lorabench("estimate", "smollm2-135m", "--format", "json", *arguments)
+        answer: dict[str, Any] = json.loads(out)["memory"]
+        return answer
+
+    default = memory()
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "roundup_power2_divisions:2")
+    rounded = memory()
+    assert rounded["allocator_settings"] == "roundup_power2_divisions:2"
+    assert rounded["components"]["rounding"] > 10 * default["components"]["rounding"]
+    assert memory("--alloc-conf", "")["peak_reserved_bytes"] == default["peak_reserved_bytes"]
+    _, out, _ = lorabench("estimate", "smollm2-135m", "--no-replay")
+    assert "roundup_power2_divisions:2 is not heeded without a replay" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--alloc-conf", "backend:cudaMallocAsync"], "the driver's allocator, which lorabench does not replay"),
+        (["--alloc-conf", "max_split_size_mb:1"], "max_split_size_mb too small, must be >= 20"),
+        (["--alloc-conf", "per_process_memory_fraction:0.5"], "name one by --gpu"),
+        (["--alloc-conf", "max_split_size_mb:64", "--no-replay"], "leave one of them out"),
+    ],
+)
+def test_settings_of_the_allocator_that_mean_nothing_are_refused(
+    lorabench: Any, arguments: list[str], said: str
+) -> None:
+    code, _, err = lorabench("estimate", "smollm2-135m", *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+
+
+def test_a_share_of_the_gpu_is_all_that_a_recipe_may_take(lorabench: Any) -> None:
+    def verdict(fraction: str) -> str:
+        settings = ["--alloc-conf", f"per_process_memory_fraction:{fraction}"]
+        _, out, _ = lorabench("estimate", "smollm2-135m", "--gpu", "rtx-4090", *settings, "--format", "json")
+        answer: str = json.loads(out)["verdict"]
+        return answer
+
+    assert (verdict("0.9"), verdict("0.02")) == ("fits", "does not fit")

@@ -75,7 +75,7 @@ def test_the_cpus_kernels_reserve_nothing(capsys: pytest.CaptureFixture[str]) ->
 def test_expandable_segments_change_what_the_allocator_counts_only(
     answer: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_of(*SMALL, "--expandable-segments", "--format", "json") == 0
+    assert exit_of(*SMALL, "--alloc-conf", "expandable_segments:True", "--format", "json") == 0
     memory = json.loads(capsys.readouterr().out)["memory"]
     changed = {name for name, bytes_ in answer["memory"]["components"].items() if memory["components"][name] != bytes_}
     assert changed <= {"rounding"}
@@ -87,7 +87,7 @@ def test_expandable_segments_change_what_the_allocator_counts_only(
     [
         (["demo-lama"], "did you mean"),
         (["demo-llama", "--loss", "liger", "--kernels", "cpu"], "runs on CUDA only"),
-        (["demo-llama", "--kernels", "cpu", "--expandable-segments"], "setting of CUDA's allocator"),
+        (["demo-llama", "--kernels", "cpu", "--alloc-conf", ""], "sets CUDA's allocator"),
         (["demo-llama", "--target-modules", "q_prj"], "q_prj"),
         (["demo-llama", "--kernels", "gpu"], "gpu"),
         (["demo-llama", "--gpu", "24GB"], "a trace needs the GPU's name"),

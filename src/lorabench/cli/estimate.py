@@ -9,7 +9,7 @@ import click
 from msgspec.structs import replace
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
-from lorabench.cli.parameters import OneOf
+from lorabench.cli.parameters import OneOf, alloc_conf_option
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
 from lorabench.cli.tracing import import_training_libraries, progress
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.explanation import Explanation
+    from lorabench.estimator.memory.allocator_settings import AllocatorSettings
     from lorabench.estimator.memory.breakdown import Breakdown
     from lorabench.estimator.models.spec import ModelSpec
     from lorabench.estimator.recipes.parameters import ParameterCounts
@@ -48,6 +49,7 @@ Examples:
 @click.option(
     "--no-replay", is_flag=True, help="Give reserved memory as a range instead of replaying CUDA's allocator: faster."
 )
+@alloc_conf_option
 @click.option("--explain", is_flag=True, help="Show the derivation term by term, with this recipe's numbers.")
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 @verbose_option
@@ -60,6 +62,7 @@ def command(
     require_fit: bool,
     explain: bool,
     no_replay: bool,
+    alloc_conf: AllocatorSettings | None,
     format_: str,
     **options: Any,
 ) -> int:
@@ -72,6 +75,7 @@ def command(
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
     from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.memory.allocator_settings import settings_of_environment
     from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import has_closed_form
@@ -81,6 +85,9 @@ def command(
         raise UserError("--require-fit needs a GPU: add --gpu NAME or a size such as --gpu 24GB")
     if explain and format_ == "csv":
         raise UserError("--explain does not fit into one csv row: use --format table, markdown or json")
+    if no_replay and alloc_conf is not None:
+        raise UserError("--alloc-conf sets the allocator, which --no-replay does not replay: leave one of them out")
+    allocator = alloc_conf or settings_of_environment()
     spec = find_model(model)
     device = None if gpu is None else find_device(gpu)
     refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
@@ -88,7 +95,7 @@ def command(
     resolved = recipe_for(spec, **options)
     if has_closed_form(spec):
         with progress() as say:
-            estimate = estimate_recipe(resolved, device, calibration, say, replay=not no_replay)
+            estimate = estimate_recipe(resolved, device, calibration, say, replay=not no_replay, allocator=allocator)
     else:
         if no_replay:
             raise UserError(f"--no-replay needs a closed form, and model_type {spec.model_type} has none: leave it out")
@@ -96,7 +103,7 @@ def command(
         with progress() as say:
             say("importing torch, transformers and peft")
             import_training_libraries(f"an estimate of model_type {spec.model_type}")
-            estimate = estimate_recipe(resolved, device, on_progress=say)
+            estimate = estimate_recipe(resolved, device, on_progress=say, allocator=allocator)
     if tokens is not None and estimate.throughput is not None:
         estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
     if not explain:
@@ -201,6 +208,8 @@ def peak_columns(memory: Breakdown) -> list[Column]:
             what = f"{range_in_gib(*memory.peak_reserved_range_bytes)}, depending on fragmentation"
         else:
             what += "; allocator replayed"
+            if memory.allocator_settings:
+                what += f" with {memory.allocator_settings}"
         rows.append(("peak reserved", memory.peak_reserved_bytes, what))
     if memory.device_total_bytes is not None:
         what = "in nvidia-smi, with CUDA context"
@@ -325,6 +334,7 @@ def _as_csv(estimate: Estimate) -> str:
                 "peak_allocated_bytes": memory.peak_allocated_bytes,
                 "peak_reserved_bytes": memory.peak_reserved_bytes,
                 "device_total_bytes": memory.device_total_bytes,
+                "allocator_settings": memory.allocator_settings,
                 "gpu": estimate.gpu,
                 "gpu_memory_bytes": estimate.gpu_memory_bytes,
                 "gpu_usable_bytes": estimate.gpu_usable_bytes,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.other_names import value_meant
 from lorabench.estimator.written_numbers import read_count, read_length
+
+if TYPE_CHECKING:
+    from lorabench.estimator.memory.allocator_settings import AllocatorSettings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -79,6 +82,30 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
             return read_count(str(value))
         except UserError as error:
             self.fail(str(error), param, ctx)
+
+
+class AllocatorConf(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+    """Settings of torch's allocator, as in PYTORCH_ALLOC_CONF: ``max_split_size_mb:128,expandable_segments:True``."""
+
+    name = "key:value,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AllocatorSettings:
+        """Return ``value`` as settings."""
+        from lorabench.estimator.memory.allocator_settings import read_settings
+
+        try:
+            return read_settings(str(value))
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+
+def alloc_conf_option(command: _Command) -> _Command:
+    """Give ``command`` the option ``--alloc-conf``, which is None if it is absent."""
+    return click.option(
+        "--alloc-conf",
+        type=AllocatorConf(),
+        help="Settings of torch's allocator, as in PYTORCH_ALLOC_CONF. [the environment's]",
+    )(command)
 
 
 def timeout_option(what: str) -> Callable[[_Command], _Command]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import Count, OneOf
@@ -79,6 +80,7 @@ def command(
     """
     from lorabench.estimator.answers.plan import make_plan
     from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.memory.allocator_settings import settings_of_environment
     from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import has_closed_form
@@ -104,6 +106,7 @@ def command(
     device = find_device(gpu)
     calibration = calibration_for(device, calibration_file)
     plan = make_plan(spec, device, fixed, min_batch_tokens or 1, calibration)
+    plan = replace(plan, warnings=(*plan.warnings, *settings_of_environment().unheeded()))
     if format_ == "json":
         click.echo(as_json(plan))
     else:
@@ -115,10 +118,12 @@ def _all_gpus(resolved: ResolvedRecipe, format_: str) -> int:
     from lorabench.cli.estimate import describe_recipe, remarks
     from lorabench.estimator.answers.plan import enough_gpus
     from lorabench.estimator.answers.support import lacking_gpus
+    from lorabench.estimator.memory.allocator_settings import settings_of_environment
     from lorabench.estimator.recipes.feasibility import recipe_warnings
 
     recipe, assumptions = resolved.recipe, resolved.assumptions
-    found, lacks, warnings = enough_gpus(resolved), lacking_gpus(recipe), recipe_warnings(resolved)
+    found, lacks = enough_gpus(resolved), lacking_gpus(recipe)
+    warnings = (*recipe_warnings(resolved), *settings_of_environment().unheeded())
     if format_ == "json":
         facts = {"recipe": recipe, "gpus": found, "lacking": lacks, "assumptions": assumptions, "warnings": warnings}
         click.echo(as_json(facts))

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from lorabench.cli.estimate import describe_recipe, parameter_counts, peak_columns, remarks
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
-from lorabench.cli.parameters import OneOf
+from lorabench.cli.parameters import OneOf, alloc_conf_option
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.cli.verbosity import verbose_option
@@ -17,13 +17,14 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
+    from lorabench.estimator.memory.allocator_settings import AllocatorSettings
     from lorabench.estimator.trace.trace import Trace
 
 EXAMPLES = """\
 \b
 Examples:
   lorabench trace llama-3.1-8b --method qlora
-  lorabench trace Qwen/Qwen2.5-7B -r 64 --seq-len 4096 --expandable-segments
+  lorabench trace Qwen/Qwen2.5-7B -r 64 --alloc-conf expandable_segments:True
   lorabench trace ./config.json --method full --format json > trace.json
 """
 SHOWN_TENSORS = 10
@@ -41,14 +42,12 @@ SHOWN_TENSORS = 10
     help="Trace the allocations of CUDA or of CPU kernels.",
 )
 @click.option("--gpu", help="GPU whose kernels' scratch memory is counted, by name (lorabench gpus).")
-@click.option(
-    "--expandable-segments",
-    is_flag=True,
-    help="Replay the allocator with expandable_segments:True.",
-)
+@alloc_conf_option
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 @verbose_option
-def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool, format_: str, **options: Any) -> None:
+def command(
+    model: str, kernels: Any, gpu: str | None, alloc_conf: AllocatorSettings | None, format_: str, **options: Any
+) -> None:
     """Run the real training step of MODEL on meta tensors, without a GPU.
 
     transformers, peft and bitsandbytes train two steps on tensors without contents, and every allocation is followed.
@@ -56,11 +55,12 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
     does not support a default, the usual alternative is used and reported.
     """
     from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.memory.allocator_settings import DEFAULTS, settings_of_environment
     from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.recipes.defaults import recipe_for
 
-    if expandable_segments and kernels == "cpu":
-        raise UserError("--expandable-segments is a setting of CUDA's allocator: leave it out with --kernels cpu")
+    if alloc_conf is not None and kernels == "cpu":
+        raise UserError("--alloc-conf sets CUDA's allocator: leave it out with --kernels cpu")
     if gpu is not None and kernels == "cpu":
         raise UserError("--gpu has no meaning with --kernels cpu: leave one of them out")
     device = None if gpu is None else find_device(gpu)
@@ -69,6 +69,10 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
             f"--gpu {gpu}: a trace needs the GPU's name, which decides its cuBLAS workspaces: name one of lorabench "
             f"gpus, or let lorabench estimate --gpu {gpu} say whether it fits"
         )
+    allocator = DEFAULTS
+    if kernels == "cuda":
+        allocator = alloc_conf or settings_of_environment()
+    allocator = allocator.on(None if device is None else device.usable_bytes)
     resolved = recipe_for(find_model(model), **options)
     with progress() as say:
         say("importing torch, transformers and peft")
@@ -80,11 +84,12 @@ def command(model: str, kernels: Any, gpu: str | None, expandable_segments: bool
             kernels=kernels,
             compute_capability=None if device is None else device.compute_capability,
             multiprocessors=None if device is None else device.multiprocessors,
-            expandable_segments=expandable_segments,
+            allocator=allocator,
             on_progress=say,
         )
     if device is not None:
         traced = replace(traced, assumptions=(*traced.assumptions, *device.assumptions))
+    traced = replace(traced, warnings=(*traced.warnings, *allocator.warnings()))
     click.echo(_FORMATTERS[format_](traced))
 
 

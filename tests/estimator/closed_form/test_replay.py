@@ -14,6 +14,7 @@ from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import PASSING, walk
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import DEFAULTS
 from lorabench.estimator.memory.loading import loading
 from lorabench.estimator.memory.optimizers import optimizer_bytes
 from lorabench.estimator.memory.replayed import with_blocks
@@ -179,7 +180,7 @@ FRAGMENTS = {"method": "full", "optim": "adamw_torch", "dtype": "bfloat16", "mix
 
 def test_expandable_segments_leave_smaller_gaps() -> None:
     training = Training(recipe_for(find_model("llama-3.2-1b"), **FRAGMENTS))
-    plain, expandable = training.replay(), training.replay(expandable_segments=True)
+    plain, expandable = training.replay(), training.replay(DEFAULTS.expandable())
     assert expandable.reserved - expandable.allocated < (plain.reserved - plain.allocated) / 2
 
 

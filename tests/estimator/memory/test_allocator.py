@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.estimator.memory.allocator import CachingAllocator
+from lorabench.estimator.memory.allocator_settings import EXPANDABLE, read_settings
 from lorabench.estimator.quantities import MIB
 
 KIB = 1024
@@ -26,10 +27,13 @@ class Peaks(NamedTuple):
 
 
 def replay(
-    allocations: Iterable[tuple[int, int]], *, capacity: int | None = None, expandable_segments: bool = False
+    allocations: Iterable[tuple[int, int]], text: str = "", *, capacity: int | None = None, device: int | None = None
 ) -> Peaks:
-    """Serve ``allocations`` in order: (key, bytes) allocates, (key, 0) frees what the key stands for."""
-    allocator = CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)
+    """Serve ``allocations`` in order: (key, bytes) allocates, (key, 0) frees what the key stands for.
+
+    ``text`` has the allocator's settings; a limit is a share of the ``device``'s bytes.
+    """
+    allocator = CachingAllocator(read_settings(text).on(device), capacity=capacity)
     for key, size in allocations:
         if size == 0:
             allocator.free(key)
@@ -82,7 +86,7 @@ def test_neighbours_merge_when_they_are_freed() -> None:
         allocator.allocate(key, 6 * MIB)
     for key in (0, 2, 1):
         allocator.free(key)
-    assert allocator.free_blocks[True].order == [(20 * MIB, 0)]
+    assert [block.size for block in allocator.large.blocks] == [20 * MIB]
     assert (
         replay([(0, 6 * MIB), (1, 6 * MIB), (2, 6 * MIB), (0, 0), (2, 0), (1, 0), (3, 20 * MIB)]).reserved == 20 * MIB
     )
@@ -103,14 +107,81 @@ def test_cached_segments_are_given_back_before_there_is_no_room() -> None:
 def test_expandable_segments_grow_by_pages_and_leave_no_holes_between_segments() -> None:
     growing = [(0, 30 * MIB), (1, MIB), (0, 0), (2, 50 * MIB)]
     # 30 MiB take two pages of 20; the 50 need one page more, next to the freed 40.
-    assert replay(growing, expandable_segments=True) == (51 * MIB, (2 + 60) * MIB, False)
+    assert replay(growing, EXPANDABLE) == (51 * MIB, (2 + 60) * MIB, False)
     assert replay(growing).reserved == (2 + 30 + 50) * MIB
 
 
 def test_expandable_segments_give_back_single_pages() -> None:
     middle = [(0, 20 * MIB), (1, 20 * MIB), (2, 20 * MIB), (1, 0), (3, 40 * MIB)]
-    assert replay(middle, expandable_segments=True).reserved == 100 * MIB
-    assert replay(middle, expandable_segments=True, capacity=80 * MIB) == (80 * MIB, 80 * MIB, False)
+    assert replay(middle, EXPANDABLE).reserved == 100 * MIB
+    assert replay(middle, EXPANDABLE, capacity=80 * MIB) == (80 * MIB, 80 * MIB, False)
+
+
+def test_blocks_beyond_max_split_size_serve_only_allocations_of_about_their_size() -> None:
+    large = [(0, 100 * MIB), (0, 0)]
+    assert replay([*large, (1, 30 * MIB)], "max_split_size_mb:64").reserved == 130 * MIB  # 30 is below 64
+    assert replay([*large, (1, 30 * MIB)]).reserved == 100 * MIB
+    # 100 - 85 MiB are less than 20 MiB, so 85 takes all of the block; 100 - 80 are not.
+    assert replay([*large, (1, 85 * MIB)], "max_split_size_mb:64") == (100 * MIB, 100 * MIB, False)
+    assert replay([*large, (1, 80 * MIB)], "max_split_size_mb:64") == (100 * MIB, 180 * MIB, False)
+    wide = "max_split_size_mb:64,max_non_split_rounding_mb:40"
+    assert replay([*large, (1, 80 * MIB)], wide) == (100 * MIB, 100 * MIB, False)
+
+
+def test_of_blocks_that_are_not_split_no_more_are_given_back_than_an_allocation_needs() -> None:
+    for size, reserved in [
+        (76, 70 + 30 + 76),  # the block of 100 MiB is enough
+        (150, 30 + 150),  # those of 100 and 70 MiB are
+        (180, 180),  # they are not, so all go
+    ]:
+        allocator = CachingAllocator(read_settings("max_split_size_mb:64"), capacity=200 * MIB)
+        for key, cached in enumerate([100, 70, 30]):
+            assert allocator.allocate(key, cached * MIB)
+        for key in range(3):
+            allocator.free(key)
+        assert allocator.allocate(3, size * MIB)
+        assert allocator.reserved == reserved * MIB
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "block"),
+    [
+        ("roundup_power2_divisions:4", 1200, 1536),  # not above 512 · 4 bytes: to 512
+        ("roundup_power2_divisions:4", 2049, 2560),  # 2048, 2560, 3072, 3584, 4096
+        ("roundup_power2_divisions:4", 33 * MIB, 40 * MIB),  # 32, 40, 48, 56, 64
+        ("roundup_power2_divisions:1", 33 * MIB, 34 * MIB),  # one division is none: 34 MiB is the segment
+        ("roundup_power2_divisions:2", 32 * MIB, 32 * MIB),
+        ("roundup_power2_divisions:[64:2,128:8,>:0]", 33 * MIB, 48 * MIB),  # below the first interval as in it
+        ("roundup_power2_divisions:[64:2,128:8,>:0]", 65 * MIB, 96 * MIB),
+        ("roundup_power2_divisions:[64:2,128:8,>:0]", 129 * MIB, 144 * MIB),  # 128, 144, 160, …
+        ("roundup_power2_divisions:[64:2,128:8,>:0]", 257 * MIB, 258 * MIB),
+        ("large_segment_size_mb:32", 3 * MIB, 3 * MIB),
+    ],
+)
+def test_sizes_are_rounded_up_to_divisions_between_powers_of_2(text: str, size: int, block: int) -> None:
+    assert replay([(0, size)], text).allocated == block
+
+
+def test_allocations_below_10_mib_share_segments_of_the_size_that_is_set() -> None:
+    assert replay([(0, 9 * MIB), (1, 9 * MIB), (2, 9 * MIB)], "large_segment_size_mb:32").reserved == 32 * MIB
+    assert replay([(0, 3 * MIB)], "large_segment_size_mb:32,expandable_segments:True").reserved == 32 * MIB
+
+
+def test_a_limit_is_a_share_of_the_device() -> None:
+    half = "per_process_memory_fraction:0.5"
+    assert replay([(0, 60 * MIB), (0, 0), (1, 80 * MIB)], half, device=200 * MIB) == (80 * MIB, 80 * MIB, False)
+    assert replay([(0, 60 * MIB), (1, 60 * MIB)], half, device=200 * MIB).out_of_memory
+
+
+def test_old_segments_are_given_back_once_more_than_the_threshold_is_reserved() -> None:
+    text = "garbage_collection_threshold:0.5,per_process_memory_fraction:0.5"
+    freed = [(0, 30 * MIB), (1, 40 * MIB), (0, 0), (1, 0), (2, 40 * MIB), (2, 0)]
+    # When 60 MiB are asked for, 70 are reserved, of which 30 have not been used for two searches and 40 for one. The
+    # average is 1.5, so the 30 go, and these are more than the excess over half of 100 MiB.
+    assert replay([*freed, (3, 60 * MIB)], text, device=200 * MIB).reserved == 100 * MIB
+    assert replay([*freed, (3, 60 * MIB)]).reserved == 130 * MIB
+    # A single segment is as old as the average.
+    assert replay([(0, 60 * MIB), (0, 0), (1, 70 * MIB)], text, device=200 * MIB).reserved == 70 * MIB
 
 
 actions = st.lists(
@@ -121,13 +192,22 @@ actions = st.lists(
     max_size=60,
 )
 
+SETTINGS = [
+    "",
+    EXPANDABLE,
+    "max_split_size_mb:20",
+    "roundup_power2_divisions:[2:4,8:0,>:2]",
+    "per_process_memory_fraction:0.5,garbage_collection_threshold:0.5",
+    "large_segment_size_mb:12,expandable_segments:True,per_process_memory_fraction:0.4",
+]
+
 
 @settings(max_examples=150)
-@given(actions, st.booleans(), st.none() | st.integers(20 * MIB, 200 * MIB))
+@given(actions, st.sampled_from(SETTINGS), st.none() | st.integers(20 * MIB, 200 * MIB))
 def test_blocks_cover_what_is_reserved_and_never_overlap(
-    actions: list[tuple[str, int]], expandable_segments: bool, capacity: int | None
+    actions: list[tuple[str, int]], text: str, capacity: int | None
 ) -> None:
-    allocator = CachingAllocator(capacity=capacity, expandable_segments=expandable_segments)
+    allocator = CachingAllocator(read_settings(text).on(250 * MIB), capacity=capacity)
     live: dict[int, int] = {}
     for number, (action, value) in enumerate(actions):
         if action == "allocate":
@@ -137,8 +217,8 @@ def test_blocks_cover_what_is_reserved_and_never_overlap(
             key = list(live)[value % len(live)]
             allocator.free(key)
             del live[key]
-        blocks = [(block.large, block.address, block.size) for block in allocator.in_use.values()]
-        blocks += [(large, at, size) for large, pool in allocator.free_blocks.items() for size, at in pool.order]
+        held = [*allocator.in_use.values(), *allocator.small.blocks, *allocator.large.blocks]
+        blocks = [(block.pool.large, block.address, block.size) for block in held]
         for (pool, address, size), (next_pool, next_address, _) in pairwise(sorted(blocks)):
             assert pool != next_pool or address + size <= next_address
         assert sum(size for _, _, size in blocks) == allocator.reserved

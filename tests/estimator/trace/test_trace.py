@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import DEFAULTS
 from lorabench.estimator.memory.breakdown import PHASES, Breakdown
 from lorabench.estimator.memory.reductions import Multiprocessors
 from lorabench.estimator.recipes.recipe import make_recipe
@@ -171,7 +172,7 @@ def test_the_allocator_takes_more_than_tensors_do() -> None:
     spec = small_model("llama", hidden_size=512, vocab_size=4096)
     recipe = make_recipe(spec.name, method="full", seq_len=64)
     memory, expandable = (
-        trace(ResolvedRecipe(spec, recipe), expandable_segments=expandable).memory for expandable in (False, True)
+        trace(ResolvedRecipe(spec, recipe), allocator=settings).memory for settings in (DEFAULTS, DEFAULTS.expandable())
     )
     assert memory.peak_reserved_bytes is not None
     assert expandable.peak_reserved_bytes is not None
