@@ -301,7 +301,7 @@ def _micro_batches(resolved: ResolvedRecipe, sized: bool, min_batch_tokens: int)
 
 def _hold(resolved: ResolvedRecipe, device: Device) -> _Fitting | None:
     """Return the recipe's memory and margin; None if it does not fit."""
-    if not states_fit(resolved, device.usable_bytes):
+    if not states_fit(resolved, device, device.usable_bytes):
         return None
     memory = estimate_memory(resolved, compute_capability=device.compute_capability)
     answer, margin = hold_against(memory, device.memory_bytes)

@@ -15,10 +15,9 @@ from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, VARIABLES, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.context import context_of
 from lorabench.estimator.memory.reserved import (
-    CUDA_CONTEXT_BYTES,
     PERSISTENT,
-    SMALLEST_CUDA_CONTEXT_BYTES,
     reserve,
 )
 from lorabench.estimator.memory.states import states
@@ -73,7 +72,7 @@ def judge(
     """
     usable = device.usable_bytes
     if allocator.limit is not None:
-        usable = min(usable, allocator.limit + CUDA_CONTEXT_BYTES)
+        usable = min(usable, allocator.limit + context_of(device.compute_capability).most)
     search = (_ReplayedSearch if replay else _Search)(device, usable)
     setup = _Setup(resolved, allocator)
     answer, margin = search.judge(setup, memory)
@@ -99,14 +98,15 @@ def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
         return "fits", margin
     point = memory.device_total_bytes
     if memory.peak_reserved_bytes is not None and memory.peak_reserved_range_bytes is None:
-        point = memory.peak_allocated_bytes + CUDA_CONTEXT_BYTES
+        context = memory.device_total_bytes - memory.peak_reserved_bytes
+        point = memory.peak_allocated_bytes + context
     return "tight" if point <= device_bytes else "does not fit", margin
 
 
-def states_fit(resolved: ResolvedRecipe, usable: int) -> bool:
-    """Return whether the persistent memory alone fits into ``usable`` bytes. It is a cheap first check."""
+def states_fit(resolved: ResolvedRecipe, device: Device, usable: int) -> bool:
+    """Return whether the persistent memory alone fits into ``usable`` bytes of ``device``: a cheap first check."""
     held = states(resolved, "cuda")
-    return CUDA_CONTEXT_BYTES + sum(held.component_bytes(name) for name in PERSISTENT) <= usable
+    return context_of(device.compute_capability).most + sum(held.component_bytes(name) for name in PERSISTENT) <= usable
 
 
 class _Setup(NamedTuple):
@@ -128,6 +128,7 @@ class _Search:
     def __init__(self, device: Device, usable: int) -> None:
         self.device = device
         self.usable = usable
+        self.context = context_of(device.compute_capability)
         self.half = "float16" if device.supports_bfloat16 is False else "bfloat16"
 
     def judge(self, setup: _Setup, memory: Breakdown) -> tuple[Fit, int]:
@@ -140,7 +141,7 @@ class _Search:
 
     def hopeless(self, setup: _Setup) -> bool:
         """Return whether the persistent memory alone is too large. This is quicker than `fits`."""
-        return not states_fit(setup.resolved, self.usable)
+        return not states_fit(setup.resolved, self.device, self.usable)
 
     def device_total(self, setup: _Setup) -> int:
         """Return the upper end of the device total."""
@@ -296,9 +297,9 @@ class _ReplayedSearch(_Search):
         def runs(context_bytes: int) -> bool:
             return training.replay(setup.allocator, capacity=self.usable - context_bytes).out_of_memory is None
 
-        if runs(CUDA_CONTEXT_BYTES):
+        if runs(self.context.most):
             return "fits", 0
-        return "tight" if runs(SMALLEST_CUDA_CONTEXT_BYTES) else "does not fit", margin
+        return "tight" if runs(self.context.least) else "does not fit", margin
 
     def device_total(self, setup: _Setup) -> int:
         """Return the device total with the largest context; more than the usable bytes if the allocator runs out.
@@ -308,16 +309,16 @@ class _ReplayedSearch(_Search):
         """
         capability = self.device.compute_capability
         memory = estimate_memory(setup.resolved, compute_capability=capability)
-        least = memory.peak_allocated_bytes + CUDA_CONTEXT_BYTES
+        least = memory.peak_allocated_bytes + self.context.most
         most = super().device_total(setup)
         if least > self.usable:
             return least
         if most <= self.usable and setup.allocator.keeps_to_range:
             return most
         replayed = Training(setup.resolved, capability, self.device.multiprocessors).replay(
-            setup.allocator, capacity=self.usable - CUDA_CONTEXT_BYTES
+            setup.allocator, capacity=self.usable - self.context.most
         )
-        return self.usable + 1 if replayed.out_of_memory else replayed.reserved + CUDA_CONTEXT_BYTES
+        return self.usable + 1 if replayed.out_of_memory else replayed.reserved + self.context.most
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:

@@ -10,6 +10,7 @@ from lorabench.estimator.closed_form.forms import Setup, compile_form, persisten
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.optimizers import paged_states_bytes
 from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
@@ -54,4 +55,5 @@ def estimate_memory(
         peak_reserved_range_bytes=taken.reserved_range,
         device_total_bytes=taken.device_total,
         device_total_range_bytes=taken.device_total_range,
+        paged_states_bytes=paged_states_bytes(resolved),
     )

@@ -56,7 +56,7 @@ def replayed_memory(
     replayed = training.replay(allocator)
     if replayed.out_of_memory is not None:
         replayed = training.replay(allocator.unlimited())
-    return with_blocks(memory, replayed, allocator)
+    return with_blocks(memory, replayed, allocator, compute_capability)
 
 
 class Training:

@@ -24,8 +24,8 @@ from lorabench.estimator.explanation.letters import letters
 from lorabench.estimator.explanation.lines import Derivation, Explanation, Line
 from lorabench.estimator.explanation.peak import Peak
 from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.context import context_of
 from lorabench.estimator.memory.reserved import (
-    CUDA_CONTEXT_BYTES,
     SEGMENT_BYTES,
     WORST_FRAGMENTATION_PERCENT,
     working_bytes,
@@ -135,7 +135,7 @@ def _device_total(reserved: int, total: int) -> Line:
     return Line(
         "device total",
         "reserved + CUDA context",
-        f"{reserved:,} + {CUDA_CONTEXT_BYTES:,}",
+        f"{reserved:,} + {total - reserved:,}",
         total,
         "NVIDIA's driver: context and kernels of the process",
     )
@@ -166,13 +166,14 @@ def _replayed_verdict(estimate: Estimate, device: Device) -> Derivation:
     """Return the comparison of the replayed steps with the memory of ``device`` that a process can use."""
     assert estimate.memory.peak_reserved_bytes is not None
     usable, reserved = device.usable_bytes, estimate.memory.peak_reserved_bytes
+    context = context_of(device.compute_capability).most
     lines = [
         _usable(device),
         Line(
             "free beside reserved memory",
             "usable - context - reserved",
-            f"{usable:,} - {CUDA_CONTEXT_BYTES:,} - {reserved:,}",
-            usable - CUDA_CONTEXT_BYTES - reserved,
+            f"{usable:,} - {context:,} - {reserved:,}",
+            usable - context - reserved,
             "if the allocator gives no cached segment back",
         ),
     ]
@@ -252,7 +253,7 @@ def _device(memory: Breakdown, workspace: Workspaces) -> list[Line]:
         Line(
             "device total, at most",
             "reserved at most + CUDA context",
-            f"{reserved_range[1]:,} + {CUDA_CONTEXT_BYTES:,}",
+            f"{reserved_range[1]:,} + {total_range[1] - reserved_range[1]:,}",
             total_range[1],
             "NVIDIA's driver: context and kernels of the process",
         ),

@@ -55,6 +55,9 @@ class Breakdown(Struct, frozen=True, kw_only=True):
     segments and on cuBLAS' workspaces (`reserved`)."""
     device_total_range_bytes: tuple[int, int] | None = None
     """Estimates only: the same for ``device_total_bytes``, which also depends on the CUDA context."""
+    paged_states_bytes: Bytes = 0
+    """Estimates only: optimizer states in unified memory. The driver keeps them on the GPU while it has room. NVML then
+    counts them for the process; torch does not, and they never make memory run out."""
     allocator_settings: str = ""
     """Estimates only: the settings that the allocator was replayed with, as in PYTORCH_ALLOC_CONF; "" for the defaults
     and without a replay."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.optimizers.tensors import TrainedTensors
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class OptimizerBytes(NamedTuple):
@@ -35,3 +36,9 @@ def optimizer_bytes(optim: str, tensors: Iterable[TrainedTensors], kernels: Back
         temporaries=max(map(sum, optimizer.temporaries(tensors, kernels)), default=0),
         paged=sum(one.paged for one in kept),
     )
+
+
+def paged_states_bytes(resolved: ResolvedRecipe) -> int:
+    """Return the bytes of the recipe's optimizer states in unified memory."""
+    optim = resolved.recipe.optim
+    return optimizer_bytes(optim, resolved.trained_tensors, "cuda").paged if OPTIMIZERS[optim].paged else 0

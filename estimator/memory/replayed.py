@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.memory.reserved import CUDA_CONTEXT_BYTES, with_context
+from lorabench.estimator.memory.reserved import with_context
 
 
 class OutOfMemory(NamedTuple):
@@ -30,11 +30,19 @@ class Replayed(NamedTuple):
     out_of_memory: OutOfMemory | None = None
 
 
-def with_blocks(memory: Breakdown, replayed: Replayed, settings: AllocatorSettings = DEFAULTS) -> Breakdown:
+def with_blocks(
+    memory: Breakdown,
+    replayed: Replayed,
+    settings: AllocatorSettings = DEFAULTS,
+    compute_capability: str | None = None,
+) -> Breakdown:
     """Return ``memory``, which counts what tensors ask for, with what the allocator with ``settings`` makes of it.
+
+    The device total has the context of a GPU of ``compute_capability``.
 
     Blocks beyond their tensors become the component ``rounding``.
     """
+    least, most = with_context(replayed.reserved, replayed.reserved, compute_capability)
     rounding = max(replayed.allocated - memory.peak_allocated_bytes, 0)
     return replace(
         memory,
@@ -43,7 +51,7 @@ def with_blocks(memory: Breakdown, replayed: Replayed, settings: AllocatorSettin
         phase_peaks_bytes=memory.phase_peaks_bytes | replayed.phase_peaks,
         peak_reserved_bytes=replayed.reserved,
         peak_reserved_range_bytes=None,
-        device_total_bytes=replayed.reserved + CUDA_CONTEXT_BYTES,
-        device_total_range_bytes=with_context(replayed.reserved, replayed.reserved),
+        device_total_bytes=most,
+        device_total_range_bytes=(least, most),
         allocator_settings=settings.text,
     )

@@ -10,16 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lorabench.estimator.memory.context import context_of
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.quantities import MIB
 
 SEGMENT_BYTES = 2 * MIB
 """The caching allocator takes memory from the device in multiples of this (torch, c10/cuda/CUDACachingAllocator.h)."""
-CUDA_CONTEXT_BYTES = 600 * MIB
-"""A process's memory on a GPU before its first tensor: driver context and loaded kernels. It is 0.3 to 0.6 GiB,
-depending on driver and GPU. This is the upper end, so that a recipe with the verdict ``fits`` does fit."""
-SMALLEST_CUDA_CONTEXT_BYTES = 300 * MIB
-"""The lower end of `CUDA_CONTEXT_BYTES`."""
 
 PERSISTENT = ("weights", "quantized_weights", "adapters", "optimizer_states", "workspaces")
 """Components that stay from step to step. The others are working bytes, which a step allocates and frees."""
@@ -45,9 +41,10 @@ def working_bytes(components: Mapping[str, int]) -> int:
     return sum(bytes_ for name, bytes_ in components.items() if name not in PERSISTENT)
 
 
-def with_context(low: Any, high: Any) -> tuple[Any, Any]:
+def with_context(low: Any, high: Any, compute_capability: str | None = None) -> tuple[Any, Any]:
     """Return the range of the device total for reserved bytes, or arrays of them, between ``low`` and ``high``."""
-    return low + SMALLEST_CUDA_CONTEXT_BYTES, high + CUDA_CONTEXT_BYTES
+    context = context_of(compute_capability)
+    return low + context.least, high + context.most
 
 
 def reserve(
@@ -68,14 +65,14 @@ def reserve(
     return Reserved(
         reserved=reserved,
         reserved_range=(low, high),
-        device_total=device_total(allocated),
-        device_total_range=with_context(low, high),
+        device_total=device_total(allocated, compute_capability),
+        device_total_range=with_context(low, high, compute_capability),
     )
 
 
-def device_total(allocated_bytes: Any) -> Any:
+def device_total(allocated_bytes: Any, compute_capability: str | None = None) -> Any:
     """Return the point estimate of the device total for ``allocated_bytes``, a number or an array."""
-    return _in_segments(allocated_bytes) + CUDA_CONTEXT_BYTES
+    return _in_segments(allocated_bytes) + context_of(compute_capability).most
 
 
 def _in_segments(bytes_: Any) -> Any:

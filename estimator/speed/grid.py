@@ -58,7 +58,7 @@ def estimate_throughput_grid(
         peaks = estimate_memory_grid(
             resolved, batch_sizes, seq_lens, ranks, compute_capability=device.compute_capability
         )
-        taken = device_total(peaks)
+        taken = device_total(peaks, device.compute_capability)
     likely, least, most, tokens = np.empty((4, *shape))
     for part in parts:
         step, paged_bytes = _step(part, kernels_of(calibration))

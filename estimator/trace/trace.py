@@ -16,11 +16,13 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.memory.optimizers import paged_states_bytes
 from lorabench.estimator.memory.reductions import multiprocessors_of
 from lorabench.estimator.memory.replayed import with_blocks
 from lorabench.estimator.models.read_config import MODEL_TYPES
@@ -153,7 +155,8 @@ def trace(
         peaks, states = replay_trace(ledger, allocator)
         if peaks.out_of_memory is not None:
             peaks, states = replay_trace(ledger, allocator.unlimited())
-        memory = with_blocks(memory, peaks, allocator)
+        memory = with_blocks(memory, peaks, allocator, compute_capability)
+        memory = replace(memory, paged_states_bytes=paged_states_bytes(resolved))
     event = ledger.peak_event()
     born = origins[ledger.storage_of(event)]
     return Trace(

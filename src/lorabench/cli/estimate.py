@@ -216,6 +216,9 @@ def peak_columns(memory: Breakdown) -> list[Column]:
         if memory.device_total_range_bytes is not None:
             what = f"{range_in_gib(*memory.device_total_range_bytes)} {what}"
         rows.append(("device total", memory.device_total_bytes, what))
+    if memory.paged_states_bytes:
+        what = "in unified memory; nvidia-smi counts those on the GPU besides"
+        rows.append(("paged states", memory.paged_states_bytes, what))
     return [
         Column(f"peak in {memory.phase}", [name.replace("_", " ") for name, _, _ in rows], right=False),
         Column("", [in_gib(bytes_) for _, bytes_, _ in rows]),

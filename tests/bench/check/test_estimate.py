@@ -109,3 +109,19 @@ def test_what_cannot_be_estimated_is_insufficient() -> None:
     found = findings_of(record(model_config=config, target_modules="attention"))["outcome"]
     assert found.verdict == "insufficient"
     assert "learned positions for 128 tokens" in (found.reason or "")
+
+
+def test_the_driver_may_count_paged_states_too() -> None:
+    """It counts those that it keeps on the GPU: none of them, or all."""
+    paged: dict[str, Any] = {"method": "full", "optim": "paged_adamw_32bit"}
+    one = record(model_config=LLAMA, device_kind="cuda", **paged)
+    estimated = replayed_memory(
+        ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe),
+        compute_capability=one.device.compute_capability,
+    )
+    assert estimated.device_total_range_bytes is not None
+    assert estimated.paged_states_bytes > 0
+    most = estimated.device_total_range_bytes[1] + estimated.paged_states_bytes
+    for bytes_, verdict in ((most, "same"), (1.04 * most, "regression")):
+        found = findings_of(record(model_config=LLAMA, device_kind="cuda", nvml=round(bytes_), **paged))
+        assert found["nvml_process_peak_bytes"].verdict == verdict

@@ -150,6 +150,7 @@ def test_torch_reads_settings_as_the_replay_does(run_on: Run) -> None:
         """
         said = {}
         for text in json.loads(sys.argv[1]):
+            torch.cuda.memory._set_allocator_settings("large_segment_size_mb:20")  # else it stays as it was set
             try:
                 torch.cuda.memory._set_allocator_settings(text)
                 said[text] = None

@@ -36,10 +36,10 @@ def held_against(device: Device, model: str, **options: Any) -> Estimate:
 def test_the_range_goes_from_no_fragmentation_to_the_worst_seen() -> None:
     taken = reserve({"weights": 10 * GIB, "optimizer_states": GIB, "activations": 3 * GIB, "gradients": GIB - 1})
     assert taken.reserved == 15 * GIB
-    assert taken.device_total == 15 * GIB + 600 * MIB
+    assert taken.device_total == 15 * GIB + 1127 * MIB
     # Two workspaces of 8.125 MiB; 61 % of the 4 GiB that come and go and two workspaces of 33 MiB, 2498.56 + 66 MiB.
     assert taken.reserved_range == (15 * GIB + 18 * MIB, 15 * GIB + 2566 * MIB)
-    assert taken.device_total_range == (15 * GIB + 318 * MIB, 15 * GIB + 2566 * MIB + 600 * MIB)
+    assert taken.device_total_range == (15 * GIB + (18 + 141) * MIB, 15 * GIB + (2566 + 1127) * MIB)
 
 
 def test_what_stays_throughout_does_not_fragment() -> None:
@@ -138,7 +138,7 @@ def settings_of(device: Device, model: str, **options: Any) -> list[dict[str, An
 
 
 def test_harmless_changes_come_first_and_pairs_only_where_no_single_change_is_enough() -> None:
-    assert settings_of(find_device("80GB"), "llama-3.1-8b", method="full") == [
+    assert settings_of(find_device("81GB"), "llama-3.1-8b", method="full") == [
         {"optim": "paged_adamw_8bit"},
         {"dtype": "bfloat16"},
         {"method": "lora", "dtype": "bfloat16"},
@@ -230,7 +230,8 @@ def replayed(memory_bytes: int, **options: Any) -> Estimate:
 
 
 FRAGMENTS = {"method": "full", "optim": "adamw_torch", "dtype": "bfloat16", "mixed_precision": "no"}
-CONTEXT = 600 * MIB
+CONTEXT = 1127 * MIB
+"""The largest that is published, for a GPU of which only the memory is known."""
 
 
 def test_the_allocator_decides_what_fits_and_gives_cached_memory_back_before_it_fails() -> None:
@@ -258,7 +259,7 @@ def test_tight_is_what_the_size_of_the_context_decides() -> None:
     assert memory.peak_reserved_bytes is not None
     with_a_smaller_context = memory.peak_reserved_bytes + 400 * MIB + DRIVER_BYTES
     assert replayed(with_a_smaller_context, method="lora", batch_size=2).verdict in ("tight", "fits")
-    assert replayed(memory.peak_allocated_bytes + 299 * MIB + DRIVER_BYTES, method="lora", batch_size=2).fits is False
+    assert replayed(memory.peak_allocated_bytes + 140 * MIB + DRIVER_BYTES, method="lora", batch_size=2).fits is False
 
 
 def test_what_is_named_as_largest_runs_and_one_more_does_not() -> None:
