@@ -91,7 +91,7 @@ class _MicroBatch:
 
     def __init__(self, walked: Walk, values: Values, gpu: Multiprocessors | None) -> None:
         self.events = walked.sized(values, gpu)
-        self.marks: list[tuple[int, Mark | None]] = [*walked.marks, (len(walked.events), None)]
+        self.marks: list[tuple[int, Mark | None]] = [*walked.marks, (len(self.events), None)]
         self.gradients = walked.gradients
 
 
@@ -118,7 +118,10 @@ class _Replay:
             for number in range(STEPS):
                 if number == 1:
                     self._peaks = {"adapted": self._peaks["adapted"]}
+                before = self._allocator.exchanges
                 self._step(first=number == 0)
+                if number and self._allocator.exchanges == before:
+                    break  # all blocks of the step are free again, in the same segments: later steps are the same
         except _Full as full:
             failure = OutOfMemory(self._phase, full.size)
         most = max(self._peaks.values(), default=self._allocator.peak_allocated)

@@ -40,12 +40,14 @@ def peak_candidates(
     return _Step(resolved, Operators(tape or Tape(Ledger()), kernels, compute_capability)).run()
 
 
-def walk_layers(resolved: ResolvedRecipe, compute_capability: str | None, tape: Tape) -> None:
-    """Run one micro-batch on CUDA on ``tape``, each layer by itself and in the order of the model."""
-    _Step(resolved, Operators(tape, "cuda", compute_capability), every_layer).run()
-
-
 LayerOrder = Callable[[ModelSpec, Masks], Iterator[tuple[Layers, int, bool]]]
+
+
+def walk_layers(
+    resolved: ResolvedRecipe, compute_capability: str | None, tape: Tape, layers: LayerOrder = every_layer
+) -> None:
+    """Run one micro-batch on CUDA on ``tape``, each of ``layers`` by itself and in the order of the model."""
+    _Step(resolved, Operators(tape, "cuda", compute_capability), layers).run()
 
 
 class _Step:

@@ -6,18 +6,23 @@ allocations. Batch size, length and rank are left open, so one walk serves all r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from typing import Literal, NamedTuple
 
-from lorabench.estimator.closed_form.autograd import ITEMSIZES, Tape, Tensor
+from lorabench.estimator.closed_form.autograd import ITEMSIZES, Node, Tape, Tensor
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.ledger import Block, Ledger
+from lorabench.estimator.closed_form.masks import Masks, every_layer, layers_with_window
+from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, Repetition, repeat
 from lorabench.estimator.closed_form.sizes import Monomial, Values
-from lorabench.estimator.closed_form.step import walk_layers
+from lorabench.estimator.closed_form.step import LayerOrder, walk_layers
 from lorabench.estimator.closed_form.work import Matmul, Work
 from lorabench.estimator.memory.reductions import Multiprocessors, reduction_buffer
+from lorabench.estimator.models.spec import Layers, ModelSpec
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 class RowSum(NamedTuple):
@@ -44,17 +49,19 @@ class Walk(NamedTuple):
     """One micro-batch, and the events at which its phases begin."""
 
     events: list[Event]
+    """The events of the layers that ran: of all, or of the `FEW` that ``repetition`` repeats."""
     marks: list[tuple[int, Mark]]
-    """The number of events before each mark, and the mark."""
+    """The number of all layers' events before each mark, and the mark."""
     gradients: list[int]
-    """The blocks of gradients, which stay until the next step begins."""
+    """The blocks of all layers' gradients, which stay until the next step begins."""
+    repetition: Repetition | None = None
 
     def sized(self, values: Values, gpu: Multiprocessors | None) -> list[tuple[int, int]]:
-        """Return the events as (block, bytes), 0 bytes for a free; torch allocates at least one byte.
+        """Return all layers' events as (block, bytes), 0 bytes for a free; torch allocates at least one byte.
 
         A sum is (`PASSING`, bytes of its buffer), 0 if it needs none or the ``gpu`` is unknown.
         """
-        return [
+        sized = [
             (block, 0)
             if size is None
             else (block, _buffer(n, size, values, gpu))
@@ -62,6 +69,7 @@ class Walk(NamedTuple):
             else (block, int(n * values[size]) or 1)
             for block, n, size in self.events
         ]
+        return sized if self.repetition is None else self.repetition.all_events(sized)
 
 
 def _buffer(n: int, rows: RowSum, values: Values, gpu: Multiprocessors | None) -> int:
@@ -77,11 +85,43 @@ def walk(setup: Setup, *, accumulating: bool) -> Walk:
     Raises:
         UserError: target modules that the model does not have, or a combination that no kernel runs.
     """
+    resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
+    return _short_walk(resolved, setup.compute_capability) or walk_every_layer(resolved, setup.compute_capability)
+
+
+def walk_every_layer(resolved: ResolvedRecipe, compute_capability: str | None) -> Walk:
+    """Return one micro-batch of ``resolved`` from a run of all layers."""
+    ledger, tape = _run(resolved, compute_capability, every_layer)
+    return Walk([*ledger.events], ledger.marks, tape.gradient_blocks())
+
+
+def _short_walk(resolved: ResolvedRecipe, compute_capability: str | None) -> Walk | None:
+    """Return one micro-batch from a run of a few layers; None if the others do not repeat them."""
+    spec = resolved.spec
+    if spec.num_hidden_layers <= FEW or len(spec.layers) > 1 or len(set(layers_with_window(spec))) > 1:
+        return None
+    ledger, tape = _run(resolved, compute_capability, _few_layers)
+    events = [*ledger.events]  # those that follow are of the tape's end
+    repetition = repeat(tape.parts, events, spec.num_hidden_layers)
+    if repetition is None:
+        return None
+    marks = [(repetition.moment(moment), mark) for moment, mark in ledger.marks]
+    known = [(moment, mark) for moment, mark in marks if moment is not None]
+    gradients = repetition.all_blocks(tape.gradient_blocks())
+    return Walk(events, known, gradients, repetition) if len(known) == len(marks) else None
+
+
+def _few_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
+    return islice(every_layer(spec, masks), FEW)
+
+
+def _run(
+    resolved: ResolvedRecipe, compute_capability: str | None, layers: LayerOrder
+) -> tuple[_EventLedger, _WalkingTape]:
     ledger = _EventLedger()
     tape = _WalkingTape(ledger)
-    resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
-    walk_layers(resolved, setup.compute_capability, tape)
-    return Walk([*ledger.events], ledger.marks, tape.gradient_blocks())
+    walk_layers(resolved, compute_capability, tape, layers)
+    return ledger, tape
 
 
 class _EventLedger(Ledger):
@@ -89,14 +129,14 @@ class _EventLedger(Ledger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._blocks = 0
+        self.blocks = 0
         self.events: list[Event] = []
         self.marks: list[tuple[int, Mark]] = []
 
     def allocate(self, block: Block) -> None:
         """Number ``block`` and note its bytes."""
-        block.number = self._blocks
-        self._blocks += 1
+        block.number = self.blocks
+        self.blocks += 1
         self.events.append((block.number, block.bytes, block.slot[1]))
 
     def release(self, block: Block) -> None:
@@ -114,13 +154,40 @@ class _EventLedger(Ledger):
 
 
 class _WalkingTape(Tape):
-    """A tape that notes the first matmul of each thread: forward runs in one, backward in another."""
+    """A tape that notes where each layer begins in forward and in backward, and the first matmul of each thread.
+
+    Forward runs in one thread, backward in another.
+    """
 
     ledger: _EventLedger
 
     def __init__(self, ledger: _EventLedger) -> None:
         super().__init__(ledger)
         self._threads_with_workspace: set[bool] = set()
+        self.parts = [Part(OUTSIDE, "before the layers", 0)]
+        self._sequences: list[int] = []
+        """The number of graph nodes before each layer."""
+        self._last_sequence = 0
+        self._after_layers: Part | None = None
+
+    @contextmanager
+    def repeated(self, copies: int) -> Iterator[Callable[[Tensor, Tensor], None]]:
+        """Run one layer, which stands for itself only."""
+        self.parts.append(Part(len(self._sequences), "forward", len(self.ledger.events)))
+        self._sequences.append(self._sequence)
+        with super().repeated(copies) as finish:
+            yield finish
+        self._last_sequence = self._sequence
+        self._after_layers = Part(OUTSIDE, "between forward and backward", len(self.ledger.events))
+
+    def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
+        if self._after_layers is not None:
+            self.parts.append(self._after_layers)
+            self._after_layers = None
+        while self._sequences and self._sequences[-1] < node.sequence <= self._last_sequence:
+            self._last_sequence = self._sequences.pop()
+            self.parts.append(Part(len(self._sequences), "backward", len(self.ledger.events)))
+        super()._run(node, waiting, queue)
 
     @contextmanager
     def working(self, work: Work) -> Iterator[None]:

@@ -139,6 +139,8 @@ class CachingAllocator:
         self.capacity = capacity
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
+        self.exchanges = 0
+        """How often memory was taken from the device or given back."""
         self.in_use: dict[int, MemoryBlock] = {}
         """Key of an allocation → its block."""
         self.small = Pool(large=False, settings=settings)
@@ -262,6 +264,7 @@ class CachingAllocator:
         block.pool.remove(block)
         self.reserved -= block.size
         self._device.give_back(block.address, block.size)
+        self.exchanges += 1
 
     def _give_back_unsplit(self, size: int, pool: Pool) -> bool:
         """Give back blocks too large to be split, as many as ``size`` needs; return whether these were enough."""
@@ -348,6 +351,7 @@ class CachingAllocator:
         if pages.address + pages.size > end:
             pool.add(_cut(pages, end - start))
         self.reserved -= pages.size
+        self.exchanges += 1
         pages.mapped = False
         after, before = pages.following, pages.preceding
         if after is not None and not after.mapped:
@@ -366,6 +370,7 @@ class CachingAllocator:
         if self.capacity is not None and self.reserved + size > self.capacity:
             return False
         self.reserved += size
+        self.exchanges += 1
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return True
 

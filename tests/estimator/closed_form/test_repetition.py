@@ -1,0 +1,54 @@
+"""A walk that repeats inner layers is the walk of every layer, event for event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lorabench.estimator.closed_form.forms import Setup
+from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, repeat
+from lorabench.estimator.closed_form.sizes import Values
+from lorabench.estimator.closed_form.walk import walk, walk_every_layer
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.reductions import multiprocessors_of
+from lorabench.estimator.models.read_config import MODEL_TYPES
+from lorabench.estimator.recipes.defaults import recipe_for
+from tests.small_models import small_model
+
+LAYERS = FEW + 3
+RECIPES: list[dict[str, Any]] = [
+    {"method": "full"},
+    {"method": "lora"},
+    {"method": "qlora", "batch_size": 2},
+    {"method": "ia3"},
+    {"method": "lora", "modules_to_save": "lm_head", "mixed_precision": "no", "lora_dropout": 0.0},
+    {"method": "full", "gradient_checkpointing": False, "attn_implementation": "eager"},
+]
+
+
+@pytest.mark.parametrize("options", RECIPES, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("model_type", sorted(MODEL_TYPES))
+def test_repeated_layers_have_the_events_of_every_layer(model_type: str, options: dict[str, Any]) -> None:
+    layers = {"n_layer": LAYERS} if model_type == "gpt2" else {"num_hidden_layers": LAYERS}
+    try:
+        resolved = recipe_for(small_model(model_type, **layers), seq_len=32, **options)
+    except UserError:
+        return  # a combination that the model does not have
+    assert resolved.spec.num_hidden_layers == LAYERS
+    gpu = multiprocessors_of("8.0", 108)
+    for accumulating in (False, True):
+        shortened = walk(Setup(resolved, "cuda", "8.0"), accumulating=accumulating)
+        whole = walk_every_layer(resolved.replaced(gradient_accumulation=1 + accumulating), "8.0")
+        values = Values(resolved)
+        assert shortened.sized(values, gpu) == whole.sized(values, gpu)
+        assert shortened.marks == whole.marks
+        assert sorted(shortened.gradients) == sorted(whole.gradients)
+        if model_type == "llama" and resolved.recipe.gradient_checkpointing:
+            assert shortened.repetition is not None
+
+
+def test_layers_that_differ_are_not_repeated() -> None:
+    parts = [Part(OUTSIDE, "before", 0), *(Part(layer, "forward", layer) for layer in range(FEW))]
+    assert repeat(parts, [(layer, 8, "size") for layer in range(FEW)], 10) is not None
+    assert repeat(parts, [(layer, 8 + (layer == 3), "size") for layer in range(FEW)], 10) is None
