@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 MOST_NEAR = 4
@@ -25,6 +24,8 @@ def did_you_mean(word: str, choices: Iterable[str], *, say_all_up_to: int = 8) -
     Nearest are the choices that begin with ``word``, if there are at most `MOST_NEAR`. If there are more, it is the
     most similar one of them; if there are none, the most similar of all choices. Only letters and digits are compared.
     """
+    import difflib  # slow to import, and needed for errors only
+
     names = list(choices)
     bare = {_bare(name): name for name in names}
     begun = [name for name in bare if _bare(word) and name.startswith(_bare(word))]

@@ -1,18 +1,18 @@
-"""Estimate memory, verdict and speed of one recipe."""
+"""Estimate memory, verdict and speed of one recipe.
+
+What only an estimate for a GPU needs is imported for such an estimate: its modules take as long as the closed form.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lorabench.estimator.answers.support import emulated, refuse_lacking
-from lorabench.estimator.answers.verdict import Change, Fit, hold_against, judge
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import replayed_memory
-from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.states import Term, states
@@ -20,8 +20,12 @@ from lorabench.estimator.recipes.feasibility import has_closed_form, recipe_warn
 from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.speed.calibrations import Calibration
-from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
+
+if TYPE_CHECKING:
+    from lorabench.estimator.answers.verdict import Change, Fit
+    from lorabench.estimator.devices.device import Device
+    from lorabench.estimator.speed.calibrations import Calibration
+    from lorabench.estimator.speed.throughput import Throughput
 
 Source = Literal["closed form", "trace"]
 
@@ -101,6 +105,8 @@ def estimate_recipe(
     refuse_impossible(resolved)
     assumptions = resolved.assumptions
     if device is not None:
+        from lorabench.estimator.answers.support import refuse_lacking
+
         refuse_lacking(recipe, device)
         assumptions = (*assumptions, *device.assumptions)
     allocator = allocator.on(None if device is None else device.usable_bytes)
@@ -127,6 +133,10 @@ def estimate_recipe(
     )
     if device is None:
         return estimate
+    from lorabench.estimator.answers.support import emulated
+    from lorabench.estimator.answers.verdict import judge
+    from lorabench.estimator.speed.throughput import estimate_throughput
+
     on_progress("searching for settings that fit")
     verdict = judge(resolved, memory, device, replay=replay, allocator=allocator if replay else DEFAULTS)
     return replace(
@@ -167,6 +177,8 @@ def _estimate_by_trace(
     )
     if device is None:
         return estimate
+    from lorabench.estimator.answers.verdict import hold_against
+
     answer, margin = hold_against(traced.memory, device.memory_bytes)
     reserved = traced.memory.peak_reserved_bytes
     if allocator.limit is not None and reserved is not None and reserved > allocator.limit:

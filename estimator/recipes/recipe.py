@@ -8,7 +8,6 @@ between the two forms.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args, get_origin
 
@@ -193,6 +192,8 @@ def digest_of(settings: dict[str, Any], model_config: dict[str, Any]) -> str:
         if name != "model" and (value is not None or name in STATED_WITHOUT_MEANING)
     }
     canonical = msgspec.json.encode({"recipe": stated, "model_config": model_config}, order="sorted")
+    import hashlib  # slow to import, and an estimate has no digest
+
     return hashlib.sha256(canonical).hexdigest()[:12]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lorabench.estimator.answers.estimates import Estimate
+    from lorabench.estimator.devices.device import Device
     from lorabench.estimator.explanation import Explanation
     from lorabench.estimator.memory.allocator_settings import AllocatorSettings
     from lorabench.estimator.memory.breakdown import Breakdown
@@ -74,12 +75,10 @@ def command(
     MODEL does not support a default, the usual alternative is used and reported.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
-    from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.memory.allocator_settings import settings_of_environment
     from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import has_closed_form
-    from lorabench.estimator.speed.throughput import plan_training
 
     if require_fit and gpu is None:
         raise UserError("--require-fit needs a GPU: add --gpu NAME or a size such as --gpu 24GB")
@@ -89,7 +88,7 @@ def command(
         raise UserError("--alloc-conf sets the allocator, which --no-replay does not replay: leave one of them out")
     allocator = alloc_conf or settings_of_environment()
     spec = find_model(model)
-    device = None if gpu is None else find_device(gpu)
+    device = None if gpu is None else _device(gpu)
     refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
     calibration = None if device is None else calibration_for(device, calibration_file)
     resolved = recipe_for(spec, **options)
@@ -105,6 +104,8 @@ def command(
             import_training_libraries(f"an estimate of model_type {spec.model_type}")
             estimate = estimate_recipe(resolved, device, on_progress=say, allocator=allocator)
     if tokens is not None and estimate.throughput is not None:
+        from lorabench.estimator.speed.throughput import plan_training
+
         estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
     if not explain:
         click.echo(_FORMATTERS[format_](estimate))
@@ -117,6 +118,12 @@ def command(
             )
         )
     return 1 if require_fit and not estimate.fits else 0
+
+
+def _device(gpu: str) -> Device:
+    from lorabench.estimator.devices.device import find_device  # not needed without a GPU
+
+    return find_device(gpu)
 
 
 def _refuse_what_takes_a_closed_form(

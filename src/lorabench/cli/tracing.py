@@ -16,7 +16,7 @@ import click
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.working_folder import require_working_folder
 
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 0.1
 """Progress is shown only after this time."""
 
 
@@ -83,7 +83,7 @@ class _Shown:
     def _show(self) -> None:
         with self._lock:
             if not self._ended and self._elapsed >= PATIENCE_SECONDS:
-                click.echo(f"\r\033[K{self._elapsed:.0f} s: {self._now}", self._stream, nl=False)
+                click.echo(f"\r\033[K{self._elapsed:.1f} s: {self._now}", self._stream, nl=False)
 
 
 @contextmanager
