@@ -45,6 +45,11 @@ def trainer_steps(training: Training, seed: int) -> Iterator[Callable[[], None]]
             yield thread.take_step
         finally:
             thread.stop()
+            if training.step.device_type == "cuda":
+                # Each thread that ran a matmul keeps a workspace. This thread is gone; its workspace would still count.
+                import torch
+
+                torch._C._cuda_clearCublasWorkspaces()
 
 
 def refuse_impossible(recipe: Recipe, device: str) -> None:

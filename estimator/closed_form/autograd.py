@@ -252,6 +252,8 @@ class Tape:
         self.in_backward = False
         """Whether an operation's backward runs; recomputation is forward."""
         self.autocast: Autocast | None = None
+        self.evaluating = False
+        """Whether the model runs in eval mode and without gradients, so nothing is recorded."""
         self._gradients: list[Tensor] = []
         self._sequence = 0
         self._checkpoint: Checkpoint | None = None
@@ -311,7 +313,7 @@ class Tape:
         beside the result, a list that ``compute`` may fill, and ``saved_output`` says whether the result is one.
         """
         outer, self.operation = self.operation, operation
-        if not any(tensor.requires_grad for tensor in inputs):
+        if self.evaluating or not any(tensor.requires_grad for tensor in inputs):
             output = compute()
             self.operation = outer
             return output

@@ -254,6 +254,8 @@ class Modules:
         Eager attention then copies neither. Flash attention's output has the layout of the queries, so it is copied.
         ``float32_softmax``: the family requests it for eager attention.
         """
+        if self.op.tape.evaluating:
+            dropout = 0.0
         with self.op.tape.scope("attention"):
             if self.recipe.attn_implementation == "eager":
                 return self._eager(q, k, v, dropout, joined, float32_softmax)

@@ -8,11 +8,12 @@ whole steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import Values
-from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, walk
+from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, evaluation_walk, walk
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
@@ -80,9 +81,20 @@ class Training:
         more = min(resolved.recipe.gradient_accumulation, MICRO_BATCHES) - 1
         if more:
             self.micro_batches += [_MicroBatch(walk(setup, accumulating=True), values, gpu)] * more
+        self._sizes = setup, values, gpu
+
+    @cached_property
+    def evaluation(self) -> _MicroBatch:
+        """The evaluation of one batch."""
+        setup, values, gpu = self._sizes
+        return _MicroBatch(evaluation_walk(setup), values, gpu)
 
     def replay(self, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None) -> Replayed:
-        """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number."""
+        """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number.
+
+        With a capacity, memory may also run out in an evaluation after the steps, or in the step that follows it: an
+        evaluation leaves other gaps. It changes nothing else.
+        """
         return _Replay(self, CachingAllocator(settings, capacity=capacity)).run()
 
 
@@ -125,7 +137,20 @@ class _Replay:
         except _Full as full:
             failure = OutOfMemory(self._phase, full.size)
         most = max(self._peaks.values(), default=self._allocator.peak_allocated)
-        return Replayed(most, self._allocator.peak_reserved, self._peaks, failure)
+        reserved, peaks = self._allocator.peak_reserved, dict(self._peaks)
+        if failure is None and self._allocator.capacity is not None:
+            failure = self._evaluate()
+        return Replayed(most, reserved, peaks, failure)
+
+    def _evaluate(self) -> OutOfMemory | None:
+        """Evaluate, and train another step; return the request that found no room."""
+        self._phase = "evaluation"
+        try:
+            self._micro_batch(self._training.evaluation)
+            self._step(first=False)
+        except _Full as full:
+            return OutOfMemory(self._phase, full.size)
+        return None
 
     def _load(self) -> None:
         """Load and prepare the model, and empty the cache, as the harness does before its steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import decoder_of
@@ -50,6 +51,11 @@ def walk_layers(
     _Step(resolved, Operators(tape, "cuda", compute_capability), layers).run()
 
 
+def walk_evaluation(resolved: ResolvedRecipe, compute_capability: str | None, tape: Tape) -> None:
+    """Run the loss of one batch on CUDA on ``tape``, in eval mode and without gradients."""
+    _Step(resolved, Operators(tape, "cuda", compute_capability), every_layer).evaluate()
+
+
 class _Step:
     def __init__(self, resolved: ResolvedRecipe, op: Operators, layers: LayerOrder = identical_layers) -> None:
         spec, recipe = resolved.spec, resolved.recipe
@@ -68,13 +74,9 @@ class _Step:
         ledger = self.ledger
         for phase in ("loaded", "adapted", "forward"):  # before the step there is only persistent memory
             ledger.enter(phase)
-        batch = Block(ledger, TOKENS, 2 * ITEMSIZES["int64"], "buffers")  # token ids and labels
-        context = self.tape.autocast
-        if context is None:
+        batch = self._batch()
+        with self._autocast():
             loss = self._forward()
-        else:
-            with context.active():
-                loss = self._forward()
         ledger.enter("backward")
         with self.tape.scope("loss"):
             self.tape.backward(loss, self.tape.new(ONE, 1, "float32", name=GRADIENT_OF_LOSS))
@@ -83,6 +85,20 @@ class _Step:
         ledger.mark()
         del batch
         return ledger.candidates
+
+    def evaluate(self) -> None:
+        self.tape.evaluating = True
+        batch = self._batch()
+        with self._autocast():
+            loss = self._forward()
+        del loss, batch
+
+    def _batch(self) -> Block:
+        return Block(self.ledger, TOKENS, 2 * ITEMSIZES["int64"], "buffers")  # token ids and labels
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        context = self.tape.autocast
+        return nullcontext() if context is None else context.active()
 
     # Forward
 
@@ -131,7 +147,7 @@ class _Step:
 
     def _layer(self, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
         tape, decoder = self.tape, self.decoder
-        if not self.recipe.gradient_checkpointing:
+        if not self.recipe.gradient_checkpointing or tape.evaluating:
             with tape.scope("residual stream"):
                 return decoder.layer(modules, hidden, rotary)
         held = hidden.view(node=hidden.node)

@@ -18,7 +18,7 @@ from lorabench.estimator.closed_form.ledger import Block, Ledger
 from lorabench.estimator.closed_form.masks import Masks, every_layer, layers_with_window
 from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, Repetition, repeat
 from lorabench.estimator.closed_form.sizes import Monomial, Values
-from lorabench.estimator.closed_form.step import LayerOrder, walk_layers
+from lorabench.estimator.closed_form.step import LayerOrder, walk_evaluation, walk_layers
 from lorabench.estimator.closed_form.work import Matmul, Work
 from lorabench.estimator.memory.reductions import Multiprocessors, reduction_buffer
 from lorabench.estimator.models.spec import Layers, ModelSpec
@@ -87,6 +87,18 @@ def walk(setup: Setup, *, accumulating: bool) -> Walk:
     """
     resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
     return _short_walk(resolved, setup.compute_capability) or walk_every_layer(resolved, setup.compute_capability)
+
+
+@lru_cache(MOST_WALKS)
+def evaluation_walk(setup: Setup) -> Walk:
+    """Return the evaluation of one batch on CUDA.
+
+    Raises:
+        UserError: as `walk`.
+    """
+    ledger = _EventLedger()
+    walk_evaluation(setup.resolved, setup.compute_capability, _WalkingTape(ledger))
+    return Walk([*ledger.events], [], [])
 
 
 def walk_every_layer(resolved: ResolvedRecipe, compute_capability: str | None) -> Walk:
@@ -180,7 +192,7 @@ class _WalkingTape(Tape):
         self._last_sequence = self._sequence
         self._after_layers = Part(OUTSIDE, "between forward and backward", len(self.ledger.events))
 
-    def _run(self, node: Node, waiting: dict[Node, list[Tensor]], queue: list[tuple[int, Node]]) -> None:
+    def _run(self, node: Node, waiting: dict[Node, dict[int, Tensor]], queue: list[tuple[int, Node]]) -> None:
         if self._after_layers is not None:
             self.parts.append(self._after_layers)
             self._after_layers = None

@@ -39,6 +39,6 @@ def test_recipes_on_both_sides_of_the_boundary_are_there() -> None:
 
 
 def test_verdicts_are_right() -> None:
-    """One is wrong (docs/accuracy.md): it is said to fit, and an evaluation makes it run out of memory."""
-    assert sum(fits != ran for fits, ran in verdicts().values()) <= 1, verdicts()
-    assert sum(fits and not ran for fits, ran in verdicts().values()) <= 1, verdicts()
+    wrong = {recipe: verdict for recipe, verdict in verdicts().items() if len(set(verdict)) > 1}
+    assert len(wrong) <= 0.02 * len(verdicts()), wrong
+    assert not any(fits for fits, _ in wrong.values()), wrong

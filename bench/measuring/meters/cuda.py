@@ -108,8 +108,6 @@ class CudaMeter:
         counters = torch.cuda.memory_stats()
         readings.active_peak_bytes = counters["active_bytes.all.peak"]
         readings.requested_peak_bytes = counters["requested_bytes.all.peak"]
-        # Each thread that ran a matmul keeps a workspace. Trainer's thread is gone; its workspace would still count.
-        torch._C._cuda_clearCublasWorkspaces()
         readings.rss_peak_bytes = resident_memory.peak_bytes() if forgotten else None
         readings.energy_joules = None if before is None or after is None else after - before
         readings.nvml_process_peak_bytes = seen.process_peak_bytes
@@ -132,7 +130,7 @@ class CudaMeter:
         rounding to 512 B, kernels' workspaces and, if counting needed too much memory, everything that a step
         allocates.
         """
-        in_step = phase_peaks(step, batches())
+        in_step = peaks_of_extra_step(step, batches, self.settle)
         components = components_of_step(model, step, spec, batches())
         components["workspaces"] = _bytes_given_back_by_cublas()
         return Breakdown(
@@ -154,6 +152,24 @@ class CudaMeter:
             torch.cuda.synchronize()
             events = snapshot()["device_traces"][torch.cuda.current_device()]
         return live_bytes(events, before)
+
+
+def peaks_of_extra_step(
+    step: TrainingStep, batches: Callable[[], Iterator[Batch]], settle: Callable[[], None]
+) -> dict[str, int]:
+    """Return the peak of each phase of an extra step. If it runs out of memory, run it again after ``settle``.
+
+    The recipe has trained by now. Only the gaps that evaluation and measuring leave in the cache are in the way.
+    """
+    import torch
+
+    try:
+        return phase_peaks(step, batches())
+    except torch.OutOfMemoryError:
+        pass  # the memory of its frames is free only after this block
+    step.optimizer.zero_grad(set_to_none=True)
+    settle()
+    return phase_peaks(step, batches())
 
 
 def phase_peaks(step: TrainingStep, batches: Iterator[Batch]) -> dict[str, int]:

@@ -174,6 +174,29 @@ def test_blocks_are_no_smaller_than_their_tensors_and_are_shown_beside_them() ->
     assert with_rounding.peak_reserved_range_bytes is None
 
 
+def test_an_evaluation_keeps_nothing_but_the_casts_of_weights_and_ends_with_logits() -> None:
+    batch_size, seq_len, vocabulary, hidden = 2, 512, 16000, 1024
+    logits = batch_size * seq_len * vocabulary * 4
+    weights = sum(weight.elements * weight.count for weight in llama(method="full").trained_tensors)
+    in_float32 = llama(method="full", dtype="float32", mixed_precision="no", batch_size=batch_size)
+    autocast = in_float32.replaced(mixed_precision="bf16")
+    peaks = []
+    for resolved in (in_float32, autocast):
+        sizes: dict[int, int] = {}
+        live = peak = 0
+        for block, size in Training(resolved).evaluation.events:
+            live += size or -sizes[block]
+            sizes[block] = size
+            peak = max(peak, live)
+        assert live == 0
+        peaks.append(peak)
+    # Float32: logits, their log-softmax, and the last hidden states.
+    assert peaks[0] == pytest.approx(2 * logits + batch_size * seq_len * hidden * 4, rel=0.001)
+    # Autocast: 16-bit logits, the same in float32 and their log-softmax; and all matrices in 16 bits.
+    matrices = 2 * (weights - vocabulary * hidden)
+    assert peaks[1] == pytest.approx(2.5 * logits + batch_size * seq_len * hidden * 4 + matrices, rel=0.01)
+
+
 FRAGMENTS = {"method": "full", "optim": "adamw_torch", "dtype": "bfloat16", "mixed_precision": "no"}
 """The foreach optimizer's temporaries lie in segments that forward and backward have no use for."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lorabench.bench.measuring.meters.cuda import phase_peaks, with_rest
+from lorabench.bench.measuring.meters.cuda import peaks_of_extra_step, phase_peaks, with_rest
 
 
 class Allocator:
@@ -51,6 +52,26 @@ def test_each_phase_has_its_own_peak_over_all_micro_batches(monkeypatch: pytest.
     before = step.on_phase
     assert phase_peaks(step, batches) == {"forward": 157, "backward": 177, "optimizer": 123}
     assert step.on_phase is before
+
+
+def test_an_extra_step_that_runs_out_of_memory_is_run_again_with_an_empty_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    class FullOnce(PretendedStep):
+        optimizer = SimpleNamespace(zero_grad=lambda set_to_none: done.append("gradients freed"))
+
+        def __call__(self, batches: Iterator[int]) -> None:
+            if not done:
+                raise torch.OutOfMemoryError
+            super().__call__(batches)
+
+    step: Any = FullOnce(Allocator(monkeypatch))
+    batches: Any = lambda: iter([30, 50])  # noqa: E731
+    peaks = peaks_of_extra_step(step, batches, lambda: done.append("cache emptied"))
+    assert peaks == {"forward": 157, "backward": 177, "optimizer": 123}
+    assert done == ["gradients freed", "cache emptied"]
 
 
 @pytest.mark.parametrize(
