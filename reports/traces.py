@@ -55,7 +55,7 @@ def _trace(record: RunRecord) -> Trace | str:
         spec, device = read_config(record.model_config, record.recipe.model), record.device
         return trace(
             ResolvedRecipe(spec, record.recipe),
-            kernels=device.kind,
+            backend=device.backend,
             compute_capability=device.compute_capability,
             multiprocessors=device.multiprocessors,
             allocator=device.allocator_settings(record.environment.allocator),

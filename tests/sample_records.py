@@ -42,7 +42,7 @@ def sample_record(
     suite: str = "demo",
     started_at: str = "2026-03-14T09:26:53Z",
     device: DeviceFacts | None = None,
-    device_kind: Literal["cpu", "cuda"] = "cpu",
+    backend: Literal["cpu", "cuda"] = "cpu",
     device_name: str | None = None,
     outcome: Outcome = "ok",
     message: str | None = None,
@@ -65,11 +65,11 @@ def sample_record(
     if device is None:
         names = {"cpu": "Example CPU @ 2.50GHz", "cuda": "NVIDIA Example 24GB"}
         memory = {"cpu": 8 * 2**30, "cuda": 24 * 2**30}
-        device = DeviceFacts(kind=device_kind, name=device_name or names[device_kind], memory_bytes=memory[device_kind])
+        device = DeviceFacts(backend=backend, name=device_name or names[backend], memory_bytes=memory[backend])
     parameters = _parameters(recipe, config)
     states = _states(recipe, config, parameters)
-    measured = _breakdown(recipe, config, states, peak_allocated_bytes, 1.0, device.kind)
-    predicted = _breakdown(recipe, config, states, predicted_peak_bytes, 0.99, device.kind)
+    measured = _breakdown(recipe, config, states, peak_allocated_bytes, 1.0, device.backend)
+    predicted = _breakdown(recipe, config, states, predicted_peak_bytes, 0.99, device.backend)
     return RunRecord(
         digest=recipe.digest(config),
         suite=suite,
@@ -83,8 +83,8 @@ def sample_record(
             operating_system="Linux 6.1",
             packages={"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", "bitsandbytes": "0.50.2"},
             cpu_threads=2,
-            cuda="12.8" if device.kind == "cuda" else None,
-            driver="570.86.15" if device.kind == "cuda" else None,
+            cuda="12.8" if device.backend == "cuda" else None,
+            driver="570.86.15" if device.backend == "cuda" else None,
         ),
         outcome=outcome,
         message=message if message is not None or outcome == "ok" else f"made-up {outcome}",
@@ -169,7 +169,7 @@ def _breakdown(
     states: dict[str, int],
     peak_bytes: int | None,
     share: float,
-    kind: Literal["cpu", "cuda"],
+    backend: Literal["cpu", "cuda"],
 ) -> Breakdown:
     stay = sum(states.values())
     if peak_bytes is None:
@@ -187,6 +187,6 @@ def _breakdown(
         phase="backward",
         peak_allocated_bytes=peak_bytes,
         phase_peaks_bytes=phases,
-        peak_reserved_bytes=math.ceil(peak_bytes / 2**21) * 2**21 if kind == "cuda" else None,
-        device_total_bytes=math.ceil(peak_bytes / 2**21) * 2**21 + 512 * 2**20 if kind == "cuda" else None,
+        peak_reserved_bytes=math.ceil(peak_bytes / 2**21) * 2**21 if backend == "cuda" else None,
+        device_total_bytes=math.ceil(peak_bytes / 2**21) * 2**21 + 512 * 2**20 if backend == "cuda" else None,
     )

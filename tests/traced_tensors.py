@@ -10,9 +10,9 @@ from lorabench.estimator.trace.trace import run_on_meta
 
 
 def traced_tensors(
-    resolved: ResolvedRecipe, kernels: Backend = "cuda", compute_capability: str | None = None
+    resolved: ResolvedRecipe, backend: Backend = "cuda", compute_capability: str | None = None
 ) -> Breakdown:
     """Return the bytes of tensors at the peak of a steady step, and at the peak of each phase."""
     steps = OPTIMIZERS[resolved.recipe.optim].steady_step
-    ledger, _, _ = run_on_meta(resolved, kernels, steps, lambda what: None, compute_capability)
+    ledger, _, _ = run_on_meta(resolved, backend, steps, lambda what: None, compute_capability)
     return ledger.breakdown()

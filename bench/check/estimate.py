@@ -76,9 +76,9 @@ def _estimate_of(runs: Runs) -> tuple[ParameterCounts, Breakdown]:
     allocator = device.allocator_settings(texts.pop())
     gpu = device.compute_capability, device.multiprocessors
     if not has_closed_form(spec):
-        traced = trace_for_estimate(resolved, *gpu, kernels=device.kind, allocator=allocator)
+        traced = trace_for_estimate(resolved, *gpu, backend=device.backend, allocator=allocator)
         return traced.parameters, traced.memory
-    memory = replayed_memory(resolved, device.kind, *gpu, allocator=allocator)
+    memory = replayed_memory(resolved, device.backend, *gpu, allocator=allocator)
     return resolved.parameters, memory
 
 
@@ -143,7 +143,7 @@ def _judge_outcome(runs: Runs, memory: Breakdown, outcome: str) -> list[Finding]
 
     On a CPU the estimate gives no verdict: other processes use the same memory.
     """
-    answer = None if runs.device.kind == "cpu" else hold_against(memory, runs.device.memory_bytes)[0]
+    answer = None if runs.device.backend == "cpu" else hold_against(memory, runs.device.memory_bytes)[0]
     failed = [record for record in runs.records if record.outcome != "ok"]
     if not failed and answer is None:
         return []

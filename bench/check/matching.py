@@ -135,7 +135,7 @@ def labels_of(sides: Iterable[dict[Work, Runs]]) -> dict[Work, str]:
 
 
 def _names(device: DeviceFacts) -> str:
-    return f"{printable(device.name)} ({device.kind})"
+    return f"{printable(device.name)} ({device.backend})"
 
 
 def _either(values: set[str] | None) -> str:

@@ -54,7 +54,7 @@ SOFTWARE = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 @quiet_libraries()
-def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Callable[[str], None]) -> Calibration:
+def calibrate(backend: Backend, device_name: str, dtypes: Sequence[str], say: Callable[[str], None]) -> Calibration:
     """Return the rates of this machine's GPU or CPU, named ``device_name``, for matmuls in ``dtypes``.
 
     ``say`` reports each stage. The calibration takes about a minute, and up to 4 GiB of memory on a GPU.
@@ -62,7 +62,7 @@ def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Calla
     leave_out_hub_kernels()
     import torch
 
-    bench = _Bench(kind)
+    bench = _Bench(backend)
     matmuls = {}
     attention = {}
     for dtype in dtypes:
@@ -75,11 +75,11 @@ def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Calla
     say("dequantisation")
     dequantisation = bench.dequantisation(getattr(torch, dtypes[0]), dtypes[0])
     say("launch overhead")
-    forward, backward, optimizer = _host_seconds(kind)
+    forward, backward, optimizer = _host_seconds(backend)
     return Calibration(
         device=device_name,
-        kind=kind,
-        threads=torch.get_num_threads() if kind == "cpu" else None,
+        backend=backend,
+        threads=torch.get_num_threads() if backend == "cpu" else None,
         software={name: version for name in SOFTWARE if (version := installed_version(name)) is not None},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         matmuls=matmuls,
@@ -93,22 +93,22 @@ def calibrate(kind: Backend, device_name: str, dtypes: Sequence[str], say: Calla
 
 
 class _Bench:
-    def __init__(self, kind: Backend) -> None:
-        self.kind = kind
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
 
     def seconds(self, function: Callable[[], Any]) -> float:
         """Return the seconds that the device needs for ``function``: median on a GPU, fastest on a CPU."""
-        return _gpu_seconds(function) if self.kind == "cuda" else _cpu_seconds(function)
+        return _gpu_seconds(function) if self.backend == "cuda" else _cpu_seconds(function)
 
     def random(self, *shape: int, dtype: torch.dtype, requires_grad: bool = False) -> torch.Tensor:
         import torch
 
-        return torch.randn(*shape, device=self.kind, dtype=dtype, requires_grad=requires_grad)
+        return torch.randn(*shape, device=self.backend, dtype=dtype, requires_grad=requires_grad)
 
     def matmuls(self, dtype: torch.dtype) -> MatmulTimes:
         from torch.nn.functional import linear
 
-        extents = MATMUL_EXTENTS[self.kind]
+        extents = MATMUL_EXTENTS[self.backend]
         seconds = []
         for m in extents:
             for n in extents:
@@ -124,7 +124,7 @@ class _Bench:
         def columns(x: torch.Tensor) -> torch.Tensor:
             return x.view(-1, ROW_COLUMNS)
 
-        draws = {"cuda": 9, "cpu": 12}[self.kind]  # input, output, and the mask: 1 byte on CUDA, float32 on a CPU
+        draws = {"cuda": 9, "cpu": 12}[self.backend]  # input, output, and the mask: 1 byte on CUDA, float32 on a CPU
         kernels: dict[Kernel, tuple[int, Callable[[torch.Tensor, torch.Tensor], Any]]] = {
             "arithmetic": (12, lambda x, y: x * y),
             "activation": (8, lambda x, _: silu(x)),
@@ -138,7 +138,7 @@ class _Bench:
         import torch
 
         times = []
-        for elements in MEMORY_BOUND_ELEMENTS[self.kind]:
+        for elements in MEMORY_BOUND_ELEMENTS[self.backend]:
             x, y = (self.random(elements, dtype=torch.float32) for _ in range(2))
             times.append((bytes_each * elements, self.seconds(lambda x=x, y=y: run(x, y))))  # type: ignore[misc]
         return MemoryBoundTimes(bytes=tuple(size for size, _ in times), seconds=tuple(second for _, second in times))
@@ -147,9 +147,9 @@ class _Bench:
         """Time `scaled_dot_product_attention` without and with a mask."""
         import torch
 
-        batch, heads, length, columns = ATTENTION_SHAPES[self.kind]
+        batch, heads, length, columns = ATTENTION_SHAPES[self.backend]
         q, k, v = (self.random(batch, heads, length, columns, dtype=dtype, requires_grad=True) for _ in range(3))
-        mask = torch.ones(length, length, dtype=torch.bool, device=self.kind).tril()
+        mask = torch.ones(length, length, dtype=torch.bool, device=self.backend).tril()
         pair = 2 * batch * heads * columns
         causal = self._attention_rates(q, k, v, pair * length * (length + 1) / 2, is_causal=True)
         masked = self._attention_rates(q, k, v, pair * length * length, attn_mask=mask)
@@ -178,7 +178,7 @@ class _Bench:
         except ImportError:
             return None
         bytes_, seconds = [], []
-        for elements in DEQUANTISED_ELEMENTS[self.kind]:
+        for elements in DEQUANTISED_ELEMENTS[self.backend]:
             weight = self.random(elements // BLOCK, BLOCK, dtype=dtype)
             quantized, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
             bytes_.append(round(dequantisation_bytes(elements, name)))
@@ -219,7 +219,7 @@ def _gpu_seconds(function: Callable[[], Any]) -> float:
     return median(together(count) for _ in range(LEAST_REPEATS))
 
 
-def _host_seconds(kind: Backend) -> tuple[float, float, float]:
+def _host_seconds(backend: Backend) -> tuple[float, float, float]:
     """Return the CPU seconds of one forward operation, one backward operation, and one tensor in the optimizer step.
 
     The model is so small that nothing else takes time.
@@ -235,16 +235,16 @@ def _host_seconds(kind: Backend) -> tuple[float, float, float]:
         spec.name, rank=1, dtype="float32", mixed_precision="no", seq_len=8, gradient_checkpointing=False
     )
     resolved = ResolvedRecipe(spec, recipe)
-    model = build_model(resolved, kind, seed=0)
+    model = build_model(resolved, backend, seed=0)
     marks: list[tuple[str, float]] = []
 
     def mark(phase: str) -> None:
-        if kind == "cuda":
+        if backend == "cuda":
             torch.cuda.synchronize()  # otherwise a full queue would make the CPU wait
         marks.append((phase, time.perf_counter()))
 
     step = TrainingStep(model, make_optimizer(model, recipe), recipe, on_phase=mark)
-    tokens = torch.zeros(recipe.batch_size, recipe.seq_len, dtype=torch.int64, device=kind)
+    tokens = torch.zeros(recipe.batch_size, recipe.seq_len, dtype=torch.int64, device=backend)
     spent: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
     for number in range(HOST_STEPS):
         marks.clear()
@@ -253,7 +253,7 @@ def _host_seconds(kind: Backend) -> tuple[float, float, float]:
         if number >= HOST_STEPS // 3:
             for (phase, begun), (_, ended) in zip(marks, [*marks[1:], ("", end)], strict=True):
                 spent[phase].append(ended - begun)
-    launches = micro_batch_operations(resolved, kind).launches
+    launches = micro_batch_operations(resolved, backend).launches
     tensors = sum(alike.count for alike in resolved.trained_tensors)
     return (
         min(spent["forward"]) / launches["forward"],

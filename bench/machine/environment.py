@@ -98,27 +98,27 @@ def _surroundings(choice: str) -> Surroundings:
         built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         print(f"no CUDA device (torch {torch.__version__} is built {built_for}): use --device cpu", file=sys.stderr)
         sys.exit(2)
-    kind: Backend = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
-    device = _device_facts(kind)
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    alike = tuple(index for index in range(count) if _device_facts(kind, index) == device)
-    null_gpu = kind == "cuda" and on_null_gpu()
-    return Surroundings(device=device, alike=alike, environment=_environment(kind), null_gpu=null_gpu)
+    backend: Backend = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+    device = _device_facts(backend)
+    count = torch.cuda.device_count() if backend == "cuda" else 1
+    alike = tuple(index for index in range(count) if _device_facts(backend, index) == device)
+    null_gpu = backend == "cuda" and on_null_gpu()
+    return Surroundings(device=device, alike=alike, environment=_environment(backend), null_gpu=null_gpu)
 
 
-def _device_facts(kind: Backend, index: int = 0) -> DeviceFacts:
-    if kind == "cuda":
+def _device_facts(backend: Backend, index: int = 0) -> DeviceFacts:
+    if backend == "cuda":
         import torch
 
         properties = torch.cuda.get_device_properties(index)
         return DeviceFacts(
-            kind="cuda",
+            backend="cuda",
             name=properties.name,
             memory_bytes=properties.total_memory,
             compute_capability=None if torch.version.hip else f"{properties.major}.{properties.minor}",
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return DeviceFacts(kind="cpu", name=processor_name(), memory_bytes=memory)
+    return DeviceFacts(backend="cpu", name=processor_name(), memory_bytes=memory)
 
 
 def processor_name() -> str:
@@ -133,18 +133,18 @@ def processor_name() -> str:
     return platform.machine() or "unknown processor"
 
 
-def _environment(kind: Backend) -> Environment:
+def _environment(backend: Backend) -> Environment:
     import torch
 
-    gpu = NvmlGpu.open(str(torch.cuda.get_device_properties(0).uuid)) if kind == "cuda" else None
+    gpu = NvmlGpu.open(str(torch.cuda.get_device_properties(0).uuid)) if backend == "cuda" else None
     return Environment(
         lorabench=__version__,
         python=platform.python_version(),
         operating_system=operating_system(),
         packages=_installed_packages(),
         cpu_threads=torch.get_num_threads(),
-        cuda=torch.version.cuda if kind == "cuda" else None,
-        driver=driver_version() if kind == "cuda" else None,
+        cuda=torch.version.cuda if backend == "cuda" else None,
+        driver=driver_version() if backend == "cuda" else None,
         allocator=text_of_environment() or None,
         commit=commit(),
         power_limit_watts=None if gpu is None else gpu.power_limit_watts(),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 from msgspec.structs import force_setattr
 
 from lorabench.bench.records.atomic_writes import write_atomically
@@ -44,7 +44,8 @@ Key = tuple[str, Engine, int]
 class DeviceFacts(Struct, frozen=True, kw_only=True):
     """The device that a recipe ran on."""
 
-    kind: Backend
+    backend: Backend = field(name="kind")
+    """JSON names it ``kind``, as in the records that users keep as baselines."""
     name: str
     """Name from the driver or the kernel, such as ``NVIDIA H200``."""
     memory_bytes: int
@@ -53,7 +54,7 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     @property
     def catalogued(self) -> Device | None:
         """The GPU in the catalogue; None for a CPU, or a GPU that is not in the catalogue."""
-        return None if self.kind == "cpu" else known_device(self.name)
+        return None if self.backend == "cpu" else known_device(self.name)
 
     @property
     def multiprocessors(self) -> int | None:
@@ -69,7 +70,7 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
         Raises:
             UserError: torch would not accept them, or they cannot be replayed.
         """
-        return read_settings(text).on(self.memory_bytes) if text and self.kind == "cuda" else DEFAULTS
+        return read_settings(text).on(self.memory_bytes) if text and self.backend == "cuda" else DEFAULTS
 
     def __post_init__(self) -> None:
         if self.compute_capability is None and self.catalogued is not None:

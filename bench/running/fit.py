@@ -14,7 +14,7 @@ def predict_fit(memory: Breakdown, device: DeviceFacts) -> Fit:
 
     On a GPU it is the verdict of `lorabench estimate --gpu`; on a CPU it compares with the available host memory.
     """
-    if device.kind == "cuda":
+    if device.backend == "cuda":
         from lorabench.estimator.answers.verdict import hold_against
 
         return hold_against(memory, device.memory_bytes)[0]
@@ -26,7 +26,7 @@ def reason_to_skip(memory: Breakdown, device: DeviceFacts) -> str | None:
     if predict_fit(memory, device) != "does not fit":
         return None
     taken, there = memory.device_total_bytes, device.memory_bytes
-    if device.kind == "cpu" or taken is None:
+    if device.backend == "cpu" or taken is None:
         taken, there = memory.peak_allocated_bytes, _host_bytes(device)
     return f"predicted not to fit: needs {taken // MIB:,} MiB of {there // MIB:,} MiB (--skip-unfit)"
 

@@ -123,7 +123,7 @@ def run_suite(
     ):
         surroundings = probe_surroundings(device, environment)
         _refuse_other_records(results, surroundings)
-        settings = replace(settings, device=surroundings.device.kind)
+        settings = replace(settings, device=surroundings.device.backend)
         check_device(settings)
         if suite.probe:
             _probe(suite, surroundings, folder / FILE_NAME, watcher, environment, resume=resume)
@@ -298,7 +298,7 @@ def predict(resolved: ResolvedRecipe, device: DeviceFacts, allocator: str | None
     try:
         memory = replayed_memory(
             resolved,
-            device.kind,
+            device.backend,
             rates.device.compute_capability,
             rates.device.multiprocessors,
             allocator=device.allocator_settings(allocator),
@@ -336,7 +336,7 @@ def _probe(
     Raises:
         UserError: recipes run on the CPU.
     """
-    if surroundings.device.kind != "cuda":
+    if surroundings.device.backend != "cuda":
         raise UserError(f"suite {suite.name} probes a GPU, but recipes run on the CPU here: run another, such as smoke")
     if not resume:
         path.unlink(missing_ok=True)
@@ -379,10 +379,10 @@ def _refuse_other_records(results: Results, surroundings: Surroundings) -> None:
             raise UserError(
                 f"{results.folder}: has records of {there}, but this run {now}: name another folder with -o"
             )
-        if (record.device.kind, record.device.name) != (here.kind, here.name):
+        if (record.device.backend, record.device.name) != (here.backend, here.name):
             raise UserError(
-                f"{results.folder}: has records of {record.device.name} ({record.device.kind}), but this is "
-                f"{here.name} ({here.kind}): name another folder with -o"
+                f"{results.folder}: has records of {record.device.name} ({record.device.backend}), but this is "
+                f"{here.name} ({here.backend}): name another folder with -o"
             )
 
 

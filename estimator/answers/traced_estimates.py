@@ -25,7 +25,7 @@ def trace_for_estimate(
     compute_capability: str | None,
     multiprocessors: int | None,
     on_progress: Callable[[str], None] = lambda what: None,
-    kernels: Backend = "cuda",
+    backend: Backend = "cuda",
     *,
     allocator: AllocatorSettings = DEFAULTS,
 ) -> Trace:
@@ -40,7 +40,7 @@ def trace_for_estimate(
 
         return trace(
             resolved,
-            kernels=kernels,
+            backend=backend,
             compute_capability=compute_capability,
             multiprocessors=multiprocessors,
             allocator=allocator,

@@ -64,7 +64,7 @@ def _lora_4bit(
 ) -> Tensor:
     result = base(x)
     result = op.copy(result)
-    if op.autocast is not None and op.kernels == "cuda":
+    if op.autocast is not None and op.backend == "cuda":
         # peft calls torch.is_autocast_enabled() without a device, which answers for CUDA.
         return op.add(result, _low_rank(op, adapter, linear, tensors, x))
     cast = op.cast(x, tensors[0].dtype)

@@ -123,7 +123,7 @@ def _gather(m: Modules, x: Tensor, features: int, index: Tensor | None = None) -
     temporaries are the indices and their order, each unsorted, sorted, and once more in the sort's own buffers.
     """
     tape, chosen, was = m.op.tape, _counts(m)[1], x.features
-    cuda = m.op.kernels == "cuda"
+    cuda = m.op.backend == "cuda"
     if index is None:
         index = tape.new(TOKENS, chosen, "int64", name=INDEX)
     dtype = x.dtype
@@ -177,7 +177,7 @@ def _sum_of_experts(m: Modules, weighted: Tensor, width: int) -> Tensor:
     """
     op, tape = m.op, m.op.tape
     features, dtype = weighted.features, weighted.dtype
-    summed = "float32" if op.autocast is not None and op.kernels == "cuda" else dtype
+    summed = "float32" if op.autocast is not None and op.backend == "cuda" else dtype
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         # sum: grad.expand(sizes), a view, which the next backward copies into a tensor.

@@ -33,17 +33,17 @@ MOST_RANKS = 4096
 
 
 class Setup:
-    """The key of a form: model, kernels, GPU, and the recipe without batch size, length, rank and optimizer.
+    """The key of a form: model, backend, GPU, and the recipe without batch size, length, rank and optimizer.
 
     Two setups are equal if their models' shapes and their recipes are. Models are compared by their encoded contents,
     since they contain dictionaries and have no hash.
     """
 
-    __slots__ = ("_hash", "_key", "compute_capability", "kernels", "resolved")
+    __slots__ = ("_hash", "_key", "backend", "compute_capability", "resolved")
 
-    def __init__(self, resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None = None) -> None:
+    def __init__(self, resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None = None) -> None:
         spec, recipe = resolved.spec, resolved.recipe
-        self.kernels = kernels
+        self.backend = backend
         self.compute_capability = compute_capability
         several, filled = branches(spec, recipe.batch_size, recipe.seq_len)
         left_open = replace(
@@ -56,7 +56,7 @@ class Setup:
             optim="sgd",  # any optimizer: states are persistent memory, and the form leaves the optimizer's step out
         )
         self.resolved = ResolvedRecipe(spec, left_open)
-        self._key = (msgspec.msgpack.encode(spec), left_open, kernels, compute_capability)
+        self._key = (msgspec.msgpack.encode(spec), left_open, backend, compute_capability)
         self._hash = hash(self._key)
 
     def __hash__(self) -> int:
@@ -100,7 +100,7 @@ def compile_form(setup: Setup) -> Form:
     Raises:
         UserError: the model lacks the target modules, or the combination has no closed form.
     """
-    candidates = peak_candidates(setup.resolved, setup.kernels, setup.compute_capability)
+    candidates = peak_candidates(setup.resolved, setup.backend, setup.compute_capability)
     kept = {phase: _undominated(list(group)) for phase, group in groupby(candidates, lambda candidate: candidate.phase)}
     used = {
         monomial for of_phase in kept.values() for candidate in of_phase for monomial, n in candidate.total.items() if n
@@ -124,7 +124,7 @@ def persistent_of(setup: Setup, optim: Optim, rank: int | None) -> PersistentByt
     """Return the persistent memory of ``setup`` with this optimizer and rank."""
     spec, recipe = setup.resolved.spec, setup.resolved.recipe
     resolved = ResolvedRecipe(spec, replace(recipe.with_rank(rank), optim=optim))
-    return persistent_bytes(resolved, setup.kernels, setup.compute_capability)
+    return persistent_bytes(resolved, setup.backend, setup.compute_capability)
 
 
 def _undominated(candidates: list[PeakCandidate]) -> list[PeakCandidate]:

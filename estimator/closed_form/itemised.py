@@ -74,19 +74,19 @@ class ItemisedStep(NamedTuple):
         return _items(self.one_layer)
 
 
-def itemised_step(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None = None) -> ItemisedStep:
+def itemised_step(resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None = None) -> ItemisedStep:
     """Return the step of the recipe with the maker of each live tensor, without persistent memory.
 
     Raises:
         UserError: the combination has no closed form.
     """
-    return _step(Setup(resolved, kernels, compute_capability))
+    return _step(Setup(resolved, backend, compute_capability))
 
 
 @lru_cache(MOST_STEPS)
 def _step(setup: Setup) -> ItemisedStep:
     ledger = _ItemisedLedger()
-    candidates = peak_candidates(setup.resolved, setup.kernels, setup.compute_capability, _ItemisedTape(ledger))
+    candidates = peak_candidates(setup.resolved, setup.backend, setup.compute_capability, _ItemisedTape(ledger))
     return ItemisedStep(candidates, ledger.alive, ledger.latest, ledger.one_layer)
 
 

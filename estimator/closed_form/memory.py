@@ -16,9 +16,9 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 def estimate_memory(
-    resolved: ResolvedRecipe, kernels: Backend = "cuda", compute_capability: str | None = None
+    resolved: ResolvedRecipe, backend: Backend = "cuda", compute_capability: str | None = None
 ) -> Breakdown:
-    """Return the breakdown of the recipe on one device that runs ``kernels``.
+    """Return the breakdown of the recipe on one device of ``backend``.
 
     ``compute_capability`` (of `Device`) decides the kernel of attention and the size of cuBLAS' workspaces; see
     `sdpa_kernel` and `workspaces` for None.
@@ -26,7 +26,7 @@ def estimate_memory(
     Raises:
         UserError: the model lacks the target modules, or no kernel runs the combination.
     """
-    setup = Setup(resolved, kernels, compute_capability)
+    setup = Setup(resolved, backend, compute_capability)
     form = compile_form(setup)
     persistent = persistent_of(setup, resolved.recipe.optim, resolved.recipe.rank)
     values = Values(resolved)
@@ -46,7 +46,7 @@ def estimate_memory(
     breakdown = Breakdown(
         components=components, phase=at_peak.phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks
     )
-    if kernels == "cpu":
+    if backend == "cpu":
         return breakdown
     taken = reserve(components, compute_capability=compute_capability)
     return replace(

@@ -29,7 +29,7 @@ def estimate_memory_grid(
     batch_sizes: ArrayLike,
     seq_lens: ArrayLike,
     ranks: ArrayLike | None = None,
-    kernels: Backend = "cuda",
+    backend: Backend = "cuda",
     compute_capability: str | None = None,
 ) -> NDArray[np.int64]:
     """Return ``peak_allocated_bytes`` of the recipe with each batch size, length and rank instead of its own.
@@ -46,7 +46,7 @@ def estimate_memory_grid(
     shape, parts = grid_parts(resolved, batch_sizes, seq_lens, ranks)
     peaks = np.empty(shape, np.int64)
     for part in parts:
-        peaks.flat[part.places] = _peaks(part, kernels, compute_capability)
+        peaks.flat[part.places] = _peaks(part, backend, compute_capability)
     return peaks
 
 
@@ -115,10 +115,10 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _peaks(part: GridPart, kernels: Backend, compute_capability: str | None) -> NDArray[np.int64]:
+def _peaks(part: GridPart, backend: Backend, compute_capability: str | None) -> NDArray[np.int64]:
     import numpy as np
 
-    setup, optim = Setup(part.example, kernels, compute_capability), part.example.recipe.optim
+    setup, optim = Setup(part.example, backend, compute_capability), part.example.recipe.optim
     ranks, which = np.unique(part.ranks, return_inverse=True)
     persistent = [persistent_of(setup, optim, int(rank) or None) for rank in ranks]
     form = compile_form(setup)

@@ -292,14 +292,14 @@ class Modules:
         kernel = self._sdpa_kernel(q.dtype, kv_heads, dropout)
         if kernel == "math":
             return self._math(q, k, v, dropout, joined), False
-        if op.kernels == "cuda" and takes_cudnn(q.dtype, spec.head_dim, op.compute_capability):
+        if op.backend == "cuda" and takes_cudnn(q.dtype, spec.head_dim, op.compute_capability):
             return op.cudnn_attention(q, k, v, heads, kv_heads, self.mask), not joined
         if kernel == "efficient":
             return op.efficient_attention(q, k, v, heads, self.mask), True  # (B, S, H, d) for any layout of the queries
         return op.flash_attention(q, k, v, heads, kv_heads, "sdpa", by_head=joined), not joined
 
     def _sdpa_kernel(self, dtype: str, kv_heads: int, dropout: float) -> SdpaKernel:
-        if self.op.kernels == "cpu":
+        if self.op.backend == "cpu":
             return "math" if dropout else "flash"
         return sdpa_kernel(
             dtype=dtype,

@@ -36,7 +36,7 @@ MICRO_BATCHES = 3
 
 def replayed_memory(
     resolved: ResolvedRecipe,
-    kernels: Backend = "cuda",
+    backend: Backend = "cuda",
     compute_capability: str | None = None,
     multiprocessors: int | None = None,
     *,
@@ -50,8 +50,8 @@ def replayed_memory(
     Raises:
         UserError: as in `estimate_memory`.
     """
-    memory = estimate_memory(resolved, kernels, compute_capability)
-    if kernels == "cpu":
+    memory = estimate_memory(resolved, backend, compute_capability)
+    if backend == "cpu":
         return memory
     training = Training(resolved, compute_capability, multiprocessors)
     replayed = training.replay(allocator)

@@ -22,7 +22,7 @@ GRADIENT_OF_LOSS = "gradient of the loss"
 
 
 def peak_candidates(
-    resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None = None, tape: Tape | None = None
+    resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None = None, tape: Tape | None = None
 ) -> list[PeakCandidate]:
     """Return the moments of a steady step at which memory may peak, in order.
 
@@ -38,7 +38,7 @@ def peak_candidates(
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step on meta tensors"
         )
-    return _Step(resolved, Operators(tape or Tape(Ledger()), kernels, compute_capability)).run()
+    return _Step(resolved, Operators(tape or Tape(Ledger()), backend, compute_capability)).run()
 
 
 LayerOrder = Callable[[ModelSpec, Masks], Iterator[tuple[Layers, int, bool]]]

@@ -39,7 +39,7 @@ __all__ = ["Derivation", "Explanation", "Line", "explain"]
 
 def explain(
     resolved: ResolvedRecipe,
-    kernels: Backend = "cuda",
+    backend: Backend = "cuda",
     device: Device | None = None,
     replayed: Estimate | None = None,
 ) -> Explanation:
@@ -52,9 +52,9 @@ def explain(
         UserError: as in `estimate_memory`.
     """
     compute_capability = None if device is None else device.compute_capability
-    memory = estimate_memory(resolved, kernels, compute_capability)
-    held = Held(resolved, kernels)
-    peak = Peak(resolved, kernels, memory, compute_capability)
+    memory = estimate_memory(resolved, backend, compute_capability)
+    held = Held(resolved, backend)
+    peak = Peak(resolved, backend, memory, compute_capability)
     sections = [
         Derivation("Weights", tuple(held.weights()), "weights"),
         Derivation("Quantised weights", tuple(held.quantized_weights()), "quantized_weights"),
@@ -75,7 +75,7 @@ def explain(
             tuple(_device(memory, workspaces(compute_capability)) if replayed is None else _replayed(replayed.memory)),
         ),
     ]
-    if device is not None and kernels == "cuda":
+    if device is not None and backend == "cuda":
         sections.append(_verdict(memory, device) if replayed is None else _replayed_verdict(replayed, device))
     said = [section for section in sections if section.lines or section.remark]
     return Explanation(letters(resolved), tuple(said))

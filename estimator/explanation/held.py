@@ -24,11 +24,11 @@ PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norm
 class Held:
     """The persistent terms of one recipe."""
 
-    def __init__(self, resolved: ResolvedRecipe, kernels: Backend) -> None:
+    def __init__(self, resolved: ResolvedRecipe, backend: Backend) -> None:
         self.resolved = resolved
         self.spec = resolved.spec
         self.recipe = resolved.recipe
-        self.kernels = kernels
+        self.backend = backend
         self.widths = Widths(resolved.spec)
         self.tensors = resolved.trained_tensors
         self.trained = Trained(self.tensors)
@@ -249,4 +249,4 @@ class Held:
         return self._optimizer_states().remark()
 
     def _optimizer_states(self) -> OptimizerStates:
-        return OptimizerStates(self.recipe.optim, self.tensors, self.kernels)
+        return OptimizerStates(self.recipe.optim, self.tensors, self.backend)

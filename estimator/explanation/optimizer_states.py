@@ -26,12 +26,12 @@ from lorabench.estimator.optimizers.tensors import TrainedTensors
 class OptimizerStates:
     """The states of an optimizer, a name of the table, for ``tensors``."""
 
-    def __init__(self, optim: str, tensors: Sequence[TrainedTensors], kernels: Backend) -> None:
+    def __init__(self, optim: str, tensors: Sequence[TrainedTensors], backend: Backend) -> None:
         self.optim = optim
         self.optimizer = OPTIMIZERS[optim]
         self.library = self.optimizer.library.package
         self.tensors = tensors
-        self.kernels = kernels
+        self.backend = backend
         self.trained = Trained(tensors)
 
     def lines(self) -> Iterator[Line]:
@@ -65,13 +65,13 @@ class OptimizerStates:
             )
 
     def _scalars(self, state: Scalars) -> Iterator[Line]:
-        if self.kernels in state.kernels:
+        if self.backend in state.backends:
             formula, values, bytes_ = self.trained.tensors_bytes(state.itemsize, state.dtypes)
             if bytes_:
                 yield Line(state.what, formula, values, bytes_, f"{self.library}: {state.why}")
 
     def _rows_and_columns(self, state: RowsAndColumns) -> Line:
-        kept = state.kept(self.tensors, self.kernels).allocated
+        kept = state.kept(self.tensors, self.backend).allocated
         return Line(
             "rows and columns of second moments",
             "Σ (rows + columns) · 4 B",
@@ -118,7 +118,7 @@ class OptimizerStates:
         """Return a remark about states that the lines do not show; empty if they show all."""
         if not self.optimizer.states:
             return f"{self.optimizer.name} keeps none."
-        paged = optimizer_bytes(self.optim, self.tensors, self.kernels).paged
+        paged = optimizer_bytes(self.optim, self.tensors, self.backend).paged
         if not paged:
             return ""
         return (

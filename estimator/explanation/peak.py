@@ -37,20 +37,20 @@ class Peak:
     def __init__(
         self,
         resolved: ResolvedRecipe,
-        kernels: Backend,
+        backend: Backend,
         memory: Breakdown,
         compute_capability: str | None = None,
     ) -> None:
         self.resolved = resolved
         self.spec = resolved.spec
         self.recipe = resolved.recipe
-        self.kernels = kernels
+        self.backend = backend
         self.compute_capability = compute_capability
         self.memory = memory
         self.widths = Widths(resolved.spec)
         self.values = Values(resolved)
-        self.step = itemised_step(resolved, kernels, compute_capability)
-        self.persistent = persistent_bytes(resolved, kernels, compute_capability)
+        self.step = itemised_step(resolved, backend, compute_capability)
+        self.persistent = persistent_bytes(resolved, backend, compute_capability)
 
     def at_peak(self, component: str) -> list[Line]:
         """Return the tensors of ``component`` that are alive at the peak."""
@@ -75,7 +75,7 @@ class Peak:
         step = self.step
         if self.recipe.gradient_checkpointing:
             step = itemised_step(
-                self.resolved.replaced(gradient_checkpointing=False), self.kernels, self.compute_capability
+                self.resolved.replaced(gradient_checkpointing=False), self.backend, self.compute_capability
             )
         return [item for item in step.layer_items() if item.component == "activations"]
 

@@ -23,17 +23,17 @@ class OptimizerBytes(NamedTuple):
     runs short. The caching allocator does not count them."""
 
 
-def optimizer_bytes(optim: str, tensors: Iterable[TrainedTensors], kernels: Backend) -> OptimizerBytes:
+def optimizer_bytes(optim: str, tensors: Iterable[TrainedTensors], backend: Backend) -> OptimizerBytes:
     """Return the bytes that ``optim``, a name of the table, needs for ``tensors``.
 
     The tensors are in the order of the optimizer's step. Identical tensors have two entries: the first one, then all
     others together.
     """
     optimizer, tensors = OPTIMIZERS[optim], list(tensors)
-    kept = [state.kept(tensors, kernels) for state in optimizer.states]
+    kept = [state.kept(tensors, backend) for state in optimizer.states]
     return OptimizerBytes(
         states=sum(one.allocated for one in kept),
-        temporaries=max(map(sum, optimizer.temporaries(tensors, kernels)), default=0),
+        temporaries=max(map(sum, optimizer.temporaries(tensors, backend)), default=0),
         paged=sum(one.paged for one in kept),
     )
 

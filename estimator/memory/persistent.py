@@ -16,13 +16,13 @@ PersistentBytes = dict[str, dict[str, int]]
 """Phase (of `breakdown.PHASES`) → component → bytes."""
 
 
-def persistent_bytes(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None) -> PersistentBytes:
+def persistent_bytes(resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None) -> PersistentBytes:
     """Return the bytes of weights, adapters, optimizer states, workspaces and, between micro-batches, gradients.
 
     The phase ``optimizer`` includes the optimizer's temporaries, since they depend on the same tensors. The cuBLAS
     workspaces are those of ``compute_capability``; see `workspaces` for None.
     """
-    of_recipe = states(resolved, kernels)
+    of_recipe = states(resolved, backend)
     loaded = dict.fromkeys(COMPONENTS, 0)
     for term in loaded_weights(resolved):
         loaded[term.component] += term.bytes
@@ -30,7 +30,7 @@ def persistent_bytes(resolved: ResolvedRecipe, kernels: Backend, compute_capabil
     for name in ("weights", "quantized_weights", "adapters"):
         adapted[name] = of_recipe.component_bytes(name)
     training = adapted | {"optimizer_states": of_recipe.component_bytes("optimizer_states")}
-    if kernels == "cuda":
+    if backend == "cuda":
         training["workspaces"] = workspaces(compute_capability).bytes
     if resolved.recipe.gradient_accumulation > 1:
         # With a single micro-batch, backward makes the gradients and zero_grad frees them after the step.

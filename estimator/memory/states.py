@@ -42,12 +42,12 @@ class States(Struct, frozen=True):
         return sum(term.bytes for term in self.terms if term.component == component)
 
 
-def states(resolved: ResolvedRecipe, kernels: Backend) -> States:
+def states(resolved: ResolvedRecipe, backend: Backend) -> States:
     """Return the persistent terms of the recipe."""
     recipe = resolved.recipe
     tensors = resolved.trained_tensors
     trained = resolved.parameters.trainable
-    optimizer = optimizer_bytes(recipe.optim, tensors, kernels)
+    optimizer = optimizer_bytes(recipe.optim, tensors, backend)
     # bitsandbytes keeps the biases of 4-bit layers in the compute dtype.
     terms = base_weights(resolved, recipe.unquantized_dtype, recipe.compute_dtype)
     if recipe.adapter is not None:

@@ -43,13 +43,13 @@ class LikeWeights(NamedTuple):
     dtypes: tuple[Dtype, ...] = DTYPES
     """Dtypes of the weights that have them."""
 
-    def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
+    def blocks(self, tensor: TrainedTensors, backend: Backend) -> tuple[int, ...]:
         """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
         return (tensor.bytes,) * self.each if tensor.dtype in self.dtypes else ()
 
-    def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
+    def kept(self, tensors: Sequence[TrainedTensors], backend: Backend) -> Kept:
         """Return the bytes of the states of ``tensors``."""
-        return Kept(_allocated(self, tensors, kernels))
+        return Kept(_allocated(self, tensors, backend))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return the bytes that a step reads if it accesses each state once."""
@@ -65,19 +65,19 @@ class Scalars(NamedTuple):
     """The library's behaviour, for people."""
     itemsize: int | None = None
     """Bytes of a number; None for the weight's dtype."""
-    kernels: tuple[Backend, ...] = ("cuda", "cpu")
+    backends: tuple[Backend, ...] = ("cuda", "cpu")
     """Backends that have them on the device; other backends have them on the host, or not at all."""
     dtypes: tuple[Dtype, ...] = DTYPES
     """Dtypes of the weights that have them."""
 
-    def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
+    def blocks(self, tensor: TrainedTensors, backend: Backend) -> tuple[int, ...]:
         """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
-        has_one = kernels in self.kernels and tensor.dtype in self.dtypes
+        has_one = backend in self.backends and tensor.dtype in self.dtypes
         return (self.itemsize or ITEMSIZE[tensor.dtype],) if has_one else ()
 
-    def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
+    def kept(self, tensors: Sequence[TrainedTensors], backend: Backend) -> Kept:
         """Return the bytes of the states of ``tensors``."""
-        return Kept(_allocated(self, tensors, kernels))
+        return Kept(_allocated(self, tensors, backend))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return 0: the states are too small to count."""
@@ -87,16 +87,16 @@ class Scalars(NamedTuple):
 class RowsAndColumns(NamedTuple):
     """Adafactor's float32 states: a second moment for each row and column of a matrix, and the weight's RMS."""
 
-    def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
+    def blocks(self, tensor: TrainedTensors, backend: Backend) -> tuple[int, ...]:
         """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
         *leading, last = tensor.shape
         if not leading:
             return 4 * last, 4
         return 4 * prod(leading), 4 * prod(leading[:-1]) * last, 4
 
-    def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
+    def kept(self, tensors: Sequence[TrainedTensors], backend: Backend) -> Kept:
         """Return the bytes of the states of ``tensors``."""
-        return Kept(_allocated(self, tensors, kernels))
+        return Kept(_allocated(self, tensors, backend))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return 0: the states are small compared with the weights."""
@@ -134,15 +134,15 @@ class Blockwise(NamedTuple):
     def _states(self, tensor: TrainedTensors) -> int:
         return self.each * tensor.elements * (1 if self.coded(tensor) else 4)
 
-    def blocks(self, tensor: TrainedTensors, kernels: Backend) -> tuple[int, ...]:
+    def blocks(self, tensor: TrainedTensors, backend: Backend) -> tuple[int, ...]:
         """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
         states = () if self.paged_bytes(tensor) else (self._states(tensor) // self.each,) * self.each
         absmax = (4 * -(-tensor.elements // STATE_BLOCK),) * self.each if self.coded(tensor) else ()
         return *states, *absmax
 
-    def kept(self, tensors: Sequence[TrainedTensors], kernels: Backend) -> Kept:
+    def kept(self, tensors: Sequence[TrainedTensors], backend: Backend) -> Kept:
         """Return the bytes of the states of ``tensors``."""
-        allocated = _allocated(self, tensors, kernels) + sum(shared_blocks(self, tensors))
+        allocated = _allocated(self, tensors, backend) + sum(shared_blocks(self, tensors))
         return Kept(allocated, sum(alike.count * self.paged_bytes(alike) for alike in tensors))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
@@ -159,5 +159,5 @@ def shared_blocks(state: State, tensors: Sequence[TrainedTensors]) -> tuple[int,
     return (MAP_BYTES,) * state.maps if isinstance(state, Blockwise) and shares else ()
 
 
-def _allocated(state: State, tensors: Sequence[TrainedTensors], kernels: Backend) -> int:
-    return sum(alike.count * sum(state.blocks(alike, kernels)) for alike in tensors)
+def _allocated(state: State, tensors: Sequence[TrainedTensors], backend: Backend) -> int:
+    return sum(alike.count * sum(state.blocks(alike, backend)) for alike in tensors)

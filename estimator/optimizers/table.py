@@ -22,7 +22,7 @@ OPTIMI = Library("torch-optimi", "optimi")
 
 MOMENTS = LikeWeights("first and second moments", each=2)
 STEPS = Scalars("step counters", "a float32 for each tensor, on the device for the fused kernel", itemsize=4)
-STEPS_ON_HOST = STEPS._replace(kernels=("cpu",))
+STEPS_ON_HOST = STEPS._replace(backends=("cpu",))
 """On the device only in a CPU run, where the host is the device."""
 
 
@@ -83,12 +83,12 @@ OPTIMIZERS: dict[str, Optimizer] = {
             MOMENTS,
             LikeWeights("Kahan sums of the weights' rounding errors", each=1, dtypes=("bfloat16", "float16")),
             Scalars("squares of epsilon", "one for each tensor, in its dtype"),
-            Scalars("mean squares", "a float32 for each tensor, for the Triton kernels", 4, kernels=("cuda",)),
+            Scalars("mean squares", "a float32 for each tensor, for the Triton kernels", 4, backends=("cuda",)),
             Scalars(
                 "instead of Kahan sums",
                 "a byte for each float32 tensor, for the Triton kernels",
                 itemsize=1,
-                kernels=("cuda",),
+                backends=("cuda",),
                 dtypes=("float32",),
             ),
         ),

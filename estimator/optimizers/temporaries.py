@@ -20,14 +20,14 @@ Round = Sequence[int]
 NOTHING = TrainedTensors((0,), 1, "float32")
 
 
-def none(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
+def none(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
     """Yield nothing: the step runs in place."""
     yield from ()
 
 
-def adamw(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
+def adamw(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
     """Yield the temporaries of torch's unfused AdamW (`_multi_tensor_adamw`, `_single_tensor_adamw`)."""
-    if kernels == "cuda":
+    if backend == "cuda":
         # The foreach implementation computes the square roots of all second moments of a dtype at once. Those of the
         # previous dtype are still alive then.
         yield _one_each(tensors)
@@ -37,9 +37,9 @@ def adamw(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round
         yield before.bytes, alike.bytes, alike.bytes
 
 
-def rmsprop(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
+def rmsprop(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
     """Yield the temporaries of torch's RMSprop (`_multi_tensor_rmsprop`, `_single_tensor_rmsprop`)."""
-    if kernels == "cuda":
+    if backend == "cuda":
         yield _one_each(tensors)  # the roots, as in `adamw`
         return
     # In the for-loop, a root and the previous tensor's root are alive.
@@ -47,24 +47,24 @@ def rmsprop(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Rou
         yield before.bytes, alike.bytes
 
 
-def schedule_free(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
+def schedule_free(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
     """Yield the temporaries of schedule-free AdamW: the roots of all second moments at once, on any device."""
     yield _one_each(tensors)
 
 
-def stable_adamw(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
+def stable_adamw(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
     """Yield the temporaries of StableAdamW (`_triton_stableadamw`, `_single_param_stableadamw`)."""
-    if kernels == "cuda":
+    if backend == "cuda":
         return  # the Triton kernels run in place
     # In the for-loop, a square and its divisor are alive.
     for alike in tensors:
         yield alike.bytes, alike.bytes
 
 
-def adagrad(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
+def adagrad(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
     """Yield the temporaries of torch's Adagrad (`_multi_tensor_adagrad`, `_single_tensor_adagrad`)."""
-    if kernels == "cpu":
-        yield from rmsprop(tensors, kernels)
+    if backend == "cpu":
+        yield from rmsprop(tensors, backend)
         return
     # The foreach implementation computes the roots of all sums of a dtype, then its scaled gradients. The previous
     # dtype's roots and scaled gradients are alive until the same tensors of this dtype replace them.
@@ -75,7 +75,7 @@ def adagrad(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Rou
     yield [*_one_each(tensors), *_one_each([alike for alike in tensors if alike.dtype == largest])]
 
 
-def adafactor(tensors: Sequence[TrainedTensors], kernels: Backend) -> Iterator[Round]:
+def adafactor(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
     """Yield the temporaries of transformers' Adafactor (`optimization.Adafactor.step`).
 
     It first copies 16-bit gradients and weights to float32. Two tensors of the update's size are alive for a moment.

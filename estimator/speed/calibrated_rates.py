@@ -23,7 +23,7 @@ class CalibratedRates:
         self._matmuls = {dtype: _Surface(times) for dtype, times in calibration.matmuls.items()}
         self._memory_bound = {kernel: _Curve(times) for kernel, times in calibration.memory_bound.items()}
         self._dequantisation = None if calibration.dequantisation is None else _Curve(calibration.dequantisation)
-        self.asynchronous = calibration.kind == "cuda"
+        self.asynchronous = calibration.backend == "cuda"
         host = {
             "forward": calibration.forward_seconds,
             "backward": calibration.backward_seconds,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import known_device
@@ -72,7 +72,8 @@ class Calibration(Struct, frozen=True, kw_only=True):
     schema_version: Literal[2] = 2
     device: str
     """The driver's name for it; for a CPU the operating system's."""
-    kind: Backend
+    backend: Backend = field(name="kind")
+    """JSON names it ``kind``, as in the files that users have."""
     threads: int | None = None
     """Threads of PyTorch, for a CPU."""
     software: dict[str, str]

@@ -15,7 +15,7 @@ from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.extents import fill
 from lorabench.estimator.speed.operations import micro_batch_operations
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
-from lorabench.estimator.speed.throughput import has_rates, kernels_of, step_times, without_room
+from lorabench.estimator.speed.throughput import backend_of, has_rates, step_times, without_room
 from lorabench.estimator.speed.timing import StepWork
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def estimate_throughput_grid(
         taken = device_total(peaks, device.compute_capability)
     likely, least, most, tokens = np.empty((4, *shape))
     for part in parts:
-        step, paged_bytes = _step(part, kernels_of(calibration))
+        step, paged_bytes = _step(part, backend_of(calibration))
         if taken is not None:
             paged_bytes = without_room(paged_bytes, taken.flat[part.places], device)
         time, (low, high) = step_times(step, device, calibration, paged_bytes)
@@ -70,19 +70,19 @@ def estimate_throughput_grid(
     return ThroughputGrid(likely, (least, most), tokens / likely, (tokens / most, tokens / least))
 
 
-def _step(part: GridPart, kernels: Backend) -> tuple[StepWork, NDArray[np.int64]]:
+def _step(part: GridPart, backend: Backend) -> tuple[StepWork, NDArray[np.int64]]:
     """Return the step of the recipes of ``part``, and the bytes of their paged optimizer states."""
     import numpy as np
 
     ranks, which = np.unique(part.ranks, return_inverse=True)
     ranked = [part.example.with_rank(int(rank) or None) for rank in ranks]
     optimizers = [optimizer_step(resolved) for resolved in ranked]
-    paged_bytes = [states(resolved, kernels).optimizer.paged for resolved in ranked]
+    paged_bytes = [states(resolved, backend).optimizer.paged for resolved in ranked]
     step = StepWork(
-        micro_batch_operations(part.example, kernels),
+        micro_batch_operations(part.example, backend),
         fill(part.example, part.batch_sizes, part.seq_lens, part.ranks),
         optimizers[0]._replace(bytes=np.array([one.bytes for one in optimizers])[which]),
         part.example.recipe.gradient_accumulation,
-        kernels,
+        backend,
     )
     return step, np.array(paged_bytes)[which]

@@ -76,7 +76,7 @@ class MicroBatch(NamedTuple):
     """Number of operations that the host launches in forward and in backward."""
 
 
-def micro_batch_operations(resolved: ResolvedRecipe, kernels: Backend = "cuda") -> MicroBatch:
+def micro_batch_operations(resolved: ResolvedRecipe, backend: Backend = "cuda") -> MicroBatch:
     """Return the operations of one forward and backward pass of the recipe.
 
     Batch size, length and rank are left open: extents and bytes are multiples of monomials.
@@ -84,15 +84,15 @@ def micro_batch_operations(resolved: ResolvedRecipe, kernels: Backend = "cuda") 
     Raises:
         UserError: the combination has no closed form.
     """
-    return _operations(Setup(resolved, kernels))
+    return _operations(Setup(resolved, backend))
 
 
 @lru_cache(MOST_LISTS)
 def _operations(setup: Setup) -> MicroBatch:
     quantization = setup.resolved.recipe.quantization
-    nested = quantization is not None and quantization.double_quant and setup.kernels == "cuda"
+    nested = quantization is not None and quantization.double_quant and setup.backend == "cuda"
     tape = _CountingTape(nested_launches=NESTED_LAUNCHES if nested else 0)
-    peak_candidates(setup.resolved, setup.kernels, tape=tape)
+    peak_candidates(setup.resolved, setup.backend, tape=tape)
     return MicroBatch(tuple(tape.counts.items()), tape.launches)
 
 

@@ -87,7 +87,7 @@ def estimate_throughput(
     recipe = resolved.recipe
     if not has_rates(device, calibration):
         return None
-    step = size_step(resolved, kernels_of(calibration))
+    step = size_step(resolved, backend_of(calibration))
     typical, seconds = step_times(step, device, calibration, paged_out_bytes(resolved, device))
     flops = step_flops(resolved)
     tokens = recipe.tokens * recipe.gradient_accumulation
@@ -121,7 +121,7 @@ def likely_step_time(
     """Return the typical time of a step, as in `estimate_throughput`; None if there are no rates."""
     if not has_rates(device, calibration):
         return None
-    step = size_step(resolved, kernels_of(calibration))
+    step = size_step(resolved, backend_of(calibration))
     return step_time(step, likely_rates(device, calibration), paged_out_bytes(resolved, device))
 
 
@@ -130,9 +130,9 @@ def has_rates(device: Device, calibration: Calibration | None) -> bool:
     return calibration is not None or device.bandwidth_bytes_per_second is not None
 
 
-def kernels_of(calibration: Calibration | None) -> Backend:
+def backend_of(calibration: Calibration | None) -> Backend:
     """Return the backend of the calibrated device; CUDA without a calibration."""
-    return "cuda" if calibration is None else calibration.kind
+    return "cuda" if calibration is None else calibration.backend
 
 
 def likely_rates(device: Device, calibration: Calibration | None) -> Rates:

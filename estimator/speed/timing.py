@@ -40,7 +40,7 @@ class StepWork(NamedTuple):
     filled: Filled
     optimizer: OptimizerStep
     gradient_accumulation: int
-    kernels: Backend
+    backend: Backend
 
 
 class StepTime(NamedTuple):
@@ -55,18 +55,18 @@ class StepTime(NamedTuple):
         return sum(self.groups.values())
 
 
-def size_step(resolved: ResolvedRecipe, kernels: Backend = "cuda") -> StepWork:
+def size_step(resolved: ResolvedRecipe, backend: Backend = "cuda") -> StepWork:
     """Return the work of a step of the recipe, at the recipe's own sizes.
 
     Raises:
         UserError: the combination has no closed form.
     """
     return StepWork(
-        micro_batch_operations(resolved, kernels),
+        micro_batch_operations(resolved, backend),
         fill_recipe(resolved),
         optimizer_step(resolved),
         resolved.recipe.gradient_accumulation,
-        kernels,
+        backend,
     )
 
 
@@ -84,7 +84,7 @@ def step_time(step: StepWork, rates: Rates, paged_bytes: Any = 0) -> StepTime:
     launch_seconds = batches * sum(times * rates.launch_seconds(phase) for phase, times in launches)
     overhead = _launch_overhead(sum(groups.values()), launch_seconds, rates)
     optimizer = step.optimizer
-    kernels = optimizer.kernels if step.kernels == "cuda" else optimizer.tensors
+    kernels = optimizer.kernels if step.backend == "cuda" else optimizer.tensors
     groups["optimizer"] = kernels * rates.memory_bound(optimizer.bytes / kernels)
     groups["paging"] = rates.paging(2 * paged_bytes)
     overhead = overhead + _launch_overhead(

@@ -51,10 +51,10 @@ INTO_FLOAT32: dict[Backend, frozenset[str]] = {
 class MetaAutocast:
     """Autocast's state for meta tensors: nested contexts, and the cache of casts."""
 
-    def __init__(self, kernels: Backend) -> None:
+    def __init__(self, backend: Backend) -> None:
         import torch
 
-        self.kernels = kernels
+        self.backend = backend
         self.enabled = False
         self.dtype: torch.dtype = torch.bfloat16
         self._nesting = 0
@@ -76,7 +76,7 @@ class MetaAutocast:
 
     def casts(self, name: str) -> bool:
         """Return whether autocast has a rule for operator ``name``."""
-        return name in MATRIX_PRODUCTS or name in IN_FLOAT32[self.kernels] or name in INTO_FLOAT32[self.kernels]
+        return name in MATRIX_PRODUCTS or name in IN_FLOAT32[self.backend] or name in INTO_FLOAT32[self.backend]
 
     def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of operator ``name`` as an enabled autocast casts them."""
@@ -84,9 +84,9 @@ class MetaAutocast:
 
         if name in MATRIX_PRODUCTS:
             return self._all(args, kwargs, self.dtype)
-        if name in IN_FLOAT32[self.kernels]:
+        if name in IN_FLOAT32[self.backend]:
             return self._all(args, kwargs, torch.float32)
-        if name in INTO_FLOAT32[self.kernels]:
+        if name in INTO_FLOAT32[self.backend]:
             asked = kwargs.get("dtype") is not None or any(isinstance(value, torch.dtype) for value in args)
             tensor = args[0] if args else kwargs.get("input")
             if not asked and isinstance(tensor, torch.Tensor) and _eligible(tensor):
@@ -123,15 +123,15 @@ def _eligible(tensor: torch.Tensor) -> bool:
 
 
 @contextmanager
-def autocast_on_meta(model: nn.Module, kernels: Backend) -> Iterator[MetaAutocast]:
-    """Make ``torch.autocast("meta")`` behave as autocast on a device that runs ``kernels``.
+def autocast_on_meta(model: nn.Module, backend: Backend) -> Iterator[MetaAutocast]:
+    """Make ``torch.autocast("meta")`` behave as autocast on a device of ``backend``.
 
     torch's queries, such as ``torch.is_autocast_enabled``, answer for meta too: torch.utils.checkpoint, transformers
     and peft call them. `cuda_semantics.running_on_meta` applies the casts to the operators.
     """
     import torch
 
-    state = MetaAutocast(kernels)
+    state = MetaAutocast(backend)
     real_autocast, real_enabled = torch.autocast, torch.is_autocast_enabled
     real_available, real_dtype = torch.amp.is_autocast_available, torch.get_autocast_dtype
 
@@ -146,7 +146,7 @@ def autocast_on_meta(model: nn.Module, kernels: Backend) -> Iterator[MetaAutocas
         if device_type == "meta":
             return state.enabled
         if device_type is None:  # None means CUDA
-            return state.enabled and kernels == "cuda"
+            return state.enabled and backend == "cuda"
         return real_enabled(device_type)
 
     def is_autocast_available(device_type: str) -> bool:

@@ -91,11 +91,11 @@ def _cast_adapter(layer: Any, adapter_name: str, device: torch.device | None = N
 @contextmanager
 def running_on_meta(
     model: nn.Module,
-    kernels: Backend,
+    backend: Backend,
     results: MetaResults | None = None,
     compute_capability: str | None = None,
 ) -> Iterator[None]:
-    """Run steps of ``model``, which is on meta, as on a device that runs ``kernels``.
+    """Run steps of ``model``, which is on meta, as on a device of ``backend``.
 
     ``compute_capability`` (of `Device`) selects attention's kernel (`sdpa_kernel`). Pass ``results`` if a dispatch mode
     of the caller, such as a ledger's, already runs the operators through them; otherwise this context adds a mode.
@@ -108,11 +108,11 @@ def running_on_meta(
         stack.enter_context(replaced(masking_utils, "find_packed_sequence_indices", _no_packed_sequences))
         stack.enter_context(replaced(flash, "_is_packed_sequence", lambda position_ids, batch_size: False))
         stack.enter_context(replaced(masking_utils, "fast_all", _no_padding))
-        stack.enter_context(_optimizers_on_meta(kernels))
-        autocast = stack.enter_context(autocast_on_meta(model, kernels))
-        stack.enter_context(_operators_on_meta(kernels, autocast, compute_capability))
+        stack.enter_context(_optimizers_on_meta(backend))
+        autocast = stack.enter_context(autocast_on_meta(model, backend))
+        stack.enter_context(_operators_on_meta(backend, autocast, compute_capability))
         if results is None:
-            stack.enter_context(results_on_meta(MetaResults(kernels)))
+            stack.enter_context(results_on_meta(MetaResults(backend)))
         yield
 
 
@@ -120,14 +120,14 @@ def running_on_meta(
 
 
 @contextmanager
-def _operators_on_meta(kernels: Backend, autocast: MetaAutocast, compute_capability: str | None) -> Iterator[None]:
-    """Cast the arguments of torch's functions as autocast does, and run the implementation of ``kernels``."""
+def _operators_on_meta(backend: Backend, autocast: MetaAutocast, compute_capability: str | None) -> Iterator[None]:
+    """Cast the arguments of torch's functions as autocast does, and run the implementation of ``backend``."""
     import torch
     from torch.overrides import TorchFunctionMode
 
     functional = torch.nn.functional
     implementations: dict[Any, Callable[..., Any]]
-    if kernels == "cuda":
+    if backend == "cuda":
         implementations = {
             functional.scaled_dot_product_attention: partial(cuda_attention, compute_capability=compute_capability),
             functional.dropout: _fused_dropout,
@@ -204,8 +204,8 @@ def _no_padding(mask: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
-    """Let torch's optimizers select the implementation on meta that they select on the device of ``kernels``.
+def _optimizers_on_meta(backend: Backend) -> Iterator[None]:
+    """Let torch's optimizers select the implementation on meta that they select for ``backend``.
 
     Fused implementations exist for CUDA and the CPU, foreach implementations for CUDA only.
     """
@@ -215,7 +215,7 @@ def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
     torch_optimizer: Any = optimizer
     fused = torch_optimizer._get_fused_kernels_supported_devices()
     foreach = torch_optimizer._get_foreach_kernels_supported_devices()
-    if kernels == "cuda":
+    if backend == "cuda":
         foreach = [*foreach, "meta"]
     with ExitStack() as patches:
         patches.enter_context(
@@ -228,8 +228,8 @@ def _optimizers_on_meta(kernels: Backend) -> Iterator[None]:
 
 
 @contextmanager
-def stepping_on_meta(optimizer: torch.optim.Optimizer, kernels: Backend, results: MetaResults) -> Iterator[None]:
-    """Run steps of ``optimizer`` as on a device that runs ``kernels``, inside `running_on_meta`.
+def stepping_on_meta(optimizer: torch.optim.Optimizer, backend: Backend, results: MetaResults) -> Iterator[None]:
+    """Run steps of ``optimizer`` as on a device of ``backend``, inside `running_on_meta`.
 
     A number that a step reads from a tensor, such as the norm of an update, only scales other tensors: it reads 1.
     """
@@ -245,7 +245,7 @@ def stepping_on_meta(optimizer: torch.optim.Optimizer, kernels: Backend, results
     with ExitStack() as patches:
         for hook in hooks:
             patches.callback(hook.remove)
-        if kernels == "cuda" and module.__name__ == "optimi.stableadamw":
+        if backend == "cuda" and module.__name__ == "optimi.stableadamw":
             for group in optimizer.param_groups:
                 group["triton"] = True
             # Its Triton kernels allocate nothing.

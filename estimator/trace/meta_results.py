@@ -11,20 +11,20 @@ Sizes = tuple[tuple[int, ...], tuple[int, ...], Any]
 
 
 class MetaResults:
-    """Runs operators on meta tensors fast, with shapes and dtypes of the results as ``kernels`` return them.
+    """Runs operators on meta tensors fast, with the shapes and dtypes of results on ``backend``.
 
     Most meta kernels are written in Python and slow. Results that depend only on shapes, strides, dtypes and numbers
     are computed once: the layers of a model are identical, so most calls repeat an earlier one. An in-place elementwise
     operation runs once, which checks it. Later calls skip it, since meta tensors have no elements.
     """
 
-    def __init__(self, kernels: Backend) -> None:
+    def __init__(self, backend: Backend) -> None:
         import torch
 
         self.reads_numbers = False
         """Whether operators may read a number from a tensor. A meta tensor has none, so they read 1."""
         self._corrections = {torch.ops.aten._grouped_mm.default: _grouped_products}
-        if kernels == "cpu":
+        if backend == "cpu":
             self._corrections[torch.ops.aten.native_layer_norm.default] = _layer_norm_of_the_cpu
         self._read = torch.ops.aten._local_scalar_dense.default
         self._repeatable: dict[int, bool] = {}

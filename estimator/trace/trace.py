@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from lorabench.estimator.devices.backend import Backend
@@ -88,7 +88,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     """The traced memory of a training step."""
 
     recipe: Recipe
-    kernels: Backend
+    backend: Backend = field(name="kernels")
+    """JSON names it ``kernels``: programs read it by that key."""
     parameters: ParameterCounts
     memory: Breakdown
     """At the peak of the last step. On CUDA with blocks, as the replayed allocator counts them; on a CPU of tensors."""
@@ -107,7 +108,7 @@ class Trace(Struct, frozen=True, kw_only=True):
 def trace(
     resolved: ResolvedRecipe,
     *,
-    kernels: Backend = "cuda",
+    backend: Backend = "cuda",
     steps: int | None = None,
     compute_capability: str | None = None,
     multiprocessors: int | None = None,
@@ -118,7 +119,7 @@ def trace(
 
     None means: until a step equals all later ones, which is the second for most optimizers.
 
-    The model runs as on a device with ``kernels``, of ``compute_capability`` and so many ``multiprocessors`` (both of
+    The model runs as on a device of ``backend``, of ``compute_capability`` and so many ``multiprocessors`` (both of
     `Device`). The former decides the size of cuBLAS' workspaces (see `workspaces` for None). Both decide the size of
     sums' buffers, which are left out if one is None. Allocated and reserved bytes are those of CUDA's caching
     allocator, replayed with the settings ``allocator``. If their limit leaves too little memory, the answer is without
@@ -129,12 +130,12 @@ def trace(
         ImportError: torch, transformers, peft or bitsandbytes is not installed.
     """
     recipe = resolved.recipe
-    refuse_untraceable(resolved, kernels)
+    refuse_untraceable(resolved, backend)
     if steps is None:
         steps = OPTIMIZERS[recipe.optim].steady_step
     try:
         ledger, origins, parameters = run_on_meta(
-            resolved, kernels, steps, on_progress, compute_capability, multiprocessors
+            resolved, backend, steps, on_progress, compute_capability, multiprocessors
         )
     except (UserError, ImportError):
         raise
@@ -151,7 +152,7 @@ def trace(
     memory = ledger.breakdown()
     moments = list(ledger.live_bytes_of_step())
     states = [AllocatorState(live, None) for _, _, live in moments]
-    if kernels == "cuda":
+    if backend == "cuda":
         peaks, states = replay_trace(ledger, allocator)
         if peaks.out_of_memory is not None:
             peaks, states = replay_trace(ledger, allocator.unlimited())
@@ -161,7 +162,7 @@ def trace(
     born = origins[ledger.storage_of(event)]
     return Trace(
         recipe=recipe,
-        kernels=kernels,
+        backend=backend,
         parameters=parameters,
         memory=memory,
         peak=PeakMoment(phase=memory.phase, module=born.module, operator=born.operator),
@@ -189,7 +190,7 @@ def _untraceable(resolved: ResolvedRecipe, error: Exception) -> UserError:
     )
 
 
-def refuse_untraceable(resolved: ResolvedRecipe, kernels: Backend) -> None:
+def refuse_untraceable(resolved: ResolvedRecipe, backend: Backend) -> None:
     """Refuse a recipe whose step would differ on meta tensors.
 
     Raises:
@@ -198,13 +199,13 @@ def refuse_untraceable(resolved: ResolvedRecipe, kernels: Backend) -> None:
     from lorabench.estimator.training.model import refuse_missing_kernels
 
     refuse_impossible(resolved)
-    if kernels == "cpu":
+    if backend == "cpu":
         refuse_missing_kernels(resolved.recipe, "cpu")
 
 
 def run_on_meta(
     resolved: ResolvedRecipe,
-    kernels: Backend,
+    backend: Backend,
     steps: int,
     on_progress: Callable[[str], None],
     compute_capability: str | None = None,
@@ -229,11 +230,11 @@ def run_on_meta(
     spec, recipe = resolved.spec, resolved.recipe
     on_progress("building the model")
     # In a CPU run, tensors of the host, such as step counters, are on the device.
-    devices = ("meta",) if kernels == "cuda" else ("meta", "cpu")
+    devices = ("meta",) if backend == "cuda" else ("meta", "cpu")
     origins = Origins()
-    results = MetaResults(kernels)
+    results = MetaResults(backend)
     gpu = multiprocessors_of(compute_capability, multiprocessors)
-    scratch = cuda_scratch(gpu) if kernels == "cuda" else cpu_scratch()
+    scratch = cuda_scratch(gpu) if backend == "cuda" else cpu_scratch()
     ledger = StorageLedger(*devices, scratch=scratch, execute=results, on_birth=origins.note)
 
     def note_loaded(base: nn.Module) -> None:
@@ -248,22 +249,22 @@ def run_on_meta(
     peft_prepare = peft.prepare_model_for_kbit_training
     with building_on_meta(), replaced(peft, "prepare_model_for_kbit_training", prepare):
         # A CPU has no allocator that keeps what loading frees.
-        watching = ledger if kernels == "cuda" else nullcontext()
+        watching = ledger if backend == "cuda" else nullcontext()
         model = build_model(resolved, "meta", on_loaded=note_loaded, watching=watching)
     parameters = count_built(model, spec)
     ledger.adopt_model(model)
     ledger.end_phase("adapted")
     origins.begin_steps(model)
-    with running_on_meta(model, kernels, results, compute_capability):
+    with running_on_meta(model, backend, results, compute_capability):
         optimizer = make_optimizer(model, recipe)
         ledger.adopt_optimizer(optimizer)
         ledger.empty_cache()  # as `lorabench run` and `lorabench rehearse` do
         begin_phase = ledger.begin_phase
-        if kernels == "cuda":
+        if backend == "cuda":
             cublas = CublasWorkspaces(ledger, compute_capability)
             begin_phase, ledger.on_operation = cublas.begin_phase, cublas.take
         step = TrainingStep(model, optimizer, recipe, begin_phase)
-        with ledger, origins.watching(), stepping_on_meta(optimizer, kernels, results):
+        with ledger, origins.watching(), stepping_on_meta(optimizer, backend, results):
             ledger.watch_model(model, spec.vocab_size)
             for number in range(steps):
                 on_progress(f"running step {number + 1} of {steps}")

@@ -208,7 +208,7 @@ def _measured(figure: Figure, runs: Sequence[Run]) -> Iterator[float]:
     digest = make_recipe(spec.name, **figure.options).digest(spec.config)
     for run in runs:
         measurement = run.record.measurement
-        if run.record.digest == digest and run.record.device.kind == "cuda" and measurement is not None:
+        if run.record.digest == digest and run.record.device.backend == "cuda" and measurement is not None:
             memory, parameters = measurement.memory, measurement.parameters
             yield memory.peak_allocated_bytes if figure.quantity == "peak" else parameters.trainable
 

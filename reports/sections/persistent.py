@@ -37,7 +37,7 @@ def _persistent(run: Run) -> Persistent | None:
         return None
     try:
         spec = read_config(record.model_config, record.recipe.model)
-        terms = states(ResolvedRecipe(spec, record.recipe), record.device.kind).terms
+        terms = states(ResolvedRecipe(spec, record.recipe), record.device.backend).terms
     except UserError:
         return None
     total = sum(term.bytes for term in terms)

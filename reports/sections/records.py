@@ -103,11 +103,11 @@ class _Derivations:
 
     def __call__(self, record: RunRecord) -> Explanation | str:
         """Return the derivation, or the reason for its absence."""
-        place = record.digest, record.device.kind
+        place = record.digest, record.device.backend
         if place not in self.done:
             try:
                 spec = read_config(record.model_config, record.recipe.model)
-                self.done[place] = explain(ResolvedRecipe(spec, record.recipe), record.device.kind)
+                self.done[place] = explain(ResolvedRecipe(spec, record.recipe), record.device.backend)
             except UserError as error:
                 self.done[place] = str(error)
         return self.done[place]

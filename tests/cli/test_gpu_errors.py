@@ -11,8 +11,8 @@ GIB = 2**30
 
 
 def test_the_worst_estimate_comes_first_and_failures_last() -> None:
-    near = sample_record(device_kind="cuda", peak_allocated_bytes=10 * GIB, predicted_peak_bytes=10 * GIB)
-    far = sample_record(device_kind="cuda", peak_allocated_bytes=8 * GIB, predicted_peak_bytes=10 * GIB, method="full")
+    near = sample_record(backend="cuda", peak_allocated_bytes=10 * GIB, predicted_peak_bytes=10 * GIB)
+    far = sample_record(backend="cuda", peak_allocated_bytes=8 * GIB, predicted_peak_bytes=10 * GIB, method="full")
     assert far.measurement is not None
     reserved = far.measurement.memory.peak_reserved_bytes
     assert reserved is not None
@@ -26,7 +26,7 @@ def test_the_worst_estimate_comes_first_and_failures_last() -> None:
             stage_seconds={"model": 4.0, "steps": 6.0},
         ),
     )
-    failed = sample_record(device_kind="cuda", outcome="oom", message="CUDA out of memory", method="qlora")
+    failed = sample_record(backend="cuda", outcome="oom", message="CUDA out of memory", method="qlora")
     labels = {near.digest: "near", far.digest: "far", failed.digest: "failed"}
     title, first, second, last = errors_on_gpu([near, failed, far], labels).splitlines()
     assert title.split() == ["recipe", "requested", "allocated", "reserved", "context", "start"]
@@ -37,8 +37,8 @@ def test_the_worst_estimate_comes_first_and_failures_last() -> None:
 
 
 def test_a_rehearsal_has_errors_of_memory_and_neither_context_nor_start() -> None:
-    ran = sample_record(device_kind="cuda", peak_allocated_bytes=8 * GIB, predicted_peak_bytes=10 * GIB)
-    failed = sample_record(device_kind="cuda", outcome="oom", message="CUDA out of memory", method="qlora")
+    ran = sample_record(backend="cuda", peak_allocated_bytes=8 * GIB, predicted_peak_bytes=10 * GIB)
+    failed = sample_record(backend="cuda", outcome="oom", message="CUDA out of memory", method="qlora")
     title, row, last = errors_on_gpu(
         [as_rehearsed(ran), as_rehearsed(failed)], {ran.digest: "ran", failed.digest: "failed"}
     ).splitlines()

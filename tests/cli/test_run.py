@@ -23,7 +23,7 @@ from lorabench.cli.progress import seconds_left
 from tests.bench.pretend_training import BELL, FACTS, HOW, ROOT, pretend_here
 
 LLAMA = "lorabench/demo-llama"
-GPU = DeviceFacts(kind="cuda", name="NVIDIA Example 24GB", memory_bytes=24 * 2**30)
+GPU = DeviceFacts(backend="cuda", name="NVIDIA Example 24GB", memory_bytes=24 * 2**30)
 
 
 @pytest.fixture(autouse=True)

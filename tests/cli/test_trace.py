@@ -67,7 +67,7 @@ def test_people_read_the_recipe_the_peak_and_the_largest_tensors(
 
 
 def test_the_cpus_kernels_reserve_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_of(*SMALL, "--kernels", "cpu", "--format", "json") == 0
+    assert exit_of(*SMALL, "--backend", "cpu", "--format", "json") == 0
     memory = json.loads(capsys.readouterr().out)["memory"]
     assert (memory["peak_reserved_bytes"], memory["device_total_bytes"]) == (None, None)
 
@@ -86,10 +86,10 @@ def test_expandable_segments_change_what_the_allocator_counts_only(
     ("arguments", "said"),
     [
         (["demo-lama"], "did you mean"),
-        (["demo-llama", "--loss", "liger", "--kernels", "cpu"], "runs on CUDA only"),
-        (["demo-llama", "--kernels", "cpu", "--alloc-conf", ""], "sets CUDA's allocator"),
+        (["demo-llama", "--loss", "liger", "--backend", "cpu"], "runs on CUDA only"),
+        (["demo-llama", "--backend", "cpu", "--alloc-conf", ""], "sets CUDA's allocator"),
         (["demo-llama", "--target-modules", "q_prj"], "q_prj"),
-        (["demo-llama", "--kernels", "gpu"], "gpu"),
+        (["demo-llama", "--backend", "gpu"], "gpu"),
         (["demo-llama", "--gpu", "24GB"], "a trace needs the GPU's name"),
     ],
 )

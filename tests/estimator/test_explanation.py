@@ -80,13 +80,13 @@ def test_the_lines_add_up_to_the_estimate(case: tuple[str, dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-@pytest.mark.parametrize("kernels", ["cuda", "cpu"])
-def test_the_states_of_every_optimizer_are_taken_apart(optim: str, kernels: Backend) -> None:
+@pytest.mark.parametrize("backend", ["cuda", "cpu"])
+def test_the_states_of_every_optimizer_are_taken_apart(optim: str, backend: Backend) -> None:
     """Adapters in float32, and a head in bfloat16."""
     options = {"modules_to_save": "lm_head", "optim": optim, "seq_len": 128}
     resolved = recipe_of(("openai-community/gpt2", options))
-    kept = states(resolved, kernels).optimizer.states
-    lines = section(explain(resolved, kernels), "Optimizer states").lines if kept else ()
+    kept = states(resolved, backend).optimizer.states
+    lines = section(explain(resolved, backend), "Optimizer states").lines if kept else ()
     assert all(value_of(line.values) == line.bytes for line in lines)
     assert sum(line.bytes for line in lines) == kept
     assert len({line.what for line in lines}) == len(lines)
@@ -134,9 +134,9 @@ def test_recording_a_step_changes_nothing_of_it(case: tuple[str, dict[str, Any]]
         assert live == Counter(candidate.live)
 
 
-@pytest.mark.parametrize("kernels", ["cuda", "cpu"])
+@pytest.mark.parametrize("backend", ["cuda", "cpu"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_tensor_of_every_candidate_has_a_name_and_a_source(family: str, kernels: Backend) -> None:
+def test_every_tensor_of_every_candidate_has_a_name_and_a_source(family: str, backend: Backend) -> None:
     """An explanation names only what is alive at its peak; another recipe peaks elsewhere."""
     spec = small_model(family)
     for method, attention, loss in (
@@ -146,7 +146,7 @@ def test_every_tensor_of_every_candidate_has_a_name_and_a_source(family: str, ke
     ):
         options = {"attn_implementation": attention, "loss": loss, "batch_size": 2, "gradient_accumulation": 2}
         recipe = make_recipe(spec.name, method=method, **options)
-        step = itemised_step(ResolvedRecipe(spec, recipe), kernels)
+        step = itemised_step(ResolvedRecipe(spec, recipe), backend)
         items = {item for index in range(len(step.candidates)) for item in step.items(index)}
         shown = {"activations", "logits", "temporaries", "buffers", "gradients"}
         named = [tensor_name(item, recipe) for item in items if item.component in shown]

@@ -127,11 +127,11 @@ PAGES: dict[str, list[Run]] = {
     ),
     "rehearsed": arrange(
         {
-            "measured": [sample_record(rank=1, device_kind="cuda", peak_allocated_bytes=100 * MIB)],
+            "measured": [sample_record(rank=1, backend="cuda", peak_allocated_bytes=100 * MIB)],
             "rehearsed": [
-                as_rehearsed(sample_record(rank=1, device_kind="cuda", peak_allocated_bytes=99 * MIB)),
-                as_rehearsed(sample_record(rank=2, device_kind="cuda", peak_allocated_bytes=98 * MIB)),
-                as_rehearsed(sample_record(rank=3, device_kind="cuda", outcome="oom")),
+                as_rehearsed(sample_record(rank=1, backend="cuda", peak_allocated_bytes=99 * MIB)),
+                as_rehearsed(sample_record(rank=2, backend="cuda", peak_allocated_bytes=98 * MIB)),
+                as_rehearsed(sample_record(rank=3, backend="cuda", outcome="oom")),
             ],
         }
     ),

@@ -139,7 +139,7 @@ def test_runs_tell_whether_adapters_change_the_first_loss(adapted: float, verdic
 def test_a_measured_peak_decides_where_the_claims_own_recipe_ran() -> None:
     spec = find_model("meta-llama/Llama-3.1-8B")
     recipe = make_recipe(spec.name, method="qlora")
-    record = sample_record(device_kind="cuda")
+    record = sample_record(backend="cuda")
     assert record.measurement is not None
     memory = replace(record.measurement.memory, peak_allocated_bytes=5 * 10**9)
     ran = replace(

@@ -97,13 +97,13 @@ def test_folders_are_told_apart_and_none_counts_twice(tmp_path: Path) -> None:
 
 
 def test_a_rehearsal_stands_beside_the_measurement_of_its_recipe_on_such_a_gpu() -> None:
-    measured = sample_record(device_kind="cuda", peak_allocated_bytes=100 * MIB)
-    rehearsed = as_rehearsed(sample_record(device_kind="cuda", peak_allocated_bytes=99 * MIB))
+    measured = sample_record(backend="cuda", peak_allocated_bytes=100 * MIB)
+    rehearsed = as_rehearsed(sample_record(backend="cuda", peak_allocated_bytes=99 * MIB))
     [run] = arrange({"measured": [measured], "rehearsed": [rehearsed]})
     assert (run.record, run.rehearsal) == (measured, rehearsed.rehearsal)
     assert (run.measured_peak_bytes, run.rehearsed_peak_bytes) == (100 * MIB, 99 * MIB)
-    elsewhere = as_rehearsed(sample_record(device_kind="cuda", device_name="Another GPU"))
-    ran_out = as_rehearsed(sample_record(device_kind="cuda", outcome="oom"))
+    elsewhere = as_rehearsed(sample_record(backend="cuda", device_name="Another GPU"))
+    ran_out = as_rehearsed(sample_record(backend="cuda", outcome="oom"))
     assert len(arrange({"measured": [measured], "rehearsed": [elsewhere, ran_out]})) == 3
     [alone] = arrange({"rehearsed": [rehearsed]})
     assert (alone.measured_peak_bytes, alone.rehearsed_peak_bytes) == (None, 99 * MIB)

@@ -133,7 +133,7 @@ def test_mixed_devices_and_versions_are_noticed() -> None:
     same = runs_of(sample_record(), sample_record(rank=8))
     assert environments(same)["differing"] == []
     assert len(environments(same)["environments"]) == 1
-    mixed = environments(runs_of(sample_record(), sample_record(rank=8, device_kind="cuda")))
+    mixed = environments(runs_of(sample_record(), sample_record(rank=8, backend="cuda")))
     assert mixed["differing"] == ["device", "memory", "CUDA", "driver"]
     assert [environment["count"] for environment in mixed["environments"]] == [1, 1]
 
@@ -329,7 +329,7 @@ def test_warnings_count_what_is_unstable_and_failed() -> None:
 
 def test_rehearsals_are_in_the_memory_part_and_never_in_speed_loss_or_accuracy() -> None:
     runs = runs_of(
-        *(as_rehearsed(sample_record(device_kind="cuda", method=method)) for method in ("full", "lora", "qlora"))
+        *(as_rehearsed(sample_record(backend="cuda", method=method)) for method in ("full", "lora", "qlora"))
     )
     subject = Subject(runs)
     shown = {section.name for section in SECTIONS if section.data(subject) is not None}
@@ -345,8 +345,8 @@ def test_rehearsals_are_in_the_memory_part_and_never_in_speed_loss_or_accuracy()
 
 
 def test_the_table_of_runs_names_rehearsals_and_their_peaks() -> None:
-    measured = sample_record(device_kind="cuda", peak_allocated_bytes=100 * MIB)
-    rehearsed = as_rehearsed(sample_record(device_kind="cuda", rank=8, peak_allocated_bytes=98 * MIB))
+    measured = sample_record(backend="cuda", peak_allocated_bytes=100 * MIB)
+    rehearsed = as_rehearsed(sample_record(backend="cuda", rank=8, peak_allocated_bytes=98 * MIB))
     told = records(runs_of(measured, rehearsed))
     shown = [column.title for column in told["plain"]["columns"]]
     rows = [dict(zip(shown, row, strict=True)) for row in told["plain"]["rows"]]

@@ -36,7 +36,7 @@ class Attention(Elementwise):
         tape, dtype = self.tape, q.dtype
         q_features, kv_features = q.features, k.features
         head_dim = q_features // heads
-        cuda = self.kernels == "cuda"
+        cuda = self.backend == "cuda"
         work = AttentionWork(heads, kv_heads, head_dim, dtype, kernel, backward=False)
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:

@@ -10,10 +10,10 @@ from lorabench.estimator.devices.backend import Backend
 class Elementwise:
     """Operators that work on each element alone, on one tape."""
 
-    def __init__(self, tape: Tape, kernels: Backend, compute_capability: str | None = None) -> None:
-        """Record on ``tape`` the operators of ``kernels``, cuda or cpu. ``compute_capability``: as in `Device`."""
+    def __init__(self, tape: Tape, backend: Backend, compute_capability: str | None = None) -> None:
+        """Record on ``tape`` the operators of ``backend``. ``compute_capability``: as in `Device`."""
         self.tape = tape
-        self.kernels = kernels
+        self.backend = backend
         self.compute_capability = compute_capability
 
     @property
@@ -94,7 +94,7 @@ class Elementwise:
 
     def power(self, x: Tensor) -> Tensor:
         """Return x to a power, in its shape. CUDA's autocast runs it in float32."""
-        if self.autocast is not None and self.kernels == "cuda":
+        if self.autocast is not None and self.backend == "cuda":
             x = self.cast(x, "float32")
         tape = self.tape
 
@@ -112,7 +112,7 @@ class Elementwise:
         """Return x with dropout, in its shape. It saves a mask: one byte per element on CUDA, x's dtype on the CPU."""
         if probability == 0 or self.tape.evaluating:
             return x
-        cuda = self.kernels == "cuda"
+        cuda = self.backend == "cuda"
         mask = self.tape.like(x, "bool" if cuda else x.dtype, name="dropout mask")
         # native_dropout: grad * mask * scale, whose mask is an output; on the CPU mul: grad * mask
         return self._unary("dropout", x, () if cuda else (mask,), saved_after=(mask,) if cuda else ())

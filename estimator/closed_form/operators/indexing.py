@@ -92,7 +92,7 @@ class Indexing(Elementwise):
             # embedding: embedding_dense_backward(grad, indices, …), as large as the table.
             to_weight = tape.new(ONE, elements, dtype)
             held = []
-            if self.kernels == "cuda":
+            if self.backend == "cuda":
                 held = [tape.new(scratch[0], 1, "int64"), tape.new(scratch[1], features, "float32")]
             del held
             return (to_weight,)

@@ -83,7 +83,7 @@ class Matmuls(Indexing):
         x = self.cast(given, compute_dtype)
         tape, in_features = self.tape, x.features
         m, k, n = (1, TOKENS), (in_features, ONE), (features, ONE)
-        without_offset = self.kernels == "cuda" and double_quant
+        without_offset = self.backend == "cuda" and double_quant
 
         def dequantised(dtype: str) -> tuple[Tensor, list[Tensor]]:
             again = DEQUANTISED_AGAIN if tape.in_backward else ""

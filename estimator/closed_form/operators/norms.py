@@ -30,11 +30,11 @@ class Norms(Elementwise):
         It saves x, the weight, and each token's mean and reciprocal deviation: in float32 on CUDA, in x's dtype on the
         CPU. CUDA's autocast runs it in float32; the CPU's does not change the dtype.
         """
-        if self.autocast is not None and self.kernels == "cuda":
+        if self.autocast is not None and self.backend == "cuda":
             bias, weight, x = (self.cast(t, "float32") for t in (bias, weight, x))
         tape, features, weight_dtype = self.tape, weight.features, weight.dtype
         x_needs, weight_needs = x.requires_grad, weight.requires_grad
-        statistics_dtype = "float32" if self.kernels == "cuda" else x.dtype
+        statistics_dtype = "float32" if self.backend == "cuda" else x.dtype
         statistics: list[Tensor] = []
 
         def forward() -> Tensor:
@@ -57,14 +57,14 @@ class Norms(Elementwise):
         CUDA's kernel reads float16 and writes float32 (``half_to_float``); any other input is cast to ``dtype`` first.
         """
         tape, was = self.tape, x.dtype
-        half_to_float = self.kernels == "cuda" and was == "float16" and dtype == "float32"
+        half_to_float = self.backend == "cuda" and was == "float16" and dtype == "float32"
         converted = x if half_to_float else self.cast(x, dtype)
         to_input = was if half_to_float else dtype
 
         def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
             # _softmax: _softmax_backward_data(grad, result, dim, self.scalar_type())
             to_x = tape.like(g, to_input)
-            if self.kernels == "cuda":
+            if self.backend == "cuda":
                 # softmax_backward_cuda_out (SoftMax.cu) begins with `Tensor tmp = grad * output`.
                 product = tape.like(g, name="gradient times softmax")
                 del product
@@ -78,7 +78,7 @@ class Norms(Elementwise):
         On CUDA, `_safe_softmax` (`attention.cpp`) also allocates a boolean tensor of the masked scores.
         """
         output = self.softmax(x, "float32")
-        if self.kernels == "cuda":
+        if self.backend == "cuda":
             masked = self.tape.like(x, "bool", name="masked scores")
             del masked
         return output

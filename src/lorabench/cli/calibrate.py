@@ -61,7 +61,7 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
 
     surroundings = probe_surroundings(device)
     facts = surroundings.device
-    chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.kind == "cpu" else default_dtypes(facts.name))
+    chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.backend == "cpu" else default_dtypes(facts.name))
     path = output or user_folder() / file_name(facts.name)
     if path.is_dir():
         raise UserError(f"{path}: cannot write: it is a folder: name a file with -o")
@@ -70,7 +70,7 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)  # now, since the measurement takes a minute
 
     with progress() as say:
-        calibration = calibrate(facts.kind, facts.name, chosen, lambda what: say(f"measuring {what}"))
+        calibration = calibrate(facts.backend, facts.name, chosen, lambda what: say(f"measuring {what}"))
     if surroundings.null_gpu:
         said = f"rehearsed on {facts.name}: every measurement ran, but a null GPU has no speed: nothing was written"
         click.echo("\n".join(folded(said)))

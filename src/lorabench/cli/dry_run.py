@@ -74,11 +74,11 @@ def dry_run(
 def _row(label: str, resolved: ResolvedRecipe, facts: DeviceFacts, rates: DeviceRates, here: bool) -> Row:
     if here:
         try:
-            refuse_missing_kernels(resolved.recipe, facts.kind)
+            refuse_missing_kernels(resolved.recipe, facts.backend)
         except UserError as error:
             return Row(label=label, verdict="cannot run", reason=str(error))
     try:
-        memory = estimate_memory(resolved, facts.kind, rates.device.compute_capability)
+        memory = estimate_memory(resolved, facts.backend, rates.device.compute_capability)
     except UserError as error:
         return Row(label=label, reason=str(error))
     return Row(label=label, memory=memory, speed=rates.throughput(resolved), verdict=predict_fit(memory, facts))
@@ -97,7 +97,7 @@ def _columns(rows: Sequence[Row], times: Sequence[float | None], device: DeviceF
         Column("recipe", [row.label for row in rows], right=False, folds=True),
         Column("allocated", [in_gib(row.memory.peak_allocated_bytes) if row.memory else "" for row in rows]),
     ]
-    if device.kind == "cuda":
+    if device.backend == "cuda":
         totals = [row.memory.device_total_bytes if row.memory else None for row in rows]
         columns.append(Column("device total", [in_gib(total) if total is not None else "" for total in totals]))
     if any(seconds is not None for seconds in times):

@@ -260,7 +260,7 @@ def _device(gpu: str | None, choice: DeviceChoice) -> tuple[DeviceFacts, tuple[s
     from lorabench.estimator.devices.device import find_device
 
     device = find_device(gpu)
-    return DeviceFacts(kind="cuda", name=device.name, memory_bytes=device.memory_bytes), device.assumptions
+    return DeviceFacts(backend="cuda", name=device.name, memory_bytes=device.memory_bytes), device.assumptions
 
 
 def _resuming(arguments: list[str]) -> str:

@@ -35,18 +35,18 @@ SHOWN_TENSORS = 10
 @click.argument("model")
 @recipe_options()
 @click.option(
-    "--kernels",
+    "--backend",
     type=OneOf(("cuda", "cpu")),
     default="cuda",
     show_default=True,
-    help="Trace the allocations of CUDA or of CPU kernels.",
+    help="Trace the allocations of a step on CUDA or on a CPU.",
 )
 @click.option("--gpu", help="GPU whose kernels' scratch memory is counted, by name (lorabench gpus).")
 @alloc_conf_option
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 @verbose_option
 def command(
-    model: str, kernels: Any, gpu: str | None, alloc_conf: AllocatorSettings | None, format_: str, **options: Any
+    model: str, backend: Any, gpu: str | None, alloc_conf: AllocatorSettings | None, format_: str, **options: Any
 ) -> None:
     """Run the real training step of MODEL on meta tensors, without a GPU.
 
@@ -59,10 +59,10 @@ def command(
     from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.recipes.defaults import recipe_for
 
-    if alloc_conf is not None and kernels == "cpu":
-        raise UserError("--alloc-conf sets CUDA's allocator: leave it out with --kernels cpu")
-    if gpu is not None and kernels == "cpu":
-        raise UserError("--gpu has no meaning with --kernels cpu: leave one of them out")
+    if alloc_conf is not None and backend == "cpu":
+        raise UserError("--alloc-conf sets CUDA's allocator: leave it out with --backend cpu")
+    if gpu is not None and backend == "cpu":
+        raise UserError("--gpu does not apply to --backend cpu: leave one of them out")
     device = None if gpu is None else find_device(gpu)
     if device is not None and device.compute_capability is None:
         raise UserError(
@@ -70,7 +70,7 @@ def command(
             f"gpus, or let lorabench estimate --gpu {gpu} say whether it fits"
         )
     allocator = DEFAULTS
-    if kernels == "cuda":
+    if backend == "cuda":
         allocator = alloc_conf or settings_of_environment()
     allocator = allocator.on(None if device is None else device.usable_bytes)
     resolved = recipe_for(find_model(model), **options)
@@ -81,7 +81,7 @@ def command(
 
         traced = trace(
             resolved,
-            kernels=kernels,
+            backend=backend,
             compute_capability=None if device is None else device.compute_capability,
             multiprocessors=None if device is None else device.multiprocessors,
             allocator=allocator,
@@ -181,7 +181,7 @@ def _as_csv(traced: Trace) -> str:
         [
             {
                 **traced.recipe.describe(),
-                "kernels": traced.kernels,
+                "kernels": traced.backend,
                 "assumptions": "; ".join(traced.assumptions),
                 "warnings": "; ".join(traced.warnings),
                 "total_parameters": traced.parameters.total,

@@ -126,7 +126,7 @@ def test_labels_tell_recipes_apart() -> None:
 
 
 def on(name: str) -> RunRecord:
-    return record(device_kind="cuda", device_name=name)
+    return record(backend="cuda", device_name=name)
 
 
 def test_different_devices_are_refused_unless_they_are_meant() -> None:
@@ -195,14 +195,14 @@ def test_a_regression_is_an_improvement_the_other_way_round(suite: dict[int, tup
 
 
 def test_rehearsals_are_compared_with_rehearsals_alone() -> None:
-    measured = [record(device_kind="cuda")]
+    measured = [record(backend="cuda")]
     rehearsed = [as_rehearsed(one) for one in measured]
     assert compare(rehearsed, rehearsed).verdict == "same"
     assert {one.metric for one in compare(rehearsed, rehearsed).recipes[0].findings} <= {
         "peak_allocated_bytes",
         "peak_reserved_bytes",
     }
-    other = [record(device_kind="cuda", method="full")]
+    other = [record(backend="cuda", method="full")]
     for results, baseline, complaint in (
         (rehearsed, measured, "the baseline was measured, the results were rehearsed: compare like with like"),
         (measured, [as_rehearsed(other[0])], "the baseline was rehearsed, the results were measured"),

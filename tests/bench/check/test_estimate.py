@@ -67,7 +67,7 @@ LARGE = {"vocab_size": 32000, "hidden_size": 8192, "intermediate_size": 28672, "
 def test_reserved_is_held_to_the_replay_and_what_the_driver_counts_to_the_contexts_range(
     metric: str, counted: str
 ) -> None:
-    one = record(model_config=LLAMA, device_kind="cuda")
+    one = record(model_config=LLAMA, backend="cuda")
     estimated = replayed_memory(
         ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe),
         compute_capability=one.device.compute_capability,
@@ -81,7 +81,7 @@ def test_reserved_is_held_to_the_replay_and_what_the_driver_counts_to_the_contex
     least, most = ends[counted]
     for bytes_ in (0.96 * least, 0.98 * least, 1.02 * most, 1.04 * most):
         changes: dict[str, Any] = {counted: round(bytes_)}
-        found = findings_of(record(model_config=LLAMA, device_kind="cuda", **changes))[metric]
+        found = findings_of(record(model_config=LLAMA, backend="cuda", **changes))[metric]
         assert found.verdict == ("same" if 0.97 * least <= bytes_ <= 1.03 * most else "regression")
 
 
@@ -98,7 +98,7 @@ def test_reserved_is_held_to_the_replay_and_what_the_driver_counts_to_the_contex
 def test_what_fits_is_held_to_the_estimate(
     config: dict[str, Any], outcome: Any, out_of: Any, estimated: str, verdict: str
 ) -> None:
-    one = replace(record(model_config=config, device_kind="cuda", outcome=outcome), out_of=out_of)
+    one = replace(record(model_config=config, backend="cuda", outcome=outcome), out_of=out_of)
     found = findings_of(one)["outcome"]
     assert (found.before, found.after, found.verdict) == (estimated, outcome, verdict)
 

@@ -53,7 +53,7 @@ def test_what_the_device_gave_is_judged_widely(field: str, before: int, after: i
 
     def side(bytes_: int) -> list[RunRecord]:
         changes: dict[str, Any] = {field: bytes_}
-        return [record(device_kind="cuda", **changes)]
+        return [record(backend="cuda", **changes)]
 
     assert judged(metric, side(before), side(after)).verdict == verdict
 

@@ -47,7 +47,7 @@ def test_larger_work_takes_longer_and_runs_faster() -> None:
 def test_the_command_writes_what_estimates_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = DeviceFacts(kind="cpu", name="Test CPU", memory_bytes=2**33)
+    device = DeviceFacts(backend="cpu", name="Test CPU", memory_bytes=2**33)
     facts = type("Surroundings", (), {"device": device, "null_gpu": False})
     monkeypatch.setattr("lorabench.bench.machine.environment.probe_surroundings", lambda choice: facts)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))

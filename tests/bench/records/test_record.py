@@ -29,7 +29,7 @@ def spoil(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("outcome", ["ok", "oom"])
 def test_a_rehearsed_record_comes_back_without_times_and_losses(tmp_path: Path, outcome: str) -> None:
-    record = as_rehearsed(sample_record(device_kind="cuda", outcome=outcome))  # type: ignore[arg-type]
+    record = as_rehearsed(sample_record(backend="cuda", outcome=outcome))  # type: ignore[arg-type]
     path = write_record(tmp_path, record)
     assert read_record(path) == record
     assert not any(word in path.read_text() for word in ("step_seconds", "losses", "joules", "mfu"))
@@ -50,7 +50,7 @@ def test_a_rehearsed_record_comes_back_without_times_and_losses(tmp_path: Path, 
 def test_a_rehearsed_record_is_not_taken_for_a_measured_one(
     tmp_path: Path, changes: dict[str, object], complaint: str
 ) -> None:
-    path = write_record(tmp_path, as_rehearsed(sample_record(device_kind="cuda")))
+    path = write_record(tmp_path, as_rehearsed(sample_record(backend="cuda")))
     spoil(path, **changes)
     with pytest.raises(UserError, match=complaint):
         read_record(path)

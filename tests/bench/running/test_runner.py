@@ -32,7 +32,7 @@ from tests.sample_records import as_rehearsed, sample_record
 SPEC = read_config(LLAMA, "test/llama")
 SETTINGS = Settings(device="cpu", steps=3, warmup_steps=1)
 PICK = single_recipe(ResolvedRecipe(SPEC, make_recipe("test/llama")))
-GPU = DeviceFacts(kind="cuda", name="NVIDIA Example 24GB", memory_bytes=24 * 2**30)
+GPU = DeviceFacts(backend="cuda", name="NVIDIA Example 24GB", memory_bytes=24 * 2**30)
 
 
 @pytest.fixture(autouse=True)
@@ -383,7 +383,7 @@ def test_what_is_predicted_is_for_the_very_gpu() -> None:
     """cuBLAS works in 32 MiB a thread on Hopper, in 8 MiB before it: so torch sizes its workspaces."""
     peaks = {}
     for name in ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"):
-        predicted = predict(PICK.recipes[0], DeviceFacts(kind="cuda", name=name, memory_bytes=80 * 2**30))
+        predicted = predict(PICK.recipes[0], DeviceFacts(backend="cuda", name=name, memory_bytes=80 * 2**30))
         assert predicted is not None
         peaks[name] = predicted.memory.components["workspaces"]
     assert peaks["NVIDIA H100 80GB HBM3"] - peaks["NVIDIA A100-SXM4-80GB"] > 40 * 2**20
@@ -396,7 +396,7 @@ def test_records_of_another_suite_or_device_are_left_alone(tmp_path: Path) -> No
     write_record(tmp_path / "suite", sample_record(suite="other"))
     with pytest.raises(UserError, match="has records of the suite 'other', not 'smoke'"):
         run(tmp_path / "suite")
-    write_record(tmp_path / "device", sample_record(suite="smoke", device_kind="cuda", device_name="Another"))
+    write_record(tmp_path / "device", sample_record(suite="smoke", backend="cuda", device_name="Another"))
     with pytest.raises(UserError, match=r"has records of Another \(cuda\), but this is Example CPU"):
         run(tmp_path / "device", resume=True)
     assert len(read_records(tmp_path / "suite")) == len(read_records(tmp_path / "device")) == 1

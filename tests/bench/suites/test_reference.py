@@ -131,8 +131,8 @@ def hold_estimator_against(records: list[RunRecord]) -> Held:
     for record in records:
         name = f"{record.recipe.label()} {record.recipe.optim} {record.digest} on {record.device.name}"
         spec = read_config(record.model_config, record.recipe.model)
-        memory = estimate_memory(ResolvedRecipe(spec, record.recipe), record.device.kind, _architecture(record))
-        verdict = hold_against(memory, record.device.memory_bytes)[0] if record.device.kind == "cuda" else None
+        memory = estimate_memory(ResolvedRecipe(spec, record.recipe), record.device.backend, _architecture(record))
+        verdict = hold_against(memory, record.device.memory_bytes)[0] if record.device.backend == "cuda" else None
         if record.measurement is not None:
             measured = record.measurement.memory.peak_allocated_bytes
             errors[name] = memory.peak_allocated_bytes / measured - 1
@@ -161,7 +161,7 @@ def test_the_estimator_meets_every_reference_record() -> None:
         pytest.skip("no GPU was measured yet: bench/reference holds no records")
     for folder in folders:
         records = read_records(folder)
-        assert {record.device.kind for record in records} == {"cuda"}
+        assert {record.device.backend for record in records} == {"cuda"}
         assert not [record.file_name for record in records if record.outcome not in ("ok", "oom")]
         assert hold_estimator_against(records).complaints() == []
 
@@ -179,7 +179,7 @@ def reference_of(tmp_path: Path, errors: list[float], **options: Any) -> list[Ru
     """Write records whose measured peaks differ from the estimate by ``errors``, and return them as read."""
     config = sample_record().model_config
     for number, error in enumerate(errors):
-        bare = sample_record(device_kind="cuda", rank=2 + number, **options)
+        bare = sample_record(backend="cuda", rank=2 + number, **options)
         predicted = estimate_memory(ResolvedRecipe(read_config(config, "m"), bare.recipe), "cuda").peak_allocated_bytes
         assert bare.measurement is not None
         memory = msgspec.structs.replace(bare.measurement.memory, peak_allocated_bytes=round(predicted / (1 + error)))

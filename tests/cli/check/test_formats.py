@@ -114,7 +114,7 @@ def test_foreign_names_and_messages_stay_inside_every_format(model: str, message
 def test_lines_keep_to_80_columns_whatever_the_names(baseline: str) -> None:
     one = record(
         model="m" * 300,
-        device_kind="cuda",
+        backend="cuda",
         nvml=20 * 2**30,
         peak_allocated_bytes=19 * 2**30,
         losses=[1e30] * 12,
@@ -126,7 +126,7 @@ def test_lines_keep_to_80_columns_whatever_the_names(baseline: str) -> None:
 
 
 def test_rehearsals_against_the_estimate_are_called_so_in_80_columns(tmp_path: Path, check: Any) -> None:
-    rehearsed = [as_rehearsed(record(device_kind="cuda", method=method)) for method in ("full", "lora")]
+    rehearsed = [as_rehearsed(record(backend="cuda", method=method)) for method in ("full", "lora")]
     code, out, _ = check(folder(tmp_path / "rehearsed", *rehearsed), "--against-estimate", "--tolerance", "off")
     head, *rows = out.splitlines()
     assert head.split() == ["verdict", "metric", "estimated", "rehearsed", "off", "by", "allowed"]

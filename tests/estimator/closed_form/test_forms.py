@@ -58,18 +58,18 @@ def sample(family: str, many: int) -> list[tuple[ModelSpec, Recipe]]:
     return found
 
 
-@pytest.mark.parametrize("kernels", ["cuda", "cpu"])
+@pytest.mark.parametrize("backend", ["cuda", "cpu"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_forms_say_what_the_step_says(family: str, kernels: Backend) -> None:
+def test_forms_say_what_the_step_says(family: str, backend: Backend) -> None:
     for spec, recipe in sample(family, 5):
         values = Values(ResolvedRecipe(spec, recipe))
-        persistent = persistent_bytes(ResolvedRecipe(spec, recipe), kernels, None)
+        persistent = persistent_bytes(ResolvedRecipe(spec, recipe), backend, None)
         candidates = [
             (candidate.phase, Counter(candidate.component_bytes(values)) + Counter(persistent[candidate.phase]))
-            for candidate in peak_candidates(ResolvedRecipe(spec, recipe), kernels)
+            for candidate in peak_candidates(ResolvedRecipe(spec, recipe), backend)
         ]
         phase, components = max(candidates, key=lambda candidate: candidate[1].total())
-        memory = estimate_memory(ResolvedRecipe(spec, recipe), kernels)
+        memory = estimate_memory(ResolvedRecipe(spec, recipe), backend)
         assert memory.peak_allocated_bytes == components.total(), recipe
         assert (memory.phase, Counter(memory.components)) == (phase, components), recipe
         for phase, phase_peak in memory.phase_peaks_bytes.items():
@@ -122,9 +122,9 @@ def test_a_form_serves_every_batch_length_and_rank_of_its_setup(monkeypatch: pyt
     forms.compile_form.cache_clear()
     runs: list[Recipe] = []
 
-    def watched(resolved: ResolvedRecipe, kernels: Backend, compute_capability: str | None) -> Any:
+    def watched(resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None) -> Any:
         runs.append(resolved.recipe)
-        return peak_candidates(resolved, kernels, compute_capability)
+        return peak_candidates(resolved, backend, compute_capability)
 
     monkeypatch.setattr(forms, "peak_candidates", watched)
     for batch_size, seq_len, rank in [(2, 128, 8), (3, 4096, 64), (2**20, 1, 1)]:

@@ -53,7 +53,7 @@ def test_the_trace_has_them_too(compute_capability: str | None) -> None:
     assert traced.memory.peak_requested_bytes == pytest.approx(estimated.peak_allocated_bytes, rel=1e-3)
     (listed,) = [tensors for tensors in traced.tensors if tensors.component == "workspaces"]
     assert (listed.count, listed.bytes) == (2, workspaces(compute_capability).bytes)
-    assert trace(ResolvedRecipe(spec, recipe), kernels="cpu").memory.components["workspaces"] == 0
+    assert trace(ResolvedRecipe(spec, recipe), backend="cpu").memory.components["workspaces"] == 0
 
 
 def test_arrays_have_those_of_the_gpu() -> None:
@@ -79,10 +79,10 @@ def test_ranges_hold_what_torch_s_versions_and_unknown_gpus_take(compute_capabil
 
 
 def test_a_trace_takes_a_gpu_s_name_and_refuses_one_beside_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, code in ([], 0), (["--kernels", "cpu"], 2):
+    for arguments, code in ([], 0), (["--backend", "cpu"], 2):
         with pytest.raises(SystemExit) as stopped:
             main(["trace", "demo-llama", "--seq-len", "16", "--gpu", "h100-sxm", "--format", "json", *arguments])
         assert stopped.value.code == code
         if code == 0:
             assert json.loads(capsys.readouterr().out)["memory"]["components"]["workspaces"] == 64 * MIB
-    assert "--gpu has no meaning with --kernels cpu" in capsys.readouterr().err
+    assert "--gpu does not apply to --backend cpu" in capsys.readouterr().err

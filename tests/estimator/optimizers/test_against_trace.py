@@ -20,9 +20,9 @@ RUNS: list[tuple[str, Backend]] = [
 ]
 
 
-@pytest.mark.parametrize(("optim", "kernels"), RUNS)
+@pytest.mark.parametrize(("optim", "backend"), RUNS)
 @pytest.mark.parametrize("bits", [32, 16])
-def test_a_step_takes_what_a_trace_of_it_takes(optim: str, kernels: Backend, bits: int) -> None:
+def test_a_step_takes_what_a_trace_of_it_takes(optim: str, backend: Backend, bits: int) -> None:
     """Adapters and a head of 128,000 weights in another dtype, so that states are in 8 bits, paged and neither."""
     spec = small_model("llama", vocab_size=1000, num_hidden_layers=2)
     half = "bfloat16" if "bfloat16" in OPTIMIZERS[optim].dtypes else "float16"
@@ -37,8 +37,8 @@ def test_a_step_takes_what_a_trace_of_it_takes(optim: str, kernels: Backend, bit
         seq_len=8,
     )
     traced, estimated = (
-        traced_tensors(ResolvedRecipe(spec, recipe), kernels),
-        estimate_memory(ResolvedRecipe(spec, recipe), kernels),
+        traced_tensors(ResolvedRecipe(spec, recipe), backend),
+        estimate_memory(ResolvedRecipe(spec, recipe), backend),
     )
     assert estimated.components["optimizer_states"] == traced.components["optimizer_states"]
     # What a trace has besides are rotary frequencies, and scalars such as gradients' norms.

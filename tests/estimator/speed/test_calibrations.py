@@ -34,13 +34,13 @@ TFLOPS = 100e12
 EXTENTS = (16, 256, 4096)
 
 
-def made_up(kind: str = "cuda", **changes: Any) -> Calibration:
+def made_up(backend: str = "cuda", **changes: Any) -> Calibration:
     """Return the calibration of a GPU that does 100 TFLOP/s of all shapes, and 1 TB/s."""
     seconds = tuple(2 * m * n * k / TFLOPS for m in EXTENTS for n in EXTENTS for k in EXTENTS)
     matmuls = {"bfloat16": MatmulTimes(m=EXTENTS, n=EXTENTS, k=EXTENTS, seconds=seconds)}
     settings: dict[str, Any] = {
         "device": "NVIDIA GeForce RTX 4090",
-        "kind": kind,
+        "backend": backend,
         "software": {"torch": "2.13.0"},
         "date": "2026-11-22",
         "matmuls": matmuls | {"float32": matmuls["bfloat16"]},

@@ -69,7 +69,7 @@ def test_a_trace_with_the_cpus_kernels_equals_a_real_run_to_the_byte(
     recipe = make_recipe(
         spec.name, method=method, gradient_checkpointing=gradient_checkpointing, batch_size=2, seq_len=64
     )
-    assert trace(ResolvedRecipe(spec, recipe), kernels="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
+    assert trace(ResolvedRecipe(spec, recipe), backend="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_trace_with_the_cpus_kernels_equals_a_real_run_to_the_byte(
 def test_so_do_other_options(options: dict[str, Any]) -> None:
     spec = small_model("llama", num_hidden_layers=2)
     recipe = make_recipe(spec.name, batch_size=2, seq_len=64, **options)
-    assert trace(ResolvedRecipe(spec, recipe), kernels="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
+    assert trace(ResolvedRecipe(spec, recipe), backend="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
 
 
 def adapters_of(family: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def adapters_of(family: str) -> dict[str, Any]:
 def test_so_does_every_family(family: str) -> None:
     spec = small_model(family, num_hidden_layers=1)
     recipe = make_recipe(spec.name, batch_size=2, seq_len=32, attn_implementation="eager", **adapters_of(family))
-    assert trace(ResolvedRecipe(spec, recipe), kernels="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
+    assert trace(ResolvedRecipe(spec, recipe), backend="cpu").memory == really_run(ResolvedRecipe(spec, recipe))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_tracing_leaves_torch_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "options", "said"),
+    ("backend", "options", "said"),
     [
         ("cpu", {"loss": "liger"}, "loss liger runs on CUDA only"),
         ("cpu", {"attn_implementation": "flash_attention_2"}, "runs on CUDA only"),
@@ -217,10 +217,10 @@ def test_tracing_leaves_torch_as_it_was() -> None:
         ("cuda", {"seq_len": 2**31 - 1}, "more than 2⁶³ bytes.*lower one of them"),
     ],
 )
-def test_what_cannot_be_traced_is_refused(kernels: Any, options: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_traced_is_refused(backend: Any, options: dict[str, Any], said: str) -> None:
     spec = small_model("llama")
     with pytest.raises(UserError, match=said):
-        trace(ResolvedRecipe(spec, make_recipe(spec.name, **options)), kernels=kernels)
+        trace(ResolvedRecipe(spec, make_recipe(spec.name, **options)), backend=backend)
 
 
 # CUDA's semantics, piece by piece.
@@ -242,12 +242,12 @@ def meta(*shape: int, dtype: torch.dtype = BFLOAT16, requires_grad: bool = True)
     return torch.empty(shape, dtype=dtype, device="meta", requires_grad=requires_grad)
 
 
-def operators_of_attention(kernels: Any, **options: Any) -> set[str]:
+def operators_of_attention(backend: Any, **options: Any) -> set[str]:
     dtype, heads, head_dim = options.pop("dtype", BFLOAT16), options.pop("kv_heads", 4), options.pop("head_dim", 32)
     query = meta(1, 4, 16, head_dim, dtype=dtype)
     key, value = meta(1, heads, 16, head_dim, dtype=dtype), meta(1, heads, 16, head_dim, dtype=dtype)
     operators = Operators()
-    with running_on_meta(torch.nn.Identity(), kernels), operators:
+    with running_on_meta(torch.nn.Identity(), backend), operators:
         functional.scaled_dot_product_attention(query, key, value, **options)
     return {name for name in operators.seen if "attention" in name or "softmax" in name}
 
@@ -272,7 +272,7 @@ def test_cudnns_attention_keeps_what_flash_attention_keeps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "options", "kernel"),
+    ("backend", "options", "kernel"),
     [
         ("cuda", {}, FLASH),
         ("cuda", {"dtype": FLOAT16, "is_causal": True, "dropout_p": 0.1}, FLASH),
@@ -288,8 +288,8 @@ def test_cudnns_attention_keeps_what_flash_attention_keeps() -> None:
         ("cpu", {"dropout_p": 0.1}, MATH),
     ],
 )
-def test_attention_takes_the_kernel_that_the_device_takes(kernels: Any, options: dict[str, Any], kernel: str) -> None:
-    assert operators_of_attention(kernels, **options) == {kernel}
+def test_attention_takes_the_kernel_that_the_device_takes(backend: Any, options: dict[str, Any], kernel: str) -> None:
+    assert operators_of_attention(backend, **options) == {kernel}
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -335,9 +335,9 @@ def dtypes(low: torch.Tensor, high: torch.Tensor) -> dict[str, torch.dtype]:
     }
 
 
-def autocast_dtypes(kernels: Any) -> dict[str, torch.dtype]:
+def autocast_dtypes(backend: Any) -> dict[str, torch.dtype]:
     low, high = meta(4, 4), meta(4, 4, dtype=FLOAT32)
-    with running_on_meta(torch.nn.Identity(), kernels), torch.autocast("meta", BFLOAT16):
+    with running_on_meta(torch.nn.Identity(), backend), torch.autocast("meta", BFLOAT16):
         return dtypes(low, high)
 
 
