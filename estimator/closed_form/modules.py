@@ -10,7 +10,7 @@ from lorabench.estimator.closed_form.adapters import adapted_linear
 from lorabench.estimator.closed_form.autograd import Leaf, Node, Tensor
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, R, S
-from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel, takes_cudnn
+from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel
 from lorabench.estimator.methods.base import AdapterTensor
 from lorabench.estimator.models.spec import Layers, Linear
 from lorabench.estimator.recipes.recipe import Recipe
@@ -281,18 +281,17 @@ class Modules:
     def _sdpa(
         self, q: Tensor, k: Tensor, v: Tensor, kv_heads: int, dropout: float, joined: bool
     ) -> tuple[Tensor, bool]:
-        """Return what scaled_dot_product_attention does, and whether that lies by token.
+        """Return the output of scaled_dot_product_attention, and whether its memory layout is (B, S, H, d).
 
-        What autocast makes of its arguments is gone when it returns.
+        Python frees the arguments that autocast has cast when the function returns, so the cast belongs in here.
         """
-        spec, op = self.spec, self.op
-        heads = spec.num_attention_heads
+        op, heads = self.op, self.spec.num_attention_heads
         if op.autocast is not None:
             v, k, q = (op.cast(t, self.compute_dtype) for t in (v, k, q))
         kernel = self._sdpa_kernel(q.dtype, kv_heads, dropout)
         if kernel == "math":
             return self._math(q, k, v, dropout, joined), False
-        if op.backend == "cuda" and takes_cudnn(q.dtype, spec.head_dim, op.compute_capability):
+        if kernel == "cudnn":
             return op.cudnn_attention(q, k, v, heads, kv_heads, self.mask), not joined
         if kernel == "efficient":
             return op.efficient_attention(q, k, v, heads, self.mask), True  # (B, S, H, d) for any layout of the queries

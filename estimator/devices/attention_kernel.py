@@ -1,15 +1,15 @@
 """The kernel that scaled_dot_product_attention selects on a GPU.
 
-As read in torch 2.13 (`sdp_utils.cpp`), it is the first of these that supports dtype, heads, mask and compute
-capability: flash attention, the memory-efficient kernel, the math kernel. On Hopper and on data-centre Blackwell, torch
-prefers cuDNN's kernel (`takes_cudnn`), whose peak is about that of flash attention.
+As read in torch 2.13 (`sdp_utils.cpp`), it is the first of these that supports dtype, heads, mask, dropout and compute
+capability: cuDNN's kernel, flash attention, the memory-efficient kernel, the math kernel. Before Hopper, on consumer
+Blackwell and with a cuDNN up to 9.15, torch puts cuDNN's kernel last (`check_prefer_cudnn_attention`).
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-SdpaKernel = Literal["flash", "efficient", "math"]
+SdpaKernel = Literal["cudnn", "flash", "efficient", "math"]
 
 WIDEST_FLASH_HEAD = 256
 """Largest head_dim of flash attention."""
@@ -18,7 +18,11 @@ WIDEST_HEAD_OF_LITTLE_SHARED_MEMORY = 192
 `NARROWEST_SPLIT_HEAD`. For a larger head_dim they have it only without dropout."""
 NARROWEST_SPLIT_HEAD = 224
 WIDEST_CUDNN_HEAD = {(9, 0): 256, (10, 0): 128}
-"""By compute capability (`check_cudnn_tensor_shapes`)."""
+"""By compute capability, for GPUs on which torch prefers cuDNN (`check_cudnn_tensor_shapes`)."""
+DEEPSEEK_HEAD = (192, 128)
+"""DeepSeek's head_dim of keys and of values, which cuDNN supports on both."""
+CUDNN_DROPOUT_STEPS = 16
+"""cuDNN supports only multiples of 1/16 as dropout (`check_cudnn_dropout`)."""
 UNKNOWN = (8, 0)
 """Compute capability to assume for a GPU whose own is not known."""
 
@@ -40,6 +44,8 @@ def sdpa_kernel(
     None and AMD's targets mean `UNKNOWN`.
     """
     capability = _numbers(compute_capability)
+    if _cudnn_takes(dtype, head_dim, value_dim, dropout, capability):
+        return "cudnn"
     if not masked and head_dim == value_dim and _flash_takes(dtype, head_dim, dropout, capability):
         return "flash"
     if heads == kv_heads and all(_efficient_takes(dtype, width, capability) for width in (head_dim, value_dim)):
@@ -47,13 +53,13 @@ def sdpa_kernel(
     return "math"
 
 
-def takes_cudnn(dtype: str, head_dim: int, compute_capability: str | None) -> bool:
-    """Return whether cuDNN's kernel is taken instead of flash attention or the efficient kernel, masked or not.
-
-    torch prefers it since cuDNN 9.15.1, on these GPUs only (`check_prefer_cudnn_attention`).
-    """
-    widest = WIDEST_CUDNN_HEAD.get(_numbers(compute_capability))
-    return widest is not None and dtype in ("float16", "bfloat16") and head_dim <= widest and head_dim % 8 == 0
+def _cudnn_takes(dtype: str, head_dim: int, value_dim: int, dropout: float, capability: tuple[int, int]) -> bool:
+    widest = WIDEST_CUDNN_HEAD.get(capability)
+    if widest is None or dtype not in ("float16", "bfloat16") or dropout * CUDNN_DROPOUT_STEPS % 1:
+        return False
+    if head_dim % 8 or value_dim % 8:
+        return False
+    return max(head_dim, value_dim) <= widest or (head_dim, value_dim) == DEEPSEEK_HEAD
 
 
 def _flash_takes(dtype: str, head_dim: int, dropout: float, capability: tuple[int, int]) -> bool:

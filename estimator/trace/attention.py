@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel, takes_cudnn
+from lorabench.estimator.devices.attention_kernel import SdpaKernel, sdpa_kernel
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def cuda_attention(
     kernel = _kernel(
         query, key, value, masked=attn_mask is not None, dropout=dropout_p, compute_capability=compute_capability
     )
-    if kernel != "math" and takes_cudnn(_name(query.dtype), query.shape[-1], compute_capability):
+    if kernel == "cudnn":
         mask = _additive(attn_mask, query.dtype)
         attended: torch.Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
             query, key, value, mask, True, dropout_p, is_causal, scale=scale

@@ -27,10 +27,46 @@ def kernel(**changes: Any) -> str:
     return sdpa_kernel(**(LLAMA | changes))
 
 
-@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0", None, "gfx942"])
+@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "12.0", None, "gfx942"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_gpus_since_the_a100_take_flash_attention_for_16_bits(capability: str | None, dtype: str) -> None:
     assert kernel(dtype=dtype, compute_capability=capability) == "flash"
+
+
+# The kernels without dropout and with dropout of 0.1. They are those of `torch._fused_sdp_choice` in torch 2.13 with
+# cuDNN 9.20, rehearsed on an H100 and a B200.
+@pytest.mark.parametrize(
+    ("head", "masked", "kv_heads", "on_hopper", "on_blackwell"),
+    [
+        ((64, 64), False, 32, ("cudnn", "flash"), ("cudnn", "flash")),
+        ((128, 128), False, 8, ("cudnn", "flash"), ("cudnn", "flash")),
+        ((128, 128), True, 32, ("cudnn", "efficient"), ("cudnn", "efficient")),
+        ((128, 128), True, 8, ("cudnn", "math"), ("cudnn", "math")),
+        ((84, 84), False, 8, ("flash", "flash"), ("flash", "flash")),
+        ((84, 84), True, 32, ("math", "math"), ("math", "math")),
+        ((192, 128), False, 32, ("cudnn", "efficient"), ("cudnn", "efficient")),
+        ((256, 256), False, 8, ("cudnn", "flash"), ("flash", "flash")),
+        ((256, 256), True, 32, ("cudnn", "efficient"), ("efficient", "efficient")),
+        ((264, 264), False, 32, ("efficient", "efficient"), ("efficient", "efficient")),
+    ],
+)
+def test_hopper_and_data_centre_blackwell_prefer_cudnn(
+    head: tuple[int, int], masked: bool, kv_heads: int, on_hopper: tuple[str, str], on_blackwell: tuple[str, str]
+) -> None:
+    settings = {"head_dim": head[0], "value_dim": head[1], "masked": masked, "kv_heads": kv_heads}
+    for capability, expected in (("9.0", on_hopper), ("10.0", on_blackwell)):
+        taken = tuple(kernel(**settings, dropout=dropout, compute_capability=capability) for dropout in (0.0, 0.1))
+        assert taken == expected
+
+
+def test_cudnn_takes_dropout_in_sixteenths() -> None:
+    hopper = {"compute_capability": "9.0"}
+    assert {kernel(**hopper, dropout=dropout) for dropout in (0.0625, 0.125, 0.25, 0.5)} == {"cudnn"}
+    assert {kernel(**hopper, dropout=dropout) for dropout in (0.05, 0.1, 0.3)} == {"flash"}
+
+
+def test_cudnn_does_not_take_float32() -> None:
+    assert kernel(**ALL_HEADS, dtype="float32", compute_capability="9.0") == "efficient"
 
 
 def test_before_ampere_there_is_no_flash_attention_and_grouped_heads_leave_only_the_math_kernel() -> None:

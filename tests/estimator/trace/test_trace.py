@@ -294,11 +294,11 @@ def test_attention_takes_the_kernel_that_the_device_takes(backend: Any, options:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_hopper_takes_cudnns_attention(masked: bool) -> None:
-    alike = meta(1, 4, 200, 64), meta(1, 4, 200, 64), meta(1, 4, 200, 64)
+    qkv = meta(1, 4, 200, 64), meta(1, 4, 200, 64), meta(1, 4, 200, 64)
     mask = torch.ones(1, 1, 200, 200, dtype=torch.bool, device="meta") if masked else None
     operators = Operators()
     with running_on_meta(torch.nn.Identity(), "cuda", compute_capability="9.0"), operators:
-        functional.scaled_dot_product_attention(*alike, mask).sum().backward()  # type: ignore[no-untyped-call]
+        functional.scaled_dot_product_attention(*qkv, mask).sum().backward()  # type: ignore[no-untyped-call]
     attention = "_scaled_dot_product_cudnn_attention"
     assert {name for name in operators.seen if "attention" in name} == {attention, f"{attention}_backward"}
 
