@@ -11,7 +11,7 @@ class Obstacle(NamedTuple):
 
     setting: str
     why: str
-    mend: str
+    remedy: str
     """The options to use instead, as people write them."""
     instead: Mapping[str, Any] = {}
     """Setting → the usual alternative. If there are several, the first one that the user did not set is enough."""

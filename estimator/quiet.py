@@ -52,19 +52,19 @@ def own_stdout() -> int:
     return own
 
 
-def libraries_speak() -> bool:
+def wants_library_output() -> bool:
     """Return whether the user requested the libraries' output."""
     return os.environ.get(SPEAK, "") not in ("", "0")
 
 
 def quiet_environment() -> dict[str, str]:
     """Return environment variables that silence a new process's libraries; none if the user wants their output."""
-    return {} if libraries_speak() else NO_BARS
+    return {} if wants_library_output() else NO_BARS
 
 
 def pass_on(said: str) -> None:
     """Write ``said``, the standard error of another process, to this process's, if the user requested such output."""
-    if said and libraries_speak():
+    if said and wants_library_output():
         sys.stderr.write(said if said.endswith("\n") else f"{said}\n")
 
 
@@ -78,9 +78,9 @@ def quiet_libraries() -> Iterator[None]:
     import logging
     import warnings
 
-    speak = libraries_speak()
+    speak = wants_library_output()
     disabled = logging.root.manager.disable
-    with _turned_away(speak):
+    with _hidden_output(speak):
         try:
             if speak:
                 yield
@@ -94,7 +94,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @contextmanager
-def _turned_away(speak: bool) -> Iterator[None]:
+def _hidden_output(speak: bool) -> Iterator[None]:
     """Redirect standard output and standard error of the command line inside, and when the process ends.
 
     If the user requested the libraries' output, both go to standard error inside.
@@ -108,22 +108,22 @@ def _turned_away(speak: bool) -> Iterator[None]:
     _Process.is_turned_away = True
     try:
         if speak:
-            with _turned_to(2 if _is_open(2) else unheard):
+            with _redirected_to(2 if _is_open(2) else unheard):
                 yield
         else:
-            with last_words(unheard), _turned_to(unheard):
+            with last_words(unheard), _redirected_to(unheard):
                 yield
     finally:
         _Process.is_turned_away = False
         os.close(unheard)
         if not speak:
             # atexit runs the function first that was registered last.
-            atexit.unregister(_turn_away_for_good)
-            atexit.register(_turn_away_for_good)
+            atexit.unregister(_redirect_until_exit)
+            atexit.register(_redirect_until_exit)
 
 
 @contextmanager
-def _turned_to(target: int) -> Iterator[None]:
+def _redirected_to(target: int) -> Iterator[None]:
     """Redirect standard output and standard error to descriptor ``target`` inside. A closed one stays closed."""
     _flush()
     saved = {descriptor: os.dup(descriptor) for descriptor in (1, 2) if _is_open(descriptor)}
@@ -146,7 +146,7 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def _turn_away_for_good() -> None:
+def _redirect_until_exit() -> None:
     """Redirect both when Python ends: C libraries report leaks after that."""
     _flush()
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -15,7 +15,7 @@ METHOD_SETTINGS = ("method", "dtype", "quant_type", "double_quant", "prepare_kbi
 """Settings that follow from the method: each has its own default dtype of the base weights."""
 
 
-def alike(runs: Sequence[Run], ignoring: Sequence[str]) -> Iterator[list[Run]]:
+def groups_of_equal_recipes(runs: Sequence[Run], ignoring: Sequence[str]) -> Iterator[list[Run]]:
     """Yield groups of runs of one model on one device. Their recipes differ at most in the settings ``ignoring``."""
     groups: dict[object, list[Run]] = defaultdict(list)
     for run in runs:
@@ -29,7 +29,7 @@ def alike(runs: Sequence[Run], ignoring: Sequence[str]) -> Iterator[list[Run]]:
 
 def checkpointing_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
     """Yield pairs of runs without and with gradient checkpointing."""
-    for group in alike(runs, ["gradient_checkpointing"]):
+    for group in groups_of_equal_recipes(runs, ["gradient_checkpointing"]):
         by_choice = {run.record.recipe.gradient_checkpointing: run for run in group}
         if len(by_choice) == 2:
             yield by_choice[False], by_choice[True]
@@ -38,13 +38,13 @@ def checkpointing_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
 def method_pairs(runs: Sequence[Run], before: str, after: str) -> Iterator[tuple[Run, Run]]:
     """Yield pairs of runs of two methods. LoRA and QLoRA must have equal adapter settings."""
     adapters = () if "full" not in (before, after) else ADAPTER_SETTINGS
-    for group in alike(runs, [*METHOD_SETTINGS, *adapters]):
+    for group in groups_of_equal_recipes(runs, [*METHOD_SETTINGS, *adapters]):
         yield from product(*([run for run in group if run.method == method] for method in (before, after)))
 
 
 def rank_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
     """Yield pairs of runs of the lowest and the highest rank. Alpha may differ too: its default depends on the rank."""
-    for group in alike([run for run in runs if run.record.recipe.rank], ["rank", "lora_alpha"]):
+    for group in groups_of_equal_recipes([run for run in runs if run.record.recipe.rank], ["rank", "lora_alpha"]):
         ranked = sorted(group, key=lambda run: run.record.recipe.rank or 0)
         if ranked[0].record.recipe.rank != ranked[-1].record.recipe.rank:
             yield ranked[0], ranked[-1]

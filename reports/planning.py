@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from lorabench.estimator.answers.plan import TRIED_METHODS
-from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.answers.verdict import verdict_and_margin
 from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, persistent_of
 from lorabench.estimator.closed_form.sizes import B, R, S, Values
 from lorabench.estimator.devices.device import Device
@@ -237,7 +237,7 @@ def _verdict() -> dict[str, Any]:
     margins: list[int] = []
 
     def judged() -> str:
-        answer, margin = hold_against(memory, device_bytes)
+        answer, margin = verdict_and_margin(memory, device_bytes)
         margins.append(program.place_of(margin))
         return answer
 

@@ -19,7 +19,7 @@ from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord
 from lorabench.bench.records.rehearsal import Counted
 from lorabench.estimator.answers.traced_estimates import trace_for_estimate
-from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.answers.verdict import verdict_and_margin
 from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -143,7 +143,7 @@ def _judge_outcome(runs: Runs, memory: Breakdown, outcome: str) -> list[Finding]
 
     On a CPU the estimate gives no verdict: other processes use the same memory.
     """
-    answer = None if runs.device.backend == "cpu" else hold_against(memory, runs.device.memory_bytes)[0]
+    answer = None if runs.device.backend == "cpu" else verdict_and_margin(memory, runs.device.memory_bytes)[0]
     failed = [record for record in runs.records if record.outcome != "ok"]
     if not failed and answer is None:
         return []

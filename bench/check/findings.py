@@ -63,7 +63,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     metric ``outcome`` has the outcome's name."""
     after: float | str | None
     change: float | None = None
-    """(after − before) / before; None if that has no meaning."""
+    """(after − before) / before; None if it is undefined."""
     interval: tuple[float, float] | None = None
     """The 95 % confidence interval of ``change``; against an estimate, the range that the estimate allows."""
     p_value: float | None = None

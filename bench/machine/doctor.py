@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from lorabench.bench.machine import control_groups
 from lorabench.bench.machine.asking import ask
@@ -58,8 +58,8 @@ class Check(Struct, frozen=True, kw_only=True):
     status: Status
     """limited: something is slow or not possible; missing: needed for training; unknown: never tested."""
     found: str
-    mend: str | None = None
-    """The command or step that fixes it."""
+    remedy: str | None = field(name="mend", default=None)
+    """The command or step that fixes it. JSON names it ``mend``: programs read it by that key."""
 
 
 class Diagnosis(Struct, frozen=True, kw_only=True):
@@ -106,7 +106,7 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
         *check_rehearsals(),
     ]
     if not isinstance(outcome, Probe):
-        checks.insert(0, Check(name="libraries", status="missing", found=outcome, mend=f"{INSTALL} in a fresh venv"))
+        checks.insert(0, Check(name="libraries", status="missing", found=outcome, remedy=f"{INSTALL} in a fresh venv"))
     missing = {check.name for check in checks if check.status == "missing"}
     without = missing - {"bitsandbytes", "quantisation"}
     return Diagnosis(
@@ -162,14 +162,14 @@ def check_package(name: str, version: str | None, import_error: str | None) -> C
     from packaging.specifiers import SpecifierSet
 
     if version is None:
-        return Check(name=name, status="missing", found="not installed", mend=INSTALL)
+        return Check(name=name, status="missing", found="not installed", remedy=INSTALL)
     admitted = admitted_versions().get(name, "")
     if not SpecifierSet(admitted).contains(version, prereleases=True):
-        mend = f"pip install '{name}{admitted}'"
-        return Check(name=name, status="missing", found=f"{version}, but lorabench needs {admitted}", mend=mend)
+        remedy = f"pip install '{name}{admitted}'"
+        return Check(name=name, status="missing", found=f"{version}, but lorabench needs {admitted}", remedy=remedy)
     if import_error is not None:
-        mend = f"pip install --force-reinstall '{name}=={version}'"
-        return Check(name=name, status="missing", found=f"{version} cannot be imported: {import_error}", mend=mend)
+        remedy = f"pip install --force-reinstall '{name}=={version}'"
+        return Check(name=name, status="missing", found=f"{version} cannot be imported: {import_error}", remedy=remedy)
     return Check(name=name, status="ok", found=version)
 
 
@@ -180,7 +180,9 @@ def check_together(installed: Mapping[str, str]) -> Check:
     """
     missing = [package for package in NEEDED if package not in installed]
     if missing:
-        return Check(name="version set", status="unknown", found=f"unknown without {', '.join(missing)}", mend=INSTALL)
+        return Check(
+            name="version set", status="unknown", found=f"unknown without {', '.join(missing)}", remedy=INSTALL
+        )
     name = matching_set({package: installed[package] for package in NEEDED})
     if name is not None:
         return Check(name="version set", status="ok", found=f"the {name} set: {TESTED_BY[name]} pass with it")
@@ -197,7 +199,7 @@ def check_together(installed: Mapping[str, str]) -> Check:
         name="version set",
         status="unknown",
         found="; ".join(reasons),
-        mend=f"optional; to install tested versions: pip install {wanted}",
+        remedy=f"optional; to install tested versions: pip install {wanted}",
     )
 
 
@@ -224,14 +226,14 @@ def check_gpus(probe: Probe, *, needed: bool) -> list[Check]:
     status: Status = "missing" if needed else "limited"
     if probe.driver is None:
         found_nothing = "no NVIDIA driver, so no GPU; small models train on the CPU"
-        mend = "install the driver (nvidia-smi must list the GPU), or use another machine" if needed else None
-        return [Check(name="GPU", status=status, found=found_nothing, mend=mend)]
+        remedy = "install the driver (nvidia-smi must list the GPU), or use another machine" if needed else None
+        return [Check(name="GPU", status=status, found=found_nothing, remedy=remedy)]
     if probe.torch_cuda is None:
-        mend = "pip install --force-reinstall torch, as a CUDA build"
-        return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but torch without CUDA", mend=mend)]
+        remedy = "pip install --force-reinstall torch, as a CUDA build"
+        return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but torch without CUDA", remedy=remedy)]
     reason = probe.cuda_error or "CUDA lists no device"
-    mend = "check that nvidia-smi lists the GPU; if the driver is old, update it or install an older torch"
-    return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but {reason}", mend=mend)]
+    remedy = "check that nvidia-smi lists the GPU; if the driver is old, update it or install an older torch"
+    return [Check(name="GPU", status=status, found=f"driver {probe.driver}, but {reason}", remedy=remedy)]
 
 
 def check_bfloat16(gpus: tuple[ProbedGpu, ...]) -> Check:
@@ -240,12 +242,12 @@ def check_bfloat16(gpus: tuple[ProbedGpu, ...]) -> Check:
         without = sorted({gpu.name for gpu in gpus if not gpu.bfloat16})
         if not without:
             return Check(name="bfloat16", status="ok", found="in the GPU's tensor cores")
-        mend = "use --mixed-precision fp16 --dtype float16"
-        return Check(name="bfloat16", status="limited", found=f"only emulated on {', '.join(without)}", mend=mend)
+        remedy = "use --mixed-precision fp16 --dtype float16"
+        return Check(name="bfloat16", status="limited", found=f"only emulated on {', '.join(without)}", remedy=remedy)
     if computes_in_bfloat16(_processor_flags()):
         return Check(name="bfloat16", status="ok", found=f"in the CPU ({processor_name()})")
-    mend = "use --mixed-precision no --dtype float32 on the CPU"
-    return Check(name="bfloat16", status="limited", found="emulated by this CPU: slow", mend=mend)
+    remedy = "use --mixed-precision no --dtype float32 on the CPU"
+    return Check(name="bfloat16", status="limited", found="emulated by this CPU: slow", remedy=remedy)
 
 
 def computes_in_bfloat16(flags: set[str]) -> bool:
@@ -266,8 +268,8 @@ def check_quantization(probe: Probe, device: Backend, installed: bool) -> Check:
     """Check that bitsandbytes quantises a tensor on the device."""
     if device not in probe.quantization_errors:
         found = f"bitsandbytes could not be tested on {_device(device)}" if installed else "no bitsandbytes"
-        mend = None if installed else INSTALL
-        return Check(name="quantisation", status="missing", found=f"{found}; qlora needs it", mend=mend)
+        remedy = None if installed else INSTALL
+        return Check(name="quantisation", status="missing", found=f"{found}; qlora needs it", remedy=remedy)
     error = probe.quantization_errors[device]
     if error is None and device == "cpu" and probe.part_blocks_wrong:
         found = (
@@ -280,8 +282,8 @@ def check_quantization(probe: Probe, device: Backend, installed: bool) -> Check:
         return Check(name="quantisation", status="limited", found=found)
     if error is None:
         return Check(name="quantisation", status="ok", found=f"NF4 round trip works on {_device(device)}")
-    mend = "pip install --force-reinstall bitsandbytes; for details: python -m bitsandbytes"
-    return Check(name="quantisation", status="missing", found=f"fails on {_device(device)}: {error}", mend=mend)
+    remedy = "pip install --force-reinstall bitsandbytes; for details: python -m bitsandbytes"
+    return Check(name="quantisation", status="missing", found=f"fails on {_device(device)}: {error}", remedy=remedy)
 
 
 def _device(device: str) -> str:
@@ -319,18 +321,18 @@ def _check_kernel(
     without = f"the default, {default}, does not need it"
     if not gpu:
         return Check(name=name, status="limited", found=f"needs a GPU; {without}")
-    mend = f"pip install {install}"
+    remedy = f"pip install {install}"
     if importlib.util.find_spec(package.replace("-", "_")) is None:
-        return Check(name=name, status="limited", found=f"not installed; {without}", mend=mend)
+        return Check(name=name, status="limited", found=f"not installed; {without}", remedy=remedy)
     version = installed_version(package)
     if version is not None and Version(version) < Version(oldest):
         found = f"{version}, but lorabench needs {oldest} or newer; {without}"
-        return Check(name=name, status="limited", found=found, mend=mend)
+        return Check(name=name, status="limited", found=found, remedy=remedy)
     version = version or "of unknown version"
     if error is None:
         return Check(name=name, status="ok", found=version)
-    mend = f"pip install --force-reinstall {package}"
-    return Check(name=name, status="limited", found=f"{version} does not run: {error}; {without}", mend=mend)
+    remedy = f"pip install --force-reinstall {package}"
+    return Check(name=name, status="limited", found=f"{version} does not run: {error}; {without}", remedy=remedy)
 
 
 # The host.
@@ -354,7 +356,9 @@ def check_cores() -> Check:
     if allowed is None or threads <= max(1, allowed):
         return Check(name="CPU cores", status="ok", found=found)
     found += f", but a control group allows {allowed:.3g} cores' time, for which {threads} threads wait: slow, unstable"
-    return Check(name="CPU cores", status="limited", found=found, mend=f"export OMP_NUM_THREADS={max(1, int(allowed))}")
+    return Check(
+        name="CPU cores", status="limited", found=found, remedy=f"export OMP_NUM_THREADS={max(1, int(allowed))}"
+    )
 
 
 def check_disks(folder: Path) -> list[Check]:
@@ -366,7 +370,7 @@ def check_disks(folder: Path) -> list[Check]:
         ("disk, scratch", tempfile.gettempdir, "missing", "set TMPDIR to a folder with free space"),
         ("disk, hub cache", lambda: cache, "limited", "set HF_HOME to a writable folder"),
     )
-    for name, find, bad, mend in places:
+    for name, find, bad, remedy in places:
         free = None
         with suppress(OSError, RuntimeError):  # the working folder was deleted, or there is no temporary or home folder
             path = Path(find()).expanduser().absolute()
@@ -374,7 +378,7 @@ def check_disks(folder: Path) -> list[Check]:
             free = shutil.disk_usage(there).free if os.access(there, os.W_OK) else None
         found = "cannot be written" if free is None else f"{free / 2**30:.1f} GiB free"
         fine = free is not None and free >= LEAST_FREE_BYTES
-        checks.append(Check(name=name, status="ok" if fine else bad, found=found, mend=None if fine else mend))
+        checks.append(Check(name=name, status="ok" if fine else bad, found=found, remedy=None if fine else remedy))
     return checks
 
 
@@ -404,5 +408,5 @@ def _check_rehearsal(name: str, find: Callable[[], str]) -> Check:
     try:
         return Check(name=name, status="ok", found=find())
     except UserError as error:
-        found, _, mend = str(error).rpartition(": ")
-        return Check(name=name, status="limited", found=found, mend=f"only for rehearsals: {mend}")
+        found, _, remedy = str(error).rpartition(": ")
+        return Check(name=name, status="limited", found=found, remedy=f"only for rehearsals: {remedy}")

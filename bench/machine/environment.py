@@ -53,7 +53,7 @@ class Surroundings(Struct, frozen=True, kw_only=True):
 
     device: DeviceFacts
     """The first device of the requested kind."""
-    alike: tuple[int, ...] = (0,)
+    equal_devices: tuple[int, ...] = (0,)
     """Indices of all devices equal to the first one, itself included."""
     environment: Environment
     null_gpu: bool = False
@@ -101,9 +101,11 @@ def _surroundings(choice: str) -> Surroundings:
     backend: Backend = "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
     device = _device_facts(backend)
     count = torch.cuda.device_count() if backend == "cuda" else 1
-    alike = tuple(index for index in range(count) if _device_facts(backend, index) == device)
+    equal_devices = tuple(index for index in range(count) if _device_facts(backend, index) == device)
     null_gpu = backend == "cuda" and on_null_gpu()
-    return Surroundings(device=device, alike=alike, environment=_environment(backend), null_gpu=null_gpu)
+    return Surroundings(
+        device=device, equal_devices=equal_devices, environment=_environment(backend), null_gpu=null_gpu
+    )
 
 
 def _device_facts(backend: Backend, index: int = 0) -> DeviceFacts:

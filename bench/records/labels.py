@@ -15,21 +15,26 @@ def distinct_labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:
     settings differ, only those that are not the default. If this is not unique either (models of one name with
     different shapes), the digest is added.
     """
-    alike: dict[str, list[str]] = {}
+    sharing_label: dict[str, list[str]] = {}
     for digest, recipe in recipes.items():
-        alike.setdefault(recipe.label(), []).append(digest)
+        sharing_label.setdefault(recipe.label(), []).append(digest)
     names: dict[str, str] = {}
-    for label, digests in alike.items():
+    for label, digests in sharing_label.items():
         settings = {digest: recipes[digest].describe() for digest in digests}
         differing = [
-            field for field in SETTINGS if field != "model" and len({said.get(field) for said in settings.values()}) > 1
+            field
+            for field in SETTINGS
+            if field != "model" and len({described.get(field) for described in settings.values()}) > 1
         ]
-        told = {}
-        for digest, said in settings.items():
+        chosen = {}
+        for digest, described in settings.items():
             usual = make_recipe("any", method=recipes[digest].method).describe() if len(differing) > 1 else {}
-            told[digest] = " ".join(
-                [label, *(f"{field}={said[field]}" for field in differing if said.get(field) != usual.get(field))]
+            chosen[digest] = " ".join(
+                [
+                    label,
+                    *(f"{field}={described[field]}" for field in differing if described.get(field) != usual.get(field)),
+                ]
             )
-        taken = Counter(told.values())
-        names |= {digest: name if taken[name] == 1 else f"{name} {digest}" for digest, name in told.items()}
+        taken = Counter(chosen.values())
+        names |= {digest: name if taken[name] == 1 else f"{name} {digest}" for digest, name in chosen.items()}
     return {digest: names[digest] for digest in recipes}

@@ -216,8 +216,8 @@ def write_record(folder: Path, record: RunRecord) -> Path:
         write_atomically(path, text + b"\n")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "free some space and continue with --resume" if full else "name another folder with -o"
-        raise UserError(f"{path}: cannot write the record: {error.strerror}: {mend}") from error
+        remedy = "free some space and continue with --resume" if full else "name another folder with -o"
+        raise UserError(f"{path}: cannot write the record: {error.strerror}: {remedy}") from error
     return path
 
 

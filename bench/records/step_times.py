@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 """Bootstrap resamples: 50 of them are beyond each end of an interval."""
-ALIKE = 0.1
+STEADY = 0.1
 """Two successive steps are equally long if neither takes longer than the other by this share. Warm-up effects
 (compiling or choosing kernels, requesting device memory) cost far more."""
 WIDE = 0.05
@@ -57,7 +57,7 @@ def is_warm(seconds: Sequence[float]) -> bool:
     if len(seconds) < 2:
         return False
     short, long = sorted(seconds[-2:])
-    return long <= (1 + ALIKE) * short
+    return long <= (1 + STEADY) * short
 
 
 def steps_missing(seconds: Sequence[float], least_seconds: float) -> int:

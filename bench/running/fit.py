@@ -15,9 +15,9 @@ def predict_fit(memory: Breakdown, device: DeviceFacts) -> Fit:
     On a GPU it is the verdict of `lorabench estimate --gpu`; on a CPU it compares with the available host memory.
     """
     if device.backend == "cuda":
-        from lorabench.estimator.answers.verdict import hold_against
+        from lorabench.estimator.answers.verdict import verdict_and_margin
 
-        return hold_against(memory, device.memory_bytes)[0]
+        return verdict_and_margin(memory, device.memory_bytes)[0]
     return "fits" if memory.peak_allocated_bytes <= _host_bytes(device) else "does not fit"
 
 

@@ -80,10 +80,12 @@ def tasks_of(suite: Suite, settings: Settings, digests: SourceDigests) -> Iterat
 
 def lanes_of(surroundings: Surroundings) -> list[Lane]:
     """Return a lane for each GPU equal to the first; one lane for a CPU, which two trainings cannot share."""
-    if len(surroundings.alike) == 1:
+    if len(surroundings.equal_devices) == 1:
         return [Lane(surroundings.device)]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = (
-        [name.strip() for name in chosen.split(",")] if chosen else [str(i) for i in range(max(surroundings.alike) + 1)]
+        [name.strip() for name in chosen.split(",")]
+        if chosen
+        else [str(i) for i in range(max(surroundings.equal_devices) + 1)]
     )
-    return [Lane(surroundings.device, {"CUDA_VISIBLE_DEVICES": names[index]}) for index in surroundings.alike]
+    return [Lane(surroundings.device, {"CUDA_VISIBLE_DEVICES": names[index]}) for index in surroundings.equal_devices]

@@ -90,13 +90,13 @@ class Workers:
         return number
 
     def _write_job(self, number: int, job: Job) -> None:
-        mend = "set TMPDIR to a folder with free space"
+        remedy = "set TMPDIR to a folder with free space"
         if shutil.disk_usage(self.scratch).free < LEAST_SCRATCH_BYTES:
-            raise UserError(f"{self.scratch.parent}: no space for the answers of workers: {mend}")
+            raise UserError(f"{self.scratch.parent}: no space for the answers of workers: {remedy}")
         try:
             self._path(number, "job").write_bytes(msgspec.json.encode(job))
         except OSError as error:
-            raise UserError(f"{self.scratch.parent}: cannot write here: {error.strerror}: {mend}") from error
+            raise UserError(f"{self.scratch.parent}: cannot write here: {error.strerror}: {remedy}") from error
 
     def end(self, number: int) -> None:
         """Kill the worker and all processes that it started."""

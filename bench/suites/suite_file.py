@@ -19,7 +19,7 @@
       - {model: HuggingFaceTB/SmolLM2-135M, method: lora, rank: 256}
     check: {speed: 5%, nvml: off}
 
-Every combination of the matrix is a recipe. An option that has no meaning for the combination's method (a rank with
+Every combination of the matrix is a recipe. An option that does not apply to the combination's method (a rank with
 full) is dropped, and equal recipes run once. Values of the matrix or an include override `defaults_when`, whose later
 entries override earlier ones; both override `defaults`. A condition in `when` or `exclude` names a value, or a list of
 values any of which matches. `check` sets how much worse the results may get (`check.thresholds`).
@@ -168,7 +168,7 @@ class _SuiteFile:
         useful = [False] * len(excluded)
         for axes in self._matrix():
             options = {**self._defaults_of(axes), **axes}
-            options = _meaningful(options, options.get("method"))
+            options = _applicable(options, options.get("method"))
             dropped = [self._holds(condition, options) for condition in excluded]
             useful = [before or now for before, now in zip(useful, dropped, strict=True)]
             if not any(dropped):
@@ -183,7 +183,7 @@ class _SuiteFile:
             options = self._options(entry, path)
             defaults = self._defaults_of(options)
             method = {**defaults, **options}.get("method")
-            yield self._plan({**_meaningful(defaults, method), **options}, path)
+            yield self._plan({**_applicable(defaults, method), **options}, path)
 
     def _then(self) -> tuple[ResolvedRecipe, ...]:
         """Return the recipes of the shipped suite that ``then`` names; none without ``then``."""
@@ -250,7 +250,7 @@ class _SuiteFile:
 
     def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
         """Return whether a recipe with ``options``, possible or not, meets the condition."""
-        options = _meaningful(options, options.get("method"))
+        options = _applicable(options, options.get("method"))
         said = make_recipe("any", method=options.get("method"), rank=options.get("rank")).settings() | options
         if "model" in options:
             spec = self._spec(options["model"], ("matrix", "model"))
@@ -339,10 +339,10 @@ def _canonical(field: str, names: str) -> Any:
     return make_recipe("any", **{field: names}).settings()[field]
 
 
-def _meaningful(options: dict[str, Any], method: str | None) -> dict[str, Any]:
+def _applicable(options: dict[str, Any], method: str | None) -> dict[str, Any]:
     """Return ``options`` without those that do not apply to ``method``."""
-    meant = settings_of(make_recipe("any", method=method).method)
-    return {key: value for key, value in options.items() if key in meant}
+    applicable = settings_of(make_recipe("any", method=method).method)
+    return {key: value for key, value in options.items() if key in applicable}
 
 
 def _but_the_model(options: dict[str, Any]) -> dict[str, Any]:

@@ -177,9 +177,9 @@ def _estimate_by_trace(
     )
     if device is None:
         return estimate
-    from lorabench.estimator.answers.verdict import hold_against
+    from lorabench.estimator.answers.verdict import verdict_and_margin
 
-    answer, margin = hold_against(traced.memory, device.memory_bytes)
+    answer, margin = verdict_and_margin(traced.memory, device.memory_bytes)
     reserved = traced.memory.peak_reserved_bytes
     if allocator.limit is not None and reserved is not None and reserved > allocator.limit:
         answer, margin = "does not fit", min(margin, allocator.limit - reserved)

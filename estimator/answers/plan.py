@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.answers.support import unsupported
-from lorabench.estimator.answers.verdict import LARGEST_BATCH, Change, hold_against, states_fit
+from lorabench.estimator.answers.verdict import LARGEST_BATCH, Change, states_fit, verdict_and_margin
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
@@ -39,7 +39,7 @@ MOST_CHOICES = 8
 """The largest number of recipes that are returned."""
 LARGEST_MICRO_BATCH = 32
 """Micro-batches are searched in powers of two up to this. Larger ones do not use the GPU better."""
-ALIKE = 0.02
+EQUAL_SPEED = 0.02
 """Speeds with a smaller relative difference count as equal."""
 LEAST_SAVING = 0.05
 """A slower recipe is returned only if it saves at least this share of memory."""
@@ -304,7 +304,7 @@ def _hold(resolved: ResolvedRecipe, device: Device) -> _Fitting | None:
     if not states_fit(resolved, device, device.usable_bytes):
         return None
     memory = estimate_memory(resolved, compute_capability=device.compute_capability)
-    answer, margin = hold_against(memory, device.memory_bytes)
+    answer, margin = verdict_and_margin(memory, device.memory_bytes)
     assert memory.device_total_range_bytes is not None
     return _Fitting(resolved, memory.device_total_range_bytes[1], margin) if answer == "fits" else None
 
@@ -320,7 +320,11 @@ def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitti
 
     def order(one: _Fitting) -> tuple[int, int, int]:
         """Return the sort key of a recipe: its speed, then the number of unusual settings, then its memory."""
-        return round(log(seconds_a_token(one)) / ALIKE), _oddities(one.resolved.recipe), one.device_total_most_bytes
+        return (
+            round(log(seconds_a_token(one)) / EQUAL_SPEED),
+            _unusual_settings(one.resolved.recipe),
+            one.device_total_most_bytes,
+        )
 
     ordered = sorted(fitting, key=order)
     named: list[_Fitting] = []
@@ -337,7 +341,7 @@ def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitti
     return [one for one in named if one in kept]
 
 
-def _oddities(recipe: Recipe) -> int:
+def _unusual_settings(recipe: Recipe) -> int:
     """Return the number of settings that differ from the usual ones."""
     plain = {"loss": "standard", "optim": DEFAULT_OPTIMIZER, "attn_implementation": "sdpa"}
     return sum(getattr(recipe, name) not in (value, None) for name, value in plain.items())

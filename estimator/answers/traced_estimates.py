@@ -29,7 +29,7 @@ def trace_for_estimate(
     *,
     allocator: AllocatorSettings = DEFAULTS,
 ) -> Trace:
-    """Return the trace of the recipe, on a GPU of ``compute_capability`` and so many ``multiprocessors``.
+    """Return the trace of the recipe, for a GPU's ``compute_capability`` and number of ``multiprocessors``.
 
     Raises:
         UserError: the recipe cannot be traced, or a package that the trace needs is not installed.

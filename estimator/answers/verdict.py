@@ -39,7 +39,7 @@ Fit = Literal["fits", "tight", "does not fit"]
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """One or two changes with which a recipe fits."""
+    """One or two changes that make a recipe fit."""
 
     settings: dict[str, Any]
     """Name in the recipe, or environment variable → new value."""
@@ -85,7 +85,7 @@ def judge(
     )
 
 
-def hold_against(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
+def verdict_and_margin(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
     """Return whether an estimate for CUDA fits a GPU of ``device_bytes``, and the margin in the worst case.
 
     If reserved bytes have a range, it is tight if the point estimate is within the memory. If they were replayed, it is
@@ -133,7 +133,7 @@ class _Search:
 
     def judge(self, setup: _Setup, memory: Breakdown) -> tuple[Fit, int]:
         """Return whether ``setup``, with its ``memory``, fits, and the margin in bytes in the worst case."""
-        return hold_against(memory, self.device.memory_bytes)
+        return verdict_and_margin(memory, self.device.memory_bytes)
 
     def fits(self, setup: _Setup) -> bool:
         """Return whether the upper end of the device total is within the usable bytes."""
@@ -179,10 +179,10 @@ class _Search:
 
         Pairs are sorted by the more intrusive of their two changes, then by the other one.
         """
-        for many in (1, 2):
+        for count in (1, 2):
             found = False
-            sets = combinations(enumerate(self._in_order_of_harm()), many)
-            for chosen in sorted(sets, key=lambda pairs: [harm for harm, _ in reversed(pairs)]):
+            sets = combinations(enumerate(self._least_intrusive_first()), count)
+            for chosen in sorted(sets, key=lambda pairs: [rank for rank, _ in reversed(pairs)]):
                 change = self._try(setup, [change for _, change in chosen])
                 if change is not None:
                     found = True
@@ -206,7 +206,7 @@ class _Search:
             return None
         return Change(settings=_differences(setup, changed), device_total_most_bytes=total)
 
-    def _in_order_of_harm(self) -> list[Callable[[_Setup], _Setup | None]]:
+    def _least_intrusive_first(self) -> list[Callable[[_Setup], _Setup | None]]:
         return [
             self._expandable_segments,
             self._fused_loss,

@@ -9,8 +9,8 @@ from lorabench.estimator.closed_form.operators import Operators
 def activate(op: Operators, name: str, x: Tensor) -> Tensor:
     """Return activation ``name`` of a config, such as ``gelu_new``, of x (B·S, features), in its shape.
 
-    Most activations are one operator of torch, which saves its input. Some consist of several operators, each of which
-    saves its own.
+    Most activations are one operator of torch, which saves its input. In the others, each operator saves its own
+    input or result.
     """
     with op.tape.scope("feed-forward"):
         match name:

@@ -33,8 +33,8 @@ def adapted_linear(
 ) -> Tensor:
     """Return the output of ``linear`` with its adapter for x (B·S, in_features): (B·S, out_features).
 
-    ``tensors``: the adapter's tensors for this layer. ``quantized``: the base is a 4-bit layer, for which peft has
-    modules of its own.
+    ``tensors``: the adapter's tensors for this layer. ``quantized``: the base is a 4-bit layer; peft has separate
+    modules for these.
 
     Raises:
         NotImplementedError: the method has no forward pass here.

@@ -290,7 +290,7 @@ class Tape:
         return self.new(tensor.tokens, tensor.features, dtype, component, times=tensor.times, name=name)
 
     def summed(self, rows: Tensor, total: Tensor) -> None:
-        """Note that the elements of ``rows`` are summed to those of ``total``, which is one of its rows or a part."""
+        """Note that ``rows`` are summed to ``total``, which has the size of one row or of a part of it."""
 
     def working(self, work: Work) -> AbstractContextManager[object]:
         """Return a context. Tensors made in it are the results of ``work``."""
@@ -309,8 +309,8 @@ class Tape:
     ) -> Tensor:
         """Run ``compute``, the operation of that name, and record how its gradient flows to ``inputs``.
 
-        ``saved`` is saved before the operation runs, as in torch. Outputs are saved after it: ``saved_after`` are those
-        beside the result, a list that ``compute`` may fill, and ``saved_output`` says whether the result is one.
+        ``saved`` is saved before the operation runs, as in torch. Outputs are saved after it: the result if
+        ``saved_output``, and those of ``saved_after``, a list that ``compute`` may fill.
         """
         outer, self.operation = self.operation, operation
         if self.evaluating or not any(tensor.requires_grad for tensor in inputs):
@@ -334,7 +334,8 @@ class Tape:
     def save(self, tensors: tuple[Tensor, ...]) -> Saved:
         """Keep ``tensors`` for backward, or promise to recompute them.
 
-        What saves nothing does not hold the checkpoint, whose input it would keep alive.
+        An operation that saves nothing keeps no reference to the checkpoint, which would keep the checkpoint's input
+        alive.
         """
         if not tensors:
             return Kept(())
@@ -473,7 +474,7 @@ class Tape:
         leaf.awaited -= 1
         if leaf.grad is not None and leaf.grad.is_view:
             gradient = self.like(gradient)
-            self._gradients = [held for held in self._gradients if held is not leaf.grad]
+            self._gradients = [other for other in self._gradients if other is not leaf.grad]
             leaf.grad = None
         if leaf.accumulating:
             # Added in place to the persistent gradient, once all have arrived.
@@ -535,12 +536,12 @@ def _label_saved(tensor: Tensor) -> None:
 NO_CONTEXT = nullcontext()
 """A context that does nothing: memory does not depend on the work."""
 
-HELD_ONCE = 2
+SOLE_OWNER = 2
 """sys.getrefcount of a block with one owner: the owner, and the call's own argument."""
 
 
 def _sole_owner(tensor: Tensor) -> bool:
-    return tensor.block is not None and sys.getrefcount(tensor.block) <= HELD_ONCE
+    return tensor.block is not None and sys.getrefcount(tensor.block) <= SOLE_OWNER
 
 
 class Autocast:

@@ -105,7 +105,7 @@ class _ItemisedLedger(Ledger):
         self.one_layer: Alive = {}
         self._layers = 0
         self._blocks: dict[int, tuple[weakref.ref[Block], Maker]] = {}
-        self._held: Counter[tuple[Slot, Maker]] = Counter()
+        self._copies: Counter[tuple[Slot, Maker]] = Counter()
         """Bytes of the copies that do not run, and so have no blocks."""
         self._change: Counter[tuple[Slot, Maker]] = Counter()
         """Change in bytes from the first copy to the last of the current repeat."""
@@ -119,7 +119,7 @@ class _ItemisedLedger(Ledger):
         _, maker = self._blocks.pop(id(block))
         if block.copies > 1 and self.repeating:
             others = (block.copies - 1) * block.bytes
-            self._held[block.slot, maker] += others
+            self._copies[block.slot, maker] += others
             self._change[block.slot, maker] -= others
         super().release(block)
 
@@ -140,14 +140,14 @@ class _ItemisedLedger(Ledger):
 
     def end_backward_repeat(self) -> None:
         super().end_backward_repeat()
-        self._held.update(self._change)
+        self._copies.update(self._change)
         self._change.clear()
 
     def mark(self) -> None:
         known = len(self.candidates)
         super().mark()
         if len(self.candidates) > known:
-            alive = Counter(self._held)
+            alive = Counter(self._copies)
             for reference, maker in self._blocks.values():
                 block = reference()
                 assert block is not None

@@ -50,7 +50,7 @@ class Block:
 
     @property
     def component(self) -> str:
-        """The component to which its bytes count."""
+        """The component that counts its bytes."""
         return self.slot[0]
 
     def relabel(self, component: str) -> None:
@@ -68,7 +68,7 @@ class Ledger:
     """Live bytes, and the peak candidates.
 
     One layer runs and stands for ``copies`` identical ones. Live bytes change by the same amount from each copy to the
-    next, so the peak is in the first copy or the last, and their candidates suffice. In forward the last copy runs on
+    next. So the peak is in the first copy or the last, and their candidates suffice. In forward the last copy runs on
     top of the memory that the others left. In backward the first copy frees only its own share. When the last one runs,
     the others' shares are gone and their gradients exist.
     """
@@ -153,7 +153,7 @@ class Ledger:
         self._repeat_started = len(self.candidates)
 
     def defer(self, block: Block, copies: int) -> None:
-        """Add the other copies' gradients, ``copies`` − 1 times ``block``, when the repeat ends."""
+        """Count the other copies' gradients, ``copies`` − 1 times ``block``, when the repeat ends."""
         assert self._repeat is not None
         self._repeat[block.slot] += (copies - 1) * block.bytes
 

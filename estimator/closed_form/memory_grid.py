@@ -76,7 +76,7 @@ def grid_parts(
     recipe = resolved.recipe
     if ranks is not None and recipe.rank is None:
         others = " or ".join(methods_with("rank"))
-        raise UserError(f"ranks have no meaning for method {recipe.method}: leave them out, or use {others}")
+        raise UserError(f"ranks do not apply to method {recipe.method}: leave them out, or use {others}")
     given = {"batch_sizes": batch_sizes, "seq_lens": seq_lens, "ranks": recipe.rank or 1 if ranks is None else ranks}
     arrays = [_settings(name, values) for name, values in given.items()]
     try:

@@ -87,7 +87,7 @@ class Modules:
 
     @property
     def key_width(self) -> int:
-        """Features of a token's keys over all heads; its values have as many."""
+        """Features of a token's keys, over all heads. Its values have the same number."""
         return self.spec.num_key_value_heads * self.spec.head_dim
 
     @property
@@ -170,7 +170,7 @@ class Modules:
         with op.tape.scope("norm", name):
             x32 = op.cast(x, "float32")
             variance = op.mean(op.power(x32), groups)
-            x32 = op.multiply(x32, op.tanh(op.shift(variance)))
+            x32 = op.multiply(x32, op.rsqrt(op.shift(variance)))
             return op.multiply(self.weights[f"{name}.weight"], op.cast(x32, x.dtype))
 
     def layer_norm(self, name: str, x: Tensor) -> Tensor:
@@ -210,8 +210,9 @@ class Modules:
     def by_heads(self, x: Tensor, heads: int, *, repeated: bool = False, rotated: bool = False) -> Tensor:
         """Return x (B·S, ``heads`` · d) as a view by heads, for attention.
 
-        If its gradient comes back by head, it is copied to lie by token. It does from single operators, of what is
-        ``repeated`` for all query heads, and of what is ``rotated``, since gradients of slices lie so.
+        Backward copies its gradient if the gradient's memory layout is (B, H, S, d) and not (B, S, H, d). That is so if
+        attention consists of single operators, and if x is ``repeated`` for all query heads. It is also so if x is
+        ``rotated``, since gradients of slices have that layout.
         """
         if heads == 1 or not x.requires_grad:
             return x
@@ -346,7 +347,7 @@ class Modules:
         del probabilities
         scores = op.dropout(scores, dropout)
         output = op.matmul(scores, values, TOKENS, hidden, copied=(False, by_token and times == 1))
-        # The gradient of several sequences comes by token.
+        # With several sequences the gradient has the layout (B, S, H, d).
         return op.copy(self._with_copied_gradient(output) if by_token else output), scores
 
     def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
@@ -359,7 +360,7 @@ class Modules:
         op, spec = self.op, self.spec
         by_token = self.recipe.batch_size > 1
         times = spec.num_attention_heads // spec.num_key_value_heads
-        # As in C++, what has a name lives until the kernel returns: all of it goes at once.
+        # In C++ a variable lives until the kernel returns, so these are freed together.
         q32, k32, v32 = (op.cast(x, "float32") for x in (q, k, v))
         queries = op.scale(q32)
         ones = op.tape.new(S * S, 1, "bool", name="causal mask")

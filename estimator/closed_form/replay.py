@@ -31,7 +31,7 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 STEPS = 3
 """The first step allocates the optimizer's states; the second starts with the cache that they leave, as later ones."""
 MICRO_BATCHES = 3
-"""Micro-batches of a step that are replayed: the third finds the cache that the second left, as all others do."""
+"""Micro-batches of a step that are replayed. The third starts with the cache that the second leaves, as later ones."""
 
 
 def replayed_memory(
@@ -66,12 +66,12 @@ class Training:
     def __init__(
         self, resolved: ResolvedRecipe, compute_capability: str | None = None, multiprocessors: int | None = None
     ) -> None:
-        """Walk the step of ``resolved`` on a GPU of ``compute_capability`` and so many ``multiprocessors``.
+        """Walk the step of ``resolved`` for a GPU's ``compute_capability`` and number of ``multiprocessors``.
 
-        Both are those of `Device`. Buffers of reductions depend on both, and are left out if one is not known.
+        Both are as in `Device`. Buffers of reductions depend on both, and are left out if one is not known.
 
         Raises:
-            UserError: target modules that the model does not have, or a combination that no kernel runs.
+            UserError: the model lacks the target modules, or no kernel runs the combination.
         """
         self.resolved = resolved
         self.workspace_bytes = workspaces(compute_capability).bytes // HANDLES
@@ -153,7 +153,7 @@ class _Replay:
         return None
 
     def _load(self) -> None:
-        """Load and prepare the model, and empty the cache, as the harness does before its steps."""
+        """Load and prepare the model, and empty the cache, as `lorabench run` does before its steps."""
         for block, size in loading(self._training.resolved):
             self._keys = max(self._keys, block)
             if (block, size) == EMPTY_CACHE:
@@ -175,7 +175,7 @@ class _Replay:
             self._hold(size)
 
     def _hold(self, size: int) -> int:
-        """Allocate a block of its own, and return the key that it is freed by."""
+        """Allocate a block of ``size`` bytes, and return its key."""
         self._keys += 1
         if not self._allocator.allocate(self._keys, size):
             raise _Full(size)
@@ -214,7 +214,7 @@ class _Replay:
             self._peaks[self._phase] = max(self._peaks.get(self._phase, 0), self._allocator.peak_allocated)
 
     def _micro_batch(self, walked: _MicroBatch) -> list[int]:
-        """Replay one micro-batch and return the keys of its gradients, which stay."""
+        """Replay one micro-batch, and return the keys of its gradients, which live until the step ends."""
         base = self._keys + 1
         self._keys += len(walked.events)
         allocate, free = self._allocator.allocate, self._allocator.free

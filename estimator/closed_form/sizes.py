@@ -1,7 +1,7 @@
 """Sizes as integer multiples of products of symbols: 4096 · B·S.
 
-A method with a size of its own, such as the length of a prefix, declares a symbol for it here and uses it in its
-tensors. `Values` has the symbols' values for one recipe, or for arrays of batch sizes, lengths and ranks.
+If a method adds a size, such as the length of a prefix, it declares a symbol here and uses it in its tensors.
+`Values` has the symbols' values for one recipe, or for arrays of batch sizes, lengths and ranks.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class _Step:
 
     def _hidden_states(self, outside: Modules) -> Tensor:
         tape = self.tape
-        hidden, held = self.decoder.inputs(outside)
+        hidden, others = self.decoder.inputs(outside)
         masks = Masks(self.op, self.resolved, hidden.dtype)
         hidden = self.decoder.drop_inputs(outside, hidden)
         rotary = self.decoder.rotary(outside, hidden)
@@ -142,7 +142,7 @@ class _Step:
             hidden = output
             del output
         normed = self.decoder.final_norm(outside, hidden)
-        del hidden, rotary, masks, held  # transformers' forward references them until it returns
+        del hidden, rotary, masks, others  # transformers' forward references them until it returns
         return normed
 
     def _layer(self, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
@@ -150,14 +150,14 @@ class _Step:
         if not self.recipe.gradient_checkpointing or tape.evaluating:
             with tape.scope("residual stream"):
                 return decoder.layer(modules, hidden, rotary)
-        held = hidden.view(node=hidden.node)
-        held.leaf = hidden.leaf
+        kept = hidden.view(node=hidden.node)
+        kept.leaf = hidden.leaf
 
         def run() -> Tensor:
             with tape.scope("residual stream"):
-                return decoder.layer(modules, held, rotary)
+                return decoder.layer(modules, kept, rotary)
 
-        return tape.checkpoint(run, held)
+        return tape.checkpoint(run, kept)
 
     # Loss
 

@@ -1,6 +1,6 @@
-"""The allocations and frees of one training step, in the order in which the caching allocator gets them.
+"""The allocations and frees of one training step, in order, for a replay of the caching allocator.
 
-It is the step of `step` on sizes, but each layer runs by itself, since the position of a block depends on all earlier
+The step is that of `step`, but each layer runs by itself, since the position of a block depends on all earlier
 allocations. Batch size, length and rank are left open, so one walk serves all recipes of a `Setup`.
 """
 
@@ -34,8 +34,8 @@ class RowSum(NamedTuple):
 
 
 Event = tuple[int, int, Monomial | RowSum | None]
-"""(block, n, monomial) allocates n · monomial bytes; (block, 0, None) frees. Blocks are numbered in the order in which
-they are allocated. (`PASSING`, n, sum) allocates the buffer of a sum and frees it."""
+"""(block, n, monomial) allocates n · monomial bytes; (block, 0, None) frees. Blocks are numbered in
+the order of their allocation. (`PASSING`, n, sum) allocates the buffer of a sum and frees it."""
 PASSING = -1
 """The number of blocks that are freed immediately."""
 Mark = Literal["forward", "backward", "optimizer", "workspace"]
@@ -80,10 +80,10 @@ def _buffer(n: int, rows: RowSum, values: Values, gpu: Multiprocessors | None) -
 def walk(setup: Setup, *, accumulating: bool) -> Walk:
     """Return one micro-batch on CUDA, from its batch to the end of backward.
 
-    ``accumulating``: the gradients are there already, from an earlier micro-batch.
+    ``accumulating``: the gradients exist already, from an earlier micro-batch.
 
     Raises:
-        UserError: target modules that the model does not have, or a combination that no kernel runs.
+        UserError: the model lacks the target modules, or no kernel runs the combination.
     """
     resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
     return _short_walk(resolved, setup.compute_capability) or walk_every_layer(resolved, setup.compute_capability)
@@ -137,7 +137,7 @@ def _run(
 
 
 class _EventLedger(Ledger):
-    """A ledger that writes down each allocation and free."""
+    """A ledger that records each allocation and free."""
 
     def __init__(self) -> None:
         super().__init__()

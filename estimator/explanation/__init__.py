@@ -5,7 +5,7 @@ lines of the phases are the phases' peaks; the highest is the peak.
 
 - `lines`: the parts of an explanation;
 - `letters`: the letters for a model's sizes;
-- `held`: weights, adapters, gradients, optimizer states;
+- `persistent`: weights, adapters, gradients, optimizer states;
 - `peak`: activations, logits, temporaries, phases;
 - `tensor_names`: names for the tensors of a step.
 """
@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lorabench.estimator.answers.estimates import Estimate
-from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.answers.verdict import verdict_and_margin
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
-from lorabench.estimator.explanation.held import Held
 from lorabench.estimator.explanation.letters import letters
 from lorabench.estimator.explanation.lines import Derivation, Explanation, Line
 from lorabench.estimator.explanation.peak import Peak
+from lorabench.estimator.explanation.persistent import PersistentLines
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.context import context_of
 from lorabench.estimator.memory.reserved import (
@@ -53,15 +53,18 @@ def explain(
     """
     compute_capability = None if device is None else device.compute_capability
     memory = estimate_memory(resolved, backend, compute_capability)
-    held = Held(resolved, backend)
+    persistent = PersistentLines(resolved, backend)
     peak = Peak(resolved, backend, memory, compute_capability)
     sections = [
-        Derivation("Weights", tuple(held.weights()), "weights"),
-        Derivation("Quantised weights", tuple(held.quantized_weights()), "quantized_weights"),
-        Derivation("Adapters", tuple(held.adapters()), "adapters"),
-        _gradients(held, peak, memory),
+        Derivation("Weights", tuple(persistent.weights()), "weights"),
+        Derivation("Quantised weights", tuple(persistent.quantized_weights()), "quantized_weights"),
+        Derivation("Adapters", tuple(persistent.adapters()), "adapters"),
+        _gradients(persistent, peak, memory),
         Derivation(
-            "Optimizer states", tuple(_optimizer_states(held, memory)), "optimizer_states", held.optimizer_remark()
+            "Optimizer states",
+            tuple(_optimizer_states(persistent, memory)),
+            "optimizer_states",
+            persistent.optimizer_remark(),
         ),
         _one_layer(peak, resolved.recipe),
         Derivation("Activations at the peak", tuple(peak.at_peak("activations")), "activations"),
@@ -77,17 +80,17 @@ def explain(
     ]
     if device is not None and backend == "cuda":
         sections.append(_verdict(memory, device) if replayed is None else _replayed_verdict(replayed, device))
-    said = [section for section in sections if section.lines or section.remark]
-    return Explanation(letters(resolved), tuple(said))
+    shown = [section for section in sections if section.lines or section.remark]
+    return Explanation(letters(resolved), tuple(shown))
 
 
-def _optimizer_states(held: Held, memory: Breakdown) -> list[Line]:
+def _optimizer_states(persistent: PersistentLines, memory: Breakdown) -> list[Line]:
     """Return the lines of the states; none if the peak is before the first optimizer step."""
-    return list(held.optimizer_states()) if memory.components["optimizer_states"] else []
+    return list(persistent.optimizer_states()) if memory.components["optimizer_states"] else []
 
 
-def _gradients(held: Held, peak: Peak, memory: Breakdown) -> Derivation:
-    everything = held.all_gradients()
+def _gradients(persistent: PersistentLines, peak: Peak, memory: Breakdown) -> Derivation:
+    everything = persistent.all_gradients()
     if memory.components["gradients"] == everything.bytes:
         return Derivation("Gradients", (everything,), "gradients")
     there = "some" if memory.components["gradients"] else "none"
@@ -144,7 +147,7 @@ def _device_total(reserved: int, total: int) -> Line:
 def _verdict(memory: Breakdown, device: Device) -> Derivation:
     """Return the comparison with ``device``. The verdict's other figures come from searches with the same formulas."""
     assert memory.device_total_range_bytes is not None
-    answer, margin = hold_against(memory, device.memory_bytes)
+    answer, margin = verdict_and_margin(memory, device.memory_bytes)
     most, usable = memory.device_total_range_bytes[1], device.usable_bytes
     lines = (
         _usable(device),

@@ -81,11 +81,11 @@ class OptimizerStates:
         )
 
     def _blockwise(self, state: Blockwise) -> Iterator[Line]:
-        coded = [alike for alike in self.tensors if state.coded(alike)]
-        whole = [alike for alike in self.tensors if not state.coded(alike)]
+        coded = [group for group in self.tensors if state.coded(group)]
+        whole = [group for group in self.tensors if not state.coded(group)]
         kept_from = MIN_PAGED_ELEMENTS if state.paged else float("inf")
         for name, itemsize, tensors in (("8-bit", 1, coded), ("float32", 4, whole)):
-            elements = sum(alike.elements * alike.count for alike in tensors if alike.elements < kept_from)
+            elements = sum(group.elements * group.count for group in tensors if group.elements < kept_from)
             if elements:
                 yield Line(
                     f"{name} states",
@@ -98,7 +98,7 @@ class OptimizerStates:
                     else "bitsandbytes: float32 states",
                 )
         if coded:
-            blocks = sum(alike.count * -(-alike.elements // STATE_BLOCK) for alike in coded)
+            blocks = sum(group.count * -(-group.elements // STATE_BLOCK) for group in coded)
             yield Line(
                 "absmax of the 8-bit states",
                 f"{state.each} · parameters / {STATE_BLOCK} · 4 B",

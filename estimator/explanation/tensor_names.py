@@ -50,6 +50,7 @@ _WHAT = {
     "multiply": "product",
     "power": "power",
     "repeat_heads": "keys or values, repeated for each head",
+    "rsqrt": "reciprocal root",
     "scale": "scaled",
     "shift": "plus a constant",
     "softmax": "probabilities",
@@ -63,7 +64,7 @@ _WHAT_IN: dict[tuple[Part, str], str] = {
     ("loss", "linear"): "logits",
     ("loss", "copy"): "logits, shifted",
     ("norm", "multiply"): "normed tokens",
-    ("norm", "tanh"): "reciprocal root of each token's mean square",
+    ("norm", "rsqrt"): "reciprocal root of each token's mean square",
     ("residual stream", "add"): "sum, input of the next sublayer",
     ("rotary positions", "add"): "rotated queries or keys",
 }
@@ -80,9 +81,9 @@ _BACKWARD = {
     "linear": "the matmul",
     "linear_4bit": "the matmul",
     "repeat_heads": "repeating keys or values",
+    "rsqrt": "the reciprocal root",
     "scale": "scaling",
     "sum": "the sum",
-    "tanh": "the root or tanh",
 }
 """Operation → name of its backward, if it differs from the operation's."""
 

@@ -18,9 +18,9 @@ class Trained:
     def __init__(self, tensors: Iterable[TrainedTensors]) -> None:
         self._parameters = Counter[str]()
         self._tensors = Counter[str]()
-        for alike in tensors:
-            self._parameters[alike.dtype] += alike.elements * alike.count
-            self._tensors[alike.dtype] += alike.count
+        for group in tensors:
+            self._parameters[group.dtype] += group.elements * group.count
+            self._tensors[group.dtype] += group.count
 
     def dtypes(self, dtypes: Collection[str] = DTYPES) -> str:
         """Return the dtypes of trained tensors that are in ``dtypes``, in words."""

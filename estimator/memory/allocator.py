@@ -8,7 +8,7 @@ As read in torch's `c10/cuda/CUDACachingAllocator.cpp`, for one stream:
 - the smallest free block that is large enough is taken; what is left of it becomes a free block if it is at least
   512 B (small pool) or more than 1 MiB (large pool);
 - a freed block merges with its free neighbours in the segment;
-- before it fails, the allocator gives segments that are wholly free back to the device.
+- before it fails, the allocator releases segments that are wholly free.
 
 With ``expandable_segments`` a segment is a stretch of addresses, 9/8 of the device's memory, most of them unmapped. The
 allocator maps pages of 2 MiB (small pool) or 20 MiB (large) next to free blocks when it needs them. A pool begins
@@ -78,7 +78,7 @@ class Pool:
         """Unmapped blocks, by address."""
 
     def add(self, block: MemoryBlock) -> None:
-        """Take ``block`` in."""
+        """Add ``block``."""
         key = block.size << ADDRESS_BITS | block.address
         index = bisect_left(self.keys, key)
         self.keys.insert(index, key)
@@ -86,7 +86,7 @@ class Pool:
         block.freed_at = self.searches
 
     def remove(self, block: MemoryBlock) -> None:
-        """Let go of ``block``."""
+        """Remove ``block``."""
         index = bisect_left(self.keys, block.size << ADDRESS_BITS | block.address)
         del self.keys[index]
         del self.blocks[index]
@@ -419,7 +419,7 @@ def _cut(block: MemoryBlock, size: int) -> MemoryBlock:
 
 
 def _join(first: MemoryBlock, second: MemoryBlock) -> None:
-    """Let ``first`` take in ``second``, which follows it."""
+    """Merge ``second``, which follows ``first``, into it."""
     first.size += second.size
     first.following = second.following
     if second.following is not None:

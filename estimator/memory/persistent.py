@@ -1,6 +1,6 @@
 """Persistent memory by phase: the tensors that stay allocated from step to step.
 
-Only this module decides in which phases each of them exists.
+Only this module determines the phases in which each tensor exists.
 The closed form (`closed_form`) has the memory that a step allocates and frees. The total is the sum of both.
 """
 

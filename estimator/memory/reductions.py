@@ -1,4 +1,4 @@
-"""Buffers of CUDA's reductions: the memory in which blocks of threads leave what they have summed so far.
+"""Buffers of CUDA's reductions: scratch memory for the partial sums of thread blocks.
 
 As read in torch 2.13 (`ATen/native/cuda/Reduce.cuh`, `setReduceConfig` and `global_memory_size`) for sums of rows, such
 as the gradient of a bias: outputs lie side by side in memory, and the inputs of each lie a row apart. Sums of
@@ -14,8 +14,8 @@ from lorabench.estimator.devices.multiprocessor import MULTIPROCESSORS
 WARP = 32
 MOST_THREADS = 512
 """Threads of a block (`MAX_NUM_THREADS`)."""
-MOST_TOGETHER = 4
-"""Most outputs of one thread, which it reads at once (`get_output_vec_size`)."""
+MOST_OUTPUTS_PER_THREAD = 4
+"""Maximum of neighbouring outputs that one thread computes (`get_output_vec_size`)."""
 ACCUMULATOR_BYTES = 4
 """16-bit and 32-bit inputs are summed in float32."""
 LEAST_INPUTS_PER_THREAD, MOST_INPUTS_PER_THREAD = 16, 256
@@ -25,12 +25,12 @@ MOST_BYTES = 2**31
 
 
 class Multiprocessors(NamedTuple):
-    """What decides how a GPU divides a sum."""
+    """A GPU's multiprocessors, which determine how it divides a sum."""
 
     number: int
-    """Of the whole GPU."""
+    """Multiprocessors of the whole GPU."""
     threads: int
-    """Most that one of them runs at a time."""
+    """Maximum that one multiprocessor runs at a time."""
 
 
 def multiprocessors_of(compute_capability: str | None, number: int | None) -> Multiprocessors | None:
@@ -40,30 +40,30 @@ def multiprocessors_of(compute_capability: str | None, number: int | None) -> Mu
 
 
 def reduction_buffer(rows: int, outputs: int, itemsize: int, gpu: Multiprocessors) -> int:
-    """Return the bytes of the buffer with which ``rows`` of ``outputs`` elements are summed to one row; 0 for none."""
+    """Return the bytes of the buffer for a sum of ``rows`` rows of ``outputs`` elements; 0 if it needs none."""
     while rows * outputs * itemsize > MOST_BYTES:
         rows -= rows // 2
-    together = MOST_TOGETHER
-    while outputs % together:
-        together //= 2
-    most_threads = MOST_THREADS // together
-    width, height = (min(_power_of_two_in(number), most_threads) for number in (outputs // together, rows))
+    outputs_per_thread = MOST_OUTPUTS_PER_THREAD
+    while outputs % outputs_per_thread:
+        outputs_per_thread //= 2
+    most_threads = MOST_THREADS // outputs_per_thread
+    width, height = (min(_last_power_of_two(number), most_threads) for number in (outputs // outputs_per_thread, rows))
     block_width = min(width, WARP)
     block_height = min(height, most_threads // block_width)
     block_width = min(width, most_threads // block_height)
     if rows < min(16 * block_height, MOST_INPUTS_PER_THREAD):
         return 0
     inputs_per_thread = -(-rows // block_height)
-    blocks = -(-(outputs // together) // block_width)
-    room = gpu.number * (gpu.threads // (block_width * block_height))
-    if inputs_per_thread < MOST_INPUTS_PER_THREAD or blocks > room:
+    blocks = -(-(outputs // outputs_per_thread) // block_width)
+    blocks_at_once = gpu.number * (gpu.threads // (block_width * block_height))
+    if inputs_per_thread < MOST_INPUTS_PER_THREAD or blocks > blocks_at_once:
         return 0
     shares = max(
-        min(-(-room // blocks), -(-inputs_per_thread // LEAST_INPUTS_PER_THREAD)),
+        min(-(-blocks_at_once // blocks), -(-inputs_per_thread // LEAST_INPUTS_PER_THREAD)),
         -(-inputs_per_thread // MOST_INPUTS_PER_THREAD),
     )
-    return ACCUMULATOR_BYTES * outputs * shares * block_width * together if shares > 1 else 0
+    return ACCUMULATOR_BYTES * outputs * shares * block_width * outputs_per_thread if shares > 1 else 0
 
 
-def _power_of_two_in(number: int) -> int:
+def _last_power_of_two(number: int) -> int:
     return 1 << (number.bit_length() - 1)

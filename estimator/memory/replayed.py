@@ -1,4 +1,4 @@
-"""What a replay of CUDA's caching allocator counts, and a breakdown with it: of the closed form and of the trace."""
+"""The result of a replay of CUDA's caching allocator, for the closed form and for the trace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorabench.estimator.memory.reserved import with_context
 
 
 class OutOfMemory(NamedTuple):
-    """The request that the device had no room for, after the allocator gave its cached segments back."""
+    """The allocation that failed, after the allocator had released its cached segments."""
 
     phase: str
     bytes: int
@@ -26,7 +26,7 @@ class Replayed(NamedTuple):
     reserved: int
     """``torch.cuda.max_memory_reserved``."""
     phase_peaks: dict[str, int]
-    """Phase → most allocated in it; of ``loaded`` and ``adapted``, what stays at their end."""
+    """Phase → maximum of the allocated bytes; for ``loaded`` and ``adapted`` the bytes that remain at the end."""
     out_of_memory: OutOfMemory | None = None
 
 
@@ -40,7 +40,7 @@ def with_blocks(
 
     The device total has the context of a GPU of ``compute_capability``.
 
-    Blocks beyond their tensors become the component ``rounding``.
+    ``memory`` counts the bytes that tensors request. The rest of their blocks becomes the component ``rounding``.
     """
     least, most = with_context(replayed.reserved, replayed.reserved, compute_capability)
     rounding = max(replayed.allocated - memory.peak_allocated_bytes, 0)

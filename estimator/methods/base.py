@@ -69,7 +69,7 @@ class Adapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     # The declarations of a method
 
     def tensors(self, linear: Linear) -> tuple[AdapterTensor, ...]:
-        """Return the tensors that ``linear`` gets, in the order in which peft makes them.
+        """Return the tensors that ``linear`` gets, in peft's order.
 
         Raises:
             NotImplementedError: the method does not declare them.

@@ -117,7 +117,7 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
         max_position_embeddings=_size(sizes, "max_position_embeddings"),
         tie_word_embeddings=tied,
         embeddings=tuple(tables),
-        layers=tuple(_alike(layers)),
+        layers=tuple(_identical_layers(layers)),
         final_norm=tuple(weight for weight in apart if weight not in tables),
         head=_linear(next(key for key, module in model.named_modules() if module is head), head, "head"),
         layers_path=path,
@@ -171,7 +171,7 @@ def _layers(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList
     raise UserError(f"{name}: the model that transformers builds has no list of {count} layers")
 
 
-def _alike(layers: nn.ModuleList) -> Iterator[Layers]:
+def _identical_layers(layers: nn.ModuleList) -> Iterator[Layers]:
     """Yield consecutive layers with equal tensors as one group."""
     shapes = [(_linears(layer), _weights(layer)) for layer in layers]
     for (linears, weights), group in groupby(shapes):

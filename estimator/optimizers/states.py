@@ -1,7 +1,7 @@
 """Kinds of tensors that optimizers keep between steps.
 
-Each kind has methods for the bytes of the states of trained tensors, and for the bytes that a step reads (or writes) if
-it accesses each element once.
+Each kind has methods for the bytes of trained tensors' states. Another method returns the bytes that a step reads (or
+writes) if it accesses each element once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LikeWeights(NamedTuple):
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return the bytes that a step reads if it accesses each state once."""
-        return self.each * sum(alike.count * alike.bytes for alike in tensors if alike.dtype in self.dtypes)
+        return self.each * sum(group.count * group.bytes for group in tensors if group.dtype in self.dtypes)
 
 
 class Scalars(NamedTuple):
@@ -143,11 +143,11 @@ class Blockwise(NamedTuple):
     def kept(self, tensors: Sequence[TrainedTensors], backend: Backend) -> Kept:
         """Return the bytes of the states of ``tensors``."""
         allocated = _allocated(self, tensors, backend) + sum(shared_blocks(self, tensors))
-        return Kept(allocated, sum(alike.count * self.paged_bytes(alike) for alike in tensors))
+        return Kept(allocated, sum(group.count * self.paged_bytes(group) for group in tensors))
 
     def passed(self, tensors: Sequence[TrainedTensors]) -> int:
         """Return the bytes that a step reads if it accesses each state once."""
-        return self.each * sum(alike.count * alike.elements * (1 if self.coded(alike) else 4) for alike in tensors)
+        return self.each * sum(group.count * group.elements * (1 if self.coded(group) else 4) for group in tensors)
 
 
 State = LikeWeights | Scalars | RowsAndColumns | Blockwise
@@ -160,4 +160,4 @@ def shared_blocks(state: State, tensors: Sequence[TrainedTensors]) -> tuple[int,
 
 
 def _allocated(state: State, tensors: Sequence[TrainedTensors], backend: Backend) -> int:
-    return sum(alike.count * sum(state.blocks(alike, backend)) for alike in tensors)
+    return sum(group.count * sum(state.blocks(group, backend)) for group in tensors)

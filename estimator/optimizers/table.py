@@ -23,7 +23,7 @@ OPTIMI = Library("torch-optimi", "optimi")
 MOMENTS = LikeWeights("first and second moments", each=2)
 STEPS = Scalars("step counters", "a float32 for each tensor, on the device for the fused kernel", itemsize=4)
 STEPS_ON_HOST = STEPS._replace(backends=("cpu",))
-"""On the device only in a CPU run, where the host is the device."""
+"""They are on the device only in a CPU run: there the host is the device."""
 
 
 NOT_BFLOAT16: tuple[Dtype, ...] = ("float32", "float16")

@@ -33,8 +33,8 @@ def adamw(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round
         yield _one_each(tensors)
         return
     # In the for-loop, a root, its quotient, and the previous tensor's quotient are alive.
-    for before, alike in _successive(tensors):
-        yield before.bytes, alike.bytes, alike.bytes
+    for before, tensor in _successive(tensors):
+        yield before.bytes, tensor.bytes, tensor.bytes
 
 
 def rmsprop(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
@@ -43,8 +43,8 @@ def rmsprop(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Rou
         yield _one_each(tensors)  # the roots, as in `adamw`
         return
     # In the for-loop, a root and the previous tensor's root are alive.
-    for before, alike in _successive(tensors):
-        yield before.bytes, alike.bytes
+    for before, tensor in _successive(tensors):
+        yield before.bytes, tensor.bytes
 
 
 def schedule_free(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
@@ -57,8 +57,8 @@ def stable_adamw(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterato
     if backend == "cuda":
         return  # the Triton kernels run in place
     # In the for-loop, a square and its divisor are alive.
-    for alike in tensors:
-        yield alike.bytes, alike.bytes
+    for tensor in tensors:
+        yield tensor.bytes, tensor.bytes
 
 
 def adagrad(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
@@ -69,10 +69,10 @@ def adagrad(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Rou
     # The foreach implementation computes the roots of all sums of a dtype, then its scaled gradients. The previous
     # dtype's roots and scaled gradients are alive until the same tensors of this dtype replace them.
     by_dtype: Counter[str] = Counter()
-    for alike in tensors:
-        by_dtype[alike.dtype] += alike.bytes * alike.count
+    for tensor in tensors:
+        by_dtype[tensor.dtype] += tensor.bytes * tensor.count
     largest = max(by_dtype, key=by_dtype.__getitem__, default="")
-    yield [*_one_each(tensors), *_one_each([alike for alike in tensors if alike.dtype == largest])]
+    yield [*_one_each(tensors), *_one_each([tensor for tensor in tensors if tensor.dtype == largest])]
 
 
 def adafactor(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[Round]:
@@ -81,23 +81,23 @@ def adafactor(tensors: Sequence[TrainedTensors], backend: Backend) -> Iterator[R
     It first copies 16-bit gradients and weights to float32. Two tensors of the update's size are alive for a moment.
     The previous tensor's copies are freed only when this tensor's replace them.
     """
-    for before, alike in _successive(tensors):
-        previous, size = 4 * before.elements, 4 * alike.elements
+    for before, tensor in _successive(tensors):
+        previous, size = 4 * before.elements, 4 * tensor.elements
         copies_before, copies = (
-            [bytes_] * (one.dtype != "float32") for one, bytes_ in ((before, previous), (alike, size))
+            [bytes_] * (one.dtype != "float32") for one, bytes_ in ((before, previous), (tensor, size))
         )
         # The peak is one of three moments. (1) The gradient's float32 copy is made: the previous tensor's copies and
         # update are alive. (2) The squared gradient is shifted by epsilon: the previous update is alive. (3) This
         # tensor's update is computed: two tensors of its size and the factors of its second moments are alive.
         yield *copies_before, *copies_before, previous, *copies
         yield previous, *copies, *copies, size, size
-        moments = 4 * second_moments(alike.shape) if len(alike.shape) > 1 else 0
+        moments = 4 * second_moments(tensor.shape) if len(tensor.shape) > 1 else 0
         yield *copies, *copies, size, size, moments
 
 
 def _one_each(tensors: Sequence[TrainedTensors]) -> list[int]:
     """Return the bytes of a block for each tensor."""
-    return [alike.bytes for alike in tensors for _ in range(alike.count)]
+    return [tensor.bytes for tensor in tensors for _ in range(tensor.count)]
 
 
 def _successive(tensors: Sequence[TrainedTensors]) -> Iterator[tuple[TrainedTensors, TrainedTensors]]:

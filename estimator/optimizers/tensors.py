@@ -33,7 +33,7 @@ class TrainedTensors(Struct, frozen=True):
 
 def one_by_one(tensors: Iterable[TrainedTensors]) -> Iterator[TrainedTensors]:
     """Yield each tensor alone, in the order of the model: of repeated ones, one layer's after the other's."""
-    for count, alike in groupby(tensors, lambda each: each.count):
-        of_layer = [replace(each, count=1) for each in alike]
+    for count, group in groupby(tensors, lambda each: each.count):
+        of_layer = [replace(each, count=1) for each in group]
         for _ in range(count):
             yield from of_layer

@@ -11,7 +11,7 @@ from lorabench.estimator.recipes.layer_tensors import adapter_tensors
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""Our name of a dtype → its name in safetensors, in the order in which safetensors writes them."""
+"""Our name of a dtype → its name in safetensors, in safetensors' order."""
 
 
 def adapter_file_bytes(resolved: ResolvedRecipe) -> int | None:

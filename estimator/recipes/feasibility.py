@@ -76,7 +76,7 @@ def refuse_impossible(resolved: ResolvedRecipe) -> None:
     """
     for obstacle in obstacles(resolved):
         value = resolved.recipe.describe().get(obstacle.setting, "left out")
-        raise UserError(f"{obstacle.setting} {value}: {obstacle.why}: use {obstacle.mend}")
+        raise UserError(f"{obstacle.setting} {value}: {obstacle.why}: use {obstacle.remedy}")
 
 
 def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
@@ -122,7 +122,7 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
     optimizer = OPTIMIZERS[recipe.optim]
     if of_adapter or len(optimizer.dtypes) == len(DTYPES) or not has_closed_form(spec):
         return  # the optimizer supports all dtypes, or the trained tensors are not known
-    refused = (alike.dtype for alike in resolved.trained_tensors if not optimizer.steps(alike))
+    refused = (group.dtype for group in resolved.trained_tensors if not optimizer.steps(group))
     dtype = next(refused, None)
     if dtype is not None:
         yield Obstacle(

@@ -159,7 +159,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
         It does not include the model's name: the same shapes under another name or path are the same recipe.
         """
-        return digest_of(dict.fromkeys(STATED_WITHOUT_MEANING) | self.settings(), model_config)
+        return digest_of(dict.fromkeys(ALWAYS_IN_DIGEST) | self.settings(), model_config)
 
     def describe(self) -> dict[str, str]:
         """Return every setting that applies to this recipe, as displayed."""
@@ -176,7 +176,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return " ".join(parts)
 
 
-STATED_WITHOUT_MEANING = (
+ALWAYS_IN_DIGEST = (
     *("rank", "lora_alpha", "lora_dropout", "target_modules", "adapter_dtype"),
     *("quant_type", "double_quant", "prepare_kbit"),
 )
@@ -189,7 +189,7 @@ def digest_of(settings: dict[str, Any], model_config: dict[str, Any]) -> str:
     stated = {
         name: value
         for name, value in settings.items()
-        if name != "model" and (value is not None or name in STATED_WITHOUT_MEANING)
+        if name != "model" and (value is not None or name in ALWAYS_IN_DIGEST)
     }
     canonical = msgspec.json.encode({"recipe": stated, "model_config": model_config}, order="sorted")
     import hashlib  # slow to import, and an estimate has no digest
@@ -313,7 +313,7 @@ def _nested(settings: dict[str, Any]) -> Recipe:
     for setting in SETTINGS:
         if setting in settings and setting not in settings_of(method):
             others = _listed(methods_with(setting))
-            raise UserError(f"{setting} has no meaning for method {method}: leave it out, or use method {others}")
+            raise UserError(f"{setting} does not apply to method {method}: leave it out, or use method {others}")
     of_adapter, of_quantization, of_all = (
         {name: value for name, value in settings.items() if name in names}
         for names in (parts.of_adapter, parts.of_quantization, Recipe.__struct_fields__)

@@ -129,7 +129,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
         spec, recipe = self.spec, self.recipe
         adapter = 0
         if recipe.adapter is not None:
-            adapter = sum(alike.elements * alike.count for alike in self.trained_tensors)
+            adapter = sum(group.elements * group.count for group in self.trained_tensors)
         return ParameterCounts(
             total=spec.parameters + adapter,
             trainable=spec.parameters if recipe.adapter is None else adapter,

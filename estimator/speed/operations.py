@@ -44,6 +44,7 @@ numbers. On a GPU memory bounds all of them, on a CPU it does not."""
 KERNELS: dict[str, tuple[Kernel, Kernel]] = {
     "activation": ("activation", "activation"),
     "tanh": ("tanh", "arithmetic"),
+    "rsqrt": ("tanh", "arithmetic"),
     "softmax": ("rows", "rows"),
     "cross_entropy": ("rows", "rows"),
     "layer_norm": ("rows", "rows"),

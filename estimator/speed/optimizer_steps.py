@@ -34,8 +34,8 @@ def optimizer_step(resolved: ResolvedRecipe) -> OptimizerStep:
     """Return the optimizer's step on the recipe's trained tensors."""
     optimizer = OPTIMIZERS[resolved.recipe.optim]
     trained = resolved.trained_tensors
-    tensors = sum(alike.count for alike in trained)
-    weights = sum(alike.bytes * alike.count for alike in trained)
+    tensors = sum(group.count for group in trained)
+    weights = sum(group.bytes * group.count for group in trained)
     lists = -(-tensors // TENSORS_IN_A_KERNEL)
     scaled = resolved.recipe.mixed_precision == "fp16"
     before = (SCALING_ACCESSES * scaled + CLIPPING_ACCESSES) * weights
@@ -51,4 +51,4 @@ def _passed(optimizer: Optimizer, trained: Sequence[TrainedTensors], weights: in
         return (3 + update.again) * weights + 2 * sum(state.passed(trained) for state in optimizer.states)
     if update.itemsize is None:
         return update.accesses * weights
-    return update.accesses * update.itemsize * sum(alike.count * alike.elements for alike in trained)
+    return update.accesses * update.itemsize * sum(group.count * group.elements for group in trained)

@@ -71,7 +71,7 @@ def cpu_attention(
 ) -> torch.Tensor:
     """Return scaled_dot_product_attention, in ``query``'s shape, as on a CPU: its flash kernel takes masks, no dropout.
 
-    Shapes are those of `cuda_attention`.
+    Shapes: as in `cuda_attention`.
     """
     import torch
 

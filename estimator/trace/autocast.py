@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # fmt: off
-MATRIX_PRODUCTS = frozenset({
+MATMULS = frozenset({
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addr", "addbmm", "baddbmm",
     "einsum", "chain_matmul", "multi_dot", "vecdot", "prelu", "scaled_dot_product_attention", "conv1d", "conv2d",
     "conv3d", "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -76,13 +76,13 @@ class MetaAutocast:
 
     def casts(self, name: str) -> bool:
         """Return whether autocast has a rule for operator ``name``."""
-        return name in MATRIX_PRODUCTS or name in IN_FLOAT32[self.backend] or name in INTO_FLOAT32[self.backend]
+        return name in MATMULS or name in IN_FLOAT32[self.backend] or name in INTO_FLOAT32[self.backend]
 
     def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of operator ``name`` as an enabled autocast casts them."""
         import torch
 
-        if name in MATRIX_PRODUCTS:
+        if name in MATMULS:
             return self._all(args, kwargs, self.dtype)
         if name in IN_FLOAT32[self.backend]:
             return self._all(args, kwargs, torch.float32)

@@ -72,13 +72,14 @@ def building_on_meta() -> Iterator[None]:
 
 
 def _cast_adapter(layer: Any, adapter_name: str, device: torch.device | None = None) -> None:
-    """Cast a new adapter to the dtype of its base layer: peft's methods of that name without their exception for meta.
+    """Cast a new adapter to the dtype of its base layer, as peft does on a GPU; peft itself skips meta tensors.
 
-    On a GPU this leaves room between the adapters, and they are cast again where they train in float32.
+    The cast frees the original, so it leaves free blocks between the adapters. If adapters train in float32, peft casts
+    them back later.
     """
     from torch import nn
 
-    if hasattr(layer, "get_param"):  # of experts, which are a parameter and no layer
+    if hasattr(layer, "get_param"):  # experts are a parameter, not a layer
         dtype = layer.get_param().dtype
     else:
         _, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())

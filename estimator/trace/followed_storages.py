@@ -29,7 +29,7 @@ class FollowedStorages(StorageHistory):
         self._references: dict[int, weakref.ref[Any]] = {}
         self._recomputing = False
         self._in_head = False
-        """Whether the head or its backward runs, whose widest tensors are logits."""
+        """Whether the head or its backward runs: their widest tensors are logits."""
         self._vocabulary = 0
 
     def _live_bytes(self) -> int:
@@ -88,10 +88,10 @@ class FollowedStorages(StorageHistory):
         del self._references[key]
 
     def _put(self, zeros: torch.Tensor, total: torch.Tensor) -> None:
-        """Give ``total`` the storage of ``zeros``, to which autograd adds in place without a dispatch mode.
+        """Give ``total`` the storage of ``zeros``: without a dispatch mode, autograd adds to them in place.
 
-        The gradient of ``x[index]`` is added to zeros in place (`index_backward` of torch's FunctionsManual.cpp), but
-        out of place under a dispatch mode such as this ledger's.
+        The gradient of ``x[index]`` is added to zeros in place (`index_backward` of torch's FunctionsManual.cpp). Under
+        a dispatch mode such as this ledger's it is added out of place.
         """
         sid = self._sids.get(id(zeros.untyped_storage()))
         if sid is not None:

@@ -23,7 +23,7 @@ class MetaResults:
 
         self.reads_numbers = False
         """Whether operators may read a number from a tensor. A meta tensor has none, so they read 1."""
-        self._corrections = {torch.ops.aten._grouped_mm.default: _grouped_products}
+        self._corrections = {torch.ops.aten._grouped_mm.default: _grouped_mm}
         if backend == "cpu":
             self._corrections[torch.ops.aten.native_layer_norm.default] = _layer_norm_of_the_cpu
         self._read = torch.ops.aten._local_scalar_dense.default
@@ -90,7 +90,7 @@ def _layer_norm_of_the_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return output, *(each.to(dtype) for each in statistics)
 
 
-def _grouped_products(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return _grouped_mm for any dtype: its meta kernel accepts bfloat16 only, but CUDA's and the CPU's accept more."""
     import torch
 

@@ -1,4 +1,4 @@
-"""The tensors of a model, each with the component to which its bytes count."""
+"""The tensors of a model, each with the component that counts its bytes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def model_bytes(model: nn.Module, *device_types: str) -> int:
     """Return the bytes of all storages of ``model`` on ``device_types``. A shared storage counts once."""
-    held = (tensor for _, tensor in model_tensors(model))
+    tensors = (tensor for _, tensor in model_tensors(model))
     storages = {
         id(storage): storage.nbytes()
-        for tensor in tensors_in(held)
+        for tensor in tensors_in(tensors)
         if tensor.device.type in device_types
         for storage in [tensor.untyped_storage()]
     }

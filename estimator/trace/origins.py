@@ -36,7 +36,7 @@ class Origins:
         """Number of a storage from before the first step → name of the parameter or buffer on it."""
         self._before_steps = 0
         self._latest: dict[int, int] = {}
-        """id of a storage → its number, of storages that share an id the last one's."""
+        """id of a storage → its number. If several storages had the id, the last one's."""
         self._stack: list[str] = [""]
         self._numbers: list[int] = []
         self._modules_by_number: list[str] = []
@@ -50,7 +50,7 @@ class Origins:
         self._noted.append((operator, module, tensor.shape, tensor.dtype))
 
     def begin_steps(self, model: nn.Module) -> None:
-        """Take all storages so far for those of ``model``, which is ready for its first step."""
+        """Attribute all storages so far to ``model``, which is ready for its first step."""
         self._before_steps = len(self._noted)
         self._names = {id(module): name for name, module in model.named_modules()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):

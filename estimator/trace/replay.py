@@ -1,4 +1,4 @@
-"""What CUDA's caching allocator makes of a traced training, from the first weight that is loaded to the last step."""
+"""A replay of CUDA's caching allocator over a traced training, from the first weight to the last step."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class TraceReplay(NamedTuple):
 def replay_trace(
     history: StorageHistory, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None
 ) -> TraceReplay:
-    """Serve every allocation and free of ``history``, and empty the cache when it was emptied there.
+    """Replay every allocation and free of ``history``, and empty the cache at the same moments.
 
-    ``capacity``: bytes that the device has to give; None for any number.
+    ``capacity``: bytes available on the device; None for no limit.
     """
     replay = _Replay(history, CachingAllocator(settings, capacity=capacity))
     failure = replay.run()
@@ -51,7 +51,7 @@ class _Replay:
         self._allocations = history.allocations()
 
     def run(self) -> OutOfMemory | None:
-        """Replay all; return the request that found no room, where the replay stops."""
+        """Replay the history. If an allocation fails, stop and return it."""
         start = 0
         for moment in sorted({*self._history.emptied, *self._history.ends.values()}):
             failure = self._play(start, moment, "loaded")
@@ -68,7 +68,7 @@ class _Replay:
         return failure
 
     def _reach(self, moment: int) -> None:
-        """Do and note what happens before the first step after ``moment`` events."""
+        """Record phase peaks and empty the cache, if the history does so after ``moment`` events."""
         for phase, end in self._history.ends.items():
             if end == moment:
                 self.peaks[phase] = self.allocator.allocated

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Held(NamedTuple):
+class ScratchTensors(NamedTuple):
     """The scratch memory of a kernel, in the order of its allocation."""
 
     before: list[torch.Tensor]
@@ -29,7 +29,7 @@ class Held(NamedTuple):
     """Tensors allocated after the results."""
 
 
-Scratch = Mapping[Any, Callable[..., Held]]
+Scratch = Mapping[Any, Callable[..., ScratchTensors]]
 """Operator → function from its arguments to the scratch memory of its kernel. Other operators have none."""
 
 SORTED_COPIES = 6
@@ -37,11 +37,11 @@ SORTED_COPIES = 6
 
 
 def cuda_scratch(gpu: Multiprocessors | None = None) -> Scratch:
-    """Return what CUDA's kernels hold, sums only on a ``gpu`` that is known."""
+    """Return the scratch memory of CUDA's kernels. It includes buffers of sums only if ``gpu`` is known."""
     import torch
 
     aten = torch.ops.aten
-    sums: dict[Any, Callable[..., Held]] = {}
+    sums: dict[Any, Callable[..., ScratchTensors]] = {}
     if gpu is not None:
         sums = dict.fromkeys((aten.sum.dim_IntList, aten.mean.dim), partial(_sum_of_rows, gpu))
     return {
@@ -55,23 +55,23 @@ def cuda_scratch(gpu: Multiprocessors | None = None) -> Scratch:
         aten.embedding_dense_backward.default: _embedding_backward,
         aten.index_put.default: _index_put,
         aten._foreach_norm.Scalar: _norms,
-        **_four_bit_products(_gemm_4bit_on_cuda),
+        **_four_bit_matmuls(_gemm_4bit_on_cuda),
     }
 
 
 def cpu_scratch() -> Scratch:
-    """Return the scratch memory of the CPU's kernels that is known: that of bitsandbytes' Python code."""
-    return _four_bit_products(_gemm_4bit_on_cpu)
+    """Return the scratch memory of bitsandbytes' Python code on a CPU. Other kernels have none that is known."""
+    return _four_bit_matmuls(_gemm_4bit_on_cpu)
 
 
-def _four_bit_products(held: Callable[..., Held]) -> dict[Any, Callable[..., Held]]:
+def _four_bit_matmuls(function: Callable[..., ScratchTensors]) -> dict[Any, Callable[..., ScratchTensors]]:
     import torch
 
     try:
         import bitsandbytes  # noqa: F401 - it defines the operator
     except ImportError:
         return {}
-    return {torch.ops.bitsandbytes.gemm_4bit.default: held}
+    return {torch.ops.bitsandbytes.gemm_4bit.default: function}
 
 
 # bitsandbytes
@@ -79,7 +79,7 @@ def _four_bit_products(held: Callable[..., Held]) -> dict[Any, Callable[..., Hel
 
 def _gemm_4bit_on_cuda(
     activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
-) -> Held:
+) -> ScratchTensors:
     """Return the dequantised weight; with double quantisation also its absmax, before and after the offset is added.
 
     The fused kernels, which need none of these, run below about 1536 rows at most, depending on the GPU. A recipe that
@@ -88,15 +88,15 @@ def _gemm_4bit_on_cuda(
     weight = activations.new_empty(shape)
     absmax_8bit = options.get("absmax_8bit")
     if absmax_8bit is None:
-        return Held([weight], [])
-    return Held([absmax.new_empty(absmax_8bit.shape), absmax.new_empty(absmax_8bit.shape), weight], [])
+        return ScratchTensors([weight], [])
+    return ScratchTensors([absmax.new_empty(absmax_8bit.shape), absmax.new_empty(absmax_8bit.shape), weight], [])
 
 
 def _gemm_4bit_on_cpu(
     activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
-) -> Held:
+) -> ScratchTensors:
     """Return the dequantised weight and absmax. The absmax without offset is freed before the matmul."""
-    return Held(_gemm_4bit_on_cuda(activations, codes, shape, absmax, **options).before[-2:], [])
+    return ScratchTensors(_gemm_4bit_on_cuda(activations, codes, shape, absmax, **options).before[-2:], [])
 
 
 # Attention
@@ -110,7 +110,7 @@ def _flash_backward(
     output: torch.Tensor,
     *_: Any,
     **__: Any,
-) -> Held:
+) -> ScratchTensors:
     """Return the float32 accumulator of the query's gradient, the row sums, and gradients of expanded keys and values.
 
     ``query`` is (batch, heads, length, head_dim); lengths are padded to 128, heads to 32 columns, or 64 above 128
@@ -125,42 +125,46 @@ def _flash_backward(
     copies = [
         by_head.new_empty(by_head.shape) for by_head in (grad, output) if not by_head.transpose(1, 2).is_contiguous()
     ]
-    held = [
+    after = [
         query.new_empty((batch, heads, rows), dtype=torch.float32),
         query.new_empty((batch, rows, heads, columns), dtype=torch.float32),
     ]
     if key.shape[1] != heads:
         expanded = (batch, key.shape[2], heads, head_dim)
-        held += [query.new_empty(expanded), query.new_empty(expanded)]
-    return Held(copies, held)
+        after += [query.new_empty(expanded), query.new_empty(expanded)]
+    return ScratchTensors(copies, after)
 
 
-def _cudnn_backward(grad: torch.Tensor, query: torch.Tensor, *_: Any, **__: Any) -> Held:
+def _cudnn_backward(grad: torch.Tensor, query: torch.Tensor, *_: Any, **__: Any) -> ScratchTensors:
     """Return the workspace: in float32 the query's gradient, and a number for each token and head.
 
-    ``query`` is (batch, heads, length, head_dim). It is what cuDNN's frontend asks for (`sdpa_bwd`).
+    ``query`` is (batch, heads, length, head_dim). cuDNN's frontend requests it (`sdpa_bwd`).
     """
     import torch
 
     *rows, head_dim = query.shape
-    return Held([], [query.new_empty((*rows, head_dim + 1), dtype=torch.float32)])
+    return ScratchTensors([], [query.new_empty((*rows, head_dim + 1), dtype=torch.float32)])
 
 
-def _efficient_forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Held:
+def _efficient_forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> ScratchTensors:
     """Return the float32 accumulator that 16-bit outputs wider than one block of keys need (`kernel_forward.h`)."""
     import torch
 
     widest_kept_in_registers = 128
     if query.dtype == torch.float32 or value.shape[-1] <= widest_kept_in_registers:
-        return Held([], [])
+        return ScratchTensors([], [])
     batch, heads, length, _head_dim = query.shape
-    return Held([], [query.new_empty((batch, length, heads, value.shape[-1]), dtype=torch.float32)])
+    return ScratchTensors([], [query.new_empty((batch, length, heads, value.shape[-1]), dtype=torch.float32)])
 
 
-def _efficient_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> Held:
+def _efficient_backward(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
+) -> ScratchTensors:
     """Return the row sums and the workspace: a float32 accumulator of the query's gradient.
 
-    Blocks are those of GPUs since the A100 (`cutlassB.h`): 64 × 64 for heads up to 64, 128 × 128 up to 128, 128 × 64
+    On GPUs since the A100, blocks are (`cutlassB.h`): 64 × 64 for heads up to 64, 128 × 128 up to 128, 128 × 64
     above. Each block of the accumulator has 16 bytes of locks (`kernel_backward.h`). Wide heads accumulate the
     gradients of keys and values too, one block of keys for each part that the keys are split into; that part, at most
     some MiB, is left out here.
@@ -172,39 +176,41 @@ def _efficient_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tens
     blocks = -(-length // rows) * -(-head_dim // columns)
     workspace = batch * heads * blocks * (rows * columns + 4)
     row_sums = query.new_empty((batch, heads, length), dtype=torch.float32)
-    return Held([], [row_sums, query.new_empty(workspace, dtype=torch.float32)])
+    return ScratchTensors([], [row_sums, query.new_empty(workspace, dtype=torch.float32)])
 
 
 # Gradient clipping
 
 
-def _norms(tensors: list[torch.Tensor], *_: Any, **__: Any) -> Held:
+def _norms(tensors: list[torch.Tensor], *_: Any, **__: Any) -> ScratchTensors:
     """Return the partial sums of all tensors' norms."""
     import torch
 
     sums = norm_buffer(len(tensors), max(each.numel() for each in tensors))
-    return Held([tensors[0].new_empty(sums, dtype=torch.uint8)], [])
+    return ScratchTensors([tensors[0].new_empty(sums, dtype=torch.uint8)], [])
 
 
 # Softmax
 
 
-def _softmax_backward(grad: torch.Tensor, *_: Any) -> Held:
+def _softmax_backward(grad: torch.Tensor, *_: Any) -> ScratchTensors:
     """Return the gradient times the softmax, which `softmax_backward_cuda_out` (SoftMax.cu) begins with."""
-    return Held([], [grad.new_empty(grad.shape)])
+    return ScratchTensors([], [grad.new_empty(grad.shape)])
 
 
-def _safe_softmax(scores: torch.Tensor, *_: Any) -> Held:
+def _safe_softmax(scores: torch.Tensor, *_: Any) -> ScratchTensors:
     """Return the boolean tensor of masked scores (`_safe_softmax` of `attention.cpp`, for the math kernel)."""
     import torch
 
-    return Held([], [scores.new_empty(scores.shape, dtype=torch.bool)])
+    return ScratchTensors([], [scores.new_empty(scores.shape, dtype=torch.bool)])
 
 
 # Sums
 
 
-def _sum_of_rows(gpu: Multiprocessors, values: torch.Tensor, dims: list[int] | None = None, *_: Any, **__: Any) -> Held:
+def _sum_of_rows(
+    gpu: Multiprocessors, values: torch.Tensor, dims: list[int] | None = None, *_: Any, **__: Any
+) -> ScratchTensors:
     """Return the buffer of a sum or mean over the first dimensions, such as the gradient of a norm's weight.
 
     The semaphores beside it, some hundred bytes, are left out.
@@ -214,36 +220,40 @@ def _sum_of_rows(gpu: Multiprocessors, values: torch.Tensor, dims: list[int] | N
     reduced = {dim % values.dim() for dim in dims or ()}
     over_rows = reduced == set(range(len(reduced))) and 0 < len(reduced) < values.dim()
     if not over_rows or not values.is_contiguous() or values.element_size() > 4:
-        return Held([], [])
+        return ScratchTensors([], [])
     outputs = prod(values.shape[len(reduced) :])
     size = reduction_buffer(values.numel() // outputs, outputs, values.element_size(), gpu)
-    return Held([], [values.new_empty(size, dtype=torch.uint8)] if size else [])
+    return ScratchTensors([], [values.new_empty(size, dtype=torch.uint8)] if size else [])
 
 
 # Lookups
 
 
-def _index_put(rows: torch.Tensor, indices: list[torch.Tensor], values: torch.Tensor, accumulate: bool = False) -> Held:
-    """Return the tensors with which CUDA sorts the indices to sum rows, each of the size of the indices.
+def _index_put(
+    rows: torch.Tensor, indices: list[torch.Tensor], values: torch.Tensor, accumulate: bool = False
+) -> ScratchTensors:
+    """Return the scratch memory of sorting the indices, which CUDA does to sum rows: tensors of the indices' size.
 
     They are the indices and their order, both sorted (`index_put_with_sort_kernel` of `Indexing.cu`), and both once
     more for cub's radix sort, which alternates between two buffers.
     """
     if not accumulate:
-        return Held([], [])
+        return ScratchTensors([], [])
     sorts = [index.new_empty(index.shape) for index in indices if index is not None for _ in range(SORTED_COPIES)]
-    return Held([], sorts)
+    return ScratchTensors([], sorts)
 
 
-def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *_: Any, **__: Any) -> Held:
+def _embedding_backward(
+    grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *_: Any, **__: Any
+) -> ScratchTensors:
     """Return the index tensors and the partial sums (`embedding_scratch`)."""
     import torch
 
     sizes, parts = embedding_scratch(indices.numel(), num_weights)
     if not parts:
-        return Held([], [])
+        return ScratchTensors([], [])
     sums = grad.new_empty((parts, grad.shape[-1]), dtype=torch.float32)
-    return Held([indices.new_empty(size) for size in sizes], [sums])
+    return ScratchTensors([indices.new_empty(size) for size in sizes], [sums])
 
 
 def _round_up(number: int, multiple: int) -> int:

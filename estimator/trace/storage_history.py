@@ -35,7 +35,7 @@ class StorageHistory:
         self.ends[phase] = len(self._events)
 
     def empty_cache(self) -> None:
-        """Note that the caching allocator gives back to the device what is wholly free."""
+        """Note that the cache is emptied: the allocator releases what is wholly free."""
         self.emptied.append(len(self._events))
 
     # Results.
@@ -43,9 +43,9 @@ class StorageHistory:
     def breakdown(self) -> Breakdown:
         """Return the bytes of tensors by component at the last step's peak, and the peak of each of its phases."""
         components = self._attribute()
-        held = dict.fromkeys(COMPONENTS, 0)
+        live_bytes = dict.fromkeys(COMPONENTS, 0)
         live = peak = 0
-        at_peak, peak_phase = dict(held), "adapted"
+        at_peak, peak_phase = dict(live_bytes), "adapted"
         phase_peaks = {} if self.loaded_bytes is None else {"loaded": self.loaded_bytes}
         phase_peaks["adapted"] = self.adapted_bytes
         phases = iter([*self.phases, (len(self._events) + 1, "")])
@@ -61,11 +61,11 @@ class StorageHistory:
             sid = event if event >= 0 else ~event
             size = self._sizes[sid] if event >= 0 else -self._sizes[sid]
             live += size
-            held[components[sid]] += size
+            live_bytes[components[sid]] += size
             if phase and live > phase_peaks[phase]:
                 phase_peaks[phase] = live
             if phase and live > peak:
-                peak, peak_phase, at_peak = live, phase, dict(held)
+                peak, peak_phase, at_peak = live, phase, dict(live_bytes)
         return Breakdown(components=at_peak, phase=peak_phase, peak_allocated_bytes=peak, phase_peaks_bytes=phase_peaks)
 
     def allocations(self) -> list[tuple[int, int]]:

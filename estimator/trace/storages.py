@@ -58,9 +58,9 @@ class StorageLedger(FollowedStorages):
         self._execute = execute
         self._open: ExitStack | None = None
         self.on_operation: Callable[[Any], None] | None = None
-        """Called with each operation when its results are counted, but not yet what its kernel holds after them."""
+        """Called with each operation when its results are counted, but not yet its scratch memory after them."""
 
-    # What lives before the step.
+    # Tensors that exist before the step.
 
     def adopt_model(self, model: nn.Module) -> None:
         """Count the model's parameters, quantisation constants and buffers.
@@ -103,7 +103,7 @@ class StorageLedger(FollowedStorages):
         import torch
 
         self.phases.append((len(self._events), ""))
-        with torch._C.DisableTorchFunction():  # a mode would see every question to a tensor
+        with torch._C.DisableTorchFunction():  # a mode would intercept every access to a tensor's attributes
             for parameter in model.parameters():
                 self.adopt("gradients", parameter.grad)
             self.adopt_optimizer(optimizer)

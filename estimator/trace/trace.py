@@ -117,7 +117,7 @@ def trace(
 ) -> Trace:
     """Run ``steps`` training steps of the recipe on meta tensors and return the memory of the last one.
 
-    None means: until a step equals all later ones, which is the second for most optimizers.
+    With None it runs until a step equals all later ones: most optimizers need two steps.
 
     The model runs as on a device of ``backend``, of ``compute_capability`` and so many ``multiprocessors`` (both of
     `Device`). The former decides the size of cuBLAS' workspaces (see `workspaces` for None). Both decide the size of

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lorabench.estimator.trace.scratch import Held, Scratch
+from lorabench.estimator.trace.scratch import Scratch, ScratchTensors
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +28,10 @@ def watch_operations(
     """Return a context that calls ``record`` with every operation and its result.
 
     It also calls ``record`` with the scratch memory of the operation, before or after its results, in the order of
-    their allocation, and then ``ran`` with the operation. ``execute`` runs the operations. ``accumulate`` is called
-    with the first addend and the sum if autograd adds two gradients. ``put`` is called with the zeros and the result
-    if the backward of ``x[index]`` writes gradients into zeros (`index_put`). ``compiles``: whether the step runs
-    torch.compile.
+    their allocation. Then it calls ``ran`` with the operation. ``execute`` runs the operations. ``accumulate`` is
+    called with the first addend and the sum if autograd adds two gradients. ``put`` is called with the zeros and the
+    result if the backward of ``x[index]`` writes gradients into zeros (`index_put`). ``compiles``: whether the step
+    runs torch.compile.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -52,7 +52,7 @@ def watch_operations(
     class Special(NamedTuple):
         """How an operator differs from others: scratch memory, a kernel in Python, a result in place under autograd."""
 
-        holds: Callable[..., Held] | None
+        holds: Callable[..., ScratchTensors] | None
         in_python: bool
         reverses: bool
         """Whether its kernel allocates its results in reverse order."""
@@ -84,9 +84,9 @@ def watch_operations(
             holds, in_python, reverses, take_over = known
             # Otherwise an active mode for torch functions would see every access to a tensor's attributes.
             with no_torch_functions():
-                held = holds(*args, **kwargs) if holds is not None else None
-                if held:
-                    record(func, held.before)
+                scratch_tensors = holds(*args, **kwargs) if holds is not None else None
+                if scratch_tensors:
+                    record(func, scratch_tensors.before)
                 if not in_python:
                     result = execute(func, args, kwargs)
                     if take_over is not None and _adds_gradients():
@@ -97,9 +97,9 @@ def watch_operations(
                     result = func(*args, **kwargs)
                 record(func, result)
             ran(func)
-            if held:
+            if scratch_tensors:
                 with no_torch_functions():
-                    record(func, held.after)
+                    record(func, scratch_tensors.after)
             return result
 
     return Watch()  # type: ignore[no-untyped-call]

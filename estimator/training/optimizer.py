@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         forget_overrides()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optim == "stable_adamw":
-        # By default it runs its Triton kernels if Triton is installed, on a CPU too, where they fail.
+        # By default it runs its Triton kernels if Triton is installed, even on a CPU, and then fails.
         options["triton"] = all(parameter.is_cuda for parameter in trained) and _has_triton()
     optimizer = cast("torch.optim.Optimizer", cast(Any, make)(trained, **options))
     if options.get("optim_bits") == 8:

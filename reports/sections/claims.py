@@ -24,7 +24,7 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.throughput import likely_step_time
-from lorabench.reports.pairs import alike, method_pairs, rank_pairs
+from lorabench.reports.pairs import groups_of_equal_recipes, method_pairs, rank_pairs
 from lorabench.reports.quantities import format_number, format_share
 from lorabench.reports.runs import Run
 from lorabench.reports.subject import Subject
@@ -236,7 +236,7 @@ def _high_rank_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
 
 
 def _target_pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
-    for group in alike([run for run in runs if run.record.recipe.rank], ["target_modules"]):
+    for group in groups_of_equal_recipes([run for run in runs if run.record.recipe.rank], ["target_modules"]):
         by_targets = {run.settings.get("target_modules"): run for run in group}
         if {"attention", "all-linear"} <= set(by_targets):
             yield by_targets["attention"], by_targets["all-linear"]

@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from lorabench.estimator.answers.plan import TRIED_METHODS
-from lorabench.estimator.answers.verdict import hold_against, judge
+from lorabench.estimator.answers.verdict import judge, verdict_and_margin
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -175,7 +175,7 @@ def _speeds(recipes: Sequence[ResolvedRecipe], device: Device) -> Headline | Non
     shown = []
     for one in recipes:
         speed = estimate_throughput(one, device)
-        answer, _ = hold_against(_memory(one, device), device.memory_bytes)
+        answer, _ = verdict_and_margin(_memory(one, device), device.memory_bytes)
         shown.append(speed.tokens_per_second if speed and answer != "does not fit" else None)
     if not any(shown):
         return None

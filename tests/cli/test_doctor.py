@@ -18,7 +18,9 @@ READY = Diagnosis(
     packages={"torch": "2.13.0"},
     checks=(
         Check(name="torch", status="ok", found="2.13.0"),
-        Check(name="liger", status="limited", found="not installed; " + "it does without " * 6, mend="pip install it"),
+        Check(
+            name="liger", status="limited", found="not installed; " + "it does without " * 6, remedy="pip install it"
+        ),
     ),
     device="cuda",
     can_train=("full", "lora"),

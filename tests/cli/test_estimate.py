@@ -164,7 +164,7 @@ def test_a_config_that_is_no_model_is_refused(estimate: Any, tmp_path: Path, nam
         (["gpt2", "--lora-alpha", "nan"], "lora_alpha"),
         (["gpt2", "--seq-len", "64", "--target-modules", "c_atn"], "did you mean c_attn?"),
         (["gpt2", "--target-modules", ""], "target_modules"),
-        (["gpt2", "--method", "full", "--rank", "8"], "rank has no meaning for method full"),
+        (["gpt2", "--method", "full", "--rank", "8"], "rank does not apply to method full"),
         (["gpt2", "--quant-type", "fp4"], "use method qlora"),
         (["gpt2", "--seq-len", "1025"], "use --seq-len 1024 or less"),
         (["gpt2", "--gpu", "-24GB"], "GPU memory -24GB: must be above 0.75 GiB"),

@@ -348,7 +348,7 @@ def test_the_rest_takes_what_those_before_took(
         ([LLAMA, "--loss", "liger", "-o", "out"], "loss liger runs on CUDA only, and this is cpu: use loss standard"),
         (["smoke", "-o", "out", "--memory-snapshot"], "--memory-snapshot needs CUDA's allocator"),
         *(
-            (["smoke", "--dry-run", *option], f"{option[0]} has no meaning with --dry-run, which trains nothing")
+            (["smoke", "--dry-run", *option], f"{option[0]} does not apply to --dry-run, which trains nothing")
             for option in (
                 ["--output", "out"], ["--resume"], ["--skip-unfit"], ["--timeout", "3600"], ["--time-limit", "1"],
                 ["--engine", "trainer"], ["--seed", "0"], ["--timeline"], ["--memory-snapshot"], ["--quiet"],
@@ -356,7 +356,7 @@ def test_the_rest_takes_what_those_before_took(
             )
         ),
         ([__file__, "--dry-run"], "others are files named *.yaml or *.yml"),
-        ([LLAMA, "--method", "full", "-r", "8", "-o", "out"], "rank has no meaning for method full"),
+        ([LLAMA, "--method", "full", "-r", "8", "-o", "out"], "rank does not apply to method full"),
         ([LLAMA, "--method", "qlroa", "-o", "out"], "did you mean qlora?"),
         ([LLAMA, "--target-modules", "q_prj", "-o", "out"], "did you mean q_proj?"),
         ([LLAMA, "--device", "gpu", "-o", "out"], "'gpu'"),

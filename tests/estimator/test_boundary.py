@@ -1,4 +1,4 @@
-"""Verdicts where they are hardest: recipes that need within 5 % of a GPU's memory, each held to its rehearsal.
+"""Verdicts where they are hardest: recipes that need within 5 % of a GPU's memory, each compared with its rehearsal.
 
 The records are drawn and rehearsed by `benchmarks/boundary.py`.
 """

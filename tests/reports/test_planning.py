@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from lorabench.estimator.answers.estimates import Estimate, estimate_recipe
-from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.answers.verdict import verdict_and_margin
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -72,7 +72,7 @@ def judged(model: str, gpu: str, method: str, rank: int, **options: Any) -> tupl
     device = find_device(gpu)
     recipe = recipe_of(model, method, rank, **options)
     memory = estimate_memory(ResolvedRecipe(MODELS[model], recipe), compute_capability=device.compute_capability)
-    return memory, hold_against(memory, device.memory_bytes)[0]
+    return memory, verdict_and_margin(memory, device.memory_bytes)[0]
 
 
 def sampled(count: int) -> list[tuple[str, str, int, int, int, bool]]:

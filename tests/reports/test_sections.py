@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from lorabench.bench.records.record import RunRecord
-from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.answers.verdict import verdict_and_margin
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.models.catalogue import find_model
@@ -111,7 +111,7 @@ def test_estimates_make_the_headlines_where_nothing_ran() -> None:
                 ResolvedRecipe(spec, make_recipe(spec.name, method=method, seq_len=seq_len)),
                 compute_capability=device.compute_capability,
             )
-            assert (hold_against(memory, device.memory_bytes)[0] == "fits") is answer, (method, seq_len)
+            assert (verdict_and_margin(memory, device.memory_bytes)[0] == "fits") is answer, (method, seq_len)
     assert shown["speed"].value.startswith("– : ")
     assert shown["ratio"].note.endswith(" estimated, Llama-3.1-8B, rank 16, checkpointing, 1×2048.")
 

@@ -200,15 +200,15 @@ def with_rest(components: dict[str, int], total: int) -> dict[str, int]:
 
     If the sum exceeds ``total``, temporaries shrink first, then activations, and so on, the least certain first.
     """
-    fitted = dict(components)
+    adjusted = dict(components)
     rest = total - sum(components.values())
     for name in ("temporaries", "activations", "logits", "gradients", "buffers"):
-        change = max(rest, -fitted[name])
-        fitted[name] += change
+        change = max(rest, -adjusted[name])
+        adjusted[name] += change
         rest -= change
         if rest == 0:
             break
-    return fitted
+    return adjusted
 
 
 def _bytes_given_back_by_cublas() -> int:

@@ -1,4 +1,4 @@
-"""The forward pass of each model family. `decoder` holds Llama's; a family's own file overrides what differs.
+"""The forward pass of each model family. `decoder` has Llama's; a family's own file overrides what differs.
 
 A file has the name of its ``model_type`` and ends with ``DECODER``, an instance of its subclass of `Decoder`. A family
 without a file runs Llama's forward pass.

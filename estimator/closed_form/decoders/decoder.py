@@ -26,7 +26,7 @@ class Decoder:
         return hidden
 
     def rotary(self, m: Modules, hidden: Tensor) -> Rotary | None:
-        """Return the tables of rotary positions for the first layer's input, which are made after the masks."""
+        """Return the tables of rotary positions. They are made after the masks. ``hidden``: the first layer's input."""
         return m.rotary_tables(hidden.dtype)
 
     def embed(self, m: Modules) -> Tensor:

@@ -19,7 +19,7 @@ class Gemma(Decoder):
         op, dtype = m.op, hidden.dtype
         with op.tape.scope("norm", name):
             x32 = op.cast(hidden, "float32")
-            output = op.multiply(x32, op.tanh(op.shift(op.mean(op.power(x32)))))
+            output = op.multiply(x32, op.rsqrt(op.shift(op.mean(op.power(x32)))))
             del x32
             weight = op.shift(op.cast(m.weights[f"{name}.weight"], "float32"))
             output = op.multiply(output, weight)

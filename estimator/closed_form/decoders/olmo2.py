@@ -31,7 +31,7 @@ class Olmo2(Decoder):
         with op.tape.scope("norm", name):
             x32 = op.cast(hidden, "float32")
             variance = op.mean(op.power(x32))
-            x32 = op.multiply(x32, op.tanh(op.shift(variance)))
+            x32 = op.multiply(x32, op.rsqrt(op.shift(variance)))
             return op.cast(op.multiply(m.weights[f"{name}.weight"], x32), dtype)
 
     def attention(self, m: Modules, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,7 @@
-"""torch's operators on sizes: the tensors that each allocates and saves for backward, and those of its backward.
+"""torch's operators on sizes: the tensors that each saves for backward, and allocates in forward and backward.
 
 As read in torch 2.13 (its kernels, and derivatives.yaml, whose formula stands beside each backward), bitsandbytes 0.50
-and liger-kernel 0.8.5. `Backend` decides if CUDA and the CPU run different kernels.
+and liger-kernel 0.8.5. If CUDA and the CPU run different kernels, the `Backend` decides.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Attention(Elementwise):
         return self._kernel("cudnn_attention", (q, k, v), work, backward, added)
 
     def _mask_to_add(self, mask: Tensor | None, dtype: str) -> tuple[Tensor, ...]:
-        """Return the additive mask that torch makes of a boolean one, (B·S·S, 1) in ``dtype``; nothing without one."""
+        """Return torch's additive mask for a boolean mask, (B·S·S, 1) in ``dtype``; empty without a mask."""
         return () if mask is None else (self.tape.new(PAIRS, 1, dtype, name="mask to add"),)
 
     def _kernel(

@@ -87,10 +87,14 @@ class Elementwise:
         return self._unary("activation", x, (x,))
 
     def tanh(self, x: Tensor) -> Tensor:
-        """Return an elementwise function of x whose backward needs its result (tanh, rsqrt)."""
-        # tanh: tanh_backward(grad, result). rsqrt: -0.5 * grad * result.pow(3), whose intermediates are left out: they
-        # are one number per token.
+        """Return tanh of x, in its shape."""
+        # tanh: tanh_backward(grad, result)
         return self._unary("tanh", x, component=component_of(x), saved_output=True)
+
+    def rsqrt(self, x: Tensor) -> Tensor:
+        """Return 1 / √x, in x's shape, which is one number per token: backward's intermediates are left out."""
+        # rsqrt: -0.5 * grad * result.pow(3)
+        return self._unary("rsqrt", x, saved_output=True)
 
     def power(self, x: Tensor) -> Tensor:
         """Return x to a power, in its shape. CUDA's autocast runs it in float32."""

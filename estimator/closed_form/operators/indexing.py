@@ -91,10 +91,10 @@ class Indexing(Elementwise):
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             # embedding: embedding_dense_backward(grad, indices, …), as large as the table.
             to_weight = tape.new(ONE, elements, dtype)
-            held = []
+            temporaries = []
             if self.backend == "cuda":
-                held = [tape.new(scratch[0], 1, "int64"), tape.new(scratch[1], features, "float32")]
-            del held
+                temporaries = [tape.new(scratch[0], 1, "int64"), tape.new(scratch[1], features, "float32")]
+            del temporaries
             return (to_weight,)
 
         return tape.record("embedding", (weight,), backward, (), lambda: tape.new(tokens, features, dtype))

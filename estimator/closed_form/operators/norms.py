@@ -13,7 +13,7 @@ class Norms(Elementwise):
     """Operators that read all features of a token for each element that they write."""
 
     def mean(self, x: Tensor, groups: int = 1) -> Tensor:
-        """Return the mean over each token's features, (tokens, 1), or over those of each head, (tokens, ``groups``)."""
+        """Return each token's mean over its features, (tokens, 1), or over those of each head, (tokens, ``groups``)."""
         tape, tokens, features = self.tape, x.tokens, x.features
         # mean: grad.expand(self.sizes()) / n
         return tape.record(

@@ -128,10 +128,10 @@ def _refuse_contradictions(baseline: Path | None, against_estimate: bool, given:
     against, other = "--baseline", "--against-estimate"
     if baseline is None:
         against, other = other, against
-    meaningless = given & options.keys() & ({"estimate"} if baseline is not None else options.keys() - {"estimate"})
-    if meaningless:
-        named = ", ".join(sorted(options[name] for name in meaningless))
-        raise UserError(f"{named} has no meaning with {against}: leave it out, or use {other}")
+    inapplicable = given & options.keys() & ({"estimate"} if baseline is not None else options.keys() - {"estimate"})
+    if inapplicable:
+        named = ", ".join(sorted(options[name] for name in inapplicable))
+        raise UserError(f"{named} does not apply to {against}: leave it out, or use {other}")
     if {"across_devices", "update_baseline"} <= given:
         raise UserError("a baseline holds one device: use --update-baseline without --across-devices")
 

@@ -62,8 +62,8 @@ def as_lines(diagnosis: Diagnosis) -> list[str]:
         lines.append(f"trains on {where}: {', '.join(diagnosis.can_train)}")
     else:
         lines.append(f"cannot train on {where} yet")
-    mends = {check.mend: check.name for check in reversed(diagnosis.checks) if check.mend is not None}
-    if mends:
+    remedies = {check.remedy: check.name for check in reversed(diagnosis.checks) if check.remedy is not None}
+    if remedies:
         lines += ["", "to fix:"]
-        lines += [f"  {name}: {mend}" for mend, name in reversed(mends.items())]
+        lines += [f"  {name}: {remedy}" for remedy, name in reversed(remedies.items())]
     return lines

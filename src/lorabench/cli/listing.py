@@ -87,7 +87,7 @@ def as_json(answer: object) -> str:
 
 
 def _with_flat_recipes(value: Any) -> Any:
-    """Return ``value`` with the settings of each recipe in it as people write them; null if they have no meaning."""
+    """Return ``value`` with the settings of each recipe in it as people write them; null if they do not apply."""
     from msgspec import convert
 
     from lorabench.estimator.recipes.recipe import SETTINGS, Recipe

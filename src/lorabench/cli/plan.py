@@ -99,7 +99,7 @@ def command(
             (calibration_file, "--calibration"),
         ):
             if given is not None:
-                raise UserError(f"{name} has no meaning with --all-gpus, which compares one recipe with every GPU")
+                raise UserError(f"{name} does not apply to --all-gpus, which compares one recipe with every GPU")
         return _all_gpus(recipe_for(spec, **fixed), format_)
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
@@ -189,7 +189,7 @@ def _short_gib(bytes_: int) -> str:
 def _advantages(choices: tuple[Choice, ...]) -> list[str]:
     """Return the advantage of each choice over all before it: less memory, or another method.
 
-    The first is the fastest, to within `plan.ALIKE`.
+    The first is the fastest, to within `plan.EQUAL_SPEED`.
     """
     rates = [choice.throughput.tokens_per_second for choice in choices if choice.throughput is not None]
     advantages = ["least work" if not rates else "fastest" if rates[0] == max(rates) else "as fast"]

@@ -244,7 +244,7 @@ def _refuse_what_only_training_takes() -> None:
         given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         if given and option.name in OF_TRAINING:
             raise UserError(
-                f"{max(option.opts, key=len)} has no meaning with --dry-run, which trains nothing: leave it out"
+                f"{max(option.opts, key=len)} does not apply to --dry-run, which trains nothing: leave it out"
             )
 
 

@@ -90,7 +90,7 @@ def test_the_doctor_says_if_threads_would_wait(groups: Groups, monkeypatch: pyte
     assert (check_cores().status, check_cores().found) == ("ok", "4 of 8 may be used")
     groups("0::/\n", {"cpu.max": "250000 100000\n"})
     told = check_cores()
-    assert (told.status, told.mend) == ("limited", "export OMP_NUM_THREADS=2")
+    assert (told.status, told.remedy) == ("limited", "export OMP_NUM_THREADS=2")
     assert "allows 2.5 cores' time, for which 4 threads wait" in told.found
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert check_cores().status == "ok"

@@ -84,7 +84,7 @@ def test_a_package_that_is_not_installed_is_missing(machine: dict[str, Any], pac
         machine["probe"] = Probe()
     assert not diagnose().ready
     assert check(package).status == "missing"
-    assert check(package).mend == "pip install 'lorabench[bench]'"
+    assert check(package).remedy == "pip install 'lorabench[bench]'"
 
 
 def test_without_bitsandbytes_all_but_qlora_trains(machine: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def test_versions_that_are_too_old_or_too_new_are_missing_with_those_that_are_ne
     machine["installed"] |= {"torch": "2.4.1+cu121", "transformers": "6.0.0"}
     assert diagnose().can_train == ()
     old, new = check("torch"), check("transformers")
-    assert (old.status, old.mend) == ("missing", "pip install 'torch>=2.11'")
+    assert (old.status, old.remedy) == ("missing", "pip install 'torch>=2.11'")
     assert "6.0.0, but lorabench needs" in new.found
 
 
@@ -116,7 +116,7 @@ def test_each_tested_set_is_known_by_its_versions(machine: dict[str, Any], name:
 
 def test_versions_between_the_tested_ones_are_fine_and_said_to_be_another_combination(machine: dict[str, Any]) -> None:
     machine["installed"] = installed_as("pinned") | {"transformers": installed_as("lowest")["transformers"]}
-    assert (check("version set").status, check("version set").mend) == ("ok", None)
+    assert (check("version set").status, check("version set").remedy) == ("ok", None)
     assert "this combination is untested" in check("version set").found
 
 
@@ -126,7 +126,7 @@ def test_versions_newer_than_any_that_was_tested_are_unknown_and_not_broken(mach
     together = check("version set")
     assert together.status == "unknown"
     assert f"torch 2.99.0+cu140 is newer than tested ({newest['torch']})" in together.found
-    assert str(together.mend).endswith(f"pip install torch=={newest['torch']} peft=={newest['peft']}")
+    assert str(together.remedy).endswith(f"pip install torch=={newest['torch']} peft=={newest['peft']}")
     assert diagnose().ready
 
 
@@ -158,7 +158,7 @@ def test_why_there_is_no_gpu_is_said(machine: dict[str, Any], probe: Probe, foun
     machine["probe"] = msgspec.structs.replace(probe, quantization_errors={"cpu": None})
     told = check("GPU", "cuda")
     assert found in told.found
-    assert told.mend is not None
+    assert told.remedy is not None
 
 
 def test_bitsandbytes_must_quantise_on_the_device_that_trains(machine: dict[str, Any]) -> None:
@@ -175,13 +175,13 @@ def test_a_gpu_without_bfloat16_is_told_what_to_use(machine: dict[str, Any]) -> 
     machine["probe"] = msgspec.structs.replace(ON_A100, gpus=(A100, T4))
     told = check("bfloat16")
     assert (told.status, told.found) == ("limited", "only emulated on T4")
-    assert "--mixed-precision fp16" in str(told.mend)
+    assert "--mixed-precision fp16" in str(told.remedy)
 
 
 def test_kernels_are_tried_where_they_are_installed(machine: dict[str, Any]) -> None:
     machine["probe"] = ON_A100
-    assert check("flash attention").mend == "pip install flash-attn --no-build-isolation"
-    assert check("liger").mend == "pip install 'liger-kernel>=0.8.3'"
+    assert check("flash attention").remedy == "pip install flash-attn --no-build-isolation"
+    assert check("liger").remedy == "pip install 'liger-kernel>=0.8.3'"
     machine["modules"] = {"flash_attn", "liger_kernel"}
     machine["installed"] |= {"flash-attn": "2.8.3", "liger-kernel": "0.8.5"}
     assert (check("flash attention").status, check("flash attention").found) == ("ok", "2.8.3")
@@ -197,7 +197,7 @@ def test_a_liger_that_run_would_refuse_is_not_called_ok(machine: dict[str, Any])
     machine |= {"probe": ON_A100, "modules": {"liger_kernel"}}
     machine["installed"]["liger-kernel"] = "0.8.2"
     told = check("liger")
-    assert (told.status, told.mend) == ("limited", "pip install 'liger-kernel>=0.8.3'")
+    assert (told.status, told.remedy) == ("limited", "pip install 'liger-kernel>=0.8.3'")
     assert told.found.startswith("0.8.2, but lorabench needs 0.8.3 or newer")
 
 
@@ -225,7 +225,7 @@ def test_folders_that_nobody_can_name_cannot_be_written(
         "scratch": "missing",
         "hub cache": "limited",
     }
-    assert all(one.found == "cannot be written" and one.mend for one in found.values())
+    assert all(one.found == "cannot be written" and one.remedy for one in found.values())
 
 
 def test_the_hub_s_cache_is_where_the_hub_looks_for_it(
@@ -258,12 +258,12 @@ def test_what_a_rehearsal_lacks_is_said_with_how_to_get_it(
     assert {one.status for one in lacking.values()} == {"limited"}
     assert lacking["system"].found == "nobody has tried it on aarch64"
     assert lacking["torch"].found == "the null GPU needs a CUDA build of torch, and torch is not installed"
-    assert "pip install torch" in str(lacking["torch"].mend)
+    assert "pip install torch" in str(lacking["torch"].remedy)
     assert lacking["compiler"].found == "the null GPU needs a C++ compiler"
-    assert "install g++" in str(lacking["compiler"].mend)
+    assert "install g++" in str(lacking["compiler"].remedy)
     assert "/home/some one/.cache/lorabench" in lacking["cache"].found
-    assert str(lacking["cache"].mend).endswith("set XDG_CACHE_HOME to a path without spaces and colons")
-    assert all(str(one.mend).startswith("only for rehearsals: ") for one in lacking.values())
+    assert str(lacking["cache"].remedy).endswith("set XDG_CACHE_HOME to a path without spaces and colons")
+    assert all(str(one.remedy).startswith("only for rehearsals: ") for one in lacking.values())
 
 
 def test_a_machine_that_can_rehearse_is_told_so(

@@ -12,7 +12,7 @@ from lorabench.estimator.errors import UserError
 
 def test_surroundings_name_the_software_and_no_host() -> None:
     told = probe_surroundings("cpu")
-    assert (told.device.backend, told.alike) == ("cpu", (0,))
+    assert (told.device.backend, told.equal_devices) == ("cpu", (0,))
     assert told.device.memory_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= told.environment.packages.keys()
     assert os.uname().nodename not in msgspec.json.encode(told).decode().replace(told.environment.operating_system, "")

@@ -1,4 +1,4 @@
-"""What is measured of real trainings of a tiny Llama on the CPU, each figure held against another source of it."""
+"""What is measured of real trainings of a tiny Llama on the CPU, each figure compared with another source of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What share of a GPU's peak a step makes up, held against the arithmetic that everybody quotes."""
+"""What share of a GPU's peak a step makes up, compared with the arithmetic that everybody quotes."""
 
 from __future__ import annotations
 

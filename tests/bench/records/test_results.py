@@ -144,7 +144,7 @@ def test_a_committed_record_keeps_its_digest_its_settings_and_its_figures(path: 
 def test_an_old_record_of_a_recipe_that_cannot_be_is_set_aside(tmp_path: Path) -> None:
     path = write_record(tmp_path, sample_record())
     as_schema_2(path, recipe={"model": "x", "method": "full", "rank": 3})
-    with pytest.raises(UserError, match=r"broken run record.*rank has no meaning for method full"):
+    with pytest.raises(UserError, match=r"broken run record.*rank does not apply to method full"):
         read_record(path)
 
 

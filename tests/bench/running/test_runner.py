@@ -315,7 +315,7 @@ def test_no_recipe_starts_that_would_not_be_done_in_time(tmp_path: Path, pretend
 
 def test_recipes_run_side_by_side_one_on_each_gpu_of_the_kind(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
     pretending.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    pretend_here(pretending.setattr, Surroundings(device=GPU, alike=(0, 2), environment=FACTS.environment))
+    pretend_here(pretending.setattr, Surroundings(device=GPU, equal_devices=(0, 2), environment=FACTS.environment))
     behave(pretending, full="meet", lora="meet")
     finished, _ = run(tmp_path / "out")
     assert outcomes(finished) == ["ok", "ok", "ok"]
@@ -327,7 +327,7 @@ def test_recipes_run_side_by_side_one_on_each_gpu_of_the_kind(tmp_path: Path, pr
 
 
 @pytest.mark.parametrize(
-    ("chosen", "alike", "expected"),
+    ("chosen", "equal_devices", "expected"),
     [
         (None, (0,), [{}]),
         ("3", (0,), [{}]),
@@ -337,12 +337,12 @@ def test_recipes_run_side_by_side_one_on_each_gpu_of_the_kind(tmp_path: Path, pr
     ],
 )
 def test_a_lane_is_one_of_the_gpus_that_are_visible(
-    monkeypatch: pytest.MonkeyPatch, chosen: str | None, alike: tuple[int, ...], expected: list[dict[str, str]]
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, equal_devices: tuple[int, ...], expected: list[dict[str, str]]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if chosen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    surroundings = Surroundings(device=GPU, alike=alike, environment=FACTS.environment)
+    surroundings = Surroundings(device=GPU, equal_devices=equal_devices, environment=FACTS.environment)
     assert lanes_of(surroundings) == [Lane(GPU, environment) for environment in expected]
 
 

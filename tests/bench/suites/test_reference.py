@@ -1,4 +1,4 @@
-"""The reference suite covers what it is for; the estimator is held against every record that was made of it."""
+"""The reference suite covers what it is for; the estimator is compared with every record that was made of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from lorabench.bench.records.record import RunRecord, read_records, write_record
 from lorabench.bench.suites.suite_file import load_suite
-from lorabench.estimator.answers.verdict import hold_against
+from lorabench.estimator.answers.verdict import verdict_and_margin
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import Device, find_device
 from lorabench.estimator.errors import UserError
@@ -41,7 +41,7 @@ def estimates(gpu: str) -> list[tuple[ResolvedRecipe, Breakdown, str]]:
     """Return each recipe with its estimate and the verdict on ``gpu``."""
     device = find_device(gpu)
     memories = [estimate_memory(each, "cuda", device.compute_capability) for each in recipes()]
-    verdicts = [hold_against(memory, device.memory_bytes)[0] for memory in memories]
+    verdicts = [verdict_and_margin(memory, device.memory_bytes)[0] for memory in memories]
     return list(zip(recipes(), memories, verdicts, strict=True))
 
 
@@ -132,7 +132,7 @@ def hold_estimator_against(records: list[RunRecord]) -> Held:
         name = f"{record.recipe.label()} {record.recipe.optim} {record.digest} on {record.device.name}"
         spec = read_config(record.model_config, record.recipe.model)
         memory = estimate_memory(ResolvedRecipe(spec, record.recipe), record.device.backend, _architecture(record))
-        verdict = hold_against(memory, record.device.memory_bytes)[0] if record.device.backend == "cuda" else None
+        verdict = verdict_and_margin(memory, record.device.memory_bytes)[0] if record.device.backend == "cuda" else None
         if record.measurement is not None:
             measured = record.measurement.memory.peak_allocated_bytes
             errors[name] = memory.peak_allocated_bytes / measured - 1

@@ -294,7 +294,7 @@ def test_a_suite_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("matrix:\n  model: M\n  target_modules: q_prj", 1, "no linear layer 'q_prj': did you mean q_proj?"),
         (f"matrix:\n  model: {GPT2}\n  seq_len: 2048", 1, "learned positions for 1024 tokens"),
         ("matrix:\n  model: M\n  mixed_precision: fp16\n  method: full\n  dtype: float16", 1, "use dtype float32"),
-        ("include:\n- model: M\n  method: full\n  rank: 8", 2, "rank has no meaning for method full"),
+        ("include:\n- model: M\n  method: full\n  rank: 8", 2, "rank does not apply to method full"),
         ("include: {model: M}", 1, "include must be a list"),
         ("include: [M]", 1, "include[0] must be a mapping"),
         ("matrix: {model: M}\nexclude:\n- rank: 3", 3, "exclude matches no recipe"),

@@ -1,4 +1,4 @@
-"""Real training on the CPU, held against the estimate; and faults planted in it, held against what it was before."""
+"""Real training on the CPU, compared with the estimate; and faults planted in it, compared with what it was before."""
 
 from __future__ import annotations
 

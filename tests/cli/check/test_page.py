@@ -1,4 +1,4 @@
-"""Every command of docs/check.md is run where the page says, and every snippet's commands are held to the options."""
+"""Every command of docs/check.md is run where the page says, and the options of every snippet exist."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_mixtures_have_adapters_beside_their_experts() -> None:
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(UserError, match="rank has no meaning for method full"):
+    with pytest.raises(UserError, match="rank does not apply to method full"):
         make_plan(LLAMA, find_device("h100-sxm"), {"method": "full", "rank": 8})
     # With the method open, those that have no rank are passed over.
     plan = make_plan(LLAMA, find_device("h100-sxm"), {"rank": 8})

@@ -107,7 +107,7 @@ def test_settings_broadcast_as_numpy_does() -> None:
         ({}, ([0], [1], [8]), "batch_sizes: must be from 1 to 2147483647"),
         ({}, ([1], [1.5], [8]), "seq_lens: must be whole numbers"),
         ({}, ([1], [1], [2**31]), "ranks: must be from 1"),
-        ({"method": "full"}, ([1], [1], [8]), "ranks have no meaning for method full"),
+        ({"method": "full"}, ([1], [1], [8]), "ranks do not apply to method full"),
         ({}, ([2**31 - 1], [2**31 - 1], [8]), "PiB"),
         ({"target_modules": "nothing"}, ([1], [1], [8]), "no linear layer 'nothing'"),
     ],

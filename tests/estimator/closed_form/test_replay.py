@@ -78,7 +78,7 @@ def test_an_optimizers_blocks_add_up_to_its_states(optim: str) -> None:
     optimizer = OPTIMIZERS[optim]
     shared = sum(size for state in optimizer.states for size in shared_blocks(state, tensors))
     each = sum(
-        alike.count * size for alike in tensors for state in optimizer.states for size in state.blocks(alike, "cuda")
+        group.count * size for group in tensors for state in optimizer.states for size in state.blocks(group, "cuda")
     )
     assert shared + each == optimizer_bytes(optim, tensors, "cuda").states
 

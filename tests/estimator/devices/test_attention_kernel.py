@@ -1,4 +1,4 @@
-"""Which attention kernel a GPU takes, held to the conditions of torch's sdp_utils.cpp one by one."""
+"""Which attention kernel a GPU takes, compared with the conditions of torch's sdp_utils.cpp one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States and temporaries of optimizers, held against the real ones after real steps."""
+"""States and temporaries of optimizers, compared with the real ones after real steps."""
 
 from __future__ import annotations
 

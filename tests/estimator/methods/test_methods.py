@@ -82,16 +82,14 @@ def test_rslora_takes_no_memory_of_its_own() -> None:
 
 def test_a_method_without_a_rank_refuses_one() -> None:
     spec = small_model("llama")
-    with pytest.raises(
-        UserError, match="rank has no meaning for method ia3: leave it out, or use method lora or qlora"
-    ):
+    with pytest.raises(UserError, match="rank does not apply to method ia3: leave it out, or use method lora or qlora"):
         make_recipe(spec.name, method="ia3", rank=8)
-    with pytest.raises(UserError, match="ranks have no meaning for method ia3"):
+    with pytest.raises(UserError, match="ranks do not apply to method ia3"):
         estimate_memory_grid(ResolvedRecipe(spec, make_recipe(spec.name, method="ia3")), [1], [128], [8])
 
 
 def test_a_quantised_base_is_refused_where_no_method_has_it() -> None:
-    with pytest.raises(UserError, match="quant_type has no meaning for method ia3: leave it out, or use method qlora"):
+    with pytest.raises(UserError, match="quant_type does not apply to method ia3: leave it out, or use method qlora"):
         make_recipe("any", method="ia3", quant_type="nf4")
 
 

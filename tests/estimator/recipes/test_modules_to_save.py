@@ -1,4 +1,4 @@
-"""Embedding and head that train beside the adapters, held against what peft makes and a CPU holds."""
+"""Embedding and head that train beside the adapters, compared with what peft makes and a CPU holds."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.methods.catalogue import METHODS, Method
 from lorabench.estimator.recipes.recipe import (
+    ALWAYS_IN_DIGEST,
     CHOICES,
     SETTINGS,
-    STATED_WITHOUT_MEANING,
     Recipe,
     RecipeOptions,
     make_recipe,
@@ -130,7 +130,7 @@ def test_type_checkers_know_every_setting_as_a_keyword() -> None:
 def test_a_setting_that_came_later_changes_no_digest_of_recipes_without_it() -> None:
     """Settings of the first recipes are in every digest; any other is None or off by default."""
     for method in CHOICES["method"]:
-        stated = {*make_recipe("any", method=method).settings(), *STATED_WITHOUT_MEANING}
+        stated = {*make_recipe("any", method=method).settings(), *ALWAYS_IN_DIGEST}
         assert stated <= FIRST_SETTINGS, method
 
 
@@ -174,17 +174,17 @@ def test_module_names_are_put_in_order() -> None:
         ({"lora_alpha": 0.0}, "lora_alpha must be a number above 0 and at most 4294967294, got 0.0"),
         ({"lora_alpha": float("inf")}, ", got inf"),
         ({"seq_len": 0}, "seq_len must be"),
-        ({"method": "full", "rank": 8}, "rank has no meaning for method full"),
-        ({"method": "full", "target_modules": "attention"}, "target_modules has no meaning for method full"),
-        ({"quant_type": "nf4"}, "quant_type has no meaning for method lora: leave it out, or use method qlora"),
-        ({"prepare_kbit": False}, "prepare_kbit has no meaning for method lora"),
+        ({"method": "full", "rank": 8}, "rank does not apply to method full"),
+        ({"method": "full", "target_modules": "attention"}, "target_modules does not apply to method full"),
+        ({"quant_type": "nf4"}, "quant_type does not apply to method lora: leave it out, or use method qlora"),
+        ({"prepare_kbit": False}, "prepare_kbit does not apply to method lora"),
         ({"target_modules": "q_proj,,v_proj"}, "names an empty module"),
         ({"target_modules": "mlp,q_proj"}, "mixes mlp with other names"),
         ({"method": "full", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),
         ({"adapter_dtype": "float16", "mixed_precision": "fp16"}, "use adapter_dtype float32"),
         ({"modules_to_save": "lm_head", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),
         ({"modules_to_save": "lm_head,"}, "names an empty module"),
-        ({"method": "full", "modules_to_save": "lm_head"}, "modules_to_save has no meaning for method full"),
+        ({"method": "full", "modules_to_save": "lm_head"}, "modules_to_save does not apply to method full"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(options: dict[str, Any], complaint: str) -> None:

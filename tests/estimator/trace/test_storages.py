@@ -214,7 +214,7 @@ def test_accumulating_holds_the_gradients_of_the_passes_before() -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_the_peak_is_what_torchs_own_allocator_reports(method: str) -> None:
-    """Held against the profiler, which sees every allocation, also the few inside kernels."""
+    """Compared with the profiler, which sees every allocation, also the few inside kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     spec = read_config(LLAMA, "test/llama")

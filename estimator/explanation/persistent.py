@@ -21,7 +21,7 @@ PARTS = {"attention": "attention", "feed_forward": "feed-forward", "norm": "norm
 """Part of a layer → its name for people."""
 
 
-class Held:
+class PersistentLines:
     """The persistent terms of one recipe."""
 
     def __init__(self, resolved: ResolvedRecipe, backend: Backend) -> None:
@@ -90,14 +90,14 @@ class Held:
             else:
                 shapes[f"{self.widths.name(tensor.in_features)}·{self.widths.name(tensor.out_features)}"] += 1
                 shapes[self.widths.name(tensor.out_features)] += tensor.bias
-        said = " + ".join(shape if many == 1 else f"{many}·{shape}" for shape, many in shapes.items() if many)
-        if " + " in said:
-            said = f"({said})"
+        formula = " + ".join(shape if times == 1 else f"{times}·{shape}" for shape, times in shapes.items() if times)
+        if " + " in formula:
+            formula = f"({formula})"
         itemsize = ITEMSIZE[dtype]
         times, times_value = ("", "") if count == 1 else (f"{self._layers(count)} · ", f"{count:,} · ")
         return Line(
             what,
-            f"{times}{said} · {itemsize} B",
+            f"{times}{formula} · {itemsize} B",
             f"{times_value}{elements:,} · {itemsize}",
             count * elements * itemsize,
             source,
