@@ -21,6 +21,7 @@ from lorabench.bench.records.rehearsal import Rehearsal
 from lorabench.bench.records.results import Results, open_results
 from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.running.fit import reason_to_skip
+from lorabench.bench.running.interrupts import interrupts_deferred
 from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.resuming import differences, from_elsewhere, replaced, snapshot_path
 from lorabench.bench.running.sources import check_sources, digest_sources, hub_environment
@@ -59,6 +60,9 @@ class Watcher:
 
     def started(self, task: Task) -> None:
         """Called when a task starts."""
+
+    def recorded(self, number: int) -> None:
+        """Called with the number of records so far, as soon as the latest is written. An interrupt waits for it."""
 
     def ended(self, progress: Progress) -> None:
         """Called when a task has ended and its record is written."""
@@ -187,6 +191,7 @@ class _Run:
 
     def keep(self, task: Task) -> None:
         """Keep the existing record for this task, and report it."""
+        self._count(task)
         self._tell(task, self.results.records[task.key], resumed=True)
 
     def run(
@@ -281,11 +286,17 @@ class _Run:
             rehearsal=Rehearsal.of(answer.measurement) if rehearsing and answer.measurement is not None else None,
             **one.task.facts,
         )
-        self.results.write(record)
+        # Otherwise an interrupted run could leave a record that its last message does not count.
+        with interrupts_deferred():
+            self.results.write(record)
+            self._count(one.task)
         self._tell(one.task, record, seconds=seconds)
 
-    def _tell(self, task: Task, record: RunRecord, *, seconds: float = 0.0, resumed: bool = False) -> None:
+    def _count(self, task: Task) -> None:
         self.done.add(task.key)
+        self.watcher.recorded(len(self.done))
+
+    def _tell(self, task: Task, record: RunRecord, *, seconds: float = 0.0, resumed: bool = False) -> None:
         self.watcher.ended(Progress(number=len(self.done), task=task, record=record, seconds=seconds, resumed=resumed))
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import click.testing
 import pytest
 
 from lorabench.bench.machine.environment import Surroundings
+from lorabench.bench.records import atomic_writes
 from lorabench.bench.records.record import DeviceFacts, read_records
 from lorabench.bench.suites.suite_file import shipped_suites
 from lorabench.cli import main
@@ -70,6 +72,19 @@ def test_quiet_prints_the_last_line_only_and_verbose_every_setting(
     assert "seed 0, 1 warm-up and 5 timed steps" in said
     assert "    first\n    CUDA error: out of memory\n" in said
     assert max(len(line) for line in said.splitlines() if line.startswith("    ")) <= 80
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_counts_every_record_that_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    """The interrupt arrives just after a record got its name, before the run has taken note of it."""
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(atomic_writes, "_sync_folder", lambda folder: signal.raise_signal(number))
+    assert run("smoke", "-o", str(tmp_path / "out")) == 130
+    assert len(read_records(tmp_path / "out")) == 1
+    assert capsys.readouterr().err.startswith("interrupted after 1 of 3 recipes; continue with: ")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
 LONG = """

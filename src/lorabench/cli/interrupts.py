@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from lorabench.bench.running.interrupts import SIGNALS
+
 AGAIN_SECONDS = 0.02
 
 

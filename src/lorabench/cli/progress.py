@@ -59,9 +59,12 @@ class Lines(Watcher):
             for line in summary(list(answers)):
                 self._say_wrapped(line, "")
 
+    def recorded(self, number: int) -> None:
+        """Count a record."""
+        self.done = number
+
     def ended(self, progress: Progress) -> None:
         """Print the result of a recipe."""
-        self.done = progress.number
         if progress.record.outcome != "ok":
             self.not_measured.append(progress)
         if not progress.resumed and progress.record.outcome != "skipped":
