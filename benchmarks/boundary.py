@@ -1,4 +1,4 @@
-"""Whether the estimate's verdict is right where it is hardest: recipes that need within 5 % of what a GPU has.
+"""Whether the estimate's verdict is right in the hardest cases: recipes that need within 5 % of what a GPU has.
 
 Run with `python -m benchmarks.boundary DIR` in an environment with a CUDA build of torch, such as
 `make .venv-cuda/.installed` makes, with liger-kernel added. Models, methods and options are drawn by a fixed seed. The

@@ -29,7 +29,7 @@ MODELS = {"meta-llama/Llama-3.1-8B": "qlora", "mistralai/Mistral-7B-v0.1": "lora
 
 
 def least_seconds(function: Callable[[], object], times: int) -> float:
-    """Return the wall-clock seconds of the fastest of so many calls: what is above it is the machine's."""
+    """Return the wall-clock seconds of the fastest call. Slower calls waited for the machine."""
     least = float("inf")
     for _ in range(times):
         start = time.perf_counter()

@@ -1,6 +1,6 @@
 """What measuring costs: what the harness's timed steps take beyond a bare loop of the same operations.
 
-Run with `python benchmarks/harness_overhead.py [PAIRS]`; on a GPU where there is one. What the harness adds to a step
+Run with `python benchmarks/harness_overhead.py [PAIRS]`; on a GPU if there is one. What the harness adds to a step
 is a fixed number of calls by the host, whatever the model; in the steps of a real model they drown in what steps differ
 by. So both loops train a model of a single weight, a few steps at a time by turns, each first in half of the pairs.
 Printed is what a step of the harness takes more, as it tells and with all that it does; then the shortest step of the
@@ -58,7 +58,7 @@ class OneWeight(nn.Module):
 
 
 def bare_loop(model: Any, optimizer: torch.optim.Optimizer, batches: Batches, autocast: Any) -> Callable[[int], None]:
-    """Return what trains so many steps as a plain script does, which lets go of each loss as Trainer does."""
+    """Return a function that trains steps as a plain script does, and drops each loss as Trainer does."""
 
     def train(steps: int) -> None:
         for number in range(steps):

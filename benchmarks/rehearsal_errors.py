@@ -48,7 +48,7 @@ class Bytes(NamedTuple):
     allocated: int
     """What `torch.cuda.max_memory_allocated` says: whole blocks."""
     requested: int
-    """What tensors ask for."""
+    """Bytes that tensors request."""
     reserved: int
 
 

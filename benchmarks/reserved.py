@@ -5,7 +5,7 @@ from the catalogue's models and from the options that people vary, without those
 hold. Surplus is in percent of the working bytes at the peak, as in `estimator/memory/reserved.py`, which keeps the
 worst:
 
-- kept: given all the room that the allocator asks for;
+- kept: with unlimited memory;
 - needed: on the smallest device on which the steps run, since it gives segments back before it fails;
 - needed with expandable segments.
 """
@@ -58,7 +58,7 @@ def draw_recipe(draw: random.Random) -> ResolvedRecipe:
 
 
 class Surplus(NamedTuple):
-    """Bytes above what tensors ask for, as shares of the working bytes."""
+    """Bytes beyond those that tensors request, as shares of the working bytes."""
 
     kept: float
     needed: float

@@ -1,6 +1,6 @@
 """How long `lorabench estimate` takes as a whole process, against `python -c "import click"`: 3 times is the goal.
 
-Run with `python benchmarks/startup.py [RUNS]`. The two alternate, so that a busy machine slows both alike, and the
+Run with `python benchmarks/startup.py [RUNS]`. The two alternate, so that a busy machine slows both equally, and the
 least time of each counts: what is above it is the machine's. Byte code is cached, as it is once pip has installed.
 """
 

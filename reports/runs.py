@@ -160,7 +160,7 @@ def arrange(folders: Mapping[str, Sequence[RunRecord]]) -> list[Run]:
     runs.sort(key=_reading_order)
     named: list[Run] = []
     for runs_of_model in by_model(runs).values():
-        names = _tell_apart(runs_of_model)
+        names = _unique_names(runs_of_model)
         named += [replace(run, name=name) for run, name in zip(runs_of_model, names, strict=True)]
     return [replace(run, index=index) for index, run in enumerate(named)]
 
@@ -223,23 +223,23 @@ def _reading_order(run: Run) -> tuple[object, ...]:
     )
 
 
-def _tell_apart(runs: Sequence[Run]) -> list[str]:
+def _unique_names(runs: Sequence[Run]) -> list[str]:
     """Return a unique name for each run of one model: method, rank, and further settings only if needed.
 
     A value that more than half of the runs share is left out.
     """
     names = [f"{run.method} r{run.record.recipe.rank}" if run.record.recipe.rank else run.method for run in runs]
-    for say in _DISTINCTIONS:
-        said = [say(run) for run in runs]
+    for setting in _DISTINCTIONS:
+        settings = [setting(run) for run in runs]
         values = defaultdict(set)
-        for name, value in zip(names, said, strict=True):
+        for name, value in zip(names, settings, strict=True):
             values[name].add(value)
         if any(len(different) > 1 for different in values.values()):
-            [(commonest, count)] = Counter(said).most_common(1)
-            unsaid = commonest if count > len(runs) / 2 else None
+            [(commonest, count)] = Counter(settings).most_common(1)
+            left_out = commonest if count > len(runs) / 2 else None
             names = [
-                f"{name} · {value}" if value not in (None, unsaid) else name
-                for name, value in zip(names, said, strict=True)
+                f"{name} · {value}" if value not in (None, left_out) else name
+                for name, value in zip(names, settings, strict=True)
             ]
     seen: dict[str, int] = defaultdict(int)
     for place, name in enumerate(names):
@@ -250,11 +250,11 @@ def _tell_apart(runs: Sequence[Run]) -> list[str]:
 
 
 def _setting(field: str) -> Callable[[Run], str | None]:
-    def say(run: Run) -> str | None:
+    def setting(run: Run) -> str | None:
         value = run.settings.get(field)
         return f"{field} {value}" if value is not None else None
 
-    return say
+    return setting
 
 
 _DISTINCTIONS: list[Callable[[Run], str | None]] = [

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def add_traces(runs: Sequence[Run], on_progress: Callable[[str], None]) -> tuple[list[Run], list[str]]:
     """Return ``runs`` with the traces of their recipes, and the reasons for missing traces.
 
-    Each recipe is traced once for each device that it ran on, and for each kind of segments that the allocator had
-    there, with the installed torch. It takes seconds.
+    Each recipe is traced with the installed torch: once for each device that it ran on, and for each kind of
+    segments that the allocator had there. It takes seconds.
 
     Raises:
         ImportError: torch, transformers, peft or bitsandbytes is not installed.

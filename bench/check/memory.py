@@ -17,8 +17,8 @@ c10/core/AllocatorConfig.h). Reserved bytes, and all that depends on them, can d
 def judge_memory(before: Sequence[Counted], after: Sequence[Counted], thresholds: Thresholds) -> list[Finding]:
     """Compare allocated and reserved bytes, and the driver's count for the process, if both sides have them.
 
-    The runs of one side rarely differ. If they do, it is a regression only if every run after is worse than every run
-    before, and suspicious if only the worst run after is.
+    The runs of one side rarely differ. If they do, a rise is a regression only if every run after is worse than every
+    run before. If only the worst run after is, the rise is suspicious.
     """
     allowed: dict[Metric, tuple[float | None, int]] = {
         "peak_allocated_bytes": (thresholds.memory, 0),

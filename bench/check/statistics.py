@@ -29,7 +29,7 @@ class Spread(NamedTuple):
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values, in their order, corrected for multiple tests.
 
-    Sorted ascending, the k-th of m (from 0) is multiplied by m − k, and each is at least the one before it.
+    The k-th of m sorted values (from 0) is multiplied by m − k. No corrected value is below the previous one.
     Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979), 65–70.
     """
     corrected = [1.0] * len(p_values)
@@ -43,7 +43,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def p_greater(these: Sequence[float], those: Sequence[float]) -> float:
     """Return the one-sided Mann–Whitney p-value for ``these`` tending to be greater than ``those``.
 
-    Source: H. B. Mann, D. R. Whitney, Ann. Math. Statist. 18 (1947), 50–60. Exact where no two values are equal.
+    Source: H. B. Mann, D. R. Whitney, Ann. Math. Statist. 18 (1947), 50–60. Exact if no two values are equal.
 
     Raises:
         UserError: scipy is not installed.

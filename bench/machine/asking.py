@@ -54,7 +54,7 @@ def ask(
 
 @contextmanager
 def answering() -> Iterator[Callable[[bytes], None]]:
-    """Yield the function with which the module that runs separately answers. Import and call libraries inside."""
+    """Yield a function for the separate module's answer. Import and call libraries inside."""
     stdout = own_stdout()
     leave_out_hub_kernels()
     with quiet_libraries():

@@ -51,7 +51,7 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float = 0.0
     """Duration of the probe; 0 if it was rehearsed."""
     rehearsed: bool = False
-    """Whether a null GPU answered, so that nothing was measured."""
+    """Whether a null GPU answered: nothing was measured then."""
 
 
 def probe_gpu(path: Path, environment: Mapping[str, str] | None = None, *, rehearsing: bool = False) -> list[Answer]:
@@ -63,7 +63,7 @@ def probe_gpu(path: Path, environment: Mapping[str, str] | None = None, *, rehea
         rehearsing: whether they run on a null GPU.
 
     Raises:
-        UserError: ``path`` cannot be read or written, or has answers of a real GPU beside those of a null GPU.
+        UserError: ``path`` cannot be read or written, or has answers of both a real GPU and a null GPU.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def complaint_about_unpacking(resolved: ResolvedRecipe, device: Backend) -> str 
 
 
 def columns_unpacked_wrong(columns: Iterable[int], quant_type: str) -> list[int]:
-    """Return the numbers of ``columns`` for which a 4-bit matrix unpacks to other values than the same data in one row.
+    """Return the ``columns`` whose 4-bit matrix unpacks to other values than the same data in one row.
 
     If rows end with an incomplete block, bitsandbytes' kernel for CPUs with AVX512 takes the constants of the wrong
     blocks (0.49 to 0.50.2; `dequantizeBlockwise4bitCpu` in its csrc/cpu_ops.cpp).
@@ -39,7 +39,7 @@ def columns_unpacked_wrong(columns: Iterable[int], quant_type: str) -> list[int]
 
     wrong = []
     for count in sorted(set(columns)):
-        rising = torch.arange(1.0, 1.0 + ROWS * count).reshape(ROWS, count)  # so that no two blocks are alike
+        rising = torch.arange(1.0, 1.0 + ROWS * count).reshape(ROWS, count)  # no two blocks are equal
         packed, state = quantize_4bit(rising, blocksize=BLOCK, quant_type=quant_type)
         unpacked = dequantize_4bit(packed, state)
         state.shape = torch.Size([rising.numel()])

@@ -24,9 +24,9 @@ class Conditions(Struct, frozen=True, kw_only=True):
     slowdowns: int = 0
     """Reasons for lower clocks, as nvmlClocksEventReasons numbers them."""
     mig: bool = False
-    """Whether each card is divided, and CUDA finds the one instance of the first (a MIG device)."""
+    """Whether each card is divided, and CUDA finds the only instance of the first (a MIG device)."""
     nvml_error: int = 0
-    """The error with which NVML cannot be started, such as 9 (the driver is not loaded); 0: it can."""
+    """NVML's error when it starts, such as 9 (the driver is not loaded); 0: it can."""
     nvml_lacks: tuple[str, ...] = ()
     """Functions that NVML lacks, as in an old driver, such as nvmlDeviceGetComputeRunningProcesses_v3."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 WAIT_SECONDS = 0.2
 """Time between two calls of ``waiting``."""
 EXECUTION_SECONDS = 0.1
-"""Time in which the kernel replaces a process's program, at the most."""
+"""Longest time in which the kernel replaces a process's program."""
 SIGNALS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
 """Signals that end processes, and seconds to wait after each. The first is an interrupt, so programs can clean up."""
 

@@ -73,7 +73,7 @@ def rehearse_program(
 ) -> ProgramRehearsal:
     """Run ``command`` on null GPUs until ``steps`` optimizer steps are done, and return its memory.
 
-    The program's output goes to standard error. Programs such as ``python`` and ``torchrun`` are those of this Python
+    The program's output goes to standard error. Programs such as ``python`` and ``torchrun`` come from this Python
     environment.
 
     Args:

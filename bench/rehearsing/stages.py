@@ -1,7 +1,7 @@
 """The stage of a rehearsed process: the process writes it to a file, and the command reads and shows it.
 
-Stages: ``loading`` from the import of torch on, ``preparing`` from the first use of a GPU on, then ``step 1``, ``step
-2``… from each step's beginning on.
+Stages: ``loading`` begins with the import of torch, ``preparing`` with the first use of a GPU; ``step 1``, ``step 2``…
+begin with the step.
 """
 
 from __future__ import annotations

@@ -110,10 +110,10 @@ def run_suite(
             a null GPU are recorded as rehearsed.
 
     Raises:
-        UserError: before training: packages for training are missing, there is no such device, the dataset or the
-            weights are bad, the only recipe has no kernels there, or the folder cannot be written or has records of
-            another suite or device, or rehearsals beside measurements. Later: a record cannot be written; earlier
-            records exist.
+        UserError: before training: packages for training are missing; there is no such device; the dataset or the
+            weights are bad; the only recipe has no kernels there. Also before training: the folder cannot be written,
+            or has records of another suite or device, or both rehearsals and measurements. Later: a record cannot be
+            written; earlier records exist.
     """
     begun = time.monotonic()
     require_bench_extra()
@@ -163,7 +163,7 @@ class _Running(Struct):
     started: float
     started_at: str
     ended: float | None = None
-    """Time at which it was told to end, after its timeout."""
+    """Time at which it was ended, after its timeout."""
 
 
 class _Run:

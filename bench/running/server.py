@@ -7,9 +7,9 @@ It reads a `Request` from each line of standard input and writes a `Notice` to e
 (`server_protocol`). If standard input closes, the runner has ended, and the server ends all workers and itself. A
 worker leads its own process group, and the kernel kills it if the server dies.
 
-A forked worker starts in 0.13 s, a fresh interpreter with the same imports in 21 s on the same busy machine and in 4 s
-on an idle one (`benchmarks/worker_start.py`, two cores of an AMD EPYC, November 2026): 8 minutes over the 120 recipes
-of the reference suite. The standard library's ``multiprocessing.forkserver`` forks as fast, but it
+A forked worker starts in 0.13 s. A fresh interpreter with the same imports starts in 21 s on the same busy machine, and
+in 4 s on an idle one (`benchmarks/worker_start.py`, two cores of an AMD EPYC, November 2026). That is 8 minutes over
+the 120 recipes of the reference suite. The standard library's ``multiprocessing.forkserver`` forks as fast, but it
 
 - ignores import errors, and there is only one per process, whose imports are fixed at its first use;
 - reaps a worker before anybody can kill the worker's process group, whose id may be reused by then;
@@ -105,8 +105,8 @@ class _Server:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.requests, selectors.EVENT_READ)
         # Not with pidfd_open: sandboxes such as gVisor lack it.
-        self.deaths, self.told_of_deaths = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self.told_of_deaths, warn_on_full_buffer=False)
+        self.deaths, self.death_signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self.death_signals, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         self.selector.register(self.deaths, selectors.EVENT_READ)
         self.workers: dict[int, int] = {}
@@ -130,9 +130,9 @@ class _Server:
                     return
                 *lines, buffer = (buffer + read).split(b"\n")
                 for line in lines:
-                    self._obey(msgspec.json.decode(line, type=Request))
+                    self._handle(msgspec.json.decode(line, type=Request))
 
-    def _obey(self, request: Request) -> None:
+    def _handle(self, request: Request) -> None:
         if isinstance(request, Start):
             self._start(request)
         elif request.number in self.workers:
@@ -155,7 +155,7 @@ class _Server:
             signal.set_wakeup_fd(-1)  # Python 3.12 and later already do so if asyncio is imported
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.selector.close()
-            for descriptor in (self.requests, self.notices, self.deaths, self.told_of_deaths):
+            for descriptor in (self.requests, self.notices, self.deaths, self.death_signals):
                 os.close(descriptor)
             with suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_KILL))

@@ -47,7 +47,7 @@ def check_sources(suite: Suite, settings: Settings) -> None:
 
 
 def hub_environment(suite: Suite, settings: Settings) -> dict[str, str]:
-    """Return variables with which training processes find the hub's weights.
+    """Return environment variables for training processes to find the hub's weights.
 
     If the hub cannot be reached, they look into its cache alone: they would ask again for minutes.
 

@@ -22,7 +22,7 @@
 Every combination of the matrix is a recipe. An option that does not apply to the combination's method (a rank with
 full) is dropped, and equal recipes run once. Values of the matrix or an include override `defaults_when`, whose later
 entries override earlier ones; both override `defaults`. A condition in `when` or `exclude` names a value, or a list of
-values any of which matches. `check` sets how much worse the results may get (`check.thresholds`).
+values; one of them must match. `check` sets how much worse the results may get (`check.thresholds`).
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def load_suite(name_or_path: str) -> Suite:
     """Return the suite in a YAML file, or the shipped suite of that name, fully checked.
 
     Raises:
-        UserError: no such file, not YAML, a tag, an unknown or repeated key, a value of the wrong type, an unknown
-            model or module, options that contradict each other, or no recipe left. The message has file and line.
+        UserError: there is no such file, or it is not YAML. The file has a tag, an unknown or repeated key, or a value
+            of the wrong type. A model or module is unknown, options contradict each other, or no recipe is left. The
+            message has file and line.
     """
     path = shipped_suites().get(name_or_path, Path(name_or_path))
     return _SuiteFile(path).suite()
@@ -251,16 +252,16 @@ class _SuiteFile:
     def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
         """Return whether a recipe with ``options``, possible or not, meets the condition."""
         options = _applicable(options, options.get("method"))
-        said = make_recipe("any", method=options.get("method"), rank=options.get("rank")).settings() | options
+        settings = make_recipe("any", method=options.get("method"), rank=options.get("rank")).settings() | options
         if "model" in options:
             spec = self._spec(options["model"], ("matrix", "model"))
-            said["model"] = spec.name
+            settings["model"] = spec.name
             with suppress(UserError):  # options that contradict each other
-                said = recipe_for(spec, **_but_the_model(options)).recipe.settings()
+                settings = recipe_for(spec, **_but_the_model(options)).recipe.settings()
         for field in NAMES_OF_MODULES:
-            if field in said:
-                said[field] = _canonical(field, said[field])
-        return all(said.get(field) in values for field, values in condition.items())
+            if field in settings:
+                settings[field] = _canonical(field, settings[field])
+        return all(settings.get(field) in values for field, values in condition.items())
 
     def _plan(self, options: dict[str, Any], path: Trail) -> ResolvedRecipe:
         if "model" not in options:

@@ -58,7 +58,7 @@ def mean_loss(step: TrainingStep, batches: Iterable[Batch]) -> float | None:
     """Return the mean loss of the model over ``batches``, without dropout or training; None if it is not finite."""
     import torch
 
-    # Liger fuses the loss in training only, unless it is told that nobody needs the logits.
+    # Liger fuses the loss in training only, unless the caller states that it needs no logits.
     fused = {"skip_logits": True} if step.recipe.loss == "liger" else {}
     with step.evaluating(), torch.no_grad(), step.autocast():
         losses = [step.model(**batch, **fused).loss for batch in batches]

@@ -96,7 +96,7 @@ def estimate_grid(
         options: the other settings of the recipe.
 
     Returns:
-        Bytes, in the shape to which ``batch_sizes``, ``seq_lens`` and ``ranks`` broadcast.
+        Bytes, in the common shape of ``batch_sizes``, ``seq_lens`` and ``ranks`` after broadcasting.
 
     Raises:
         UserError: as in `estimate`; the arrays do not broadcast, or a number is impossible for a recipe.
@@ -190,7 +190,7 @@ def find_model(model: str | Path) -> ModelSpec:
 
 
 def find_device(gpu: str | float) -> Device:
-    """Return a GPU by name. For a size such as ``24GB`` or 24, return a GPU of which only the memory is known.
+    """Return a GPU by name. For a size such as ``24GB`` or 24, return a GPU with a known memory only.
 
     If several GPUs match, the most likely one is returned, and its ``assumptions`` say so.
 

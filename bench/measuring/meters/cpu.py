@@ -86,9 +86,9 @@ class CpuMeter:
     ) -> Breakdown:
         """Return the memory of an extra step, from its live storages."""
         self._counted = count_step(model, step, spec, batches())
-        told = self._counted.breakdown()
-        peaks = told.phase_peaks_bytes | held_bytes
-        return replace(told, phase_peaks_bytes={phase: peaks[phase] for phase in PHASES})
+        breakdown = self._counted.breakdown()
+        peaks = breakdown.phase_peaks_bytes | held_bytes
+        return replace(breakdown, phase_peaks_bytes={phase: peaks[phase] for phase in PHASES})
 
     def timeline(self, step: TrainingStep, batches: Callable[[], Iterator[Batch]]) -> Timeline:
         """Return the live bytes after each allocation and free of the step that `breakdown` counted."""

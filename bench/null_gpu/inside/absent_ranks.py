@@ -1,4 +1,4 @@
-"""A distributed training of which only one rank runs, and waits for no other."""
+"""A distributed training with a single rank that runs, and does not wait for the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def go_alone() -> None:
         return
 
     class AloneStore(dist.Store):  # type: ignore[name-defined, misc]
-        """Keeps the values that this rank sets, and never waits for those of others."""
+        """Keeps the values that this rank sets, and does not wait for other ranks."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -246,7 +246,7 @@ class RealValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def fill(tensor: torch.Tensor, value: float) -> None:
-    """Fill ``tensor`` with ``value``. Many zeros are written on the device, where they take no host memory."""
+    """Fill ``tensor`` with ``value``. Many zeros are written on the device: there they take no host memory."""
     if tensor.numel() > MOST_GUESSED and not value and tensor.device.type == "cuda":
         tensor.zero_()
     else:
@@ -268,8 +268,8 @@ def on_host(value: Any) -> Any:
 
 
 OWNERS_OF_A_SUM = 4
-"""Owners of a gradient that only autograd holds, while this mode sees an addition to it: autograd, the operation's
-stack, its Python object, and the call that asks."""
+"""Owners of a gradient that only autograd references, while this mode sees an addition to it: autograd, the
+operation's stack, its Python object, and the call that counts."""
 
 
 def _adds_up_alone(first: Any) -> bool:

@@ -36,7 +36,7 @@ def masks_among(indices: Any) -> list[torch.Tensor]:
 
 
 def counts_of(func: Any, args: Any) -> list[int]:
-    """Return the counts that the kernels of ``func`` would make, in the order in which the host reads them."""
+    """Return the counts that the kernels of ``func`` would make, in the order of the host's reads."""
     if func in INDEXED:
         return [int(torch.count_nonzero(host_view(mask))) for mask in masks_among(args[1])]
     if func in MASKED:

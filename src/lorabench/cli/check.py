@@ -97,7 +97,7 @@ def command(
 ) -> int:
     """Compare RESULTS_DIR with a baseline, recipe by recipe, or with the estimate.
 
-    Compare memory, step time and final loss of every recipe that both folders hold, and list the worst first. Step
+    Compare memory, step time and final loss of every recipe that both folders contain, and list the worst first. Step
     times count as changed only if the difference is also significant, which needs repeated runs. A tolerance is a share
     such as 3%, or off to skip the metric. An option here overrides the suite. A recipe in only one folder is listed,
     but not checked.

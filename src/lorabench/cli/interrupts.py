@@ -16,7 +16,7 @@ AGAIN_SECONDS = 0.02
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM end the command like Ctrl-C, and let neither signal get lost."""
+    """Make SIGTERM end the command like Ctrl-C. Neither signal gets lost."""
     before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     try:
         yield
@@ -26,7 +26,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt. Inside a ``__del__``, where Python would ignore it, raise it a moment later."""
+    """Raise KeyboardInterrupt. Inside a ``__del__``, Python would ignore it: raise it a moment later."""
     while frame is not None:
         if frame.f_code.co_name == "__del__":
             threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()

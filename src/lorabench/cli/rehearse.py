@@ -42,7 +42,7 @@ NOTHING_REHEARSED = 3
 @recipe_options()
 @click.option("--gpu", required=True, help="GPU to simulate, by name (lorabench gpus).")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of GPUs.")
-@click.option("--ranks", type=click.IntRange(1), help="Number of ranks, of which only --rank N runs.")
+@click.option("--ranks", type=click.IntRange(1), help="Number of ranks; only --rank N runs. [that of --gpus]")
 @click.option(
     "--steps",
     type=click.IntRange(0),
@@ -81,7 +81,7 @@ def command(
     compiler, but no GPU; `lorabench doctor` says what is missing.
 
     Before a COMMAND, --rank N runs only rank N of a distributed training. Collectives with the other ranks succeed at
-    once. By default there are as many ranks as --gpus.
+    once.
     """
     from lorabench.estimator.devices.device import find_device
 

@@ -32,7 +32,7 @@ Examples:
 
 \b
 Exit codes:
-  0  at least one recipe was measured    1    --time-limit left recipes over,
+  0  at least one recipe was measured    1    --time-limit left recipes,
   2  wrong use or bad input                   or --require-all was not met
                                          3    nothing was measured
                                          130  interrupted
@@ -85,7 +85,7 @@ NOTHING_MEASURED = 3
     "--verbose",
     is_flag=True,
     callback=let_libraries_speak,
-    help="Print all settings, measurements, tracebacks, and what libraries say.",
+    help="Print all settings, measurements, tracebacks, and the libraries' output.",
 )
 @click.pass_obj
 def command(

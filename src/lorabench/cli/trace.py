@@ -38,8 +38,7 @@ SHOWN_TENSORS = 10
     "--backend",
     type=OneOf(("cuda", "cpu")),
     default="cuda",
-    show_default=True,
-    help="Trace the allocations of a step on CUDA or on a CPU.",
+    help="Trace the allocations of a step on CUDA or on a CPU. [cuda]",
 )
 @click.option("--gpu", help="GPU whose kernels' scratch memory is counted, by name (lorabench gpus).")
 @alloc_conf_option

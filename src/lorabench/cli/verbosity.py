@@ -37,5 +37,5 @@ def verbose_option(command: Command) -> Command:
         is_flag=True,
         expose_value=False,
         callback=let_libraries_speak,
-        help="Print what the libraries say, to standard error.",
+        help="Print the libraries' output to standard error.",
     )(command)
