@@ -17,7 +17,7 @@ WIDEST_HEAD_OF_LITTLE_SHARED_MEMORY = 192
 """GPUs with less shared memory than an A100 have no backward of flash attention for a head_dim above this, up to
 `NARROWEST_SPLIT_HEAD`. For a larger head_dim they have it only without dropout."""
 NARROWEST_SPLIT_HEAD = 224
-WIDEST_CUDNN_HEAD = {(9, 0): 256, (10, 0): 128}
+WIDEST_CUDNN_HEAD = {(9, 0): 256, (10, 0): 128, (10, 3): 128}
 """By compute capability, for GPUs on which torch prefers cuDNN (`check_cudnn_tensor_shapes`)."""
 DEEPSEEK_HEAD = (192, 128)
 """DeepSeek's head_dim of keys and of values, which cuDNN supports on both."""

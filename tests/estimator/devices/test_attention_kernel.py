@@ -34,7 +34,7 @@ def test_gpus_since_the_a100_take_flash_attention_for_16_bits(capability: str | 
 
 
 # The kernels without dropout and with dropout of 0.1. They are those of `torch._fused_sdp_choice` in torch 2.13 with
-# cuDNN 9.20, rehearsed on an H100 and a B200.
+# cuDNN 9.20, rehearsed on an H100, a B200 and a B300.
 @pytest.mark.parametrize(
     ("head", "masked", "kv_heads", "on_hopper", "on_blackwell"),
     [
@@ -54,7 +54,7 @@ def test_hopper_and_data_centre_blackwell_prefer_cudnn(
     head: tuple[int, int], masked: bool, kv_heads: int, on_hopper: tuple[str, str], on_blackwell: tuple[str, str]
 ) -> None:
     settings = {"head_dim": head[0], "value_dim": head[1], "masked": masked, "kv_heads": kv_heads}
-    for capability, expected in (("9.0", on_hopper), ("10.0", on_blackwell)):
+    for capability, expected in (("9.0", on_hopper), ("10.0", on_blackwell), ("10.3", on_blackwell)):
         taken = tuple(kernel(**settings, dropout=dropout, compute_capability=capability) for dropout in (0.0, 0.1))
         assert taken == expected
 
