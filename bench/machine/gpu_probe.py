@@ -26,11 +26,13 @@ from lorabench.bench.measuring.meters.driver import NvmlGpu
 from lorabench.bench.null_gpu import on_null_gpu
 from lorabench.bench.records.text import first_line, name_end, without_own_folders
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.input_files import read_input
 
 if TYPE_CHECKING:
     import torch
 
 PROBE_SECONDS = 120
+LARGEST_ANSWERS_BYTES = 16 * 2**20
 """Time limit of one process; the probe that was running is recorded without an answer."""
 FILE_NAME = "probe.jsonl"
 LOOKS = 50
@@ -91,8 +93,9 @@ def read_answers(path: Path) -> list[Answer]:
     if not path.exists():
         return []
     try:
-        return msgspec.json.Decoder(Answer).decode_lines(path.read_bytes())
-    except msgspec.MsgspecError as error:
+        raw = read_input(path, "a probe's answers", LARGEST_ANSWERS_BYTES)
+        return msgspec.json.Decoder(Answer).decode_lines(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a probe's answers ({error}): remove the file; it is written again") from error
 
 

@@ -16,6 +16,7 @@ from lorabench.bench.records.rehearsal import Counted, Rehearsal
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device, known_device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.input_files import decode_json, read_input
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings, read_settings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.recipes.parameters import ParameterCounts
@@ -28,6 +29,8 @@ NESTED_SINCE = 3
 """The first schema that nests the settings of adapter and quantisation; earlier recipes were flat. Digests always use
 the flat settings, so they are equal in all schemas."""
 SUFFIX = ".record.json"
+LARGEST_RECORD_BYTES = 64 * 2**20
+"""Much more than a record of 100,000 steps."""
 SNAPSHOT_SUFFIX = ".memory-snapshot.json.gz"
 """Suffix of the file beside a record with the allocator's history of one step, if requested."""
 
@@ -229,13 +232,13 @@ def read_record(path: Path) -> RunRecord:
         UserError: the file cannot be read, or has a schema newer than this one.
     """
     try:
-        raw = path.read_bytes()
+        raw = read_input(path, "a run record", LARGEST_RECORD_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read the record: {error.strerror}: make it readable or remove it") from error
     try:
-        version = msgspec.json.decode(raw, type=_Versioned).schema_version
-        content = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = decode_json(raw)
+        version = msgspec.convert(content, _Versioned).schema_version
+    except (msgspec.ValidationError, ValueError) as error:
         raise BrokenRecordError(
             f"{path}: not a lorabench run record ({error}): remove it, or run the recipe again"
         ) from error

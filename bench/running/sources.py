@@ -12,6 +12,7 @@ from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.suites.suite import Suite
 from lorabench.bench.training.text import file_documents
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.input_files import open_input
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.hub import HUB_ID, Refusal, ask_hub, has_cached_weights
 
@@ -100,5 +101,5 @@ def _digest_of_weights(files: list[Path]) -> str:
 
 
 def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_input(path) as file:
         return hashlib.file_digest(file, "sha256").digest()

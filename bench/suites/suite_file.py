@@ -40,6 +40,7 @@ from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
 from lorabench.bench.suites.plain_yaml import Trail, read_plain_yaml
 from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Suite, check_trainable
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.input_files import read_input
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.defaults import recipe_for
@@ -102,9 +103,7 @@ class _SuiteFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            with path.open("rb") as file:
-                raw = file.read(LARGEST_FILE_BYTES + 1)
-            text = raw.decode()
+            text = read_input(path, "a suite", LARGEST_FILE_BYTES).decode("utf-8-sig")
         except FileNotFoundError as error:
             near = did_you_mean(path.stem, shipped_suites())
             raise UserError(f"{path}: no such suite: name a YAML file or a shipped suite ({near})") from error
@@ -112,8 +111,6 @@ class _SuiteFile:
             raise UserError(f"{path}: cannot read the suite: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not a suite: not UTF-8 text") from error
-        if len(raw) > LARGEST_FILE_BYTES:
-            raise UserError(f"{path}: not a suite: larger than {LARGEST_FILE_BYTES // 2**20} MiB")
         self.path = path
         self.specs: dict[str, ModelSpec] = {}
         """Name in the suite → shapes."""

@@ -9,6 +9,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.input_files import open_input
 
 BYTES = 256
 LARGEST_TEXT_BYTES = 2**28
@@ -36,14 +37,12 @@ def file_documents(path: Path) -> Iterator[str]:
         UserError: ``path`` is not a file, cannot be read, is empty or too large; or a line is not a JSON object with a
             "text" string (with the line number).
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a file: name a text or .jsonl file")
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             if path.suffix == ".jsonl":
                 yield from _texts(path, file)
                 return
-            raw = file.read(LARGEST_TEXT_BYTES + 1)
+            raw = file.read(LARGEST_TEXT_BYTES + 1) or b""
     except OSError as error:
         raise UserError(f"{path}: cannot read the dataset ({error.strerror}): name a text or .jsonl file") from error
     if len(raw) > LARGEST_TEXT_BYTES:

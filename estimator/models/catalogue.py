@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.input_files import decode_json, read_input
 from lorabench.estimator.models.hub import HUB_ID, Refusal, fetch_config
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parent / "configs"
 SIZED = re.compile(r".*(^|-)(\d+x)?\d+(\.\d+)?[bm](-.*)?")
 """A name up to the number of parameters; release and tuning are left out."""
 LARGEST_CONFIG_BYTES = 16 * 2**20
-"""Larger than any config.json, so that a weights file named by mistake is not read into memory."""
+"""Larger than any config.json. A weights file that is named by mistake is not read into memory."""
 
 
 @cache
@@ -130,13 +130,10 @@ def _read_path(path: Path, text: str) -> ModelSpec:
 
 
 def _decode(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        raw = file.read(LARGEST_CONFIG_BYTES + 1)
-    if len(raw) > LARGEST_CONFIG_BYTES:
-        raise UserError(f"{path}: too large for a config.json")
+    raw = read_input(path, "a config.json", LARGEST_CONFIG_BYTES)
     try:
-        config = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        config = decode_json(raw)
+    except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): name the model's config.json") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: has no JSON object, so it is not a config.json")

@@ -12,16 +12,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import msgspec
 from msgspec import Meta, Struct, field
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import known_device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.input_files import decode_json, read_input
 from lorabench.estimator.speed.operations import Kernel
 from lorabench.estimator.typed_values import convert
 
 SHIPPED = Path(__file__).parent / "calibrations"
+LARGEST_FILE_BYTES = 2**20
+"""A calibration has about 10 kB."""
 Seconds = Annotated[float, Meta(gt=0)]
 Extent = Annotated[int, Meta(ge=1)]
 
@@ -122,12 +124,14 @@ def read_calibration(path: Path) -> Calibration:
         UserError: the file cannot be read, or is not a calibration.
     """
     try:
-        return decode_calibration(msgspec.json.decode(path.read_bytes()))
+        raw = read_input(path, "a calibration", LARGEST_FILE_BYTES)
     except OSError as error:
         raise UserError(
             f"calibration {path}: cannot be read ({error.strerror}): make one with `lorabench calibrate`"
         ) from error
-    except (msgspec.DecodeError, UserError) as error:
+    try:
+        return decode_calibration(decode_json(raw))
+    except (ValueError, UserError) as error:
         raise UserError(f"calibration {path}: {error}: make a new one with `lorabench calibrate -o {path}`") from error
 
 

@@ -103,7 +103,7 @@ def test_datasets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         file.truncate(2**28 + 1)
     for path, complaint in (
         (tmp_path / "missing.txt", r"cannot read the dataset \(No such file or directory\): name a text"),
-        (tmp_path, "not a file"),
+        (tmp_path, "Is a directory"),
         (Path("/dev/zero"), "not a file"),
         (tmp_path / "large.txt", "more than 256 MiB of text: use a part of it, or a .jsonl file"),
     ):

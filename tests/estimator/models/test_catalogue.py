@@ -185,7 +185,7 @@ def test_a_config_file_and_the_folder_that_holds_it_are_read(tmp_path: Path, mon
         ("[]", "has no JSON object"),
         ("{}", "no model_type"),
         ('{"model_type": "t5", "is_encoder_decoder": true}', "an encoder-decoder"),
-        (" " * (catalogue.LARGEST_CONFIG_BYTES + 1), "too large"),
+        (" " * (catalogue.LARGEST_CONFIG_BYTES + 1), "not a config.json: larger than 16 MiB"),
     ],
     ids=["cut off", "not text", "NaN", "nested", "a list", "empty", "not causal", "huge"],
 )
