@@ -120,7 +120,7 @@ def shortest_step(resolved: ResolvedRecipe) -> float:
     recipe = resolved.recipe
     model = build_model(resolved, DEVICE)
     optimizer = make_optimizer(model, recipe)
-    batches = make_batches(resolved, Settings(device=DEVICE, steps=1, warmup_steps=0), 1)
+    batches = make_batches(resolved, Settings(backend=DEVICE, steps=1, warmup_steps=0), 1)
     train = bare_loop(model, optimizer, batches, TrainingStep(model, optimizer, recipe).autocast)
     return min(seconds_of(lambda: train(1)) for _ in range(SHORT_STEPS))
 

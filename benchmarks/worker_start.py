@@ -25,7 +25,7 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 SPEC = find_model("lorabench/demo-llama")
 JOB = Job(
     resolved=ResolvedRecipe(SPEC, make_recipe(SPEC.name)),
-    settings=Settings(device="cpu", steps=1, warmup_steps=0, dataset="/nonexistent/text.txt"),
+    settings=Settings(backend="cpu", steps=1, warmup_steps=0, dataset="/nonexistent/text.txt"),
 )
 
 

@@ -117,7 +117,7 @@ def measured(job: Job) -> Measurement:
 def test_a_run_measures_the_same_losses_and_memory(
     engine: Any, family: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(device="cpu", steps=2, warmup_steps=1, least_seconds=0.0, engine=engine)
+    settings = Settings(backend="cpu", steps=2, warmup_steps=1, least_seconds=0.0, engine=engine)
     spec = spec_of(family)
     if source == "folder":
         spec = save_with_tokenizer(small_config(family, **TINY), tmp_path)

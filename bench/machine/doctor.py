@@ -74,8 +74,8 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
     packages: dict[str, str]
     """Package → installed version."""
     checks: tuple[Check, ...]
-    device: Backend
-    """The device that recipes would train on."""
+    backend: Backend = field(name="device")
+    """The device type that recipes would train on. JSON names it ``device``: programs read it by that key."""
     can_train: tuple[str, ...]
     """The methods that train here."""
     ready: bool
@@ -92,13 +92,13 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
     needed = list(dict.fromkeys((*NEEDED, *admitted_versions())))
     installed = {name: version for name in needed if (version := installed_version(name)) is not None}
     gpus = () if choice == "cpu" else probe.gpus
-    device: Backend = "cuda" if gpus or choice == "cuda" else "cpu"
+    backend: Backend = "cuda" if gpus or choice == "cuda" else "cpu"
     checks = [
         *(check_package(name, installed.get(name), probe.import_errors.get(name)) for name in needed),
         check_together(installed),
         *([] if choice == "cpu" else check_gpus(probe, needed=choice == "cuda")),
         check_bfloat16(gpus),
-        check_quantization(probe, device, "bitsandbytes" in installed),
+        check_quantization(probe, backend, "bitsandbytes" in installed),
         *check_kernels(probe, bool(gpus)),
         check_host_memory(),
         check_cores(),
@@ -118,7 +118,7 @@ def diagnose(choice: DeviceChoice = "auto", folder: Path = Path()) -> Diagnosis:
         gpus=gpus,
         packages=installed,
         checks=tuple(checks),
-        device=device,
+        backend=backend,
         can_train=() if without else _methods(quantized=not missing),
         ready=not missing,
     )
@@ -264,30 +264,30 @@ def _processor_flags() -> set[str]:
     return set(next(named, "").split())
 
 
-def check_quantization(probe: Probe, device: Backend, installed: bool) -> Check:
+def check_quantization(probe: Probe, backend: Backend, installed: bool) -> Check:
     """Check that bitsandbytes quantises a tensor on the device."""
-    if device not in probe.quantization_errors:
-        found = f"bitsandbytes could not be tested on {_device(device)}" if installed else "no bitsandbytes"
+    if backend not in probe.quantization_errors:
+        found = f"bitsandbytes could not be tested on {_device(backend)}" if installed else "no bitsandbytes"
         remedy = None if installed else INSTALL
         return Check(name="quantisation", status="missing", found=f"{found}; qlora needs it", remedy=remedy)
-    error = probe.quantization_errors[device]
-    if error is None and device == "cpu" and probe.part_blocks_wrong:
+    error = probe.quantization_errors[backend]
+    if error is None and backend == "cpu" and probe.part_blocks_wrong:
         found = (
-            f"NF4 round trip works on {_device(device)}, except for rows that are no multiple of {BLOCK}: "
+            f"NF4 round trip works on {_device(backend)}, except for rows that are no multiple of {BLOCK}: "
             "a fault of bitsandbytes on this CPU; losses of models with such rows are wrong"
         )
         return Check(name="quantisation", status="limited", found=found)
-    if error is None and device == "cuda" and probe.null_gpu:
+    if error is None and backend == "cuda" and probe.null_gpu:
         found = "NF4 round trip runs on the null GPU, which computes no values"
         return Check(name="quantisation", status="limited", found=found)
     if error is None:
-        return Check(name="quantisation", status="ok", found=f"NF4 round trip works on {_device(device)}")
+        return Check(name="quantisation", status="ok", found=f"NF4 round trip works on {_device(backend)}")
     remedy = "pip install --force-reinstall bitsandbytes; for details: python -m bitsandbytes"
-    return Check(name="quantisation", status="missing", found=f"fails on {_device(device)}: {error}", remedy=remedy)
+    return Check(name="quantisation", status="missing", found=f"fails on {_device(backend)}: {error}", remedy=remedy)
 
 
-def _device(device: str) -> str:
-    return "the GPU" if device == "cuda" else "the CPU"
+def _device(backend: Backend) -> str:
+    return "the GPU" if backend == "cuda" else "the CPU"
 
 
 def check_kernels(probe: Probe, gpu: bool) -> list[Check]:

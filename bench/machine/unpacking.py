@@ -12,10 +12,10 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 ROWS = 4
 
 
-def complaint_about_unpacking(resolved: ResolvedRecipe, device: Backend) -> str | None:
-    """Return a message that names the linear layers with wrong weights on ``device``; None if there are none."""
+def complaint_about_unpacking(resolved: ResolvedRecipe, backend: Backend) -> str | None:
+    """Return a message that names the linear layers with wrong weights on ``backend``; None if there are none."""
     quantization = resolved.recipe.quantization
-    if quantization is None or device != "cpu":
+    if quantization is None or backend != "cpu":
         return None
     columns = {linear.name: linear.in_features for group in resolved.spec.layers for linear in group.linears}
     wrong = set(columns_unpacked_wrong(columns.values(), quantization.quant_type))

@@ -57,7 +57,7 @@ def measure(resolved: ResolvedRecipe, settings: Settings, snapshot_path: str | N
     learning_steps = settings.warmup_steps + settings.steps
     batches = make_batches(resolved, settings, learning_steps)
     stages.end("text")
-    meter: Meter = CudaMeter() if settings.device == "cuda" else CpuMeter()
+    meter: Meter = CudaMeter() if settings.backend == "cuda" else CpuMeter()
     stages.end("device")
     model, held_bytes = _build(resolved, settings, meter)
     optimizer = make_optimizer(model, recipe)
@@ -149,7 +149,7 @@ def _build(resolved: ResolvedRecipe, settings: Settings, meter: Meter) -> tuple[
 
     weights = resolved.spec.name if settings.weights == "hub" else settings.weights
     with meter.loading():
-        model = build_model(resolved, settings.device, settings.seed, weights=weights, on_loaded=note_loaded)
+        model = build_model(resolved, settings.backend, settings.seed, weights=weights, on_loaded=note_loaded)
     held_bytes["adapted"] = meter.held_bytes(model)
     return model, held_bytes
 

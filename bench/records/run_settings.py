@@ -11,7 +11,7 @@ from lorabench.estimator.devices.backend import Backend
 class Settings(Struct, frozen=True, kw_only=True):
     """The run settings of a suite."""
 
-    device: Backend
+    backend: Backend
     steps: int
     """Minimum number of timed steps."""
     warmup_steps: int

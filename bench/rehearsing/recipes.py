@@ -69,7 +69,7 @@ def rehearse_suite(
             suite,
             output or Path(scratch),
             settings=Settings(
-                device="cuda",
+                backend="cuda",
                 steps=max(1, steps),
                 warmup_steps=1,
                 least_seconds=0.0,

@@ -29,10 +29,10 @@ LINES_KEPT = 40
 """Number of last lines kept of a dead worker's output."""
 
 
-def answer_of(error: Exception, device: Backend, traceback_text: str) -> JobResult:
+def answer_of(error: Exception, backend: Backend, traceback_text: str) -> JobResult:
     """Return the result for an exception that was raised while a recipe was measured."""
     message = first_line(without_own_folders(f"{type(error).__name__}: {error}"))
-    memory = which_memory(error, device)
+    memory = which_memory(error, backend)
     if memory is not None:
         return JobResult(outcome="oom", out_of=memory, message=message + operation_of(error))
     return JobResult(outcome="error", message=message, traceback=without_own_folders(traceback_text))
@@ -48,7 +48,7 @@ def operation_of(error: BaseException) -> str:
     return f"; at {last.line or last.name} ({place}:{last.lineno})"
 
 
-def which_memory(error: BaseException, device: Backend) -> Memory | None:
+def which_memory(error: BaseException, backend: Backend) -> Memory | None:
     """Return which memory ran out according to ``error``; None if none did."""
     import torch
 
@@ -56,10 +56,10 @@ def which_memory(error: BaseException, device: Backend) -> Memory | None:
         return "host"
     if isinstance(error, torch.OutOfMemoryError):
         return "device"
-    return memory_in_text(str(error), device)
+    return memory_in_text(str(error), backend)
 
 
-def memory_in_text(text: str, device: Backend) -> Memory | None:
+def memory_in_text(text: str, backend: Backend) -> Memory | None:
     """Return which memory ran out according to an error's text; None if none did."""
     lowered = text.lower()
     if any(phrase in lowered for phrase in OF_THE_DEVICE):
@@ -67,11 +67,11 @@ def memory_in_text(text: str, device: Backend) -> Memory | None:
     if any(phrase in lowered for phrase in OF_THE_HOST):
         return "host"
     if OF_EITHER in lowered:
-        return "device" if device == "cuda" else "host"
+        return "device" if backend == "cuda" else "host"
     return None
 
 
-def answer_of_the_dead(exit_code: int, said: str, device: Backend, kernel_kills: int | None) -> JobResult:
+def answer_of_the_dead(exit_code: int, said: str, backend: Backend, kernel_kills: int | None) -> JobResult:
     """Return the result of a worker that ended without an answer.
 
     Args:
@@ -87,7 +87,7 @@ def answer_of_the_dead(exit_code: int, said: str, device: Backend, kernel_kills:
         end += ", but not by the OOM killer"
     last = [line for line in without_own_folders(said).splitlines() if line.strip()][-LINES_KEPT:]
     reason = f"the worker ended without an answer: {end}" + (f": {first_line(last[-1])}" if last else "")
-    memory = memory_in_text(said, device)
+    memory = memory_in_text(said, backend)
     return JobResult(
         outcome="error" if memory is None else "oom",
         out_of=memory,

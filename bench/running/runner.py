@@ -101,7 +101,7 @@ def run_suite(
     A recipe that runs out of memory, fails or takes longer than ``timeout_seconds`` gets a record too.
 
     Args:
-        settings: for all recipes. ``device`` replaces its device; the index of the repeat is added to its seed.
+        settings: for all recipes. ``device`` replaces its backend; the index of the repeat is added to its seed.
         resume: skip a task if its record exists, was requested in the same way and is `resuming.CONCLUSIVE`. Tasks
             without a record come first.
         skip_unfit: skip recipes that are predicted not to fit; their records say so.
@@ -127,11 +127,11 @@ def run_suite(
     ):
         surroundings = probe_surroundings(device, environment)
         _refuse_other_records(results, surroundings)
-        settings = replace(settings, device=surroundings.device.backend)
+        settings = replace(settings, backend=surroundings.device.backend)
         check_device(settings)
         if suite.probe:
             _probe(suite, surroundings, folder / FILE_NAME, watcher, environment, resume=resume)
-        unable = _without_kernels(suite, settings.device)
+        unable = _without_kernels(suite, settings.backend)
         tasks = list(tasks_of(suite, settings, digest_sources(settings)))
         lanes = lanes_of(surroundings)
         kept: list[Task] = []
@@ -326,7 +326,7 @@ def check_device(settings: Settings) -> None:
     Raises:
         UserError: a snapshot of CUDA's allocator is requested, but recipes run on the CPU.
     """
-    if settings.memory_snapshot and settings.device == "cpu":
+    if settings.memory_snapshot and settings.backend == "cpu":
         raise UserError(
             "--memory-snapshot needs CUDA's allocator, but recipes run on the CPU here: use --timeline, "
             "which counts live tensors"
@@ -354,8 +354,8 @@ def _probe(
     watcher.probed(probe_gpu(path, environment, rehearsing=surroundings.null_gpu))
 
 
-def _without_kernels(suite: Suite, device: Backend) -> list[str]:
-    """Return the recipes of ``suite`` that cannot run on ``device``, one line per reason.
+def _without_kernels(suite: Suite, backend: Backend) -> list[str]:
+    """Return the recipes of ``suite`` that cannot run on ``backend``, one line per reason.
 
     Raises:
         UserError: the only recipe cannot run there.
@@ -364,7 +364,7 @@ def _without_kernels(suite: Suite, device: Backend) -> list[str]:
     unable: dict[str, list[str]] = defaultdict(list)
     for resolved in suite.recipes:
         try:
-            refuse_missing_kernels(resolved.recipe, device)
+            refuse_missing_kernels(resolved.recipe, backend)
         except UserError as error:
             if len(suite.recipes) == 1:
                 raise

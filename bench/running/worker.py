@@ -35,11 +35,11 @@ def answer_job(job: Job) -> JobResult:
     except UserError as error:
         return JobResult(outcome="error", message=without_own_folders(str(error)))
     except Exception as error:
-        return answer_of(error, job.settings.device, traceback.format_exc())
+        return answer_of(error, job.settings.backend, traceback.format_exc())
     complaints = (
         complaint_about(measurement.losses),
         complaint_about_adapters(measurement.base_loss, measurement.adapted_loss),
-        complaint_about_unpacking(job.resolved, job.settings.device),
+        complaint_about_unpacking(job.resolved, job.settings.backend),
     )
     message = "; ".join(complaint for complaint in complaints if complaint) or None
     return JobResult(outcome="ok", message=message, measurement=measurement)

@@ -194,7 +194,7 @@ class Workers:
                     return msgspec.json.decode(self._path(number, "answer").read_bytes(), type=JobResult)
             kills = kernel_kills()
             risen = None if kills is None or kills_before is None else kills - kills_before
-            return answer_of_the_dead(exit_code, said, job.settings.device, risen)
+            return answer_of_the_dead(exit_code, said, job.settings.backend, risen)
         finally:
             for name in ("job", "answer", "said"):
                 self._path(number, name).unlink(missing_ok=True)

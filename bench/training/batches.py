@@ -86,7 +86,7 @@ def make_batches(resolved: ResolvedRecipe, settings: Settings, steps: int) -> Ba
         [torch.tensor(block) for block in held_out],
         [torch.tensor(block) for block in islice(training, steps * recipe.gradient_accumulation)],
         recipe.gradient_accumulation,
-        settings.device,
+        settings.backend,
     )
 
 

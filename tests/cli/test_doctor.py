@@ -22,7 +22,7 @@ READY = Diagnosis(
             name="liger", status="limited", found="not installed; " + "it does without " * 6, remedy="pip install it"
         ),
     ),
-    device="cuda",
+    backend="cuda",
     can_train=("full", "lora"),
     ready=True,
 )

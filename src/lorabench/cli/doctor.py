@@ -57,7 +57,7 @@ def as_lines(diagnosis: Diagnosis) -> list[str]:
         start = f"{check.name:<{name_width}}  {check.status:<{status_width}}  "
         lines += folded(check.found, indent=start, hanging=" " * len(start))
     lines.append("")
-    where = "a GPU" if diagnosis.device == "cuda" else "the CPU"
+    where = "a GPU" if diagnosis.backend == "cuda" else "the CPU"
     if diagnosis.can_train:
         lines.append(f"trains on {where}: {', '.join(diagnosis.can_train)}")
     else:

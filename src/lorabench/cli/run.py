@@ -138,7 +138,7 @@ def command(
         suite_of(target, options), {name: count for name, count in amounts.items() if count is not None}
     )
     settings = Settings(
-        device="cpu",  # until --device is resolved
+        backend="cpu",  # until --device is resolved
         steps=suite.steps,
         warmup_steps=suite.warmup_steps,
         seed=seed,

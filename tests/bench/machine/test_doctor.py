@@ -73,7 +73,7 @@ def test_on_a_null_gpu_the_doctor_says_that_nothing_is_computed(machine: dict[st
 
 def test_a_machine_with_all_libraries_can_train_by_every_method(machine: dict[str, Any]) -> None:
     told = diagnose()
-    assert (told.ready, told.can_train, told.device) == (True, ("full", "lora", "qlora", "ia3"), "cpu")
+    assert (told.ready, told.can_train, told.backend) == (True, ("full", "lora", "qlora", "ia3"), "cpu")
     assert {check.status for check in told.checks} <= {"ok", "limited"}
 
 
@@ -141,7 +141,7 @@ def test_a_gpu_is_needed_only_where_it_is_asked_for(machine: dict[str, Any]) -> 
     assert "GPU" not in {check.name for check in diagnose("cpu").checks}
     machine["probe"] = ON_A100
     told = diagnose("cuda")
-    assert (told.ready, told.device, told.driver, told.torch_cuda) == (True, "cuda", "580.1", "13.0")
+    assert (told.ready, told.backend, told.driver, told.torch_cuda) == (True, "cuda", "580.1", "13.0")
     assert check("GPU").found == "A100, 80.0 GiB, 79.0 GiB free, compute capability 8.0"
 
 

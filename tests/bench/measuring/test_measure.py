@@ -39,7 +39,7 @@ def recipe(**options: Any) -> Recipe:
 
 
 def settings(**options: Any) -> Settings:
-    asked = {"device": "cpu", "steps": 4, "warmup_steps": 2, "least_seconds": 0.0, "seed": 5}
+    asked = {"backend": "cpu", "steps": 4, "warmup_steps": 2, "least_seconds": 0.0, "seed": 5}
     return Settings(**{**asked, **options})
 
 

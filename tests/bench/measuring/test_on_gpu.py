@@ -46,7 +46,7 @@ def run(
     suite = {"name": "gpu", "include": [{"model": model, "seq_len": 1024, "batch_size": 4, **each} for each in recipes]}
     path = folder / "gpu.yaml"
     path.write_bytes(msgspec.yaml.encode(suite))
-    asked = Settings(**{"device": "cpu", "steps": 20, "warmup_steps": 3, **settings})
+    asked = Settings(**{"backend": "cpu", "steps": 20, "warmup_steps": 3, **settings})
     return list(run_suite(load_suite(str(path)), folder / asked.engine, settings=asked, device=device).records)
 
 
@@ -57,7 +57,7 @@ def measured(record: RunRecord) -> Measurement:
 
 
 def test_workers_are_forked_since_no_import_starts_cuda(tmp_path: Path) -> None:
-    settings = Settings(device="cuda", steps=3, warmup_steps=1)
+    settings = Settings(backend="cuda", steps=3, warmup_steps=1)
     recipe = make_recipe("test/llama", seq_len=16, dtype="float32")
     job = Job(resolved=ResolvedRecipe(SPEC, recipe), settings=settings)
     with Workers(tmp_path) as workers:

@@ -47,6 +47,6 @@ def held_but_for(bytes_: int, variables: Mapping[str, str], gpu: int = 0) -> Ite
 
 def job(engine: Any = "lorabench", **recipe: Any) -> Job:
     """Return a job that trains the tiny model for a step on CUDA."""
-    settings = Settings(device="cuda", steps=1, warmup_steps=1, least_seconds=0.0, engine=engine)
+    settings = Settings(backend="cuda", steps=1, warmup_steps=1, least_seconds=0.0, engine=engine)
     options = {"method": "lora", "seq_len": 64, "batch_size": 2, **recipe}
     return Job(resolved=ResolvedRecipe(SPEC, make_recipe("test/llama", **options)), settings=settings)

@@ -19,7 +19,7 @@ from lorabench.bench.running.jobs import Settings
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 spec = lorabench.find_model("meta-llama/Llama-3.1-8B")
 recipe = lorabench.make_recipe(spec.name, method=sys.argv[1])
-told_of = measure(ResolvedRecipe(spec, recipe), Settings(device="cuda", steps=1, warmup_steps=1, least_seconds=0))
+told_of = measure(ResolvedRecipe(spec, recipe), Settings(backend="cuda", steps=1, warmup_steps=1, least_seconds=0))
 estimate = lorabench.estimate(spec, method=sys.argv[1], gpu="h200")
 tell(measured=told_of.memory.peak_allocated_bytes, estimated=estimate.memory.peak_allocated_bytes,
      host=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, energy=told_of.energy_joules)

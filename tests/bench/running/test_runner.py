@@ -30,7 +30,7 @@ from tests.bench.running.test_workers import LLAMA
 from tests.sample_records import as_rehearsed, sample_record
 
 SPEC = read_config(LLAMA, "test/llama")
-SETTINGS = Settings(device="cpu", steps=3, warmup_steps=1)
+SETTINGS = Settings(backend="cpu", steps=3, warmup_steps=1)
 PICK = single_recipe(ResolvedRecipe(SPEC, make_recipe("test/llama")))
 GPU = DeviceFacts(backend="cuda", name="NVIDIA Example 24GB", memory_bytes=24 * 2**30)
 
@@ -136,7 +136,7 @@ def test_a_record_says_what_it_was_asked_for_and_names_no_folder(tmp_path: Path)
     (tmp_path / "text.txt").write_text("words")
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_bytes(msgspec.json.encode(LLAMA))
-    asked = Settings(device="cpu", steps=7, warmup_steps=2)
+    asked = Settings(backend="cpu", steps=7, warmup_steps=2)
     plain = run(tmp_path / "plain", suite, settings=asked)[0].records[0]
     assert (plain.seed, plain.weights, plain.dataset, plain.dataset_digest) == (0, "random", None, None)
     assert (plain.steps, plain.warmup_steps, plain.engine, plain.repeat) == (7, 2, "lorabench", 0)

@@ -35,7 +35,7 @@ SPEC = read_config(LLAMA, "test/llama")
 def job(method: str = "lora", **options: Any) -> Job:
     plain = {"dtype": "float32", "mixed_precision": "no", "gradient_checkpointing": False}
     recipe = make_recipe("test/llama", **{"method": method, "seq_len": 16, "batch_size": 2, **plain, **options})
-    settings = Settings(device="cpu", steps=3, warmup_steps=1, least_seconds=0.01)
+    settings = Settings(backend="cpu", steps=3, warmup_steps=1, least_seconds=0.01)
     return Job(resolved=ResolvedRecipe(SPEC, recipe), settings=settings)
 
 

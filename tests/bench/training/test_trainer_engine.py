@@ -118,7 +118,7 @@ def test_own_steps_go_on_where_trainer_stopped() -> None:
 
 def test_a_run_is_measured_alike_whoever_trains() -> None:
     recipe = recipe_of(method="lora", rank=4)
-    settings = Settings(device="cpu", steps=3, warmup_steps=1, least_seconds=0.0)
+    settings = Settings(backend="cpu", steps=3, warmup_steps=1, least_seconds=0.0)
     own = measure(ResolvedRecipe(SPEC, recipe), settings)
     trainers = measure(ResolvedRecipe(SPEC, recipe), replace(settings, engine="trainer"))
     assert trainers.losses == pytest.approx(own.losses, rel=2e-5)

@@ -115,7 +115,7 @@ def train(folder: Path, fault: Callable[[Any], None] | None = None, **recipe: An
     folder.mkdir(exist_ok=True)
     text = folder / "text.txt"
     text.write_text(TEXT)
-    settings = Settings(device="cpu", steps=1, warmup_steps=1, least_seconds=0.0, dataset=str(text))
+    settings = Settings(backend="cpu", steps=1, warmup_steps=1, least_seconds=0.0, dataset=str(text))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "build_model", build_and_plant)
         write_record(
