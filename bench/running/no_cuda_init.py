@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def no_cuda_init() -> Iterator[None]:
-    """Keep imports inside the context from initialising CUDA: let NVML answer what they ask of the GPU.
+    """Keep imports inside the context from initialising CUDA: let NVML answer their queries.
 
     bitsandbytes asks torch for the compute capability (`bitsandbytes.cuda_specs`), and torch would initialise CUDA for
     it. If NVML cannot answer, torch does. Afterwards NVML is shut down, so each forked worker opens the driver itself.

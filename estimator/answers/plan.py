@@ -135,8 +135,8 @@ def make_plan(
     A step accumulates micro-batches until it has at least ``min_batch_tokens``.
 
     Raises:
-        UserError: settings contradict each other, or the model does not support them; a step cannot have so many
-            tokens.
+        UserError: settings contradict each other, or the model does not support them; ``min_batch_tokens`` needs more
+            passes than a recipe can have.
     """
     tried = 0
     fitting: list[_Fitting] = []
@@ -147,10 +147,10 @@ def make_plan(
         leanest[resolved.recipe.method] = resolved  # the last recipe of each method needs the least memory
         for sized in _micro_batches(resolved, "batch_size" in fixed, min_batch_tokens):
             tried += 1
-            held = _hold(sized, device)
-            if held is None:
+            candidate = _if_it_fits(sized, device)
+            if candidate is None:
                 break  # no larger micro-batch fits either
-            fitting.append(held)
+            fitting.append(candidate)
     named = _named(device, calibration, fitting)
     return Plan(
         model=spec.name,
@@ -185,15 +185,15 @@ def enough_gpus(resolved: ResolvedRecipe) -> list[EnoughGpu]:
     for device in sorted(all_devices(), key=lambda device: (device.memory_bytes, device.tdp_watts or 0)):
         if unsupported(resolved.recipe, device):
             continue
-        held = _hold(resolved, device)
-        if held is not None:
+        candidate = _if_it_fits(resolved, device)
+        if candidate is not None:
             found.append(
                 EnoughGpu(
                     gpu=device.name,
                     title=device.title,
                     gpu_memory_bytes=device.memory_bytes,
                     gpu_usable_bytes=device.usable_bytes,
-                    margin_bytes=held.margin_bytes,
+                    margin_bytes=candidate.margin_bytes,
                     throughput=estimate_throughput(resolved, device),
                 )
             )
@@ -299,7 +299,7 @@ def _micro_batches(resolved: ResolvedRecipe, sized: bool, min_batch_tokens: int)
             return
 
 
-def _hold(resolved: ResolvedRecipe, device: Device) -> _Fitting | None:
+def _if_it_fits(resolved: ResolvedRecipe, device: Device) -> _Fitting | None:
     """Return the recipe's memory and margin; None if it does not fit."""
     if not states_fit(resolved, device, device.usable_bytes):
         return None

@@ -40,8 +40,8 @@ def sdpa_kernel(
 ) -> SdpaKernel:
     """Return the kernel for training with queries (B, heads, S, head_dim) in ``dtype``.
 
-    Keys are (B, kv_heads, S, head_dim), values (B, kv_heads, S, value_dim). ``compute_capability`` is that of `Device`;
-    None and AMD's targets mean `UNKNOWN`.
+    Keys are (B, kv_heads, S, head_dim), values (B, kv_heads, S, value_dim). ``compute_capability``: as in `Device`;
+    None and AMD's targets mean `UNKNOWN`. S must be more than 1: a single token has other kernels.
     """
     capability = _numbers(compute_capability)
     if _cudnn_takes(dtype, head_dim, value_dim, dropout, capability):

@@ -129,7 +129,7 @@ def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpe
 def _adapts_experts(model: Any, layers: nn.ModuleList) -> bool:
     """Return whether peft's LoRA under all-linear adapts stacked experts too, as it does for some model types.
 
-    The model cannot be used afterwards: the function removes all layers but one, since peft takes a second for many.
+    The model cannot be used afterwards: the function removes all layers but one. With all layers, peft needs a second.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 DeviceType = Literal["cuda", "cpu", "meta"]
-NOBODY = nullcontext()
-"""Watches nothing."""
+NO_WATCHER = nullcontext()
+"""A context that watches nothing."""
 
 
 def build_model(
@@ -32,7 +32,7 @@ def build_model(
     *,
     weights: str | None = None,
     on_loaded: Callable[[nn.Module], None] = lambda model: None,
-    watching: AbstractContextManager[object] = NOBODY,
+    watching: AbstractContextManager[object] = NO_WATCHER,
 ) -> nn.Module:
     """Return the model of the recipe on ``device``, ready for its first training step.
 
