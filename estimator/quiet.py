@@ -62,10 +62,10 @@ def quiet_environment() -> dict[str, str]:
     return {} if wants_library_output() else NO_BARS
 
 
-def pass_on(said: str) -> None:
-    """Write ``said``, the standard error of another process, to this process's, if the user requested such output."""
-    if said and wants_library_output():
-        sys.stderr.write(said if said.endswith("\n") else f"{said}\n")
+def pass_on(output: str) -> None:
+    """Write ``output``, the standard error of another process, to this process's, if the user requested such output."""
+    if output and wants_library_output():
+        sys.stderr.write(output if output.endswith("\n") else f"{output}\n")
 
 
 @contextmanager

@@ -47,9 +47,9 @@ def ask(
         timeout=timeout,
         env=quiet_environment() | os.environ | dict(environment or {}),
     )
-    said = ran.stderr.decode(errors="replace")
-    pass_on(said)
-    return Asked(ran.returncode, ran.stdout.rpartition(b"\n")[2], said.strip().rpartition("\n")[2])
+    output = ran.stderr.decode(errors="replace")
+    pass_on(output)
+    return Asked(ran.returncode, ran.stdout.rpartition(b"\n")[2], output.strip().rpartition("\n")[2])
 
 
 @contextmanager

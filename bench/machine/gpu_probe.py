@@ -78,7 +78,7 @@ def probe_gpu(path: Path, environment: Mapping[str, str] | None = None, *, rehea
                 break
             ended = _run_process(path, environment)
             if ended:
-                _add_for_the_dead(path, ended, rehearsing=rehearsing)
+                _add_crashed_probe(path, ended, rehearsing=rehearsing)
         return read_answers(path)
     except OSError as error:
         raise UserError(f"{path}: cannot write the probe's answers: {error.strerror}") from error
@@ -111,7 +111,7 @@ def _run_process(path: Path, environment: Mapping[str, str] | None) -> str:
     return "" if asked.exit_code == 0 else f"{name_end(asked.exit_code)}: {last}"
 
 
-def _add_for_the_dead(path: Path, ended: str, *, rehearsing: bool) -> None:
+def _add_crashed_probe(path: Path, ended: str, *, rehearsing: bool) -> None:
     done = {answer.probe for answer in read_answers(path)}
     asked = next((name for name in PROBES if name not in done), None)
     if asked is not None:

@@ -71,11 +71,12 @@ def memory_in_text(text: str, backend: Backend) -> Memory | None:
     return None
 
 
-def answer_of_the_dead(exit_code: int, said: str, backend: Backend, kernel_kills: int | None) -> JobResult:
+def answer_of_crashed_worker(exit_code: int, output: str, backend: Backend, kernel_kills: int | None) -> JobResult:
     """Return the result of a worker that ended without an answer.
 
     Args:
         exit_code: negative for a signal.
+        output: its standard output and error.
         kernel_kills: processes that the OOM killer has ended since the worker started; None if unknown.
     """
     if exit_code == -signal.SIGKILL and kernel_kills != 0:
@@ -85,9 +86,9 @@ def answer_of_the_dead(exit_code: int, said: str, backend: Backend, kernel_kills
     end = name_end(exit_code)
     if exit_code == -signal.SIGKILL:
         end += ", but not by the OOM killer"
-    last = [line for line in without_own_folders(said).splitlines() if line.strip()][-LINES_KEPT:]
+    last = [line for line in without_own_folders(output).splitlines() if line.strip()][-LINES_KEPT:]
     reason = f"the worker ended without an answer: {end}" + (f": {first_line(last[-1])}" if last else "")
-    memory = memory_in_text(said, backend)
+    memory = memory_in_text(output, backend)
     return JobResult(
         outcome="error" if memory is None else "oom",
         out_of=memory,

@@ -150,7 +150,7 @@ class _Server:
         try:
             os.setsid()
             die_with_parent(server)
-            _redirect(request.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1)
+            _redirect(request.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1)
             os.dup2(1, 2)
             signal.set_wakeup_fd(-1)  # Python 3.12 and later already do so if asyncio is imported
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

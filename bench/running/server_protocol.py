@@ -16,7 +16,7 @@ class Start(Struct, frozen=True, kw_only=True, tag=True):
     job: str
     """Path of its job; see `worker.main`."""
     answer: str
-    said: str
+    output: str
     """File for its standard output and error."""
     environment: dict[str, str]
     """Variables in addition to the server's."""

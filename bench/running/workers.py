@@ -19,7 +19,7 @@ import msgspec
 
 from lorabench.bench.machine.host_memory import kernel_kills
 from lorabench.bench.records.text import first_line, name_end
-from lorabench.bench.running.failures import answer_of_the_dead
+from lorabench.bench.running.failures import answer_of_crashed_worker
 from lorabench.bench.running.jobs import Job, JobResult
 from lorabench.bench.running.server_protocol import READ_BYTES, End, Ended, Notice, Ready, Request, Start
 from lorabench.estimator.errors import UserError
@@ -85,8 +85,8 @@ class Workers:
         number = self.started
         self._write_job(number, job)
         self.jobs[number] = job, kernel_kills()
-        paths = {name: str(self._path(number, name)) for name in ("job", "answer", "said")}
-        self._ask(Start(number=number, environment=environment, **paths))
+        paths = {name: str(self._path(number, name)) for name in ("job", "answer", "output")}
+        self._request(Start(number=number, environment=environment, **paths))
         return number
 
     def _write_job(self, number: int, job: Job) -> None:
@@ -100,13 +100,13 @@ class Workers:
 
     def end(self, number: int) -> None:
         """Kill the worker and all processes that it started."""
-        self._ask(End(number=number))
+        self._request(End(number=number))
 
     def wait(self, seconds: float) -> dict[int, JobResult]:
         """Return number → result of workers that have ended; wait at most ``seconds`` for one."""
         until = time.monotonic() + seconds
         while True:
-            notices = self._hear(max(0.0, until - time.monotonic()))
+            notices = self._read_notices(max(0.0, until - time.monotonic()))
             if notices is None:
                 return self._server_died()
             ended = [notice for notice in notices if isinstance(notice, Ended) and notice.number in self.jobs]
@@ -118,13 +118,13 @@ class Workers:
     def _serve(self) -> None:
         self.ready = False
         self.buffer = b""
-        with self._path(0, "said").open("wb") as said:
+        with self._path(0, "output").open("wb") as output:
             # Own session: an interrupt at the terminal must reach only the runner.
             self.server = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=output,
                 bufsize=0,
                 env=ENVIRONMENT | quiet_environment() | os.environ | self.environment,
                 start_new_session=True,
@@ -134,21 +134,21 @@ class Workers:
         if self.server.poll() is not None:
             self._serve()
         while not self.ready:
-            notices = self._hear(None)
+            notices = self._read_notices(None)
             if notices is None:
                 code = self._end_server()
-                last = first_line(self._said(0).strip().rpartition("\n")[2])
+                last = first_line(self._output_of(0).strip().rpartition("\n")[2])
                 raise UserError(f"no worker can be started: {name_end(code)}: {last}")
             for notice in notices:
                 if isinstance(notice, Ready):
                     self.ready, self.forks = True, notice.forks
-                    pass_on(self._said(0))
+                    pass_on(self._output_of(0))
 
-    def _ask(self, request: Request) -> None:
+    def _request(self, request: Request) -> None:
         with suppress(BrokenPipeError):  # the server died; wait() reports it
             _open(self.server.stdin).write(msgspec.json.encode(request) + b"\n")
 
-    def _hear(self, seconds: float | None) -> list[Notice] | None:
+    def _read_notices(self, seconds: float | None) -> list[Notice] | None:
         """Return the server's notices within ``seconds`` (None: no limit), or None if the server has died."""
         with selectors.DefaultSelector() as selector:
             selector.register(_open(self.server.stdout), selectors.EVENT_READ)
@@ -186,25 +186,25 @@ class Workers:
 
     def _answer(self, number: int, exit_code: int) -> JobResult:
         job, kills_before = self.jobs.pop(number)
-        said = self._said(number)
-        pass_on(said)
+        output = self._output_of(number)
+        pass_on(output)
         try:
             if exit_code == 0:
                 with suppress(OSError, msgspec.DecodeError):
                     return msgspec.json.decode(self._path(number, "answer").read_bytes(), type=JobResult)
             kills = kernel_kills()
             risen = None if kills is None or kills_before is None else kills - kills_before
-            return answer_of_the_dead(exit_code, said, job.settings.backend, risen)
+            return answer_of_crashed_worker(exit_code, output, job.settings.backend, risen)
         finally:
-            for name in ("job", "answer", "said"):
+            for name in ("job", "answer", "output"):
                 self._path(number, name).unlink(missing_ok=True)
 
     def _path(self, number: int, name: str) -> Path:
         return self.scratch / f"{number}.{name}"
 
-    def _said(self, number: int) -> str:
+    def _output_of(self, number: int) -> str:
         try:
-            return self._path(number, "said").read_text(encoding="utf-8", errors="replace")
+            return self._path(number, "output").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
 

@@ -9,7 +9,7 @@ import torch
 
 from lorabench.bench.machine.host_memory import available_bytes, kernel_kills
 from lorabench.bench.records.text import without_own_folders
-from lorabench.bench.running.failures import answer_of, answer_of_the_dead, which_memory
+from lorabench.bench.running.failures import answer_of, answer_of_crashed_worker, which_memory
 from lorabench.bench.training.losses import complaint_about
 
 
@@ -46,12 +46,12 @@ def test_errors_that_mean_out_of_memory_tell_which(error: Exception, on_cpu: Any
 def test_a_kill_by_the_kernel_is_told_from_any_other(
     kernel_kills: int | None, outcome: str, out_of: str | None, message: str
 ) -> None:
-    answer = answer_of_the_dead(-signal.SIGKILL, "", "cuda", kernel_kills)
+    answer = answer_of_crashed_worker(-signal.SIGKILL, "", "cuda", kernel_kills)
     assert (answer.outcome, answer.out_of, answer.message) == (outcome, out_of, message)
 
 
 def test_a_signal_without_a_name_has_its_number() -> None:
-    assert "killed by signal 40" in str(answer_of_the_dead(-40, "", "cpu", 0).message)
+    assert "killed by signal 40" in str(answer_of_crashed_worker(-40, "", "cpu", 0).message)
 
 
 def test_tracebacks_name_no_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_tracebacks_name_no_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) 
 def test_messages_name_no_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     raised = answer_of(OSError("/home/somebody/weights: too short"), "cpu", "")
-    died = answer_of_the_dead(1, "/home/somebody/weights: too short", "cpu", 0)
+    died = answer_of_crashed_worker(1, "/home/somebody/weights: too short", "cpu", 0)
     assert raised.message == "OSError: ~/weights: too short"
     assert died.message == "the worker ended without an answer: exit code 1: ~/weights: too short"
 
