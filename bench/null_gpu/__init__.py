@@ -6,8 +6,9 @@ Everything that decides how much is allocated, and when, is real: torch's cachin
 bitsandbytes, peft, transformers, accelerate, and any training script.
 
 It knows every allocation and free on the device, in order; which kernels are launched; and whether memory runs out.
-It cannot know time, energy, the results of kernels (losses, gradients), the memory of the driver itself (the context),
-the workspaces of cuDNN's plans, or how a physical card's memory is fragmented. It never reports any of these.
+It cannot know time, energy, or the results of kernels (losses, gradients). Nor can it know the memory of the driver
+itself (the context), the workspaces of cuDNN's plans, or how a physical card's memory is fragmented. It never reports
+any of these.
 """
 
 import os

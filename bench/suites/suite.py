@@ -76,8 +76,8 @@ def check_trainable(resolved: ResolvedRecipe) -> None:
     """Refuse a recipe that cannot train its model on any device.
 
     Raises:
-        UserError: the model lacks the target modules or modules to save, has fewer positions than the recipe has
-            tokens, or has a vocabulary that is too small for byte-level text.
+        UserError: the model lacks the target modules or modules to save; it has fewer positions than the recipe has
+            tokens; or its vocabulary is too small for byte-level text.
     """
     refuse_impossible(resolved)
     _ = resolved.target_modules, resolved.modules_to_save  # raise if the model lacks one

@@ -30,8 +30,8 @@ OTHER_NAMES = {
 def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     """Return the shapes of the model of ``config``, the contents of a config.json.
 
-    If its family is in `MODEL_TYPES`, the spec's own ``config`` has all defaults, and only the keys that affect the
-    shapes or the training step, in transformers 5's spelling. ``AutoConfig.for_model(**spec.config)`` accepts it. For
+    If its family is in `MODEL_TYPES`, the spec's own ``config`` has all defaults, in transformers 5's spelling. It has
+    only the keys that affect the shapes or the training step. ``AutoConfig.for_model(**spec.config)`` accepts it. For
     any other family, transformers builds the model on meta, and the shapes are read from it.
 
     Args:

@@ -93,8 +93,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
             ),
         ),
         temporaries=temporaries.stable_adamw,
-        # One Triton kernel updates the moments and sums their ratio, another reads them again to update weights and
-        # Kahan sums, and a third sets the ratio to zero.
+        # One Triton kernel updates the moments and sums their ratio. Another reads them again to update weights and
+        # Kahan sums. A third sets the ratio to zero.
         update=Update(kernels=3, over="tensors", again=2),
     ),
     # It has two first moments, a fast and a slow one, in one tensor.

@@ -1,10 +1,10 @@
 """Trace a recipe: run its real training step on meta tensors, as on the requested device.
 
 transformers, peft, bitsandbytes and torch run as in training, on tensors without contents. A ledger follows every
-storage, for CUDA from the loading of the first weight on. `cuda_semantics` corrects meta tensors where they differ from
-CUDA, and `replay` plays it all to CUDA's caching allocator. It needs no GPU, computes no numbers and uses no formula.
+storage, for CUDA from the first weight on. `cuda_semantics` makes meta tensors behave as on CUDA, and `replay` replays
+the allocations in CUDA's caching allocator. It needs no GPU, computes no numbers and uses no formula.
 
-Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the libraries, and 371 MiB
+Llama-3.1-8B with QLoRA takes 8.9 to 9.8 s on one core, 4 of them to import the libraries. It needs 371 MiB
 (`benchmarks/trace.py`, 22 November 2026, a shared virtual machine of two cores of an AMD EPYC).
 """
 

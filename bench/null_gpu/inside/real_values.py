@@ -2,8 +2,9 @@
 
 Masks, positions, labels and counts decide what a program does next: which attention kernel runs, whether a batch is
 packed, how many tokens an expert gets. So tensors of integers and booleans, and small tensors of floats, hold the
-values that a GPU would compute, if these follow from values that the program put there. Values that depend on weights
-or activations, which have no contents, are guessed (`guesses`). If a guess decides a branch or a shape, it is noted.
+values that a GPU would compute. This holds if they follow from values that the program put there. Values that depend on
+weights or activations, which have no contents, are guessed (`guesses`). If a guess decides a branch or a shape, it is
+noted.
 """
 
 from __future__ import annotations
