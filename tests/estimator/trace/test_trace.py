@@ -303,6 +303,14 @@ def test_hopper_takes_cudnns_attention(masked: bool) -> None:
     assert {name for name in operators.seen if "attention" in name} == {attention, f"{attention}_backward"}
 
 
+def test_hopper_takes_flash_attention_for_a_dropout_that_cudnn_does_not_take() -> None:
+    qkv = meta(1, 4, 200, 64), meta(1, 4, 200, 64), meta(1, 4, 200, 64)
+    operators = Operators()
+    with running_on_meta(torch.nn.Identity(), "cuda", compute_capability="9.0"), operators:
+        functional.scaled_dot_product_attention(*qkv, dropout_p=0.1, is_causal=True)
+    assert {name for name in operators.seen if "attention" in name} == {FLASH}
+
+
 def test_cudnns_attention_goes_back_through_a_float32_gradient_of_the_query() -> None:
     backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
     assert scratch_bytes(backward, meta(2, 8, 200, 64), meta(2, 8, 200, 64)) == [4 * 2 * 8 * 200 * (64 + 1)]
