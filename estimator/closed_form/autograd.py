@@ -7,8 +7,10 @@ As in torch 2.13:
   or the first is a view.
 - A gradient is cast to the dtype of its tensor.
 - The first gradient of a leaf is kept as it is, and later ones are added to it.
-- Checkpointing is non-reentrant: forward drops saved tensors. Backward recomputes them when it needs the first one, and
-  stops the recomputation at the last one that it needs.
+- Checkpointing without reentry drops saved tensors in forward. Backward recomputes them when it needs the first one,
+  and stops the recomputation at the last one that it needs.
+- Reentrant checkpointing records nothing in forward. Backward runs the whole call again, and then a backward pass of
+  that call alone. Meanwhile it holds the call's input and output, and the output's gradient.
 - Autocast caches its casts of trainable leaves until its context ends.
 """
 
@@ -260,6 +262,9 @@ class Tape:
         self._recomputing: Checkpoint | None = None
         self._recomputed: dict[int, Tensor] = {}
         self._saves = 0
+        self._recording = True
+        self._reentrant_calls: list[Callable[[Tensor], Tensor]] = []
+        """Kept until backward ends: torch's nodes refer to their calls, and the loss refers to the nodes."""
 
     def scope(self, part: Part, module: str = "") -> Scope:
         """Return a context: tensors made in it belong to ``part``, and to ``module`` if the part has several."""
@@ -313,7 +318,8 @@ class Tape:
         ``saved_output``, and those of ``saved_after``, a list that ``compute`` may fill.
         """
         outer, self.operation = self.operation, operation
-        if self.evaluating or not any(tensor.requires_grad for tensor in inputs):
+        unrecorded = self.evaluating or not self._recording
+        if unrecorded or not any(tensor.requires_grad for tensor in inputs):
             output = compute()
             self.operation = outer
             return output
@@ -369,24 +375,52 @@ class Tape:
 
     def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
         """Run a checkpointed call again and return its saved tensors by index."""
-        repeat, self.repeat = self.repeat, 1
-        place, operation = self.place, self.operation
-        self.operation, self.in_backward = "", False
         self._recomputing, self._recomputed, self._saves = checkpoint, {}, 0
         try:
-            if self.autocast is None:
+            with self.running_again(1):
                 checkpoint.function()
-            else:
-                with self.autocast.active():
-                    checkpoint.function()
         except StopRecomputation:
             pass
         finally:
             self._recomputing = None
-            self.repeat = repeat
-            self.place, self.operation, self.in_backward = place, operation, True
         recomputed, self._recomputed = self._recomputed, {}
         return recomputed
+
+    def checkpoint_reentrantly(self, function: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """Run ``function`` of ``hidden`` without a record. Only ``hidden`` is saved (torch's `CheckpointFunction`)."""
+        repeat = self.repeat
+        self._recording = False
+        try:
+            output = function(hidden.without_history())
+        finally:
+            self._recording = True
+        self._reentrant_calls.append(function)
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            leaf = Leaf(holds=saved[0].block)
+            detached = saved[0].view()
+            detached.leaf = leaf
+            with self.running_again(repeat):
+                again = function(detached)
+            _label_saved(again)
+            self._propagate(again, g)
+            return (leaf.grad,)
+
+        output.node = Node(self, "checkpoint", backward, (hidden,), (hidden,))
+        return output
+
+    @contextmanager
+    def running_again(self, repeat: int) -> Iterator[None]:
+        """Return a context in which a node's backward runs a checkpointed call again, for ``repeat`` layers."""
+        before, self.repeat = self.repeat, repeat
+        place, operation = self.place, self.operation
+        self.operation, self.in_backward = "", False
+        try:
+            with self.autocast.active() if self.autocast is not None else NO_CONTEXT:
+                yield
+        finally:
+            self.repeat = before
+            self.place, self.operation, self.in_backward = place, operation, True
 
     # Identical layers
 
@@ -413,6 +447,12 @@ class Tape:
 
     def backward(self, root: Tensor, gradient: Tensor) -> None:
         """Send ``gradient`` from ``root`` to every leaf, and free the graph on the way."""
+        self._propagate(root, gradient)
+        if self.ledger.repeating:
+            self.ledger.end_backward_repeat()
+        self._reentrant_calls.clear()
+
+    def _propagate(self, root: Tensor, gradient: Tensor) -> None:
         assert root.node is not None
         waiting: dict[Node, dict[int, Tensor]] = {root.node: {0: gradient}}
         queue: list[tuple[int, Node]] = [(-root.node.sequence, root.node)]
@@ -426,8 +466,6 @@ class Tape:
                 else:
                     self.ledger.end_backward_repeat()
             self._run(node, waiting, queue)
-        if self.ledger.repeating:
-            self.ledger.end_backward_repeat()
 
     def _run(self, node: Node, waiting: dict[Node, dict[int, Tensor]], queue: list[tuple[int, Node]]) -> None:
         self.place, self.operation, self.in_backward = node.place, node.operation, True

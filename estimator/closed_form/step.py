@@ -150,14 +150,16 @@ class _Step:
         if not self.recipe.gradient_checkpointing or tape.evaluating:
             with tape.scope("residual stream"):
                 return decoder.layer(modules, hidden, rotary)
+
+        def run(hidden: Tensor) -> Tensor:
+            with tape.scope("residual stream"):
+                return decoder.layer(modules, hidden, rotary)
+
+        if self.recipe.use_reentrant:
+            return tape.checkpoint_reentrantly(run, hidden)
         kept = hidden.view(node=hidden.node)
         kept.leaf = hidden.leaf
-
-        def run() -> Tensor:
-            with tape.scope("residual stream"):
-                return decoder.layer(modules, kept, rotary)
-
-        return tape.checkpoint(run, kept)
+        return tape.checkpoint(lambda: run(kept), kept)
 
     # Loss
 

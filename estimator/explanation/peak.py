@@ -74,9 +74,7 @@ class Peak:
     def _layer_activations(self) -> list[Item]:
         step = self.step
         if self.recipe.gradient_checkpointing:
-            step = itemised_step(
-                self.resolved.replaced(gradient_checkpointing=False), self.backend, self.compute_capability
-            )
+            step = itemised_step(self.resolved.without_checkpointing(), self.backend, self.compute_capability)
         return [item for item in step.layer_items() if item.component == "activations"]
 
     def phases(self) -> Iterator[Line]:

@@ -45,6 +45,8 @@ INSTEAD = {
     "block_size": "seq_len",
     "gradient_accumulation_steps": "gradient_accumulation",
     "use_gradient_checkpointing": "gradient_checkpointing",
+    "checkpointing": "gradient_checkpointing",
+    "reentrant": "use_reentrant",
     "attn": "attn_implementation",
     "flash_attn": "attn_implementation=flash_attention_2",
     "use_flash_attention_2": "attn_implementation=flash_attention_2",

@@ -64,6 +64,8 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gradient_accumulation: PositiveInt = 1
     """Forward and backward passes before each optimizer step."""
     gradient_checkpointing: bool = True
+    use_reentrant: bool = False
+    """Reentrant checkpointing, the default of transformers 4: it needs more memory and runs whole layers again."""
     attn_implementation: AttnImplementation = "sdpa"
     loss: Loss = "standard"
     """standard: transformers 5; legacy: the logit-shifting loss of transformers up to about 4.48; liger: fused linear
@@ -73,6 +75,11 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if method_of(self.adapter, self.quantization) is None:
             raise ValueError(
                 "no method has this adapter with quantised base weights: leave quantization out, or use method qlora"
+            )
+        if self.use_reentrant and not self.gradient_checkpointing:
+            raise ValueError(
+                "use_reentrant has no meaning without gradient_checkpointing: leave it out, or use "
+                "gradient_checkpointing"
             )
         if self.mixed_precision != "fp16":
             return
@@ -255,6 +262,7 @@ class RecipeOptions(TypedDict, total=False):
     seq_len: int | str
     gradient_accumulation: int
     gradient_checkpointing: bool
+    use_reentrant: bool
     attn_implementation: AttnImplementation
     loss: Loss
 

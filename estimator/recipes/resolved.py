@@ -42,6 +42,10 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
         """Return this recipe with another rank of its adapters, on the same model."""
         return replace(self, recipe=self.recipe.with_rank(rank))
 
+    def without_checkpointing(self) -> Self:
+        """Return this recipe without gradient checkpointing, on the same model."""
+        return self.replaced(gradient_checkpointing=False, use_reentrant=False)
+
     @property
     def digest(self) -> str:
         """The 12 hex digits of `Recipe.digest` on this model."""

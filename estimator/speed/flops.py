@@ -39,7 +39,7 @@ def step_flops(resolved: ResolvedRecipe) -> StepFlops:
     """
     filled = fill_recipe(resolved)
     # Without checkpointing nothing runs twice, and the embedding's output needs no gradient.
-    once = micro_batch_operations(resolved.replaced(gradient_checkpointing=False))
+    once = micro_batch_operations(resolved.without_checkpointing())
     model = sum(times * _needed(operation, filled) for operation, times in once.operations)
     done = micro_batch_operations(resolved)
     hardware = sum(times * work_flops(operation.work, filled) for operation, times in done.operations)

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 from lorabench.estimator.closed_form.autograd import (
     ITEMSIZES,
     Backward,
-    Checkpoint,
     Gradients,
     Leaf,
     Node,
@@ -167,10 +166,12 @@ class _CountingTape(Tape):
 
         return counted
 
-    def recompute(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
+    @contextmanager
+    def running_again(self, repeat: int) -> Iterator[None]:
         self._phase = "forward"
         try:
-            return super().recompute(checkpoint)
+            with super().running_again(repeat):
+                yield
         finally:
             self._phase = "backward"
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
@@ -71,7 +72,7 @@ def build_model(
         else:
             model = _with_adapters(model, resolved, recipe.adapter, device)
     if recipe.gradient_checkpointing:
-        _enable_checkpointing(model)
+        _enable_checkpointing(model, recipe)
     model.train()
     built: nn.Module = model
     return built
@@ -129,8 +130,10 @@ def _recomputing() -> Iterator[None]:
         Recomputation.running = False
 
 
-def _enable_checkpointing(model: Any) -> None:
-    settings = {"use_reentrant": False, "context_fn": _checkpoint_contexts}
+def _enable_checkpointing(model: Any, recipe: Recipe) -> None:
+    settings: dict[str, Any] = {"use_reentrant": recipe.use_reentrant}
+    if not recipe.use_reentrant:
+        settings["context_fn"] = _checkpoint_contexts
     # transformers 5.23 renamed the method; 5.17 has only the older name.
     newer = hasattr(model, "activation_checkpointing_enable")
     enable = model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable
@@ -138,11 +141,29 @@ def _enable_checkpointing(model: Any) -> None:
         enable(settings)
     except ValueError as error:
         raise UserError(f"gradient_checkpointing: {error} Use --no-gradient-checkpointing") from error
+    if recipe.use_reentrant:
+        for module in model.modules():
+            if hasattr(module, "_gradient_checkpointing_func"):
+                module._gradient_checkpointing_func = _checkpoint_reentrantly
 
 
 def _checkpoint_contexts() -> tuple[Any, Any]:
     """Return the contexts of a checkpointed forward and of its recomputation: torch.utils.checkpoint's context_fn."""
     return nullcontext(), _recomputing()
+
+
+def _checkpoint_reentrantly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``function`` as reentrant checkpointing does, which has no such contexts."""
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(partial(_call_noted, function), *arguments, use_reentrant=True)
+
+
+def _call_noted(function: Callable[..., Any], *arguments: Any) -> Any:
+    import torch
+
+    with _recomputing() if torch._C._current_autograd_node() is not None else nullcontext():
+        return function(*arguments)
 
 
 def _quantization_config(quantization: FourBit, recipe: Recipe) -> Any:

@@ -45,6 +45,7 @@ def mistral_recipe(row: dict[str, str]) -> Recipe:
         "gradient_checkpointing": row["gradient_checkpointing"] == "yes",
         "batch_size": int(row["batch_size"]),
         "seq_len": int(row["seq_len"]),
+        "use_reentrant": True,  # transformers 4.48's default
         "loss": "legacy",  # transformers 4.48's
     }
     if row["method"] != "full":

@@ -76,6 +76,12 @@ OPTIONS = [
         help="Recompute activations in the backward pass.",
         shown="yes",
     ),
+    _option(
+        "--use-reentrant/--no-use-reentrant",
+        default=None,
+        help="Reentrant checkpointing, as transformers 4 did by default.",
+        shown="no",
+    ),
     _option("--attn-implementation", type=_choice("attn_implementation"), help="Attention kernel.", shown="sdpa"),
     _option(
         "--loss",

@@ -43,6 +43,7 @@ ANY = {
     "seq_len": st.integers(1, 2**31 - 1),
     "gradient_accumulation": st.integers(1, 2**31 - 1),
     "gradient_checkpointing": st.booleans(),
+    "use_reentrant": st.booleans(),
     "attn_implementation": st.sampled_from(CHOICES["attn_implementation"]),
     "loss": st.sampled_from(CHOICES["loss"]),
 }
@@ -51,7 +52,8 @@ ANY = {
 def options_of(method: Method) -> st.SearchStrategy[dict[str, Any]]:
     meant = {name: values for name, values in {**ADAPTED, **QUANTIZED}.items() if name in settings_of(method)}
     optional = {**ANY, **meant}
-    return st.fixed_dictionaries({"model": st.text(min_size=1), "method": st.just(method)}, optional=optional)
+    drawn = st.fixed_dictionaries({"model": st.text(min_size=1), "method": st.just(method)}, optional=optional)
+    return drawn.filter(lambda one: one.get("gradient_checkpointing", True) or not one.get("use_reentrant"))
 
 
 recipes = st.sampled_from(list(METHODS)).flatmap(options_of).map(lambda options: make_recipe(**options))
@@ -183,6 +185,10 @@ def test_module_names_are_put_in_order() -> None:
         ({"method": "full", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),
         ({"adapter_dtype": "float16", "mixed_precision": "fp16"}, "use adapter_dtype float32"),
         ({"modules_to_save": "lm_head", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),
+        (
+            {"gradient_checkpointing": False, "use_reentrant": True},
+            "use_reentrant has no meaning without gradient_checkpointing: leave it out",
+        ),
         ({"modules_to_save": "lm_head,"}, "names an empty module"),
         ({"method": "full", "modules_to_save": "lm_head"}, "modules_to_save does not apply to method full"),
     ],

@@ -41,6 +41,7 @@ def counted_by_torch(resolved: ResolvedRecipe) -> int:
 SETTINGS: list[dict[str, Any]] = [
     {"method": "full", "gradient_checkpointing": False},
     {"method": "full", "gradient_checkpointing": True},
+    {"method": "full", "use_reentrant": True},
     {"method": "lora", "gradient_checkpointing": True, "gradient_accumulation": 2, "batch_size": 1},
     {"method": "lora", "gradient_checkpointing": False, "target_modules": "attention"},
 ]
@@ -159,6 +160,17 @@ def test_checkpointing_changes_what_is_done_but_not_what_is_needed() -> None:
     layer = 4096 * (4096 + 1024 + 1024 + 4096) + 2 * 4096 * 14336
     attention = on_paper()[1]
     assert checkpointed.hardware - plain.hardware == pytest.approx((32 * 2 * layer + attention) * LENGTH, rel=1e-6)
+
+
+def test_reentrant_checkpointing_runs_the_last_product_of_a_layer_again_too() -> None:
+    spec = find_model(MISTRAL)
+    usual, reentrant = (
+        step_flops(ResolvedRecipe(spec, options("full", use_reentrant=use_reentrant)))
+        for use_reentrant in (False, True)
+    )
+    assert usual.model == reentrant.model
+    down = 2 * 4096 * 14336
+    assert reentrant.hardware - usual.hardware == pytest.approx(32 * down * LENGTH, rel=1e-9)
 
 
 def test_flash_attention_skips_what_lies_before_the_window() -> None:
