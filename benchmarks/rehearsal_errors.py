@@ -1,4 +1,4 @@
-"""How far the estimate and the trace are off: rehearsals of 152 recipes of real size on five GPUs.
+"""How far the estimate and the trace are off: rehearsals of 155 recipes of real size on five GPUs.
 
 Run with `python benchmarks/rehearsal_errors.py DIR` in an environment with a CUDA build of torch, such as
 `make .venv-cuda/.installed` makes, with liger-kernel added. Each suite in `benchmarks/rehearsals/` is rehearsed on the

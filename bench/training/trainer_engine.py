@@ -56,10 +56,12 @@ def refuse_impossible(recipe: Recipe, device: str) -> None:
     """Refuse what Trainer does not support.
 
     Raises:
-        UserError: the recipe has fp16 autocast on a CPU, which accelerate refuses.
+        UserError: the recipe has fp16 autocast on a CPU, which accelerate refuses, or keeps outputs.
     """
     if recipe.mixed_precision == "fp16" and device == "cpu":
         raise UserError("engine trainer has no mixed_precision fp16 on a CPU: use bf16, no, or engine lorabench")
+    if recipe.keep_outputs:
+        raise UserError("engine trainer keeps no outputs: leave keep_outputs out, or use engine lorabench")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from lorabench.estimator.memory.states import states
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.recipe import OFF, Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 LENGTH_STEP = 128
@@ -209,6 +209,7 @@ class _Search:
     def _least_intrusive_first(self) -> list[Callable[[_Setup], _Setup | None]]:
         return [
             self._expandable_segments,
+            self._dropped_outputs,
             self._fused_loss,
             self._gradient_checkpointing,
             self._no_preparation,
@@ -234,6 +235,9 @@ class _Search:
 
     def _expandable_segments(self, setup: _Setup) -> _Setup | None:
         return None if setup.allocator.expandable_segments else setup._replace(allocator=setup.allocator.expandable())
+
+    def _dropped_outputs(self, setup: _Setup) -> _Setup | None:
+        return self._with(setup, keep_outputs=False) if setup.recipe.keep_outputs else None
 
     def _fused_loss(self, setup: _Setup) -> _Setup | None:
         return None if setup.recipe.loss == "liger" else self._with(setup, loss="liger")
@@ -340,6 +344,7 @@ def _differences(before: _Setup, after: _Setup) -> dict[str, Any]:
     """Return the changed settings, without those that did not apply before and now have their default."""
     old, new = before.recipe.settings(), after.recipe.settings()
     settings = {name: value for name, value in new.items() if name in old and value != old[name]}
+    settings |= dict.fromkeys((name for name in old if name in OFF and name not in new), False)
     if after.allocator != before.allocator:
         settings[VARIABLES[0]] = after.allocator.text
     return settings

@@ -256,6 +256,10 @@ class Tape:
         self.autocast: Autocast | None = None
         self.evaluating = False
         """Whether the model runs in eval mode and without gradients, so nothing is recorded."""
+        self.outputs: list[Tensor] = []
+        """What the training loop keeps until the next forward pass ends."""
+        self.leaf_of_outputs: Leaf | None = None
+        """The activation whose gradient it keeps too."""
         self._gradients: list[Tensor] = []
         self._sequence = 0
         self._checkpoint: Checkpoint | None = None
@@ -331,6 +335,12 @@ class Tape:
             node.saved = _Both(node.saved, self.save(outputs))
         output.node = node
         return output
+
+    def kept_blocks(self) -> list[Block]:
+        """Return the blocks that the training loop keeps until the next forward pass ends."""
+        leaf = self.leaf_of_outputs
+        kept = [*self.outputs, *([] if leaf is None or leaf.grad is None else [leaf.grad])]
+        return [tensor.block for tensor in kept if tensor.block is not None]
 
     def next_sequence(self) -> int:
         """Return a number larger than all previous ones."""

@@ -127,6 +127,14 @@ class _ItemisedLedger(Ledger):
         self._change[block.slot, self._maker(block)] += (copies - 1) * block.bytes
         super().defer(block, copies)
 
+    def carry_over(self, blocks: list[Block]) -> None:
+        super().carry_over(blocks)
+        for alive, candidate in zip(self.alive, self.candidates, strict=True):
+            if candidate.phase == "forward":
+                for block in blocks:
+                    key = block.slot, self._maker(block)
+                    alive[key] = alive.get(key, 0) + block.bytes
+
     def end_forward_repeat(self, blocks: list[Block], copies: int) -> None:
         self.mark()
         left = Counter[tuple[Slot, Maker]]()

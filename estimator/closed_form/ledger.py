@@ -115,6 +115,21 @@ class Ledger:
         self.phase = phase
         self._rising = True
 
+    def carry_over(self, blocks: list[Block]) -> None:
+        """Add ``blocks`` to each candidate of forward: those of the last micro-batch stay until this one's exist."""
+        self.mark()
+        live: defaultdict[Slot, int] = defaultdict(int)
+        total: defaultdict[Monomial, int] = defaultdict(int)
+        for block in blocks:
+            live[block.slot] += block.bytes
+            total[block.slot[1]] += block.bytes
+        self.candidates = [
+            candidate
+            if candidate.phase != "forward"
+            else PeakCandidate(candidate.phase, _sum(candidate.live, live), _sum(candidate.total, total))
+            for candidate in self.candidates
+        ]
+
     def begin_forward_repeat(self) -> None:
         """Begin the forward pass of the layer that stands for several."""
         self.mark()

@@ -36,6 +36,10 @@ class Masks:
                     self._masks[kind] = _allowed(op, component, windowed=True)
         self.differ = any(self._masks.values()) and len(self._masks) > 1
 
+    def tensors(self) -> list[Tensor]:
+        """Return the masks that exist."""
+        return [mask for mask in self._masks.values() if mask is not None]
+
     def mask(self, windowed: bool) -> Tensor | None:
         """Return the mask of layers with a window, or of layers without one; None if the kernel needs none.
 

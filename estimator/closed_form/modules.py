@@ -109,6 +109,9 @@ class Modules:
             # transformers makes the embedding's output require a gradient (`enable_input_require_grads`), so that
             # checkpointed layers have an input with one. Autograd keeps the output and its gradient to the end.
             embedded.leaf = Leaf(holds=embedded.block)
+            if self.recipe.keep_outputs:  # the outputs refer to the loss, and the loss to the graph
+                op.tape.outputs.append(embedded.without_history())
+                op.tape.leaf_of_outputs = embedded.leaf
         return embedded
 
     def rotary_tables(self, dtype: str) -> Rotary:

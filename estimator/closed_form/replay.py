@@ -105,6 +105,7 @@ class _MicroBatch:
         self.events = walked.sized(values, gpu)
         self.marks: list[tuple[int, Mark | None]] = [*walked.marks, (len(self.events), None)]
         self.gradients = walked.gradients
+        self.outputs = walked.outputs
 
 
 class _Full(Exception):  # noqa: N818 - it ends a replay as StopIteration ends a loop
@@ -120,6 +121,7 @@ class _Replay:
         self._phase = "loaded"
         self._peaks: dict[str, int] = {}
         self._threads_with_workspace: set[str] = set()
+        self._outputs: list[int] = []
 
     def run(self) -> Replayed:
         failure = None
@@ -229,6 +231,10 @@ class _Replay:
                 elif not allocate(base + block, size):
                     raise _Full(size)
             start = end
+            if mark == "backward":
+                for key in self._outputs:
+                    free(key)
+                self._outputs = [base + block for block in walked.outputs]
             if mark is not None:
                 self._reach(mark)
         return [base + block for block in walked.gradients]

@@ -83,6 +83,7 @@ class _Step:
         del loss
         ledger.enter("optimizer")
         ledger.mark()
+        ledger.carry_over(self.tape.kept_blocks())
         del batch
         return ledger.candidates
 
@@ -134,6 +135,8 @@ class _Step:
         masks = Masks(self.op, self.resolved, hidden.dtype)
         hidden = self.decoder.drop_inputs(outside, hidden)
         rotary = self.decoder.rotary(outside, hidden)
+        if self.recipe.use_reentrant:
+            self._keep(*(rotary or ()), *masks.tensors())
         for group, copies, window in self.layers(self.spec, masks):
             modules = Modules(self.op, self.resolved, group, masks.mask(window))
             with tape.repeated(copies) as finish:
@@ -144,6 +147,15 @@ class _Step:
         normed = self.decoder.final_norm(outside, hidden)
         del hidden, rotary, masks, others  # transformers' forward references them until it returns
         return normed
+
+    def _keep(self, *tensors: Tensor) -> None:
+        """Keep ``tensors`` as long as the model's outputs, if the loop keeps those.
+
+        The loss is one of them, and refers to the graph: to the arguments of reentrant calls, and to the embedding's
+        output (`Modules.embedding`).
+        """
+        if self.recipe.keep_outputs and not self.tape.evaluating:
+            self.tape.outputs += [tensor.without_history() for tensor in tensors]
 
     def _layer(self, modules: Modules, hidden: Tensor, rotary: Rotary | None) -> Tensor:
         tape, decoder = self.tape, self.decoder
@@ -167,6 +179,7 @@ class _Step:
         op = self.op
         vocabulary = self.spec.vocab_size
         logits = self.decoder.scale_logits(outside, op.linear(hidden, head, vocabulary, component="logits"))
+        self._keep(logits)
         upcast = op.cast(logits, "float32", "logits")
         # The shifted slice of a single sequence is contiguous already.
         several = self.recipe.batch_size > 1

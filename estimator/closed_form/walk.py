@@ -54,6 +54,8 @@ class Walk(NamedTuple):
     """The number of all layers' events before each mark, and the mark."""
     gradients: list[int]
     """The blocks of all layers' gradients, which stay until the next step begins."""
+    outputs: list[int]
+    """The blocks that the training loop keeps until the next forward pass ends."""
     repetition: Repetition | None = None
 
     def sized(self, values: Values, gpu: Multiprocessors | None) -> list[tuple[int, int]]:
@@ -98,13 +100,14 @@ def evaluation_walk(setup: Setup) -> Walk:
     """
     ledger = _EventLedger()
     walk_evaluation(setup.resolved, setup.compute_capability, _WalkingTape(ledger))
-    return Walk([*ledger.events], [], [])
+    return Walk([*ledger.events], [], [], [])
 
 
 def walk_every_layer(resolved: ResolvedRecipe, compute_capability: str | None) -> Walk:
     """Return one micro-batch of ``resolved`` from a run of all layers."""
     ledger, tape = _run(resolved, compute_capability, every_layer)
-    return Walk([*ledger.events], ledger.marks, tape.gradient_blocks())
+    outputs = [block.number for block in tape.kept_blocks()]
+    return Walk([*ledger.events], ledger.marks, tape.gradient_blocks(), outputs)
 
 
 def _short_walk(resolved: ResolvedRecipe, compute_capability: str | None) -> Walk | None:
@@ -112,6 +115,8 @@ def _short_walk(resolved: ResolvedRecipe, compute_capability: str | None) -> Wal
     spec = resolved.spec
     if spec.num_hidden_layers <= FEW or len(spec.layers) > 1 or len(set(layers_with_window(spec))) > 1:
         return None
+    if resolved.recipe.keep_outputs:
+        return None  # what each layer leaves for the loop is no block of a repeated part
     ledger, tape = _run(resolved, compute_capability, _few_layers)
     events = [*ledger.events]  # those that follow are of the tape's end
     repetition = repeat(tape.parts, events, spec.num_hidden_layers)
@@ -120,7 +125,7 @@ def _short_walk(resolved: ResolvedRecipe, compute_capability: str | None) -> Wal
     marks = [(repetition.moment(moment), mark) for moment, mark in ledger.marks]
     known = [(moment, mark) for moment, mark in marks if moment is not None]
     gradients = repetition.all_blocks(tape.gradient_blocks())
-    return Walk(events, known, gradients, repetition) if len(known) == len(marks) else None
+    return Walk(events, known, gradients, [], repetition) if len(known) == len(marks) else None
 
 
 def _few_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:

@@ -70,6 +70,9 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     loss: Loss = "standard"
     """standard: transformers 5; legacy: the logit-shifting loss of transformers up to about 4.48; liger: fused linear
     cross-entropy."""
+    keep_outputs: bool = False
+    """The training loop refers to the model's outputs, logits included, until the next forward pass ends, as
+    ``outputs = model(**batch)`` does. transformers' Trainer keeps the loss alone."""
 
     def __post_init__(self) -> None:
         if method_of(self.adapter, self.quantization) is None:
@@ -81,6 +84,8 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "use_reentrant has no meaning without gradient_checkpointing: leave it out, or use "
                 "gradient_checkpointing"
             )
+        if self.keep_outputs and self.loss == "liger":
+            raise ValueError("keep_outputs has no meaning for loss liger, which has no logits: leave one of them out")
         if self.mixed_precision != "fp16":
             return
         if self.trained_dtype == "float16":
@@ -265,6 +270,7 @@ class RecipeOptions(TypedDict, total=False):
     use_reentrant: bool
     attn_implementation: AttnImplementation
     loss: Loss
+    keep_outputs: bool
 
 
 def settings_of(method: Method) -> frozenset[str]:

@@ -22,7 +22,8 @@ MAX_GRAD_NORM = 1.0
 class TrainingStep:
     """Forward, backward, clipping and optimizer step of a recipe, as transformers' Trainer runs them.
 
-    Only the loss outlives the forward pass: the model's output, logits included, is freed before backward.
+    Only the loss outlives the forward pass: the model's output, logits included, is freed before backward. Under a
+    recipe with ``keep_outputs`` it stays until the next forward pass ends.
     ``gradient_norm`` is the last step's norm before clipping, a scalar tensor on the device; None before the first
     step.
     """
@@ -46,6 +47,7 @@ class TrainingStep:
         scales = recipe.mixed_precision == "fp16" and self.device_type != "meta"
         self.scaler = torch.amp.GradScaler(self.device_type) if scales else None
         self.gradient_norm: torch.Tensor | None = None
+        self._outputs: Any = None
 
     def __call__(self, batches: Iterable[Batch]) -> torch.Tensor:
         """Train one step on ``batches``, one per micro-batch, and return their mean loss, a detached scalar.
@@ -58,7 +60,10 @@ class TrainingStep:
         for batch in batches:
             self.on_phase("forward")
             with self.autocast():
-                loss = self.model(**batch).loss / self.recipe.gradient_accumulation
+                outputs = self.model(**batch)
+                loss = outputs.loss / self.recipe.gradient_accumulation
+            self._outputs = outputs if self.recipe.keep_outputs else None
+            del outputs
             self.on_phase("backward")
             if self.scaler is None:
                 loss.backward()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import json
+import shlex
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from lorabench.cli import lorabench
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.adapter_file import adapter_file_bytes
 from lorabench.estimator.recipes.recipe import Recipe, make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -77,6 +83,33 @@ def test_a_token_takes_as_much_on_an_a100(method: str) -> None:
         [estimate_memory(ResolvedRecipe(spec, mistral_recipe(row))).peak_allocated_bytes for row in two],
     )
     assert estimated[1] - estimated[0] == pytest.approx(measured[1] - measured[0], rel=0.01)
+
+
+LOOPS = [row for row in rows("published_loops.csv") if row["source"] != "vramcalc-a6000"]
+
+
+def peak_of(command: str) -> tuple[ModelSpec, Recipe, float]:
+    """Return model, recipe and the GiB that torch counts at the peak, of the command ``lorabench estimate``."""
+    ran = CliRunner().invoke(lorabench, ["estimate", *shlex.split(command), "--format", "json"])
+    assert ran.exit_code == 0, ran.output
+    answer = json.loads(ran.stdout)
+    recipe = make_recipe(**answer["recipe"])
+    return find_model(recipe.model), recipe, answer["memory"]["peak_allocated_bytes"] / 2**30
+
+
+@pytest.mark.parametrize("source", ["fitcheck-t4", "can-i-finetune-4080"])
+def test_loops_that_keep_the_outputs(source: str) -> None:
+    """The T4's rows of sdpa with grouped heads ran another attention: keys and values were repeated by hand."""
+    errors = []
+    for row in LOOPS:
+        if row["source"] == source:
+            spec, recipe, peak = peak_of(f"{row['options']} --keep-outputs")
+            grouped = spec.num_key_value_heads < spec.num_attention_heads
+            if not (source == "fitcheck-t4" and grouped and recipe.attn_implementation == "sdpa"):
+                errors.append(peak / float(row["peak_allocated_gib"]) - 1)
+    assert len(errors) == {"fitcheck-t4": 26, "can-i-finetune-4080": 11}[source]
+    assert all(abs(error) < 0.01 for error in errors), errors
+    assert median(map(abs, errors)) < 0.0005
 
 
 LLAMA = "meta-llama/Llama-3.2-3B"

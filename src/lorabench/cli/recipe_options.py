@@ -89,6 +89,12 @@ OPTIONS = [
         help="standard: transformers 5; legacy: transformers up to 4.48; liger: Liger's fused loss.",
         shown="standard",
     ),
+    _option(
+        "--keep-outputs/--no-keep-outputs",
+        default=None,
+        help="The loop refers to the model's outputs until the next forward pass ends.",
+        shown="no",
+    ),
 ]
 
 

@@ -144,6 +144,12 @@ def test_leaving_without_a_step_is_fine() -> None:
     assert training.done == 0
 
 
+def test_trainer_keeps_no_outputs() -> None:
+    training = training_of(recipe_of(method="lora", rank=4, keep_outputs=True))
+    with pytest.raises(UserError, match="leave keep_outputs out, or use engine lorabench"), trainer_steps(training, 7):
+        pass
+
+
 def test_fp16_autocast_on_a_cpu_is_refused_with_a_way_out() -> None:
     training = training_of(recipe_of(method="lora", rank=4, mixed_precision="fp16"))
     with pytest.raises(UserError, match="use bf16, no, or engine lorabench"), trainer_steps(training, seed=7):

@@ -137,6 +137,11 @@ def settings_of(device: Device, model: str, **options: Any) -> list[dict[str, An
     return [change.settings for change in held_against(device, model, **options).changes]
 
 
+def test_a_loop_that_keeps_its_outputs_can_drop_them() -> None:
+    changes = settings_of(find_device("24GB"), "llama-3.2-3b", batch_size=3, keep_outputs=True)
+    assert {"keep_outputs": False} in changes
+
+
 def test_harmless_changes_come_first_and_pairs_only_where_no_single_change_is_enough() -> None:
     assert settings_of(find_device("81GB"), "llama-3.1-8b", method="full") == [
         {"optim": "paged_adamw_8bit"},

@@ -46,6 +46,7 @@ ANY = {
     "use_reentrant": st.booleans(),
     "attn_implementation": st.sampled_from(CHOICES["attn_implementation"]),
     "loss": st.sampled_from(CHOICES["loss"]),
+    "keep_outputs": st.booleans(),
 }
 
 
@@ -53,7 +54,12 @@ def options_of(method: Method) -> st.SearchStrategy[dict[str, Any]]:
     meant = {name: values for name, values in {**ADAPTED, **QUANTIZED}.items() if name in settings_of(method)}
     optional = {**ANY, **meant}
     drawn = st.fixed_dictionaries({"model": st.text(min_size=1), "method": st.just(method)}, optional=optional)
-    return drawn.filter(lambda one: one.get("gradient_checkpointing", True) or not one.get("use_reentrant"))
+    return drawn.filter(
+        lambda one: (
+            (one.get("gradient_checkpointing", True) or not one.get("use_reentrant"))
+            and not (one.get("keep_outputs") and one.get("loss") == "liger")
+        )
+    )
 
 
 recipes = st.sampled_from(list(METHODS)).flatmap(options_of).map(lambda options: make_recipe(**options))
@@ -189,6 +195,7 @@ def test_module_names_are_put_in_order() -> None:
             {"gradient_checkpointing": False, "use_reentrant": True},
             "use_reentrant has no meaning without gradient_checkpointing: leave it out",
         ),
+        ({"keep_outputs": True, "loss": "liger"}, "keep_outputs has no meaning for loss liger"),
         ({"modules_to_save": "lm_head,"}, "names an empty module"),
         ({"method": "full", "modules_to_save": "lm_head"}, "modules_to_save does not apply to method full"),
     ],
