@@ -41,13 +41,13 @@ def _route(m: Modules, hidden: Tensor, *, normed: bool, float32_weights: bool) -
     weight = router.weight()
     logits = op.linear(hidden, weight, experts)
     probabilities = op.softmax(logits, "float32")
-    top = _top(m, probabilities, chosen)
+    top = top_probabilities(m, probabilities, chosen)
     if normed:
-        top = _normed(m, top)
+        top = normed_weights(m, top)
     return logits, top if float32_weights else op.cast(top, logits.dtype)
 
 
-def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
+def top_probabilities(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
     """Return each token's largest probabilities, (B·S, ``chosen``). It saves their int64 indices for backward."""
     tape, experts = m.op.tape, probabilities.features
     indices = tape.new(TOKENS, chosen, "int64", name=INDEX)
@@ -61,7 +61,7 @@ def _top(m: Modules, probabilities: Tensor, chosen: int) -> Tensor:
     )
 
 
-def _normed(m: Modules, top: Tensor) -> Tensor:
+def normed_weights(m: Modules, top: Tensor) -> Tensor:
     """Return ``top`` divided by each token's sum. transformers divides in place, so autograd saves a clone of ``top``.
 
     Shapes: (B·S, experts per token).

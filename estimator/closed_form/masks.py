@@ -34,6 +34,8 @@ class Masks:
                     del allowed
                 elif recipe.attn_implementation == "sdpa" and kind and recipe.seq_len >= window:
                     self._masks[kind] = _allowed(op, component, windowed=True)
+                elif recipe.attn_implementation == "sdpa" and recipe.rules.masks:
+                    self._masks[kind] = op.tape.new(PAIRS, 1, "bool", component)
         self.differ = any(self._masks.values()) and len(self._masks) > 1
 
     def tensors(self) -> list[Tensor]:

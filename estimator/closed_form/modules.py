@@ -219,9 +219,9 @@ class Modules:
         """
         if heads == 1 or not x.requires_grad:
             return x
-        masked = self.mask is not None and self.recipe.attn_implementation == "sdpa"
+        shared = self.recipe.attn_implementation != "sdpa" or self._shares_keys
         times = self.spec.num_attention_heads // self.spec.num_key_value_heads
-        if not (rotated or self._single_operators(x.dtype) or (repeated and masked and times > 1)):
+        if not (rotated or self._single_operators(x.dtype) or (repeated and not shared and times > 1)):
             return x
         with self.op.tape.scope("attention"):
             return self._with_copied_gradient(x)
@@ -232,12 +232,16 @@ class Modules:
         # view: grad.reshape(self.sizes())
         return x.view(node=Node(tape, "copy", lambda g, _: (tape.like(g),), (x,), ())) if x.requires_grad else x
 
+    @property
+    def _shares_keys(self) -> bool:
+        """Whether fused attention gets each key head once, not once for each query head (`use_gqa_in_sdpa`)."""
+        return self.mask is None and not (self.recipe.rules.repeats_keys and self.recipe.attn_implementation == "sdpa")
+
     def _single_operators(self, dtype: str) -> bool:
         """Return whether attention of queries in ``dtype`` is eager or torch's math kernel."""
         if self.recipe.attn_implementation != "sdpa":
             return self.recipe.attn_implementation == "eager"
-        shared = self.mask is None  # with a mask, keys and values are repeated first
-        kv_heads = self.spec.num_key_value_heads if shared else self.spec.num_attention_heads
+        kv_heads = self.spec.num_key_value_heads if self._shares_keys else self.spec.num_attention_heads
         return self._sdpa_kernel(self.compute_dtype if self.op.autocast else dtype, kv_heads, 0.0) == "math"
 
     def attention(
@@ -269,10 +273,14 @@ class Modules:
         spec, op = self.spec, self.op
         implementation = self.recipe.attn_implementation
         heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
-        if self.mask is not None:
-            # With a mask, transformers repeats keys and values for all heads (`use_gqa_in_sdpa`).
+        if not self._shares_keys:
+            # With a mask, transformers repeats keys and values for all heads, and older ones without a mask too.
             k, v = op.repeat_heads(k, heads // kv_heads), op.repeat_heads(v, heads // kv_heads)
-            kv_heads = heads
+        if self.recipe.rules.contiguous and implementation == "sdpa" and not joined:
+            alone = kv_heads == heads  # repetition has copied keys and values already
+            q, joined = op.copy(q), True
+            k, v = (op.copy(x) if alone else x for x in (k, v))
+        kv_heads = kv_heads if self._shares_keys else heads
         if implementation == "flash_attention_2":
             if op.autocast is not None:
                 q, k, v = (op.cast(t, self.compute_dtype) for t in (q, k, v))

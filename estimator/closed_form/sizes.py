@@ -104,6 +104,13 @@ ATTENTION_BLOCKS = {
     128: B * _symbol("⌈S/128⌉", "blocks of 128 tokens in a sequence", lambda values: -(-values[S] // 128)),
 }
 """Tokens in a block of memory-efficient attention → blocks in a batch."""
+EXPERT_TOKENS = _symbol(
+    "t",
+    "tokens of an expert, if the router spreads them evenly: B·S times experts per token, by experts, rounded up",
+    lambda values: (
+        -(-(values[TOKENS] * values.spec.config["num_experts_per_tok"]) // values.spec.config["num_local_experts"])
+    ),
+)
 CHUNK = _symbol(
     "c",
     "tokens in a chunk of the fused loss: B·S / ⌈V/h⌉, rounded up to a power of two",

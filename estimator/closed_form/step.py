@@ -179,11 +179,14 @@ class _Step:
         op = self.op
         vocabulary = self.spec.vocab_size
         logits = self.decoder.scale_logits(outside, op.linear(hidden, head, vocabulary, component="logits"))
-        self._keep(logits)
+        rule = self.recipe.loss_rule
         upcast = op.cast(logits, "float32", "logits")
+        if rule == "rebound":
+            logits = upcast  # `logits = self.lm_head(hidden_states).float()`
         # The shifted slice of a single sequence is contiguous already.
         several = self.recipe.batch_size > 1
-        if self.recipe.loss == "legacy":
+        self._keep(logits)
+        if rule != "standard":
             shifted = op.all_but_last(upcast)
             if several:
                 shifted = op.copy(shifted, "logits")

@@ -16,7 +16,7 @@ _SOURCES: dict[Part, str] = {
     "rotary tables": "transformers: cosines and sines of every position",
     "attention mask": "transformers: masking_utils",
     "feed-forward": "transformers: the activation function, and its product with up in gated feed-forwards",
-    "experts": "transformers: grouped_mm over stacked experts",
+    "experts": "transformers: the experts, and the weighted sum of their outputs",
     "router": "transformers: the router's probabilities and top-k",
     "adapted experts": "peft: adds B·A to all experts' weights while they run",
     "adapted router": "peft: adds B·A to the router's weight while it runs",

@@ -117,6 +117,22 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             f"Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}",
             "--loss standard",
         )
+    compared = recipe.rules.model_types
+    if recipe.transformers is not None and spec.model_type not in compared:
+        yield Obstacle(
+            "transformers",
+            f"it was compared with rehearsals for {', '.join(sorted(compared))} only, and {spec.name} is a "
+            f"{spec.model_type}",
+            "transformers 5, which is meant without it",
+        )
+    window = spec.config.get("sliding_window") or 0
+    masked = recipe.attn_implementation != "flash_attention_2"
+    if recipe.transformers is not None and masked and 0 < window <= recipe.seq_len:
+        yield Obstacle(
+            "transformers",
+            f"older series make other masks if a sequence fills the sliding window of {spec.name}",
+            f"--seq-len {window - 1} or less, or --attn-implementation flash_attention_2",
+        )
     of_adapter = () if recipe.adapter is None else tuple(recipe.adapter.obstacles(spec))
     yield from of_adapter
     optimizer = OPTIMIZERS[recipe.optim]

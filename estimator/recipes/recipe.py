@@ -21,6 +21,7 @@ from lorabench.estimator.methods.base import PositiveInt, setting_names
 from lorabench.estimator.methods.catalogue import METHODS, AnyAdapter, Method, method_of, methods_with
 from lorabench.estimator.methods.four_bit import FourBit, QuantType
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
+from lorabench.estimator.recipes.older_transformers import OLDER, RULES, OlderTransformers, Rules
 from lorabench.estimator.recipes.other_names import name_here, value_meant
 from lorabench.estimator.typed_values import convert
 from lorabench.estimator.written_numbers import read_length
@@ -68,8 +69,10 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Reentrant checkpointing, the default of transformers 4: it needs more memory and runs whole layers again."""
     attn_implementation: AttnImplementation = "sdpa"
     loss: Loss = "standard"
-    """standard: transformers 5; legacy: the logit-shifting loss of transformers up to about 4.48; liger: fused linear
-    cross-entropy."""
+    """standard: that of ``transformers``; legacy: the logit-shifting loss of transformers 4.46 to 4.48; liger: fused
+    linear cross-entropy."""
+    transformers: OlderTransformers | None = None
+    """The older series of transformers whose code runs; None for transformers 5."""
     keep_outputs: bool = False
     """The training loop refers to the model's outputs, logits included, until the next forward pass ends, as
     ``outputs = model(**batch)`` does. transformers' Trainer keeps the loss alone."""
@@ -83,6 +86,11 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(
                 "use_reentrant has no meaning without gradient_checkpointing: leave it out, or use "
                 "gradient_checkpointing"
+            )
+        if self.transformers is not None and self.loss != "standard":
+            raise ValueError(
+                f"transformers {self.transformers} has a loss of its own, and loss {self.loss} is another: leave one "
+                "of them out"
             )
         if self.keep_outputs and self.loss == "liger":
             raise ValueError("keep_outputs has no meaning for loss liger, which has no logits: leave one of them out")
@@ -150,6 +158,16 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.mixed_precision != "no":
             return "bfloat16" if self.mixed_precision == "bf16" else "float16"
         return self.dtype
+
+    @property
+    def rules(self) -> Rules:
+        """What the recipe's transformers does otherwise than transformers 5."""
+        return RULES[self.transformers]
+
+    @property
+    def loss_rule(self) -> str:
+        """The loss that runs: standard, legacy, rebound or liger."""
+        return self.rules.loss if self.loss == "standard" else self.loss
 
     def setting(self, name: str) -> Any:
         """Return the value of a flat setting; None if it does not apply to the method."""
@@ -240,6 +258,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """Valid values of each setting with a fixed set of values."""
 STRUCTS: tuple[type[Struct], ...] = (Recipe, FourBit, *(parts.adapter for parts in METHODS.values() if parts.adapter))
 """The structs that a recipe consists of."""
+NEWEST = "5"
+"""The series of transformers that a recipe means without the setting."""
 OFF = frozenset(field.name for struct in STRUCTS for field in msgspec.structs.fields(struct) if field.default is False)
 """Switches that are off by default."""
 ADAPTER_SETTINGS = tuple(name for name in SETTINGS if any(name in parts.of_adapter for parts in METHODS.values()))
@@ -270,6 +290,7 @@ class RecipeOptions(TypedDict, total=False):
     use_reentrant: bool
     attn_implementation: AttnImplementation
     loss: Loss
+    transformers: str
     keep_outputs: bool
 
 
@@ -292,6 +313,8 @@ def make_recipe(model: str, **options: Any) -> Recipe:
             near = name_here(option, SETTINGS) or did_you_mean(option, SETTINGS)
             raise UserError(f"unknown recipe option {option!r}: {near}")
     given = {option: option_value(option, value) for option, value in options.items() if value is not None}
+    if given.get("transformers") == NEWEST:
+        del given["transformers"]
     given = {"model": model, **given}
     return _nested({option: convert(value, SETTINGS[option], option) for option, value in given.items()})
 
@@ -305,7 +328,7 @@ def option_value(option: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)) and option in ("target_modules", "modules_to_save"):
         names = ",".join(map(str, value))
         raise UserError(f"{option} must be text, names separated by commas: write {names!r}")
-    choices = CHOICES.get(option)
+    choices = (*OLDER, NEWEST) if option == "transformers" else CHOICES.get(option)
     if choices and value not in choices:
         raise UserError(f"unknown {option} {value!r}: {value_meant(option, str(value), choices)}")
     if option == "seq_len" and isinstance(value, str):

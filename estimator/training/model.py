@@ -84,8 +84,15 @@ def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
     On meta no kernel runs, so only the optimizer's package is required.
 
     Raises:
-        UserError: the missing package or device, and an alternative.
+        UserError: the missing package or device, and an alternative; or an older transformers than runs here.
     """
+    if recipe.transformers is not None:
+        from transformers import __version__
+
+        raise UserError(
+            f"transformers {recipe.transformers}: only estimate and plan know older series, and this would run the "
+            f"installed {__version__}: leave it out"
+        )
     optimizer = OPTIMIZERS[recipe.optim]
     library = optimizer.library
     if importlib.util.find_spec(library.module) is None:

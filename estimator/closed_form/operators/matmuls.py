@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Tensor
 from lorabench.estimator.closed_form.operators.indexing import Indexing
-from lorabench.estimator.closed_form.sizes import ONE, PAIRS, TOKENS, B, Monomial, S
+from lorabench.estimator.closed_form.sizes import ONE, PAIRS, B, Monomial, S
 from lorabench.estimator.closed_form.work import Dequantisation, Matmul, MatmulGroup
 
 DEQUANTISED_AGAIN = "dequantised again for backward"
@@ -71,7 +71,7 @@ class Matmuls(Indexing):
     def linear_4bit(
         self, x: Tensor, elements: int, features: int, compute_dtype: str, stored_dtype: str, *, double_quant: bool
     ) -> Tensor:
-        """Return bitsandbytes' matmul of x with a 4-bit weight of ``elements`` elements, (B·S, ``features``).
+        """Return bitsandbytes' matmul of x with a 4-bit weight of ``elements`` elements, (tokens, ``features``).
 
         The weight is dequantised into a copy for the matmul, and nothing is saved. Forward dequantises to the dtype of
         the matmul. Backward dequantises to ``stored_dtype``, the weight's dtype before quantisation, and casts. With
@@ -81,8 +81,8 @@ class Matmuls(Indexing):
         """
         given, was = x, x.dtype
         x = self.cast(given, compute_dtype)
-        tape, in_features = self.tape, x.features
-        m, k, n = (1, TOKENS), (in_features, ONE), (features, ONE)
+        tape, tokens, in_features = self.tape, x.tokens, x.features
+        m, k, n = (1, tokens), (in_features, ONE), (features, ONE)
         without_offset = self.backend == "cuda" and double_quant
 
         def dequantised(dtype: str) -> tuple[Tensor, list[Tensor]]:
@@ -98,7 +98,7 @@ class Matmuls(Indexing):
             if not without_offset:
                 absmaxes.clear()
             with tape.working(Matmul("linear layers", m, n, k, compute_dtype)):
-                output = tape.new(TOKENS, features, compute_dtype)
+                output = tape.new(tokens, features, compute_dtype)
             del weight, absmaxes
             return output
 
@@ -108,7 +108,7 @@ class Matmuls(Indexing):
             if g.dtype != stored_dtype:
                 weight = tape.like(weight, g.dtype, name=DEQUANTISED_AGAIN)
             with tape.working(Matmul("linear layers", m, k, n, g.dtype)):
-                to_x = tape.new(TOKENS, in_features, g.dtype)
+                to_x = tape.new(tokens, in_features, g.dtype)
             del weight
             return (to_x,)
 

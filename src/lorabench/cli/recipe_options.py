@@ -9,8 +9,9 @@ import click
 
 from lorabench.cli.parameters import Length, OneOf
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER
+from lorabench.estimator.recipes.older_transformers import OLDER
 from lorabench.estimator.recipes.other_names import name_here
-from lorabench.estimator.recipes.recipe import CHOICES, SETTINGS
+from lorabench.estimator.recipes.recipe import CHOICES, NEWEST, SETTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,8 +87,14 @@ OPTIONS = [
     _option(
         "--loss",
         type=_choice("loss"),
-        help="standard: transformers 5; legacy: transformers up to 4.48; liger: Liger's fused loss.",
+        help="standard: that of --transformers; legacy: that of 4.46 to 4.48; liger: Liger's fused loss.",
         shown="standard",
+    ),
+    _option(
+        "--transformers",
+        type=OneOf((*OLDER, NEWEST)),
+        help="Whose code runs; estimate and plan know older ones.",
+        shown=NEWEST,
     ),
     _option(
         "--keep-outputs/--no-keep-outputs",
