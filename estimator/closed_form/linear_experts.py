@@ -56,7 +56,7 @@ def _rows(m: Modules, x: Tensor, features: int, index: Tensor) -> Tensor:
     CUDA's backward sorts the index to sum gradients (`index_put_with_sort_kernel`), as in `experts`.
     """
     tape, was, dtype = m.op.tape, x.features, x.dtype
-    cuda = m.op.kernels == "cuda"
+    cuda = m.op.backend == "cuda"
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         # index: index_backward(grad.new_zeros(sizes), indices, grad)
