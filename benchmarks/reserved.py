@@ -1,9 +1,9 @@
-"""How much more CUDA's caching allocator takes than tensors do: replays of traced steps of real-size recipes.
+"""How much more CUDA's caching allocator takes than tensors do: replays of the steps of real-size recipes.
 
-Run with `python benchmarks/reserved.py [RECIPES] [SEED]`: a recipe takes some 20 s and needs no GPU. They are drawn
+Run with `python benchmarks/reserved.py [RECIPES] [SEED]`: a recipe takes some seconds and needs no GPU. They are drawn
 from the catalogue's models and from the options that people vary, without those that no GPU of the catalogue could
-hold. Surplus is in percent of the working bytes at the peak, as in `estimator/memory/reserved.py`, which keeps the
-worst:
+hold; their kernels are those of one of four GPUs. Surplus is in percent of the working bytes at the peak, as in
+`estimator/memory/reserved.py`:
 
 - kept: with unlimited memory;
 - needed: on the smallest device on which the steps run, since it gives segments back before it fails;
@@ -18,18 +18,18 @@ import warnings
 from typing import NamedTuple
 
 from lorabench.estimator.answers.estimates import estimate_recipe
-from lorabench.estimator.devices.device import all_devices
+from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import Training
+from lorabench.estimator.devices.device import Device, all_devices, find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.reserved import working_bytes
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.trace.replay import replay_trace
-from lorabench.estimator.trace.storage_history import StorageHistory
-from lorabench.estimator.trace.trace import run_on_meta
 
 SMALLEST_MODEL = 300_000_000
+GPUS = [find_device(name) for name in ("a100-sxm-80gb", "rtx-4090", "h100-sxm", "t4")]
 
 
 def draw_recipe(draw: random.Random) -> ResolvedRecipe:
@@ -65,30 +65,26 @@ class Surplus(NamedTuple):
     needed_expandable: float
 
 
-def surplus(resolved: ResolvedRecipe) -> Surplus:
-    """Trace the recipe and replay its allocations."""
-    ledger, _, _ = run_on_meta(resolved, "cuda", steps=2, on_progress=lambda what: None)
-    memory = ledger.breakdown()
-    working = working_bytes(memory.components)
-    return Surplus(
-        *(
-            (taken - memory.peak_allocated_bytes) / working
-            for taken in (
-                replay_trace(ledger).peaks.reserved,
-                smallest_device(ledger, memory.peak_allocated_bytes, settings=DEFAULTS),
-                smallest_device(ledger, memory.peak_allocated_bytes, settings=DEFAULTS.expandable()),
-            )
-        )
+def surplus(resolved: ResolvedRecipe, gpu: Device) -> Surplus:
+    """Replay the steps of the recipe on ``gpu``."""
+    memory = estimate_memory(resolved, "cuda", gpu.compute_capability)
+    training = Training(resolved, gpu.compute_capability, gpu.multiprocessors)
+    allocated, working = memory.peak_allocated_bytes, working_bytes(memory.components)
+    taken = (
+        training.replay().reserved,
+        smallest_device(training, allocated, DEFAULTS),
+        smallest_device(training, allocated, DEFAULTS.expandable()),
     )
+    return Surplus(*((bytes_ - allocated) / working for bytes_ in taken))
 
 
-def smallest_device(history: StorageHistory, requested: int, *, settings: AllocatorSettings) -> int:
-    """Return the least capacity, to a thousandth, with which the allocator serves ``history``."""
-    low, high = requested, replay_trace(history, settings).peaks.reserved
+def smallest_device(training: Training, requested: int, settings: AllocatorSettings) -> int:
+    """Return the least capacity, to a thousandth, with which the allocator serves the steps."""
+    low, high = requested, training.replay(settings).reserved
     while high - low > high // 1000:
         middle = (low + high) // 2
-        tried = replay_trace(history, settings, capacity=middle)
-        low, high = (middle, high) if tried.peaks.out_of_memory else (low, middle)
+        failed = training.replay(settings, capacity=middle).out_of_memory is not None
+        low, high = (middle, high) if failed else (low, middle)
     return high
 
 
@@ -101,12 +97,11 @@ def main() -> None:
     surpluses = []
     for _ in range(recipes):
         resolved = draw_recipe(draw)
-        found = surplus(resolved)
+        gpu = draw.choice(GPUS)
+        found = surplus(resolved, gpu)
         surpluses.append(found)
-        print(
-            f"{found.kept:8.1%}{found.needed:8.1%}{found.needed_expandable:12.1%}  {resolved.recipe.label()}",
-            flush=True,
-        )
+        name = f"{resolved.recipe.label()}, {gpu.name}"
+        print(f"{found.kept:8.1%}{found.needed:8.1%}{found.needed_expandable:12.1%}  {name}", flush=True)
     columns = [sorted(column) for column in zip(*surpluses, strict=True)]
     for name, at in {"least": 0.0, "median": 0.5, "9 in 10": 0.9, "most": 1.0}.items():
         kept, needed, expandable = (column[round(at * (recipes - 1))] for column in columns)

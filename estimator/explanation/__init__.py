@@ -244,7 +244,7 @@ def _device(memory: Breakdown, workspace: Workspaces) -> list[Line]:
             f"⌊working bytes · {share} %⌋",
             f"⌊{working:,} · {share} / 100⌋",
             gaps,
-            "replays: worst fragmentation of the bytes that a step allocates and frees",
+            "replays: worst fragmentation with which steps ran, of the bytes that they allocate and free",
         ),
         Line(
             "peak reserved, at most",

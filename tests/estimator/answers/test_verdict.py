@@ -37,9 +37,9 @@ def test_the_range_goes_from_no_fragmentation_to_the_worst_seen() -> None:
     taken = reserve({"weights": 10 * GIB, "optimizer_states": GIB, "activations": 3 * GIB, "gradients": GIB - 1})
     assert taken.reserved == 15 * GIB
     assert taken.device_total == 15 * GIB + 1127 * MIB
-    # Two workspaces of 8.125 MiB; 61 % of the 4 GiB that come and go and two workspaces of 33 MiB, 2498.56 + 66 MiB.
-    assert taken.reserved_range == (15 * GIB + 18 * MIB, 15 * GIB + 2566 * MIB)
-    assert taken.device_total_range == (15 * GIB + (18 + 141) * MIB, 15 * GIB + (2566 + 1127) * MIB)
+    # Two workspaces of 8.125 MiB; 67 % of the 4 GiB that come and go and two workspaces of 33 MiB, 2744.32 + 66 MiB.
+    assert taken.reserved_range == (15 * GIB + 18 * MIB, 15 * GIB + 2812 * MIB)
+    assert taken.device_total_range == (15 * GIB + (18 + 141) * MIB, 15 * GIB + (2812 + 1127) * MIB)
 
 
 def test_what_stays_throughout_does_not_fragment() -> None:
@@ -143,7 +143,7 @@ def test_a_loop_that_keeps_its_outputs_can_drop_them() -> None:
 
 
 def test_harmless_changes_come_first_and_pairs_only_where_no_single_change_is_enough() -> None:
-    assert settings_of(find_device("81GB"), "llama-3.1-8b", method="full") == [
+    assert settings_of(find_device("84GB"), "llama-3.1-8b", method="full") == [
         {"optim": "paged_adamw_8bit"},
         {"dtype": "bfloat16"},
         {"method": "lora", "dtype": "bfloat16"},
