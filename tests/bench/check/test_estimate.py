@@ -125,3 +125,12 @@ def test_the_driver_may_count_paged_states_too() -> None:
     for bytes_, verdict in ((most, "same"), (1.04 * most, "regression")):
         found = findings_of(record(model_config=LLAMA, device_kind="cuda", nvml=round(bytes_), **paged))
         assert found["nvml_process_peak_bytes"].verdict == verdict
+
+
+def test_runs_with_other_settings_of_the_allocator_are_held_to_no_estimate() -> None:
+    runs = [record(model_config=LLAMA, device_kind="cuda", repeat=repeat) for repeat in (0, 1)]
+    expandable = replace(runs[1].environment, allocator="expandable_segments:True")
+    found = findings_of(runs[0], replace(runs[1], environment=expandable))
+    assert found["outcome"].verdict == "insufficient"
+    assert "different settings of torch's allocator" in (found["outcome"].reason or "")
+    assert findings_of(*(replace(one, environment=expandable) for one in runs))["outcome"].verdict == "same"
