@@ -6,9 +6,7 @@ speed equal those of `estimates.estimate_recipe`.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from math import log
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.answers.support import unsupported
 from lorabench.estimator.answers.verdict import LARGEST_BATCH, Change, states_fit, verdict_and_margin
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.methods.catalogue import METHODS, Method, Parts
@@ -110,19 +109,7 @@ class _Fitting(NamedTuple):
     margin_bytes: int
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Return a context without garbage collection: the search makes millions of objects and few cycles."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-@_no_collection()
+@no_collection()
 def make_plan(
     spec: ModelSpec,
     device: Device,

@@ -14,6 +14,7 @@ from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, evaluation_walk, walk
+from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
@@ -34,6 +35,7 @@ MICRO_BATCHES = 3
 """Micro-batches of a step that are replayed. The third starts with the cache that the second leaves, as later ones."""
 
 
+@no_collection()
 def replayed_memory(
     resolved: ResolvedRecipe,
     backend: Backend = "cuda",
