@@ -24,8 +24,9 @@ PERSISTENT = ("weights", "quantized_weights", "adapters", "optimizer_states", "w
 WORST_FRAGMENTATION_PERCENT = 67
 """The largest excess over allocated bytes that a recipe needed to run, in percent of the working bytes at the peak: 66
 percent for QLoRA of Llama-3.1-405B with one sequence of 512 tokens, on an H100."""
-WORST_EXPANDABLE_PERCENT = 10
-"""The same for a replay with ``expandable_segments:True``: the excess that it needed."""
+WORST_EXPANDABLE_PERCENT = 27
+"""The same with ``expandable_segments:True``, of 220 recipes (seed 8): QLoRA of Yi-1.5-9B with one sequence of 512
+tokens, on an H100. All but seven needed at most 10 percent."""
 
 
 class Reserved(NamedTuple):

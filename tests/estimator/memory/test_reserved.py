@@ -10,6 +10,8 @@ import pytest
 import lorabench
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import Training
+from lorabench.estimator.memory.allocator_settings import DEFAULTS
+from lorabench.estimator.memory.reserved import reserve
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.quantities import MIB
 from lorabench.estimator.recipes.defaults import recipe_for
@@ -35,9 +37,11 @@ def test_the_upper_end_is_memory_with_which_the_steps_run(
     model: str, options: dict[str, Any], gpu: tuple[str, int]
 ) -> None:
     resolved = recipe_for(find_model(model), **options)
-    memory = estimate_memory(resolved, "cuda", gpu[0])
-    assert memory.peak_reserved_range_bytes is not None
-    assert Training(resolved, *gpu).replay(capacity=memory.peak_reserved_range_bytes[1]).out_of_memory is None
+    components = estimate_memory(resolved, "cuda", gpu[0]).components
+    training = Training(resolved, *gpu)
+    for settings in (DEFAULTS, DEFAULTS.expandable()):
+        taken = reserve(components, compute_capability=gpu[0], expandable_segments=settings.expandable_segments)
+        assert training.replay(settings, capacity=taken.reserved_range[1]).out_of_memory is None
 
 
 @pytest.mark.parametrize(("model", "options"), KEEP_MORE[:1] + OTHERS)
