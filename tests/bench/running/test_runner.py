@@ -390,14 +390,14 @@ def test_what_is_predicted_is_for_the_very_gpu() -> None:
 
 
 def test_what_is_predicted_is_for_the_settings_of_the_allocator() -> None:
-    gpu = DeviceFacts(kind="cuda", name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30)
+    gpu = DeviceFacts(backend="cuda", name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30)
     plain, rounded = (predict(PICK.recipes[0], gpu, text) for text in (None, "roundup_power2_divisions:2"))
     assert plain is not None
     assert rounded is not None
     assert rounded.memory.allocator_settings == "roundup_power2_divisions:2"
     assert rounded.memory.components["rounding"] > plain.memory.components["rounding"]
     assert predict(PICK.recipes[0], gpu, "backend:cudaMallocAsync") is None
-    on_cpu = DeviceFacts(kind="cpu", name="CPU", memory_bytes=2**34)
+    on_cpu = DeviceFacts(backend="cpu", name="CPU", memory_bytes=2**34)
     assert predict(PICK.recipes[0], on_cpu, "backend:cudaMallocAsync") is not None
 
 
