@@ -79,17 +79,17 @@ class Training:
         self.workspace_bytes = workspaces(compute_capability).bytes // HANDLES
         setup, values = Setup(resolved, "cuda", compute_capability), Values(resolved)
         gpu = multiprocessors_of(compute_capability, multiprocessors)
-        self.micro_batches = [_MicroBatch(walk(setup, accumulating=False), values, gpu)]
+        self.micro_batches = [MicroBatch(walk(setup, accumulating=False), values, gpu)]
         more = min(resolved.recipe.gradient_accumulation, MICRO_BATCHES) - 1
         if more:
-            self.micro_batches += [_MicroBatch(walk(setup, accumulating=True), values, gpu)] * more
+            self.micro_batches += [MicroBatch(walk(setup, accumulating=True), values, gpu)] * more
         self._sizes = setup, values, gpu
 
     @cached_property
-    def evaluation(self) -> _MicroBatch:
+    def evaluation(self) -> MicroBatch:
         """The evaluation of one batch."""
         setup, values, gpu = self._sizes
-        return _MicroBatch(evaluation_walk(setup), values, gpu)
+        return MicroBatch(evaluation_walk(setup), values, gpu)
 
     def replay(self, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None) -> Replayed:
         """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number.
@@ -97,10 +97,10 @@ class Training:
         With a capacity, memory may also run out in an evaluation after the steps, or in the step that follows it: an
         evaluation leaves other gaps. It changes nothing else.
         """
-        return _Replay(self, CachingAllocator(settings, capacity=capacity)).run()
+        return Replay(self, CachingAllocator(settings, capacity=capacity)).run()
 
 
-class _MicroBatch:
+class MicroBatch:
     """A walk with the recipe's own sizes."""
 
     def __init__(self, walked: Walk, values: Values, gpu: Multiprocessors | None) -> None:
@@ -115,7 +115,9 @@ class _Full(Exception):  # noqa: N818 - it ends a replay as StopIteration ends a
         self.size = size
 
 
-class _Replay:
+class Replay:
+    """One replay of a training, on one allocator."""
+
     def __init__(self, training: Training, allocator: CachingAllocator) -> None:
         self._training = training
         self._allocator = allocator
@@ -126,6 +128,7 @@ class _Replay:
         self._outputs: list[int] = []
 
     def run(self) -> Replayed:
+        """Return what the allocator counts over the steps."""
         failure = None
         try:
             self._load()
@@ -217,7 +220,7 @@ class _Replay:
         if self._phase != "loaded":
             self._peaks[self._phase] = max(self._peaks.get(self._phase, 0), self._allocator.peak_allocated)
 
-    def _micro_batch(self, walked: _MicroBatch) -> list[int]:
+    def _micro_batch(self, walked: MicroBatch) -> list[int]:
         """Replay one micro-batch, and return the keys of its gradients, which live until the step ends."""
         base = self._keys + 1
         self._keys += len(walked.events)

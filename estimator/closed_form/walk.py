@@ -98,8 +98,8 @@ def evaluation_walk(setup: Setup) -> Walk:
     Raises:
         UserError: as `walk`.
     """
-    ledger = _EventLedger()
-    walk_evaluation(setup.resolved, setup.compute_capability, _WalkingTape(ledger))
+    ledger = EventLedger()
+    walk_evaluation(setup.resolved, setup.compute_capability, WalkingTape(ledger))
     return Walk([*ledger.events], [], [], [])
 
 
@@ -134,14 +134,14 @@ def _few_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bo
 
 def _run(
     resolved: ResolvedRecipe, compute_capability: str | None, layers: LayerOrder
-) -> tuple[_EventLedger, _WalkingTape]:
-    ledger = _EventLedger()
-    tape = _WalkingTape(ledger)
+) -> tuple[EventLedger, WalkingTape]:
+    ledger = EventLedger()
+    tape = WalkingTape(ledger)
     walk_layers(resolved, compute_capability, tape, layers)
     return ledger, tape
 
 
-class _EventLedger(Ledger):
+class EventLedger(Ledger):
     """A ledger that records each allocation and free."""
 
     def __init__(self) -> None:
@@ -170,15 +170,15 @@ class _EventLedger(Ledger):
             self.marks.append((len(self.events), phase))  # type: ignore[arg-type]  # one of these
 
 
-class _WalkingTape(Tape):
+class WalkingTape(Tape):
     """A tape that notes where each layer begins in forward and in backward, and the first matmul of each thread.
 
     Forward runs in one thread, backward in another.
     """
 
-    ledger: _EventLedger
+    ledger: EventLedger
 
-    def __init__(self, ledger: _EventLedger) -> None:
+    def __init__(self, ledger: EventLedger) -> None:
         super().__init__(ledger)
         self._threads_with_workspace: set[bool] = set()
         self.parts = [Part(OUTSIDE, "before the layers", 0)]

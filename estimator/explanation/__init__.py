@@ -23,6 +23,8 @@ from lorabench.estimator.explanation.letters import letters
 from lorabench.estimator.explanation.lines import Derivation, Explanation, Line
 from lorabench.estimator.explanation.peak import Peak
 from lorabench.estimator.explanation.persistent import PersistentLines
+from lorabench.estimator.explanation.segments import segments
+from lorabench.estimator.memory.allocator_settings import read_settings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.context import context_of
 from lorabench.estimator.memory.reserved import (
@@ -78,6 +80,10 @@ def explain(
             tuple(_device(memory, workspaces(compute_capability)) if replayed is None else _replayed(replayed.memory)),
         ),
     ]
+    if replayed is not None and replayed.memory.peak_reserved_bytes is not None:
+        gpu = (None, None) if device is None else (device.compute_capability, device.multiprocessors)
+        settings = read_settings(replayed.memory.allocator_settings).on(None if device is None else device.usable_bytes)
+        sections.append(segments(resolved, replayed.memory, settings, *gpu))
     if device is not None and backend == "cuda":
         sections.append(_verdict(memory, device) if replayed is None else _replayed_verdict(replayed, device))
     shown = [section for section in sections if section.lines or section.remark]

@@ -42,6 +42,7 @@ def test_the_derivation_follows_the_estimate_in_the_order_of_reasoning() -> None
         "Workspaces",
         "Phases",
         "Allocator and device",
+        "Segments at the peak",
     ]
 
 

@@ -15,6 +15,7 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.explanation import Derivation, Explanation, explain
 from lorabench.estimator.explanation.letters import Widths
 from lorabench.estimator.explanation.tensor_names import tensor_name
+from lorabench.estimator.memory.allocator_settings import read_settings
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.optimizers.table import OPTIMIZERS
@@ -77,6 +78,30 @@ def test_the_lines_add_up_to_the_estimate(case: tuple[str, dict[str, Any]]) -> N
     assert device["peak reserved, at most"] == memory.peak_reserved_range_bytes[1]
     assert memory.device_total_range_bytes is not None
     assert device["device total, at most"] == memory.device_total_range_bytes[1]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*RECIPES[:3], ("openai-community/gpt2", {"gradient_accumulation": 2, "seq_len": 512, "optim": "adamw_torch"})],
+    ids=lambda case: f"{case[0].split('/')[-1]}-{case[1].get('method', 'lora')}",
+)
+def test_segments_add_up_to_reserved_memory_and_their_gaps_to_what_is_free(case: tuple[str, dict[str, Any]]) -> None:
+    resolved = recipe_of(case)
+    estimate = estimate_recipe(resolved, replay=True)
+    lines = section(explain(resolved, replayed=estimate), "Segments at the peak").lines
+    allocated, reserved = estimate.memory.peak_allocated_bytes, estimate.memory.peak_reserved_bytes
+    assert reserved is not None
+    assert sum(line.bytes for line in lines) == reserved
+    free = [int(line.source.removeprefix("free: ").removesuffix(" B").replace(",", "")) for line in lines]
+    assert sum(free) == reserved - allocated
+    assert all(value_of(line.values) == line.bytes for line in lines)
+    assert {"weights"} < {line.what for line in lines}
+
+
+def test_expandable_segments_have_no_sizes_of_their_own() -> None:
+    resolved = recipe_of(RECIPES[0])
+    estimate = estimate_recipe(resolved, replay=True, allocator=read_settings("expandable_segments:True"))
+    assert not section(explain(resolved, replayed=estimate), "Segments at the peak").lines
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
