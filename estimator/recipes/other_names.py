@@ -47,6 +47,8 @@ INSTEAD = {
     "use_gradient_checkpointing": "gradient_checkpointing",
     "checkpointing": "gradient_checkpointing",
     "reentrant": "use_reentrant",
+    "gradient_checkpointing_kwargs": "use_reentrant",
+    "transformers_version": "transformers",
     "attn": "attn_implementation",
     "flash_attn": "attn_implementation=flash_attention_2",
     "use_flash_attention_2": "attn_implementation=flash_attention_2",
