@@ -37,7 +37,7 @@ SMALL_SEGMENT = 2 * MIB
 SEGMENT_ROUNDING = 2 * MIB
 MOST_ADDRESSES = 2**50
 """Bytes of addresses in an expandable segment if the device's memory is unknown: more than any device has."""
-ADDRESS_BITS = 60
+ADDRESS_BITS = 80
 """Bits of an address in a sort key."""
 LAST_ADDRESS = 2**59
 """Expandable segments lie below it."""
@@ -104,7 +104,7 @@ class DeviceAddresses:
     """
 
     def __init__(self) -> None:
-        self._holes: list[tuple[int, int]] = [(0, MOST_ADDRESSES)]
+        self._holes: list[tuple[int, int]] = [(0, 2**ADDRESS_BITS)]
         """Start and bytes of each free range, the lowest first; neighbours are merged."""
 
     def take(self, size: int) -> int:

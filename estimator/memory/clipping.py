@@ -32,3 +32,12 @@ def clipping_buffers(tensors: Iterable[TrainedTensors]) -> list[tuple[int, list[
         for dtype, of_dtype in by_dtype.items()
         for count in [sum(each.count for each in of_dtype)]
     ]
+
+
+def clipping_peak(tensors: Iterable[TrainedTensors]) -> int:
+    """Return the most bytes of buffers and norms that are alive at the same time."""
+    peak = norms = 0
+    for buffer, sizes in clipping_buffers(tensors):
+        norms += sum(sizes)
+        peak = max(peak, norms + buffer)
+    return peak

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.breakdown import COMPONENTS
+from lorabench.estimator.memory.clipping import clipping_peak
 from lorabench.estimator.memory.states import loaded_weights, states
 from lorabench.estimator.memory.workspaces import workspaces
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -19,8 +20,9 @@ PersistentBytes = dict[str, dict[str, int]]
 def persistent_bytes(resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None) -> PersistentBytes:
     """Return the bytes of weights, adapters, optimizer states, workspaces and, between micro-batches, gradients.
 
-    The phase ``optimizer`` includes the optimizer's temporaries, since they depend on the same tensors. The cuBLAS
-    workspaces are those of ``compute_capability``; see `workspaces` for None.
+    The phase ``optimizer`` includes the temporaries of gradient clipping or of the optimizer, whichever are larger,
+    since they depend on the same tensors. The cuBLAS workspaces are those of ``compute_capability``; see `workspaces`
+    for None.
     """
     of_recipe = states(resolved, backend)
     loaded = dict.fromkeys(COMPONENTS, 0)
@@ -35,10 +37,11 @@ def persistent_bytes(resolved: ResolvedRecipe, backend: Backend, compute_capabil
     if resolved.recipe.gradient_accumulation > 1:
         # With a single micro-batch, backward makes the gradients and zero_grad frees them after the step.
         training["gradients"] = of_recipe.component_bytes("gradients")
+    clipping = clipping_peak(resolved.trained_tensors) if backend == "cuda" else 0
     return {
         "loaded": loaded,
         "adapted": adapted,
         "forward": training,
         "backward": training,
-        "optimizer": training | {"temporaries": of_recipe.optimizer.temporaries},
+        "optimizer": training | {"temporaries": max(clipping, of_recipe.optimizer.temporaries)},
     }

@@ -114,7 +114,7 @@ def test_what_cannot_be_estimated_is_insufficient() -> None:
 def test_the_driver_may_count_paged_states_too() -> None:
     """It counts those that it keeps on the GPU: none of them, or all."""
     paged: dict[str, Any] = {"method": "full", "optim": "paged_adamw_32bit"}
-    one = record(model_config=LLAMA, device_kind="cuda", **paged)
+    one = record(model_config=LLAMA, backend="cuda", **paged)
     estimated = replayed_memory(
         ResolvedRecipe(read_config(LLAMA, one.recipe.model), one.recipe),
         compute_capability=one.device.compute_capability,
@@ -123,12 +123,12 @@ def test_the_driver_may_count_paged_states_too() -> None:
     assert estimated.paged_states_bytes > 0
     most = estimated.device_total_range_bytes[1] + estimated.paged_states_bytes
     for bytes_, verdict in ((most, "same"), (1.04 * most, "regression")):
-        found = findings_of(record(model_config=LLAMA, device_kind="cuda", nvml=round(bytes_), **paged))
+        found = findings_of(record(model_config=LLAMA, backend="cuda", nvml=round(bytes_), **paged))
         assert found["nvml_process_peak_bytes"].verdict == verdict
 
 
 def test_runs_with_other_settings_of_the_allocator_are_held_to_no_estimate() -> None:
-    runs = [record(model_config=LLAMA, device_kind="cuda", repeat=repeat) for repeat in (0, 1)]
+    runs = [record(model_config=LLAMA, backend="cuda", repeat=repeat) for repeat in (0, 1)]
     expandable = replace(runs[1].environment, allocator="expandable_segments:True")
     found = findings_of(runs[0], replace(runs[1], environment=expandable))
     assert found["outcome"].verdict == "insufficient"

@@ -138,7 +138,7 @@ def settings_of(device: Device, model: str, **options: Any) -> list[dict[str, An
 
 
 def test_a_loop_that_keeps_its_outputs_can_drop_them() -> None:
-    changes = settings_of(find_device("24GB"), "llama-3.2-3b", batch_size=3, keep_outputs=True)
+    changes = settings_of(find_device("25GB"), "llama-3.2-3b", batch_size=3, keep_outputs=True)
     assert {"keep_outputs": False} in changes
 
 
