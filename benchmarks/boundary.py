@@ -199,22 +199,24 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path, help="folder of the records")
     options.add_argument("--compare", action="store_true", help="rehearse nothing; take the records that are there")
+    options.add_argument("--seed", default="", help="draw other recipes; print the table, and keep nothing")
     asked = options.parse_args()
     warnings.simplefilter("ignore")
     for gpu in () if asked.compare else GPUS:
         device = find_device(gpu)
-        recipes = draw_recipes(device, Random(gpu))  # noqa: S311
+        recipes = draw_recipes(device, Random(gpu + asked.seed))  # noqa: S311
         for resolved in recipes:
             print(f"{gpu}: {resolved.recipe.label()}", flush=True)
         with tempfile.TemporaryDirectory() as notes:
             rehearse_suite(
                 Suite(name=f"boundary-{gpu}", recipes=tuple(recipes)), device, Path(notes), asked.folder / gpu
             )
-    for gpu in GPUS:
-        if (asked.folder / gpu).is_dir():
-            keep_records(read_records(asked.folder / gpu), SAMPLE / gpu)
     rows = list(compare(asked.folder))
-    replace_between(PAGE, BEGIN, END, table(rows))
+    if not asked.seed:
+        for gpu in GPUS:
+            if (asked.folder / gpu).is_dir():
+                keep_records(read_records(asked.folder / gpu), SAMPLE / gpu)
+        replace_between(PAGE, BEGIN, END, table(rows))
     print(table(rows))
 
 
