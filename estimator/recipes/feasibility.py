@@ -123,7 +123,7 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             "transformers",
             f"it was compared with rehearsals for {', '.join(sorted(compared))} only, and {spec.name} is a "
             f"{spec.model_type}",
-            "transformers 5, which is meant without it",
+            "--transformers 5",
         )
     window = spec.config.get("sliding_window") or 0
     masked = recipe.attn_implementation != "flash_attention_2"
