@@ -258,6 +258,29 @@ def test_the_recast_rows_are_what_the_page_takes_them_for() -> None:
         assert said["missing"] == unprepared["missing"]
 
 
+def test_the_rehearsed_rows_quote_published_figures() -> None:
+    """What they rehearse to needs software of that time: `benchmarks/published/reproduce.py`."""
+    published = {
+        ("4.48", "1", row["batch_size"], int(row["peak_allocated_bytes"]), int(row["steady_allocated_bytes"]))
+        for row in A100
+    }
+    for row in measurements("a100_80gb_many.csv"):
+        software = {"a100_80gb": "4.48", "a100_80gb_liger": "4.45"}.get(row["source"])
+        if software and row["mem_peak_torch_mem_alloc_in_bytes"]:
+            figures = row["mem_peak_torch_mem_alloc_in_bytes"], row["mem_torch_mem_alloc_in_bytes"]
+            peak, steady = (int(float(figure)) for figure in figures)
+            published.add((software, row["num_gpus"], row["per_device_train_batch_size"], peak, steady))
+    rehearsed = [
+        (row["transformers"], row["GPUs"], batch, int(peak.replace(",", "")), int(steady.replace(",", "")))
+        for row in rows("ground_truth.md", "transformers")
+        for batch, peak, steady in zip(
+            *(row[column].split("<br>") for column in ("batch", "published peak", "published steady")), strict=True
+        )
+    ]
+    assert len(rehearsed) >= 28
+    assert set(rehearsed) <= published
+
+
 def test_adapters_of_the_l40s_are_those_of_the_page() -> None:
     published = {row["experiment"]: row for row in measurements("l40s_llama32_3b_peft_methods.csv")}
     spec = find_model("meta-llama/Llama-3.2-3B")

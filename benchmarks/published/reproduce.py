@@ -1,9 +1,9 @@
 """Published peaks of real A100s, rehearsed with the library versions of that time: a table of docs/ground_truth.md.
 
-Run with `python benchmarks/published/reproduce.py FOLDER`. It makes an environment in FOLDER with `requirements.txt`
-and this lorabench (6 GB, some minutes), and rehearses `train.py` once for each published row that this software runs.
-A row takes about a minute. Runs under FSDP are rank 0 of two, alone. Results are kept in FOLDER, so that the same
-command again does only what is missing.
+Run with `python benchmarks/published/reproduce.py FOLDER`. It makes two environments in FOLDER, with this lorabench and
+the versions of `transformers-4.48.txt` or `transformers-4.45.txt` (6 GB each, some minutes). It rehearses `train.py`
+once for each published row that this software runs. A row takes about a minute. Runs under FSDP are rank 0 alone.
+Results are kept in FOLDER, so that the same command again does only what is missing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import venv
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,18 @@ PAGE = ROOT / "docs" / "ground_truth.md"
 BEGIN, END = "<!-- begin: benchmarks/published/reproduce.py -->", "<!-- end -->"
 OF_LORABENCH = ["click", "msgspec", "packaging", "PyYAML", "rich", "pyelftools"]
 """What `lorabench rehearse` imports, without the new torch and transformers that lorabench[bench] would bring."""
-FRAMEWORKS = {"none": "no", "accelerated-peft-bnb": "no", "baseline-peft-bnb": "recast"}
-"""Configurations of fms-acceleration that change no kernels → how the quantised model was prepared."""
+SOFTWARE = {"a100_80gb": "transformers-4.48", "a100_80gb_liger": "transformers-4.45"}
+"""Source of a published row → name of the file with its versions."""
+FRAMEWORKS = {
+    "none": "",
+    "foak-fast-kernels": ", fused kernels",
+    "foak-fast-kernels-liger": ", fused kernels and loss",
+    "accelerated-peft-bnb": "",
+    "accelerated-peft-bnb-foak": ", fused kernels",
+    "accelerated-peft-bnb-foak-liger": ", fused kernels and loss",
+    "baseline-peft-bnb": ", prepared by TRL",
+}
+"""Configurations of fms-acceleration that `train.py` has → what the table says of them."""
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "ACCELERATE_MIXED_PRECISION": "no",
@@ -48,9 +59,13 @@ FSDP = {
 class Run(NamedTuple):
     """One published row."""
 
+    software: str
     model: str
-    method: str
-    prepare: str
+    framework: str
+    """Configuration of fms-acceleration."""
+    lora: bool
+    bf16: bool
+    """Under autocast."""
     gpus: int
     batch_size: int
     """Of one GPU."""
@@ -61,43 +76,62 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """A name for its files."""
-        prepared = f"-{self.prepare}" if self.method == "qlora" else ""
-        return f"{self.model.rsplit('/')[-1]}-{self.method}{prepared}-{self.gpus}x{self.batch_size}"
+        lora = "-lora" if self.lora else ""
+        return f"{self.software}-{self.model.rsplit('/')[-1]}-{self.framework}{lora}-{self.gpus}x{self.batch_size}"
+
+    @property
+    def configuration(self) -> tuple[str, str, str, int]:
+        """What the table says of it, besides the batch."""
+        method = "qlora" if "bnb" in self.framework else "lora" if self.lora else "full"
+        return (
+            self.software.rsplit("-")[-1],
+            self.model.rsplit("/")[-1],
+            f"{method}{FRAMEWORKS[self.framework]}{', bf16 autocast' * (self.bf16 and method != 'qlora')}",
+            self.gpus,
+        )
 
 
 def runs() -> Iterator[Run]:
     """Yield the published rows that `train.py` can run."""
     with (PUBLISHED / "a100_80gb_mistral_7b.csv").open() as file:
         for row in csv.DictReader(file):
-            bytes_ = int(row["peak_allocated_bytes"]), int(row["steady_allocated_bytes"])
-            prepare = row["prepare_kbit"] or "no"
-            yield Run(row["model"], row["method"], prepare, 1, int(row["batch_size"]), *bytes_)
+            framework = {"": "none", "no": "accelerated-peft-bnb", "recast": "baseline-peft-bnb"}[row["prepare_kbit"]]
+            yield Run(
+                "transformers-4.48",
+                row["model"],
+                framework,
+                row["method"] != "full",
+                row["mixed_precision"] == "bf16",
+                1,
+                int(row["batch_size"]),
+                int(row["peak_allocated_bytes"]),
+                int(row["steady_allocated_bytes"]),
+            )
     with (PUBLISHED / "a100_80gb_many.csv").open() as file:
         for row in csv.DictReader(file):
-            framework, published = row["framework_config"], row["mem_peak_torch_mem_alloc_in_bytes"]
-            if row["torch_dtype"] != "bfloat16" or framework not in FRAMEWORKS or not published:
-                continue
-            quantised = "bnb" in framework
-            if quantised and int(row["num_gpus"]) > 1:
-                continue  # FSDP shards quantised weights that were loaded on the host, which `train.py` does not do
-            yield Run(
-                row["model_name_or_path"],
-                "qlora" if quantised else row["peft_method"] or "full",
-                FRAMEWORKS[framework],
-                int(row["num_gpus"]),
-                int(row["per_device_train_batch_size"]),
-                int(float(published)),
-                int(float(row["mem_torch_mem_alloc_in_bytes"])),
-            )
+            published = row["mem_peak_torch_mem_alloc_in_bytes"]
+            if row["source"] in SOFTWARE and row["framework_config"] in FRAMEWORKS and published:
+                yield Run(
+                    SOFTWARE[row["source"]],
+                    row["model_name_or_path"],
+                    row["framework_config"],
+                    row["peft_method"] == "lora",
+                    row["bf16"].lower() == "true",
+                    int(row["num_gpus"]),
+                    int(row["per_device_train_batch_size"]),
+                    int(float(published)),
+                    int(float(row["mem_torch_mem_alloc_in_bytes"])),
+                )
 
 
-def environment(folder: Path) -> Path:
-    """Return the Python of the environment in ``folder``, which is made if it is not there."""
+def environment(folder: Path, software: str) -> Path:
+    """Return the Python of the environment with ``software`` in ``folder``. Make the environment if it is not there."""
+    folder /= software
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True, clear=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-r", str(HERE / "requirements.txt"), *OF_LORABENCH], check=True)
+        subprocess.run([*pip, "-r", str(HERE / f"{software}.txt"), *OF_LORABENCH], check=True)
         subprocess.run([*pip, "hatchling", "editables"], check=True)
         subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
         (folder / "ready").touch()
@@ -113,8 +147,9 @@ def rehearse(run: Run, python: Path) -> dict[str, int]:
         command = [str(python), "-m", "lorabench", "rehearse", "--gpu", "a100-sxm-80gb", "--steps", "0"]
         if run.gpus > 1:
             command += ["--gpus", str(run.gpus), "--rank", "0"]
-        command += ["--", "python", str(HERE / "train.py"), folder, "--model", run.model, "--method", run.method]
-        command += ["--prepare", run.prepare, "--batch-size", str(run.batch_size)]
+        command += ["--", "python", str(HERE / "train.py"), folder, "--model", run.model]
+        command += ["--framework", run.framework, "--batch-size", str(run.batch_size), *(["--lora"] * run.lora)]
+        command += ["--bf16"] * run.bf16
         variables = (
             os.environ | (FSDP if run.gpus > 1 else {}) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         )
@@ -127,16 +162,20 @@ def rehearse(run: Run, python: Path) -> dict[str, int]:
 
 
 def table(results: Sequence[tuple[Run, dict[str, Any]]]) -> str:
-    """Return the rows as Markdown."""
-    lines = [
-        "| model | method | GPUs | batch | published peak | rehearsed | difference | published steady | difference |"
-    ]
-    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    for run, found in results:
-        method = f"{run.method}, recast" if run.prepare == "recast" else run.method
-        cells = [run.model.rsplit("/")[-1], method, str(run.gpus), str(run.batch_size), f"{run.peak:,}"]
-        cells += [f"{found['peak']:,}", f"{found['peak'] - run.peak:+,}", f"{run.steady:,}"]
-        cells.append(f"{found['steady'] - run.steady:+,}")
+    """Return the rows as Markdown: one line for the batch sizes of one configuration."""
+    titles = ["transformers", "model", "method", "GPUs", "batch", "published peak", "difference", "published steady"]
+    titles.append("its difference")
+    lines = [f"| {' | '.join(titles)} |", "|---|---|---|---:|---:|---:|---:|---:|---:|"]
+    for (software, model, method, gpus), group in groupby(results, key=lambda result: result[0].configuration):
+        rows = list(group)
+        columns = [
+            [str(run.batch_size) for run, _ in rows],
+            [f"{run.peak:,}" for run, _ in rows],
+            [f"{found['peak'] - run.peak:+,}" for run, found in rows],
+            [f"{run.steady:,}" for run, _ in rows],
+            [f"{found['steady'] - run.steady:+,}" for run, found in rows],
+        ]
+        cells = [software, model, method, str(gpus), *("<br>".join(column) for column in columns)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -154,15 +193,14 @@ def main() -> None:
         raise SystemExit("name one folder: python benchmarks/published/reproduce.py FOLDER")
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    python = environment(folder / "venv")
     results = []
     for run in runs():
         kept = folder / f"{run.name}.json"
         if not kept.exists():
-            kept.write_text(json.dumps(rehearse(run, python)))
+            kept.write_text(json.dumps(rehearse(run, environment(folder, run.software))))
         found = json.loads(kept.read_text())
         results.append((run, found))
-        print(f"{run.name:40} {found['peak'] - run.peak:+13,} {found['steady'] - run.steady:+13,}", flush=True)
+        print(f"{run.name:80} {found['peak'] - run.peak:+13,} {found['steady'] - run.steady:+13,}", flush=True)
         write(table(results))
 
 

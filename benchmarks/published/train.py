@@ -1,7 +1,7 @@
 """One published run of fms-acceleration's benchmark: TRL's SFTTrainer on packed sequences, as fms-hf-tuning sets it up.
 
-Run by `reproduce.py` in an environment with the versions of then. It prints the bytes that Trainer's memory tracker
-found, which are what was published.
+Run by `reproduce.py` in an environment with the versions of then, among them fms-acceleration and its plugins. It
+prints the bytes that Trainer's memory tracker found, which are what was published.
 
 What differs from the published program, and why memory does not:
 
@@ -14,6 +14,7 @@ What differs from the published program, and why memory does not:
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import struct
@@ -21,17 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from fms_acceleration import AccelerationFramework
+from peft import LoraConfig
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     PreTrainedTokenizerFast,
     default_data_collator,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
 from transformers.trainer_utils import TrainerMemoryTracker
 from trl import SFTConfig, SFTTrainer
 
@@ -56,6 +59,25 @@ SHAPES: dict[str, Any] = {
 }
 ADDED_TOKENS = {"mistral": 1, "llama": 2}
 """fms-hf-tuning adds the special tokens that a tokenizer lacks: <pad>, and of Llama 3's also <unk>."""
+KERNELS = {"fast_loss": True, "fast_rms_layernorm": True, "fast_rope_embeddings": True}
+KERNELS_AND_LOSS = KERNELS | {"fast_loss": "fused_ce_liger"}
+OF_LORA = {"base_layer": "bitsandbytes", "fused_lora": True}
+BY_TRL, BY_PLUGIN = ({"quant_type": "nf4", "no_peft_model": no_peft_model} for no_peft_model in (True, False))
+"""Who prepares the quantised model."""
+FRAMEWORKS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "foak-fast-kernels": {"training": {"fused_ops_and_kernels": KERNELS}},
+    "baseline-peft-bnb": {"peft": {"quantization": {"bitsandbytes": BY_TRL}}},
+    "accelerated-peft-bnb": {"peft": {"quantization": {"bitsandbytes": BY_PLUGIN}}},
+    "accelerated-peft-bnb-foak": {
+        "peft": {"quantization": {"bitsandbytes": BY_PLUGIN, "fused_ops_and_kernels": OF_LORA | KERNELS}}
+    },
+    "foak-fast-kernels-liger": {"training": {"fused_ops_and_kernels": KERNELS_AND_LOSS}},
+    "accelerated-peft-bnb-foak-liger": {
+        "peft": {"quantization": {"bitsandbytes": BY_PLUGIN, "fused_ops_and_kernels": OF_LORA | KERNELS_AND_LOSS}}
+    },
+}
+"""fms-acceleration's sample configurations, by the names that its benchmark gives them."""
 
 
 class FlashAttention(torch.autograd.Function):
@@ -95,6 +117,29 @@ def flash_attention(
     return attend(*turned, dropout, scaling), None
 
 
+def flash_attention_of_4_45(
+    query: Any, key: Any, value: Any, mask: Any, tokens: int, dropout: float = 0.0, **unused: Any
+) -> Any:
+    """Attend as transformers 4.45 has flash-attn do it, from (batch, tokens, heads, size)."""
+    attend: Any = FlashAttention.apply
+    return attend(query, key, value, dropout, None)
+
+
+def use_flash_attention() -> None:
+    """Have transformers attend by torch's flash kernel where a model's attention is sdpa."""
+    try:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    except ImportError:  # before 4.48 each model has a class for each attention
+        for module, classes in (
+            (modeling_llama, modeling_llama.LLAMA_ATTENTION_CLASSES),
+            (modeling_mistral, modeling_mistral.MISTRAL_ATTENTION_CLASSES),
+        ):
+            classes["sdpa"] = classes["flash_attention_2"]
+            module._flash_attention_forward = flash_attention_of_4_45
+    else:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = flash_attention
+
+
 def save_zeros(name: str, folder: Path) -> None:
     """Write a model of zeros as `from_pretrained` reads it; the file of its weights takes no room on the disk."""
     config = AutoConfig.for_model(**CONFIGS[name], **SHAPES, architectures=["x"])
@@ -116,34 +161,30 @@ def save_zeros(name: str, folder: Path) -> None:
         file.truncate(file.tell() + offset)
 
 
-def load(options: argparse.Namespace) -> Any:
+def make_framework(options: argparse.Namespace) -> AccelerationFramework | None:
+    """Return fms-acceleration with the plugins of the published run, if it had any."""
+    if options.framework == "none":
+        return None
+    file = options.folder / "framework.yaml"
+    file.write_text(yaml.safe_dump({"plugins": FRAMEWORKS[options.framework]}))
+    return AccelerationFramework(str(file))
+
+
+def load(options: argparse.Namespace, framework: AccelerationFramework | None) -> Any:
     """Return the model with its added tokens, quantised if that is asked for."""
-    kwargs: dict[str, Any] = {}
-    if options.method == "qlora":
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            **({"bnb_4bit_quant_storage": torch.bfloat16} if "ACCELERATE_USE_FSDP" in os.environ else {}),
-        )
-    model = AutoModelForCausalLM.from_pretrained(
-        options.folder,
+    load_model = AutoModelForCausalLM.from_pretrained
+    if framework is not None and framework.requires_custom_loading:
+        load_model = framework.model_loader
+    model = load_model(
+        str(options.folder),
         torch_dtype=torch.bfloat16,
         attn_implementation="sdpa",
         low_cpu_mem_usage=True,  # weights stay in the file until the device has them
-        **kwargs,
     )
-    model.resize_token_embeddings(model.config.vocab_size + ADDED_TOKENS[model.config.model_type], mean_resizing=False)
+    parameters = inspect.signature(model.resize_token_embeddings).parameters
+    quickly = {"mean_resizing": False} if "mean_resizing" in parameters else {}  # transformers 4.45 knows no slower way
+    model.resize_token_embeddings(model.config.vocab_size + ADDED_TOKENS[model.config.model_type], **quickly)
     return model
-
-
-def prepare_without_casting(model: Any) -> None:
-    """Prepare a quantised model as fms-acceleration's plugin does: what is not quantised stays in bfloat16."""
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable()
 
 
 def watch_no_host_memory(tracker: TrainerMemoryTracker) -> None:
@@ -153,24 +194,26 @@ def watch_no_host_memory(tracker: TrainerMemoryTracker) -> None:
 
 def main() -> None:
     """Train some steps and print the two figures."""
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = flash_attention
+    use_flash_attention()
     TrainerMemoryTracker.peak_monitor_func = watch_no_host_memory
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path, help="for model and output")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--method", required=True, choices=["full", "lora", "qlora"])
-    parser.add_argument("--prepare", choices=["no", "recast"], default="no")
+    parser.add_argument("--framework", required=True, choices=FRAMEWORKS)
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="under autocast")
     parser.add_argument("--batch-size", type=int, required=True)
     options = parser.parse_args()
     save_zeros(options.model, options.folder)
-    model = load(options)
-    lora = LoraConfig(
-        r=16,
-        lora_alpha=16,
-        lora_dropout=0.1,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        task_type="CAUSAL_LM",
-    )
+    lora: LoraConfig | None = None
+    if options.lora:
+        lora = LoraConfig(
+            r=16,
+            lora_alpha=16,
+            lora_dropout=0.1,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+            task_type="CAUSAL_LM",
+        )
     row = {"input_ids": list(range(TOKENS)), "attention_mask": [1] * TOKENS, "labels": list(range(TOKENS))}
     arguments = SFTConfig(
         output_dir=str(options.folder / "out"),
@@ -178,32 +221,37 @@ def main() -> None:
         packing=False,  # the rows are packed already
         per_device_train_batch_size=options.batch_size,
         max_steps=STEPS,
-        learning_rate=2e-5 if options.method == "full" else 2e-4,
+        learning_rate=2e-4 if options.lora else 2e-5,
         weight_decay=0.01,
         warmup_steps=10,
         adam_epsilon=1e-4,
-        bf16=options.method == "qlora",
+        bf16=options.bf16,
         gradient_checkpointing=True,
         save_strategy="no",
         report_to=[],
         skip_memory_metrics=False,
     )
-    if options.method == "qlora" and options.prepare == "no":
-        prepare_without_casting(model)
-        model = get_peft_model(model, lora)
-        lora = None
+    framework = make_framework(options)
+    model = load(
+        options, framework
+    )  # after the arguments, which start the process group: FSDP shards what the host has
+    if framework is not None and framework.requires_augmentation:
+        model, (lora,) = framework.augmentation(model, arguments, modifiable_args=(lora,))
     trainer = SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list([row] * (STEPS * options.batch_size * int(os.environ.get("WORLD_SIZE", "1")))),
         data_collator=default_data_collator,
-        processing_class=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))),
-        peft_config=None if options.method == "full" else lora,
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))),
+        peft_config=lora,
     )
-    if trainer.is_fsdp_enabled and options.method != "full":
+    if trainer.is_fsdp_enabled and lora is not None:
         from peft.utils.other import fsdp_auto_wrap_policy
 
-        trainer.accelerator.state.fsdp_plugin.auto_wrap_policy = fsdp_auto_wrap_policy(trainer.model)
+        trainer.accelerator.state.fsdp_plugin.auto_wrap_policy = fsdp_auto_wrap_policy(model)
+    if framework is not None:
+        for callback in framework.get_callbacks_and_ready_for_train(model, trainer.accelerator):
+            trainer.add_callback(callback)
     metrics = trainer.train().metrics
     allocated = peak = 0
     for stage in ("before_init_mem_gpu", "init_mem_gpu_alloc_delta", "train_mem_gpu_alloc_delta"):
