@@ -32,6 +32,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
     default_data_collator,
+    modeling_flash_attention_utils,
 )
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
@@ -130,6 +131,7 @@ def use_flash_attention() -> None:
     try:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     except ImportError:  # before 4.48 each model has a class for each attention
+        modeling_flash_attention_utils._flash_attention_forward = flash_attention_of_4_45  # foak reloads Llama's module
         for module, classes in (
             (modeling_llama, modeling_llama.LLAMA_ATTENTION_CLASSES),
             (modeling_mistral, modeling_mistral.MISTRAL_ATTENTION_CLASSES),
