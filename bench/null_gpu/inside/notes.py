@@ -7,6 +7,7 @@ import os
 import sys
 import sysconfig
 from pathlib import Path
+from types import FrameType
 
 OWN = str(Path(__file__).parent)
 INSIDE_LIBRARIES = ("/torch/", "/importlib/", "<frozen")
@@ -47,11 +48,14 @@ def _write(kind: str, operation: str, where: str) -> None:
 
 
 def place() -> str:
-    """Return the innermost line outside torch and lorabench that is running: file, line and function."""
+    """Return the innermost line outside torch and lorabench that is running: file, line and function.
+
+    Code that `exec` made has no file. Its place begins with the file of the module that it belongs to.
+    """
     frame = sys._getframe(1)
     innermost = None
     while frame is not None:
-        name = frame.f_code.co_filename
+        name = _file(frame)
         if not name.startswith(OWN):
             text = f"{name}:{frame.f_lineno} in {frame.f_code.co_name}"
             innermost = innermost or text
@@ -61,3 +65,9 @@ def place() -> str:
             break
         frame = frame.f_back
     return innermost or "unknown"
+
+
+def _file(frame: FrameType) -> str:
+    name = frame.f_code.co_filename
+    module = frame.f_globals.get("__file__")
+    return f"{module}, {name}" if module and name.startswith("<") else name

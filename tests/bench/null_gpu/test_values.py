@@ -109,6 +109,22 @@ def test_a_float_that_the_program_reads_is_noted_if_a_gpu_would_have_computed_it
     assert noticed(told) == [("read", "program.py:12 in <module>"), ("read", "program.py:13 in <module>")]
 
 
+def test_a_float_that_code_without_a_file_reads_is_noted_if_the_code_belongs_to_the_program(run_on: Run) -> None:
+    told = run_on(
+        "a100-sxm-80gb",
+        """
+        import click
+        loss = torch.randn(4096, 4096, device="cuda").mean()
+        made = "def log(loss): return loss.item()"
+        exec(made, vars(click))
+        exec(made, globals())
+        tell(library=click.log(loss), own=log(loss))
+        """,
+    )
+    assert told.values == {"library": 1.0, "own": 1.0}
+    assert noticed(told) == [("read", "program.py, <string>:1 in log")]
+
+
 def test_the_programs_own_random_numbers_are_as_without_a_null_gpu(run_on: Run) -> None:
     told = run_on(
         "a100-sxm-80gb",
