@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +40,9 @@ def _load_without_weights() -> None:
     load = models.from_pretrained.__func__
 
     def from_pretrained(cls: Any, /, path: Any, *arguments: Any, config: Any = None, **options: Any) -> Any:
-        from transformers import PreTrainedConfig
-
         if path is None or options.get("state_dict") is not None or options.get("gguf_file"):
             return load(cls, path, *arguments, config=config, **options)
-        if not isinstance(config, PreTrainedConfig):
+        if config is None or isinstance(config, str | os.PathLike):
             places = {name: options[name] for name in (*OF_PLACES[:3], "token", "cache_dir") if name in options}
             config = cls.config_class.from_pretrained(config or path, **places)
         with tempfile.TemporaryDirectory(prefix="lorabench-") as folder:
@@ -68,9 +69,9 @@ def write_hollow(cls: Any, config: Any, folder: Path) -> None:
             "--random-weights cannot replace weights that are already quantised: name the model that they were made "
             "from, and quantise it while loading"
         )
-    dtype = getattr(config, "dtype", None) or torch.float32
-    with torch.device("meta"):
-        shell = cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)
+    dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)  # its name in transformers 4
+    with torch.device("meta"), _default_dtype(dtype or torch.float32):
+        shell = cls._from_config(config) if hasattr(cls, "_from_config") else cls(config)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     written: set[int] = set()
     end = 0
@@ -87,3 +88,16 @@ def write_hollow(cls: Any, config: Any, folder: Path) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
     config.save_pretrained(folder)
+
+
+@contextmanager
+def _default_dtype(dtype: Any) -> Iterator[None]:
+    """Let torch make weights of ``dtype``, as transformers does inside of ``_from_config``."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

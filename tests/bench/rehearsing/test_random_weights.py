@@ -33,6 +33,18 @@ def test_a_hollow_checkpoint_lacks_nothing_but_bytes(tmp_path: Path, tied: bool)
     assert sum(weight.abs().sum().item() for weight in model.parameters()) == 0
 
 
+def test_a_hollow_checkpoint_has_the_dtype_of_the_config_also_with_transformers_4(tmp_path: Path) -> None:
+    class Older(LlamaForCausalLM):  # type: ignore[misc]
+        @classmethod
+        def _from_config(cls, config: Any, torch_dtype: Any = None) -> Any:
+            return cls(config)
+
+    write_hollow(Older, AutoConfig.for_model("llama", **SIZES, dtype="bfloat16"), tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_weights_that_are_quantised_already_are_refused(tmp_path: Path) -> None:
     config = AutoConfig.for_model("llama", **SIZES, quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(ValueError, match="cannot replace weights"):
