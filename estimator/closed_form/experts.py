@@ -117,25 +117,11 @@ def _counts(m: Modules) -> tuple[int, int]:
 
 
 def _gather(m: Modules, x: Tensor, features: int, index: Tensor | None = None) -> Tensor:
-    """Return rows of x, reordered or repeated by an index, (B·S, ``features``). It saves the int64 index for backward.
-
-    CUDA's backward sorts the index to sum the gradients of repeated rows (`index_put_with_sort_kernel`). Its six int64
-    temporaries are the indices and their order, each unsorted, sorted, and once more in the sort's own buffers.
-    """
-    tape, chosen, was = m.op.tape, _counts(m)[1], x.features
-    cuda = m.op.backend == "cuda"
+    """Return rows of x, reordered or repeated by an index, (B·S, ``features``)."""
+    chosen = _counts(m)[1]
     if index is None:
-        index = tape.new(TOKENS, chosen, "int64", name=INDEX)
-    dtype = x.dtype
-
-    def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # index: index_backward(grad.new_zeros(sizes), indices, grad)
-        added = tape.new(TOKENS, was, g.dtype)
-        scratch = [tape.new(TOKENS, chosen, "int64") for _ in range(6)] if cuda else []
-        del scratch
-        return (added,)
-
-    return tape.record("gather", (x,), backward, (index,), lambda: tape.new(TOKENS, features, dtype))
+        index = m.op.tape.new(TOKENS, chosen, "int64", name=INDEX)
+    return m.op.gather(x, TOKENS, features, index, chosen)
 
 
 def _grouped(m: Modules, x: Tensor, weight: Tensor, features: int) -> Tensor:

@@ -28,11 +28,11 @@ def looped_mlp(m: Modules, hidden: Tensor) -> Tensor:
         for number in range(experts):
             path = f"{mixture}.experts.{number}"
             index = tape.new(EXPERT_TOKENS, 2, "int64", name=INDEX)
-            state = _rows(m, hidden, hidden.features, index)
+            state = op.gather(hidden, EXPERT_TOKENS, hidden.features, index, 1)
             product = op.multiply(op.activation(m.linear(f"{path}.{gate}", state)), m.linear(f"{path}.{up}", state))
             output = m.linear(f"{path}.{down}", product)
             del product
-            weighted = op.multiply(output, _rows(m, routing_weights, 1, index))
+            weighted = op.multiply(output, op.gather(routing_weights, EXPERT_TOKENS, 1, index, 1))
             del output
             total = _added(m, total, op.cast(weighted, hidden.dtype), index)
         del expert_mask, logits, index, state, weighted
@@ -45,24 +45,6 @@ def _added(m: Modules, total: Tensor, source: Tensor, index: Tensor) -> Tensor:
 
     def backward(g: Tensor, _: list[Tensor]) -> Gradients:
         # index_add_: self: grad; source: grad.index_select(dim, index).expand_as(source)
-        return g.view(), tape.new(EXPERT_TOKENS, features, dtype)
+        return g.passed_on(), tape.new(EXPERT_TOKENS, features, dtype)
 
     return tape.record("index_add", (total, source), backward, (index, source), total.view)
-
-
-def _rows(m: Modules, x: Tensor, features: int, index: Tensor) -> Tensor:
-    """Return the rows of x that an expert gets, (t, ``features``). It saves their index for backward.
-
-    CUDA's backward sorts the index to sum gradients (`index_put_with_sort_kernel`), as in `experts`.
-    """
-    tape, was, dtype = m.op.tape, x.features, x.dtype
-    cuda = m.op.backend == "cuda"
-
-    def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-        # index: index_backward(grad.new_zeros(sizes), indices, grad)
-        added = tape.new(TOKENS, was, g.dtype)
-        scratch = [tape.new(EXPERT_TOKENS, 1, "int64") for _ in range(6)] if cuda else []
-        del scratch
-        return (added,)
-
-    return tape.record("gather", (x,), backward, (index,), lambda: tape.new(EXPERT_TOKENS, features, dtype))

@@ -61,6 +61,24 @@ class Indexing(Elementwise):
         # clone: grad
         return tape.record("copy", (x,), lambda g, _: (g.passed_on(),), (), lambda: tape.like(x, component=component))
 
+    def gather(self, x: Tensor, tokens: Monomial, features: int, index: Tensor, indices: int) -> Tensor:
+        """Return the rows of x that ``index`` selects, (``tokens``, ``features``). It saves the int64 index.
+
+        There are ``indices`` indices a token. CUDA's backward sorts them to sum the gradients of repeated rows
+        (`index_put_with_sort_kernel`). Its six int64 temporaries are the indices and their order: unsorted, sorted, and
+        once more in the sort's own buffers.
+        """
+        tape, was, dtype, cuda = self.tape, (x.tokens, x.features), x.dtype, self.backend == "cuda"
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # index: index_backward(grad.new_zeros(sizes), indices, grad)
+            added = tape.new(*was, g.dtype)
+            scratch = [tape.new(tokens, indices, "int64") for _ in range(6)] if cuda else []
+            del scratch
+            return (added,)
+
+        return tape.record("gather", (x,), backward, (index,), lambda: tape.new(tokens, features, dtype))
+
     def repeat_heads(self, x: Tensor, times: int) -> Tensor:
         """Return keys or values, (B·S, kv), repeated for each query head that shares them, (B·S, ``times`` · kv)."""
         if times == 1:
