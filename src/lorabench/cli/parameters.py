@@ -43,60 +43,67 @@ class NamedPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-class Share(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+class _Read(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+    """A value that a function of the library reads from its text."""
+
+    def read(self, text: str) -> Any:
+        """Return the value of ``text``.
+
+        Raises:
+            UserError: it is no such value.
+        """
+        raise NotImplementedError
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return ``value`` as `read` reads it."""
+        try:
+            return self.read(str(value))
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Share(_Read):
     """A share from 0 to under 1, written ``3%`` or ``0.03``; or ``off``, which is None."""
 
     name = "share"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """Return ``value`` as a number: 0.03 for ``3%``."""
+    def read(self, text: str) -> float | None:
+        """Return the number: 0.03 for ``3%``."""
         from lorabench.bench.check.thresholds import read_share
 
-        try:
-            return read_share(value)
-        except UserError as error:
-            self.fail(str(error), param, ctx)
+        return read_share(text)
 
 
-class Length(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+class Length(_Read):
     """Tokens of a sequence: ``4096``, or ``4k`` with k = 1024."""
 
     name = "length"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return ``value`` as a number: 4096 for ``4k``."""
-        try:
-            return read_length(str(value))
-        except UserError as error:
-            self.fail(str(error), param, ctx)
+    def read(self, text: str) -> int:
+        """Return the number: 4096 for ``4k``."""
+        return read_length(text)
 
 
-class Count(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+class Count(_Read):
     """A whole number from 1 on, such as ``300k``, ``50M``, ``1e9``."""
 
     name = "count"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return ``value`` as a number: 50,000,000 for ``50M``."""
-        try:
-            return read_count(str(value))
-        except UserError as error:
-            self.fail(str(error), param, ctx)
+    def read(self, text: str) -> int:
+        """Return the number: 50,000,000 for ``50M``."""
+        return read_count(text)
 
 
-class AllocatorConf(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+class AllocatorConf(_Read):
     """Settings of torch's allocator, as in PYTORCH_ALLOC_CONF: ``max_split_size_mb:128,expandable_segments:True``."""
 
     name = "key:value,…"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AllocatorSettings:
-        """Return ``value`` as settings."""
+    def read(self, text: str) -> AllocatorSettings:
+        """Return the settings."""
         from lorabench.estimator.memory.allocator_settings import read_settings
 
-        try:
-            return read_settings(str(value))
-        except UserError as error:
-            self.fail(str(error), param, ctx)
+        return read_settings(text)
 
 
 def alloc_conf_option(command: _Command) -> _Command:
