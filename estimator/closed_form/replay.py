@@ -153,8 +153,10 @@ class Replay:
         """Evaluate, and train another step; return the request that found no room."""
         self._phase = "evaluation"
         try:
+            before = self._allocator.exchanges
             self._micro_batch(self._training.evaluation)
-            self._step(first=False)
+            if self._allocator.exchanges != before:  # else the next step finds what the last one left
+                self._step(first=False)
         except _Full as full:
             return OutOfMemory(self._phase, full.size)
         return None
