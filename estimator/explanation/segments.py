@@ -11,7 +11,6 @@ from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.itemised import Item, Maker
 from lorabench.estimator.closed_form.replay import MicroBatch, Replay, Training
-from lorabench.estimator.closed_form.sizes import ONE, Monomial
 from lorabench.estimator.closed_form.step import walk_layers
 from lorabench.estimator.closed_form.walk import EventLedger, WalkingTape
 from lorabench.estimator.explanation.lines import Derivation, Line
@@ -127,20 +126,12 @@ class _NamingTape(WalkingTape):
         super().__init__(ledger)
         self.items: dict[int, Item] = {}
 
-    def new(
-        self,
-        tokens: Monomial,
-        features: int,
-        dtype: str,
-        component: str = "temporaries",
-        *,
-        times: Monomial = ONE,
-        name: str = "",
-    ) -> Tensor:
-        tensor = super().new(tokens, features, dtype, component, times=times, name=name)
+    def new(self, *args: Any, **options: Any) -> Tensor:
+        tensor = super().new(*args, **options)
         assert tensor.block is not None
+        name, features, dtype = options.get("name", ""), tensor.features, tensor.dtype
         maker = Maker(self.place, self.operation, name, self.in_backward, features, dtype)
-        self.items[tensor.block.number] = Item(component, tensor.block.slot[1], maker, 0)
+        self.items[tensor.block.number] = Item(*tensor.block.slot, maker, 0)
         return tensor
 
 

@@ -52,11 +52,9 @@ class _Loading:
             yield self._weight(spec.head.in_features * spec.head.out_features)
         if spec.head.bias:
             yield self._weight(spec.head.out_features)
-        if recipe.unquantized_dtype != recipe.dtype:
-            # peft's prepare_model_for_kbit_training casts one weight after the other.
-            for block, elements in self._unquantized:
-                yield self._new(elements * ITEMSIZE[recipe.unquantized_dtype])
-                yield block, 0
+        # peft's prepare_model_for_kbit_training casts one weight after the other.
+        for block, elements in self._unquantized:
+            yield from self._cast(block, elements, recipe.dtype, recipe.unquantized_dtype)[1]
         if recipe.prepared:
             yield EMPTY_CACHE  # by prepare_model_for_kbit_training too
         if recipe.adapter is not None:
