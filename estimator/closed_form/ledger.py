@@ -186,6 +186,19 @@ class Ledger:
         self._add_shifted_candidates(change)
 
 
+class SilentLedger(Ledger):
+    """A ledger without candidates, for a tape that records something else."""
+
+    def allocate(self, block: Block) -> None:
+        """Do nothing."""
+
+    def release(self, block: Block) -> None:
+        """Do nothing."""
+
+    def mark(self) -> None:
+        """Do nothing."""
+
+
 Key = TypeVar("Key")
 
 

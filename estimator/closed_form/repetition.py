@@ -45,15 +45,19 @@ class Repetition(NamedTuple):
     """For each part of the walk of all layers: the part that it repeats; and what to add to the number of a block, by
     the part that allocates it, and 0 for a block without a number."""
 
-    def all_events(self, few: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return the events of all layers, as (block, bytes), from those of the few."""
+    def all_events(self, few: Sequence[int]) -> list[int]:
+        """Return the blocks of all layers' events from those of the few's."""
         parts = [
-            [(block, size, self.owners[block] if block >= 0 else -1) for block, size in few[start:end]]
+            [(block, self.owners[block] if block >= 0 else -1) for block in few[start:end]]
             for start, end in pairwise(self.bounds)
         ]
-        found: list[tuple[int, int]] = []
-        for number, shifts in self.copies:
-            found += [(block + shifts[owner], size) for block, size, owner in parts[number]]
+        return [block + shifts[owner] for number, shifts in self.copies for block, owner in parts[number]]
+
+    def all_sizes(self, few: Sequence[int]) -> list[int]:
+        """Return the bytes of all layers' events from those of the few's."""
+        found: list[int] = []
+        for number, _ in self.copies:
+            found += few[self.bounds[number] : self.bounds[number + 1]]
         return found
 
     def all_blocks(self, few: Sequence[int]) -> list[int]:
@@ -143,8 +147,8 @@ def _content(
             distance = owner.layer - part.layer
             if abs(distance) > 1:
                 return None
-        elif owner.layer not in (OUTSIDE, 0, FEW - 1):
-            return None  # what is outside the layers frees a block of one of them
+        elif owner.layer not in (OUTSIDE, 0, FEW - 2, FEW - 1):
+            return None  # what is outside the layers frees a block of an inner one
         content.append((distance, owner.kind, block - firsts[owners[block]]))
     return content
 

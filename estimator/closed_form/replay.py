@@ -8,7 +8,9 @@ whole steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
@@ -16,7 +18,7 @@ from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, evaluation_walk, walk
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.memory.allocator import CachingAllocator
+from lorabench.estimator.memory.allocator import LARGEST_SMALL, CachingAllocator
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.clipping import clipping_buffers
@@ -66,11 +68,18 @@ class Training:
     """A recipe's training: one walk, and any number of replays."""
 
     def __init__(
-        self, resolved: ResolvedRecipe, compute_capability: str | None = None, multiprocessors: int | None = None
+        self,
+        resolved: ResolvedRecipe,
+        compute_capability: str | None = None,
+        multiprocessors: int | None = None,
+        *,
+        resizes: Training | None = None,
     ) -> None:
         """Walk the step of ``resolved`` for a GPU's ``compute_capability`` and number of ``multiprocessors``.
 
         Both are as in `Device`. Buffers of reductions depend on both, and are left out if one is not known.
+        ``resizes``: a training of the same recipe with another batch size or length. Its model is loaded alike, so the
+        replays of both begin with one replay of loading.
 
         Raises:
             UserError: the model lacks the target modules, or no kernel runs the combination.
@@ -84,6 +93,7 @@ class Training:
         if more:
             self.micro_batches += [MicroBatch(walk(setup, accumulating=True), values, gpu)] * more
         self._sizes = setup, values, gpu
+        self._loaded: dict[tuple[AllocatorSettings, int | None], Replay] = {} if resizes is None else resizes._loaded
 
     @cached_property
     def evaluation(self) -> MicroBatch:
@@ -97,22 +107,30 @@ class Training:
         With a capacity, memory may also run out in an evaluation after the steps, or in the step that follows it: an
         evaluation leaves other gaps. It changes nothing else.
         """
-        return Replay(self, CachingAllocator(settings, capacity=capacity)).run()
+        loaded = self._loaded.get((settings, capacity))
+        if loaded is None:
+            loaded = self._loaded[settings, capacity] = Replay(self, CachingAllocator(settings, capacity=capacity))
+            loaded.load()
+        return loaded.copied(self).train()
 
 
 class MicroBatch:
     """A walk with the recipe's own sizes."""
 
     def __init__(self, walked: Walk, values: Values, gpu: Multiprocessors | None) -> None:
-        self.events = walked.sized(values, gpu)
-        self.marks: list[tuple[int, Mark | None]] = [*walked.marks, (len(self.events), None)]
+        self.blocks = walked.blocks
+        self.sizes = walked.sizes(values, gpu)
+        self.marks: list[tuple[int, Mark | None]] = [*walked.marks, (len(self.sizes), None)]
         self.gradients = walked.gradients
         self.outputs = walked.outputs
 
+    def events(self) -> Iterator[tuple[int, int]]:
+        """Yield (block, bytes) for an allocation and (block, 0) for a free, in order."""
+        return zip(self.blocks, self.sizes, strict=True)
+
 
 class _Full(Exception):  # noqa: N818 - it ends a replay as StopIteration ends a loop
-    def __init__(self, size: int) -> None:
-        self.size = size
+    pass
 
 
 class Replay:
@@ -121,56 +139,90 @@ class Replay:
     def __init__(self, training: Training, allocator: CachingAllocator) -> None:
         self._training = training
         self._allocator = allocator
+        self._allocate = allocator.allocate
+        self._free = allocator.free
         self._keys = 0
         self._phase = "loaded"
         self._peaks: dict[str, int] = {}
         self._threads_with_workspace: set[str] = set()
         self._outputs: list[int] = []
+        self._failure: OutOfMemory | None = None
 
-    def run(self) -> Replayed:
-        """Return what the allocator counts over the steps."""
-        failure = None
+    def copied(self, training: Training) -> Replay:
+        """Return a replay of ``training`` that goes on where this one is."""
+        twin = Replay(training, self._allocator.copied())
+        twin._keys, twin._phase, twin._failure = self._keys, self._phase, self._failure
+        twin._peaks, twin._outputs = dict(self._peaks), [*self._outputs]
+        twin._threads_with_workspace = {*self._threads_with_workspace}
+        return twin
+
+    def load(self) -> None:
+        """Load and prepare the model, and empty the cache, as `lorabench run` does before its steps."""
         try:
             self._load()
-            self._allocator.peak_reserved = self._allocator.reserved
-            self._peaks["adapted"] = self._allocator.allocated
-            for number in range(STEPS):
-                if number == 1:
-                    self._peaks = {"adapted": self._peaks["adapted"]}
-                before = self._allocator.exchanges
-                self._step(first=number == 0)
-                if number and self._allocator.exchanges == before:
-                    break  # all blocks of the step are free again, in the same segments: later steps are the same
-        except _Full as full:
-            failure = OutOfMemory(self._phase, full.size)
+        except _Full:
+            return
+        self._allocator.peak_reserved = self._allocator.reserved
+        self._peaks["adapted"] = self._allocator.allocated
+
+    def train(self) -> Replayed:
+        """Return what the allocator counts over the steps."""
+        if self._failure is None:
+            with suppress(_Full):
+                self._steps()
         most = max(self._peaks.values(), default=self._allocator.peak_allocated)
         reserved, peaks = self._allocator.peak_reserved, dict(self._peaks)
-        if failure is None and self._allocator.capacity is not None:
-            failure = self._evaluate()
-        return Replayed(most, reserved, peaks, failure)
+        if self._failure is None and self._allocator.capacity is not None:
+            self._evaluate()
+        return Replayed(most, reserved, peaks, self._failure)
 
-    def _evaluate(self) -> OutOfMemory | None:
-        """Evaluate, and train another step; return the request that found no room."""
+    def _steps(self) -> None:
+        allocator = self._allocator
+        for number in range(STEPS):
+            if number == 1:
+                self._peaks = {"adapted": self._peaks["adapted"]}
+            small, large = allocator.small.exchanges, allocator.large.exchanges
+            self._step(first=number == 0)
+            # If all large blocks of a step are free again, in the same segments, later steps take the same ones.
+            repeats = number > 0 and allocator.large.exchanges == large
+            if repeats and (allocator.small.exchanges == small or self._small_pool_serves_another_step()):
+                break
+
+    def _small_pool_serves_another_step(self) -> bool:
+        """Return whether the next step takes nothing from the device, if its large blocks are those of the last one."""
+        if self._outputs:
+            return False  # they change places in the large pool
+        trial = self.copied(self._training)
+        allocator, before = trial._allocator, trial._allocator.exchanges
+        trial._allocate = lambda key, size: size > LARGEST_SMALL or allocator.allocate(key, size)
+        trial._free = lambda key: allocator.free(key) if key in allocator.in_use else None
+        with suppress(_Full):
+            trial._step(first=False)
+        return trial._failure is None and allocator.exchanges == before
+
+    def _evaluate(self) -> None:
+        """Evaluate, and train another step."""
         self._phase = "evaluation"
-        try:
+        with suppress(_Full):
             before = self._allocator.exchanges
             self._micro_batch(self._training.evaluation)
             if self._allocator.exchanges != before:  # else the next step finds what the last one left
                 self._step(first=False)
-        except _Full as full:
-            return OutOfMemory(self._phase, full.size)
-        return None
+
+    def _fail(self, size: int) -> _Full:
+        """Note that an allocation of ``size`` found no room, and return the exception that ends the replay."""
+        self._failure = OutOfMemory(self._phase, size)
+        return _Full()
 
     def _load(self) -> None:
-        """Load and prepare the model, and empty the cache, as `lorabench run` does before its steps."""
         for block, size in loading(self._training.resolved):
             self._keys = max(self._keys, block)
             if (block, size) == EMPTY_CACHE:
                 self._allocator.empty_cache()
             elif size == 0:
-                self._allocator.free(block)
-            elif not self._allocator.allocate(block, size):
-                raise _Full(size)
+                self._free(block)
+            elif not self._allocate(block, size):
+                raise self._fail(size)
         if self._states_before_steps:
             self._make_states()
         self._allocator.empty_cache()
@@ -186,8 +238,8 @@ class Replay:
     def _hold(self, size: int) -> int:
         """Allocate a block of ``size`` bytes, and return its key."""
         self._keys += 1
-        if not self._allocator.allocate(self._keys, size):
-            raise _Full(size)
+        if not self._allocate(self._keys, size):
+            raise self._fail(size)
         return self._keys
 
     def _step(self, *, first: bool) -> None:
@@ -201,7 +253,7 @@ class Replay:
         self._temporaries()
         self._end_phase()
         for key in gradients:
-            self._allocator.free(key)
+            self._free(key)
 
     def _clip(self) -> None:
         """Compute the gradients' norms, which are kept until their total is known."""
@@ -209,9 +261,9 @@ class Replay:
         for buffer, sizes in clipping_buffers(self._training.resolved.trained_tensors):
             key = self._hold(buffer)
             norms += map(self._hold, sizes)
-            self._allocator.free(key)
+            self._free(key)
         for key in norms:
-            self._allocator.free(key)
+            self._free(key)
 
     def _begin(self, phase: str) -> None:
         self._end_phase()
@@ -225,18 +277,19 @@ class Replay:
     def _micro_batch(self, walked: MicroBatch) -> list[int]:
         """Replay one micro-batch, and return the keys of its gradients, which live until the step ends."""
         base = self._keys + 1
-        self._keys += len(walked.events)
-        allocate, free = self._allocator.allocate, self._allocator.free
+        self._keys += len(walked.blocks)
+        allocate, free = self._allocate, self._free
+        events = walked.events()
         start = 0
         for end, mark in walked.marks:
-            for block, size in walked.events[start:end]:
+            for block, size in islice(events, end - start):
                 if block == PASSING:
                     if size:
                         free(self._hold(size))
                 elif size == 0:
                     free(base + block)
                 elif not allocate(base + block, size):
-                    raise _Full(size)
+                    raise self._fail(size)
             start = end
             if mark == "backward":
                 for key in self._outputs:
@@ -268,4 +321,4 @@ class Replay:
         for sizes in OPTIMIZERS[resolved.recipe.optim].temporaries(tensors, "cuda"):
             keys = [self._hold(size) for size in sizes if size]
             for key in keys:
-                self._allocator.free(key)
+                self._free(key)

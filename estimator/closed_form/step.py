@@ -51,9 +51,11 @@ def walk_layers(
     _Step(resolved, Operators(tape, "cuda", compute_capability), layers).run()
 
 
-def walk_evaluation(resolved: ResolvedRecipe, compute_capability: str | None, tape: Tape) -> None:
-    """Run the loss of one batch on CUDA on ``tape``, in eval mode and without gradients."""
-    _Step(resolved, Operators(tape, "cuda", compute_capability), every_layer).evaluate()
+def walk_evaluation(
+    resolved: ResolvedRecipe, compute_capability: str | None, tape: Tape, layers: LayerOrder = every_layer
+) -> None:
+    """Run the loss of one batch on CUDA on ``tape``, in eval mode and without gradients, as `walk_layers`."""
+    _Step(resolved, Operators(tape, "cuda", compute_capability), layers).evaluate()
 
 
 class _Step:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Node, Tape, Tensor
 from lorabench.estimator.closed_form.forms import Setup
-from lorabench.estimator.closed_form.ledger import Block, Ledger
+from lorabench.estimator.closed_form.ledger import Block, SilentLedger
 from lorabench.estimator.closed_form.masks import Masks, every_layer, layers_with_window
 from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, Repetition, repeat
 from lorabench.estimator.closed_form.sizes import Monomial, Values
@@ -45,33 +45,44 @@ MOST_WALKS = 8
 """Walks kept: one of 80 layers takes some 10 MB."""
 
 
-class Walk(NamedTuple):
+class Walk:
     """One micro-batch, and the events at which its phases begin."""
 
-    events: list[Event]
-    """The events of the layers that ran: of all, or of the `FEW` that ``repetition`` repeats."""
-    marks: list[tuple[int, Mark]]
-    """The number of all layers' events before each mark, and the mark."""
-    gradients: list[int]
-    """The blocks of all layers' gradients, which stay until the next step begins."""
-    outputs: list[int]
-    """The blocks that the training loop keeps until the next forward pass ends."""
-    repetition: Repetition | None = None
+    def __init__(
+        self,
+        events: list[Event],
+        marks: list[tuple[int, Mark]],
+        gradients: list[int],
+        outputs: list[int],
+        repetition: Repetition | None = None,
+    ) -> None:
+        self._events = events
+        """The events of the layers that ran: of all, or of the `FEW` that ``repetition`` repeats."""
+        self.marks = marks
+        """The number of all layers' events before each mark, and the mark."""
+        self.gradients = gradients
+        """The blocks of all layers' gradients, which stay until the next step begins."""
+        self.outputs = outputs
+        """The blocks that the training loop keeps until the next forward pass ends."""
+        self.repetition = repetition
+        blocks = [block for block, _, _ in events]
+        self.blocks = blocks if repetition is None else repetition.all_events(blocks)
+        """The block of each event of all layers; `PASSING` for a sum."""
 
-    def sized(self, values: Values, gpu: Multiprocessors | None) -> list[tuple[int, int]]:
-        """Return all layers' events as (block, bytes), 0 bytes for a free; torch allocates at least one byte.
+    def sizes(self, values: Values, gpu: Multiprocessors | None) -> list[int]:
+        """Return the bytes of each event of all layers, 0 for a free; torch allocates at least one byte.
 
-        A sum is (`PASSING`, bytes of its buffer), 0 if it needs none or the ``gpu`` is unknown.
+        A sum has those of its buffer, 0 if it needs none or the ``gpu`` is unknown.
         """
-        sized = [
-            (block, 0)
+        sizes = [
+            0
             if size is None
-            else (block, _buffer(n, size, values, gpu))
+            else _buffer(n, size, values, gpu)
             if isinstance(size, RowSum)
-            else (block, int(n * values[size]) or 1)
-            for block, n, size in self.events
+            else int(n * values[size]) or 1
+            for _, n, size in self._events
         ]
-        return sized if self.repetition is None else self.repetition.all_events(sized)
+        return sizes if self.repetition is None else self.repetition.all_sizes(sizes)
 
 
 def _buffer(n: int, rows: RowSum, values: Values, gpu: Multiprocessors | None) -> int:
@@ -88,6 +99,8 @@ def walk(setup: Setup, *, accumulating: bool) -> Walk:
         UserError: the model lacks the target modules, or no kernel runs the combination.
     """
     resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
+    if resolved.recipe.keep_outputs:  # what each layer leaves for the loop is no block of a repeated part
+        return walk_every_layer(resolved, setup.compute_capability)
     return _short_walk(resolved, setup.compute_capability) or walk_every_layer(resolved, setup.compute_capability)
 
 
@@ -98,31 +111,37 @@ def evaluation_walk(setup: Setup) -> Walk:
     Raises:
         UserError: as `walk`.
     """
-    ledger = EventLedger()
-    walk_evaluation(setup.resolved, setup.compute_capability, WalkingTape(ledger))
-    return Walk([*ledger.events], [], [], [])
+    resolved, compute_capability = setup.resolved, setup.compute_capability
+    return _short_walk(resolved, compute_capability, walk_evaluation) or walk_every_layer(
+        resolved, compute_capability, walk_evaluation
+    )
 
 
-def walk_every_layer(resolved: ResolvedRecipe, compute_capability: str | None) -> Walk:
-    """Return one micro-batch of ``resolved`` from a run of all layers."""
-    ledger, tape = _run(resolved, compute_capability, every_layer)
+Run = Callable[[ResolvedRecipe, str | None, Tape, LayerOrder], None]
+"""`walk_layers` or `walk_evaluation`."""
+
+
+def walk_every_layer(resolved: ResolvedRecipe, compute_capability: str | None, run: Run = walk_layers) -> Walk:
+    """Return one micro-batch of ``resolved``, or its evaluation, from a run of all layers."""
+    tape = WalkingTape(EventLedger())
+    run(resolved, compute_capability, tape, every_layer)
     outputs = [block.number for block in tape.kept_blocks()]
-    return Walk([*ledger.events], ledger.marks, tape.gradient_blocks(), outputs)
+    return Walk([*tape.ledger.events], tape.ledger.marks, tape.gradient_blocks(), outputs)
 
 
-def _short_walk(resolved: ResolvedRecipe, compute_capability: str | None) -> Walk | None:
-    """Return one micro-batch from a run of a few layers; None if the others do not repeat them."""
+def _short_walk(resolved: ResolvedRecipe, compute_capability: str | None, run: Run = walk_layers) -> Walk | None:
+    """Return `walk_every_layer` from a run of a few layers; None if the others do not repeat them."""
     spec = resolved.spec
     if spec.num_hidden_layers <= FEW or len(spec.layers) > 1 or len(set(layers_with_window(spec))) > 1:
         return None
-    if resolved.recipe.keep_outputs:
-        return None  # what each layer leaves for the loop is no block of a repeated part
-    ledger, tape = _run(resolved, compute_capability, _few_layers)
-    events = [*ledger.events]  # those that follow are of the tape's end
+    tape = WalkingTape(EventLedger())
+    run(resolved, compute_capability, tape, _few_layers)
+    tape.note_end_of_layers()
+    events = [*tape.ledger.events]  # those that follow are of the tape's end
     repetition = repeat(tape.parts, events, spec.num_hidden_layers)
     if repetition is None:
         return None
-    marks = [(repetition.moment(moment), mark) for moment, mark in ledger.marks]
+    marks = [(repetition.moment(moment), mark) for moment, mark in tape.ledger.marks]
     known = [(moment, mark) for moment, mark in marks if moment is not None]
     gradients = repetition.all_blocks(tape.gradient_blocks())
     return Walk(events, known, gradients, [], repetition) if len(known) == len(marks) else None
@@ -132,16 +151,7 @@ def _few_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bo
     return islice(every_layer(spec, masks), FEW)
 
 
-def _run(
-    resolved: ResolvedRecipe, compute_capability: str | None, layers: LayerOrder
-) -> tuple[EventLedger, WalkingTape]:
-    ledger = EventLedger()
-    tape = WalkingTape(ledger)
-    walk_layers(resolved, compute_capability, tape, layers)
-    return ledger, tape
-
-
-class EventLedger(Ledger):
+class EventLedger(SilentLedger):
     """A ledger that records each allocation and free."""
 
     def __init__(self) -> None:
@@ -159,9 +169,6 @@ class EventLedger(Ledger):
     def release(self, block: Block) -> None:
         """Note that ``block`` is freed."""
         self.events.append((block.number, 0, None))
-
-    def mark(self) -> None:
-        """Do nothing: every event is kept."""
 
     def enter(self, phase: str) -> None:
         """Note that ``phase`` begins."""
@@ -197,10 +204,14 @@ class WalkingTape(Tape):
         self._last_sequence = self._sequence
         self._after_layers = Part(OUTSIDE, "between forward and backward", len(self.ledger.events))
 
-    def _run(self, node: Node, waiting: dict[Node, dict[int, Tensor]], queue: list[tuple[int, Node]]) -> None:
+    def note_end_of_layers(self) -> None:
+        """Note that what follows the last layer's forward pass is outside the layers."""
         if self._after_layers is not None:
             self.parts.append(self._after_layers)
             self._after_layers = None
+
+    def _run(self, node: Node, waiting: dict[Node, dict[int, Tensor]], queue: list[tuple[int, Node]]) -> None:
+        self.note_end_of_layers()
         while self._sequences and self._sequences[-1] < node.sequence <= self._last_sequence:
             self._last_sequence = self._sequences.pop()
             self.parts.append(Part(len(self._sequences), "backward", len(self.ledger.events)))
@@ -208,10 +219,14 @@ class WalkingTape(Tape):
 
     @contextmanager
     def working(self, work: Work) -> Iterator[None]:
-        """Run ``work``, and mark the workspace of its thread if it is the thread's first matmul."""
+        """Run ``work``, and mark the workspace of its thread if it is the thread's first matmul.
+
+        An evaluation follows steps, so its thread has one.
+        """
         yield
         backward = self.ledger.phase == "backward"
-        if isinstance(work, Matmul) and backward not in self._threads_with_workspace:
+        first = isinstance(work, Matmul) and backward not in self._threads_with_workspace
+        if first and not self.evaluating:
             self._threads_with_workspace.add(backward)
             self.ledger.marks.append((len(self.ledger.events), "workspace"))
 

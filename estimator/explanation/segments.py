@@ -93,6 +93,9 @@ class _NamingReplay(Replay):
         super()._load()
         self._allocator.watching = True
 
+    def _small_pool_serves_another_step(self) -> bool:
+        return False  # a moment of the step needs both pools
+
     def _hold(self, size: int) -> int:
         self._held[self._keys + 1] = self._doing[-1] if self._doing else "buffer of a sum"
         return super()._hold(size)
@@ -157,7 +160,8 @@ def segments(
         allocator = _Watched(settings, memory.peak_reserved_bytes, allocated)
         replay = _NamingReplay(training, allocator)
         try:
-            replay.run()
+            replay.load()
+            replay.train()
         except _Reached:
             break
     counts: dict[_Kind, list[int]] = {}

@@ -63,7 +63,7 @@ class MemoryBlock:
 class Pool:
     """Free blocks, the smallest first, and of equal ones that at the lowest address."""
 
-    __slots__ = ("blocks", "keys", "large", "page", "searches", "unmapped", "unsplit")
+    __slots__ = ("blocks", "exchanges", "keys", "large", "page", "searches", "unmapped", "unsplit")
 
     def __init__(self, *, large: bool, settings: AllocatorSettings) -> None:
         self.large = large
@@ -74,6 +74,8 @@ class Pool:
         """Size and address of each block, in one number."""
         self.blocks: list[MemoryBlock] = []
         self.searches = 0
+        self.exchanges = 0
+        """How often memory was taken from the device or given back."""
         self.unmapped: list[MemoryBlock] = []
         """Unmapped blocks, by address."""
 
@@ -104,30 +106,30 @@ class DeviceAddresses:
     """
 
     def __init__(self) -> None:
-        self._holes: list[tuple[int, int]] = [(0, 2**ADDRESS_BITS)]
+        self.holes: list[tuple[int, int]] = [(0, 2**ADDRESS_BITS)]
         """Start and bytes of each free range, the lowest first; neighbours are merged."""
 
     def take(self, size: int) -> int:
         """Return the lowest address with ``size`` free bytes from it on, which are taken."""
-        for index, (start, room) in enumerate(self._holes):
+        for index, (start, room) in enumerate(self.holes):
             if room > size:
-                self._holes[index] = (start + size, room - size)
+                self.holes[index] = (start + size, room - size)
                 return start
             if room == size:
-                del self._holes[index]
+                del self.holes[index]
                 return start
         raise AssertionError("there are more addresses than any device has memory")
 
     def give_back(self, start: int, size: int) -> None:
         """Free ``size`` bytes from ``start`` on."""
-        index = bisect_left(self._holes, (start, 0))
-        if index < len(self._holes) and self._holes[index][0] == start + size:
-            size += self._holes.pop(index)[1]
-        if index and sum(self._holes[index - 1]) == start:
-            start, before = self._holes.pop(index - 1)
+        index = bisect_left(self.holes, (start, 0))
+        if index < len(self.holes) and self.holes[index][0] == start + size:
+            size += self.holes.pop(index)[1]
+        if index and sum(self.holes[index - 1]) == start:
+            start, before = self.holes.pop(index - 1)
             size += before
             index -= 1
-        self._holes.insert(index, (start, size))
+        self.holes.insert(index, (start, size))
 
 
 class CachingAllocator:
@@ -139,8 +141,6 @@ class CachingAllocator:
         self.capacity = capacity
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
-        self.exchanges = 0
-        """How often memory was taken from the device or given back."""
         self.in_use: dict[int, MemoryBlock] = {}
         """Key of an allocation → its block."""
         self.small = Pool(large=False, settings=settings)
@@ -152,6 +152,37 @@ class CachingAllocator:
         self._device = DeviceAddresses()
         self._end_of_addresses = LAST_ADDRESS
         """Expandable segments lie below it."""
+
+    @property
+    def exchanges(self) -> int:
+        """How often memory was taken from the device or given back."""
+        return self.small.exchanges + self.large.exchanges
+
+    def copied(self) -> CachingAllocator:
+        """Return another allocator in the same state."""
+        twin = CachingAllocator(self.settings, capacity=self.capacity)
+        twin.allocated, twin.peak_allocated = self.allocated, self.peak_allocated
+        twin.reserved, twin.peak_reserved = self.reserved, self.peak_reserved
+        twin._end_of_addresses = self._end_of_addresses
+        twin._device.holes = [*self._device.holes]
+        twins: dict[MemoryBlock, MemoryBlock] = {}
+        pools = (self.small, twin.small), (self.large, twin.large)
+        for block in (*self.in_use.values(), *(free for pool, _ in pools for free in (*pool.blocks, *pool.unmapped))):
+            twins[block] = MemoryBlock(
+                block.address, block.size, twin.large if block.pool.large else twin.small, mapped=block.mapped
+            )
+        for block, same in twins.items():
+            same.free, same.freed_at = block.free, block.freed_at
+            if block.following is not None:
+                same.following = twins[block.following]
+                same.following.preceding = same
+        twin.in_use = {key: twins[block] for key, block in self.in_use.items()}
+        for pool, other in pools:
+            other.keys = [*pool.keys]
+            other.blocks = [twins[block] for block in pool.blocks]
+            other.unmapped = [twins[block] for block in pool.unmapped]
+            other.searches, other.exchanges = pool.searches, pool.exchanges
+        return twin
 
     def allocate(self, key: int, size: int) -> bool:
         """Serve an allocation of ``size`` bytes; return False if there is no room."""
@@ -255,7 +286,7 @@ class CachingAllocator:
     def _new_segment(self, size: int, pool: Pool) -> MemoryBlock | None:
         """Return a new segment as one block."""
         taken = self._segment(size, pool)
-        if not self._take(taken):
+        if not self._take(taken, pool):
             return None
         return MemoryBlock(self._device.take(taken), taken, pool)
 
@@ -264,7 +295,7 @@ class CachingAllocator:
         block.pool.remove(block)
         self.reserved -= block.size
         self._device.give_back(block.address, block.size)
-        self.exchanges += 1
+        block.pool.exchanges += 1
 
     def _give_back_unsplit(self, size: int, pool: Pool) -> bool:
         """Give back blocks too large to be split, as many as ``size`` needs; return whether these were enough."""
@@ -327,7 +358,7 @@ class CachingAllocator:
         """Map the beginning of an unmapped ``block`` and return it, merged with its free neighbours."""
         pool = block.pool
         size = min(_round_up(size, pool.page), block.size)
-        if not self._take(size):
+        if not self._take(size, pool):
             return None
         index = pool.unmapped.index(block)
         del pool.unmapped[index]
@@ -351,7 +382,7 @@ class CachingAllocator:
         if pages.address + pages.size > end:
             pool.add(_cut(pages, end - start))
         self.reserved -= pages.size
-        self.exchanges += 1
+        pool.exchanges += 1
         pages.mapped = False
         after, before = pages.following, pages.preceding
         if after is not None and not after.mapped:
@@ -365,12 +396,12 @@ class CachingAllocator:
             pool.unmapped.append(pages)
             pool.unmapped.sort(key=lambda unmapped: unmapped.address)
 
-    def _take(self, size: int) -> bool:
-        """Take ``size`` bytes from the device, if it has them."""
+    def _take(self, size: int, pool: Pool) -> bool:
+        """Take ``size`` bytes from the device for ``pool``, if it has them."""
         if self.capacity is not None and self.reserved + size > self.capacity:
             return False
         self.reserved += size
-        self.exchanges += 1
+        pool.exchanges += 1
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return True
 

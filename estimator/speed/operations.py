@@ -22,7 +22,7 @@ from lorabench.estimator.closed_form.autograd import (
     Tensor,
 )
 from lorabench.estimator.closed_form.forms import Setup
-from lorabench.estimator.closed_form.ledger import Ledger
+from lorabench.estimator.closed_form.ledger import SilentLedger
 from lorabench.estimator.closed_form.sizes import Monomial
 from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.closed_form.work import Dequantisation, Work
@@ -100,7 +100,7 @@ class _CountingTape(Tape):
     """A tape that counts operations. A tensor made outside of any operation counts with the next operation."""
 
     def __init__(self, *, nested_launches: int = 0) -> None:
-        super().__init__(Ledger())
+        super().__init__(SilentLedger())
         self._nested_launches = nested_launches
         self.counts: Counter[Operation] = Counter()
         self.launches: dict[LaunchPhase, int] = {"forward": 0, "backward": 0}

@@ -9,11 +9,13 @@ import pytest
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, repeat
 from lorabench.estimator.closed_form.sizes import Values
-from lorabench.estimator.closed_form.walk import walk, walk_every_layer
+from lorabench.estimator.closed_form.step import walk_evaluation
+from lorabench.estimator.closed_form.walk import Walk, evaluation_walk, walk, walk_every_layer
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.reductions import multiprocessors_of
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.recipes.defaults import recipe_for
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.small_models import small_model
 
 LAYERS = FEW + 3
@@ -36,16 +38,24 @@ def test_repeated_layers_have_the_events_of_every_layer(model_type: str, options
     except UserError:
         return  # a combination that the model does not have
     assert resolved.spec.num_hidden_layers == LAYERS
-    gpu = multiprocessors_of("8.0", 108)
+    setup = Setup(resolved, "cuda", "8.0")
     for accumulating in (False, True):
-        shortened = walk(Setup(resolved, "cuda", "8.0"), accumulating=accumulating)
         whole = walk_every_layer(resolved.replaced(gradient_accumulation=1 + accumulating), "8.0")
-        values = Values(resolved)
-        assert shortened.sized(values, gpu) == whole.sized(values, gpu)
-        assert shortened.marks == whole.marks
-        assert sorted(shortened.gradients) == sorted(whole.gradients)
+        shortened = walk(setup, accumulating=accumulating)
+        assert contents(shortened, resolved) == contents(whole, resolved)
         if model_type == "llama" and resolved.recipe.gradient_checkpointing:
             assert shortened.repetition is not None
+    evaluation = evaluation_walk(setup)
+    assert contents(evaluation, resolved) == contents(walk_every_layer(resolved, "8.0", walk_evaluation), resolved)
+    if model_type == "llama":
+        assert evaluation.repetition is not None
+        assert not evaluation.marks
+
+
+def contents(walked: Walk, resolved: ResolvedRecipe) -> tuple[list[Any], ...]:
+    """Return the events, marks and gradients of ``walked`` on an A100."""
+    sizes = walked.sizes(Values(resolved), multiprocessors_of("8.0", 108))
+    return walked.blocks, sizes, walked.marks, sorted(walked.gradients)
 
 
 def test_layers_that_differ_are_not_repeated() -> None:

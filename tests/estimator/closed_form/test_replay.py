@@ -10,14 +10,15 @@ import pytest
 
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
-from lorabench.estimator.closed_form.replay import Training
+from lorabench.estimator.closed_form.replay import Replay, Training
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import PASSING, walk
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.allocator_settings import DEFAULTS
+from lorabench.estimator.memory.allocator import CachingAllocator
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings, read_settings
 from lorabench.estimator.memory.loading import loading
 from lorabench.estimator.memory.optimizers import optimizer_bytes
-from lorabench.estimator.memory.replayed import with_blocks
+from lorabench.estimator.memory.replayed import Replayed, with_blocks
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.models.read_config import read_config
@@ -87,8 +88,9 @@ def test_an_optimizers_blocks_add_up_to_its_states(optim: str) -> None:
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_layer_by_layer_a_step_takes_what_the_form_of_one_layer_says(method: str, checkpointing: bool) -> None:
     resolved = llama(method=method, gradient_checkpointing=checkpointing, batch_size=2)
-    sized = walk(Setup(resolved, "cuda"), accumulating=False).sized(Values(resolved), None)
-    events = [(block, size) for block, size in sized if block != PASSING]
+    walked = walk(Setup(resolved, "cuda"), accumulating=False)
+    sizes_of_events = walked.sizes(Values(resolved), None)
+    events = [(block, size) for block, size in zip(walked.blocks, sizes_of_events, strict=True) if block != PASSING]
     sizes: dict[int, int] = {}
     changes = [size or -sizes[block] for block, size in events if size == 0 or not sizes.update({block: size})]
     memory = estimate_memory(resolved)
@@ -142,7 +144,7 @@ def test_a_step_allocates_and_frees_large_tensors_in_the_order_of_the_trace(
     ledger, *_ = run_on_meta(resolved, "cuda", 2, lambda _: None, capability, multiprocessors)
     begun = {phase: event for event, phase in ledger.phases}
     traced = ledger.allocations()[begun["forward"] : begun["optimizer"]]
-    assert in_large_pool(walked.events) == in_large_pool(traced)
+    assert in_large_pool(walked.events()) == in_large_pool(traced)
 
 
 def in_large_pool(events: Iterable[tuple[int, int]]) -> list[int]:
@@ -184,7 +186,7 @@ def test_an_evaluation_keeps_nothing_but_the_casts_of_weights_and_ends_with_logi
     for resolved in (in_float32, autocast):
         sizes: dict[int, int] = {}
         live = peak = 0
-        for block, size in Training(resolved).evaluation.events:
+        for block, size in Training(resolved).evaluation.events():
             live += size or -sizes[block]
             sizes[block] = size
             peak = max(peak, live)
@@ -228,3 +230,47 @@ def test_cached_segments_are_given_back_before_memory_runs_out() -> None:
     assert tight.out_of_memory is None
     assert tight.allocated == free.allocated
     assert tight.reserved < free.reserved
+
+
+class EveryStep(Replay):
+    """A replay whose steps all run in both pools."""
+
+    def _small_pool_serves_another_step(self) -> bool:
+        return False
+
+
+def every_step(training: Training, settings: AllocatorSettings, capacity: int | None) -> Replayed:
+    replay = EveryStep(training, CachingAllocator(settings, capacity=capacity))
+    replay.load()
+    return replay.train()
+
+
+REPEATED: list[tuple[str, dict[str, Any]]] = [
+    ("llama-3.2-1b", {"method": "qlora"}),
+    ("llama-3.2-1b", {"method": "lora", "batch_size": 2, "gradient_accumulation": 2}),
+    ("llama-3.2-1b", {"method": "lora", "keep_outputs": True}),
+    ("qwen2.5-0.5b", {"method": "full", "optim": "adafactor"}),
+    ("gpt2", {"method": "lora", "seq_len": 1024, "gradient_checkpointing": False}),
+]
+
+
+@pytest.mark.parametrize(("model", "options"), REPEATED, ids=lambda part: str(part))
+def test_a_step_whose_large_blocks_repeat_is_told_by_its_small_ones(model: str, options: dict[str, Any]) -> None:
+    training = Training(recipe_for(find_model(model), **options), "8.0", 108)
+    enough = training.replay()
+    assert enough == every_step(training, DEFAULTS, None)
+    tight = [enough.reserved - more * MIB for more in (0, 2, 4, 20)] + [(enough.allocated + enough.reserved) // 2]
+    for capacity in tight:
+        assert training.replay(capacity=capacity) == every_step(training, DEFAULTS, capacity)
+    collecting = read_settings("garbage_collection_threshold:0.8,per_process_memory_fraction:0.9").on(enough.reserved)
+    for settings in (DEFAULTS.expandable(), collecting):
+        assert training.replay(settings, capacity=tight[-1]) == every_step(training, settings, tight[-1])
+
+
+def test_trainings_of_other_sizes_begin_with_the_same_loaded_model() -> None:
+    first = Training(llama(method="qlora", batch_size=1))
+    first.replay()
+    resized = llama(method="qlora", batch_size=3)
+    after = Training(resized, resizes=first)
+    assert after.replay() == Training(resized).replay()
+    assert after.replay(capacity=MIB) == Training(resized).replay(capacity=MIB)

@@ -230,6 +230,40 @@ def test_blocks_cover_what_is_reserved_and_never_overlap(
     assert (allocator.allocated, allocator.reserved) == (0, 0)
 
 
+@settings(max_examples=100)
+@given(actions, actions, st.sampled_from(SETTINGS), st.none() | st.integers(20 * MIB, 200 * MIB))
+def test_a_copy_and_its_original_go_on_by_themselves_from_the_same_state(
+    before: list[tuple[str, int]], after: list[tuple[str, int]], text: str, capacity: int | None
+) -> None:
+    original = CachingAllocator(read_settings(text).on(250 * MIB), capacity=capacity)
+    act(original, before)
+    copy = original.copied()
+    said = act(copy, after)
+    assert act(original, after) == said
+    assert state(original) == state(copy)
+
+
+def act(allocator: CachingAllocator, actions: list[tuple[str, int]]) -> list[tuple[int, ...]]:
+    """Return what is counted after each of ``actions``."""
+    counted: list[tuple[int, ...]] = []
+    for number, (action, value) in enumerate(actions, start=max(allocator.in_use, default=0) + 1):
+        if action == "allocate":
+            allocator.allocate(number, value)
+        elif allocator.in_use:
+            allocator.free(list(allocator.in_use)[value % len(allocator.in_use)])
+        counted.append((allocator.allocated, allocator.peak_allocated, allocator.reserved, allocator.peak_reserved))
+    return counted
+
+
+def state(allocator: CachingAllocator) -> list[tuple[object, ...]]:
+    """Return every block with its key, if it is in use."""
+    free = [(0, block) for pool in (allocator.small, allocator.large) for block in (*pool.blocks, *pool.unmapped)]
+    return sorted(
+        (key, block.pool.large, block.address, block.size, block.free, block.mapped)
+        for key, block in (*allocator.in_use.items(), *free)
+    )
+
+
 def test_a_segment_gets_the_lowest_free_addresses() -> None:
     allocator = CachingAllocator()
     for key, size in enumerate([12 * MIB, 14 * MIB, 16 * MIB, 18 * MIB]):
