@@ -16,10 +16,8 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, VARIABLES, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.context import context_of
-from lorabench.estimator.memory.reserved import (
-    PERSISTENT,
-    reserve,
-)
+from lorabench.estimator.memory.replayed import Replayed
+from lorabench.estimator.memory.reserved import PERSISTENT, reserve, working_bytes
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.defaults import recipe_for
@@ -156,23 +154,19 @@ class _Search:
 
     def largest_batch_size(self, setup: _Setup) -> int | None:
         """Return the largest batch size that fits."""
-
-        def fits(batch_size: int) -> bool:
-            return self.fits(setup.replaced(batch_size=batch_size))
-
-        return _largest(fits, LARGEST_BATCH)
+        return self.largest(lambda batch_size: setup.replaced(batch_size=batch_size), LARGEST_BATCH)
 
     def longest_seq_len(self, setup: _Setup) -> int | None:
         """Return the longest sequence that fits: the model's maximum, or a multiple of `LENGTH_STEP`."""
         longest = setup.resolved.spec.max_position_embeddings
-
-        def fits(length: int) -> bool:
-            return self.fits(setup.replaced(seq_len=length))
-
-        if fits(longest):
+        if self.fits(setup.replaced(seq_len=longest)):
             return longest
-        steps = _largest(lambda steps: fits(steps * LENGTH_STEP), longest // LENGTH_STEP)
+        steps = self.largest(lambda steps: setup.replaced(seq_len=steps * LENGTH_STEP), longest // LENGTH_STEP)
         return None if steps is None else steps * LENGTH_STEP
+
+    def largest(self, sized: Callable[[int], _Setup], most: int) -> int | None:
+        """Return the largest number up to ``most`` whose setup fits; None if 1 does not."""
+        return _largest(lambda number: self.fits(sized(number)), most)
 
     def changes(self, setup: _Setup) -> Iterator[Change]:
         """Yield single changes that make ``setup`` fit; if there are none, pairs of changes.
@@ -287,16 +281,33 @@ class _Search:
 class _ReplayedSearch(_Search):
     """Searches by replays of the allocator, which gives cached segments back before it fails."""
 
+    def __init__(self, device: Device, usable: int) -> None:
+        super().__init__(device, usable)
+        self._surplus = 0.0
+        """What the allocator reserves beyond the tensors for the recipe itself, as a share of its working bytes."""
+        self._trainings: dict[Recipe, Training] = {}
+        """Recipe with the smallest batch and length → one of its trainings."""
+
+    def _training(self, setup: _Setup) -> Training:
+        gpu = self.device.compute_capability, self.device.multiprocessors
+        smallest = setup.replaced(batch_size=1, seq_len=1).recipe
+        training = Training(setup.resolved, *gpu, resizes=self._trainings.get(smallest))
+        self._trainings.setdefault(smallest, training)
+        return training
+
     def judge(self, setup: _Setup, memory: Breakdown) -> tuple[Fit, int]:
         """Return whether ``setup``, with its ``memory``, runs with the largest context, the smallest, or neither.
 
         The margin assumes that the allocator gives nothing back. It is 0 if the recipe fits only because it does.
         """
         assert memory.device_total_range_bytes is not None
+        assert memory.peak_reserved_bytes is not None
+        surplus = memory.peak_reserved_bytes - memory.peak_requested_bytes
+        self._surplus = surplus / working_bytes(memory.components)
         margin = self.usable - memory.device_total_range_bytes[1]
         if margin >= 0:
             return "fits", margin
-        training = Training(setup.resolved, self.device.compute_capability, self.device.multiprocessors)
+        training = self._training(setup)
 
         def runs(context_bytes: int) -> bool:
             return training.replay(setup.allocator, capacity=self.usable - context_bytes).out_of_memory is None
@@ -308,21 +319,53 @@ class _ReplayedSearch(_Search):
     def device_total(self, setup: _Setup) -> int:
         """Return the device total with the largest context; more than the usable bytes if the allocator runs out.
 
-        There is no replay if the tensors alone are too large, or if the upper end of the range is usable. The range is
-        that of the default settings, with or without expandable segments.
+        There is no replay if the tensors alone are too large, or if the upper end of the range is usable.
         """
-        capability = self.device.compute_capability
-        memory = estimate_memory(setup.resolved, compute_capability=capability)
-        least = memory.peak_allocated_bytes + self.context.most
-        most = super().device_total(setup)
+        least = self._least(setup)
         if least > self.usable:
             return least
-        if most <= self.usable and setup.allocator.keeps_to_range:
-            return most
-        replayed = Training(setup.resolved, capability, self.device.multiprocessors).replay(
-            setup.allocator, capacity=self.usable - self.context.most
-        )
+        if self._surely_fits(setup):
+            return super().device_total(setup)
+        replayed = self._replayed(setup)
         return self.usable + 1 if replayed.out_of_memory else replayed.reserved + self.context.most
+
+    def largest(self, sized: Callable[[int], _Setup], most: int) -> int | None:
+        """Return the largest number up to ``most`` whose setup fits; None if 1 does not.
+
+        Between the numbers that fit by the range and those whose tensors alone are too large, replays decide. The first
+        is that of the number that would fit if the allocator's surplus were the same share of the working bytes as it
+        is for the recipe itself.
+        """
+        low = _largest(lambda number: self._surely_fits(sized(number)), most) or 0
+        high = 1 + (_largest(lambda number: self._least(sized(number)) <= self.usable, most) or 0)
+        tried = low + (_largest(lambda more: self._likely(sized(low + more)) <= self.usable, high - low - 1) or 1)
+        distance = 1
+        while high - low > 1:
+            runs = self._replayed(sized(tried)).out_of_memory is None
+            low, high = (tried, high) if runs else (low, tried)
+            tried += distance if runs else -distance
+            distance *= 2
+            if not low < tried < high:
+                tried = (low + high) // 2
+        return low or None
+
+    def _least(self, setup: _Setup) -> int:
+        """Return the device total that the tensors alone need."""
+        memory = estimate_memory(setup.resolved, compute_capability=self.device.compute_capability)
+        return memory.peak_allocated_bytes + self.context.most
+
+    def _likely(self, setup: _Setup) -> float:
+        """Return the device total if the surplus is the same share of the working bytes as for the recipe itself."""
+        components = estimate_memory(setup.resolved, compute_capability=self.device.compute_capability).components
+        return self._least(setup) + self._surplus * working_bytes(components)
+
+    def _surely_fits(self, setup: _Setup) -> bool:
+        """Return whether the upper end of the range is usable. It is that of the default settings, with or without
+        expandable segments."""
+        return setup.allocator.keeps_to_range and super().device_total(setup) <= self.usable
+
+    def _replayed(self, setup: _Setup) -> Replayed:
+        return self._training(setup).replay(setup.allocator, capacity=self.usable - self.context.most)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:
