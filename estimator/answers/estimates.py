@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.memory import estimate_memory
-from lorabench.estimator.closed_form.replay import replayed_memory
+from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.states import Term, states
@@ -117,9 +117,11 @@ def estimate_recipe(
     if replay:
         on_progress("replaying the allocator")
         multiprocessors = None if device is None else device.multiprocessors
-        memory = replayed_memory(resolved, "cuda", capability, multiprocessors, allocator=allocator)
+        training = Training(resolved, capability, multiprocessors)
+        memory = training.memory(allocator)
         warnings = allocator.warnings()
     else:
+        training = None
         memory = estimate_memory(resolved, compute_capability=capability)
         warnings = allocator.unheeded()
     estimate = Estimate(
@@ -138,7 +140,7 @@ def estimate_recipe(
     from lorabench.estimator.speed.throughput import estimate_throughput
 
     on_progress("searching for settings that fit")
-    verdict = judge(resolved, memory, device, replay=replay, allocator=allocator if replay else DEFAULTS)
+    verdict = judge(resolved, memory, device, training, allocator=allocator if replay else DEFAULTS)
     return replace(
         estimate,
         gpu=device.name,

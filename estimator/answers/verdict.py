@@ -59,19 +59,20 @@ def judge(
     resolved: ResolvedRecipe,
     memory: Breakdown,
     device: Device,
+    training: Training | None = None,
     *,
-    replay: bool = False,
     allocator: AllocatorSettings = DEFAULTS,
 ) -> Verdict:
     """Return whether the recipe, with its ``memory``, fits ``device``.
 
-    With ``replay``, the verdict is that of torch's ``allocator``, which gives cached segments back before it fails.
-    Without it, the verdict is by the upper end of the range of ``memory``.
+    With the recipe's ``training`` on the device, of which ``memory`` is the replay, the verdict is that of torch's
+    ``allocator``, which gives cached segments back before it fails. Without it, the verdict is by the upper end of the
+    range of ``memory``.
     """
     usable = device.usable_bytes
     if allocator.limit is not None:
         usable = min(usable, allocator.limit + context_of(device.compute_capability).most)
-    search = (_ReplayedSearch if replay else _Search)(device, usable)
+    search = _Search(device, usable) if training is None else _ReplayedSearch(device, usable, training, memory)
     setup = _Setup(resolved, allocator)
     answer, margin = search.judge(setup, memory)
     return Verdict(
@@ -281,16 +282,19 @@ class _Search:
 class _ReplayedSearch(_Search):
     """Searches by replays of the allocator, which gives cached segments back before it fails."""
 
-    def __init__(self, device: Device, usable: int) -> None:
+    def __init__(self, device: Device, usable: int, training: Training, memory: Breakdown) -> None:
+        """Begin with the ``training`` of the recipe itself, and its replayed ``memory``."""
         super().__init__(device, usable)
-        self._surplus = 0.0
-        """What the allocator reserves beyond the tensors for the recipe itself, as a share of its working bytes."""
-        self._trainings: dict[Recipe, Training] = {}
+        assert memory.peak_reserved_bytes is not None
+        surplus = memory.peak_reserved_bytes - memory.peak_requested_bytes
+        self._surplus = surplus / working_bytes(memory.components)
+        """What the allocator reserves beyond the tensors, as a share of the working bytes."""
+        self._trainings = {_smallest(training.resolved): training}
         """Recipe with the smallest batch and length → one of its trainings."""
 
     def _training(self, setup: _Setup) -> Training:
         gpu = self.device.compute_capability, self.device.multiprocessors
-        smallest = setup.replaced(batch_size=1, seq_len=1).recipe
+        smallest = _smallest(setup.resolved)
         training = Training(setup.resolved, *gpu, resizes=self._trainings.get(smallest))
         self._trainings.setdefault(smallest, training)
         return training
@@ -301,9 +305,6 @@ class _ReplayedSearch(_Search):
         The margin assumes that the allocator gives nothing back. It is 0 if the recipe fits only because it does.
         """
         assert memory.device_total_range_bytes is not None
-        assert memory.peak_reserved_bytes is not None
-        surplus = memory.peak_reserved_bytes - memory.peak_requested_bytes
-        self._surplus = surplus / working_bytes(memory.components)
         margin = self.usable - memory.device_total_range_bytes[1]
         if margin >= 0:
             return "fits", margin
@@ -366,6 +367,10 @@ class _ReplayedSearch(_Search):
 
     def _replayed(self, setup: _Setup) -> Replayed:
         return self._training(setup).replay(setup.allocator, capacity=self.usable - self.context.most)
+
+
+def _smallest(resolved: ResolvedRecipe) -> Recipe:
+    return resolved.replaced(batch_size=1, seq_len=1).recipe
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:

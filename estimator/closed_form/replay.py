@@ -37,7 +37,6 @@ MICRO_BATCHES = 3
 """Micro-batches of a step that are replayed. The third starts with the cache that the second leaves, as later ones."""
 
 
-@no_collection()
 def replayed_memory(
     resolved: ResolvedRecipe,
     backend: Backend = "cuda",
@@ -54,14 +53,9 @@ def replayed_memory(
     Raises:
         UserError: as in `estimate_memory`.
     """
-    memory = estimate_memory(resolved, backend, compute_capability)
     if backend == "cpu":
-        return memory
-    training = Training(resolved, compute_capability, multiprocessors)
-    replayed = training.replay(allocator)
-    if replayed.out_of_memory is not None:
-        replayed = training.replay(allocator.unlimited())
-    return with_blocks(memory, replayed, allocator, compute_capability)
+        return estimate_memory(resolved, backend)
+    return Training(resolved, compute_capability, multiprocessors).memory(allocator)
 
 
 class Training:
@@ -85,6 +79,7 @@ class Training:
             UserError: the model lacks the target modules, or no kernel runs the combination.
         """
         self.resolved = resolved
+        self.compute_capability = compute_capability
         self.workspace_bytes = workspaces(compute_capability).bytes // HANDLES
         setup, values = Setup(resolved, "cuda", compute_capability), Values(resolved)
         gpu = multiprocessors_of(compute_capability, multiprocessors)
@@ -94,6 +89,15 @@ class Training:
             self.micro_batches += [MicroBatch(walk(setup, accumulating=True), values, gpu)] * more
         self._sizes = setup, values, gpu
         self._loaded: dict[tuple[AllocatorSettings, int | None], Replay] = {} if resizes is None else resizes._loaded
+        """Replays that have loaded the model, by settings and capacity."""
+
+    def memory(self, settings: AllocatorSettings = DEFAULTS) -> Breakdown:
+        """Return `replayed_memory` of the recipe on CUDA."""
+        memory = estimate_memory(self.resolved, "cuda", self.compute_capability)
+        replayed = self.replay(settings)
+        if replayed.out_of_memory is not None:
+            replayed = self.replay(settings.unlimited())
+        return with_blocks(memory, replayed, settings, self.compute_capability)
 
     @cached_property
     def evaluation(self) -> MicroBatch:
@@ -101,17 +105,24 @@ class Training:
         setup, values, gpu = self._sizes
         return MicroBatch(evaluation_walk(setup), values, gpu)
 
+    @no_collection()
     def replay(self, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None) -> Replayed:
         """Return what the allocator counts on a device that has ``capacity`` bytes to give; None for any number.
 
         With a capacity, memory may also run out in an evaluation after the steps, or in the step that follows it: an
         evaluation leaves other gaps. It changes nothing else.
         """
-        loaded = self._loaded.get((settings, capacity))
-        if loaded is None:
-            loaded = self._loaded[settings, capacity] = Replay(self, CachingAllocator(settings, capacity=capacity))
-            loaded.load()
-        return loaded.copied(self).train()
+        # The capacity decides the addresses of expandable segments. Else it changes nothing while there is room.
+        loaded = self._after_loading(settings, capacity if settings.expandable_segments else None)
+        if capacity is not None and loaded.reserved_while_loading > capacity:
+            loaded = self._after_loading(settings, capacity)
+        return loaded.copied(self, capacity).train()
+
+    def _after_loading(self, settings: AllocatorSettings, capacity: int | None) -> Replay:
+        if (settings, capacity) not in self._loaded:
+            self._loaded[settings, capacity] = replay = Replay(self, CachingAllocator(settings, capacity=capacity))
+            replay.load()
+        return self._loaded[settings, capacity]
 
 
 class MicroBatch:
@@ -147,10 +158,13 @@ class Replay:
         self._threads_with_workspace: set[str] = set()
         self._outputs: list[int] = []
         self._failure: OutOfMemory | None = None
+        self.reserved_while_loading = 0
+        """Most bytes that were reserved while the model was loaded."""
 
-    def copied(self, training: Training) -> Replay:
-        """Return a replay of ``training`` that goes on where this one is."""
+    def copied(self, training: Training, capacity: int | None) -> Replay:
+        """Return a replay of ``training`` that goes on where this one is, on a device of ``capacity``."""
         twin = Replay(training, self._allocator.copied())
+        twin._allocator.capacity = capacity
         twin._keys, twin._phase, twin._failure = self._keys, self._phase, self._failure
         twin._peaks, twin._outputs = dict(self._peaks), [*self._outputs]
         twin._threads_with_workspace = {*self._threads_with_workspace}
@@ -158,12 +172,12 @@ class Replay:
 
     def load(self) -> None:
         """Load and prepare the model, and empty the cache, as `lorabench run` does before its steps."""
-        try:
+        with suppress(_Full):
             self._load()
-        except _Full:
-            return
-        self._allocator.peak_reserved = self._allocator.reserved
-        self._peaks["adapted"] = self._allocator.allocated
+        self.reserved_while_loading = self._allocator.peak_reserved
+        if self._failure is None:
+            self._allocator.peak_reserved = self._allocator.reserved
+            self._peaks["adapted"] = self._allocator.allocated
 
     def train(self) -> Replayed:
         """Return what the allocator counts over the steps."""
@@ -192,7 +206,7 @@ class Replay:
         """Return whether the next step takes nothing from the device, if its large blocks are those of the last one."""
         if self._outputs:
             return False  # they change places in the large pool
-        trial = self.copied(self._training)
+        trial = self.copied(self._training, self._allocator.capacity)
         allocator, before = trial._allocator, trial._allocator.exchanges
         trial._allocate = lambda key, size: size > LARGEST_SMALL or allocator.allocate(key, size)
         trial._free = lambda key: allocator.free(key) if key in allocator.in_use else None

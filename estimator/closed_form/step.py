@@ -12,6 +12,7 @@ from lorabench.estimator.closed_form.masks import Masks, every_layer, identical_
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import ONE, SHIFTED_TOKENS, TOKENS
+from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.read_config import MODEL_TYPES, no_closed_form
@@ -72,6 +73,7 @@ class _Step:
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
 
+    @no_collection()
     def run(self) -> list[PeakCandidate]:
         ledger = self.ledger
         for phase in ("loaded", "adapted", "forward"):  # before the step there is only persistent memory
@@ -89,6 +91,7 @@ class _Step:
         del batch
         return ledger.candidates
 
+    @no_collection()
     def evaluate(self) -> None:
         self.tape.evaluating = True
         batch = self._batch()
