@@ -46,18 +46,29 @@ LAST_ADDRESS = 2**59
 class MemoryBlock:
     """A stretch of a segment: in use, free, or (in an expandable segment) unmapped."""
 
-    __slots__ = ("address", "following", "free", "freed_at", "mapped", "pool", "preceding", "size")
+    __slots__ = ("address", "following", "free", "freed_at", "key", "mapped", "pool", "preceding", "size")
 
-    def __init__(self, address: int, size: int, pool: Pool, *, mapped: bool = True) -> None:
+    freed_at: int
+    """Number of searches in the pool before the block came into it."""
+    key: int
+    """Size and address in one number, while it is in the pool."""
+
+    def __init__(
+        self,
+        address: int,
+        size: int,
+        pool: Pool,
+        mapped: bool = True,
+        preceding: MemoryBlock | None = None,
+        following: MemoryBlock | None = None,
+    ) -> None:
         self.address = address
         self.size = size
         self.pool = pool
         self.mapped = mapped
         self.free = True
-        self.freed_at = 0
-        """Number of searches in the pool before the block became free."""
-        self.preceding: MemoryBlock | None = None
-        self.following: MemoryBlock | None = None
+        self.preceding = preceding
+        self.following = following
 
 
 class Pool:
@@ -81,15 +92,15 @@ class Pool:
 
     def add(self, block: MemoryBlock) -> None:
         """Add ``block``."""
-        key = block.size << ADDRESS_BITS | block.address
+        block.key = key = block.size << ADDRESS_BITS | block.address
+        block.freed_at = self.searches
         index = bisect_left(self.keys, key)
         self.keys.insert(index, key)
         self.blocks.insert(index, block)
-        block.freed_at = self.searches
 
     def remove(self, block: MemoryBlock) -> None:
         """Remove ``block``."""
-        index = bisect_left(self.keys, block.size << ADDRESS_BITS | block.address)
+        index = bisect_left(self.keys, block.key)
         del self.keys[index]
         del self.blocks[index]
 
@@ -168,11 +179,10 @@ class CachingAllocator:
         twins: dict[MemoryBlock, MemoryBlock] = {}
         pools = (self.small, twin.small), (self.large, twin.large)
         for block in (*self.in_use.values(), *(free for pool, _ in pools for free in (*pool.blocks, *pool.unmapped))):
-            twins[block] = MemoryBlock(
-                block.address, block.size, twin.large if block.pool.large else twin.small, mapped=block.mapped
-            )
+            pool = twin.large if block.pool.large else twin.small
+            twins[block] = MemoryBlock(block.address, block.size, pool, block.mapped)
         for block, same in twins.items():
-            same.free, same.freed_at = block.free, block.freed_at
+            same.free = block.free
             if block.following is not None:
                 same.following = twins[block.following]
                 same.following.preceding = same
@@ -180,33 +190,46 @@ class CachingAllocator:
         for pool, other in pools:
             other.keys = [*pool.keys]
             other.blocks = [twins[block] for block in pool.blocks]
+            for block, same in zip(pool.blocks, other.blocks, strict=True):
+                same.key, same.freed_at = block.key, block.freed_at
             other.unmapped = [twins[block] for block in pool.unmapped]
             other.searches, other.exchanges = pool.searches, pool.exchanges
         return twin
 
     def allocate(self, key: int, size: int) -> bool:
         """Serve an allocation of ``size`` bytes; return False if there is no room."""
-        size = self._rounded(size) if self._divisions else (size + 511) // 512 * 512 or SMALLEST_BLOCK
+        size = self._rounded(size) if self._divisions else (size + 511) & -512 or SMALLEST_BLOCK
         pool = self.large if size > LARGEST_SMALL else self.small
+        keys = pool.keys
         pool.searches += 1
-        index = bisect_left(pool.keys, size << ADDRESS_BITS)
+        index = bisect_left(keys, size << ADDRESS_BITS)
         if not self._plain:
             index = self._suitable(index, size, pool)
-        if index < len(pool.keys):
-            del pool.keys[index]
+        if index < len(keys):
+            del keys[index]
             block = pool.blocks.pop(index)
         else:
             grown = self._grow(size, pool)
             if grown is None:
                 return False
             block = grown
-        if block.size - size > pool.unsplit and self._may_split(size, pool):
-            pool.add(_cut(block, size))
+        if block.size - size > pool.unsplit and (self._plain or self._may_split(size, pool)):
+            # pool.add(_cut(block, size)), without calls
+            address, following = block.address + size, block.following
+            rest = block.following = MemoryBlock(address, block.size - size, pool, True, block, following)
+            if following is not None:
+                following.preceding = rest
+            rest.freed_at = pool.searches
+            rest.key = rest.size << ADDRESS_BITS | address
+            index = bisect_left(keys, rest.key)
+            keys.insert(index, rest.key)
+            pool.blocks.insert(index, rest)
+            block.size = size
         block.free = False
         self.in_use[key] = block
-        self.allocated += block.size
-        if self.allocated > self.peak_allocated:
-            self.peak_allocated = self.allocated
+        self.allocated = allocated = self.allocated + block.size
+        if allocated > self.peak_allocated:
+            self.peak_allocated = allocated
         return True
 
     def free(self, key: int) -> None:
@@ -408,16 +431,30 @@ class CachingAllocator:
 
 def _offer(block: MemoryBlock) -> MemoryBlock:
     """Make ``block`` a free one, merged with its free neighbours, and return that."""
+    # with Pool.remove, _join and Pool.add, without calls
     pool = block.pool
+    keys, blocks = pool.keys, pool.blocks
     after, before = block.following, block.preceding
     if after is not None and after.free and after.mapped:
-        pool.remove(after)
-        _join(block, after)
+        index = bisect_left(keys, after.key)
+        del keys[index], blocks[index]
+        block.size += after.size
+        block.following = following = after.following
+        if following is not None:
+            following.preceding = block
     if before is not None and before.free and before.mapped:
-        pool.remove(before)
-        _join(before, block)
+        index = bisect_left(keys, before.key)
+        del keys[index], blocks[index]
+        before.size += block.size
+        before.following = following = block.following
+        if following is not None:
+            following.preceding = before
         block = before
-    pool.add(block)
+    block.freed_at = pool.searches
+    block.key = key = block.size << ADDRESS_BITS | block.address
+    index = bisect_left(keys, key)
+    keys.insert(index, key)
+    blocks.insert(index, block)
     return block
 
 
@@ -440,10 +477,10 @@ def _room(size: int, pool: Pool) -> MemoryBlock | None:
 
 def _cut(block: MemoryBlock, size: int) -> MemoryBlock:
     """Shorten ``block`` to ``size`` and return the rest as a block that follows it."""
-    rest = MemoryBlock(block.address + size, block.size - size, block.pool, mapped=block.mapped)
-    rest.preceding, rest.following = block, block.following
-    if block.following is not None:
-        block.following.preceding = rest
+    following = block.following
+    rest = MemoryBlock(block.address + size, block.size - size, block.pool, block.mapped, block, following)
+    if following is not None:
+        following.preceding = rest
     block.following = rest
     block.size = size
     return rest
