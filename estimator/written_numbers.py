@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from lorabench.estimator.errors import UserError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 LARGEST_COUNT = 10**15
 """A hundred times the training tokens of the largest models: a larger number is a typo."""
 
 _DIGITS = r"[0-9][0-9_,]{0,30}\.?[0-9]{0,30}"
-_LENGTH = re.compile(rf"\s*({_DIGITS})\s*([km]?)\s*", re.IGNORECASE)
-_COUNT = re.compile(rf"\s*({_DIGITS}(?:e[0-9]{{1,2}})?)\s*([kmb]?)\s*", re.IGNORECASE)
+_LENGTH = rf"\s*({_DIGITS})\s*([km]?)\s*"
+_COUNT = rf"\s*({_DIGITS}(?:e[0-9]{{1,2}})?)\s*([kmb]?)\s*"
 _OF_LENGTHS = {"": 1, "k": 2**10, "m": 2**20}
 _OF_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -25,7 +28,7 @@ def read_length(text: str) -> int:
     """
     if re.fullmatch(r"\s*-[0-9]{1,30}\s*", text):
         return int(text)  # the caller checks the range
-    match = _LENGTH.fullmatch(text)
+    match = re.fullmatch(_LENGTH, text, re.IGNORECASE)
     tokens = match and _number(match[1]) * _OF_LENGTHS[match[2].lower()]
     if tokens is None or tokens % 1:
         raise UserError(f"{text!r} is not a length: write whole tokens, such as 4096, or 4k (k is 1024)")
@@ -38,7 +41,7 @@ def read_count(text: str) -> int:
     Raises:
         UserError: it is not a whole number of tokens, or not from 1 to `LARGEST_COUNT`.
     """
-    match = _COUNT.fullmatch(text)
+    match = re.fullmatch(_COUNT, text, re.IGNORECASE)
     tokens = match and _number(match[1]) * _OF_COUNTS[match[2].lower()]
     if not tokens or tokens % 1:
         raise UserError(f"{text!r} is not a number of tokens: write one such as 50M, 300k or 1500000")
@@ -48,4 +51,6 @@ def read_count(text: str) -> int:
 
 
 def _number(digits: str) -> Fraction:
+    from fractions import Fraction  # most commands read no such number
+
     return Fraction(digits.replace("_", "").replace(",", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def hub_environment(suite: Suite, settings: Settings) -> dict[str, str]:
 def _refusal(name: str) -> Refusal | None:
     """Return why the hub does not give the model, if the cache has it; None if the hub gives it."""
     instead = "name a folder with *.safetensors, or use random weights"
-    if not HUB_ID.fullmatch(name):
+    if not re.fullmatch(HUB_ID, name):
         raise UserError(f"weights hub: {name} is no model of the hub: {instead}")
     refusal = ask_hub(name)
     if refusal is not None and not has_cached_weights(name):

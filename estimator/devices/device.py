@@ -20,10 +20,8 @@ GENERIC_WORDS = {"nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "gra
 DISTINCTIVE_WORDS = {"ti", "super", "ada", "pro"}
 """Distinctive words of a GPU. A name without them means another GPU: an RTX 4070 is not an RTX 4070 Ti SUPER, and an
 RTX 4000 is not an RTX 4000 Ada."""
-SIZE = re.compile(r"(?P<number>[-+]?\d+(?:\.\d+)?)\s*(?P<unit>g|gb|gib)?", re.IGNORECASE)
-MISSPELT_SIZE = re.compile(
-    r"[-+]?(?:[\d.,_]|e[-+]?\d)*(?:nan|inf)?\s*(?:[kmgtp]?i?bs?|[kmgtp]|[a-z]*bytes?)?", re.IGNORECASE
-)
+SIZE = r"(?P<number>[-+]?\d+(?:\.\d+)?)\s*(?P<unit>g|gb|gib)?"
+MISSPELT_SIZE = r"[-+]?(?:[\d.,_]|e[-+]?\d)*(?:nan|inf)?\s*(?:[kmgtp]?i?bs?|[kmgtp]|[a-z]*bytes?)?"
 """A misspelt size: a number, a unit or both. No GPU has such a name."""
 LOCAL = "local"
 """The name for this machine's own GPU."""
@@ -161,7 +159,7 @@ def find_device(text: str | float) -> Device:
     text = str(text).strip()
     if text.lower() == LOCAL:
         return _local_device()
-    size = SIZE.fullmatch(text)
+    size = re.fullmatch(SIZE, text, re.IGNORECASE)
     if size and size["unit"]:
         return _of_size(text, float(size["number"]))
     fitting = _fitting(text)
@@ -239,7 +237,7 @@ def _difference(meant: Device, other: Device) -> str:
 def _unknown(text: str) -> UserError:
     words = _words(text)
     near = _near(words)
-    if not near and MISSPELT_SIZE.fullmatch(text):
+    if not near and re.fullmatch(MISSPELT_SIZE, text, re.IGNORECASE):
         return UserError(
             f"no GPU {text!r} in the catalogue (lorabench gpus lists all), and no size: write GiB, such as 24GB or "
             "1.5GiB"

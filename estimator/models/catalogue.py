@@ -17,8 +17,8 @@ from lorabench.estimator.models.spec import ModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
 """One folder per publisher, with one config.json per model, named as on the Hub."""
-SIZED = re.compile(r".*(^|-)(\d+x)?\d+(\.\d+)?[bm](-.*)?")
-"""A name up to the number of parameters; release and tuning are left out."""
+SIZED = r".*(^|-)(\d+x)?\d+(\.\d+)?[bm](-.*)?"
+"""Regular expression of a name up to the number of parameters; release and tuning are left out."""
 LARGEST_CONFIG_BYTES = 16 * 2**20
 """Larger than any config.json. A weights file that is named by mistake is not read into memory."""
 
@@ -64,7 +64,7 @@ def find_model(text: str | Path) -> ModelSpec:
     begun = _begun(text)
     if begun is not None:
         return begun
-    if HUB_ID.fullmatch(text):
+    if re.fullmatch(HUB_ID, text):
         return read_config(_decode(_fetch(text)), text)
     raise UserError(f"no model {text!r} in the catalogue and no such file or folder: {_nearest(text)}")
 
@@ -94,7 +94,7 @@ def _shipped_name(text: str) -> str | None:
 def _begun(text: str) -> ModelSpec | None:
     """Return the model whose name begins with ``text``. If several have the same shapes, return the one with the
     shortest name."""
-    if not SIZED.fullmatch(text.lower()):
+    if not re.fullmatch(SIZED, text.lower()):
         return None
     names = [name for name in model_names() if name.lower().rpartition("/")[2].startswith(f"{text.lower()}-")]
     names.sort(key=len)
