@@ -5,7 +5,8 @@ As read in torch's `c10/cuda/CUDACachingAllocator.cpp`, for one stream:
 - sizes are rounded up to 512 B, or to divisions between powers of 2 (`roundup_power2_divisions`);
 - up to 1 MiB they come from the small pool, in segments of 2 MiB; above from the large pool: below 10 MiB in segments
   of 20 MiB (`large_segment_size_mb`), from 10 MiB on in segments of their own size, rounded up to 2 MiB;
-- the smallest free block that is large enough is taken; what is left of it becomes a free block if it is at least
+- the smallest free block that is large enough is taken, and of equal ones that in the oldest segment (the segments'
+  registration counter), then at the lowest address; what is left of it becomes a free block if it is at least
   512 B (small pool) or more than 1 MiB (large pool);
 - a freed block merges with its free neighbours in the segment;
 - before it fails, the allocator releases segments that are wholly free.
@@ -72,7 +73,7 @@ class MemoryBlock:
 
 
 class Pool:
-    """Free blocks, the smallest first, and of equal ones that at the lowest address."""
+    """Free blocks, the smallest first, and of equal ones that at the lowest address, which is in the oldest segment."""
 
     __slots__ = ("blocks", "exchanges", "keys", "large", "page", "searches", "unmapped", "unsplit")
 
@@ -109,40 +110,6 @@ class Pool:
         return bisect_left(self.keys, size << ADDRESS_BITS)
 
 
-class DeviceAddresses:
-    """The device's addresses: a segment gets the lowest ones that are free.
-
-    They matter because the allocator takes the block at the lowest address among equal ones. CUDA does not document how
-    it chooses addresses. It reuses those of freed memory, and the null GPU gives the lowest ones too.
-    """
-
-    def __init__(self) -> None:
-        self.holes: list[tuple[int, int]] = [(0, 2**ADDRESS_BITS)]
-        """Start and bytes of each free range, the lowest first; neighbours are merged."""
-
-    def take(self, size: int) -> int:
-        """Return the lowest address with ``size`` free bytes from it on, which are taken."""
-        for index, (start, room) in enumerate(self.holes):
-            if room > size:
-                self.holes[index] = (start + size, room - size)
-                return start
-            if room == size:
-                del self.holes[index]
-                return start
-        raise AssertionError("there are more addresses than any device has memory")
-
-    def give_back(self, start: int, size: int) -> None:
-        """Free ``size`` bytes from ``start`` on."""
-        index = bisect_left(self.holes, (start, 0))
-        if index < len(self.holes) and self.holes[index][0] == start + size:
-            size += self.holes.pop(index)[1]
-        if index and sum(self.holes[index - 1]) == start:
-            start, before = self.holes.pop(index - 1)
-            size += before
-            index -= 1
-        self.holes.insert(index, (start, size))
-
-
 class CachingAllocator:
     """The allocator's state."""
 
@@ -160,7 +127,8 @@ class CachingAllocator:
         self._plain = not settings.expandable_segments and settings.max_split is None
         self._collects = settings.limit is not None and settings.collection_threshold > 0
         self._addresses = MOST_ADDRESSES if capacity is None else capacity * 9 // 8
-        self._device = DeviceAddresses()
+        self._end_of_segments = 0
+        """A new segment begins here, so that blocks of earlier segments have lower addresses."""
         self._end_of_addresses = LAST_ADDRESS
         """Expandable segments lie below it."""
 
@@ -174,8 +142,7 @@ class CachingAllocator:
         twin = CachingAllocator(self.settings, capacity=self.capacity)
         twin.allocated, twin.peak_allocated = self.allocated, self.peak_allocated
         twin.reserved, twin.peak_reserved = self.reserved, self.peak_reserved
-        twin._end_of_addresses = self._end_of_addresses
-        twin._device.holes = [*self._device.holes]
+        twin._end_of_segments, twin._end_of_addresses = self._end_of_segments, self._end_of_addresses
         twins: dict[MemoryBlock, MemoryBlock] = {}
         pools = (self.small, twin.small), (self.large, twin.large)
         for block in (*self.in_use.values(), *(free for pool, _ in pools for free in (*pool.blocks, *pool.unmapped))):
@@ -311,13 +278,13 @@ class CachingAllocator:
         taken = self._segment(size, pool)
         if not self._take(taken, pool):
             return None
-        return MemoryBlock(self._device.take(taken), taken, pool)
+        self._end_of_segments += taken
+        return MemoryBlock(self._end_of_segments - taken, taken, pool)
 
     def _give_back(self, block: MemoryBlock) -> None:
         """Give back the segment that ``block`` is."""
         block.pool.remove(block)
         self.reserved -= block.size
-        self._device.give_back(block.address, block.size)
         block.pool.exchanges += 1
 
     def _give_back_unsplit(self, size: int, pool: Pool) -> bool:

@@ -144,6 +144,15 @@ def test_the_replay_counts_what_torch_counts_after_every_event(allocator: tuple[
     assert replayed(text, events) == ask(events)
 
 
+def test_the_replay_takes_that_one_of_equal_blocks_that_torch_takes(allocator: tuple[str, Ask]) -> None:
+    """Two free halves of segments, of which the younger lies where an older segment was; then the cache is emptied."""
+    text, ask = allocator
+    half = 100 * MIB
+    events = [(1, half), (2, 2 * half), (2, 0), (3, half), (4, half), (1, 0), (0, -1)]
+    events += [(5, half), (4, 0), (5, 0), (6, half), (0, -1)]
+    assert replayed(text, events) == ask(events)
+
+
 def test_torch_reads_settings_as_the_replay_does(run_on: Run) -> None:
     told = run_on(
         "rtx-3060",

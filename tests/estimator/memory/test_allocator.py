@@ -264,15 +264,18 @@ def state(allocator: CachingAllocator) -> list[tuple[object, ...]]:
     )
 
 
-def test_a_segment_gets_the_lowest_free_addresses() -> None:
+def test_of_equal_blocks_that_in_the_oldest_segment_is_taken() -> None:
     allocator = CachingAllocator()
-    for key, size in enumerate([12 * MIB, 14 * MIB, 16 * MIB, 18 * MIB]):
+    for key, size in enumerate([100 * MIB, 200 * MIB]):
         allocator.allocate(key, size)
-    allocator.free(0)
     allocator.free(1)
+    for key in (2, 3):  # both halves of the second segment
+        allocator.allocate(key, 100 * MIB)
+    allocator.free(0)
+    allocator.empty_cache()
+    allocator.allocate(4, 100 * MIB)  # a third segment, where the first one was
     allocator.free(3)
-    allocator.empty_cache()  # two neighbours are free, and what comes last
-    allocator.allocate(4, 24 * MIB)
-    allocator.allocate(5, 12 * MIB)
-    assert allocator.in_use[4].address == 0
-    assert allocator.in_use[5].address == (12 + 14 + 16) * MIB
+    allocator.free(4)
+    allocator.allocate(5, 100 * MIB)
+    allocator.empty_cache()
+    assert allocator.reserved == 200 * MIB  # the third segment was free
