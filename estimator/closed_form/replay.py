@@ -15,7 +15,7 @@ from itertools import islice
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.sizes import Values
-from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, evaluation_walk, walk
+from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, chunks_of, evaluation_walk, walk
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.allocator import LARGEST_SMALL, CachingAllocator
@@ -82,12 +82,13 @@ class Training:
         self.compute_capability = compute_capability
         self.workspace_bytes = workspaces(compute_capability).bytes // HANDLES
         setup, values = Setup(resolved, "cuda", compute_capability), Values(resolved)
-        gpu = multiprocessors_of(compute_capability, multiprocessors)
-        self.micro_batches = [MicroBatch(walk(setup, accumulating=False), values, gpu)]
+        gpu, chunks = multiprocessors_of(compute_capability, multiprocessors), chunks_of(resolved)
+        self.micro_batches = [MicroBatch(walk(setup, chunks, accumulating=False), values, gpu)]
         more = min(resolved.recipe.gradient_accumulation, MICRO_BATCHES) - 1
         if more:
-            self.micro_batches += [MicroBatch(walk(setup, accumulating=True), values, gpu)] * more
-        self._sizes = setup, values, gpu
+            self.micro_batches += [MicroBatch(walk(setup, chunks, accumulating=True), values, gpu)] * more
+        self._sizes = values, gpu
+        self._walked = setup, chunks
         self._loaded: dict[tuple[AllocatorSettings, int | None], Replay] = {} if resizes is None else resizes._loaded
         """Replays that have loaded the model, by settings and capacity."""
 
@@ -102,8 +103,7 @@ class Training:
     @cached_property
     def evaluation(self) -> MicroBatch:
         """The evaluation of one batch."""
-        setup, values, gpu = self._sizes
-        return MicroBatch(evaluation_walk(setup), values, gpu)
+        return MicroBatch(evaluation_walk(*self._walked), *self._sizes)
 
     @no_collection()
     def replay(self, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None) -> Replayed:

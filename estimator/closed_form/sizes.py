@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
-from lorabench.estimator.memory.fused_loss import chunk_rows
+from lorabench.estimator.memory.fused_loss import chunk_rows, last_chunk_rows
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
@@ -115,6 +115,11 @@ CHUNK = _symbol(
     "c",
     "tokens in a chunk of the fused loss: B·S / ⌈V/h⌉, rounded up to a power of two",
     lambda values: chunk_rows(values[TOKENS], values.spec.vocab_size, values.spec.hidden_size),
+)
+LAST_CHUNK = _symbol(
+    "c′",
+    "tokens in the last chunk of the fused loss",
+    lambda values: last_chunk_rows(values[TOKENS], values.spec.vocab_size, values.spec.hidden_size),
 )
 SHIFTED_TOKENS = B * _symbol("(S − 1)", "tokens of a sequence that have a next one", lambda values: values[S] - 1)
 INDICES = _symbol(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import decoder_of
 from lorabench.estimator.closed_form.ledger import Block, Ledger, PeakCandidate
-from lorabench.estimator.closed_form.masks import Masks, every_layer, identical_layers
+from lorabench.estimator.closed_form.masks import Masks, identical_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
 from lorabench.estimator.closed_form.operators import Operators
-from lorabench.estimator.closed_form.sizes import ONE, SHIFTED_TOKENS, TOKENS
+from lorabench.estimator.closed_form.sizes import CHUNK, ONE, SHIFTED_TOKENS, TOKENS, Monomial
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.fused_loss import logits_per_hidden
 from lorabench.estimator.models.read_config import MODEL_TYPES, no_closed_form
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -39,34 +40,51 @@ def peak_candidates(
             f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
             "its step on meta tensors"
         )
-    return _Step(resolved, Operators(tape or Tape(Ledger()), backend, compute_capability)).run()
+    chunks = FIRST_CHUNKS[: logits_per_hidden(spec.vocab_size, spec.hidden_size)]
+    op = Operators(tape or Tape(Ledger()), backend, compute_capability)
+    return _Step(resolved, op, identical_layers, chunks).run()
 
 
 LayerOrder = Callable[[ModelSpec, Masks], Iterator[tuple[Layers, int, bool]]]
+FIRST_CHUNKS = CHUNK, CHUNK
+"""The first chunks of a fused loss, of which one holds the most: later ones find what the first has left in autocast's
+cache, as the second does, and none has more tokens."""
 
 
 def walk_layers(
-    resolved: ResolvedRecipe, compute_capability: str | None, tape: Tape, layers: LayerOrder = every_layer
+    resolved: ResolvedRecipe,
+    compute_capability: str | None,
+    tape: Tape,
+    layers: LayerOrder,
+    chunks: Sequence[Monomial],
 ) -> None:
-    """Run one micro-batch on CUDA on ``tape``, each of ``layers`` by itself and in the order of the model."""
-    _Step(resolved, Operators(tape, "cuda", compute_capability), layers).run()
+    """Run one micro-batch on CUDA on ``tape``, each of ``layers`` by itself and in the order of the model.
+
+    ``chunks``: the tokens of each chunk of a fused loss.
+    """
+    _Step(resolved, Operators(tape, "cuda", compute_capability), layers, chunks).run()
 
 
 def walk_evaluation(
-    resolved: ResolvedRecipe, compute_capability: str | None, tape: Tape, layers: LayerOrder = every_layer
+    resolved: ResolvedRecipe,
+    compute_capability: str | None,
+    tape: Tape,
+    layers: LayerOrder,
+    chunks: Sequence[Monomial],
 ) -> None:
     """Run the loss of one batch on CUDA on ``tape``, in eval mode and without gradients, as `walk_layers`."""
-    _Step(resolved, Operators(tape, "cuda", compute_capability), layers).evaluate()
+    _Step(resolved, Operators(tape, "cuda", compute_capability), layers, chunks).evaluate()
 
 
 class _Step:
-    def __init__(self, resolved: ResolvedRecipe, op: Operators, layers: LayerOrder = identical_layers) -> None:
+    def __init__(self, resolved: ResolvedRecipe, op: Operators, layers: LayerOrder, chunks: Sequence[Monomial]) -> None:
         spec, recipe = resolved.spec, resolved.recipe
         self.resolved = resolved
         self.spec = spec
         self.recipe = recipe
         self.op = op
         self.layers = layers
+        self.chunks = chunks
         self.tape = op.tape
         self.ledger = op.tape.ledger
         self.decoder = decoder_of(spec.model_type)
@@ -119,7 +137,7 @@ class _Step:
         head = self._head_weight(outside, saved)
         if recipe.loss == "liger":
             with self.tape.scope("fused loss"):
-                return op.fused_linear_cross_entropy(hidden, head, spec.vocab_size)
+                return op.fused_linear_cross_entropy(hidden, head, spec.vocab_size, self.chunks)
         with self.tape.scope("loss"):
             return self._loss(outside, hidden, head)
 

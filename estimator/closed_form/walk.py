@@ -1,12 +1,13 @@
 """The allocations and frees of one training step, in order, for a replay of the caching allocator.
 
 The step is that of `step`, but each layer runs by itself, since the position of a block depends on all earlier
-allocations. Batch size, length and rank are left open, so one walk serves all recipes of a `Setup`.
+allocations. Batch size, length and rank are left open, so one walk serves all recipes of a `Setup` whose fused losses
+have as many chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
@@ -17,9 +18,10 @@ from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.ledger import Block, SilentLedger
 from lorabench.estimator.closed_form.masks import Masks, every_layer, layers_with_window
 from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, Repetition, repeat
-from lorabench.estimator.closed_form.sizes import Monomial, Values
+from lorabench.estimator.closed_form.sizes import CHUNK, LAST_CHUNK, Monomial, Values
 from lorabench.estimator.closed_form.step import LayerOrder, walk_evaluation, walk_layers
 from lorabench.estimator.closed_form.work import Matmul, Work
+from lorabench.estimator.memory.fused_loss import chunk_count
 from lorabench.estimator.memory.reductions import Multiprocessors, reduction_buffer
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -89,53 +91,71 @@ def _buffer(n: int, rows: RowSum, values: Values, gpu: Multiprocessors | None) -
     return 0 if gpu is None else reduction_buffer(n * values[rows.times], rows.outputs, rows.itemsize, gpu)
 
 
+def chunks_of(resolved: ResolvedRecipe) -> int:
+    """Return the number of chunks in which the recipe computes its fused loss; 0 if it has another loss."""
+    spec, recipe = resolved.spec, resolved.recipe
+    if recipe.loss != "liger":
+        return 0
+    return chunk_count(recipe.batch_size * recipe.seq_len, spec.vocab_size, spec.hidden_size)
+
+
+def rows_of(chunks: int) -> list[Monomial]:
+    """Return the tokens of each of ``chunks`` chunks."""
+    return [CHUNK] * (chunks - 1) + [LAST_CHUNK]
+
+
 @lru_cache(MOST_WALKS)
-def walk(setup: Setup, *, accumulating: bool) -> Walk:
+def walk(setup: Setup, chunks: int, *, accumulating: bool) -> Walk:
     """Return one micro-batch on CUDA, from its batch to the end of backward.
 
-    ``accumulating``: the gradients exist already, from an earlier micro-batch.
+    ``chunks``: as `chunks_of` returns it. ``accumulating``: the gradients exist already, from an earlier micro-batch.
 
     Raises:
         UserError: the model lacks the target modules, or no kernel runs the combination.
     """
     resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
+    capability = setup.compute_capability
     if resolved.recipe.keep_outputs:  # what each layer leaves for the loop is no block of a repeated part
-        return walk_every_layer(resolved, setup.compute_capability)
-    return _short_walk(resolved, setup.compute_capability) or walk_every_layer(resolved, setup.compute_capability)
+        return walk_every_layer(resolved, capability, chunks)
+    return _short_walk(resolved, capability, chunks) or walk_every_layer(resolved, capability, chunks)
 
 
 @lru_cache(MOST_WALKS)
-def evaluation_walk(setup: Setup) -> Walk:
-    """Return the evaluation of one batch on CUDA.
+def evaluation_walk(setup: Setup, chunks: int) -> Walk:
+    """Return the evaluation of one batch on CUDA. ``chunks``: as `chunks_of` returns it.
 
     Raises:
         UserError: as `walk`.
     """
-    resolved, compute_capability = setup.resolved, setup.compute_capability
-    return _short_walk(resolved, compute_capability, walk_evaluation) or walk_every_layer(
-        resolved, compute_capability, walk_evaluation
+    resolved, capability = setup.resolved, setup.compute_capability
+    return _short_walk(resolved, capability, chunks, walk_evaluation) or walk_every_layer(
+        resolved, capability, chunks, walk_evaluation
     )
 
 
-Run = Callable[[ResolvedRecipe, str | None, Tape, LayerOrder], None]
+Run = Callable[[ResolvedRecipe, str | None, Tape, LayerOrder, Sequence[Monomial]], None]
 """`walk_layers` or `walk_evaluation`."""
 
 
-def walk_every_layer(resolved: ResolvedRecipe, compute_capability: str | None, run: Run = walk_layers) -> Walk:
-    """Return one micro-batch of ``resolved``, or its evaluation, from a run of all layers."""
+def walk_every_layer(
+    resolved: ResolvedRecipe, compute_capability: str | None, chunks: int, run: Run = walk_layers
+) -> Walk:
+    """Return one micro-batch of ``resolved``, or its evaluation, from a run of all layers. ``chunks``: as in `walk`."""
     tape = WalkingTape(EventLedger())
-    run(resolved, compute_capability, tape, every_layer)
+    run(resolved, compute_capability, tape, every_layer, rows_of(chunks))
     outputs = [block.number for block in tape.kept_blocks()]
     return Walk([*tape.ledger.events], tape.ledger.marks, tape.gradient_blocks(), outputs)
 
 
-def _short_walk(resolved: ResolvedRecipe, compute_capability: str | None, run: Run = walk_layers) -> Walk | None:
+def _short_walk(
+    resolved: ResolvedRecipe, compute_capability: str | None, chunks: int, run: Run = walk_layers
+) -> Walk | None:
     """Return `walk_every_layer` from a run of a few layers; None if the others do not repeat them."""
     spec = resolved.spec
     if spec.num_hidden_layers <= FEW or len(spec.layers) > 1 or len(set(layers_with_window(spec))) > 1:
         return None
     tape = WalkingTape(EventLedger())
-    run(resolved, compute_capability, tape, _few_layers)
+    run(resolved, compute_capability, tape, _few_layers, rows_of(chunks))
     tape.note_end_of_layers()
     events = [*tape.ledger.events]  # those that follow are of the tape's end
     repetition = repeat(tape.parts, events, spec.num_hidden_layers)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.itemised import Item, Maker
+from lorabench.estimator.closed_form.masks import every_layer
 from lorabench.estimator.closed_form.replay import MicroBatch, Replay, Training
 from lorabench.estimator.closed_form.step import walk_layers
-from lorabench.estimator.closed_form.walk import EventLedger, WalkingTape
+from lorabench.estimator.closed_form.walk import EventLedger, WalkingTape, chunks_of, rows_of
 from lorabench.estimator.explanation.lines import Derivation, Line
 from lorabench.estimator.explanation.tensor_names import tensor_name
 from lorabench.estimator.memory.allocator import CachingAllocator, MemoryBlock, Pool
@@ -83,7 +84,8 @@ class _NamingReplay(Replay):
         first, accumulating = self._ranges[bisect_right(self._ranges, key, key=lambda each: each[0]) - 1]
         if accumulating is None:
             return "weights"
-        item = _items(Setup(resolved, "cuda", compute_capability), accumulating).get(key - first)
+        setup = Setup(resolved, "cuda", compute_capability)
+        item = _items(setup, chunks_of(resolved), accumulating).get(key - first)
         if item is None:
             return "token ids and labels"
         name = tensor_name(item, resolved.recipe)
@@ -203,7 +205,8 @@ def _uses(allocator: CachingAllocator) -> Iterator[tuple[int, int, int]]:
 
 
 @lru_cache(2)
-def _items(setup: Setup, accumulating: bool) -> dict[int, Item]:
+def _items(setup: Setup, chunks: int, accumulating: bool) -> dict[int, Item]:
     tape = _NamingTape(EventLedger())
-    walk_layers(setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1), setup.compute_capability, tape)
+    resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
+    walk_layers(resolved, setup.compute_capability, tape, every_layer, rows_of(chunks))
     return tape.items

@@ -1,4 +1,4 @@
-"""Liger's fused linear cross-entropy: the size of its chunks.
+"""Liger's fused linear cross-entropy: the number of its chunks, and their sizes.
 
 For one chunk of tokens at a time, forward multiplies the last hidden states by the head's weight. It computes the
 gradients of both from the chunk's logits at once. So only one chunk of logits is ever alive.
@@ -33,3 +33,15 @@ def chunk_rows(tokens: Any, vocab_size: int, hidden_size: int) -> Any:
     share = np.ceil(tokens / logits_per_hidden(vocab_size, hidden_size))
     mantissa, exponent = np.frexp(share)  # the mantissa of a power of two is 0.5
     return np.minimum(np.ldexp(1.0, exponent - (mantissa == 0.5)), tokens)
+
+
+def chunk_count(tokens: int, vocab_size: int, hidden_size: int) -> int:
+    """Return the number of chunks: ``tokens`` / `chunk_rows`, rounded up."""
+    rows: int = chunk_rows(tokens, vocab_size, hidden_size)
+    return -(-tokens // rows)
+
+
+def last_chunk_rows(tokens: Any, vocab_size: int, hidden_size: int) -> Any:
+    """Return the tokens of the last chunk: those that full chunks leave. ``tokens``: as in `chunk_rows`."""
+    rows = chunk_rows(tokens, vocab_size, hidden_size)
+    return (tokens - 1) % rows + 1

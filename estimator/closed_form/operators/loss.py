@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lorabench.estimator.closed_form.autograd import Gradients, Node, Tensor
 from lorabench.estimator.closed_form.operators.elementwise import Elementwise
 from lorabench.estimator.closed_form.sizes import CHUNK, ONE, TOKENS, Monomial
@@ -49,13 +51,16 @@ class Loss(Elementwise):
             lambda: tape.new(ONE, 1, "float32", name=LOSS),
         )
 
-    def fused_linear_cross_entropy(self, x: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
-        """Return the mean cross-entropy of x · weightᵀ for x (B·S, h) and weight (V, h), one chunk of tokens at a time.
+    def fused_linear_cross_entropy(
+        self, x: Tensor, weight: Tensor, vocabulary: int, chunks: Sequence[Monomial]
+    ) -> Tensor:
+        """Return the mean cross-entropy of x · weightᵀ for x (B·S, h) and weight (V, h), one of ``chunks`` at a time.
 
-        As in Liger, forward also computes the gradients; each chunk's logits are overwritten by their gradient. Chunks
-        are identical, so one stands for all; two run if autocast caches a copy of the weight from the first.
+        ``chunks``: the tokens of each. As in Liger, forward also computes the gradients, except in evaluation. Each
+        chunk's logits are overwritten by their gradient.
         """
-        tape, trains = self.tape, weight.requires_grad
+        tape = self.tape
+        trains = weight.requires_grad and not tape.evaluating
         operation = "fused_linear_cross_entropy"
         # LigerFusedLinearCrossEntropyFunction.backward returns the gradients of forward: grad_input, grad_weight.
         node = Node(tape, operation, lambda _, saved: (saved[0], saved[1] if trains else None), (x, weight), ())
@@ -71,13 +76,12 @@ class Loss(Elementwise):
         dtype = x.dtype if self.autocast is None else self.autocast.dtype
         in_place = x.dtype == weight.dtype == dtype
         shared = tape.new(CHUNK, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS) if in_place else None
-        chunks = 1 if in_place or vocabulary <= x.features else 2
         with tape.working(ChunkedLoss(x.features, vocabulary, dtype, trains)):
-            for _ in range(chunks):
+            for rows in chunks:
                 if shared is None:
-                    logits = self._chunk_of_logits(x, weight, vocabulary, dtype)
+                    logits = self._chunk_of_logits(x, weight, vocabulary, dtype, rows)
                 if to_weight is not None:
-                    self._add_to_weight_gradient(to_weight, x, dtype)
+                    self._add_to_weight_gradient(to_weight, x, dtype, rows)
                 if shared is None:
                     del logits
         del padded, shifted, losses, counted, shared
@@ -86,32 +90,34 @@ class Loss(Elementwise):
         loss.node = node
         return loss
 
-    def _chunk_of_logits(self, x: Tensor, weight: Tensor, vocabulary: int, dtype: str) -> Tensor:
-        """Return a chunk's logits, (c, V), after the matmuls for them and for the hidden states' gradient."""
+    def _chunk_of_logits(self, x: Tensor, weight: Tensor, vocabulary: int, dtype: str, rows: Monomial) -> Tensor:
+        """Return a chunk's logits, (rows, V), after the matmuls for them and for the hidden states' gradient."""
         tape = self.tape
 
         def cast(whole: Tensor, to: str) -> Tensor:
             return whole if whole.dtype == to else tape.like(whole, to, name=f"{to} {COPY_OF_HEAD}")
 
         def cast_chunk() -> Tensor | None:
-            return None if x.dtype == dtype else tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN)
+            return None if x.dtype == dtype else tape.new(rows, x.features, dtype, name=CHUNK_OF_HIDDEN)
 
         second, first = cast(weight, dtype), cast_chunk()  # autocast does not cache its cast of the transpose, a view
-        logits = tape.new(CHUNK, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS)
+        logits = tape.new(rows, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS)
         del second, first
+        if tape.evaluating:
+            return logits
         second = self.autocast.cached(weight, cast) if self.autocast is not None else weight
-        to_chunk = tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN)
+        to_chunk = tape.new(rows, x.features, dtype, name=CHUNK_OF_HIDDEN)
         del second, to_chunk
         return logits
 
-    def _add_to_weight_gradient(self, to_weight: Tensor, x: Tensor, dtype: str) -> None:
+    def _add_to_weight_gradient(self, to_weight: Tensor, x: Tensor, dtype: str, rows: Monomial) -> None:
         """Add a chunk's share to the weight's gradient: in the matmul itself (addmm), or after it, cast to float32."""
         tape = self.tape
         if dtype != "float32" and to_weight.dtype in ("float32", dtype):
             if x.dtype != dtype:
-                tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN)
+                tape.new(rows, x.features, dtype, name=CHUNK_OF_HIDDEN)
             return
-        chunk = tape.new(CHUNK, x.features, dtype, name=CHUNK_OF_HIDDEN) if x.dtype != dtype else None
+        chunk = tape.new(rows, x.features, dtype, name=CHUNK_OF_HIDDEN) if x.dtype != dtype else None
         share = tape.like(to_weight, dtype, name=f"{dtype} {COPY_OF_HEAD}")
         del chunk
         if dtype != "float32":

@@ -10,7 +10,7 @@ from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, repeat
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.step import walk_evaluation
-from lorabench.estimator.closed_form.walk import Walk, evaluation_walk, walk, walk_every_layer
+from lorabench.estimator.closed_form.walk import Walk, chunks_of, evaluation_walk, walk, walk_every_layer
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.reductions import multiprocessors_of
 from lorabench.estimator.models.read_config import MODEL_TYPES
@@ -38,15 +38,16 @@ def test_repeated_layers_have_the_events_of_every_layer(model_type: str, options
     except UserError:
         return  # a combination that the model does not have
     assert resolved.spec.num_hidden_layers == LAYERS
-    setup = Setup(resolved, "cuda", "8.0")
+    setup, chunks = Setup(resolved, "cuda", "8.0"), chunks_of(resolved)
     for accumulating in (False, True):
-        whole = walk_every_layer(resolved.replaced(gradient_accumulation=1 + accumulating), "8.0")
-        shortened = walk(setup, accumulating=accumulating)
+        whole = walk_every_layer(resolved.replaced(gradient_accumulation=1 + accumulating), "8.0", chunks)
+        shortened = walk(setup, chunks, accumulating=accumulating)
         assert contents(shortened, resolved) == contents(whole, resolved)
         if model_type == "llama" and resolved.recipe.gradient_checkpointing:
             assert shortened.repetition is not None
-    evaluation = evaluation_walk(setup)
-    assert contents(evaluation, resolved) == contents(walk_every_layer(resolved, "8.0", walk_evaluation), resolved)
+    evaluation = evaluation_walk(setup, chunks)
+    whole = walk_every_layer(resolved, "8.0", chunks, walk_evaluation)
+    assert contents(evaluation, resolved) == contents(whole, resolved)
     if model_type == "llama":
         assert evaluation.repetition is not None
         assert not evaluation.marks

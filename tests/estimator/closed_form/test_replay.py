@@ -12,7 +12,7 @@ from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import Replay, Training
 from lorabench.estimator.closed_form.sizes import Values
-from lorabench.estimator.closed_form.walk import PASSING, walk
+from lorabench.estimator.closed_form.walk import PASSING, chunks_of, walk
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings, read_settings
@@ -88,7 +88,7 @@ def test_an_optimizers_blocks_add_up_to_its_states(optim: str) -> None:
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_layer_by_layer_a_step_takes_what_the_form_of_one_layer_says(method: str, checkpointing: bool) -> None:
     resolved = llama(method=method, gradient_checkpointing=checkpointing, batch_size=2)
-    walked = walk(Setup(resolved, "cuda"), accumulating=False)
+    walked = walk(Setup(resolved, "cuda"), chunks_of(resolved), accumulating=False)
     sizes_of_events = walked.sizes(Values(resolved), None)
     events = [(block, size) for block, size in zip(walked.blocks, sizes_of_events, strict=True) if block != PASSING]
     sizes: dict[int, int] = {}

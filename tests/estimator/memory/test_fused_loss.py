@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.fused_loss import chunk_rows
+from lorabench.estimator.memory.fused_loss import chunk_count, chunk_rows, last_chunk_rows
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -30,20 +31,23 @@ BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
 
 @pytest.mark.parametrize(
-    ("tokens", "vocab_size", "hidden_size", "rows"),
+    ("tokens", "vocab_size", "hidden_size", "rows", "chunks", "last"),
     [
-        (16384, 32000, 4096, 2048),  # Llama-2-7B: logits are 8 times as wide
-        (8192, 128256, 4096, 256),  # Llama-3.1-8B: 32 times, the last of them partly
-        (6000, 128256, 4096, 256),  # 187.5 tokens, to a power of two
-        (2048, 256000, 2304, 32),  # Gemma-2-2B: 112 times, 18.3 tokens
-        (100, 300, 512, 100),  # narrower than hidden states: all at once
+        (16384, 32000, 4096, 2048, 8, 2048),  # Llama-2-7B: logits are 8 times as wide
+        (8192, 128256, 4096, 256, 32, 256),  # Llama-3.1-8B: 32 times, the last of them partly
+        (6000, 128256, 4096, 256, 24, 112),  # 187.5 tokens, to a power of two; 23 times 256 are 5888
+        (2048, 256000, 2304, 32, 64, 32),  # Gemma-2-2B: 112 times, 18.3 tokens
+        (8960, 32768, 4096, 2048, 5, 768),  # 1120 tokens, to a power of two; 4 times 2048 are 8192
+        (100, 300, 512, 100, 1, 100),  # narrower than hidden states: all at once
     ],
 )
 def test_a_chunk_of_logits_is_about_as_large_as_the_hidden_states(
-    tokens: int, vocab_size: int, hidden_size: int, rows: int
+    tokens: int, vocab_size: int, hidden_size: int, rows: int, chunks: int, last: int
 ) -> None:
     assert chunk_rows(tokens, vocab_size, hidden_size) == rows
     assert chunk_rows(np.array([float(tokens)]), vocab_size, hidden_size).tolist() == [rows]
+    assert chunk_count(tokens, vocab_size, hidden_size) == chunks
+    assert last_chunk_rows(tokens, vocab_size, hidden_size) == last
 
 
 def test_chunks_of_arrays_are_those_of_numbers() -> None:
@@ -111,6 +115,36 @@ def test_the_closed_form_meets_the_trace_in_forward_and_backward(family: str, op
     for phase in ("forward", "backward"):
         assert estimated.phase_peaks_bytes[phase] == pytest.approx(traced.phase_peaks_bytes[phase], rel=5e-4), phase
     assert estimated.components["logits"] == traced.components["logits"]
+
+
+def chunks_of_logits(sizes: list[int], vocab_size: int) -> list[int]:
+    """Return the tokens of each 16-bit tensor as wide as the vocabulary, in order."""
+    return [size // (2 * vocab_size) for size in sizes if size and size % (2 * vocab_size) == 0]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "seq_len", "rows"),
+    [(1, 300, [64] * 4 + [44]), (2, 512, [128] * 8), (1, 65, [16] * 4 + [1])],  # logits are 7.8 times as wide
+)
+def test_the_replay_has_every_chunk_and_a_shorter_last_one(batch_size: int, seq_len: int, rows: list[int]) -> None:
+    vocabulary, hidden = 1999, 256
+    spec = small_model("llama", vocab_size=vocabulary, hidden_size=hidden, num_attention_heads=8, num_key_value_heads=8)
+    recipe = make_recipe(
+        spec.name, method="qlora", loss="liger", batch_size=batch_size, seq_len=seq_len, lora_dropout=0.0
+    )
+    training = Training(ResolvedRecipe(spec, recipe))
+    for walked in (training.micro_batches[0], training.evaluation):
+        found = [size for size in chunks_of_logits(walked.sizes, vocabulary) if size != hidden]
+        assert found == rows  # copies of the head, which are as wide, have as many rows as hidden states are wide
+
+
+def test_an_evaluation_computes_no_gradients() -> None:
+    spec = small_model("llama", vocab_size=1999, hidden_size=256, num_attention_heads=8, num_key_value_heads=8)
+    training = Training(ResolvedRecipe(spec, make_recipe(spec.name, method="full", loss="liger", seq_len=300)))
+    copy = 2 * 1999 * 256
+    copies = [walked.sizes.count(copy) for walked in (*training.micro_batches, training.evaluation)]
+    # A 16-bit copy of the head for the logits of each of five chunks. In training autocast keeps one for the gradients.
+    assert copies == [6, 5]
 
 
 def test_full_fine_tuning_holds_the_head_three_times_more_at_the_loss() -> None:
