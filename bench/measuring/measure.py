@@ -20,6 +20,7 @@ from lorabench.bench.records.run_settings import Settings
 from lorabench.bench.records.step_times import complaints_about, is_warm, steps_missing
 from lorabench.bench.training.batches import Batches, make_batches
 from lorabench.bench.training.steps import Training, mean_loss
+from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.quiet import quiet_libraries
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import build_model
@@ -72,7 +73,7 @@ def measure(resolved: ResolvedRecipe, settings: Settings, snapshot_path: str | N
     # From here on every engine trains with the same random numbers.
     torch.manual_seed(settings.seed)
     with _steps_of(settings.engine, training, settings.seed) as train_step:
-        warmup_seconds = _warm_up(train_step, meter, settings)
+        warmup_seconds = _warm_up(train_step, meter, settings, OPTIMIZERS[recipe.optim].steady_step)
         stages.end("warm-up")
         with meter.steady():
             step_seconds = timed_steps(train_step, meter, settings.steps)
@@ -172,12 +173,14 @@ def _first_losses(step: TrainingStep, batches: Batches) -> tuple[float | None, f
     return losses[0], losses[1]
 
 
-def _warm_up(train_step: Callable[[], None], meter: Meter, settings: Settings) -> list[float]:
+def _warm_up(train_step: Callable[[], None], meter: Meter, settings: Settings, steady_step: int) -> list[float]:
     """Train the warm-up steps, and return their seconds; empty if no warm-up is requested.
 
-    If the times of steps are used, further steps follow until two successive ones take equally long.
+    The steps before the optimizer's ``steady_step`` are among them. If the times of steps are used, further steps
+    follow until two successive ones take equally long.
     """
-    seconds = timed_steps(train_step, meter, settings.warmup_steps)
+    count = max(settings.warmup_steps, steady_step - 1) if settings.warmup_steps else 0
+    seconds = timed_steps(train_step, meter, count)
     extra: list[float] = []
     while (
         seconds

@@ -7,7 +7,7 @@ whole steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import islice
@@ -18,21 +18,24 @@ from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.closed_form.walk import PASSING, Mark, Walk, chunks_of, evaluation_walk, walk
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.dtypes import ITEMSIZE
 from lorabench.estimator.memory.allocator import LARGEST_SMALL, CachingAllocator
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.clipping import clipping_buffers
 from lorabench.estimator.memory.loading import EMPTY_CACHE, loading
-from lorabench.estimator.memory.reductions import Multiprocessors, multiprocessors_of
+from lorabench.estimator.memory.reductions import Multiprocessors, multiprocessors_of, reduction_buffer
 from lorabench.estimator.memory.replayed import OutOfMemory, Replayed, with_blocks
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.optimizers.states import shared_blocks
 from lorabench.estimator.optimizers.table import OPTIMIZERS
-from lorabench.estimator.optimizers.tensors import one_by_one
+from lorabench.estimator.optimizers.temporaries import Assign, MeanOfRows
+from lorabench.estimator.optimizers.tensors import TrainedTensors, one_by_one
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
-STEPS = 3
-"""The first step allocates the optimizer's states; the second starts with the cache that they leave, as later ones."""
+STEADY_STEPS = 2
+"""Steps that are replayed of those that allocate the same tensors. The second starts with the cache that the first
+leaves, as later ones."""
 MICRO_BATCHES = 3
 """Micro-batches of a step that are replayed. The third starts with the cache that the second leaves, as later ones."""
 
@@ -82,7 +85,9 @@ class Training:
         self.compute_capability = compute_capability
         self.workspace_bytes = workspaces(compute_capability).bytes // HANDLES
         setup, values = Setup(resolved, "cuda", compute_capability), Values(resolved)
-        gpu, chunks = multiprocessors_of(compute_capability, multiprocessors), chunks_of(resolved)
+        self.tensors = list(one_by_one(resolved.trained_tensors))
+        self.gpu = gpu = multiprocessors_of(compute_capability, multiprocessors)
+        chunks = chunks_of(resolved)
         self.micro_batches = [MicroBatch(walk(setup, chunks, accumulating=False), values, gpu)]
         more = min(resolved.recipe.gradient_accumulation, MICRO_BATCHES) - 1
         if more:
@@ -150,6 +155,7 @@ class Replay:
     def __init__(self, training: Training, allocator: CachingAllocator) -> None:
         self._training = training
         self._allocator = allocator
+        self._optimizer = OPTIMIZERS[training.resolved.recipe.optim]
         self._allocate = allocator.allocate
         self._free = allocator.free
         self._keys = 0
@@ -191,14 +197,15 @@ class Replay:
         return Replayed(most, reserved, peaks, self._failure)
 
     def _steps(self) -> None:
-        allocator = self._allocator
-        for number in range(STEPS):
-            if number == 1:
+        allocator, steady = self._allocator, self._optimizer.steady_step
+        for number in range(1, steady + STEADY_STEPS):
+            if number == steady:
                 self._peaks = {"adapted": self._peaks["adapted"]}
+                allocator.peak_allocated = allocator.allocated
             small, large = allocator.small.exchanges, allocator.large.exchanges
-            self._step(first=number == 0)
+            self._step(number)
             # If all large blocks of a step are free again, in the same segments, later steps take the same ones.
-            repeats = number > 0 and allocator.large.exchanges == large
+            repeats = number >= steady and allocator.large.exchanges == large
             if repeats and (allocator.small.exchanges == small or self._small_pool_serves_another_step()):
                 break
 
@@ -211,7 +218,7 @@ class Replay:
         trial._allocate = lambda key, size: size > LARGEST_SMALL or allocator.allocate(key, size)
         trial._free = lambda key: allocator.free(key) if key in allocator.in_use else None
         with suppress(_Full):
-            trial._step(first=False)
+            trial._step(self._optimizer.steady_step)
         return trial._failure is None and allocator.exchanges == before
 
     def _evaluate(self) -> None:
@@ -221,7 +228,7 @@ class Replay:
             before = self._allocator.exchanges
             self._micro_batch(self._training.evaluation)
             if self._allocator.exchanges != before:  # else the next step finds what the last one left
-                self._step(first=False)
+                self._step(self._optimizer.steady_step)
 
     def _fail(self, size: int) -> _Full:
         """Note that an allocation of ``size`` found no room, and return the exception that ends the replay."""
@@ -237,17 +244,19 @@ class Replay:
                 self._free(block)
             elif not self._allocate(block, size):
                 raise self._fail(size)
-        if self._states_before_steps:
-            self._make_states()
+        if self._optimizer.states_made == "constructor":
+            self._make_states(self._training.tensors)
         self._allocator.empty_cache()
 
-    @property
-    def _states_before_steps(self) -> bool:
-        return OPTIMIZERS[self._training.resolved.recipe.optim].states_when_made
-
-    def _make_states(self) -> None:
-        for size in self._state_blocks():
-            self._hold(size)
+    def _make_states(self, tensors: Sequence[TrainedTensors]) -> None:
+        """Allocate the states that all ``tensors`` share, and then those of each."""
+        for state in self._optimizer.states:
+            for size in shared_blocks(state, tensors):
+                self._hold(size)
+        for tensor in tensors:
+            for state in self._optimizer.states:
+                for size in state.blocks(tensor, "cuda"):
+                    self._hold(size)
 
     def _hold(self, size: int) -> int:
         """Allocate a block of ``size`` bytes, and return its key."""
@@ -256,18 +265,19 @@ class Replay:
             raise self._fail(size)
         return self._keys
 
-    def _step(self, *, first: bool) -> None:
+    def _step(self, number: int) -> None:
+        """Replay a step. Steps are numbered from 1, and later ones are as the optimizer's steady step."""
         gradients: list[int] = []
         for walked in self._training.micro_batches:
             gradients += self._micro_batch(walked)
         self._begin("optimizer")
         self._clip()
-        if first and not self._states_before_steps:
-            self._make_states()
-        self._temporaries()
+        if number == 1 and self._optimizer.states_made == "first step":
+            self._make_states(self._training.tensors)
+        if number > self._optimizer.idle_steps:
+            self._temporaries(first=number == 1)
         self._end_phase()
-        for key in gradients:
-            self._free(key)
+        self._free_all(gradients)
 
     def _clip(self) -> None:
         """Compute the gradients' norms, which are kept until their total is known."""
@@ -276,8 +286,7 @@ class Replay:
             key = self._hold(buffer)
             norms += map(self._hold, sizes)
             self._free(key)
-        for key in norms:
-            self._free(key)
+        self._free_all(norms)
 
     def _begin(self, phase: str) -> None:
         self._end_phase()
@@ -321,18 +330,28 @@ class Replay:
         elif mark != "optimizer":
             self._begin(mark)
 
-    def _state_blocks(self) -> Iterator[int]:
-        optimizer = OPTIMIZERS[self._training.resolved.recipe.optim]
-        for state in optimizer.states:
-            yield from shared_blocks(state, self._training.resolved.trained_tensors)
-        for tensor in one_by_one(self._training.resolved.trained_tensors):
-            for state in optimizer.states:
-                yield from state.blocks(tensor, "cuda")
+    def _temporaries(self, *, first: bool) -> None:
+        held: dict[str, list[int]] = {}
+        gpu = self._training.gpu
+        waiting = iter(self._training.tensors)
+        for statement in self._optimizer.temporaries(self._training.tensors, "cuda"):
+            if isinstance(statement, Assign):
+                keys = [self._hold(size) for size in statement.blocks]
+                self._free_all(held.get(statement.variable, []))
+                held[statement.variable] = keys
+            elif isinstance(statement, MeanOfRows):
+                buffer = (
+                    0 if gpu is None else reduction_buffer(statement.rows, statement.outputs, ITEMSIZE["float32"], gpu)
+                )
+                if buffer:
+                    self._free(self._hold(buffer))
+            else:
+                tensor = next(waiting)
+                if first and self._optimizer.states_made == "tensor by tensor":
+                    self._make_states([tensor])
+        for keys in held.values():
+            self._free_all(keys)
 
-    def _temporaries(self) -> None:
-        resolved = self._training.resolved
-        tensors = list(one_by_one(resolved.trained_tensors))
-        for sizes in OPTIMIZERS[resolved.recipe.optim].temporaries(tensors, "cuda"):
-            keys = [self._hold(size) for size in sizes if size]
-            for key in keys:
-                self._free(key)
+    def _free_all(self, keys: Iterable[int]) -> None:
+        for key in keys:
+            self._free(key)

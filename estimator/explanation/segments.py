@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from lorabench.estimator.explanation.tensor_names import tensor_name
 from lorabench.estimator.memory.allocator import CachingAllocator, MemoryBlock, Pool
 from lorabench.estimator.memory.allocator_settings import AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
+from lorabench.estimator.optimizers.tensors import TrainedTensors
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 MOST_LINES = 12
@@ -102,11 +103,11 @@ class _NamingReplay(Replay):
         self._held[self._keys + 1] = self._doing[-1] if self._doing else "buffer of a sum"
         return super()._hold(size)
 
-    def _make_states(self) -> None:
-        self._do("optimizer states", super()._make_states)
+    def _make_states(self, tensors: Sequence[TrainedTensors]) -> None:
+        self._do("optimizer states", lambda: super(_NamingReplay, self)._make_states(tensors))
 
-    def _temporaries(self) -> None:
-        self._do("temporaries of the optimizer", super()._temporaries)
+    def _temporaries(self, *, first: bool) -> None:
+        self._do("temporaries of the optimizer", lambda: super(_NamingReplay, self)._temporaries(first=first))
 
     def _clip(self) -> None:
         self._do("norms of gradients", super()._clip)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.optimizers.temporaries import most_alive
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
@@ -33,7 +34,7 @@ def optimizer_bytes(optim: str, tensors: Iterable[TrainedTensors], backend: Back
     kept = [state.kept(tensors, backend) for state in optimizer.states]
     return OptimizerBytes(
         states=sum(one.allocated for one in kept),
-        temporaries=max(map(sum, optimizer.temporaries(tensors, backend)), default=0),
+        temporaries=most_alive(optimizer.temporaries(tensors, backend)),
         paged=sum(one.paged for one in kept),
     )
 

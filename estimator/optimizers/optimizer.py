@@ -10,7 +10,7 @@ from msgspec import Struct
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.dtypes import DTYPES, Dtype
 from lorabench.estimator.optimizers.states import Blockwise, State
-from lorabench.estimator.optimizers.temporaries import Round, none
+from lorabench.estimator.optimizers.temporaries import Statement, none
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 
 
@@ -49,15 +49,16 @@ class Optimizer(Struct, frozen=True, kw_only=True):
     library: Library
     states: tuple[State, ...] = ()
     """The tensors that it keeps between steps."""
-    temporaries: Callable[[Sequence[TrainedTensors], Backend], Iterator[Round]] = none
-    """From the tensors in the order of the step to rounds of temporaries: blocks that are alive at the same time."""
+    temporaries: Callable[[Sequence[TrainedTensors], Backend], Iterator[Statement]] = none
+    """From the tensors in the order of the step to the statements that make and free its temporaries."""
     update: Update
     dtypes: tuple[Dtype, ...] = DTYPES
     """Weight dtypes for which its library has a kernel with 32-bit states."""
-    states_when_made: bool = False
-    """Whether its constructor allocates the states. Most optimizers allocate them in the first step."""
-    steady_step: int = 2
-    """The first step that allocates the same tensors as all later ones."""
+    states_made: Literal["constructor", "first step", "tensor by tensor"] = "first step"
+    """When it allocates the states: in its constructor, at the beginning of the first step, or in that step with the
+    temporaries of each tensor (`temporaries.Mark`)."""
+    idle_steps: int = 0
+    """The number of steps that allocate no temporaries, before all others do."""
     unpaged: str | None = None
     """If it pages states: the optimizer to use without unified memory, as on a CPU."""
     smaller: str | None = None
@@ -67,6 +68,11 @@ class Optimizer(Struct, frozen=True, kw_only=True):
         """Return whether its library has a kernel for ``tensor``."""
         in_8_bits = any(isinstance(state, Blockwise) and state.coded(tensor) for state in self.states)
         return in_8_bits or tensor.dtype in self.dtypes
+
+    @property
+    def steady_step(self) -> int:
+        """The first step that allocates the same tensors as all later ones."""
+        return max(1, self.idle_steps) + 1
 
     @property
     def paged(self) -> bool:

@@ -121,6 +121,8 @@ class Blockwise(NamedTuple):
     """32; or 8 for tensors that `coded` accepts."""
     maps: int
     """Number of quantisation maps, which all tensors share: one for signed states, one for unsigned states."""
+    slow: bool = False
+    """Whether there are two first moments, a fast and a slow one, in one tensor (`AdEMAMix.init_state`)."""
     paged: bool = False
 
     def coded(self, tensors: TrainedTensors) -> bool:
@@ -136,9 +138,12 @@ class Blockwise(NamedTuple):
 
     def blocks(self, tensor: TrainedTensors, backend: Backend) -> tuple[int, ...]:
         """Return the bytes of each block that the states of one tensor take, in the order of their allocation."""
-        states = () if self.paged_bytes(tensor) else (self._states(tensor) // self.each,) * self.each
-        absmax = (4 * -(-tensor.elements // STATE_BLOCK),) * self.each if self.coded(tensor) else ()
-        return *states, *absmax
+        each = self._states(tensor) // self.each
+        in_block = (2, *(1,) * (self.each - 2)) if self.slow else (1,) * self.each
+        states = () if self.paged_bytes(tensor) else tuple(number * each for number in in_block)
+        constants = 4 * -(-tensor.elements // STATE_BLOCK)
+        absmax = tuple(number * constants for number in in_block) if self.coded(tensor) else ()
+        return (*absmax, *states) if self.slow else (*states, *absmax)
 
     def kept(self, tensors: Sequence[TrainedTensors], backend: Backend) -> Kept:
         """Return the bytes of the states of ``tensors``."""

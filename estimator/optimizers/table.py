@@ -35,16 +35,20 @@ def _bitsandbytes(
     *,
     each: int,
     maps: int,
+    slow: bool = False,
     bits: int,
     dtypes: tuple[Dtype, ...] = DTYPES,
     unpaged: str | None = None,
     smaller: str | None = None,
 ) -> Optimizer:
-    """Return an optimizer of bitsandbytes. It pages its states if ``unpaged`` names the variant that does not."""
+    """Return an optimizer of bitsandbytes. It pages its states if ``unpaged`` names the variant that does not.
+
+    The arguments ``each``, ``maps`` and ``slow`` are those of `Blockwise`.
+    """
     return Optimizer(
         name=name,
         library=BITSANDBYTES,
-        states=(Blockwise(each, bits, maps, paged=unpaged is not None),),
+        states=(Blockwise(each, bits, maps, slow=slow, paged=unpaged is not None),),
         # For each tensor, Python code looks up its settings, prefetches its states and launches its update.
         update=Update(over="tensors", calls=3),
         dtypes=dtypes,
@@ -97,13 +101,12 @@ OPTIMIZERS: dict[str, Optimizer] = {
         # Kahan sums. A third sets the ratio to zero.
         update=Update(kernels=3, over="tensors", again=2),
     ),
-    # It has two first moments, a fast and a slow one, in one tensor.
-    "ademamix": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=32, smaller="paged_ademamix_8bit"),
-    "ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, smaller="paged_ademamix_8bit"),
+    "ademamix": _bitsandbytes("AdEMAMix", each=3, maps=2, slow=True, bits=32, smaller="paged_ademamix_8bit"),
+    "ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, slow=True, bits=8, smaller="paged_ademamix_8bit"),
     "paged_ademamix_32bit": _bitsandbytes(
-        "AdEMAMix", each=3, maps=2, bits=32, unpaged="ademamix", smaller="paged_ademamix_8bit"
+        "AdEMAMix", each=3, maps=2, slow=True, bits=32, unpaged="ademamix", smaller="paged_ademamix_8bit"
     ),
-    "paged_ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, bits=8, unpaged="ademamix_8bit"),
+    "paged_ademamix_8bit": _bitsandbytes("AdEMAMix", each=3, maps=2, slow=True, bits=8, unpaged="ademamix_8bit"),
     "lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, smaller="paged_lion_8bit"),
     "lion_8bit": _bitsandbytes("Lion", each=1, maps=1, bits=8, smaller="paged_lion_8bit"),
     "paged_lion_32bit": _bitsandbytes("Lion", each=1, maps=1, bits=32, unpaged="lion_32bit", smaller="paged_lion_8bit"),
@@ -126,7 +129,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         name="Adagrad",
         library=TORCH,
         states=(LikeWeights("sums of squared gradients", each=1), STEPS_ON_HOST),
-        states_when_made=True,
+        states_made="constructor",
         temporaries=temporaries.adagrad,
         # Sum 4, square root 2, epsilon 2, the gradient times the learning rate 2, and the update 4.
         update=Update(kernels=5, accesses=14),
@@ -135,6 +138,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         name="Adafactor",
         library=TRANSFORMERS,
         states=(RowsAndColumns(),),
+        states_made="tensor by tensor",
         temporaries=temporaries.adafactor,
         # The weight's size 1, the gradient's square and epsilon 4, their means over rows and columns 2, the outer
         # product of their roots 1, times the gradient 3, the update's size 1, its clipping 2, its step size 2 and sign
@@ -156,7 +160,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         states=(LikeWeights("iterates z, which the weights average, and second moments", each=2),),
         temporaries=temporaries.schedule_free,
         update=Update(kernels=9, accesses=24),  # as in schedule-free AdamW
-        steady_step=5,  # RAdam's rectification skips earlier steps: their second moments have too much variance
+        idle_steps=4,  # RAdam's rectification skips them: their second moments have too much variance
     ),
     "schedule_free_sgd": Optimizer(
         name="schedule-free SGD",

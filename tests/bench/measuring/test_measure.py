@@ -158,6 +158,13 @@ def test_a_run_whose_times_nobody_uses_trains_no_step_for_them(monkeypatch: pyte
     assert untimed.memory.phase_peaks_bytes == timed.memory.phase_peaks_bytes
 
 
+def test_steps_before_the_optimizers_steady_step_are_a_warm_up() -> None:
+    """Schedule-free RAdam updates no weight in its first four steps, and allocates less."""
+    radam = recipe(seq_len=16, optim="schedule_free_radam")
+    told = measure(ResolvedRecipe(SPEC, radam), settings(steps=1, warmup_steps=1, timed=False))
+    assert len(told.warmup_step_seconds) == 4
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapters_that_have_learnt_nothing_leave_the_base_models_loss_alone(method: str) -> None:
     _, told = measured(method)

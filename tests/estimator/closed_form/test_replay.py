@@ -24,6 +24,7 @@ from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.optimizers.states import shared_blocks
 from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.optimizers.temporaries import none
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.trace import run_on_meta, trace
@@ -147,6 +148,65 @@ def test_a_step_allocates_and_frees_large_tensors_in_the_order_of_the_trace(
     assert in_large_pool(walked.events()) == in_large_pool(traced)
 
 
+class Recorded(CachingAllocator):
+    """An allocator that keeps the events of each phase of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[int, int]] = []
+
+    def allocate(self, key: int, size: int) -> bool:
+        self.events.append((key, size))
+        return super().allocate(key, size)
+
+    def free(self, key: int) -> None:
+        self.events.append((key, 0))
+        super().free(key)
+
+
+class RecordedReplay(Replay):
+    """A replay that notes what each optimizer step allocates and frees."""
+
+    def __init__(self, training: Training) -> None:
+        self.recorded = Recorded()
+        self.optimizer_steps: list[list[tuple[int, int]]] = []
+        super().__init__(training, self.recorded)
+
+    def _begin(self, phase: str) -> None:
+        super()._begin(phase)
+        if phase == "optimizer":
+            self.recorded.events = []
+            self.optimizer_steps.append(self.recorded.events)
+        else:
+            self.recorded.events = []
+
+
+@pytest.mark.parametrize("dtypes", ["mixed", "bfloat16"])
+@pytest.mark.parametrize(
+    "optim",
+    [*(name for name, row in OPTIMIZERS.items() if row.temporaries is not none), "adamw_8bit", "ademamix_8bit"],
+)
+def test_an_optimizers_step_allocates_and_frees_in_the_order_of_the_trace(optim: str, dtypes: str) -> None:
+    options: dict[str, Any] = {"method": "full", "dtype": "bfloat16", "mixed_precision": "no"}
+    if dtypes == "mixed":
+        options = {"method": "lora", "rank": 512, "dtype": "bfloat16", "modules_to_save": "embed_tokens"}
+    resolved = llama(optim=optim, **options)
+    replay = RecordedReplay(Training(resolved, "9.0", 132))
+    replay.load()
+    replay.train()
+    for step in {1, OPTIMIZERS[optim].steady_step}:
+        ledger, *_ = run_on_meta(resolved, "cuda", step, lambda _: None, "9.0", 132)
+        begun = {phase: event for event, phase in ledger.phases}
+        traced = in_large_pool(ledger.allocations()[begun["optimizer"] :])
+        replayed = in_large_pool(replay.optimizer_steps[step - 1])
+        assert to_last_allocation(replayed) == to_last_allocation(traced)
+
+
+def to_last_allocation(changes: list[int]) -> list[int]:
+    """Return ``changes`` without the frees at their end."""
+    return changes[: max((index + 1 for index, change in enumerate(changes) if change > 0), default=0)]
+
+
 def in_large_pool(events: Iterable[tuple[int, int]]) -> list[int]:
     """Return bytes of each allocation above 1 MiB, negative for frees, with each run of frees sorted."""
     sizes: dict[int, int] = {}
@@ -228,7 +288,8 @@ def test_cached_segments_are_given_back_before_memory_runs_out() -> None:
     free = training.replay()
     tight = training.replay(capacity=(free.allocated + free.reserved) // 2)
     assert tight.out_of_memory is None
-    assert tight.allocated == free.allocated
+    # Other segments leave other rests that are too small to be split off, of up to 1 MiB.
+    assert tight.allocated == pytest.approx(free.allocated, rel=0.001)
     assert tight.reserved < free.reserved
 
 

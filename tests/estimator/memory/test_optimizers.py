@@ -16,6 +16,7 @@ from lorabench.estimator.dtypes import Dtype
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
 from lorabench.estimator.optimizers.states import Blockwise
 from lorabench.estimator.optimizers.table import OPTIMIZERS
+from lorabench.estimator.optimizers.temporaries import Assign, most_alive
 from lorabench.estimator.optimizers.tensors import TrainedTensors
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.training.optimizer import make_optimizer
@@ -155,6 +156,58 @@ def test_what_an_optimizer_takes_on_a_gpu(optim: str, dtype: Dtype, states: int,
     cuda: Backend = "cuda"
     tensors = [TrainedTensors(shape, count, dtype) for shape, count in SHAPES["adapters"]]
     assert optimizer_bytes(optim, tensors, cuda) == OptimizerBytes(states, temporaries)
+
+
+MIXED = [
+    TrainedTensors((8, 8), 1, "float32"),
+    TrainedTensors((4, 4), 1, "bfloat16"),
+    TrainedTensors((2, 8), 1, "float32"),
+]
+
+
+@pytest.mark.parametrize(
+    ("optim", "alive"),
+    [
+        # The dtype that comes last is first: 32 B, then 256 + 64 B while the former are alive.
+        ("adamw_torch", [32, 32 + 256, 32 + 256 + 64]),
+        ("rmsprop", [32, 32 + 256, 32 + 256 + 64]),
+        # Roots, then scaled gradients. Each list is freed when the next dtype's takes its name.
+        ("adagrad", [32, 64, 64 + 256, 64 + 320, 32 + 320 + 256, 32 + 320 + 320]),
+        # All in the order of the model.
+        ("schedule_free_adamw", [256, 256 + 32, 256 + 32 + 64]),
+    ],
+)
+def test_what_is_alive_after_each_allocation_of_a_step(optim: str, alive: list[int]) -> None:
+    held: dict[str, int] = {}
+    seen = []
+    for statement in OPTIMIZERS[optim].temporaries(MIXED, "cuda"):
+        assert isinstance(statement, Assign)
+        before = sum(held.values())
+        seen += [before + sum(statement.blocks[: count + 1]) for count in range(len(statement.blocks))]
+        held[statement.variable] = sum(statement.blocks)
+    assert seen == alive
+    assert most_alive(OPTIMIZERS[optim].temporaries(MIXED, "cuda")) == max(alive)
+
+
+def test_adafactor_holds_two_copies_and_two_updates_of_a_matrix_in_16_bits() -> None:
+    matrix = 4 * 1024 * 512  # float32
+    factors = 4 * 1024 + 4 * 512  # of rows and columns, whose product is the second update
+    of_matrix = TrainedTensors((1024, 512), 1, "bfloat16")
+    assert optimizer_bytes("adafactor", [of_matrix], "cuda").temporaries == 4 * matrix + factors
+    # In float32 there are no copies. The previous tensor's update lives until this one's replaces it.
+    vector = TrainedTensors((1_000_000,), 1, "float32")
+    update = 4 * 1_000_000
+    assert optimizer_bytes("adafactor", [vector], "cuda").temporaries == 2 * update
+    assert optimizer_bytes("adafactor", [vector, vector], "cuda").temporaries == 3 * update
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_ademamix_keeps_its_fast_and_slow_moment_in_one_block(bits: int) -> None:
+    [state] = OPTIMIZERS[{8: "ademamix_8bit", 32: "ademamix"}[bits]].states
+    elements = 1024 * 512
+    moments = (2 * elements * bits // 8, elements * bits // 8)
+    constants = (2 * 4 * elements // 256, 4 * elements // 256) if bits == 8 else ()
+    assert state.blocks(TrainedTensors((1024, 512), 1, "bfloat16"), "cuda") == (*constants, *moments)
 
 
 @pytest.mark.parametrize(
