@@ -35,6 +35,15 @@ def chunk_rows(tokens: Any, vocab_size: int, hidden_size: int) -> Any:
     return np.minimum(np.ldexp(1.0, exponent - (mantissa == 0.5)), tokens)
 
 
+def adds_16_bit_products(compute_capability: str | None) -> bool:
+    """Return whether a matmul of 16-bit factors adds to the head's gradient itself (addmm), without its own result.
+
+    Liger asks for compute capability 8.0. An unknown GPU has it.
+    """
+    known = compute_capability is not None and not compute_capability.startswith("gfx")
+    return not known or float(compute_capability or 0) >= 8
+
+
 def chunk_count(tokens: int, vocab_size: int, hidden_size: int) -> int:
     """Return the number of chunks: ``tokens`` / `chunk_rows`, rounded up."""
     rows: int = chunk_rows(tokens, vocab_size, hidden_size)

@@ -30,6 +30,7 @@ from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.trace.attention import cpu_attention, cuda_attention, flash_attention_2
 from lorabench.estimator.trace.autocast import MetaAutocast, autocast_on_meta
 from lorabench.estimator.trace.meta_results import MetaResults, results_on_meta
+from lorabench.estimator.training import fused_loss_on_meta
 from lorabench.estimator.training.patches import replaced
 
 if TYPE_CHECKING:
@@ -98,8 +99,9 @@ def running_on_meta(
 ) -> Iterator[None]:
     """Run steps of ``model``, which is on meta, as on a device of ``backend``.
 
-    ``compute_capability`` (of `Device`) selects attention's kernel (`sdpa_kernel`). Pass ``results`` if a dispatch mode
-    of the caller, such as a ledger's, already runs the operators through them; otherwise this context adds a mode.
+    ``compute_capability`` (of `Device`) selects the kernels of attention (`sdpa_kernel`) and of a fused loss. Pass
+    ``results`` if a dispatch mode of the caller, such as a ledger's, already runs the operators through them; otherwise
+    this context adds a mode.
     """
     from transformers import masking_utils
     from transformers import modeling_flash_attention_utils as flash
@@ -109,6 +111,7 @@ def running_on_meta(
         stack.enter_context(replaced(masking_utils, "find_packed_sequence_indices", _no_packed_sequences))
         stack.enter_context(replaced(flash, "_is_packed_sequence", lambda position_ids, batch_size: False))
         stack.enter_context(replaced(masking_utils, "fast_all", _no_padding))
+        stack.enter_context(replaced(fused_loss_on_meta, "compute_capability", compute_capability))
         stack.enter_context(_optimizers_on_meta(backend))
         autocast = stack.enter_context(autocast_on_meta(model, backend))
         stack.enter_context(_operators_on_meta(backend, autocast, compute_capability))

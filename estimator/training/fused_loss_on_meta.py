@@ -1,6 +1,6 @@
 """Liger's fused linear cross-entropy for meta tensors. Liger's own kernels are compiled for the GPU.
 
-It makes the allocations of liger-kernel 0.8.5 on GPUs since the A100, in their order and with their lifetimes
+It makes the allocations of liger-kernel 0.8.5 on a GPU of `compute_capability`, in their order and with their lifetimes
 (`memory.fused_loss` has the sources). Liger's kernels run in place, so only their arguments need memory.
 """
 
@@ -10,11 +10,13 @@ from functools import cache
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from lorabench.estimator.memory.fused_loss import chunk_rows
+from lorabench.estimator.memory.fused_loss import adds_16_bit_products, chunk_rows
 
 if TYPE_CHECKING:
     import torch
 
+compute_capability: str | None = None
+"""As in `Device`. A trace sets it while steps run (`running_on_meta`)."""
 IGNORED = -100
 """Label of tokens that the loss ignores."""
 
@@ -128,13 +130,13 @@ def _product(chunk: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> t
 def _add_product(to_weight: torch.Tensor, to_logits: torch.Tensor, chunk: torch.Tensor) -> None:
     """Add a chunk's share to the weight's gradient, (V, h): in the matmul itself if there is such a kernel (addmm).
 
-    There is one for 16-bit factors and a gradient in their dtype or float32. Otherwise the matmul has its own result,
-    which is then cast to float32.
+    There is one for 16-bit factors and a gradient in their dtype or float32, on newer GPUs. Otherwise the matmul has
+    its own result, which is then cast to float32.
     """
     import torch
 
     half = to_logits.dtype in (torch.float16, torch.bfloat16)
-    if half and to_weight.dtype in (torch.float32, to_logits.dtype):
+    if half and adds_16_bit_products(compute_capability) and to_weight.dtype in (torch.float32, to_logits.dtype):
         chunk.to(to_logits.dtype)  # alive during the matmul
     else:
         to_weight += torch.mm(to_logits.t(), chunk).float()

@@ -8,6 +8,7 @@ from lorabench.estimator.closed_form.autograd import Gradients, Node, Tensor
 from lorabench.estimator.closed_form.operators.elementwise import Elementwise
 from lorabench.estimator.closed_form.sizes import CHUNK, ONE, TOKENS, Monomial
 from lorabench.estimator.closed_form.work import ChunkedLoss
+from lorabench.estimator.memory.fused_loss import adds_16_bit_products
 
 LOSS = "the loss itself"
 SHIFTED_LABELS = "labels, shifted"
@@ -113,7 +114,8 @@ class Loss(Elementwise):
     def _add_to_weight_gradient(self, to_weight: Tensor, x: Tensor, dtype: str, rows: Monomial) -> None:
         """Add a chunk's share to the weight's gradient: in the matmul itself (addmm), or after it, cast to float32."""
         tape = self.tape
-        if dtype != "float32" and to_weight.dtype in ("float32", dtype):
+        in_matmul = dtype != "float32" and adds_16_bit_products(self.compute_capability)
+        if in_matmul and to_weight.dtype in ("float32", dtype):
             if x.dtype != dtype:
                 tape.new(rows, x.features, dtype, name=CHUNK_OF_HIDDEN)
             return

@@ -61,31 +61,35 @@ LOSSES = 4 * T + T  # float32, and which tokens count
 
 
 @pytest.mark.parametrize(
-    ("dtype", "autocast", "trains", "forward"),
+    ("dtype", "autocast", "trains", "capability", "forward"),
     [
         # The gradient of the hidden states and one chunk of logits, all in bf16.
-        (BFLOAT16, BFLOAT16, False, 2 * T * H + 2 * C * V),
-        (BFLOAT16, None, False, 2 * T * H + 2 * C * V),
+        (BFLOAT16, BFLOAT16, False, None, 2 * T * H + 2 * C * V),
+        (BFLOAT16, None, False, None, 2 * T * H + 2 * C * V),
         # A float32 head under autocast: bf16 copies of the weight and of a chunk of hidden states for each product.
-        (FLOAT32, BFLOAT16, False, 4 * T * H + 2 * V * H + 2 * C * H + 2 * C * V),
+        (FLOAT32, BFLOAT16, False, None, 4 * T * H + 2 * V * H + 2 * C * H + 2 * C * V),
         # One that trains, too: its float32 gradient, and the copy that autocast keeps for the second product.
-        (FLOAT32, BFLOAT16, True, 4 * T * H + 4 * V * H + 2 * V * H + 2 * V * H + 2 * C * H + 2 * C * V),
+        (FLOAT32, BFLOAT16, True, "8.0", 4 * T * H + 4 * V * H + 2 * V * H + 2 * V * H + 2 * C * H + 2 * C * V),
         # No kernel adds float32 products to a sum: each chunk's share of the weight's gradient is made first.
-        (FLOAT32, None, True, 4 * T * H + 4 * V * H + 4 * C * V + 4 * V * H),
+        (FLOAT32, None, True, "8.0", 4 * T * H + 4 * V * H + 4 * C * V + 4 * V * H),
         # In bf16 one does.
-        (BFLOAT16, None, True, 2 * T * H + 2 * V * H + 2 * C * V),
+        (BFLOAT16, None, True, "8.0", 2 * T * H + 2 * V * H + 2 * C * V),
         # Weights in another 16-bit dtype than the products: those are made, and copied to float32.
-        (FLOAT16, BFLOAT16, True, 2 * T * H + 2 * V * H + 2 * C * V + (2 + 4) * V * H),
+        (FLOAT16, BFLOAT16, True, "8.0", 2 * T * H + 2 * V * H + 2 * C * V + (2 + 4) * V * H),
+        # Before compute capability 8.0 no kernel does for any dtype. Autocast keeps a 16-bit copy of the weight.
+        (FLOAT32, FLOAT16, True, "7.5", 4 * T * H + 4 * V * H + 2 * V * H + 2 * C * V + (2 + 4) * V * H),
     ],
 )
-def test_the_fused_loss_holds_what_liger_would(dtype: Any, autocast: Any, trains: bool, forward: int) -> None:
+def test_the_fused_loss_holds_what_liger_would(
+    dtype: Any, autocast: Any, trains: bool, capability: str | None, forward: int
+) -> None:
     hidden = torch.empty(T, H, dtype=dtype, device="meta", requires_grad=True)
     weight = torch.nn.Parameter(torch.empty(V, H, dtype=dtype, device="meta"), requires_grad=trains)
     targets = torch.empty(T, dtype=torch.int64, device="meta")
     ledger = StorageLedger("meta")
     ledger.adopt("weights", hidden, weight, targets)
     held = dtype.itemsize * (T * H + V * H) + 8 * T
-    with running_on_meta(torch.nn.Identity(), "cuda"), ledger:
+    with running_on_meta(torch.nn.Identity(), "cuda", compute_capability=capability), ledger:
         ledger.begin_step()
         ledger.begin_phase("forward")
         with torch.autocast("meta", autocast) if autocast else nullcontext():
@@ -111,10 +115,13 @@ def test_the_fused_loss_holds_what_liger_would(dtype: Any, autocast: Any, trains
 def test_the_closed_form_meets_the_trace_in_forward_and_backward(family: str, options: dict[str, Any]) -> None:
     spec = small_model(family, vocab_size=8192)
     recipe = make_recipe(spec.name, seq_len=512, loss="liger", optim="sgd", **options)
-    estimated, traced = estimate_memory(ResolvedRecipe(spec, recipe)), traced_tensors(ResolvedRecipe(spec, recipe))
-    for phase in ("forward", "backward"):
-        assert estimated.phase_peaks_bytes[phase] == pytest.approx(traced.phase_peaks_bytes[phase], rel=5e-4), phase
-    assert estimated.components["logits"] == traced.components["logits"]
+    resolved = ResolvedRecipe(spec, recipe)
+    for capability in ("8.0", "7.5"):
+        estimated = estimate_memory(resolved, compute_capability=capability)
+        traced = traced_tensors(resolved, compute_capability=capability)
+        for phase in ("forward", "backward"):
+            assert estimated.phase_peaks_bytes[phase] == pytest.approx(traced.phase_peaks_bytes[phase], rel=5e-4), phase
+        assert estimated.components["logits"] == traced.components["logits"]
 
 
 def chunks_of_logits(sizes: list[int], vocab_size: int) -> list[int]:
