@@ -78,7 +78,15 @@ def _four_bit_matmuls(function: Callable[..., ScratchTensors]) -> dict[Any, Call
 
 
 def _gemm_4bit_on_cuda(
-    activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
+    activations: torch.Tensor,
+    codes: torch.Tensor,
+    shape: list[int],
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: torch.Tensor | None = None,
+    absmax_8bit: torch.Tensor | None = None,
+    *_: Any,
 ) -> ScratchTensors:
     """Return the dequantised weight; with double quantisation also its absmax, before and after the offset is added.
 
@@ -86,17 +94,14 @@ def _gemm_4bit_on_cuda(
     fits without them also fits with them.
     """
     weight = activations.new_empty(shape)
-    absmax_8bit = options.get("absmax_8bit")
     if absmax_8bit is None:
         return ScratchTensors([weight], [])
     return ScratchTensors([absmax.new_empty(absmax_8bit.shape), absmax.new_empty(absmax_8bit.shape), weight], [])
 
 
-def _gemm_4bit_on_cpu(
-    activations: torch.Tensor, codes: torch.Tensor, shape: list[int], absmax: torch.Tensor, *_: Any, **options: Any
-) -> ScratchTensors:
+def _gemm_4bit_on_cpu(*args: Any) -> ScratchTensors:
     """Return the dequantised weight and absmax. The absmax without offset is freed before the matmul."""
-    return ScratchTensors(_gemm_4bit_on_cuda(activations, codes, shape, absmax, **options).before[-2:], [])
+    return ScratchTensors(_gemm_4bit_on_cuda(*args).before[-2:], [])
 
 
 # Attention

@@ -140,12 +140,28 @@ def test_a_step_allocates_and_frees_large_tensors_in_the_order_of_the_trace(
     resolved = recipe_for(spec, seq_len=512, **dropout, **options)
     if not (family == "gemma2" and attention == "sdpa"):  # transformers has no sdpa for it
         resolved = resolved.replaced(attn_implementation=attention)
+    walked, traced = large_tensors_of_a_step(resolved)
+    assert walked == traced
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+def test_so_does_a_step_whose_absmax_is_large_too(family: str) -> None:
+    """2048 · 8448 weights have 264 Ki absmax, which is more than 1 MiB in float32."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 8448, "num_hidden_layers": 2, "num_attention_heads": 16}
+    spec = read_config(small_config(family, **sizes, vocab_size=16000), f"small/{family}")
+    walked, traced = large_tensors_of_a_step(recipe_for(spec, method="qlora", seq_len=512, lora_dropout=0.0))
+    assert 4 * 2048 * 8448 // 64 in walked
+    assert walked == traced
+
+
+def large_tensors_of_a_step(resolved: ResolvedRecipe) -> tuple[list[int], list[int]]:
+    """Return `in_large_pool` of forward and backward on an H100, walked and traced."""
     capability, multiprocessors = "9.0", 132
     walked = Training(resolved, capability, multiprocessors).micro_batches[0]
     ledger, *_ = run_on_meta(resolved, "cuda", 2, lambda _: None, capability, multiprocessors)
     begun = {phase: event for event, phase in ledger.phases}
     traced = ledger.allocations()[begun["forward"] : begun["optimizer"]]
-    assert in_large_pool(walked.events()) == in_large_pool(traced)
+    return in_large_pool(walked.events()), in_large_pool(traced)
 
 
 class Recorded(CachingAllocator):

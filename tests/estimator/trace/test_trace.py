@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.model_tensors import model_bytes
-from lorabench.estimator.trace.scratch import cuda_scratch
+from lorabench.estimator.trace.scratch import Scratch, cpu_scratch, cuda_scratch
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.trace.trace import TIMELINE_POINTS, trace
 from lorabench.estimator.training.model import build_model
@@ -457,16 +457,33 @@ def test_the_embeddings_backward_sorts_more_than_3072_tokens() -> None:
     assert scratch_bytes(backward, meta(1, 4000, 64), many, 1000, -1, False)[-1] == sums
 
 
-def test_a_four_bit_product_holds_the_dequantised_weight() -> None:
+@pytest.mark.parametrize(
+    ("scratch", "double_quant", "held"),
+    [
+        (cuda_scratch, False, [2 * 32 * 64]),
+        (cuda_scratch, True, [4 * 32, 4 * 32, 2 * 32 * 64]),
+        (cpu_scratch, True, [4 * 32, 2 * 32 * 64]),
+    ],
+)
+def test_a_four_bit_product_holds_the_dequantised_weight_and_its_absmax(
+    scratch: Callable[[], Scratch], double_quant: bool, held: list[int]
+) -> None:
+    """It is called as `MatMul4Bit.forward` of bitsandbytes calls it."""
     import bitsandbytes  # noqa: F401 - it defines the operator
 
-    product = torch.ops.bitsandbytes.gemm_4bit.default
-    codes, absmax = meta(64 * 32 // 2, 1, dtype=FLOAT32), meta(32, dtype=FLOAT32)
-    plain = scratch_bytes(product, meta(4, 64), codes, [32, 64], absmax, 64, "nf4")
-    assert plain == [2 * 32 * 64]
-    nested = torch.empty(32, dtype=torch.uint8, device="meta")
-    double = scratch_bytes(product, meta(4, 64), codes, [32, 64], absmax, 64, "nf4", absmax_8bit=nested)
-    assert double == [4 * 32, 4 * 32, 2 * 32 * 64]
+    x, codes, absmax = meta(4, 64, requires_grad=False), meta(64 * 32 // 2, 1, dtype=FLOAT32), meta(32, dtype=FLOAT32)
+    nested = {
+        "absmax_8bit": torch.empty(32, dtype=torch.uint8, device="meta"),
+        "absmax_code": meta(256, dtype=FLOAT32),
+        "absmax_offset": meta(dtype=FLOAT32),
+    }
+    ledger = StorageLedger("meta", scratch=scratch())
+    with ledger, torch.no_grad():
+        torch.ops.bitsandbytes.gemm_4bit.default(
+            x, codes, [32, 64], absmax, 64, "nf4", bias=None, **(nested if double_quant else {})
+        )
+    output = 2 * 4 * 32
+    assert [size for _, size in ledger.allocations() if size] == [*held, output]
 
 
 def test_paged_states_take_no_memory_of_the_device() -> None:
