@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,48 +24,48 @@ class TraceReplay(NamedTuple):
     """A replay of a traced training."""
 
     peaks: Replayed
-    """Allocated bytes of the last step; reserved bytes since the cache was emptied last, before the first step."""
-    last_step: list[AllocatorState]
-    """After each event of the last step."""
+    """Allocated bytes of the last step, and of the one after it; reserved bytes since the cache was emptied last,
+    before the first step."""
+    step: list[AllocatorState]
+    """After each event of the step with the higher peak: the last one, or the one after it."""
 
 
-def replay_trace(
-    history: StorageHistory, settings: AllocatorSettings = DEFAULTS, *, capacity: int | None = None
-) -> TraceReplay:
+def replay_trace(history: StorageHistory, settings: AllocatorSettings = DEFAULTS) -> TraceReplay:
     """Replay every allocation and free of ``history``, and empty the cache at the same moments.
 
-    ``capacity``: bytes available on the device; None for no limit.
+    If the last step changed the segments, the next one finds other gaps. Then the last step is replayed once more.
     """
-    replay = _Replay(history, CachingAllocator(settings, capacity=capacity))
+    replay = _Replay(history, CachingAllocator(settings))
     failure = replay.run()
     peaks, allocator = replay.peaks, replay.allocator
     most = max(peaks.values(), default=allocator.peak_allocated)
-    return TraceReplay(Replayed(most, allocator.peak_reserved, peaks, failure), replay.last_step)
+    return TraceReplay(Replayed(most, allocator.peak_reserved, peaks, failure), replay.highest_step)
 
 
 class _Replay:
     def __init__(self, history: StorageHistory, allocator: CachingAllocator) -> None:
         self.allocator = allocator
         self.peaks: dict[str, int] = {}
-        self.last_step: list[AllocatorState] = []
+        self.highest_step: list[AllocatorState] = []
         self._history = history
-        self._allocations = history.allocations()
 
     def run(self) -> OutOfMemory | None:
         """Replay the history. If an allocation fails, stop and return it."""
+        history, allocations = self._history, self._history.allocations()
         start = 0
-        for moment in sorted({*self._history.emptied, *self._history.ends.values()}):
-            failure = self._play(start, moment, "loaded")
+        for moment in sorted({*history.emptied, *history.ends.values()}):
+            failure = self._play(allocations[start:moment], "loaded")
             if failure is not None:
                 return failure
             start = moment
             self._reach(moment)
-        boundaries = [*self._history.phases, (len(self._allocations), "")]
-        failure = self._play(start, boundaries[0][0], "adapted")
-        for (begin, phase), (end, _) in pairwise(boundaries):
-            if failure is None and phase:
-                self._note(phase)
-                failure = self._play(begin, end, phase, in_last_step=True)
+        failure = self._play(allocations[start : history.step_start], "adapted")
+        if failure is not None:
+            return failure
+        before = self.allocator.exchanges
+        failure = self._step(allocations[history.step_start :])
+        if failure is None and self.allocator.exchanges != before and (after := history.step_after()):
+            failure = self._step(after)
         return failure
 
     def _reach(self, moment: int) -> None:
@@ -76,17 +77,37 @@ class _Replay:
             self.allocator.empty_cache()
             self.allocator.peak_reserved = self.allocator.reserved
 
-    def _play(self, start: int, end: int, phase: str, *, in_last_step: bool = False) -> OutOfMemory | None:
+    def _step(self, events: Sequence[tuple[int, int]]) -> OutOfMemory | None:
+        """Replay ``events``, those of the last step or of the same step again, and record the peak of each phase."""
+        boundaries = [(begin - self._history.step_start, phase) for begin, phase in self._history.phases]
+        states: list[AllocatorState] = []
+        failure = self._play(events[: boundaries[0][0]], "adapted")  # it frees the gradients of the step before
+        for (begin, phase), (end, _) in pairwise(boundaries):
+            if failure is None:
+                failure = self._play(events[begin:end], phase, states)
+        self.highest_step = max(self.highest_step, states, key=_peak)
+        return failure
+
+    def _play(
+        self, events: Sequence[tuple[int, int]], phase: str, states: list[AllocatorState] | None = None
+    ) -> OutOfMemory | None:
+        """Replay ``events`` of ``phase``. With ``states``, record the phase's peak, and append each event's state."""
         allocator = self.allocator
-        for number, size in self._allocations[start:end]:
+        if states is not None:
+            self._note(phase)
+        for number, size in events:
             if size == 0:
                 allocator.free(number)
             elif not allocator.allocate(number, size):
                 return OutOfMemory(phase, size)
-            if in_last_step:
+            if states is not None:
                 self._note(phase)
-                self.last_step.append(AllocatorState(allocator.allocated, allocator.reserved))
+                states.append(AllocatorState(allocator.allocated, allocator.reserved))
         return None
 
     def _note(self, phase: str) -> None:
         self.peaks[phase] = max(self.peaks.get(phase, 0), self.allocator.allocated)
+
+
+def _peak(states: Sequence[AllocatorState]) -> int:
+    return max((state.allocated for state in states), default=0)

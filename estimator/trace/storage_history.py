@@ -23,6 +23,8 @@ class StorageHistory:
         """Storage made during a layer's recomputation → number of the recomputation."""
         self._recompute_ends: list[int] = []
         """For each recomputation, the event at its end."""
+        self.step_start = 0
+        """Number of events before the last step."""
         self.phases: list[tuple[int, str]] = []
         """Start of each phase of the last step: an event, and the phase's name."""
         self.ends: dict[str, int] = {}
@@ -71,6 +73,21 @@ class StorageHistory:
     def allocations(self) -> list[tuple[int, int]]:
         """Return every allocation and free since the beginning: the storage's number, and its bytes or 0 for a free."""
         return [(event, self._sizes[event]) if event >= 0 else (~event, 0) for event in self._events]
+
+    def step_after(self) -> list[tuple[int, int]]:
+        """Return the allocations and frees of the step after the last, if it equals the last; else an empty list.
+
+        It frees what the last step left, such as gradients, where the last step freed what the step before left. Both
+        are matched in the order of their births. A step that leaves other tensors than it frees is not the same again.
+        """
+        events = self._events[self.step_start : self.phases[-1][0]]
+        made = [event for event in events if event >= 0]
+        freed = {~event for event in events if event < 0}
+        found, left = sorted(freed.difference(made)), [each for each in made if each not in freed]
+        if [self._sizes[each] for each in found] != [self._sizes[each] for each in left]:
+            return []
+        numbers = dict(zip(found, left, strict=True)) | {each: len(self._sizes) + each for each in made}
+        return [(numbers[event], self._sizes[event]) if event >= 0 else (numbers[~event], 0) for event in events]
 
     def live_bytes_of_step(self) -> Iterator[tuple[int, str, int]]:
         """Yield the number and phase of each event of the last step, and the live bytes after it."""

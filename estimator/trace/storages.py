@@ -89,6 +89,7 @@ class StorageLedger(FollowedStorages):
 
     def begin_step(self) -> None:
         """Start a step. `breakdown` is that of the last one."""
+        self.step_start = len(self._events)
         self.phases = []
 
     def begin_phase(self, phase: str) -> None:

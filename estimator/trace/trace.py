@@ -117,7 +117,8 @@ def trace(
 ) -> Trace:
     """Run ``steps`` training steps of the recipe on meta tensors and return the memory of the last one.
 
-    With None it runs until a step equals all later ones: most optimizers need two steps.
+    With None it runs until a step makes the tensors of all later ones: most optimizers need two steps. If that step
+    changed the allocator's segments, its allocations are replayed once more, and the peaks are those of both.
 
     The model runs as on a device of ``backend``, of ``compute_capability`` and so many ``multiprocessors`` (both of
     `Device`). The former decides the size of cuBLAS' workspaces (see `workspaces` for None). Both decide the size of
