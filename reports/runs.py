@@ -264,6 +264,7 @@ _DISTINCTIONS: list[Callable[[Run], str | None]] = [
     *map(_setting, ["attn_implementation", "loss", "gradient_accumulation"]),
     *map(_setting, ["quant_type", "double_quant", "prepare_kbit"]),
     *map(_setting, ["lora_alpha", "lora_dropout", "use_rslora", "use_reentrant", "keep_outputs"]),
+    _setting("empty_cache_steps"),
     lambda run: run.record.engine,
     lambda run: "rehearsed" if run.record.rehearsed else "measured",
     lambda run: run.record.device.name,

@@ -159,6 +159,7 @@ def make_trainer(training: Training, seed: int, folder: str, between_steps: Call
 
         def on_step_end(self, arguments: Any, state: Any, control: Any, **unused: Any) -> None:
             training.note(_sum(self.losses), self.gradient_norm)
+            step.done += 1
             control.should_training_stop = between_steps()
 
     forget_overrides()
@@ -196,6 +197,7 @@ def _arguments(recipe: Recipe, device: str, seed: int, folder: str) -> Any:
         optim=recipe.optim,
         learning_rate=LEARNING_RATE,
         max_grad_norm=MAX_GRAD_NORM,
+        torch_empty_cache_steps=recipe.empty_cache_steps,
         bf16=recipe.mixed_precision == "bf16",
         fp16=recipe.mixed_precision == "fp16",
         seed=seed,

@@ -25,7 +25,7 @@ from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.clipping import clipping_buffers
 from lorabench.estimator.memory.loading import EMPTY_CACHE, loading
 from lorabench.estimator.memory.reductions import Multiprocessors, multiprocessors_of, reduction_buffer
-from lorabench.estimator.memory.replayed import OutOfMemory, Replayed, with_blocks
+from lorabench.estimator.memory.replayed import OutOfMemory, Replayed, distinct_steps, with_blocks
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
 from lorabench.estimator.optimizers.states import shared_blocks
 from lorabench.estimator.optimizers.table import OPTIMIZERS
@@ -163,6 +163,8 @@ class Replay:
         self._peaks: dict[str, int] = {}
         self._threads_with_workspace: set[str] = set()
         self._outputs: list[int] = []
+        self._empties = False
+        """Whether this step empties the cache."""
         self._failure: OutOfMemory | None = None
         self.reserved_while_loading = 0
         """Most bytes that were reserved while the model was loaded."""
@@ -197,17 +199,24 @@ class Replay:
         return Replayed(most, reserved, peaks, self._failure)
 
     def _steps(self) -> None:
-        allocator, steady = self._allocator, self._optimizer.steady_step
-        for number in range(1, steady + STEADY_STEPS):
-            if number == steady:
+        allocator, recipe = self._allocator, self._training.resolved.recipe
+        steady_step = self._optimizer.steady_step
+        repeats = False
+        for number in distinct_steps(steady_step + STEADY_STEPS - 1, steady_step, recipe.empty_cache_steps):
+            if repeats and not recipe.empties_cache(number):
+                continue
+            steady = number >= steady_step - 1
+            if number == steady_step - 1:
                 self._peaks = {"adapted": self._peaks["adapted"]}
                 allocator.peak_allocated = allocator.allocated
             small, large = allocator.small.exchanges, allocator.large.exchanges
             self._step(number)
             # If all large blocks of a step are free again, in the same segments, later steps take the same ones.
-            repeats = number >= steady and allocator.large.exchanges == large
-            if repeats and (allocator.small.exchanges == small or self._small_pool_serves_another_step()):
-                break
+            repeats = (
+                steady
+                and allocator.large.exchanges == large
+                and (allocator.small.exchanges == small or self._small_pool_serves_another_step())
+            )
 
     def _small_pool_serves_another_step(self) -> bool:
         """Return whether the next step takes nothing from the device, if its large blocks are those of the last one."""
@@ -218,7 +227,7 @@ class Replay:
         trial._allocate = lambda key, size: size > LARGEST_SMALL or allocator.allocate(key, size)
         trial._free = lambda key: allocator.free(key) if key in allocator.in_use else None
         with suppress(_Full):
-            trial._step(self._optimizer.steady_step)
+            trial._step(self._optimizer.steady_step - 1)
         return trial._failure is None and allocator.exchanges == before
 
     def _evaluate(self) -> None:
@@ -228,7 +237,7 @@ class Replay:
             before = self._allocator.exchanges
             self._micro_batch(self._training.evaluation)
             if self._allocator.exchanges != before:  # else the next step finds what the last one left
-                self._step(self._optimizer.steady_step)
+                self._step(self._optimizer.steady_step + STEADY_STEPS - 1)
 
     def _fail(self, size: int) -> _Full:
         """Note that an allocation of ``size`` found no room, and return the exception that ends the replay."""
@@ -266,16 +275,17 @@ class Replay:
         return self._keys
 
     def _step(self, number: int) -> None:
-        """Replay a step. Steps are numbered from 1, and later ones are as the optimizer's steady step."""
+        """Replay a step. Steps are numbered from 0, and later ones are as the optimizer's steady step."""
+        self._empties = self._training.resolved.recipe.empties_cache(number)
         gradients: list[int] = []
         for walked in self._training.micro_batches:
             gradients += self._micro_batch(walked)
         self._begin("optimizer")
         self._clip()
-        if number == 1 and self._optimizer.states_made == "first step":
+        if number == 0 and self._optimizer.states_made == "first step":
             self._make_states(self._training.tensors)
-        if number > self._optimizer.idle_steps:
-            self._temporaries(first=number == 1)
+        if number >= self._optimizer.idle_steps:
+            self._temporaries(first=number == 0)
         self._end_phase()
         self._free_all(gradients)
 
@@ -318,6 +328,8 @@ class Replay:
                 for key in self._outputs:
                     free(key)
                 self._outputs = [base + block for block in walked.outputs]
+                if self._empties:
+                    self._allocator.empty_cache()
             if mark is not None:
                 self._reach(mark)
         return [base + block for block in walked.gradients]

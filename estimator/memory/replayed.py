@@ -10,6 +10,9 @@ from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSet
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.reserved import with_context
 
+EMPTIED = 3
+"""Steps that empty the cache and are run. The third finds what the second left, as later ones do."""
+
 
 class OutOfMemory(NamedTuple):
     """The allocation that failed, after the allocator had released its cached segments."""
@@ -28,6 +31,22 @@ class Replayed(NamedTuple):
     phase_peaks: dict[str, int]
     """Phase → maximum of the allocated bytes; for ``loaded`` and ``adapted`` the bytes that remain at the end."""
     out_of_memory: OutOfMemory | None = None
+
+
+def distinct_steps(count: int, steady_step: int, empty_cache_steps: int | None) -> list[int]:
+    """Return the numbers, from 0, of the steps that are run for all: the others repeat one of them.
+
+    They are the first ``count`` steps. If the cache is emptied every ``empty_cache_steps`` steps, they are also up to
+    ``count`` steps from each of `EMPTIED` steps that empty it, the first of which is the last one before the
+    optimizer's ``steady_step`` (of `Optimizer`).
+    """
+    steps = {*range(count)}
+    if empty_cache_steps is not None:
+        first = (steady_step - 2) // empty_cache_steps  # steady steps are numbered from 1, and the earliest is 2
+        for number in range(first, first + EMPTIED):
+            start = number * empty_cache_steps
+            steps.update(range(start, start + min(count, empty_cache_steps)))
+    return sorted(steps)
 
 
 def with_blocks(

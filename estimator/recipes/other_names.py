@@ -49,6 +49,7 @@ INSTEAD = {
     "reentrant": "use_reentrant",
     "gradient_checkpointing_kwargs": "use_reentrant",
     "transformers_version": "transformers",
+    "torch_empty_cache_steps": "empty_cache_steps",
     "attn": "attn_implementation",
     "flash_attn": "attn_implementation=flash_attention_2",
     "use_flash_attention_2": "attn_implementation=flash_attention_2",

@@ -76,6 +76,9 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keep_outputs: bool = False
     """The training loop refers to the model's outputs, logits included, until the next forward pass ends, as
     ``outputs = model(**batch)`` does. transformers' Trainer keeps the loss alone."""
+    empty_cache_steps: PositiveInt | None = None
+    """The allocator's cache is emptied between the forward and the backward pass of every step whose number, from 0, is
+    a multiple of this: `torch_empty_cache_steps` of transformers' TrainingArguments. None: never."""
 
     def __post_init__(self) -> None:
         if method_of(self.adapter, self.quantization) is None:
@@ -163,6 +166,10 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def rules(self) -> Rules:
         """What the recipe's transformers does otherwise than transformers 5."""
         return RULES[self.transformers]
+
+    def empties_cache(self, step: int) -> bool:
+        """Return whether the cache is emptied in step number ``step``, from 0."""
+        return self.empty_cache_steps is not None and step % self.empty_cache_steps == 0
 
     @property
     def loss_rule(self) -> str:
@@ -292,6 +299,7 @@ class RecipeOptions(TypedDict, total=False):
     loss: Loss
     transformers: str
     keep_outputs: bool
+    empty_cache_steps: int
 
 
 def settings_of(method: Method) -> frozenset[str]:

@@ -24,8 +24,7 @@ class TraceReplay(NamedTuple):
     """A replay of a traced training."""
 
     peaks: Replayed
-    """Allocated bytes of the last step, and of the one after it; reserved bytes since the cache was emptied last,
-    before the first step."""
+    """Allocated bytes of the last step, and of the one after it; reserved bytes of all steps."""
     step: list[AllocatorState]
     """After each event of the step with the higher peak: the last one, or the one after it."""
 
@@ -33,7 +32,8 @@ class TraceReplay(NamedTuple):
 def replay_trace(history: StorageHistory, settings: AllocatorSettings = DEFAULTS) -> TraceReplay:
     """Replay every allocation and free of ``history``, and empty the cache at the same moments.
 
-    If the last step changed the segments, the next one finds other gaps. Then the last step is replayed once more.
+    If the last step changed the segments, the next one finds other gaps. Then the last step is replayed once more,
+    unless steps empty the cache: then the next step may differ from it.
     """
     replay = _Replay(history, CachingAllocator(settings))
     failure = replay.run()
@@ -48,54 +48,61 @@ class _Replay:
         self.peaks: dict[str, int] = {}
         self.highest_step: list[AllocatorState] = []
         self._history = history
+        self._emptied = frozenset(history.emptied)
 
     def run(self) -> OutOfMemory | None:
         """Replay the history. If an allocation fails, stop and return it."""
         history, allocations = self._history, self._history.allocations()
         start = 0
-        for moment in sorted({*history.emptied, *history.ends.values()}):
-            failure = self._play(allocations[start:moment], "loaded")
+        for moment in sorted({*history.ends.values(), history.settled}):
+            failure = self._play(start, allocations[start:moment], "loaded")
             if failure is not None:
                 return failure
             start = moment
-            self._reach(moment)
-        failure = self._play(allocations[start : history.step_start], "adapted")
+            for phase, end in history.ends.items():
+                if end == moment:
+                    self.peaks[phase] = self.allocator.allocated
+        self._empty(start)
+        self.allocator.peak_reserved = self.allocator.reserved
+        failure = self._play(start, allocations[start : history.step_start], "adapted")
         if failure is not None:
             return failure
         before = self.allocator.exchanges
         failure = self._step(allocations[history.step_start :])
-        if failure is None and self.allocator.exchanges != before and (after := history.step_after()):
+        changed = self.allocator.exchanges != before
+        if failure is None and changed and not history.steps_empty_the_cache and (after := history.step_after()):
             failure = self._step(after)
         return failure
 
-    def _reach(self, moment: int) -> None:
-        """Record phase peaks and empty the cache, if the history does so after ``moment`` events."""
-        for phase, end in self._history.ends.items():
-            if end == moment:
-                self.peaks[phase] = self.allocator.allocated
-        if moment in self._history.emptied:
+    def _empty(self, moment: int) -> None:
+        """Empty the cache if the history does so after ``moment`` events."""
+        if moment in self._emptied:
             self.allocator.empty_cache()
-            self.allocator.peak_reserved = self.allocator.reserved
 
     def _step(self, events: Sequence[tuple[int, int]]) -> OutOfMemory | None:
         """Replay ``events``, those of the last step or of the same step again, and record the peak of each phase."""
-        boundaries = [(begin - self._history.step_start, phase) for begin, phase in self._history.phases]
+        start = self._history.step_start
+        boundaries = [(begin - start, phase) for begin, phase in self._history.phases]
         states: list[AllocatorState] = []
-        failure = self._play(events[: boundaries[0][0]], "adapted")  # it frees the gradients of the step before
+        failure = self._play(start, events[: boundaries[0][0]], "adapted")  # it frees the gradients of the step before
         for (begin, phase), (end, _) in pairwise(boundaries):
             if failure is None:
-                failure = self._play(events[begin:end], phase, states)
+                failure = self._play(start + begin, events[begin:end], phase, states)
         self.highest_step = max(self.highest_step, states, key=_peak)
         return failure
 
     def _play(
-        self, events: Sequence[tuple[int, int]], phase: str, states: list[AllocatorState] | None = None
+        self, start: int, events: Sequence[tuple[int, int]], phase: str, states: list[AllocatorState] | None = None
     ) -> OutOfMemory | None:
-        """Replay ``events`` of ``phase``. With ``states``, record the phase's peak, and append each event's state."""
+        """Replay ``events`` of ``phase``, which follow ``start`` others.
+
+        With ``states``, record the phase's peak, and append each event's state.
+        """
         allocator = self.allocator
         if states is not None:
             self._note(phase)
-        for number, size in events:
+        for moment, (number, size) in enumerate(events, start):
+            self._empty(moment)
             if size == 0:
                 allocator.free(number)
             elif not allocator.allocate(number, size):

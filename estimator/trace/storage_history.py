@@ -31,6 +31,8 @@ class StorageHistory:
         """Phase before the first step → number of events at its end."""
         self.emptied: list[int] = []
         """Number of events at each time when the allocator's cache was emptied."""
+        self.settled = 0
+        """Number of events when the first step was about to begin."""
 
     def end_phase(self, phase: str) -> None:
         """Note that ``phase``, one of those before the first step, ends."""
@@ -39,6 +41,16 @@ class StorageHistory:
     def empty_cache(self) -> None:
         """Note that the cache is emptied: the allocator releases what is wholly free."""
         self.emptied.append(len(self._events))
+
+    def settle(self) -> None:
+        """Note that the cache is emptied before the first step, and peaks of reserved memory count from here on."""
+        self.empty_cache()
+        self.settled = len(self._events)
+
+    @property
+    def steps_empty_the_cache(self) -> bool:
+        """Whether the cache was emptied since the first step began."""
+        return max(self.emptied, default=0) > self.settled
 
     # Results.
 

@@ -24,7 +24,7 @@ from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSet
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.optimizers import paged_states_bytes
 from lorabench.estimator.memory.reductions import multiprocessors_of
-from lorabench.estimator.memory.replayed import with_blocks
+from lorabench.estimator.memory.replayed import distinct_steps, with_blocks
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.quiet import quiet_libraries
@@ -118,7 +118,8 @@ def trace(
     """Run ``steps`` training steps of the recipe on meta tensors and return the memory of the last one.
 
     With None it runs until a step makes the tensors of all later ones: most optimizers need two steps. If that step
-    changed the allocator's segments, its allocations are replayed once more, and the peaks are those of both.
+    changed the allocator's segments, its allocations are replayed once more, and the peaks are those of both. If steps
+    empty the allocator's cache, further steps run instead (`distinct_steps`).
 
     The model runs as on a device of ``backend``, of ``compute_capability`` and so many ``multiprocessors`` (both of
     `Device`). The former decides the size of cuBLAS' workspaces (see `workspaces` for None). Both decide the size of
@@ -133,7 +134,7 @@ def trace(
     recipe = resolved.recipe
     refuse_untraceable(resolved, backend)
     if steps is None:
-        steps = OPTIMIZERS[recipe.optim].steady_step
+        steps = OPTIMIZERS[recipe.optim].steady_step + (recipe.empty_cache_steps is not None)
     try:
         ledger, origins, parameters = run_on_meta(
             resolved, backend, steps, on_progress, compute_capability, multiprocessors
@@ -259,17 +260,19 @@ def run_on_meta(
     with running_on_meta(model, backend, results, compute_capability):
         optimizer = make_optimizer(model, recipe)
         ledger.adopt_optimizer(optimizer)
-        ledger.empty_cache()  # as `lorabench run` and `lorabench rehearse` do
+        ledger.settle()  # as `lorabench run` and `lorabench rehearse` do
         begin_phase = ledger.begin_phase
         if backend == "cuda":
             cublas = CublasWorkspaces(ledger, compute_capability)
             begin_phase, ledger.on_operation = cublas.begin_phase, cublas.take
-        step = TrainingStep(model, optimizer, recipe, begin_phase)
+        step = TrainingStep(model, optimizer, recipe, begin_phase, ledger.empty_cache)
         with ledger, origins.watching(), stepping_on_meta(optimizer, backend, results):
             ledger.watch_model(model, spec.vocab_size)
-            for number in range(steps):
-                on_progress(f"running step {number + 1} of {steps}")
+            numbers = distinct_steps(steps, OPTIMIZERS[recipe.optim].steady_step, recipe.empty_cache_steps)
+            for count, number in enumerate(numbers, start=1):
+                on_progress(f"running step {count} of {len(numbers)}")
                 ledger.begin_step()
+                step.done = number
                 step(_batches(recipe, ledger))
                 ledger.end_step(model, optimizer)
     return ledger, origins, parameters

@@ -116,6 +116,8 @@ def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
         if importlib.util.find_spec(package) is None:
             install = package.replace("_", "-")
             raise UserError(f"{option} needs the package {install}: pip install {install}, or use {instead[option]}")
+    if recipe.empty_cache_steps is not None and device != "cuda":
+        raise UserError(f"empty_cache_steps empties the cache of CUDA's allocator, and this is {device}: leave it out")
     if optimizer.unpaged is not None and device != "cuda":
         raise UserError(
             f"optim {recipe.optim} pages states between GPU and host, and this is {device}: use {optimizer.unpaged}"

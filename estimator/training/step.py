@@ -23,9 +23,10 @@ class TrainingStep:
     """Forward, backward, clipping and optimizer step of a recipe, as transformers' Trainer runs them.
 
     Only the loss outlives the forward pass: the model's output, logits included, is freed before backward. Under a
-    recipe with ``keep_outputs`` it stays until the next forward pass ends.
-    ``gradient_norm`` is the last step's norm before clipping, a scalar tensor on the device; None before the first
-    step.
+    recipe with ``keep_outputs`` it stays until the next forward pass ends. Under one with ``empty_cache_steps`` the
+    allocator's cache is emptied between the two passes, where Trainer empties it.
+    ``done`` is the number of steps so far. ``gradient_norm`` is the last step's norm before clipping, a scalar tensor
+    on the device; None before the first step.
     """
 
     def __init__(
@@ -34,8 +35,13 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
         on_phase: Callable[[str], None] = lambda phase: None,
+        empty_cache: Callable[[], None] | None = None,
     ) -> None:
-        """Prepare steps of ``model``. ``on_phase`` is called with each phase (of `breakdown.PHASES`) when it begins."""
+        """Prepare steps of ``model``.
+
+        ``on_phase`` is called with each phase (of `breakdown.PHASES`) when it begins, and ``empty_cache`` when the
+        cache is to be emptied; None empties CUDA's.
+        """
         import torch
 
         self.model = model
@@ -47,6 +53,8 @@ class TrainingStep:
         scales = recipe.mixed_precision == "fp16" and self.device_type != "meta"
         self.scaler = torch.amp.GradScaler(self.device_type) if scales else None
         self.gradient_norm: torch.Tensor | None = None
+        self.done = 0
+        self._empty_cache = torch.cuda.empty_cache if empty_cache is None else empty_cache
         self._outputs: Any = None
 
     def __call__(self, batches: Iterable[Batch]) -> torch.Tensor:
@@ -64,6 +72,8 @@ class TrainingStep:
                 loss = outputs.loss / self.recipe.gradient_accumulation
             self._outputs = outputs if self.recipe.keep_outputs else None
             del outputs
+            if self.recipe.empties_cache(self.done):
+                self._empty_cache()
             self.on_phase("backward")
             if self.scaler is None:
                 loss.backward()
@@ -79,6 +89,7 @@ class TrainingStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         assert total is not None
+        self.done += 1
         return total
 
     def _clip(self) -> None:

@@ -102,6 +102,12 @@ OPTIONS = [
         help="The loop refers to the model's outputs until the next forward pass ends.",
         shown="no",
     ),
+    _option(
+        "--empty-cache-steps",
+        type=int,
+        help="Empty the allocator's cache before the backward pass of the first step and each N-th one after it.",
+        shown="never",
+    ),
 ]
 
 

@@ -150,6 +150,26 @@ def test_trainer_keeps_no_outputs() -> None:
         pass
 
 
+def test_trainer_empties_the_cache_where_lorabench_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between forward and backward, in each micro-batch of every second step; and own steps go on counting."""
+    seen: list[str] = []
+    monkeypatch.setattr("transformers.trainer.clear_device_cache", lambda: seen.append("emptied"))
+    training = training_of(recipe_of(method="lora", rank=4, gradient_accumulation=2))
+    step = training.step
+    step.recipe = replace(step.recipe, empty_cache_steps=2)
+    step._empty_cache = lambda: seen.append("emptied")
+    step.model.register_forward_hook(lambda module, arguments, outputs: seen.append("forward"))
+    weight: Any = next(each for each in step.model.parameters() if each.requires_grad)
+    weight.register_hook(lambda _: seen.append("backward"))
+    with by_trainer(training) as take_step:
+        for _ in range(3):
+            take_step()
+    training()
+    training()
+    plain, emptying = ["forward", "backward"] * 2, ["forward", "emptied", "backward"] * 2
+    assert seen == emptying + plain + emptying + plain + emptying
+
+
 def test_fp16_autocast_on_a_cpu_is_refused_with_a_way_out() -> None:
     training = training_of(recipe_of(method="lora", rank=4, mixed_precision="fp16"))
     with pytest.raises(UserError, match="use bf16, no, or engine lorabench"), trainer_steps(training, seed=7):

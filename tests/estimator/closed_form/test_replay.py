@@ -18,7 +18,7 @@ from lorabench.estimator.memory.allocator import CachingAllocator
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings, read_settings
 from lorabench.estimator.memory.loading import loading
 from lorabench.estimator.memory.optimizers import optimizer_bytes
-from lorabench.estimator.memory.replayed import Replayed, with_blocks
+from lorabench.estimator.memory.replayed import Replayed, distinct_steps, with_blocks
 from lorabench.estimator.memory.states import states
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.models.read_config import read_config
@@ -109,6 +109,8 @@ def test_layer_by_layer_a_step_takes_what_the_form_of_one_layer_says(method: str
         {"method": "lora", "batch_size": 4, "gradient_accumulation": 2},
         {"method": "lora", "gradient_checkpointing": False, "attn_implementation": "eager"},
         {"method": "qlora", "batch_size": 4},
+        {"method": "full", "empty_cache_steps": 1},
+        {"method": "full", "gradient_accumulation": 2, "empty_cache_steps": 4},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -117,6 +119,42 @@ def test_the_replay_meets_that_of_the_trace(options: dict[str, Any]) -> None:
     replayed, traced = Training(resolved).replay(), trace(resolved, steps=3)
     assert traced.memory.peak_allocated_bytes == pytest.approx(replayed.allocated, rel=0.01)
     assert traced.memory.peak_reserved_bytes == pytest.approx(replayed.reserved, rel=0.03, abs=20 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "rehearsed"),
+    [
+        ("llama-3.2-1b", {}, 21_363_687_424),
+        ("llama-3.2-1b", {"empty_cache_steps": 1}, 22_095_593_472),
+        ("llama-3.2-1b", {"empty_cache_steps": 3}, 22_095_593_472),
+        ("qwen2.5-0.5b", {"empty_cache_steps": 2, "keep_outputs": True}, 13_593_739_264),
+    ],
+)
+def test_an_emptied_cache_is_filled_as_in_rehearsals_of_nine_steps(
+    model: str, options: dict[str, Any], rehearsed: int
+) -> None:
+    """Reserved bytes of full fine-tuning on an A100, by `lorabench rehearse --steps 9`."""
+    replayed = Training(recipe_for(find_model(model), method="full", **options), "8.0", 108).replay()
+    assert replayed.reserved == pytest.approx(rehearsed, rel=0.0016)
+
+
+@pytest.mark.parametrize(
+    ("steady_step", "empty_cache_steps", "steps"),
+    [
+        (2, None, [0, 1, 2]),
+        (2, 1, [0, 1, 2]),
+        (2, 2, [0, 1, 2, 3, 4, 5]),
+        (2, 10, [0, 1, 2, 10, 11, 12, 20, 21, 22]),
+        (5, None, [0, 1, 2, 3, 4, 5]),
+        (5, 1, [0, 1, 2, 3, 4, 5]),
+        (5, 2, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (5, 5, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]),
+    ],
+)
+def test_steps_are_run_until_the_cache_was_emptied_twice_since_the_last_step_before_the_steady_one(
+    steady_step: int, empty_cache_steps: int | None, steps: list[int]
+) -> None:
+    assert distinct_steps(steady_step + 1, steady_step, empty_cache_steps) == steps
 
 
 STEPS: list[dict[str, Any]] = [
@@ -326,6 +364,7 @@ REPEATED: list[tuple[str, dict[str, Any]]] = [
     ("llama-3.2-1b", {"method": "qlora"}),
     ("llama-3.2-1b", {"method": "lora", "batch_size": 2, "gradient_accumulation": 2}),
     ("llama-3.2-1b", {"method": "lora", "keep_outputs": True}),
+    ("llama-3.2-1b", {"method": "full", "empty_cache_steps": 2}),
     ("qwen2.5-0.5b", {"method": "full", "optim": "adafactor"}),
     ("gpt2", {"method": "lora", "seq_len": 1024, "gradient_checkpointing": False}),
 ]

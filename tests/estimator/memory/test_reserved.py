@@ -26,6 +26,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("llama-3.2-1b", {"method": "full"}),
     ("llama-3.2-1b", {"method": "full", "optim": "adamw_torch", "dtype": "bfloat16", "mixed_precision": "no"}),
     ("gemma-2b", {"method": "qlora", "batch_size": 2}),
+    ("gemma-2b", {"method": "qlora", "batch_size": 2, "empty_cache_steps": 1}),
     ("gpt2", {"method": "full", "batch_size": 4, "seq_len": 512, "gradient_checkpointing": False}),
     ("qwen3-0.6b", {"method": "lora", "rank": 256, "gradient_accumulation": 2}),
 ]

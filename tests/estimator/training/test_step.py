@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -43,6 +44,24 @@ def test_an_optimizer_is_told_whether_it_trains_or_evaluates() -> None:
         assert not model.training
     assert optimizer.training
     assert model.training
+
+
+def test_the_cache_is_emptied_before_the_backward_passes_of_every_second_step() -> None:
+    spec = small_model("llama", **TINY)
+    recipe = make_recipe(spec.name, method="full", seq_len=8, gradient_accumulation=2)
+    model = build_model(ResolvedRecipe(spec, recipe), "cpu")
+    recipe = replace(recipe, empty_cache_steps=2)
+    seen: list[str] = []
+    optimizer = make_optimizer(model, recipe)
+    step = TrainingStep(model, optimizer, recipe, seen.append, lambda: seen.append("emptied"))
+    tokens = torch.arange(8)[None]
+    batches = [{"input_ids": tokens, "labels": tokens}] * 2
+    plain = [*["forward", "backward"] * 2, "optimizer"]
+    emptying = [*["forward", "emptied", "backward"] * 2, "optimizer"]
+    for expected in (emptying, plain, emptying):
+        step(batches)
+        assert seen == expected
+        seen.clear()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
