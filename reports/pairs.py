@@ -11,7 +11,7 @@ import msgspec
 from lorabench.estimator.recipes.recipe import ADAPTER_SETTINGS
 from lorabench.reports.runs import Run
 
-METHOD_SETTINGS = ("method", "dtype", "quant_type", "double_quant", "prepare_kbit")
+METHOD_SETTINGS = ("method", "dtype", "quant_type", "double_quant", "prepare_kbit", "recast")
 """Settings that follow from the method: each has its own default dtype of the base weights."""
 
 

@@ -241,7 +241,7 @@ class _Search:
         return None if setup.recipe.gradient_checkpointing else self._with(setup, gradient_checkpointing=True)
 
     def _no_preparation(self, setup: _Setup) -> _Setup | None:
-        return self._with(setup, prepare_kbit=False) if setup.recipe.prepared else None
+        return self._with(setup, prepare_kbit=False, recast=None) if setup.recipe.prepared else None
 
     def _smaller_optimizer_states(self, setup: _Setup) -> _Setup | None:
         optim = OPTIMIZERS[setup.recipe.optim].smaller

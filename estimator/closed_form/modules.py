@@ -25,18 +25,17 @@ class Weights:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.dtype = recipe.unquantized_dtype
         self.quantized_dtype = recipe.dtype
         """The dtype of dequantised 4-bit weights."""
 
-    def base(self, elements: int) -> Tensor:
-        """Return a parameter of the base model with ``elements`` elements; it trains in full fine-tuning."""
+    def base(self, name: str, elements: int) -> Tensor:
+        """Return parameter ``name`` of the base model with ``elements`` elements; it trains in full fine-tuning."""
         leaf = self._leaf() if self.recipe.adapter is None else None
-        return Tensor(None, ONE, elements, self.dtype, leaf=leaf)
+        return Tensor(None, ONE, elements, self.recipe.dtype_of(name), leaf=leaf)
 
-    def saved(self, elements: int) -> Tensor:
-        """Return the trained copy of a parameter with ``elements`` elements (peft's modules_to_save)."""
-        return Tensor(None, ONE, elements, self.dtype, leaf=self._leaf())
+    def saved(self, name: str, elements: int) -> Tensor:
+        """Return the trained copy of parameter ``name`` with ``elements`` elements (peft's modules_to_save)."""
+        return Tensor(None, ONE, elements, self.recipe.dtype_of(name), leaf=self._leaf())
 
     def adapter(self, tensor: AdapterTensor) -> Tensor:
         """Return a tensor of an adapter. If it is ranked, its elements are per unit of the rank."""
@@ -66,13 +65,15 @@ class Modules:
         self.compute_dtype = recipe.compute_dtype
         self.quantized_dtype = weights.quantized_dtype
         self.linears: dict[str, Linear] = {linear.name: linear for linear in layers.linears}
-        self.weights: dict[str, Tensor] = {weight.name: weights.base(weight.parameters) for weight in layers.weights}
+        self.weights: dict[str, Tensor] = {
+            weight.name: weights.base(weight.name, weight.parameters) for weight in layers.weights
+        }
         self.adapters: dict[str, tuple[Tensor, ...]] = {}
         for linear in layers.linears:
             if recipe.quantization is None:
-                self.weights[linear.name] = weights.base(linear.in_features * linear.out_features)
+                self.weights[linear.name] = weights.base(linear.name, linear.in_features * linear.out_features)
             if linear.bias:
-                self.weights[f"{linear.name}.bias"] = weights.base(linear.out_features)
+                self.weights[f"{linear.name}.bias"] = weights.base(linear.name, linear.out_features)
             if recipe.adapter is not None and linear.name in resolved.target_modules:
                 self.adapters[linear.name] = tuple(map(weights.adapter, recipe.adapter.tensors(linear)))
         for weight in layers.experts:

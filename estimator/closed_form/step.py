@@ -132,7 +132,7 @@ class _Step:
         saved = {module.path for module in self.resolved.modules_to_save}
         for table in spec.embeddings:
             if table.name.removesuffix(".weight") in saved:
-                outside.weights[table.name] = Weights(recipe).saved(table.parameters)
+                outside.weights[table.name] = Weights(recipe).saved(table.name, table.parameters)
         hidden = self._hidden_states(outside)
         head = self._head_weight(outside, saved)
         if recipe.loss == "liger":
@@ -142,15 +142,16 @@ class _Step:
             return self._loss(outside, hidden, head)
 
     def _head_weight(self, outside: Modules, saved: set[str]) -> Tensor:
-        weights, elements = Weights(self.recipe), self.spec.head.in_features * self.spec.head.out_features
-        if self.spec.head.name in saved:
-            return weights.saved(elements)
+        weights, head = Weights(self.recipe), self.spec.head
+        elements = head.in_features * head.out_features
+        if head.name in saved:
+            return weights.saved(head.name, elements)
         if self.spec.tie_word_embeddings and not saved:
             tied = outside.weights[self.spec.embeddings[0].name]
             if tied.leaf is not None:
                 tied.leaf.awaited = 2
             return tied
-        return weights.base(elements)
+        return weights.base(head.name, elements)
 
     def _hidden_states(self, outside: Modules) -> Tensor:
         tape = self.tape

@@ -39,7 +39,8 @@ class PersistentLines:
         """Yield the base weights that are not quantised, by part."""
         spec = self.spec
         for weight in spec.embeddings:
-            yield self._parameters(weight.name.removesuffix(".weight"), 1, [weight])
+            source = self._dtype_and_source(weight.name)
+            yield self._parameters(weight.name.removesuffix(".weight"), 1, [weight], source)
         for group in spec.layers:
             stacked = group.experts
             tensors: list[Linear | Weight] = [weight for weight in group.weights if weight not in stacked]
@@ -55,7 +56,7 @@ class PersistentLines:
         for weight in spec.final_norm:
             yield self._parameters(weight.name, 1, [weight])
         if not spec.tie_word_embeddings:
-            yield self._parameters("head", 1, [spec.head])
+            yield self._parameters("head", 1, [spec.head], self._dtype_and_source(spec.head.name))
         elif spec.head.bias:
             yield self._parameters("bias of the head", 1, [Weight("bias", (spec.head.out_features,), "head")])
         if self.recipe.quantization is not None:
@@ -112,8 +113,11 @@ class PersistentLines:
                 letters[1] = f"2·{self.widths.name(weight.shape[1] // 2)}"
         return letters
 
-    def _dtype_and_source(self) -> tuple[str, str]:
-        dtype = self.recipe.unquantized_dtype
+    def _dtype_and_source(self, name: str = "") -> tuple[str, str]:
+        """Return the dtype of the weight ``name`` and its reason; without a name, of weights that are not recast."""
+        dtype = self.recipe.dtype_of(name)
+        if dtype != self.recipe.unquantized_dtype:
+            return dtype, f"TRL: peft_module_casting_to_bf16 casts embeddings and head to {dtype}"
         if self.recipe.prepared:
             return dtype, "peft: prepare_model_for_kbit_training casts unquantised weights to float32"
         return dtype, f"transformers: loads parameters in {dtype}"
@@ -193,7 +197,7 @@ class PersistentLines:
             yield self._adapters(weight.name, count, adapter, tensors, times, ends)
         for module in self.resolved.modules_to_save:
             weights = [Weight(name, shape, "other") for name, shape in module.tensors]
-            dtype = self.recipe.unquantized_dtype
+            dtype = self.recipe.dtype_of(module.path)
             yield self._parameters(
                 f"copy of {module.path}", 1, weights, (dtype, f"peft: modules_to_save, copies in {dtype}")
             )

@@ -35,38 +35,45 @@ class _Loading:
         self._resolved = resolved
         self._recipe = resolved.recipe
         self._blocks = 0
-        self._unquantized: list[tuple[int, int]] = []
-        """Block and elements of each weight that is not quantised."""
+        self._unquantized: list[tuple[int, int, str]] = []
+        """Block, elements and name of each weight that is not quantised."""
+        self._prepared: list[tuple[int, int, str]] = []
+        """The same after preparation, and of the copies of modules to save."""
 
     def events(self) -> Iterator[Event]:
         """Yield the events of loading the base model, of its preparation, and of the adapters."""
         spec, recipe = self._resolved.spec, self._recipe
         for weight in spec.embeddings:
-            yield self._weight(weight.parameters)
+            yield self._weight(weight.name, weight.parameters)
         for group in spec.layers:
             for _ in range(group.count):
                 yield from self._layer(group)
         for weight in spec.final_norm:
-            yield self._weight(weight.parameters)
+            yield self._weight(weight.name, weight.parameters)
         if not spec.tie_word_embeddings:
-            yield self._weight(spec.head.in_features * spec.head.out_features)
+            yield self._weight(spec.head.name, spec.head.in_features * spec.head.out_features)
         if spec.head.bias:
-            yield self._weight(spec.head.out_features)
+            yield self._weight(spec.head.name, spec.head.out_features)
         # peft's prepare_model_for_kbit_training casts one weight after the other.
-        for block, elements in self._unquantized:
-            yield from self._cast(block, elements, recipe.dtype, recipe.unquantized_dtype)[1]
+        for block, elements, name in self._unquantized:
+            now, cast = self._cast(block, elements, recipe.dtype, recipe.unquantized_dtype)
+            yield from cast
+            self._prepared.append((now, elements, name))
         if recipe.prepared:
             yield EMPTY_CACHE  # by prepare_model_for_kbit_training too
         if recipe.adapter is not None:
             yield from self._adapters(recipe.adapter)
+        # TRL's peft_module_casting_to_bf16 casts embeddings and head, and their copies.
+        for block, elements, name in self._prepared:
+            yield from self._cast(block, elements, recipe.unquantized_dtype, recipe.dtype_of(name))[1]
 
     def _new(self, size: int) -> Event:
         self._blocks += 1
         return self._blocks, size
 
-    def _weight(self, elements: int) -> Event:
+    def _weight(self, name: str, elements: int) -> Event:
         event = self._new(elements * ITEMSIZE[self._recipe.dtype])
-        self._unquantized.append((event[0], elements))
+        self._unquantized.append((event[0], elements, name))
         return event
 
     def _layer(self, group: Layers) -> Iterator[Event]:
@@ -74,16 +81,16 @@ class _Loading:
         for linear in group.linears:
             elements = linear.in_features * linear.out_features
             if quantization is None:
-                yield self._weight(elements)
+                yield self._weight(linear.name, elements)
             else:
                 yield from self._quantized(elements, quantization)
             if linear.bias:
                 if quantization is None:
-                    yield self._weight(linear.out_features)
+                    yield self._weight(linear.name, linear.out_features)
                 else:
                     yield self._new(linear.out_features * ITEMSIZE[self._recipe.compute_dtype])
         for weight in group.weights:
-            yield self._weight(weight.parameters)
+            yield self._weight(weight.name, weight.parameters)
 
     def _adapters(self, adapter: Adapter) -> Iterator[Event]:
         """Yield the events of peft's `get_peft_model`.
@@ -109,7 +116,9 @@ class _Loading:
                     made.append((now, elements))
         for module in resolved.modules_to_save:
             for _, shape in module.tensors:
-                yield self._new(prod(shape) * ITEMSIZE[recipe.unquantized_dtype])
+                copy = self._new(prod(shape) * ITEMSIZE[recipe.unquantized_dtype])
+                yield copy
+                self._prepared.append((copy[0], prod(shape), module.path))
         for block, elements in made:
             yield from self._cast(block, elements, base_dtype, adapter.adapter_dtype)[1]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.dtypes import ITEMSIZE
+from lorabench.estimator.dtypes import ITEMSIZE, Dtype
 from lorabench.estimator.memory.optimizers import OptimizerBytes, optimizer_bytes
 from lorabench.estimator.memory.quantization import quantized_bytes
+from lorabench.estimator.recipes.modules_to_save import recast_modules
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
@@ -49,7 +50,7 @@ def states(resolved: ResolvedRecipe, backend: Backend) -> States:
     trained = resolved.parameters.trainable
     optimizer = optimizer_bytes(recipe.optim, tensors, backend)
     # bitsandbytes keeps the biases of 4-bit layers in the compute dtype.
-    terms = base_weights(resolved, recipe.unquantized_dtype, recipe.compute_dtype)
+    terms = base_weights(resolved, recipe.unquantized_dtype, recipe.compute_dtype, recast=recipe.recast)
     if recipe.adapter is not None:
         terms += trained_terms("adapters", recipe.adapter.weights_name, resolved, trained)
     terms += trained_terms("gradients", "gradients", resolved, trained)
@@ -64,16 +65,12 @@ def trained_terms(component: str, what: str, resolved: ResolvedRecipe, trained: 
     """
     saved = sum(module.parameters for module in resolved.modules_to_save)
     terms = [_term(component, what, trained - saved, resolved.recipe.trained_dtype)]
-    if saved:
-        terms.append(
-            _term(
-                component,
-                "modules to save" if component == "adapters" else f"{what} of modules to save",
-                saved,
-                resolved.recipe.unquantized_dtype,
-            )
-        )
-    return terms
+    of_saved = "modules to save" if component == "adapters" else f"{what} of modules to save"
+    by_dtype: dict[Dtype, int] = {}
+    for module in resolved.modules_to_save:
+        dtype = resolved.recipe.dtype_of(module.path)
+        by_dtype[dtype] = by_dtype.get(dtype, 0) + module.parameters
+    return terms + [_term(component, of_saved, elements, dtype) for dtype, elements in by_dtype.items()]
 
 
 def _term(component: str, what: str, elements: int, dtype: str) -> Term:
@@ -85,8 +82,12 @@ def loaded_weights(resolved: ResolvedRecipe) -> list[Term]:
     return base_weights(resolved, resolved.recipe.dtype, resolved.recipe.dtype)
 
 
-def base_weights(resolved: ResolvedRecipe, dtype: str, bias_dtype: str) -> list[Term]:
-    """Return the base weights. ``dtype``: of unquantised weights; ``bias_dtype``: of the biases of 4-bit layers."""
+def base_weights(resolved: ResolvedRecipe, dtype: str, bias_dtype: str, *, recast: bool = False) -> list[Term]:
+    """Return the base weights.
+
+    ``dtype``: of unquantised weights; ``bias_dtype``: of the biases of 4-bit layers; ``recast``: whether embeddings and
+    head have been cast to bfloat16.
+    """
     spec = resolved.spec
     quantization = resolved.recipe.quantization
     if quantization is None:
@@ -98,10 +99,12 @@ def base_weights(resolved: ResolvedRecipe, dtype: str, bias_dtype: str) -> list[
             quantized += group.count * quantized_bytes(size, double_quant=quantization.double_quant).total
             biases += group.count * linear.out_features if linear.bias else 0
     other = spec.parameters - spec.linear_parameters - biases
-    terms = [
-        Term("quantized_weights", f"linear layers, {quantization.quant_type}", spec.linear_parameters, quantized),
-        Term("weights", f"other weights, {dtype}", other, other * ITEMSIZE[dtype]),
-    ]
+    terms = [Term("quantized_weights", f"linear layers, {quantization.quant_type}", spec.linear_parameters, quantized)]
+    if recast:
+        cast = sum(module.parameters for module in recast_modules(spec))
+        other -= cast
+        terms.append(_term("weights", "embeddings and head", cast, "bfloat16"))
+    terms.append(_term("weights", "other weights", other, dtype))
     if biases:
         terms.append(Term("weights", f"biases, {bias_dtype}", biases, biases * ITEMSIZE[bias_dtype]))
     return terms

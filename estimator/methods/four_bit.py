@@ -18,3 +18,13 @@ class FourBit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     """Whether the quantisation constants are quantised too (default yes)."""
     prepare_kbit: bool = True
     """Whether peft's prepare_model_for_kbit_training casts unquantised weights to float32 (default yes)."""
+    recast: bool = False
+    """Whether embeddings and head are cast to bfloat16 after that: peft_module_casting_to_bf16 of TRL 0.7 to 0.19."""
+
+
+def is_recast(name: str) -> bool:
+    """Return whether TRL casts the module ``name`` to bfloat16, if its weight is in float32.
+
+    It goes by names, and does not know GPT-NeoX's ``embed_in`` (TRL 0.19.1, trainer/utils.py).
+    """
+    return any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")) and "norm" not in name

@@ -30,7 +30,7 @@ def adapter_file_bytes(resolved: ResolvedRecipe) -> int | None:
     tensors = [(recipe.trained_dtype, name, shape) for name, shape in adapter_state(resolved)]
     for module in resolved.modules_to_save:
         for name, shape in module.tensors:
-            tensors.append((recipe.unquantized_dtype, f"base_model.model.{module.path}.{name}", shape))
+            tensors.append((recipe.dtype_of(module.path), f"base_model.model.{module.path}.{name}", shape))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for dtype, name, shape in sorted(

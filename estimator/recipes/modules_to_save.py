@@ -10,6 +10,7 @@ from math import prod
 from typing import NamedTuple
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.methods.four_bit import is_recast
 from lorabench.estimator.models.spec import ModelSpec
 
 
@@ -58,6 +59,13 @@ def embeddings_and_head(spec: ModelSpec) -> list[SavedModule]:
     shape = (spec.head.out_features, spec.head.in_features)
     bias = (("bias", (spec.head.out_features,)),) if spec.head.bias else ()
     return [*tables, SavedModule(spec.head.name, (("weight", shape), *bias), embedding=False)]
+
+
+def recast_modules(spec: ModelSpec) -> list[SavedModule]:
+    """Return the embeddings and the head of ``spec`` that a recast reaches; a tied head is none of its own."""
+    modules = embeddings_and_head(spec)
+    own = modules[:-1] if spec.tie_word_embeddings else modules
+    return [module for module in own if is_recast(module.path)]
 
 
 def _last(path: str) -> str:

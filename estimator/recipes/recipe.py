@@ -19,7 +19,7 @@ from lorabench.estimator.dtypes import Dtype
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.methods.base import PositiveInt, setting_names
 from lorabench.estimator.methods.catalogue import METHODS, AnyAdapter, Method, method_of, methods_with
-from lorabench.estimator.methods.four_bit import FourBit, QuantType
+from lorabench.estimator.methods.four_bit import FourBit, QuantType, is_recast
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.older_transformers import OLDER, RULES, OlderTransformers, Rules
 from lorabench.estimator.recipes.other_names import name_here, value_meant
@@ -95,6 +95,10 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"transformers {self.transformers} has a loss of its own, and loss {self.loss} is another: leave one "
                 "of them out"
             )
+        if self.recast and not self.prepared:
+            raise ValueError("recast has no meaning without prepare_kbit: leave it out, or use prepare_kbit")
+        if self.recast and self.mixed_precision != "bf16":
+            raise ValueError("recast needs mixed_precision bf16, without which TRL casts nothing: leave it out")
         if self.keep_outputs and self.loss == "liger":
             raise ValueError("keep_outputs has no meaning for loss liger, which has no logits: leave one of them out")
         if self.mixed_precision != "fp16":
@@ -141,19 +145,29 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def trained_dtype(self) -> Dtype:
         """Dtype of the trained weights: the adapters', or the model's own in full fine-tuning.
 
-        The copies of ``modules_to_save`` keep the dtype of their originals, `unquantized_dtype`.
+        The copies of ``modules_to_save`` keep the dtype of their originals, `dtype_of`.
         """
         return self.dtype if self.adapter is None else self.adapter.adapter_dtype
 
     @property
     def unquantized_dtype(self) -> Dtype:
-        """Dtype of the base weights that are not stored in 4 bits. peft's preparation casts them to float32."""
+        """Dtype of the base weights that are neither stored in 4 bits nor recast. peft's preparation casts them to
+        float32."""
         return "float32" if self.prepared else self.dtype
+
+    def dtype_of(self, name: str) -> Dtype:
+        """Return the dtype of the base weight or module ``name``, a path in the model, that is not stored in 4 bits."""
+        return "bfloat16" if self.recast and is_recast(name) else self.unquantized_dtype
 
     @property
     def prepared(self) -> bool:
         """Whether peft's preparation casts unquantised weights to float32."""
         return self.quantization is not None and self.quantization.prepare_kbit
+
+    @property
+    def recast(self) -> bool:
+        """Whether embeddings and head are cast back to bfloat16 after peft's preparation, as TRL did."""
+        return self.quantization is not None and self.quantization.recast
 
     @property
     def compute_dtype(self) -> Dtype:
@@ -289,6 +303,7 @@ class RecipeOptions(TypedDict, total=False):
     quant_type: QuantType
     double_quant: bool
     prepare_kbit: bool
+    recast: bool
     optim: Optim
     batch_size: int
     seq_len: int | str

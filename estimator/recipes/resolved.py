@@ -105,7 +105,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
         for module in self.modules_to_save:
             if module.embedding == embeddings:
                 for _, shape in module.tensors:
-                    yield TrainedTensors(shape, 1, self.recipe.unquantized_dtype, module.embedding)
+                    yield TrainedTensors(shape, 1, self.recipe.dtype_of(module.path), module.embedding)
 
     def _adapter_tensors(self) -> Iterator[tuple[tuple[int, ...], int, bool]]:
         adapter = self.recipe.adapter

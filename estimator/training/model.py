@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.methods.base import Adapter
-from lorabench.estimator.methods.four_bit import FourBit
+from lorabench.estimator.methods.four_bit import FourBit, is_recast
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -41,7 +41,8 @@ def build_model(
     initialises this architecture; equal seeds give equal base weights under every method (before quantisation).
 
     Quantisation, adapters, frozen weights and gradient checkpointing are those of
-    ``from_pretrained(quantization_config=…)``, peft's ``prepare_model_for_kbit_training`` and ``get_peft_model``.
+    ``from_pretrained(quantization_config=…)``, peft's ``prepare_model_for_kbit_training`` and ``get_peft_model``, and
+    TRL's ``peft_module_casting_to_bf16`` if the recipe has that.
     Each linear layer is quantised as soon as it has its weights, so at most one layer is in memory unquantised (in
     GPT-2, one block). ``on_loaded`` is called with the base model before preparation and adapters. ``watching`` is
     entered while the tensors of a random model are made on ``device``. On meta it does not see the empty model that
@@ -71,6 +72,8 @@ def build_model(
             model.requires_grad_(True)
         else:
             model = _with_adapters(model, resolved, recipe.adapter, device)
+        if recipe.recast:
+            _recast(model)
     if recipe.gradient_checkpointing:
         _enable_checkpointing(model, recipe)
     model.train()
@@ -409,3 +412,17 @@ def _with_adapters(model: Any, resolved: ResolvedRecipe, adapter: Adapter, devic
         if f".{adapter.peft_prefix}" in name and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def _recast(model: nn.Module) -> None:
+    """Cast embeddings and head from float32 to bfloat16, as `peft_module_casting_to_bf16` of TRL 0.8 to 0.19 does.
+
+    It also casts norms to float32, which preparation has done. TRL 0.7 and the script of QLoRA's authors cast the
+    adapters to bfloat16 too, which is the recipe's ``adapter_dtype``.
+    """
+    import torch
+
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if is_recast(name) and weight is not None and weight.dtype == torch.float32:
+            module.to(torch.bfloat16)

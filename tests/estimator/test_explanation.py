@@ -44,6 +44,7 @@ RECIPES: list[tuple[str, dict[str, Any]]] = [
         "meta-llama/Llama-3.1-8B",
         {"method": "qlora", "prepare_kbit": False, "modules_to_save": "embed_tokens,lm_head", "batch_size": 2},
     ),
+    ("meta-llama/Llama-3.1-8B", {"method": "qlora", "recast": True, "modules_to_save": "lm_head"}),
     ("Qwen/Qwen2.5-0.5B", {"method": "full", "batch_size": 2, "loss": "legacy"}),  # sorts its tokens in backward
 ]
 

@@ -62,6 +62,12 @@ OPTIONS = [
         shown="yes",
     ),
     _option(
+        "--recast/--no-recast",
+        default=None,
+        help="Then cast embeddings and head to bfloat16, as TRL 0.7 to 0.19 did.",
+        shown="no",
+    ),
+    _option(
         "--optim",
         type=_choice("optim"),
         metavar="NAME",

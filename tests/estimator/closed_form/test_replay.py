@@ -39,6 +39,7 @@ METHODS: list[dict[str, Any]] = [
     {"method": "lora", "rank": 8, "modules_to_save": "lm_head"},
     {"method": "qlora"},
     {"method": "qlora", "double_quant": False, "prepare_kbit": False},
+    {"method": "qlora", "recast": True, "modules_to_save": "lm_head"},
     {"method": "ia3"},
 ]
 
@@ -162,6 +163,7 @@ STEPS: list[dict[str, Any]] = [
     {"method": "full", "dtype": "float32", "mixed_precision": "no", "batch_size": 4, "gradient_checkpointing": False},
     {"method": "lora", "adapter_dtype": "bfloat16", "mixed_precision": "no", "batch_size": 2},
     {"method": "qlora", "batch_size": 1, "gradient_checkpointing": False},
+    {"method": "qlora", "recast": True},
 ]
 
 

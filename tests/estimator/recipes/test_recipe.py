@@ -186,6 +186,8 @@ def test_module_names_are_put_in_order() -> None:
         ({"method": "full", "target_modules": "attention"}, "target_modules does not apply to method full"),
         ({"quant_type": "nf4"}, "quant_type does not apply to method lora: leave it out, or use method qlora"),
         ({"prepare_kbit": False}, "prepare_kbit does not apply to method lora"),
+        ({"method": "qlora", "recast": True, "prepare_kbit": False}, "recast has no meaning without prepare_kbit"),
+        ({"method": "qlora", "recast": True, "mixed_precision": "no"}, "recast needs mixed_precision bf16"),
         ({"target_modules": "q_proj,,v_proj"}, "names an empty module"),
         ({"target_modules": "mlp,q_proj"}, "mixes mlp with other names"),
         ({"method": "full", "dtype": "float16", "mixed_precision": "fp16"}, "use dtype float32"),

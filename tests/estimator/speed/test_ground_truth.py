@@ -29,12 +29,11 @@ from tests.estimator.test_ground_truth import (
     LLAMA,
     PLAIN_LORA,
     batch_tokens,
+    label,
     llama_recipe,
     mistral_recipe,
-    rows,
 )
 
-RECAST = [row for row in rows("a100_80gb_mistral_7b.csv") if row["prepare_kbit"] == "recast"]
 PAGE = (Path(__file__).parents[3] / "docs" / "speed.md").read_text(encoding="utf-8")
 L40S_GPU = find_device("l40s")
 STEPS = 5000
@@ -47,7 +46,7 @@ def on_the_a100(recipe: Recipe) -> Throughput:
     return speed
 
 
-@pytest.mark.parametrize("row", A100, ids=lambda row: f"{row['method']}-batch{row['batch_size']}")
+@pytest.mark.parametrize("row", A100, ids=lambda row: f"{label(row)}-batch{row['batch_size']}")
 def test_mistral_7b_on_an_a100(row: dict[str, str]) -> None:
     speed = on_the_a100(mistral_recipe(row))
     measured = float(row["tokens_per_second"])
@@ -56,19 +55,12 @@ def test_mistral_7b_on_an_a100(row: dict[str, str]) -> None:
     assert least < measured < 1.002 * most  # LoRA at batch size 4 is that much faster
 
 
-@pytest.mark.parametrize("row", RECAST, ids=lambda row: f"batch{row['batch_size']}")
-def test_hidden_states_in_float32_slow_mistral_7b_down_on_an_a100(row: dict[str, str]) -> None:
-    """No recipe of lorabench has embedding and head in bfloat16 and norms in float32; prepared ones come closest."""
-    recipe = make_recipe(**mistral_recipe(row).settings() | {"prepare_kbit": True})
-    assert on_the_a100(recipe).tokens_per_second == pytest.approx(float(row["tokens_per_second"]), rel=0.10)
-
-
 def test_methods_rank_on_an_a100_as_they_were_measured_to() -> None:
     for batch_size in ("4", "8"):
-        alike = [row for row in A100 if row["batch_size"] == batch_size]
+        alike = [row for row in A100 if row["batch_size"] == batch_size and row["prepare_kbit"] != "recast"]
         measured = sorted(alike, key=lambda row: float(row["tokens_per_second"]))
-        assert [row["method"] for row in measured] == ["full", "lora", "qlora"]
-        rates = {row["method"]: on_the_a100(mistral_recipe(row)).tokens_per_second for row in alike}
+        assert [label(row) for row in measured] == ["full", "lora", "qlora"]
+        rates = {label(row): on_the_a100(mistral_recipe(row)).tokens_per_second for row in alike}
         assert rates["full"] < rates["qlora"]
         assert rates["lora"] < rates["qlora"]
 
@@ -107,16 +99,13 @@ def documented(first_column: str) -> list[list[str]]:
 
 def test_the_page_says_what_was_measured_and_estimated_on_the_a100() -> None:
     expected = []
-    for row in [*A100, *RECAST]:
-        recipe = mistral_recipe(row)
-        if row in RECAST:
-            recipe = make_recipe(**recipe.settings() | {"prepare_kbit": True})
-        speed = on_the_a100(recipe)
+    for row in A100:
+        speed = on_the_a100(mistral_recipe(row))
         measured = float(row["tokens_per_second"])
         least, most = speed.tokens_per_second_range
         expected.append(
             [
-                row["method"] + (", recast" if row in RECAST else ""),
+                label(row),
                 row["batch_size"],
                 f"{measured:,.0f}",
                 f"{speed.tokens_per_second:,.0f}",

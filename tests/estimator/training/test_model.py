@@ -239,6 +239,22 @@ def test_preparation_raises_what_is_not_quantised_to_float32() -> None:
         assert others == {expected}
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_a_recast_lowers_embeddings_and_head_with_their_copies_and_nothing_else(family: str) -> None:
+    """As TRL's `peft_module_casting_to_bf16`, which does not know GPT-NeoX's ``embed_in`` by its name."""
+    for saved in (None, "lm_head"):
+        model, _ = build(family, method="qlora", recast=True, modules_to_save=saved)
+        lowered = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
+        modules = {name.removesuffix(".weight").rpartition("model.")[2].split(".")[-1] for name in lowered}
+        modules = {"lm_head" if name in ("default", "original_module") else name for name in modules}
+        tied = spec(family).tie_word_embeddings and saved is None
+        tables = {"gpt2": {"wte", "wpe"}, "gpt_neox": set()}.get(family, {"embed_tokens"})
+        assert modules == (tables if tied else {*tables, "lm_head"})
+        others = [name for name, p in model.named_parameters() if name not in lowered and p.dtype != torch.uint8]
+        assert all(model.get_parameter(name).dtype == torch.float32 for name in others)
+        assert any("norm" in name or "ln_" in name for name in others)
+
+
 def test_quantising_on_meta_leaves_later_quantisation_alone() -> None:
     build("llama", "meta", method="qlora")
     model, _ = build("llama", method="qlora")
