@@ -1,6 +1,7 @@
 """How fast `lorabench plan` searches: each search in a process of its own, as a command is.
 
-Run with `python benchmarks/plan.py`. The goal is under a second of processor time, without Python's own start.
+Run with `python benchmarks/plan.py`. Without Python's own start, a search takes some seconds of processor time, most of
+them for replays of the allocator.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Search for the fastest recipes that fit a GPU, and for GPUs that fit a recipe: the searches of `lorabench plan`.
 
-All open settings are searched: method, precision, optimizer, checkpointing, attention, loss and micro-batch. Memory and
-speed equal those of `estimates.estimate_recipe`.
+All open settings are searched: method, precision, optimizer, checkpointing, attention, loss and micro-batch. The bytes
+of a recipe's tensors say whether it may fit; a replay of the allocator decides for the recipes that are returned.
+Memory, verdict and speed equal those of `estimates.estimate_recipe` with a replay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from math import log
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from msgspec import Struct
 
 from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.answers.support import unsupported
-from lorabench.estimator.answers.verdict import LARGEST_BATCH, Change, states_fit, verdict_and_margin
+from lorabench.estimator.answers.verdict import LARGEST_BATCH, Change, replayed_verdict, states_fit, usable_bytes
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
+from lorabench.estimator.memory.context import context_of
 from lorabench.estimator.methods.catalogue import METHODS, Method, Parts
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
@@ -49,9 +52,9 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     recipe: Recipe
     device_total_most_bytes: int
-    """Upper end of its device total, which determines the verdict."""
+    """Upper end of its device total."""
     margin_bytes: int
-    """Usable bytes minus ``device_total_most_bytes``."""
+    """Usable bytes minus ``device_total_most_bytes``; 0 if it fits only because cached segments are released."""
     throughput: Throughput | None = None
     """None if the GPU's rates are unknown."""
 
@@ -103,8 +106,20 @@ class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):
     throughput: Throughput | None = None
 
 
-class _Fitting(NamedTuple):
+class _Candidate(NamedTuple):
+    """A recipe whose tensors leave room for the context."""
+
     resolved: ResolvedRecipe
+    device_total_bytes: int
+    """Its device total if the allocator left no gaps."""
+
+
+class _Fitting(NamedTuple):
+    """A recipe that runs in a replay of the allocator."""
+
+    resolved: ResolvedRecipe
+    device_total_bytes: int
+    """As in `_Candidate`."""
     device_total_most_bytes: int
     margin_bytes: int
 
@@ -116,17 +131,22 @@ def make_plan(
     fixed: dict[str, Any],
     min_batch_tokens: int = 1,
     calibration: Calibration | None = None,
+    *,
+    allocator: AllocatorSettings = DEFAULTS,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> Plan:
     """Return the plan for ``device``: the best recipes of ``spec`` with the ``fixed`` settings.
 
-    A step accumulates micro-batches until it has at least ``min_batch_tokens``.
+    A step accumulates micro-batches until it has at least ``min_batch_tokens``. ``allocator``: the settings of the
+    allocator that is replayed. ``on_progress`` is called with each stage.
 
     Raises:
         UserError: settings contradict each other, or the model does not support them; ``min_batch_tokens`` needs more
             passes than a recipe can have.
     """
     tried = 0
-    fitting: list[_Fitting] = []
+    allocator = allocator.on(device.usable_bytes)
+    candidates: list[_Candidate] = []
     leanest: dict[str, ResolvedRecipe] = {}
     assumptions: dict[str, None] = {}
     for resolved in _open_recipes(spec, device, fixed):
@@ -134,11 +154,20 @@ def make_plan(
         leanest[resolved.recipe.method] = resolved  # the last recipe of each method needs the least memory
         for sized in _micro_batches(resolved, "batch_size" in fixed, min_batch_tokens):
             tried += 1
-            candidate = _if_it_fits(sized, device)
+            candidate = _if_it_may_fit(sized, device, allocator)
             if candidate is None:
                 break  # no larger micro-batch fits either
-            fitting.append(candidate)
-    named = _named(device, calibration, fitting)
+            candidates.append(candidate)
+
+    def confirmed(one: _Candidate) -> _Fitting | None:
+        on_progress(f"replaying the allocator for {one.resolved.recipe.label()}")
+        return _if_it_fits(one, device, allocator)
+
+    named = _named(device, calibration, candidates, confirmed)
+    limits = []
+    for resolved in leanest.values():
+        on_progress(f"searching the limits of {resolved.recipe.method}")
+        limits.append(_limits(resolved, device, allocator))
     return Plan(
         model=spec.name,
         gpu=device.name,
@@ -155,14 +184,24 @@ def make_plan(
             )
             for one in named
         ),
-        methods=tuple(_limits(resolved, device) for resolved in leanest.values()),
+        methods=tuple(limits),
         assumptions=(*assumptions, *device.assumptions),
-        warnings=tuple(dict.fromkeys(said for one in leanest.values() for said in recipe_warnings(one))),
+        warnings=(
+            *dict.fromkeys(said for one in leanest.values() for said in recipe_warnings(one)),
+            *allocator.warnings(),
+        ),
     )
 
 
-def enough_gpus(resolved: ResolvedRecipe) -> list[EnoughGpu]:
+def enough_gpus(
+    resolved: ResolvedRecipe,
+    *,
+    allocator: AllocatorSettings = DEFAULTS,
+    on_progress: Callable[[str], None] = lambda what: None,
+) -> list[EnoughGpu]:
     """Return the GPUs of the catalogue that the recipe fits, sorted by memory, then by board power.
+
+    ``allocator`` and ``on_progress``: as in `make_plan`.
 
     Raises:
         UserError: the model does not support the recipe.
@@ -172,15 +211,18 @@ def enough_gpus(resolved: ResolvedRecipe) -> list[EnoughGpu]:
     for device in sorted(all_devices(), key=lambda device: (device.memory_bytes, device.tdp_watts or 0)):
         if unsupported(resolved.recipe, device):
             continue
-        candidate = _if_it_fits(resolved, device)
-        if candidate is not None:
+        on_progress(f"replaying the allocator of {device.name}")
+        settings = allocator.on(device.usable_bytes)
+        candidate = _if_it_may_fit(resolved, device, settings)
+        fitting = None if candidate is None else _if_it_fits(candidate, device, settings)
+        if fitting is not None:
             found.append(
                 EnoughGpu(
                     gpu=device.name,
                     title=device.title,
                     gpu_memory_bytes=device.memory_bytes,
                     gpu_usable_bytes=device.usable_bytes,
-                    margin_bytes=candidate.margin_bytes,
+                    margin_bytes=fitting.margin_bytes,
                     throughput=estimate_throughput(resolved, device),
                 )
             )
@@ -289,42 +331,69 @@ def _micro_batches(resolved: ResolvedRecipe, sized: bool, min_batch_tokens: int)
             return
 
 
-def _if_it_fits(resolved: ResolvedRecipe, device: Device) -> _Fitting | None:
-    """Return the recipe's memory and margin; None if it does not fit."""
-    if not states_fit(resolved, device, device.usable_bytes):
+def _if_it_may_fit(resolved: ResolvedRecipe, device: Device, allocator: AllocatorSettings) -> _Candidate | None:
+    """Return the recipe's memory without gaps; None if that is too much."""
+    usable = usable_bytes(device, allocator)
+    if not states_fit(resolved, device, usable):
         return None
     memory = estimate_memory(resolved, compute_capability=device.compute_capability)
-    answer, margin = verdict_and_margin(memory, device.memory_bytes)
-    assert memory.device_total_range_bytes is not None
-    return _Fitting(resolved, memory.device_total_range_bytes[1], margin) if answer == "fits" else None
+    total = memory.peak_allocated_bytes + context_of(device.compute_capability).most
+    return _Candidate(resolved, total) if total <= usable else None
 
 
-def _named(device: Device, calibration: Calibration | None, fitting: list[_Fitting]) -> list[_Fitting]:
-    """Return the recipes to show: the fastest of each method, and those that need less memory than all faster ones."""
+def _if_it_fits(candidate: _Candidate, device: Device, allocator: AllocatorSettings) -> _Fitting | None:
+    """Return the recipe's memory and margin by a replay of the allocator; None if that runs out of memory."""
+    replayed = replayed_verdict(candidate.resolved, device, allocator)
+    if not replayed.fits:
+        return None
+    return _Fitting(*candidate, replayed.device_total_most_bytes, replayed.margin_bytes)
 
-    def seconds_a_token(one: _Fitting) -> float:
+
+def _named(
+    device: Device,
+    calibration: Calibration | None,
+    candidates: list[_Candidate],
+    confirmed: Callable[[_Candidate], _Fitting | None],
+) -> list[_Fitting]:
+    """Return the recipes to show: the fastest of each method, and those that need less memory than all faster ones.
+
+    A recipe is ``confirmed`` only if it would be shown; if it does not fit after all, the next one may take its place.
+    """
+
+    def seconds_a_token(one: _Candidate) -> float:
         recipe = one.resolved.recipe
         tokens = recipe.tokens * recipe.gradient_accumulation
         likely = likely_step_time(one.resolved, device, calibration)
         return step_flops(one.resolved).hardware / tokens if likely is None else likely.total / tokens
 
-    def order(one: _Fitting) -> tuple[int, int, int]:
+    def order(one: _Candidate) -> tuple[int, int, int]:
         """Return the sort key of a recipe: its speed, then the number of unusual settings, then its memory."""
         return (
             round(log(seconds_a_token(one)) / EQUAL_SPEED),
             _unusual_settings(one.resolved.recipe),
-            one.device_total_most_bytes,
+            one.device_total_bytes,
         )
 
-    ordered = sorted(fitting, key=order)
     named: list[_Fitting] = []
     methods: set[str] = set()
-    least = float("inf")
-    for one in ordered:
-        if one.device_total_most_bytes < (1 - LEAST_SAVING) * least or one.resolved.recipe.method not in methods:
-            named.append(one)
+
+    def worth_showing(one: _Candidate | _Fitting) -> bool:
+        least = min((other.device_total_bytes for other in named), default=float("inf"))
+        if one.resolved.recipe.method not in methods:
+            return True
+        if isinstance(one, _Fitting) and one.device_total_most_bytes >= min(
+            other.device_total_most_bytes for other in named
+        ):
+            return False  # gaps outweigh what its tensors save
+        return one.device_total_bytes < (1 - LEAST_SAVING) * least
+
+    for one in sorted(candidates, key=order):
+        if not worth_showing(one):
+            continue
+        fitting = confirmed(one)
+        if fitting is not None and worth_showing(fitting):
+            named.append(fitting)
             methods.add(one.resolved.recipe.method)
-            least = min(least, one.device_total_most_bytes)
     fastest = {one.resolved.recipe.method: one for one in reversed(named)}.values()
     others = [one for one in named if one not in fastest]
     kept = [*fastest, *others[: MOST_CHOICES - len(fastest)]]
@@ -337,8 +406,8 @@ def _unusual_settings(recipe: Recipe) -> int:
     return sum(getattr(recipe, name) not in (value, None) for name, value in plain.items())
 
 
-def _limits(resolved: ResolvedRecipe, device: Device) -> MethodLimits:
-    estimate = estimate_recipe(resolved, device)
+def _limits(resolved: ResolvedRecipe, device: Device, allocator: AllocatorSettings) -> MethodLimits:
+    estimate = estimate_recipe(resolved, device, replay=True, allocator=allocator)
     assert estimate.fits is not None
     assert estimate.margin_bytes is not None
     return MethodLimits(

@@ -69,9 +69,7 @@ def judge(
     ``allocator``, which gives cached segments back before it fails. Without it, the verdict is by the upper end of the
     range of ``memory``.
     """
-    usable = device.usable_bytes
-    if allocator.limit is not None:
-        usable = min(usable, allocator.limit + context_of(device.compute_capability).most)
+    usable = usable_bytes(device, allocator)
     search = _Search(device, usable) if training is None else _ReplayedSearch(device, usable, training, memory)
     setup = _Setup(resolved, allocator)
     answer, margin = search.judge(setup, memory)
@@ -82,6 +80,38 @@ def judge(
         longest_seq_len=search.longest_seq_len(setup),
         changes=() if answer == "fits" else tuple(islice(search.changes(setup), MOST_CHANGES)),
     )
+
+
+def usable_bytes(device: Device, allocator: AllocatorSettings = DEFAULTS) -> int:
+    """Return the bytes of ``device`` that a process can use, its CUDA context included."""
+    if allocator.limit is None:
+        return device.usable_bytes
+    return min(device.usable_bytes, allocator.limit + context_of(device.compute_capability).most)
+
+
+class ReplayedVerdict(NamedTuple):
+    """A recipe's verdict by a replay of the allocator: as in `Verdict`, without a search for other settings."""
+
+    fits: bool
+    margin_bytes: int
+    device_total_most_bytes: int
+    """Upper end of its device total."""
+
+
+def replayed_verdict(
+    resolved: ResolvedRecipe, device: Device, allocator: AllocatorSettings = DEFAULTS
+) -> ReplayedVerdict:
+    """Return what `judge` with a replay says of the recipe itself.
+
+    Raises:
+        UserError: as in `replayed_memory`.
+    """
+    training = Training(resolved, device.compute_capability, device.multiprocessors)
+    memory = training.memory(allocator)
+    assert memory.device_total_range_bytes is not None
+    search = _ReplayedSearch(device, usable_bytes(device, allocator), training, memory)
+    answer, margin = search.judge(_Setup(resolved, allocator), memory)
+    return ReplayedVerdict(answer == "fits", margin, memory.device_total_range_bytes[1])
 
 
 def verdict_and_margin(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:

@@ -38,7 +38,7 @@ def test_the_command_that_a_plan_prints_estimates_its_first_choice(lorabench: An
     best = json.loads(out)["choices"][0]
     _, out, _ = lorabench("plan", LLAMA, "--gpu", "rtx-4080", "--format", "markdown")
     command = next(line.partition(": ")[2] for line in out.splitlines() if line.startswith("Details of the first"))
-    _, out, _ = lorabench(*shlex.split(command)[1:], "--no-replay", "--format", "json")
+    _, out, _ = lorabench(*shlex.split(command)[1:], "--format", "json")
     estimate = json.loads(out)
     assert estimate["recipe"] == best["recipe"]
     assert estimate["margin_bytes"] == best["margin_bytes"]

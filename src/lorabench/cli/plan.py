@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec.structs import replace
 
 from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
 from lorabench.cli.parameters import Count, OneOf
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.speed import calibration_for, calibration_option
+from lorabench.cli.tracing import progress
 from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
@@ -105,8 +105,16 @@ def command(
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
     device = find_device(gpu)
     calibration = calibration_for(device, calibration_file)
-    plan = make_plan(spec, device, fixed, min_batch_tokens or 1, calibration)
-    plan = replace(plan, warnings=(*plan.warnings, *settings_of_environment().unheeded()))
+    with progress() as say:
+        plan = make_plan(
+            spec,
+            device,
+            fixed,
+            min_batch_tokens or 1,
+            calibration,
+            allocator=settings_of_environment(),
+            on_progress=say,
+        )
     if format_ == "json":
         click.echo(as_json(plan))
     else:
@@ -122,8 +130,10 @@ def _all_gpus(resolved: ResolvedRecipe, format_: str) -> int:
     from lorabench.estimator.recipes.feasibility import recipe_warnings
 
     recipe, assumptions = resolved.recipe, resolved.assumptions
-    found, lacks = enough_gpus(resolved), lacking_gpus(recipe)
-    warnings = (*recipe_warnings(resolved), *settings_of_environment().unheeded())
+    allocator = settings_of_environment()
+    with progress() as say:
+        found, lacks = enough_gpus(resolved, allocator=allocator, on_progress=say), lacking_gpus(recipe)
+    warnings = (*recipe_warnings(resolved), *allocator.warnings())
     if format_ == "json":
         facts = {"recipe": recipe, "gpus": found, "lacking": lacks, "assumptions": assumptions, "warnings": warnings}
         click.echo(as_json(facts))

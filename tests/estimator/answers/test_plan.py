@@ -30,14 +30,14 @@ def test_what_a_plan_names_is_exactly_as_estimated(plans: dict[str, Plan], gpu: 
     device = find_device(gpu)
     assert plans[gpu].choices
     for choice in plans[gpu].choices:
-        estimate = estimate_recipe(ResolvedRecipe(LLAMA, choice.recipe), device)
+        estimate = estimate_recipe(ResolvedRecipe(LLAMA, choice.recipe), device, replay=True)
         assert estimate.fits
         assert estimate.margin_bytes == choice.margin_bytes
         assert estimate.memory.device_total_range_bytes is not None
         assert estimate.memory.device_total_range_bytes[1] == choice.device_total_most_bytes
         assert estimate.throughput == choice.throughput
     for limits in plans[gpu].methods:
-        estimate = estimate_recipe(ResolvedRecipe(LLAMA, limits.leanest), device)
+        estimate = estimate_recipe(ResolvedRecipe(LLAMA, limits.leanest), device, replay=True)
         assert (estimate.fits, estimate.margin_bytes) == (limits.fits, limits.margin_bytes)
         assert estimate.largest_batch_size == limits.largest_batch_size
         assert estimate.changes == limits.changes
@@ -76,7 +76,7 @@ def test_nothing_that_was_tried_is_faster(plans: dict[str, Plan]) -> None:
                 recipe = make_recipe(
                     LLAMA.name, method=method, gradient_checkpointing=checkpointing, batch_size=batch_size
                 )
-                estimate = estimate_recipe(ResolvedRecipe(LLAMA, recipe), device)
+                estimate = estimate_recipe(ResolvedRecipe(LLAMA, recipe), device, replay=True)
                 if estimate.fits:
                     assert estimate.throughput is not None
                     assert estimate.throughput.tokens_per_second <= 1.02 * best.tokens_per_second
@@ -156,7 +156,7 @@ def test_the_gpus_that_are_enough_are_those_that_an_estimate_says_fit() -> None:
         name
         for name in device_names()
         if find_device(name).supports_bfloat16
-        and estimate_recipe(ResolvedRecipe(LLAMA, recipe), find_device(name)).fits
+        and estimate_recipe(ResolvedRecipe(LLAMA, recipe), find_device(name), replay=True).fits
     }
     assert set(found) == fitting
     sizes = [find_device(name).memory_bytes for name in found]
