@@ -19,6 +19,8 @@ class Context(NamedTuple):
     source: str
 
 
+MOST = 1127 * MIB
+"""The largest figure that is published."""
 PUBLISHED = {
     "7.5": Context(
         141 * MIB,
@@ -32,9 +34,14 @@ PUBLISHED = {
         "RTX A6000",
         "vramcalc 0.1.2, benchmarks/results.jsonl: 710 MiB outside the allocator of torch 2.14.1, CUDA 13.0",
     ),
-    "12.0": Context(
-        614 * MIB, 1127 * MIB, "RTX 5090", "published as 0.6 to 1.1 GiB, for several drivers that are not named"
+    "8.9": Context(
+        426 * MIB,
+        MOST,
+        "RTX 6000 Ada",
+        "unslothai/unsloth-zoo, pull request 1053: 426 MiB before any kernel, torch 2.10, CUDA 13.0; with kernels at "
+        "most what is published of any GPU",
     ),
+    "12.0": Context(614 * MIB, MOST, "RTX 5090", "published as 0.6 to 1.1 GiB, for several drivers that are not named"),
 }
 """Compute capability → the context of its GPUs, as published for one of them."""
 WHOLE = Context(
