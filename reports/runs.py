@@ -262,7 +262,7 @@ _DISTINCTIONS: list[Callable[[Run], str | None]] = [
     lambda run: "checkpointing" if run.record.recipe.gradient_checkpointing else "no checkpointing",
     *map(_setting, ["target_modules", "modules_to_save", "optim", "dtype", "adapter_dtype", "mixed_precision"]),
     *map(_setting, ["attn_implementation", "loss", "gradient_accumulation"]),
-    *map(_setting, ["quant_type", "double_quant", "prepare_kbit", "recast"]),
+    *map(_setting, ["quant_type", "double_quant", "prepare_kbit", "recast", "bitsandbytes"]),
     *map(_setting, ["lora_alpha", "lora_dropout", "use_rslora", "use_reentrant", "keep_outputs"]),
     _setting("empty_cache_steps"),
     lambda run: run.record.engine,

@@ -269,6 +269,8 @@ class Tape:
         self._recording = True
         self._reentrant_calls: list[Callable[[Tensor], Tensor]] = []
         """Kept until backward ends: torch's nodes refer to their calls, and the loss refers to the nodes."""
+        self._held: list[Tensor] = []
+        """Kept until the running graph is gone: what the contexts of autograd.Functions refer to."""
 
     def scope(self, part: Part, module: str = "") -> Scope:
         """Return a context: tensors made in it belong to ``part``, and to ``module`` if the part has several."""
@@ -371,6 +373,25 @@ class Tape:
             _label_saved(tensor)
         return Kept(tensors)
 
+    def hold(self, tensor: Tensor) -> None:
+        """Keep ``tensor`` as long as the graph: the context of an autograd.Function refers to it.
+
+        Checkpointing does not drop it, since it is none of autograd's saved tensors. A call without a record, such as
+        that of reentrant checkpointing, has no graph.
+        """
+        if self._recording and not self.evaluating:
+            _label_saved(tensor)
+            self._held.append(tensor.without_history())
+
+    @contextmanager
+    def _inner_graph(self) -> Iterator[None]:
+        """Return a context for a graph inside of backward, which is gone at its end."""
+        outer, self._held = self._held, []
+        try:
+            yield
+        finally:
+            self._held = outer
+
     # Checkpointing
 
     def checkpoint(self, function: Callable[[], Tensor], hidden: Tensor) -> Tensor:
@@ -387,7 +408,7 @@ class Tape:
         """Run a checkpointed call again and return its saved tensors by index."""
         self._recomputing, self._recomputed, self._saves = checkpoint, {}, 0
         try:
-            with self.running_again(1):
+            with self._inner_graph(), self.running_again(1):
                 checkpoint.function()
         except StopRecomputation:
             pass
@@ -410,10 +431,11 @@ class Tape:
             leaf = Leaf(holds=saved[0].block)
             detached = saved[0].view()
             detached.leaf = leaf
-            with self.running_again(repeat):
-                again = function(detached)
-            _label_saved(again)
-            self._propagate(again, g)
+            with self._inner_graph():
+                with self.running_again(repeat):
+                    again = function(detached)
+                _label_saved(again)
+                self._propagate(again, g)
             return (leaf.grad,)
 
         output.node = Node(self, "checkpoint", backward, (hidden,), (hidden,))
@@ -461,6 +483,7 @@ class Tape:
         if self.ledger.repeating:
             self.ledger.end_backward_repeat()
         self._reentrant_calls.clear()
+        self._held.clear()
 
     def _propagate(self, root: Tensor, gradient: Tensor) -> None:
         assert root.node is not None

@@ -163,6 +163,7 @@ class Modules:
                 self.compute_dtype,
                 self.quantized_dtype,
                 double_quant=quantization.double_quant,
+                keeps_input=self.recipe.keeps_inputs,
             )
         return self.op.linear(x, self.weights[name], linear.out_features, bias=self.weights.get(f"{name}.bias"))
 

@@ -115,7 +115,8 @@ def walk(setup: Setup, chunks: int, *, accumulating: bool) -> Walk:
     """
     resolved = setup.resolved.replaced(gradient_accumulation=2 if accumulating else 1)
     capability = setup.compute_capability
-    if resolved.recipe.keep_outputs:  # what each layer leaves for the loop is no block of a repeated part
+    if resolved.recipe.keep_outputs or resolved.recipe.keeps_inputs:
+        # What each layer leaves for the loop, or for the graph, is no block of a repeated part.
         return walk_every_layer(resolved, capability, chunks)
     return _short_walk(resolved, capability, chunks) or walk_every_layer(resolved, capability, chunks)
 

@@ -7,6 +7,8 @@ from typing import Literal
 from msgspec import Struct
 
 QuantType = Literal["nf4", "fp4"]
+OlderBitsandbytes = Literal["0.43.1"]
+"""The last version of bitsandbytes whose 4-bit matmul keeps its input for backward (autograd/_functions.py)."""
 
 
 class FourBit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="bitsandbytes_4bit"):
@@ -20,6 +22,8 @@ class FourBit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     """Whether peft's prepare_model_for_kbit_training casts unquantised weights to float32 (default yes)."""
     recast: bool = False
     """Whether embeddings and head are cast to bfloat16 after that: peft_module_casting_to_bf16 of TRL 0.7 to 0.19."""
+    bitsandbytes: OlderBitsandbytes | None = None
+    """The older bitsandbytes whose code runs; None for the installed one."""
 
 
 def is_recast(name: str) -> bool:

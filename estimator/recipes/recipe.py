@@ -19,7 +19,7 @@ from lorabench.estimator.dtypes import Dtype
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.methods.base import PositiveInt, setting_names
 from lorabench.estimator.methods.catalogue import METHODS, AnyAdapter, Method, method_of, methods_with
-from lorabench.estimator.methods.four_bit import FourBit, QuantType, is_recast
+from lorabench.estimator.methods.four_bit import FourBit, OlderBitsandbytes, QuantType, is_recast
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.older_transformers import OLDER, RULES, OlderTransformers, Rules
 from lorabench.estimator.recipes.other_names import name_here, value_meant
@@ -148,6 +148,11 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         The copies of ``modules_to_save`` keep the dtype of their originals, `dtype_of`.
         """
         return self.dtype if self.adapter is None else self.adapter.adapter_dtype
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether the matmul of a 4-bit weight refers to its input as long as the graph exists."""
+        return self.quantization is not None and self.quantization.bitsandbytes is not None
 
     @property
     def unquantized_dtype(self) -> Dtype:
@@ -281,6 +286,11 @@ STRUCTS: tuple[type[Struct], ...] = (Recipe, FourBit, *(parts.adapter for parts 
 """The structs that a recipe consists of."""
 NEWEST = "5"
 """The series of transformers that a recipe means without the setting."""
+OLDER_CHOICES: dict[str, tuple[str, ...]] = {
+    "transformers": (*OLDER, NEWEST),
+    "bitsandbytes": get_args(OlderBitsandbytes),
+}
+"""Valid values of the settings that name an older version."""
 OFF = frozenset(field.name for struct in STRUCTS for field in msgspec.structs.fields(struct) if field.default is False)
 """Switches that are off by default."""
 ADAPTER_SETTINGS = tuple(name for name in SETTINGS if any(name in parts.of_adapter for parts in METHODS.values()))
@@ -304,6 +314,7 @@ class RecipeOptions(TypedDict, total=False):
     double_quant: bool
     prepare_kbit: bool
     recast: bool
+    bitsandbytes: str
     optim: Optim
     batch_size: int
     seq_len: int | str
@@ -351,7 +362,7 @@ def option_value(option: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)) and option in ("target_modules", "modules_to_save"):
         names = ",".join(map(str, value))
         raise UserError(f"{option} must be text, names separated by commas: write {names!r}")
-    choices = (*OLDER, NEWEST) if option == "transformers" else CHOICES.get(option)
+    choices = OLDER_CHOICES.get(option) or CHOICES.get(option)
     if choices and value not in choices:
         raise UserError(f"unknown {option} {value!r}: {value_meant(option, str(value), choices)}")
     if option == "seq_len" and isinstance(value, str):

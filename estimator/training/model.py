@@ -96,6 +96,10 @@ def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
             f"transformers {recipe.transformers}: only estimate and plan know older series, and this would run the "
             f"installed {__version__}: leave it out"
         )
+    if recipe.keeps_inputs:
+        raise UserError(
+            "bitsandbytes 0.43.1: only estimate and plan know it, and this would run the installed one: leave it out"
+        )
     optimizer = OPTIMIZERS[recipe.optim]
     library = optimizer.library
     if importlib.util.find_spec(library.module) is None:

@@ -69,7 +69,15 @@ class Matmuls(Indexing):
         return tape.record("linear", inputs, backward, saved, forward)
 
     def linear_4bit(
-        self, x: Tensor, elements: int, features: int, compute_dtype: str, stored_dtype: str, *, double_quant: bool
+        self,
+        x: Tensor,
+        elements: int,
+        features: int,
+        compute_dtype: str,
+        stored_dtype: str,
+        *,
+        double_quant: bool,
+        keeps_input: bool = False,
     ) -> Tensor:
         """Return bitsandbytes' matmul of x with a 4-bit weight of ``elements`` elements, (tokens, ``features``).
 
@@ -78,12 +86,15 @@ class Matmuls(Indexing):
         ``double_quant`` the constants are dequantised first; CUDA's forward keeps them until it returns, without and
         with their offset (`_dequant_linear_fallback`). (Below about 1536 tokens, depending on the GPU, a fused kernel
         needs no copy in forward.)
+
+        ``keeps_input``: as before bitsandbytes 0.43.2, the context of `MatMul4Bit` refers to x in the matmul's dtype,
+        if x requires a gradient. Forward then dequantises as backward does.
         """
         given, was = x, x.dtype
         x = self.cast(given, compute_dtype)
         tape, tokens, in_features = self.tape, x.tokens, x.features
         m, k, n = (1, tokens), (in_features, ONE), (features, ONE)
-        without_offset = self.backend == "cuda" and double_quant
+        without_offset = self.backend == "cuda" and double_quant and not keeps_input
 
         def dequantised(dtype: str) -> tuple[Tensor, list[Tensor]]:
             again = DEQUANTISED_AGAIN if tape.in_backward else ""
@@ -94,9 +105,11 @@ class Matmuls(Indexing):
                 return tape.new(ONE, elements, dtype, name=again or "dequantised weight"), absmaxes
 
         def forward() -> Tensor:
-            weight, absmaxes = dequantised(compute_dtype)
+            weight, absmaxes = dequantised(stored_dtype if keeps_input else compute_dtype)
             if not without_offset:
                 absmaxes.clear()
+            if weight.dtype != compute_dtype:
+                weight = tape.like(weight, compute_dtype)
             with tape.working(Matmul("linear layers", m, n, k, compute_dtype)):
                 output = tape.new(tokens, features, compute_dtype)
             del weight, absmaxes
@@ -112,7 +125,10 @@ class Matmuls(Indexing):
             del weight
             return (to_x,)
 
-        return self.cast(tape.record("linear_4bit", (x,), backward, (), forward), was)
+        output = tape.record("linear_4bit", (x,), backward, (), forward)
+        if keeps_input and x.requires_grad:
+            tape.hold(x)
+        return self.cast(output, was)
 
     def matmul(
         self, a: Tensor, b: Tensor, tokens: Monomial, features: int, *, copied: tuple[bool, bool] = (False, False)

@@ -9,9 +9,8 @@ import click
 
 from lorabench.cli.parameters import Length, OneOf
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER
-from lorabench.estimator.recipes.older_transformers import OLDER
 from lorabench.estimator.recipes.other_names import name_here
-from lorabench.estimator.recipes.recipe import CHOICES, NEWEST, SETTINGS
+from lorabench.estimator.recipes.recipe import CHOICES, NEWEST, OLDER_CHOICES, SETTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,6 +67,12 @@ OPTIONS = [
         shown="no",
     ),
     _option(
+        "--bitsandbytes",
+        type=OneOf(OLDER_CHOICES["bitsandbytes"]),
+        help="Whose code runs, if older than 0.43.2; estimate and plan know it.",
+        shown="newer",
+    ),
+    _option(
         "--optim",
         type=_choice("optim"),
         metavar="NAME",
@@ -98,7 +103,7 @@ OPTIONS = [
     ),
     _option(
         "--transformers",
-        type=OneOf((*OLDER, NEWEST)),
+        type=OneOf(OLDER_CHOICES["transformers"]),
         help="Whose code runs; estimate and plan know older ones.",
         shown=NEWEST,
     ),

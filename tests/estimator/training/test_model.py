@@ -289,6 +289,7 @@ def test_an_optimizer_s_package_that_is_missing_is_named(device: str, monkeypatc
             "runs on CUDA only, and this is cpu: use attn_implementation sdpa",
         ),
         ({"loss": "liger"}, "runs on CUDA only, and this is cpu: use loss standard"),
+        ({"method": "qlora", "bitsandbytes": "0.43.1"}, "bitsandbytes 0.43.1: only estimate and plan know it"),
         ({"empty_cache_steps": 1}, "the cache of CUDA's allocator, and this is cpu: leave it out"),
         ({"optim": "paged_adamw_8bit"}, "use adamw_8bit"),
         ({"optim": "paged_adamw_32bit"}, "use adamw_torch"),
