@@ -22,7 +22,7 @@ def command(format_: str) -> None:
     """List the models known by name, smallest first.
 
     Commands that take a MODEL also accept a config.json, its folder, or an id on the Hugging Face hub. JSON and CSV
-    have exact parameter counts.
+    have exact parameter counts and sizes.
     """
     from lorabench.estimator.models.catalogue import find_model, model_names
 
@@ -55,8 +55,6 @@ def _columns(specs: list[ModelSpec]) -> list[Column]:
         Column("model", [spec.name for spec in specs], right=False),
         Column("params", [_in_words(spec.parameters) for spec in specs]),
         Column("layers", [str(spec.num_hidden_layers) for spec in specs]),
-        Column("hidden", [str(spec.hidden_size) for spec in specs]),
-        Column("vocab", [str(spec.vocab_size) for spec in specs]),
         Column("family", [spec.model_type for spec in specs], right=False),
     ]
 
