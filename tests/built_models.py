@@ -20,21 +20,26 @@ PARTS = {
 """Part → what the names of its parameters have; the first that fits counts."""
 
 
-def build(config: dict[str, Any]) -> Any:
+def build(config: dict[str, Any], architecture: str = "AutoModelForCausalLM") -> Any:
     """Return transformers' model of ``config``, without memory for its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    with warnings.catch_warnings(), torch.device("meta"):
+    model_class = getattr(transformers, architecture)
+    from_config = getattr(model_class, "from_config", None) or model_class._from_config
+    with warnings.catch_warnings(), torch.device("meta"), no_init_weights():
         warnings.simplefilter("ignore")
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        model = from_config(transformers.AutoConfig.for_model(**config))
+    model.tie_weights()  # left out with the initialisation
+    return model
 
 
-def built_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def built_shapes(config: dict[str, Any], architecture: str = "AutoModelForCausalLM") -> dict[str, tuple[int, ...]]:
     """Return the parameters of transformers' model by name, tied ones once."""
-    return {name: tuple(parameter.shape) for name, parameter in build(config).named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in build(config, architecture).named_parameters()}
 
 
 def listed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

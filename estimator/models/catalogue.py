@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from msgspec.structs import replace
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.input_files import decode_json, read_input
 from lorabench.estimator.models.hub import HUB_ID, Refusal, fetch_config
+from lorabench.estimator.models.mirrors import names_behind
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
-"""One folder per publisher, with one config.json per model, named as on the Hub."""
-SIZED = r".*(^|-)(\d+x)?\d+(\.\d+)?[bm](-.*)?"
-"""Regular expression of a name up to the number of parameters; release and tuning are left out."""
+"""One folder per publisher, with one config.json per model, named as on the Hub; ``sources.csv`` says where each was
+read."""
+SIZE = r"(?:^|-)(e?(?:\d+x)?\d+(?:[._]\d+)?[bm]\d*)(?=-|$)"
+"""Regular expression of the number of parameters in a name in lower case, such as ``8x7b``, ``1.5b`` or ``350m``."""
+LENGTHS = frozenset({"max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"})
+"""Keys of a config that decide how long a text may be, and no shape."""
 LARGEST_CONFIG_BYTES = 16 * 2**20
 """Larger than any config.json. A weights file that is named by mistake is not read into memory."""
 
@@ -37,9 +42,12 @@ def find_model(text: str | Path) -> ModelSpec:
 
     1. a shipped model, by its Hub id or the last part of it, in any case;
     2. the path of a config.json, or of a folder with one;
-    3. shipped models of the same shapes, by the beginning of their last parts, up to the number of parameters or
-       further (``mixtral-8x7b``); the spec's ``assumptions`` say so;
-    4. a Hub id; only its config.json is downloaded.
+    3. a shipped model, by the name of a copy, a quantised copy or a tuned release (`mirrors`);
+    4. shipped models of the same shapes, by the beginning of their last parts, up to the number of parameters or
+       further (``mixtral-8x7b``);
+    5. a Hub id; only its config.json is downloaded.
+
+    After 3 and 4 the spec's ``assumptions`` say which model was meant.
 
     A text that starts with ``.``, ``/`` or ``~`` or ends in ``.json`` is always a path.
 
@@ -61,9 +69,13 @@ def find_model(text: str | Path) -> ModelSpec:
         return read_config(_decode(CONFIGS / f"{shipped}.json"), shipped)
     if _exists(Path(text)):
         return _read_path(Path(text), text)
+    behind = _behind(text)
+    if behind is not None:
+        return _meant(text, behind, " (same shapes)")
     begun = _begun(text)
-    if begun is not None:
-        return begun
+    if begun:
+        others = f", not {' or '.join(begun[1:])} (of the same shapes)" if begun[1:] else ""
+        return _meant(text, begun[0], others)
     if re.fullmatch(HUB_ID, text):
         return read_config(_decode(_fetch(text)), text)
     raise UserError(f"no model {text!r} in the catalogue and no such file or folder: {_nearest(text)}")
@@ -85,30 +97,48 @@ def _shipped_name(text: str) -> str | None:
     for name in model_names():
         if name.lower() == wanted:
             return name
-    named = [name for name in model_names() if name.lower().rpartition("/")[2] == wanted]
+    named = [name for name in model_names() if _last_part(name) == wanted]
     if len(named) > 1:
         raise UserError(f"{text!r} fits several models: name {' or '.join(named)}")
     return named[0] if named else None
 
 
-def _begun(text: str) -> ModelSpec | None:
-    """Return the model whose name begins with ``text``. If several have the same shapes, return the one with the
-    shortest name."""
-    if not re.fullmatch(SIZED, text.lower()):
-        return None
-    names = [name for name in model_names() if name.lower().rpartition("/")[2].startswith(f"{text.lower()}-")]
-    names.sort(key=len)
-    specs = [read_config(_decode(CONFIGS / f"{name}.json"), name) for name in names]
-    if not specs or any(replace(spec, name=specs[0].name) != specs[0] for spec in specs):
-        return None
-    others = f", not {' or '.join(names[1:])} (of the same shapes)" if names[1:] else ""
-    return replace(specs[0], assumptions=(f"model {text} means {names[0]}{others}",))
+def _behind(text: str) -> str | None:
+    """Return the shipped model of which ``text`` names a copy or a tuned release."""
+    by_name = {_last_part(name): name for name in model_names()} | {name.lower(): name for name in model_names()}
+    return next((by_name[name] for name in names_behind(text) if name in by_name), None)
+
+
+def _begun(text: str) -> Sequence[str]:
+    """Return the models whose names begin with ``text``, the shortest name first, if all have the same shapes."""
+    publisher, _, beginning = text.lower().rpartition("/")
+    if not re.search(SIZE, beginning):
+        return ()
+    names = [name for name in model_names() if _last_part(name).startswith(f"{beginning}-")]
+    names = sorted((name for name in names if not publisher or name.lower().startswith(f"{publisher}/")), key=len)
+    configs = [_decode(CONFIGS / f"{name}.json") for name in names]
+    shapes = [{key: config[key] for key in config.keys() - LENGTHS} for config in configs]
+    return names if all(shape == shapes[0] for shape in shapes) else ()
+
+
+def _meant(text: str, name: str, why: str) -> ModelSpec:
+    spec = read_config(_decode(CONFIGS / f"{name}.json"), name)
+    return replace(spec, assumptions=(f"model {text} means {name}{why}",))
 
 
 def _nearest(text: str) -> str:
-    by_last_part = {name.rpartition("/")[2]: name for name in model_names()}
-    choices = by_last_part if "/" not in text else model_names()
-    return f"{did_you_mean(text, choices)} (lorabench models lists all)"
+    """Return a clause with the shipped models nearest to ``text``, those of the same number of parameters first."""
+    publisher, _, last = text.rpartition("/")
+    known = any(name.lower().startswith(f"{publisher.lower()}/") for name in model_names())
+    word = text if known else last
+    choices = model_names() if known else tuple(name.rpartition("/")[2] for name in model_names())
+    size = re.search(SIZE, last.lower())
+    same_size = [name for name in choices if size and (of := re.search(SIZE, _last_part(name))) and of[1] == size[1]]
+    return f"{did_you_mean(word, same_size or choices)} (lorabench models lists all)"
+
+
+def _last_part(name: str) -> str:
+    return name.lower().rpartition("/")[2]
 
 
 def _read_path(path: Path, text: str) -> ModelSpec:

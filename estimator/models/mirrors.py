@@ -1,0 +1,87 @@
+"""Names under which others publish a model of the catalogue: copies, quantised copies and tuned releases.
+
+Each rule is one line of a table. A rule only takes an ending off a name, or changes its beginning; what is left must be
+a name of the catalogue in full. So no rule leads to another size or generation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+MIRRORS = frozenset(
+    {
+        "alpindale",
+        "bartowski",
+        "casperhansen",
+        "cohereforai",  # the former name of CohereLabs
+        "decapoda-research",
+        "hugging-quants",
+        "huggyllama",
+        "lmstudio-community",
+        "meta-llama",
+        "mistral-community",
+        "mlx-community",
+        "neuralmagic",
+        "nousresearch",
+        "redhatai",
+        "techxgenus",
+        "thebloke",
+        "thudm",  # the former name of zai-org
+        "unsloth",
+    }
+)
+"""Publishers, in lower case, who copy others' models under the models' own last parts."""
+
+STORED = (
+    r"(.+?)-((unsloth-|dynamic-)?bnb-[48]bit|(mlx-)?[34568]bit|gptq(-int[348])?|awq(-int4)?|gguf|fp8(-dynamic|-block)?|nvfp4|"
+    r"mxfp4|fp16|bf16|mlx)"
+)
+"""Regular expression of a name with an ending that says how the weights are stored."""
+TUNED = r"(.+?)-((instruct|thinking|reasoning|chat|it|base|pt)(-\d{4})?|sft|dpo|hf)"
+"""Regular expression of a name with an ending that says how the model was tuned, with the month of that release, or the
+files' format."""
+
+ALIASES = {
+    "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "unsloth/mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "unsloth/solar-10.7b": "upstage/SOLAR-10.7B-v1.0",
+    "unsloth/tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "unsloth/tinyllama-chat": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "unsloth/zephyr-sft": "HuggingFaceH4/mistral-7b-sft-beta",
+}
+"""Other names, in lower case, that no rule derives → name in the catalogue."""
+
+
+def names_behind(text: str) -> Iterator[str]:
+    """Yield the names, in lower case, that the model ``text`` may have in the catalogue, the nearest first.
+
+    A name without a publisher stands for that name of any publisher.
+    """
+    publisher, _, last = text.lower().rpartition("/")
+    copied = publisher in MIRRORS
+    for name in _without_endings(last):
+        if alias := ALIASES.get(f"{publisher}/{name}"):
+            yield alias.lower()
+        for spelling in _spellings(name):
+            if publisher:
+                yield f"{publisher}/{spelling}"
+            if copied or not publisher:
+                yield spelling
+
+
+def _without_endings(name: str) -> Iterator[str]:
+    yield name
+    for endings in (STORED, TUNED):
+        if ending := re.fullmatch(endings, name):
+            yield from _without_endings(ending[1])
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Yield ``name`` with and without what publishers put around it."""
+    yield name
+    yield f"{name}-hf"  # weights converted for transformers
+    if name.startswith("meta-llama-"):  # the Hub renamed Llama 3.1, and kept Meta-Llama-3
+        yield name.removeprefix("meta-")
+    elif name.startswith("llama-"):
+        yield f"meta-{name}"
