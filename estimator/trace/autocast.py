@@ -28,16 +28,16 @@ MATMULS = frozenset({
 IN_FLOAT32: dict[Backend, frozenset[str]] = {
     "cuda": frozenset({
         "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",
-        "sinh", "tan", "pow", "__pow__", "__rpow__", "softplus", "layer_norm", "native_layer_norm", "rms_norm",
-        "group_norm", "cosine_similarity", "nll_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss",
-        "binary_cross_entropy_with_logits", "dist", "cdist", "renorm", "logsumexp",
+        "sinh", "tan", "pow", "__pow__", "__rpow__", "square", "softplus", "layer_norm", "native_layer_norm",
+        "rms_norm", "group_norm", "cosine_similarity", "nll_loss", "kl_div", "l1_loss", "smooth_l1_loss",
+        "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist", "renorm", "logsumexp",
     }),
     "cpu": frozenset({
         "nll_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy",
         "binary_cross_entropy_with_logits", "prod", "cdist", "trace",
     }),
 }
-"""Operators whose inputs autocast casts to float32."""
+"""Operators whose inputs autocast casts to float32. torch's square calls pow, which is on its list."""
 INTO_FLOAT32: dict[Backend, frozenset[str]] = {
     "cuda": frozenset({
         "prod", "softmax", "log_softmax", "cumprod", "cumsum", "sum", "norm", "vector_norm", "matrix_norm",
