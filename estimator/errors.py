@@ -18,6 +18,10 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class NoClosedForm(UserError):  # noqa: N818 - it says what there is not
+    """The closed form cannot say a recipe on its model; a trace may."""
+
+
 def did_you_mean(word: str, choices: Iterable[str], *, say_all_up_to: int = 8) -> str:
     """Return a clause with the choices nearest to ``word``, or with all choices if there are at most ``say_all_up_to``.
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from lorabench.estimator.models.catalogue import CONFIGS
 from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.models.recordings import contents, few_layers, recorded_types
 from lorabench.estimator.models.spec import ModelSpec
 
 GROUPED = {"num_key_value_heads": 2}
@@ -59,3 +63,15 @@ def small_config(family: str, **changes: Any) -> dict[str, Any]:
 def small_model(family: str, **changes: Any) -> ModelSpec:
     """Return the shapes of a model of ``family``."""
     return read_config(small_config(family, **changes), f"small/{family}")
+
+
+def recorded_models(*, with_closed_form: bool) -> list[str]:
+    """Return the catalogue's name of each model whose architecture was recorded."""
+    variants = [variant for model_type in recorded_types() for variant in contents(model_type)["variants"]]
+    return [variant["model"] for variant in variants if not with_closed_form or variant["around"] is not None]
+
+
+def recorded_config(name: str) -> dict[str, Any]:
+    """Return the config.json of a model that was recorded, with few layers."""
+    given = msgspec.json.decode((CONFIGS / f"{name}.json").read_bytes())
+    return few_layers(given.get("text_config", given), name)

@@ -23,8 +23,8 @@ from lorabench.estimator.answers.verdict import verdict_and_margin
 from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.models.read_config import read_config
-from lorabench.estimator.recipes.feasibility import has_closed_form, refuse_impossible
+from lorabench.estimator.models.read_config import has_closed_form, read_config
+from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 

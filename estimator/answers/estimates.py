@@ -6,6 +6,7 @@ What only an estimate for a GPU needs is imported for such an estimate: its modu
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
@@ -13,10 +14,12 @@ from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import Training
+from lorabench.estimator.errors import NoClosedForm
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.states import Term, states
-from lorabench.estimator.recipes.feasibility import has_closed_form, recipe_warnings, refuse_impossible
+from lorabench.estimator.models.read_config import has_closed_form
+from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impossible
 from lorabench.estimator.recipes.parameters import ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -110,9 +113,23 @@ def estimate_recipe(
         refuse_lacking(recipe, device)
         assumptions = (*assumptions, *device.assumptions)
     allocator = allocator.on(None if device is None else device.usable_bytes)
-    if not has_closed_form(spec):
-        traced = _estimate_by_trace(resolved, device, on_progress, allocator)
-        return replace(traced, assumptions=assumptions, warnings=(*traced.warnings, *allocator.warnings()))
+    if has_closed_form(spec):
+        with suppress(NoClosedForm):
+            return _estimate_by_closed_form(resolved, device, calibration, on_progress, assumptions, replay, allocator)
+    traced = _estimate_by_trace(resolved, device, on_progress, allocator)
+    return replace(traced, assumptions=assumptions, warnings=(*traced.warnings, *allocator.warnings()))
+
+
+def _estimate_by_closed_form(
+    resolved: ResolvedRecipe,
+    device: Device | None,
+    calibration: Calibration | None,
+    on_progress: Callable[[str], None],
+    assumptions: tuple[str, ...],
+    replay: bool,
+    allocator: AllocatorSettings,
+) -> Estimate:
+    spec, recipe = resolved.spec, resolved.recipe
     capability = None if device is None else device.compute_capability
     if replay:
         on_progress("replaying the allocator")

@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol
 
+from lorabench.estimator.closed_form.layout import Layout
 from lorabench.estimator.closed_form.ledger import Block, Ledger
 from lorabench.estimator.closed_form.sizes import ONE, Monomial
 from lorabench.estimator.closed_form.work import Work
 from lorabench.estimator.dtypes import ITEMSIZE
 
-ITEMSIZES = {**ITEMSIZE, "int64": 8, "int32": 4, "bool": 1, "uint8": 1}
+ITEMSIZES = {**ITEMSIZE, "int64": 8, "int32": 4, "bool": 1, "uint8": 1, "complex64": 8}
 PROMOTED = {("bfloat16", "float16"): "float32", ("float16", "bfloat16"): "float32"}
 
 Gradients = tuple["Tensor | Broadcast | None", ...]
@@ -42,6 +43,7 @@ Part = Literal[
     "rotary tables",
     "attention mask",
     "residual stream",
+    "layer",
     "norm",
     "linear",
     "adapter",
@@ -85,7 +87,7 @@ class Tensor:
     their block.
     """
 
-    __slots__ = ("block", "dtype", "features", "is_view", "leaf", "node", "output", "times", "tokens")
+    __slots__ = ("block", "dtype", "features", "is_view", "layout", "leaf", "node", "output", "times", "tokens")
 
     def __init__(
         self,
@@ -110,6 +112,8 @@ class Tensor:
         out of place."""
         self.output = 0
         """Which of its node's outputs it is."""
+        self.layout: Layout | None = None
+        """The layout of a gradient; None if it is contiguous."""
 
     @property
     def requires_grad(self) -> bool:
@@ -127,6 +131,7 @@ class Tensor:
         """Return the same tensor for another owner: a gradient that an operation passes on as it is."""
         same = self.without_history()
         same.is_view = self.is_view
+        same.layout = self.layout
         return same
 
     def without_history(self) -> Tensor:
@@ -298,7 +303,10 @@ class Tape:
     ) -> Tensor:
         """Allocate a tensor of the same shape."""
         dtype = dtype or tensor.dtype
-        return self.new(tensor.tokens, tensor.features, dtype, component, times=tensor.times, name=name)
+        made = self.new(tensor.tokens, tensor.features, dtype, component, times=tensor.times, name=name)
+        if tensor.layout is not None:
+            made.layout = tensor.layout.dense()
+        return made
 
     def summed(self, rows: Tensor, total: Tensor) -> None:
         """Note that ``rows`` are summed to ``total``, which has the size of one row or of a part of it."""
@@ -324,8 +332,7 @@ class Tape:
         ``saved_output``, and those of ``saved_after``, a list that ``compute`` may fill.
         """
         outer, self.operation = self.operation, operation
-        unrecorded = self.evaluating or not self._recording
-        if unrecorded or not any(tensor.requires_grad for tensor in inputs):
+        if self.unrecorded or not any(tensor.requires_grad for tensor in inputs):
             output = compute()
             self.operation = outer
             return output
@@ -337,6 +344,11 @@ class Tape:
             node.saved = _Both(node.saved, self.save(outputs))
         output.node = node
         return output
+
+    @property
+    def unrecorded(self) -> bool:
+        """Whether operations run without a record: in an evaluation, or in a reentrant checkpoint's forward."""
+        return self.evaluating or not self._recording
 
     def kept_blocks(self) -> list[Block]:
         """Return the blocks that the training loop keeps until the next forward pass ends."""

@@ -73,6 +73,8 @@ def _allowed(op: Operators, component: str, *, windowed: bool) -> Tensor:
 def layers_with_window(spec: ModelSpec) -> list[bool]:
     """Return for each layer whether its attention has the model's sliding window."""
     config = spec.config
+    if spec.layers[0].kind is not None:
+        return [group.windowed for group in spec.layers for _ in range(group.count)]
     if config.get("layer_types"):
         return [kind == "sliding_attention" for kind in config["layer_types"]]
     return [config.get("sliding_window") is not None] * spec.num_hidden_layers

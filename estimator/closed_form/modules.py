@@ -62,6 +62,11 @@ class Modules:
         self.spec = resolved.spec
         self.recipe = recipe
         self.mask = mask
+        self.kind = layers.kind
+        self.heads = resolved.spec.num_attention_heads
+        self.kv_heads = resolved.spec.num_key_value_heads
+        self.head_dim = self.value_dim = resolved.spec.head_dim
+        self.shapes = {weight.name: weight.shape for weight in layers.weights}
         self.compute_dtype = recipe.compute_dtype
         self.quantized_dtype = weights.quantized_dtype
         self.linears: dict[str, Linear] = {linear.name: linear for linear in layers.linears}
@@ -76,7 +81,7 @@ class Modules:
                 self.weights[f"{linear.name}.bias"] = weights.base(linear.name, linear.out_features)
             if recipe.adapter is not None and linear.name in resolved.target_modules:
                 self.adapters[linear.name] = tuple(map(weights.adapter, recipe.adapter.tensors(linear)))
-        for weight in layers.experts:
+        for weight in layers.adapted_experts:
             tensors = () if recipe.adapter is None else recipe.adapter.expert_tensors(weight)
             if tensors:
                 self.adapters[weight.name] = tuple(map(weights.adapter, tensors))
@@ -106,13 +111,17 @@ class Modules:
             embedded = op.embedding(self.weights[spec.embeddings[0].name], spec.hidden_size)
             if scaled:
                 embedded = op.scale(embedded)
+        return self.as_input(embedded)
+
+    def as_input(self, embedded: Tensor) -> Tensor:
+        """Return the output of the embedding module, (B·S, h), which the first layer gets."""
         if self.recipe.gradient_checkpointing and not embedded.requires_grad:
             # transformers makes the embedding's output require a gradient (`enable_input_require_grads`), so that
             # checkpointed layers have an input with one. Autograd keeps the output and its gradient to the end.
             embedded.leaf = Leaf(holds=embedded.block)
             if self.recipe.keep_outputs:  # the outputs refer to the loss, and the loss to the graph
-                op.tape.outputs.append(embedded.without_history())
-                op.tape.leaf_of_outputs = embedded.leaf
+                self.op.tape.outputs.append(embedded.without_history())
+                self.op.tape.leaf_of_outputs = embedded.leaf
         return embedded
 
     def rotary_tables(self, dtype: str) -> Rotary:
@@ -195,7 +204,7 @@ class Modules:
     def rotary_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of each head that are rotated, (B·S, H·rotary), and the others."""
         op = self.op
-        rotated = x.features * self.rotary_features // self.spec.head_dim
+        rotated = x.features * self.rotary_features // self.head_dim
         with op.tape.scope("rotary positions"):
             # A slice of all features is no operation.
             first = x if rotated == x.features else op.part(x, rotated)
@@ -222,8 +231,8 @@ class Modules:
         if heads == 1 or not x.requires_grad:
             return x
         shared = self.recipe.attn_implementation != "sdpa" or self._shares_keys
-        times = self.spec.num_attention_heads // self.spec.num_key_value_heads
-        if not (rotated or self._single_operators(x.dtype) or (repeated and not shared and times > 1)):
+        times = self.heads // self.kv_heads
+        if not (rotated or self.single_operators(x.dtype) or (repeated and not shared and times > 1)):
             return x
         with self.op.tape.scope("attention"):
             return self._with_copied_gradient(x)
@@ -237,13 +246,18 @@ class Modules:
     @property
     def _shares_keys(self) -> bool:
         """Whether fused attention gets each key head once, not once for each query head (`use_gqa_in_sdpa`)."""
-        return self.mask is None and not (self.recipe.rules.repeats_keys and self.recipe.attn_implementation == "sdpa")
+        same_width = self.head_dim == self.value_dim <= 256
+        return (
+            self.mask is None
+            and same_width
+            and not (self.recipe.rules.repeats_keys and self.recipe.attn_implementation == "sdpa")
+        )
 
-    def _single_operators(self, dtype: str) -> bool:
+    def single_operators(self, dtype: str) -> bool:
         """Return whether attention of queries in ``dtype`` is eager or torch's math kernel."""
         if self.recipe.attn_implementation != "sdpa":
             return self.recipe.attn_implementation == "eager"
-        kv_heads = self.spec.num_key_value_heads if self._shares_keys else self.spec.num_attention_heads
+        kv_heads = self.kv_heads if self._shares_keys else self.heads
         return self._sdpa_kernel(self.compute_dtype if self.op.autocast else dtype, kv_heads, 0.0) == "math"
 
     def attention(
@@ -272,9 +286,9 @@ class Modules:
             return self._fused(q, k, v, dropout, joined), None
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
-        spec, op = self.spec, self.op
+        op = self.op
         implementation = self.recipe.attn_implementation
-        heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+        heads, kv_heads = self.heads, self.kv_heads
         if not self._shares_keys:
             # With a mask, transformers repeats keys and values for all heads, and older ones without a mask too.
             k, v = op.repeat_heads(k, heads // kv_heads), op.repeat_heads(v, heads // kv_heads)
@@ -299,7 +313,7 @@ class Modules:
 
         Python frees the arguments that autocast has cast when the function returns, so the cast belongs in here.
         """
-        op, heads = self.op, self.spec.num_attention_heads
+        op, heads = self.op, self.heads
         if op.autocast is not None:
             v, k, q = (op.cast(t, self.compute_dtype) for t in (v, k, q))
         kernel = self._sdpa_kernel(q.dtype, kv_heads, dropout)
@@ -316,9 +330,9 @@ class Modules:
             return "math" if dropout else "flash"
         return sdpa_kernel(
             dtype=dtype,
-            head_dim=self.spec.head_dim,
-            value_dim=self.spec.head_dim,
-            heads=self.spec.num_attention_heads,
+            head_dim=self.head_dim,
+            value_dim=self.value_dim,
+            heads=self.heads,
             kv_heads=kv_heads,
             masked=self.mask is not None,
             dropout=dropout,
@@ -332,9 +346,9 @@ class Modules:
     def _eager(
         self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool, float32_softmax: bool
     ) -> tuple[Tensor, Tensor]:
-        op, heads = self.op, self.spec.num_attention_heads
-        times = heads // self.spec.num_key_value_heads
-        if self.spec.num_key_value_heads == 1 and self.recipe.batch_size == 1:
+        op, heads = self.op, self.heads
+        times = heads // self.kv_heads
+        if self.kv_heads == 1 and self.recipe.batch_size == 1:
             times = 1  # with one key head and one sequence, repetition is a view
         hidden = q.features
         keys = op.repeat_heads(k, times)
@@ -370,9 +384,9 @@ class Modules:
         have that layout already. The kernel also returns the probabilities, in the dtype of q
         (`_scaled_dot_product_attention_math`).
         """
-        op, spec = self.op, self.spec
+        op = self.op
         by_token = self.recipe.batch_size > 1
-        times = spec.num_attention_heads // spec.num_key_value_heads
+        times = self.heads // self.kv_heads
         # In C++ a variable lives until the kernel returns, so these are freed together.
         q32, k32, v32 = (op.cast(x, "float32") for x in (q, k, v))
         queries = op.scale(q32)
@@ -387,13 +401,13 @@ class Modules:
             op.copy(queries) if by_token and not joined else queries,
             op.copy(scaled) if by_token and not joined and times == 1 else scaled,
             PAIRS,
-            spec.num_attention_heads,
+            self.heads,
         )
         del scaled
         attention = op.safe_softmax(attention)
         attention = op.dropout(attention, dropout)
         output = op.batched_matmul(
-            attention, op.copy(values) if by_token and times == 1 else values, TOKENS, q.features
+            attention, op.copy(values) if by_token and times == 1 else values, TOKENS, self.heads * self.value_dim
         )
         # The gradient of several sequences comes by token.
         output = op.cast(self._with_copied_gradient(output) if by_token else output, q.dtype)

@@ -122,6 +122,9 @@ LAST_CHUNK = _symbol(
     lambda values: last_chunk_rows(values[TOKENS], values.spec.vocab_size, values.spec.hidden_size),
 )
 SHIFTED_TOKENS = B * _symbol("(S − 1)", "tokens of a sequence that have a next one", lambda values: values[S] - 1)
+WITH_SINK = _symbol(
+    "(S + 1)", "tokens of a sequence, and a sink that attention may look at", lambda values: values[S] + 1
+)
 INDICES = _symbol(
     "i",
     "indices in the embedding's backward: 3·B·S + 2·min(B·S, V) + p",
@@ -141,6 +144,16 @@ POSITION_PARTS = _symbol(
     "p′",
     "partial sums in the positions' backward: ⌊S/10⌋ + S",
     lambda values: embedding_scratch(values[S], values.spec.max_position_embeddings)[1],
+)
+POSITION_INDICES_OF_ALL = _symbol(
+    "i″",
+    "indices in the positions' backward, if each sequence looks them up: 5·B·S + p″",
+    lambda values: sum(embedding_scratch(values[TOKENS], values.spec.max_position_embeddings)[0]),
+)
+POSITION_PARTS_OF_ALL = _symbol(
+    "p″",
+    "partial sums in the positions' backward, if each sequence looks them up: ⌊B·S/10⌋ + min(B·S, positions)",
+    lambda values: embedding_scratch(values[TOKENS], values.spec.max_position_embeddings)[1],
 )
 
 Extent = tuple[float, Monomial]

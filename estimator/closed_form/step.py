@@ -14,9 +14,9 @@ from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import CHUNK, ONE, SHIFTED_TOKENS, TOKENS, Monomial
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.errors import UserError
+from lorabench.estimator.errors import NoClosedForm
 from lorabench.estimator.memory.fused_loss import logits_per_hidden
-from lorabench.estimator.models.read_config import MODEL_TYPES, no_closed_form
+from lorabench.estimator.models.read_config import has_closed_form, no_closed_form
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
@@ -35,11 +35,6 @@ def peak_candidates(
         UserError: the model lacks the target modules, or has no closed form.
     """
     spec = resolved.spec
-    if spec.model_type not in MODEL_TYPES:
-        raise UserError(
-            f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which run "
-            "its step on meta tensors"
-        )
     chunks = FIRST_CHUNKS[: logits_per_hidden(spec.vocab_size, spec.hidden_size)]
     op = Operators(tape or Tape(Ledger()), backend, compute_capability)
     return _Step(resolved, op, identical_layers, chunks).run()
@@ -79,6 +74,11 @@ def walk_evaluation(
 class _Step:
     def __init__(self, resolved: ResolvedRecipe, op: Operators, layers: LayerOrder, chunks: Sequence[Monomial]) -> None:
         spec, recipe = resolved.spec, resolved.recipe
+        if not has_closed_form(spec):
+            raise NoClosedForm(
+                f"{spec.name}: {no_closed_form(spec.model_type)}: use `lorabench estimate` or `lorabench trace`, which "
+                "run its step on meta tensors"
+            )
         self.resolved = resolved
         self.spec = spec
         self.recipe = recipe
@@ -87,7 +87,7 @@ class _Step:
         self.chunks = chunks
         self.tape = op.tape
         self.ledger = op.tape.ledger
-        self.decoder = decoder_of(spec.model_type)
+        self.decoder = decoder_of(spec)
         if recipe.mixed_precision != "no":
             self.tape.autocast = Autocast(self.tape, recipe.compute_dtype)
 
@@ -155,10 +155,7 @@ class _Step:
 
     def _hidden_states(self, outside: Modules) -> Tensor:
         tape = self.tape
-        hidden, others = self.decoder.inputs(outside)
-        masks = Masks(self.op, self.resolved, hidden.dtype)
-        hidden = self.decoder.drop_inputs(outside, hidden)
-        rotary = self.decoder.rotary(outside, hidden)
+        hidden, masks, rotary, others = self.decoder.begin(outside, lambda dtype: Masks(self.op, self.resolved, dtype))
         if self.recipe.use_reentrant:
             self._keep(*(rotary or ()), *masks.tensors())
         for group, copies, window in self.layers(self.spec, masks):
@@ -168,7 +165,7 @@ class _Step:
                 finish(hidden, output)
             hidden = output
             del output
-        normed = self.decoder.final_norm(outside, hidden)
+        normed = self.decoder.final_norm(outside, hidden, rotary)
         del hidden, rotary, masks, others  # transformers' forward references them until it returns
         return normed
 

@@ -21,6 +21,7 @@ _SOURCES: dict[Part, str] = {
     "adapted experts": "peft: adds B·A to all experts' weights while they run",
     "adapted router": "peft: adds B·A to the router's weight while it runs",
     "residual stream": "transformers: the sum that each layer passes to the next",
+    "layer": "transformers: an operation of the layer",
     "embedding": "torch: embedding lookup",
     "loss": "transformers: upcasts the logits; torch: log_softmax saves its result",
     "fused loss": "Liger: logits by chunks of tokens, gradients in forward",
@@ -164,7 +165,8 @@ def _made_in_forward(item: Item, part: Part) -> str:
         return f"{dtype} copy of {copied}"
     if operation == "linear" and part == "adapter":
         return {TOKENS * R: "A·x", TOKENS: "B·A·x"}.get(item.monomial, "output")
-    return _WHAT_IN.get((part, operation)) or _WHAT[operation]
+    what = _WHAT.get(operation, f"output of {operation.replace('_', ' ')}")
+    return _WHAT_IN.get((part, operation), what)
 
 
 def _source(item: Item, part: Part, recipe: Recipe) -> str:

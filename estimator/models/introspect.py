@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.models.recordings import NO_SHAPES, TOKENS
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Part, Weight
 from lorabench.estimator.quiet import quiet_libraries
 from lorabench.estimator.working_folder import require_working_folder
@@ -19,19 +20,6 @@ from lorabench.estimator.working_folder import require_working_folder
 if TYPE_CHECKING:
     from torch import nn
 
-NO_SHAPES = (
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-)
-"""Keys of config.json that affect neither shapes nor the training step. Text is packed, so there is no padding."""
 PARTS: dict[Part, str] = {
     "norm": r"norm|(^|\.)ln_|layernorm",
     "embedding": r"embed|(^|\.)w[tp]e\b",
@@ -63,7 +51,7 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
         choices = did_you_mean(model_type, BUILDABLE)
         raise UserError(f"{name}: transformers has no causal language model of model_type {model_type!r}: {choices}")
     shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
-    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    tokens = dict.fromkeys(TOKENS)
     try:
         with torch.device("meta"):
             try:
@@ -81,12 +69,19 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     if getattr(built, "is_encoder_decoder", False) or (causal and not any(causal)):
         raise UserError(f"{name}: this {model_type} attends to later tokens, so it is not a causal language model")
-    return _spec(model, built.get_text_config(), {**shapes, **tokens}, name)
+    return spec_of(model, built.get_text_config(), {**shapes, **tokens}, name)
 
 
-def _spec(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpec:
+def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpec:
+    """Return the shapes of ``model``, which is on meta and cannot be used afterwards if it has stacks of experts.
+
+    ``sizes``: transformers' config of the text model; ``config``: what the spec keeps as its config.
+
+    Raises:
+        UserError: it has no list of layers, or no embedding and head of the same vocabulary.
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    path, layers = _layers(model, _size(sizes, "num_hidden_layers"), name)
+    path, layers = layers_of(model, _size(sizes, "num_hidden_layers"), name)
     if embedding is None or head is None:
         raise UserError(f"{name}: a {config['model_type']} has no embedding and head of the same vocabulary")
     tied = head.weight is embedding.weight
@@ -155,7 +150,7 @@ def _size(config: Any, name: str) -> int:
     return size if isinstance(size, int) else 0
 
 
-def _layers(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList]:
+def layers_of(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList]:
     """Return the list of decoder layers and its path: the outermost list with ``count`` entries.
 
     Some architectures count each layer several times. So if there is no such list, a list is returned whose length
@@ -173,16 +168,18 @@ def _layers(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleList
 
 def _identical_layers(layers: nn.ModuleList) -> Iterator[Layers]:
     """Yield consecutive layers with equal tensors as one group."""
-    shapes = [(_linears(layer), _weights(layer)) for layer in layers]
+    shapes = [(linears_of(layer), weights_of(layer)) for layer in layers]
     for (linears, weights), group in groupby(shapes):
         yield Layers(len(list(group)), linears, weights)
 
 
-def _linears(layer: nn.Module) -> tuple[Linear, ...]:
+def linears_of(layer: nn.Module) -> tuple[Linear, ...]:
+    """Return the linear layers of ``layer``, in its order."""
     return tuple(_linear(path, module, part_of(path)) for path, module in layer.named_modules() if _is_linear(module))
 
 
-def _weights(layer: nn.Module) -> tuple[Weight, ...]:
+def weights_of(layer: nn.Module) -> tuple[Weight, ...]:
+    """Return the parameters of ``layer`` outside its linear layers, in its order."""
     owned = {id(parameter) for module in layer.modules() if _is_linear(module) for parameter in module.parameters()}
     return tuple(
         Weight(path, tuple(parameter.shape), part_of(path))

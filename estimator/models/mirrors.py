@@ -43,8 +43,10 @@ TUNED = r"(.+?)-((instruct|thinking|reasoning|chat|it|base|pt)(-\d{4})?|sft|dpo|
 files' format."""
 
 ALIASES = {
+    "mistralai/pixtral-12b-2409": "mistral-community/pixtral-12b",
     "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "unsloth/mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "unsloth/pixtral-12b-2409": "mistral-community/pixtral-12b",
     "unsloth/solar-10.7b": "upstage/SOLAR-10.7B-v1.0",
     "unsloth/tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "unsloth/tinyllama-chat": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",

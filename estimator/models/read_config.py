@@ -6,7 +6,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.recordings import find_recording, recorded_spec
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.typed_values import convert
 
@@ -48,11 +51,19 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     model_type = config.get("model_type")
     if model_type is None:
         raise UserError(f"{name}: no model_type: is this the config.json of a transformers model?")
+    if isinstance(config.get("text_config"), dict):
+        return _language_model(config, name)
     _refuse_what_is_no_causal_model(config, name)
     if not isinstance(model_type, str):
         raise UserError(f"{name}: model_type must be a name such as llama, not {model_type!r}")
     if model_type not in MODEL_TYPES:
-        return _read_by_building(config, name)
+        recording = find_recording(config)
+        if recording is None:
+            return _read_by_building(config, name)
+        try:
+            return recorded_spec(recording, config, name)
+        except ValueError as error:
+            raise UserError(f"{name}: not a possible {model_type} config: {error}") from error
     renamed = OTHER_NAMES.get(model_type, {})
     keys = {renamed.get(key, key) if renamed.get(key) not in config else key: value for key, value in config.items()}
     family = importlib.import_module(f"lorabench.estimator.models.families.{model_type}")
@@ -61,6 +72,31 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     except UserError as error:
         raise UserError(f"{name}: not a possible {model_type} config: {error}") from error
     return spec
+
+
+TOWERS = {"vision_config": "vision tower", "audio_config": "audio tower", "speech_config": "audio tower"}
+"""Keys of the config of a multimodal model → the part that they describe."""
+
+
+def _language_model(config: dict[str, Any], name: str) -> ModelSpec:
+    """Return the shapes of the language model in a multimodal model, such as Gemma3ForConditionalGeneration.
+
+    Text is all that it is trained on, so the other towers need not be loaded.
+    """
+    outer = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    text = {**outer, **config["text_config"]}
+    if "text_config" in text:
+        raise UserError(f"{name}: its text_config has a text_config of its own: name the config.json of a model")
+    spec = read_config(text, name)
+    towers = " and ".join(dict.fromkeys(what for key, what in TOWERS.items() if config.get(key)))
+    without = f", without its {towers}" if towers else ""
+    said = f"{name}: only its language model ({spec.model_type}) is loaded and trained{without}"
+    return replace(spec, assumptions=(*spec.assumptions, said))
+
+
+def has_closed_form(spec: ModelSpec) -> bool:
+    """Return whether the architecture of ``spec`` has a closed form, so that its memory and speed need no torch."""
+    return spec.model_type in MODEL_TYPES or spec.layers[0].kind is not None
 
 
 def no_closed_form(model_type: str) -> str:
@@ -94,7 +130,7 @@ def _refuse_what_is_no_causal_model(config: dict[str, Any], name: str) -> None:
         raise UserError(f"{name}: an encoder-decoder, not a causal language model")
     if config.get("per_layer_config"):
         raise UserError(f"{name}: has a per_layer_config: layers that differ one by one are not supported")
-    if config.get("use_bidirectional_attention"):
+    if config.get("use_bidirectional_attention") not in (None, False, "vision"):  # of text alone "vision" is causal
         raise UserError(f"{name}: with use_bidirectional_attention it is not a causal language model")
     classes = config.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(word, str) for word in classes):

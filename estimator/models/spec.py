@@ -56,11 +56,22 @@ class Layers(Struct, frozen=True):
     count: int
     linears: tuple[Linear, ...]
     weights: tuple[Weight, ...]
+    kind: int | None = None
+    """Which of the architecture's kinds of layers they are, if it was recorded (`recordings`)."""
+    windowed: bool = False
+    """Whether attention has a sliding window, if the architecture was recorded."""
+    adapts_experts: bool = True
+    """Whether peft adapts its router and experts under all-linear."""
 
     @property
     def experts(self) -> list[Weight]:
         """The router and the stacks of experts of each layer; empty without experts."""
         return [weight for weight in self.weights if weight.part == "feed_forward"]
+
+    @property
+    def adapted_experts(self) -> list[Weight]:
+        """Those of `experts` that peft adapts under all-linear; none of them is a bias."""
+        return [weight for weight in self.experts if self.adapts_experts and len(weight.shape) > 1]
 
 
 class ModelSpec(Struct, frozen=True):

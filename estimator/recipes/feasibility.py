@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from lorabench.estimator.dtypes import DTYPES
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.models.read_config import MODEL_TYPES
-from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.models.read_config import has_closed_form
 from lorabench.estimator.obstacle import Obstacle
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -37,11 +36,6 @@ FUSED_LOSS_MODEL_TYPES = frozenset(
     }
 )
 """Model types with a fused loss in Liger. For all others Liger does not change the loss."""
-
-
-def has_closed_form(spec: ModelSpec) -> bool:
-    """Return whether the architecture of ``spec`` has a closed form, so that its memory and speed need no torch."""
-    return spec.model_type in MODEL_TYPES
 
 
 def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ def adapter_tensors(group: Layers, adapter: Adapter, targets: Container[str]) ->
     for linear in group.linears:
         if linear.name in targets:
             yield from ((linear.name, tensor) for tensor in adapter.tensors(linear))
-    for path, weight in _wrapped_paths(group.experts):
+    for path, weight in _wrapped_paths(group.adapted_experts):
         yield from ((path, tensor) for tensor in adapter.expert_tensors(weight))
 
 

@@ -80,7 +80,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
         return tuple(
             (weight, group.count)
             for group in self.spec.layers
-            for weight in group.experts
+            for weight in group.adapted_experts
             if adapter.expert_tensors(weight)
         )
 

@@ -237,7 +237,11 @@ def olmo3(tmp_path: Path) -> str:
     """Return the path of a config.json whose architecture has no closed form."""
     sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model_type": "olmo3", **sizes, "num_attention_heads": 4, "num_key_value_heads": 4}))
+    path.write_text(
+        json.dumps(
+            {"model_type": "olmo3", **sizes, "attention_bias": True, "num_attention_heads": 4, "num_key_value_heads": 4}
+        )
+    )
     return str(path)
 
 

@@ -53,7 +53,7 @@ def model(tmp_path: Path) -> str:
 @pytest.fixture
 def unknown_model(tmp_path: Path) -> str:
     """One whose architecture has no closed form, so that the libraries are asked for its shapes already."""
-    return written({**small_config("llama", **TINY), "model_type": "olmo3"}, tmp_path / "olmo3")
+    return written({**small_config("llama", **TINY), "model_type": "olmo3", "attention_bias": True}, tmp_path / "olmo3")
 
 
 def written(config: dict[str, object], folder: Path) -> str:

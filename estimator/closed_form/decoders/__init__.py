@@ -11,11 +11,20 @@ from functools import cache
 from pathlib import Path
 
 from lorabench.estimator.closed_form.decoders.decoder import Decoder
+from lorabench.estimator.closed_form.programs.decoder import Recorded
+from lorabench.estimator.models.read_config import MODEL_TYPES
+from lorabench.estimator.models.recordings import find_recording
+from lorabench.estimator.models.spec import ModelSpec
+
+
+def decoder_of(spec: ModelSpec) -> Decoder:
+    """Return the decoder of the model, which has a closed form."""
+    recording = None if spec.model_type in MODEL_TYPES else find_recording(spec.config)
+    return _by_hand(spec.model_type) if recording is None else Recorded(recording)
 
 
 @cache
-def decoder_of(model_type: str) -> Decoder:
-    """Return the decoder of family ``model_type``, one of `MODEL_TYPES`."""
+def _by_hand(model_type: str) -> Decoder:
     if not (Path(__file__).parent / f"{model_type}.py").exists():
         return Decoder()
     decoder: Decoder = importlib.import_module(f"{__name__}.{model_type}").DECODER

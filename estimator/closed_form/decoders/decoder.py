@@ -6,12 +6,28 @@ lifetimes that they have in transformers: a tensor that a caller still reference
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.masks import Masks
 from lorabench.estimator.closed_form.modules import Modules, Rotary
 
 
 class Decoder:
     """Llama, Mistral, Qwen2, Qwen3: RMS norms, rotary attention with grouped heads, a gated feed-forward."""
+
+    def begin(
+        self, m: Modules, make_masks: Callable[[str], Masks]
+    ) -> tuple[Tensor, Masks, Rotary | None, tuple[Tensor, ...]]:
+        """Return the first layer's input, (B·S, h), the masks, the rotary tables, and the other tensors that live until
+        forward ends.
+
+        ``m``: the modules outside the layers. ``make_masks`` makes masks in a dtype.
+        """
+        hidden, others = self.inputs(m)
+        masks = make_masks(hidden.dtype)
+        hidden = self.drop_inputs(m, hidden)
+        return hidden, masks, self.rotary(m, hidden), others
 
     def inputs(self, m: Modules) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the first layer's input, (B·S, h), and the other tensors that live until forward ends.
@@ -48,7 +64,7 @@ class Decoder:
         """Return the norm ``name`` of ``hidden``, in its shape."""
         return m.rms_norm(name, hidden)
 
-    def final_norm(self, m: Modules, hidden: Tensor) -> Tensor:
+    def final_norm(self, m: Modules, hidden: Tensor, rotary: Rotary | None = None) -> Tensor:
         """Return the model's final norm of the last layer's output, (B·S, h)."""
         return self.norm(m, m.spec.final_norm[0].name.removesuffix(".weight"), hidden)
 

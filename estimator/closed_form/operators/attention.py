@@ -58,14 +58,14 @@ class Attention(Elementwise):
         return self._kernel("flash_attention", (q, k, v), work, backward)
 
     def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-        """Return memory-efficient attention of q, k and v, all (B·S, H·d), in their shape.
+        """Return memory-efficient attention of q and k, both (B·S, H·d), and v (B·S, H·d'), in the shape of v.
 
         It saves q, k, v, its output, the float32 log-sum-exp of each token and head, and the mask. torch first converts
         a boolean mask to an additive one, (B·S·S, 1), in the dtype of q (`convert_boolean_attn_mask`). Backward
         accumulates q's gradient in float32, in whole blocks of 64 tokens × 64 features, 128 × 128 for heads above 64,
         128 × 64 for heads above 128. Each block has 16 bytes of locks (`kernel_backward.h`).
         """
-        tape, dtype, features = self.tape, q.dtype, q.features
+        tape, dtype, features, value_features = self.tape, q.dtype, q.features, v.features
         head_dim = features // heads
         rows, width = (64, 64) if head_dim <= 64 else (128, 128) if head_dim <= 128 else (128, 64)
         block = -(-head_dim // width) * (rows * width + 4)
@@ -76,7 +76,7 @@ class Attention(Elementwise):
             # _scaled_dot_product_efficient_attention: query, key, value, attn_bias:
             # _scaled_dot_product_efficient_attention_backward(grad, query, key, value, attn_bias, output, …)
             with tape.working(work._replace(backward=True)):
-                to_q, to_k, to_v = (tape.new(TOKENS, features, dtype) for _ in range(3))
+                to_q, to_k, to_v = (tape.new(TOKENS, each, dtype) for each in (features, features, value_features))
                 scratch = [
                     tape.new(TOKENS, heads, "float32"),
                     tape.new(ATTENTION_BLOCKS[rows], heads * block, "float32"),
@@ -84,7 +84,7 @@ class Attention(Elementwise):
             del scratch
             return to_q, to_k, to_v
 
-        return self._kernel("efficient_attention", (q, k, v), work, backward, added)
+        return self._kernel("efficient_attention", (q, k, v), work, backward, added, width=value_features)
 
     def cudnn_attention(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, mask: Tensor | None
@@ -122,8 +122,10 @@ class Attention(Elementwise):
         work: AttentionWork,
         backward: Callable[[Tensor, list[Tensor]], Gradients],
         added: tuple[Tensor, ...] = (),
+        *,
+        width: int | None = None,
     ) -> Tensor:
-        """Return the output of a kernel that runs ``work``, in the shape of its queries.
+        """Return the output of a kernel that runs ``work``, in the shape of its queries or with ``width`` features.
 
         It saves queries, keys, values and ``added``, its output, and the log-sum-exp, (B·S, H).
         """
@@ -132,7 +134,7 @@ class Attention(Elementwise):
 
         def forward() -> Tensor:
             with tape.working(work):
-                output = tape.new(TOKENS, features, dtype)
+                output = tape.new(TOKENS, width or features, dtype)
             log_sum_exp.append(tape.new(TOKENS, work.heads, "float32", name=LOG_SUM_EXP))
             return output
 

@@ -24,32 +24,33 @@ class Norms(Elementwise):
             lambda: tape.new(tokens, groups, x.dtype),
         )
 
-    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return torch's layer norm of x, in its shape.
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return torch's layer norm of x, in its shape. It may have no weight, and no bias.
 
         It saves x, the weight, and each token's mean and reciprocal deviation: in float32 on CUDA, in x's dtype on the
         CPU. CUDA's autocast runs it in float32; the CPU's does not change the dtype.
         """
         if self.autocast is not None and self.backend == "cuda":
-            bias, weight, x = (self.cast(t, "float32") for t in (bias, weight, x))
-        tape, features, weight_dtype = self.tape, weight.features, weight.dtype
-        x_needs, weight_needs = x.requires_grad, weight.requires_grad
+            bias, weight = (None if t is None else self.cast(t, "float32") for t in (bias, weight))
+            x = self.cast(x, "float32")
+        tape, given = self.tape, tuple(t for t in (weight, bias) if t is not None)
+        x_needs, shapes = x.requires_grad, [(t.features, t.dtype, t.requires_grad) for t in given]
         statistics_dtype = "float32" if self.backend == "cuda" else x.dtype
         statistics: list[Tensor] = []
+        tensor = x
 
         def forward() -> Tensor:
-            output = tape.like(x)
-            statistics.extend(tape.new(x.tokens, 1, statistics_dtype, name=name) for name in STATISTICS)
+            output = tape.like(tensor)
+            statistics.extend(tape.new(tensor.tokens, 1, statistics_dtype, name=name) for name in STATISTICS)
             return output
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
             # native_layer_norm: native_layer_norm_backward(grad, input, shape, mean, rstd, weight, bias, mask)
             to_x = tape.like(g) if x_needs else None
-            if not weight_needs:
-                return to_x, None, None
-            return to_x, tape.new(ONE, features, weight_dtype), tape.new(ONE, features, weight_dtype)
+            return to_x, *(tape.new(ONE, features, dtype) if need else None for features, dtype, need in shapes)
 
-        return tape.record("layer_norm", (x, weight, bias), backward, (x, weight), forward, saved_after=statistics)
+        saved = (x, *given[:1])
+        return tape.record("layer_norm", (x, *given), backward, saved, forward, saved_after=statistics)
 
     def softmax(self, x: Tensor, dtype: str) -> Tensor:
         """Return softmax of x in ``dtype``, in its shape; it saves its result.

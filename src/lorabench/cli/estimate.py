@@ -77,8 +77,8 @@ def command(
     from lorabench.estimator.answers.estimates import estimate_recipe
     from lorabench.estimator.memory.allocator_settings import settings_of_environment
     from lorabench.estimator.models.catalogue import find_model
+    from lorabench.estimator.models.read_config import has_closed_form
     from lorabench.estimator.recipes.defaults import recipe_for
-    from lorabench.estimator.recipes.feasibility import has_closed_form
 
     if require_fit and gpu is None:
         raise UserError("--require-fit needs a GPU: add --gpu NAME or a size such as --gpu 24GB")

@@ -82,8 +82,8 @@ def command(
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.memory.allocator_settings import settings_of_environment
     from lorabench.estimator.models.catalogue import find_model
+    from lorabench.estimator.models.read_config import has_closed_form
     from lorabench.estimator.recipes.defaults import recipe_for
-    from lorabench.estimator.recipes.feasibility import has_closed_form
 
     spec = find_model(model)
     if not has_closed_form(spec):

@@ -95,8 +95,7 @@ def _traced(runs: Sequence[Run]) -> list[Run]:
 
 def _models(names: tuple[str, ...]) -> list[ModelSpec]:
     from lorabench.estimator.models.catalogue import find_model
-    from lorabench.estimator.models.read_config import no_closed_form
-    from lorabench.estimator.recipes.feasibility import has_closed_form
+    from lorabench.estimator.models.read_config import has_closed_form, no_closed_form
 
     specs = [find_model(name) for name in names]
     for spec in specs:

@@ -143,7 +143,12 @@ def test_planted_faults_are_found_against_the_baseline_and_the_estimate(
 def test_a_family_without_a_closed_form_is_held_to_its_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = MODEL_CONFIG | {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_hidden_layers": 1}
+    config = MODEL_CONFIG | {
+        "architectures": ["Olmo3ForCausalLM"],
+        "model_type": "olmo3",
+        "num_hidden_layers": 1,
+        "attention_bias": True,
+    }
     train(tmp_path, model_config=config, **PLAIN)
     code, found = check(capsys, tmp_path, "--against-estimate", "--tolerance", "0.5%")
     assert code == 0

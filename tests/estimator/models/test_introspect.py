@@ -11,9 +11,9 @@ from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.introspect import introspect
-from lorabench.estimator.models.read_config import read_config
+from lorabench.estimator.models.read_config import has_closed_form, read_config
 from lorabench.estimator.recipes.defaults import recipe_for
-from lorabench.estimator.recipes.feasibility import has_closed_form, refuse_impossible
+from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.built_models import listed_shapes
@@ -30,7 +30,7 @@ SIZES = {
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
 JETMOE = {"model_type": "jetmoe", **GROUPED}
 OTHERS: dict[str, dict[str, Any]] = {
-    "olmo3": {**SIZES, "num_key_value_heads": 2},
+    "helium": GROUPED,
     "starcoder2": {**SIZES, "num_key_value_heads": 2},
     "opt": {**SIZES, "ffn_dim": 96, "word_embed_proj_dim": 64},
     "falcon": {**SIZES, "multi_query": True},
@@ -38,7 +38,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gpt_oss": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
     "mamba": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2},
 }
-"""model_type without a closed form → a small config."""
+"""model_type without a file of its own → a small config. Some are recorded, with other flags."""
 
 
 def other_config(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def test_the_census_of_a_family_lists_what_its_own_file_lists(family: str) -> No
     }
 
 
-def test_olmo3_has_the_parameters_that_its_paper_gives_its_layers() -> None:
-    spec = read_config(other_config("olmo3"), "small/olmo3")
-    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 64 + 32 + 2 * 64  # q, o; k, v; feed-forward; four norms
+def test_helium_has_the_parameters_of_its_layers() -> None:
+    spec = read_config(other_config("helium"), "small/helium")
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64  # q, o; k, v; feed-forward; two norms
     assert spec.parameters == 2 * layer + 2 * 512 * 64 + 64
     assert spec.parameters_by_part["feed_forward"] == 2 * 3 * 64 * 96
     assert not has_closed_form(spec)
@@ -73,12 +73,12 @@ def test_what_is_neither_attention_nor_feed_forward_is_other() -> None:
 
 
 def test_keys_that_say_nothing_of_shapes_are_left_out() -> None:
-    spoken = other_config("olmo3", torch_dtype="bfloat16", transformers_version="4.48.0", eos_token_id=99999)
-    assert read_config(spoken, "one").config == read_config(other_config("olmo3"), "other").config
+    spoken = other_config("helium", torch_dtype="bfloat16", transformers_version="4.48.0", eos_token_id=99999)
+    assert read_config(spoken, "one").config == read_config(other_config("helium"), "other").config
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("model_type", ["olmo3", "starcoder2", "opt", "falcon"])
+@pytest.mark.parametrize("model_type", ["helium", "starcoder2", "opt", "falcon"])
 def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_type: str, method: str) -> None:
     spec = read_config(other_config(model_type), f"small/{model_type}")
     recipe = make_recipe(spec.name, method=method, seq_len=64, optim="adamw_torch")
@@ -144,12 +144,12 @@ def test_families_with_a_closed_form_are_never_traced(monkeypatch: pytest.Monkey
 
 def test_without_torch_the_families_that_need_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"olmo3.*no closed form.*gemma.*llama.*torch.*lorabench\[bench\]"):
-        read_config(other_config("olmo3"), "small/olmo3")
+    with pytest.raises(UserError, match=r"helium.*no closed form.*gemma.*llama.*torch.*lorabench\[bench\]"):
+        read_config(other_config("helium"), "small/helium")
 
 
 def test_without_peft_the_trace_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = read_config(other_config("olmo3"), "small/olmo3")
+    spec = read_config(other_config("helium"), "small/helium")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"no closed form.*needs peft.*lorabench\[bench\]"):
         estimate_recipe(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64)))
@@ -177,8 +177,8 @@ def test_a_mixture_whose_experts_peft_leaves_keeps_the_default() -> None:
 
 
 def test_the_closed_form_itself_is_refused_never_guessed() -> None:
-    spec = read_config(other_config("olmo3"), "small/olmo3")
-    with pytest.raises(UserError, match="model_type 'olmo3' has no closed form"):
+    spec = read_config(other_config("helium"), "small/helium")
+    with pytest.raises(UserError, match="model_type 'helium' has no closed form"):
         estimate_memory(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=64)))
 
 
@@ -187,7 +187,7 @@ def test_learned_positions_end_where_their_table_does() -> None:
     refuse_impossible(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=512)))
     with pytest.raises(UserError, match="learned positions for 512 tokens"):
         refuse_impossible(ResolvedRecipe(spec, make_recipe(spec.name, seq_len=513)))
-    rotary = read_config(other_config("olmo3"), "small/olmo3")
+    rotary = read_config(other_config("helium"), "small/helium")
     refuse_impossible(ResolvedRecipe(rotary, make_recipe(rotary.name, seq_len=513)))
 
 
@@ -200,7 +200,7 @@ def test_learned_positions_end_where_their_table_does() -> None:
             "attn_implementation sdpa: .* for model_type mamba: use another, such as --attn-implementation eager",
         ),
         (other_config("mamba"), {"attn_implementation": "eager"}, "cannot be traced with this recipe"),
-        (other_config("olmo3"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),
+        (other_config("helium"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),
         (JETMOE, {"method": "full"}, "does not support .* checkpointing.*--no-gradient-checkpointing"),
         (JETMOE, {"method": "full", "gradient_checkpointing": False}, "depends on the values of tensors.*lorabench"),
     ],
@@ -215,12 +215,12 @@ def test_what_cannot_be_traced_is_refused_in_one_line(config: Any, options: Any,
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_attention_heads": "four"}, "transformers cannot build this olmo3"),
+        ({"num_attention_heads": "four"}, "transformers cannot build this helium"),
         ({"auto_map": {"AutoModel": "x.Y"}, "model_type": "olmo9"}, "its own code (auto_map) is never run"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused_in_one_line(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as refused:
-        read_config(other_config("olmo3") | change, "folder/config.json")
+        read_config(other_config("helium") | change, "folder/config.json")
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -1,0 +1,46 @@
+"""Write the table of recorded architectures to docs/models.md: ``python -m benchmarks.recorded_models``.
+
+The errors are those that `lorabench.estimator.recording` noted: the closed form's peak against the trace's, the largest
+of five recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.rehearsal_errors import replace_between
+
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.read_config import MODEL_TYPES
+from lorabench.estimator.models.recordings import contents, recorded_types
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+BEGIN, END = "<!-- begin: benchmarks/recorded_models.py -->", "<!-- end: benchmarks/recorded_models.py -->"
+
+
+def table() -> str:
+    """Return the table of all recorded architectures, in markdown."""
+    rows = [*_rows()]
+    forms = [row for row in rows if row[3] != "none"]
+    types = {row[0] for row in forms}
+    lines = [
+        f"{len(types)} model types have a recorded closed form, and {len(MODEL_TYPES)} one that is written by hand.",
+        "",
+        "| model type | recorded from | parameters | closed form against trace |",
+        "|---|---|---:|---:|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def _rows() -> Iterator[tuple[str, str, str, str]]:
+    for model_type in recorded_types():
+        for variant in contents(model_type)["variants"]:
+            spec = find_model(variant["model"])
+            error = f"{variant['error']:.3%}" if variant["around"] is not None else "none"
+            yield model_type, variant["model"], f"{spec.parameters / 1e9:,.2f} B", error
+
+
+if __name__ == "__main__":
+    replace_between(PAGE, BEGIN, END, table())

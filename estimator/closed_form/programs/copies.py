@@ -1,0 +1,90 @@
+"""Functions that copy elements: contiguous copies, concatenations, repetitions."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+from lorabench.estimator.closed_form.autograd import Gradients, Tensor, promote
+from lorabench.estimator.closed_form.layout import (
+    UNIT,
+    Dim,
+    Layout,
+    elements,
+    is_contiguous,
+)
+from lorabench.estimator.closed_form.programs.values import Value
+from lorabench.estimator.closed_form.programs.views import Views
+
+
+class Copies(Views):
+    """Functions that copy."""
+
+    def _torch_contiguous(self, x: Value) -> Value:
+        return x if is_contiguous(self.sizes.numbers(x.shape), x.strides) else self._torch_clone(x)
+
+    def _torch_cat(self, parts: list[Value], dim: int = 0) -> Value:
+        dim %= len(parts[0].shape)
+        total = reduce(Dim.plus, (part.shape[dim] for part in parts))
+        shape = (*parts[0].shape[:dim], total, *parts[0].shape[dim + 1 :])
+        shapes = [part.shape for part in parts]
+        dtype = parts[0].tensor.dtype
+        for part in parts[1:]:
+            dtype = promote(dtype, part.tensor.dtype)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # cat: grad.narrow(dim, start, length) for each part: views.
+            layout = self.layout(g, shape)
+            return tuple(
+                self.viewed_gradient(g, own, Layout(self.sizes.numbers(own), layout.strides)) for own in shapes
+            )
+
+        n, symbols = elements(shape)
+        tensors = tuple(part.tensor for part in parts)
+        del parts
+        return Value(
+            self.tape.record("cat", tensors, backward, (), lambda: self.tape.new(symbols, n, dtype)),
+            shape,
+            self.contiguous(shape),
+        )
+
+    def _torch_stack(self, parts: list[Value], dim: int = 0) -> Value:
+        at = dim % (len(parts[0].shape) + 1)
+        return self._torch_cat([self._torch_unsqueeze(part, at) for part in parts], at)
+
+    def _torch_repeat(self, x: Value, *times: Any) -> Value:
+        wanted = times[0] if isinstance(times[0], list) else times
+        rank = len(wanted)
+        own = (*(UNIT,) * (rank - len(x.shape)), *x.shape)
+        shape = tuple(
+            size.times(each if isinstance(each, Dim) else Dim(each)) for size, each in zip(own, wanted, strict=True)
+        )
+        return self._gathered("repeat", x, shape, ())
+
+    def _torch_repeat_interleave(self, x: Value, repeats: Any, dim: int) -> Value:
+        times = repeats if isinstance(repeats, Dim) else Dim(repeats)
+        dim %= len(x.shape)
+        shape = (*x.shape[:dim], x.shape[dim].times(times), *x.shape[dim + 1 :])
+        n, symbols = elements(shape)
+        was = x.shape
+        # expand and clone: sum_to(grad, self.sizes())
+        return Value(
+            self.tape.record(
+                "repeat",
+                (x.tensor,),
+                lambda g, _: (self.new_gradient(was, g.dtype),),
+                (),
+                lambda: self.tape.new(symbols, n, x.tensor.dtype),
+            ),
+            shape,
+            self.contiguous(shape),
+        )
+
+    def _torch_repeat_heads(self, x: Value, times: Any) -> Value:
+        """Return keys or values (B, H, S, d) repeated for each query head that shares them (`repeat_kv`)."""
+        n = times.n if isinstance(times, Dim) else times
+        batch, heads, length, width = x.shape
+        if n == 1:
+            return x
+        spread = self._torch_expand(self._torch_unsqueeze(x, 2), batch, heads, Dim(n), length, width)
+        return self.reshaped(spread, (batch, Dim(heads.n * n), length, width), copies=True)

@@ -1,0 +1,235 @@
+"""A decoder that runs a recorded program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+from lorabench.estimator.closed_form.adapters import Router, Stack
+from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.decoders.decoder import Decoder
+from lorabench.estimator.closed_form.layout import UNIT, Dim, Shape, Sizes, Strides, Unsupported, contiguous
+from lorabench.estimator.closed_form.masks import Masks
+from lorabench.estimator.closed_form.modules import Modules
+from lorabench.estimator.closed_form.programs.functions import Functions
+from lorabench.estimator.closed_form.programs.values import Value
+from lorabench.estimator.closed_form.sizes import ONE, TOKENS, B, S
+from lorabench.estimator.errors import NoClosedForm
+from lorabench.estimator.models.expressions import terms
+from lorabench.estimator.models.recordings import Recording
+
+HIDDEN = "#h"
+SYMBOLS = {"B": Dim(1, B), "S": Dim(1, S)}
+
+
+class Mask:
+    """The mask of a layer, whose kind the layer knows."""
+
+
+MASK = Mask()
+Environment = dict[str, Any]
+
+
+class Recorded(Decoder):
+    """Runs the program of one architecture."""
+
+    def __init__(self, recording: Recording) -> None:
+        """Run the program of ``recording``."""
+        self.recording = recording
+        self.sizes = recording.sizes
+
+    def _around(self, m: Modules) -> Any:
+        """Return what is before and after the layers."""
+        return self._of_implementation(self.recording.around, m)
+
+    def _of_implementation(self, programs: Mapping[str, Any] | None, m: Modules) -> Any:
+        assert programs is not None
+        # FlashAttention gets the arguments that sdpa gets.
+        implementation = "eager" if m.recipe.attn_implementation == "eager" else "sdpa"
+        if implementation not in programs:
+            raise _no_closed_form(m, f"its {implementation} attention is not recorded")
+        return programs[implementation]
+
+    def begin(self, m: Modules, make_masks: Callable[[str], Masks]) -> tuple[Tensor, Masks, Any, Any]:
+        """Run what is before the layers."""
+        run, program = Run(self, m), self._around(m)
+        run.make_masks = make_masks
+        env: Environment = {"#0": Value(Tensor(None, TOKENS, 1, "int64"), *run.shaped(Dim(1, B), Dim(1, S)))}
+        statements = program["begin"]
+        masked = next((at for at, each in enumerate(statements) if each[1:2] == ["mask"]), len(statements))
+        with m.op.tape.scope("embedding"):
+            run.statements(statements[:masked], env)
+        with m.op.tape.scope("rotary tables"):
+            run.statements(statements[masked:], env)
+        hidden: Value = env[program["first"]]
+        masks = run.masks or make_masks(hidden.tensor.dtype)
+        return run.functions.flat(hidden), masks, State(env), ()
+
+    def layer(self, m: Modules, hidden: Tensor, rotary: Any) -> Tensor:
+        """Run a layer."""
+        assert m.kind is not None
+        run = Run(self, m)
+        body = self._of_implementation(self.recording.kinds[m.kind]["programs"], m)
+        env: Environment = {f"#o{key[1:]}": value for key, value in rotary.env.items()}
+        env[HIDDEN] = run.hidden(hidden)
+        with m.op.tape.scope("layer"):
+            run.statements(body["statements"], env)
+        return run.functions.flat(env[body["output"]])
+
+    def final_norm(self, m: Modules, hidden: Tensor, rotary: Any = None) -> Tensor:
+        """Run what is between the layers and the head."""
+        run, program = Run(self, m), self._around(m)
+        env: Environment = {**rotary.env, HIDDEN: run.hidden(hidden)}
+        with m.op.tape.scope("norm", "norm"):
+            run.statements(program["end"], env)
+        return run.functions.flat(env[program["last"]])
+
+    def scale_logits(self, m: Modules, logits: Tensor) -> Tensor:
+        """Run what follows the head."""
+        run, program = Run(self, m), self._around(m)
+        if not program["logits"]:
+            return logits
+        env: Environment = {HIDDEN: Value(logits, *run.shaped(Dim(1, B), Dim(1, S), Dim(m.spec.vocab_size)))}
+        run.statements(program["logits"], env)
+        return run.functions.flat(env[program["output"]])
+
+
+def _no_closed_form(m: Modules, why: str) -> NoClosedForm:
+    return NoClosedForm(f"{m.spec.name}: the closed form cannot say this recipe ({why}): use lorabench trace")
+
+
+class State:
+    """The values that live beside the layers."""
+
+    def __init__(self, env: Environment) -> None:
+        self.env = env
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([value.tensor for value in self.env.values() if isinstance(value, Value)])
+
+
+class Run:
+    """One run of a program's statements on modules."""
+
+    def __init__(self, decoder: Recorded, m: Modules) -> None:
+        self.decoder = decoder
+        self.m = m
+        self.functions = Functions(m, Sizes(m.recipe.batch_size > 1))
+        self.parametrized: dict[str, Router | Stack] = {}
+        """Adapted parameters outside linear layers, while their module runs."""
+        self.make_masks: Callable[[str], Masks] | None = None
+        self.masks: Masks | None = None
+
+    def shaped(self, *shape: Dim) -> tuple[Shape, Strides]:
+        """Return ``shape`` and the strides of a contiguous tensor."""
+        return shape, self.functions.contiguous(shape)
+
+    def hidden(self, tensor: Tensor) -> Value:
+        """Return hidden states (B, S, h)."""
+        return Value(tensor, *self.shaped(Dim(1, B), Dim(1, S), Dim(self.m.spec.hidden_size)))
+
+    def statements(self, statements: Sequence[Any], env: Environment) -> None:
+        """Run ``statements``; ``env`` has the values, and gets the results."""
+        for statement in statements:
+            if isinstance(statement, str):  # Python drops the value
+                env.pop(statement, None)
+                continue
+            written, name, positional, *options_ = statement
+            results = written.split()
+            if name in ("enter", "leave"):
+                self.adapted(positional[0], running=name == "enter")
+                continue
+            named = options_[0] if options_ else {}
+            if name == "mask":
+                if self.masks is None:
+                    assert self.make_masks is not None
+                    self.masks = self.make_masks(env[positional[1]].tensor.dtype)
+                env[results[0]] = MASK
+                continue
+            arguments = [self.decoded(each, env) for each in positional]
+            options = {key: self.decoded(each, env) for key, each in named.items()}
+            if arguments and isinstance(arguments[0], Mask):
+                env[results[0]] = MASK
+                continue
+            try:
+                found = self.functions.call(name, arguments, options)
+            except Unsupported as error:
+                raise _no_closed_form(self.m, str(error)) from error
+            del arguments, options
+            env.update(zip(results, found, strict=True))
+            del found
+
+    def decoded(self, argument: Any, env: Environment) -> Any:
+        """Return an argument: a value, a dimension, a number, or a list of these."""
+        if isinstance(argument, str):
+            if argument.startswith("#"):
+                return env[argument]
+            if argument.startswith("="):
+                return self.dim(argument)
+            return argument
+        if isinstance(argument, list):
+            match argument:
+                case ["parameter", str(path)]:
+                    return self.parameter(path)
+                case ["buffer", _, list(shape), str(dtype)]:
+                    dims = tuple(self.decoded(each, env) for each in shape)
+                    whole = tuple(each if isinstance(each, Dim) else Dim(each) for each in dims)
+                    n = reduce(Dim.times, whole, UNIT)
+                    return Value(Tensor(None, n.symbols, n.n, dtype), whole, self.functions.contiguous(whole))
+                case ["dtype", "model"]:
+                    return self.m.recipe.dtype
+                case ["dtype", str(dtype)]:
+                    return dtype
+                case ["dtype of", value]:
+                    return env[value].tensor.dtype
+                case ["other", _]:
+                    return None
+            return [self.decoded(each, env) for each in argument]
+        return argument
+
+    def adapted(self, module: str, *, running: bool) -> None:
+        """Replace the adapted parameters of ``module`` while it runs (peft's `ParamWrapper`)."""
+        names = [name for name in self.m.weights if name in self.m.adapters and name.rpartition(".")[0] == module]
+        for name in reversed(names):
+            if not running:
+                self.parametrized.pop(name, None)
+                continue
+            base, tensors, shape = self.m.weights[name], self.m.adapters[name], self.m.shapes[name]
+            op = self.m.op
+            self.parametrized[name] = (
+                Stack(op, base, tensors, shape[0]) if len(shape) > 2 else Router(op, base, tensors)
+            )
+
+    def dim(self, expression: str) -> Dim:
+        """Return the dimension that an expression says."""
+        total: Dim | None = None
+        for n, names, divisors in terms(expression):
+            number, symbols = n, ONE
+            for name in names:
+                if name in SYMBOLS:
+                    symbols = symbols * SYMBOLS[name].symbols
+                else:
+                    number *= self.decoder.sizes[name]
+            for name in divisors:
+                number /= self.decoder.sizes[name]
+            if number.denominator != 1:
+                raise Unsupported(f"{expression} is no whole number")
+            term = Dim(int(number), symbols)
+            if total is not None and total.symbols is not term.symbols:
+                raise Unsupported(f"{expression} is a sum of unlike sizes")
+            total = term if total is None else Dim(total.n + term.n, term.symbols)
+        assert total is not None
+        return total
+
+    def parameter(self, path: str) -> Value:
+        """Return a parameter of the modules."""
+        if path in self.parametrized:
+            return Value(self.parametrized[path].weight(), *self.shaped(*map(Dim, self.m.shapes[path])))
+        tensor = self.m.weights.get(path)
+        if tensor is None and path.endswith(".weight"):
+            tensor = self.m.weights.get(path.removesuffix(".weight"))
+        if tensor is None:
+            raise _no_closed_form(self.m, f"its program reads {path}")
+        shape = tuple(map(Dim, self.m.shapes[path]))
+        return Value(tensor, shape, contiguous(self.m.shapes[path]))

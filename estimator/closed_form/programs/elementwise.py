@@ -1,0 +1,298 @@
+"""Functions of each element: casts, sums, products, activations, comparisons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Tensor
+from lorabench.estimator.closed_form.layout import (
+    Layout,
+    Shape,
+    Strides,
+    Unsupported,
+    elements,
+    elementwise,
+)
+from lorabench.estimator.closed_form.programs.copies import Copies
+from lorabench.estimator.closed_form.programs.values import Value
+
+SAVES_INPUT = {
+    "silu",
+    "gelu",
+    "cos",
+    "sin",
+    "softplus",
+    "abs",
+    "log",
+    "log1p",
+    "relu6",
+    "logsigmoid",
+    "clamp",
+    "clamp_min",
+}
+SAVES_OUTPUT = {"sigmoid", "tanh", "exp", "relu", "sqrt", "expm1", "reciprocal"}
+SAVES_NOTHING = {"neg", "floor", "round", "sign", "ceil", "__rpow__"}
+COMPARISONS = {
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "__and__",
+    "__or__",
+    "__invert__",
+    "__eq__",
+    "isin",
+}
+FLOAT32 = {"exp", "expm1", "log", "log1p", "softplus", "reciprocal"}
+"""Functions that CUDA's autocast runs in float32."""
+
+
+class Elementwise(Copies):
+    """Functions of each element."""
+
+    def cast(self, x: Value, dtype: str) -> Value:
+        """Return x in ``dtype``."""
+        if x.tensor.dtype == dtype:
+            return x
+        return self.laid(self.op.cast(x.tensor, dtype), x)
+
+    def _torch_to(self, x: Value, *wanted: Any, dtype: Any = None) -> Value:
+        for each in (*wanted, dtype):
+            if isinstance(each, Value):
+                return self.cast(x, each.tensor.dtype)
+            if isinstance(each, str):
+                return self.cast(x, each)
+        return x
+
+    def _torch_type_as(self, x: Value, other: Value) -> Value:
+        return self.cast(x, other.tensor.dtype)
+
+    def _torch_float(self, x: Value) -> Value:
+        return self.cast(x, "float32")
+
+    def _torch_int(self, x: Value) -> Value:
+        return self.cast(x, "int32")
+
+    def _torch_long(self, x: Value) -> Value:
+        return self.cast(x, "int64")
+
+    def _torch_bool(self, x: Value) -> Value:
+        return self.cast(x, "bool")
+
+    def unary(self, name: str, x: Value) -> Value:
+        """Return a function of each element of x."""
+        if name in FLOAT32 and self.op.autocast is not None and self.op.backend == "cuda":
+            x = self.cast(x, "float32")
+        saved = (x.tensor,) if name in SAVES_INPUT else ()
+        tensor = self.tape.record(
+            name,
+            (x.tensor,),
+            lambda g, _: (self.tape.like(g),),
+            saved,
+            lambda: self.tape.like(x.tensor),
+            saved_output=name in SAVES_OUTPUT,
+        )
+        return self.laid(tensor, x)
+
+    def _torch_pow(self, x: Value, exponent: Any = 2) -> Value:
+        if isinstance(exponent, Value):
+            return self.fresh(self.joint(x, exponent), x.tensor.dtype)
+        return self.laid(self.op.power(x.tensor), x)
+
+    def _torch_rsqrt(self, x: Value) -> Value:
+        return self.laid(self.op.rsqrt(x.tensor), x)
+
+    def _torch_dropout(self, x: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
+        return self.laid(self.op.dropout(x.tensor, p), x) if training and p else x
+
+    def comparison(self, x: Any, other: Any = None) -> Value:
+        """Return the result of a comparison, a boolean for each element."""
+        first = x if isinstance(x, Value) else other
+        shape = self.joint(first, other) if isinstance(other, Value) else first.shape
+        return self.fresh(shape, "bool")
+
+    def _torch_masked_fill(self, x: Value, mask: Value, value: Any) -> Value:
+        # masked_fill: grad.masked_fill(mask, 0), which saves the mask
+        tensor = self.tape.record(
+            "masked_fill",
+            (x.tensor,),
+            lambda g, _: (self.tape.like(g),),
+            (mask.tensor,),
+            lambda: self.tape.like(x.tensor),
+        )
+        return self.laid(tensor, x)
+
+    def _torch_where(self, condition: Value, a: Any, b: Any) -> Value:
+        values = [each for each in (a, b) if isinstance(each, Value)]
+        if not values:
+            raise Unsupported("indices of a condition")
+        shape = condition.shape
+        for each in values:
+            shape = self.joint(Value(condition.tensor, shape, self.contiguous(shape)), each)
+        dtype = values[0].tensor.dtype
+        n, symbols = elements(shape)
+        shapes = [each.shape for each in values]
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # where: self: where(condition, grad, 0); other: where(condition, 0, grad)
+            return tuple(self._to_operand(self.tape.like(g), shape, own) for own in shapes)
+
+        tensors = tuple(each.tensor for each in values)
+        return Value(
+            self.tape.record("where", tensors, backward, (condition.tensor,), lambda: self.tape.new(symbols, n, dtype)),
+            shape,
+            self.contiguous(shape),
+        )
+
+    def _operands(self, a: Any, b: Any) -> tuple[Value, Value] | None:
+        return (a, b) if isinstance(a, Value) and isinstance(b, Value) else None
+
+    def _result(self, a: Value, b: Value) -> tuple[Shape, Strides]:
+        shape = self.joint(a, b)
+        numbers = self.sizes.numbers(shape)
+        return shape, elementwise(numbers, *((self.sizes.numbers(x.shape), x.strides) for x in (a, b)))
+
+    def _torch_add(self, a: Any, b: Any, alpha: Any = 1) -> Value:
+        pair = self._operands(a, b)
+        if pair is None:
+            x = a if isinstance(a, Value) else b
+            return self.laid(self.op.shift(x.tensor), x)
+        a, b = pair
+        shape, strides = self._result(a, b)
+        shapes = a.shape, b.shape
+        needs = a.tensor.requires_grad, b.tensor.requires_grad
+        dtype = self._promoted(a, b)
+        n, symbols = elements(shape)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # add: self: grad; other: grad
+            return tuple(
+                self._to_operand(g.passed_on(), shape, own) if need else None
+                for own, need in zip(shapes, needs, strict=True)
+            )
+
+        tensors = a.tensor, b.tensor
+        del a, b, pair
+        return Value(
+            self.tape.record("add", tensors, backward, (), lambda: self.tape.new(symbols, n, dtype)), shape, strides
+        )
+
+    def _torch_sub(self, a: Any, b: Any) -> Value:
+        pair = self._operands(a, b)
+        if pair is None:
+            x = a if isinstance(a, Value) else b
+            if x is a:
+                return self.laid(self.op.shift(x.tensor), x)
+            return self.laid(self.op.scale(x.tensor), x)
+        a, b = pair
+        shape, strides = self._result(a, b)
+        shapes, needs = (a.shape, b.shape), (a.tensor.requires_grad, b.tensor.requires_grad)
+        dtype = self._promoted(a, b)
+        n, symbols = elements(shape)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # sub: self: grad; other: -grad
+            to_b = self.tape.like(g) if needs[1] else None
+            return (
+                self._to_operand(g.passed_on(), shape, shapes[0]) if needs[0] else None,
+                self._to_operand(to_b, shape, shapes[1]) if to_b is not None else None,
+            )
+
+        tensors = a.tensor, b.tensor
+        del a, b, pair
+        return Value(
+            self.tape.record("sub", tensors, backward, (), lambda: self.tape.new(symbols, n, dtype)), shape, strides
+        )
+
+    def _torch_mul(self, a: Any, b: Any) -> Value:
+        pair = self._operands(a, b)
+        if pair is None:
+            x = a if isinstance(a, Value) else b
+            return self.laid(self.op.scale(x.tensor), x)
+        a, b = pair
+        shape, strides = self._result(a, b)
+        shapes, needs = (a.shape, b.shape), (a.tensor.requires_grad, b.tensor.requires_grad)
+        dtype = self._promoted(a, b)
+        n, symbols = elements(shape)
+        layouts = [Layout(self.sizes.numbers(x.shape), x.strides) for x in (a, b)]
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # mul: other: grad * self, self: grad * other
+            whole = self.layout(g, shape)
+            gradients: list[Tensor | Broadcast | None] = []
+            for own, need, other in ((shapes[1], needs[1], layouts[0]), (shapes[0], needs[0], layouts[1])):
+                if not need:
+                    gradients.append(None)
+                    continue
+                product = self.tape.like(g)
+                product.layout = Layout(whole.shape, elementwise(whole.shape, whole, other))
+                gradients.append(self._to_operand(product, shape, own))
+                del product
+            return gradients[1], gradients[0]
+
+        saved = (*((b.tensor,) if needs[0] else ()), *((a.tensor,) if needs[1] else ()))
+        tensors = a.tensor, b.tensor
+        del a, b, pair
+        return Value(
+            self.tape.record("multiply", tensors, backward, saved, lambda: self.tape.new(symbols, n, dtype)),
+            shape,
+            strides,
+        )
+
+    def _torch_div(self, a: Any, b: Any, rounding_mode: Any = None) -> Value:
+        pair = self._operands(a, b)
+        if pair is None:
+            x = a if isinstance(a, Value) else b
+            return self.laid(self.op.scale(x.tensor), x)
+        a, b = pair
+        shape, strides = self._result(a, b)
+        shapes, needs = (a.shape, b.shape), (a.tensor.requires_grad, b.tensor.requires_grad)
+        dtype = self._promoted(a, b)
+        n, symbols = elements(shape)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # div: self: grad / other; other: -grad * ((self / other) / other)
+            to_a = self._to_operand(self.tape.like(g), shape, shapes[0]) if needs[0] else None
+            to_b = self._to_operand(self.tape.like(g), shape, shapes[1]) if needs[1] else None
+            return to_a, to_b
+
+        saved = (*((b.tensor,) if any(needs) else ()), *((a.tensor,) if needs[1] else ()))
+        tensors = a.tensor, b.tensor
+        del a, b, pair
+        return Value(
+            self.tape.record("division", tensors, backward, saved, lambda: self.tape.new(symbols, n, dtype)),
+            shape,
+            strides,
+        )
+
+    def _torch___floordiv__(self, x: Value, other: Any) -> Value:
+        return self.fresh(x.shape, x.tensor.dtype)
+
+    _torch_remainder = _torch___mod__ = _torch___floordiv__
+
+    def _torch_add_(self, a: Value, b: Any, alpha: Any = 1) -> Value:
+        if not isinstance(b, Value):
+            return a
+        needs = a.tensor.requires_grad, b.tensor.requires_grad
+        shapes = a.shape, b.shape
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # add: self: grad; other: grad
+            return (
+                g.passed_on() if needs[0] else None,
+                self._to_operand(g.passed_on(), *shapes) if needs[1] else None,
+            )
+
+        same = a.tensor.without_history()
+        return Value(self.tape.record("add", (a.tensor, b.tensor), backward, (), lambda: same), a.shape, a.strides)
+
+    def _torch_mul_(self, a: Value, b: Any) -> Value:
+        return self._torch_mul(a, b)  # autograd saves a clone of what is overwritten
+
+    def _torch_div_(self, a: Value, b: Any) -> Value:
+        return self._torch_div(a, b)

@@ -1,0 +1,83 @@
+"""Functions over a dimension: sums, means, softmaxes, norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorabench.estimator.closed_form.autograd import Gradients, Tensor
+from lorabench.estimator.closed_form.layout import (
+    UNIT,
+    Layout,
+    Unsupported,
+    contiguous,
+    elements,
+)
+from lorabench.estimator.closed_form.programs.elementwise import Elementwise
+from lorabench.estimator.closed_form.programs.values import FLOATING, Value
+
+
+class Reductions(Elementwise):
+    """Functions over a dimension."""
+
+    def _torch_mean(self, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+        return self._reduced("mean", x, dim, keepdim, expanded=False)
+
+    def _torch_sum(self, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+        return self._reduced("sum", x, dim, keepdim, expanded=True)
+
+    def _reduced(self, name: str, x: Value, dim: Any, keepdim: bool, *, expanded: bool) -> Value:
+        rank = len(x.shape)
+        dims = (
+            {each % rank for each in (dim if isinstance(dim, list) else [dim])} if dim is not None else set(range(rank))
+        )
+        kept = tuple(UNIT if number in dims else size for number, size in enumerate(x.shape))
+        shape = kept if keepdim else tuple(size for number, size in enumerate(x.shape) if number not in dims)
+        n, symbols = elements(shape)
+        dtype = x.tensor.dtype
+
+        was = x.shape
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # mean: grad.expand(self.sizes()) / n; sum: grad.expand(self.sizes()), a view
+            if not expanded:
+                return (self.new_gradient(was, g.dtype),)
+            own = self.sizes.numbers(was)
+            steps = iter(contiguous(self.sizes.numbers(shape)))
+            strides = []
+            for number in range(rank):
+                step = next(steps) if keepdim or number not in dims else 0
+                strides.append(0 if number in dims else step)
+            return (self.viewed_gradient(g, was, Layout(own, tuple(strides))),)
+
+        return Value(
+            self.tape.record(name, (x.tensor,), backward, (), lambda: self.tape.new(symbols, n, dtype)),
+            shape,
+            self.contiguous(shape),
+        )
+
+    def _torch_softmax(self, x: Value, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Value:
+        if dtype is None:
+            dtype = "float32" if self.op.autocast is not None and self.op.backend == "cuda" else x.tensor.dtype
+        return self.laid(self.op.softmax(x.tensor, dtype), x)
+
+    def _torch_layer_norm(
+        self, x: Value, normalized_shape: Any, weight: Value | None = None, bias: Value | None = None, eps: Any = 1e-5
+    ) -> Value:
+        tensors = (None if each is None else each.tensor for each in (weight, bias))
+        return self.laid(self.op.layer_norm(x.tensor, *tensors), x)
+
+    def _torch_max(self, x: Value, dim: Any = None, keepdim: bool = False) -> Any:
+        if isinstance(dim, Value):
+            raise Unsupported("the larger of two tensors")
+        if dim is None:
+            return self.fresh((), x.tensor.dtype)
+        at = dim % len(x.shape)
+        shape = (*x.shape[:at], *((UNIT,) if keepdim else ()), *x.shape[at + 1 :])
+        index = self.fresh(shape, "int64")
+        # max: value_selecting_reduction_backward(grad, dim, indices, sizes), which scatters grad into zeros.
+        return [self._gathered("max", x, shape, (index.tensor,)), index]
+
+    _torch_min = _torch_max
+
+    def _torch_cumsum(self, x: Value, dim: Any = -1, dtype: Any = None) -> Value:
+        return self.fresh(x.shape, dtype or ("int64" if x.tensor.dtype not in FLOATING else x.tensor.dtype))

@@ -1,0 +1,167 @@
+"""Architectures that were recorded: their tensors and their forward pass, with sizes as expressions of the config.
+
+``recorded/`` has one file for each ``model_type``. `estimator.recording` writes it, from the model that transformers
+builds. A file has variants: configs that differ in more than sizes, such as with and without biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from lorabench.estimator.models.expressions import evaluated
+from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
+
+FOLDER = Path(__file__).parent / "recorded"
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+NO_SHAPES = (
+    *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"),
+    *TOKENS,
+)
+"""Keys of config.json that affect neither shapes nor the training step. Text is packed, so there is no padding."""
+NO_CONDITION = frozenset({*NO_SHAPES, "max_position_embeddings", "quantization_config", "model_type", "rope_theta"})
+"""Keys that are no condition of a recording."""
+LARGEST_SIZE = 2**24
+MOST_LAYERS = 2**14
+"""Bounds far above any real model, as those of `config_fields`."""
+
+
+class Recording(NamedTuple):
+    """One variant of an architecture, for one config."""
+
+    kinds: list[dict[str, Any]]
+    """The kinds of layers that the file has."""
+    around: dict[str, Any] | None
+    """What is before and after the layers, by attention implementation; None if only the tensors were recorded."""
+    order: list[int]
+    """The kind of each layer."""
+    sizes: dict[str, int]
+    """The config's sizes, by the names in expressions."""
+    spec: dict[str, Any]
+    """The fields of `ModelSpec`, with expressions."""
+
+
+@cache
+def recorded_types() -> tuple[str, ...]:
+    """Return the ``model_type`` values that were recorded."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+
+
+@cache
+def contents(model_type: str) -> dict[str, Any]:
+    """Return the contents of the file of ``model_type``."""
+    found: dict[str, Any] = msgspec.json.decode((FOLDER / f"{model_type}.json").read_bytes())
+    return found
+
+
+def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Return the keys of ``config`` that may matter, by transformers' own names, with rotary settings reduced to what
+    changes the step: ``rope_type`` and the rotated part."""
+    keys = {aliases.get(key, key): value for key, value in config.items()}
+    rope = keys.pop("rope_parameters", None) or keys.pop("rope_scaling", None)
+    keys.pop("rope_scaling", None)
+    rope = rope if isinstance(rope, dict) else {}
+    found = {key: value for key, value in keys.items() if key not in NO_CONDITION}
+    nested = [each for each in rope.values() if isinstance(each, dict)] or [rope]
+    types = sorted({str(each.get("rope_type", each.get("type", "default"))) for each in nested})
+    found["rope_type"] = "+".join(types)
+    parts = [each["partial_rotary_factor"] for each in nested if each.get("partial_rotary_factor") is not None]
+    if parts:
+        found["partial_rotary_factor"] = parts[0]
+    return found
+
+
+def find_recording(config: Mapping[str, Any]) -> Recording | None:
+    """Return the recording for ``config``, the contents of a config.json; None if there is none."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in recorded_types():
+        return None
+    file = contents(model_type)
+    given = file["defaults"] | canonical(config, file["aliases"])
+    for variant in file["variants"]:
+        if all((given.get(key) or None) == (value or None) for key, value in variant["when"].items()) and all(
+            type(given.get(name)) is int and given[name] > 0 for name in variant["sizes"]
+        ):
+            order = _order(
+                variant["order"], given, given[file["aliases"].get("num_hidden_layers", "num_hidden_layers")]
+            )
+            if order is not None:
+                sizes = {name: given[name] for name in variant["sizes"]}
+                around = None if variant["around"] is None else file["around"][variant["around"]]
+                return Recording(file["kinds"], around, order, sizes, variant["spec"])
+    return None
+
+
+def _is_size(value: Any, most: int) -> bool:
+    return type(value) is int and 0 < value <= most
+
+
+def _order(rule: Any, given: Mapping[str, Any], layers: int) -> list[int] | None:
+    if isinstance(rule, list):
+        return rule if len(rule) == layers else None
+    if isinstance(rule, int):
+        return [rule] * layers
+    if "repeated" in rule:
+        return ordered(rule, layers) if given.get("layer_types") is None else None
+    types = given.get("layer_types")
+    if not isinstance(types, list) or len(types) != layers:
+        return None
+    known = all(isinstance(each, str) and each in rule for each in types)
+    return [rule[each] for each in types] if known else None
+
+
+def few_layers(config: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Return the config of ``model``, which was recorded, with as few layers as the recording is for."""
+    file = contents(config["model_type"])
+    [variant] = [variant for variant in file["variants"] if variant["model"] == model]
+    few = dict(config)
+    if isinstance(variant["order"], list):
+        return few
+    for count in ("num_hidden_layers", file["aliases"].get("num_hidden_layers")):
+        if count in few:
+            few[count] = variant["layers"]
+    if few.get("layer_types"):
+        few["layer_types"] = few["layer_types"][: variant["layers"]]
+    return few
+
+
+def ordered(pattern: Mapping[str, list[int]], layers: int) -> list[int]:
+    """Return the kind of each layer: those of the first ones, and then those that repeat."""
+    first, repeated = pattern["first"], pattern["repeated"]
+    return [first[at] if at < len(first) else repeated[(at - len(first)) % len(repeated)] for at in range(layers)]
+
+
+def recorded_spec(recording: Recording, config: Mapping[str, Any], name: str) -> ModelSpec:
+    """Return the shapes of the model of ``config``.
+
+    Raises:
+        ValueError: the sizes contradict each other.
+    """
+    values = evaluated(recording.spec, recording.sizes)
+    layers = []
+    for kind, group in groupby(recording.order):
+        declared = recording.kinds[kind]
+        linears = msgspec.convert(evaluated(declared["linears"], recording.sizes), tuple[Linear, ...])
+        weights = msgspec.convert(evaluated(declared["weights"], recording.sizes), tuple[Weight, ...])
+        windowed = declared["mask"] == "sliding"
+        adapts = values["adapts_experts"]
+        number = None if recording.around is None else kind
+        layers.append(Layers(len(list(group)), linears, weights, number, windowed, adapts))
+    shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
+    keeps = values.pop("keeps_tokens")
+    tokens = {key: config[key] for key in TOKENS if key in config} if keeps else dict.fromkeys(TOKENS)
+    fields = {
+        **values,
+        "name": name,
+        "model_type": config["model_type"],
+        "config": {**shapes, **tokens},
+        "num_hidden_layers": len(recording.order),
+        "max_position_embeddings": int(config.get("max_position_embeddings") or values["max_position_embeddings"]),
+        "layers": layers,
+    }
+    return msgspec.convert(fields, ModelSpec, from_attributes=True)

@@ -1,0 +1,65 @@
+"""Architectures that were recorded: their closed form meets the trace of the model that transformers builds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.introspect import introspect
+from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
+from lorabench.estimator.models.recordings import find_recording, recorded_types
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.feasibility import refuse_impossible
+from lorabench.estimator.recipes.recipe import make_recipe
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
+from tests.small_models import recorded_config, recorded_models
+from tests.traced_tensors import traced_tensors
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+RECIPES: list[dict[str, Any]] = [
+    {"method": "full", "batch_size": 2, "gradient_checkpointing": False},
+    {"method": "lora", "batch_size": 2, "lora_dropout": 0.0},
+    {"method": "qlora", "batch_size": 1, "lora_dropout": 0.0},
+]
+
+
+def test_no_family_is_both_recorded_and_written_by_hand() -> None:
+    assert not set(recorded_types()) & set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize("name", recorded_models(with_closed_form=False))
+def test_a_recorded_model_has_the_tensors_that_transformers_makes(name: str) -> None:
+    config = recorded_config(name)
+    spec, built = read_config(config, "small"), introspect(config, "small")
+    assert _tensors(spec) == _tensors(built)
+    assert spec.parameters_by_part == built.parameters_by_part
+
+
+def _tensors(spec: ModelSpec) -> list[Any]:
+    layers = [(group.linears, group.weights) for group in spec.layers for _ in range(group.count)]
+    return [spec.embeddings, layers, spec.final_norm, spec.head, spec.layers_path, spec.tie_word_embeddings]
+
+
+@pytest.mark.parametrize("name", recorded_models(with_closed_form=True))
+def test_the_closed_form_of_a_recorded_model_meets_its_trace(name: str) -> None:
+    spec = read_config(recorded_config(name), "small")
+    recording = find_recording(spec.config)
+    assert recording is not None
+    assert recording.around is not None
+    attentions = [name for name in ("sdpa", "eager") if name in recording.around]
+    for number, options in enumerate(RECIPES):
+        attention = attentions[number % len(attentions)]
+        recipe = make_recipe(spec.name, seq_len=200, attn_implementation=attention, **options)
+        resolved = ResolvedRecipe(spec, recipe)
+        try:
+            refuse_impossible(resolved)
+        except UserError:
+            continue
+        traced, estimated = traced_tensors(resolved), estimate_memory(resolved)
+        workspaces = estimated.components["workspaces"]
+        error = (estimated.peak_allocated_bytes - workspaces) / (traced.peak_allocated_bytes - workspaces) - 1
+        assert abs(error) <= 0.01, (options, error)
