@@ -220,6 +220,7 @@ def test_a_name_never_means_another_size_or_generation_or_what_an_unknown_publis
     [
         ("somebody/Llama-3.1-8B", "did you mean Llama-3.1-8B"),
         ("qwen-32b-it", "did you mean Qwen3-32B?"),
+        ("google/gemma-4b-it", "did you mean google/gemma-3-4b-it?"),
         ("Qwen/Qwen-3-4B-2507", "did you mean Qwen/Qwen3-4B?"),
     ],
 )
