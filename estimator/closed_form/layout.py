@@ -61,6 +61,11 @@ class Dim(NamedTuple):
         raise Unsupported(f"the sum of {self} and {other}")
 
 
+def as_dim(size: Dim | int) -> Dim:
+    """Return a dimension, or a number as one."""
+    return size if isinstance(size, Dim) else Dim(size)
+
+
 UNIT = Dim(1)
 BY_SYMBOL = {monomial.symbols[0]: monomial for monomial in (B, S, WITH_SINK)}
 SUMS = {Dim(1, WITH_SINK): (Dim(1, S), UNIT)}

@@ -10,6 +10,7 @@ from lorabench.estimator.closed_form.layout import (
     UNIT,
     Dim,
     Layout,
+    as_dim,
     elements,
     is_contiguous,
 )
@@ -56,29 +57,15 @@ class Copies(Views):
         wanted = times[0] if isinstance(times[0], list) else times
         rank = len(wanted)
         own = (*(UNIT,) * (rank - len(x.shape)), *x.shape)
-        shape = tuple(
-            size.times(each if isinstance(each, Dim) else Dim(each)) for size, each in zip(own, wanted, strict=True)
-        )
+        shape = tuple(size.times(as_dim(each)) for size, each in zip(own, wanted, strict=True))
         return self._gathered("repeat", x, shape, ())
 
     def _torch_repeat_interleave(self, x: Value, repeats: Any, dim: int) -> Value:
-        times = repeats if isinstance(repeats, Dim) else Dim(repeats)
+        times = as_dim(repeats)
         dim %= len(x.shape)
         shape = (*x.shape[:dim], x.shape[dim].times(times), *x.shape[dim + 1 :])
-        n, symbols = elements(shape)
-        was = x.shape
         # expand and clone: sum_to(grad, self.sizes())
-        return Value(
-            self.tape.record(
-                "repeat",
-                (x.tensor,),
-                lambda g, _: (self.new_gradient(was, g.dtype),),
-                (),
-                lambda: self.tape.new(symbols, n, x.tensor.dtype),
-            ),
-            shape,
-            self.contiguous(shape),
-        )
+        return self._gathered("repeat", x, shape, ())
 
     def _torch_repeat_heads(self, x: Value, times: Any) -> Value:
         """Return keys or values (B, H, S, d) repeated for each query head that shares them (`repeat_kv`)."""

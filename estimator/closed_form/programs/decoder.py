@@ -9,7 +9,7 @@ from typing import Any
 from lorabench.estimator.closed_form.adapters import Router, Stack
 from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.decoders.decoder import Decoder
-from lorabench.estimator.closed_form.layout import UNIT, Dim, Shape, Sizes, Strides, Unsupported, contiguous
+from lorabench.estimator.closed_form.layout import UNIT, Dim, Shape, Sizes, Strides, Unsupported, as_dim, contiguous
 from lorabench.estimator.closed_form.masks import Masks
 from lorabench.estimator.closed_form.modules import Modules
 from lorabench.estimator.closed_form.programs.functions import Functions
@@ -174,7 +174,7 @@ class Run:
                     return self.parameter(path)
                 case ["buffer", _, list(shape), str(dtype)]:
                     dims = tuple(self.decoded(each, env) for each in shape)
-                    whole = tuple(each if isinstance(each, Dim) else Dim(each) for each in dims)
+                    whole = tuple(as_dim(each) for each in dims)
                     n = reduce(Dim.times, whole, UNIT)
                     return Value(Tensor(None, n.symbols, n.n, dtype), whole, self.functions.contiguous(whole))
                 case ["dtype", "model"]:
@@ -216,9 +216,7 @@ class Run:
             if number.denominator != 1:
                 raise Unsupported(f"{expression} is no whole number")
             term = Dim(int(number), symbols)
-            if total is not None and total.symbols is not term.symbols:
-                raise Unsupported(f"{expression} is a sum of unlike sizes")
-            total = term if total is None else Dim(total.n + term.n, term.symbols)
+            total = term if total is None else total.plus(term)
         assert total is not None
         return total
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from lorabench.estimator.closed_form.autograd import Broadcast, Gradients, Tensor
+from lorabench.estimator.closed_form.autograd import Gradients, Tensor
 from lorabench.estimator.closed_form.layout import (
     Layout,
     Shape,
-    Strides,
     Unsupported,
     elements,
     elementwise,
@@ -50,6 +50,9 @@ COMPARISONS = {
 }
 FLOAT32 = {"exp", "expm1", "log", "log1p", "softplus", "reciprocal"}
 """Functions that CUDA's autocast runs in float32."""
+
+OperandGradients = Callable[[Tensor, Shape], tuple[Tensor | None, ...]]
+"""Maps the gradient of a result, and the result's shape, to the gradients of both operands in that shape."""
 
 
 class Elementwise(Copies):
@@ -149,125 +152,89 @@ class Elementwise(Copies):
             self.contiguous(shape),
         )
 
-    def _operands(self, a: Any, b: Any) -> tuple[Value, Value] | None:
-        return (a, b) if isinstance(a, Value) and isinstance(b, Value) else None
+    def _binary(
+        self, name: str, a: Value, b: Value, gradients: OperandGradients, saved: tuple[Tensor, ...] = ()
+    ) -> Value:
+        """Return operation ``name`` of a and b, broadcast to each other, which saves ``saved``.
 
-    def _result(self, a: Value, b: Value) -> tuple[Shape, Strides]:
+        ``gradients`` returns those of a and b in the shape of the result; None for one that needs none. It must not
+        refer to a and b, since the node would keep them.
+        """
         shape = self.joint(a, b)
         numbers = self.sizes.numbers(shape)
-        return shape, elementwise(numbers, *((self.sizes.numbers(x.shape), x.strides) for x in (a, b)))
-
-    def _torch_add(self, a: Any, b: Any, alpha: Any = 1) -> Value:
-        pair = self._operands(a, b)
-        if pair is None:
-            x = a if isinstance(a, Value) else b
-            return self.laid(self.op.shift(x.tensor), x)
-        a, b = pair
-        shape, strides = self._result(a, b)
-        shapes = a.shape, b.shape
-        needs = a.tensor.requires_grad, b.tensor.requires_grad
-        dtype = self._promoted(a, b)
+        strides = elementwise(numbers, *((self.sizes.numbers(x.shape), x.strides) for x in (a, b)))
+        shapes, dtype = (a.shape, b.shape), self._promoted(a, b)
         n, symbols = elements(shape)
 
         def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            # add: self: grad; other: grad
+            # A broadcast operand sums its gradient to its own shape.
             return tuple(
-                self._to_operand(g.passed_on(), shape, own) if need else None
-                for own, need in zip(shapes, needs, strict=True)
+                None if gradient is None else self._to_operand(gradient, shape, own)
+                for gradient, own in zip(gradients(g, shape), shapes, strict=True)
             )
 
         tensors = a.tensor, b.tensor
-        del a, b, pair
         return Value(
-            self.tape.record("add", tensors, backward, (), lambda: self.tape.new(symbols, n, dtype)), shape, strides
+            self.tape.record(name, tensors, backward, saved, lambda: self.tape.new(symbols, n, dtype)), shape, strides
         )
 
+    @staticmethod
+    def _beside_number(a: Any, b: Any) -> Value | None:
+        """Return the tensor among a and b if the other is a number; None if both are tensors."""
+        if isinstance(a, Value):
+            return None if isinstance(b, Value) else a
+        tensor: Value = b
+        return tensor
+
+    def _torch_add(self, a: Any, b: Any, alpha: Any = 1) -> Value:
+        x = self._beside_number(a, b)
+        if x is not None:
+            return self.laid(self.op.shift(x.tensor), x)
+        needs = a.tensor.requires_grad, b.tensor.requires_grad
+        # add: self: grad; other: grad
+        return self._binary("add", a, b, lambda g, _: tuple(g.passed_on() if need else None for need in needs))
+
     def _torch_sub(self, a: Any, b: Any) -> Value:
-        pair = self._operands(a, b)
-        if pair is None:
-            x = a if isinstance(a, Value) else b
-            if x is a:
-                return self.laid(self.op.shift(x.tensor), x)
-            return self.laid(self.op.scale(x.tensor), x)
-        a, b = pair
-        shape, strides = self._result(a, b)
-        shapes, needs = (a.shape, b.shape), (a.tensor.requires_grad, b.tensor.requires_grad)
-        dtype = self._promoted(a, b)
-        n, symbols = elements(shape)
-
-        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            # sub: self: grad; other: -grad
-            to_b = self.tape.like(g) if needs[1] else None
-            return (
-                self._to_operand(g.passed_on(), shape, shapes[0]) if needs[0] else None,
-                self._to_operand(to_b, shape, shapes[1]) if to_b is not None else None,
-            )
-
-        tensors = a.tensor, b.tensor
-        del a, b, pair
-        return Value(
-            self.tape.record("sub", tensors, backward, (), lambda: self.tape.new(symbols, n, dtype)), shape, strides
+        x = self._beside_number(a, b)
+        if x is not None:
+            return self.laid(self.op.shift(x.tensor) if x is a else self.op.scale(x.tensor), x)
+        a_needs, b_needs = a.tensor.requires_grad, b.tensor.requires_grad
+        # sub: self: grad; other: -grad
+        return self._binary(
+            "sub", a, b, lambda g, _: (g.passed_on() if a_needs else None, self.tape.like(g) if b_needs else None)
         )
 
     def _torch_mul(self, a: Any, b: Any) -> Value:
-        pair = self._operands(a, b)
-        if pair is None:
-            x = a if isinstance(a, Value) else b
+        x = self._beside_number(a, b)
+        if x is not None:
             return self.laid(self.op.scale(x.tensor), x)
-        a, b = pair
-        shape, strides = self._result(a, b)
-        shapes, needs = (a.shape, b.shape), (a.tensor.requires_grad, b.tensor.requires_grad)
-        dtype = self._promoted(a, b)
-        n, symbols = elements(shape)
-        layouts = [Layout(self.sizes.numbers(x.shape), x.strides) for x in (a, b)]
+        a_needs, b_needs = a.tensor.requires_grad, b.tensor.requires_grad
+        of_a, of_b = (Layout(self.sizes.numbers(each.shape), each.strides) for each in (a, b))
 
-        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+        def gradients(g: Tensor, shape: Shape) -> tuple[Tensor | None, ...]:
             # mul: other: grad * self, self: grad * other
             whole = self.layout(g, shape)
-            gradients: list[Tensor | Broadcast | None] = []
-            for own, need, other in ((shapes[1], needs[1], layouts[0]), (shapes[0], needs[0], layouts[1])):
-                if not need:
-                    gradients.append(None)
-                    continue
-                product = self.tape.like(g)
-                product.layout = Layout(whole.shape, elementwise(whole.shape, whole, other))
-                gradients.append(self._to_operand(product, shape, own))
-                del product
-            return gradients[1], gradients[0]
 
-        saved = (*((b.tensor,) if needs[0] else ()), *((a.tensor,) if needs[1] else ()))
-        tensors = a.tensor, b.tensor
-        del a, b, pair
-        return Value(
-            self.tape.record("multiply", tensors, backward, saved, lambda: self.tape.new(symbols, n, dtype)),
-            shape,
-            strides,
-        )
+            def product(other: Layout) -> Tensor:
+                result = self.tape.like(g)
+                result.layout = Layout(whole.shape, elementwise(whole.shape, whole, other))
+                return result
+
+            to_b = product(of_a) if b_needs else None
+            return product(of_b) if a_needs else None, to_b
+
+        saved = (*((b.tensor,) if a_needs else ()), *((a.tensor,) if b_needs else ()))
+        return self._binary("multiply", a, b, gradients, saved)
 
     def _torch_div(self, a: Any, b: Any, rounding_mode: Any = None) -> Value:
-        pair = self._operands(a, b)
-        if pair is None:
-            x = a if isinstance(a, Value) else b
+        x = self._beside_number(a, b)
+        if x is not None:
             return self.laid(self.op.scale(x.tensor), x)
-        a, b = pair
-        shape, strides = self._result(a, b)
-        shapes, needs = (a.shape, b.shape), (a.tensor.requires_grad, b.tensor.requires_grad)
-        dtype = self._promoted(a, b)
-        n, symbols = elements(shape)
-
-        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
-            # div: self: grad / other; other: -grad * ((self / other) / other)
-            to_a = self._to_operand(self.tape.like(g), shape, shapes[0]) if needs[0] else None
-            to_b = self._to_operand(self.tape.like(g), shape, shapes[1]) if needs[1] else None
-            return to_a, to_b
-
+        needs = a.tensor.requires_grad, b.tensor.requires_grad
         saved = (*((b.tensor,) if any(needs) else ()), *((a.tensor,) if needs[1] else ()))
-        tensors = a.tensor, b.tensor
-        del a, b, pair
-        return Value(
-            self.tape.record("division", tensors, backward, saved, lambda: self.tape.new(symbols, n, dtype)),
-            shape,
-            strides,
+        # div: self: grad / other; other: -grad * ((self / other) / other)
+        return self._binary(
+            "division", a, b, lambda g, _: tuple(self.tape.like(g) if need else None for need in needs), saved
         )
 
     def _torch___floordiv__(self, x: Value, other: Any) -> Value:

@@ -7,6 +7,7 @@ from typing import Any
 from lorabench.estimator.closed_form.layout import (
     Dim,
     Unsupported,
+    as_dim,
     elements,
 )
 from lorabench.estimator.closed_form.programs.elementwise import Elementwise
@@ -43,7 +44,7 @@ class Lookups(Elementwise):
         return self._gathered("gather", x, index.shape, (index.tensor,))
 
     def _torch_topk(self, x: Value, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> list[Value]:  # noqa: A002 - torch's names
-        count = k if isinstance(k, Dim) else Dim(k)
+        count = as_dim(k)
         at = dim % len(x.shape)
         shape = (*x.shape[:at], count, *x.shape[at + 1 :])
         index = self.fresh(shape, "int64")
@@ -76,13 +77,13 @@ class Lookups(Elementwise):
 
     def _torch_arange(self, *bounds: Any, dtype: Any = "int64") -> Value:
         start, end = (0, bounds[0]) if len(bounds) == 1 else bounds[:2]
-        first, last = (each if isinstance(each, Dim) else Dim(each) for each in (start, end))
+        first, last = (as_dim(each) for each in (start, end))
         return self.fresh((last.plus(Dim(-first.n, first.symbols)) if first.n else last,), dtype or "int64")
 
     def filled(self, *shape: Any, dtype: Any = "float32") -> Value:
         """Return a new tensor of a constant."""
         wanted = shape[0] if isinstance(shape[0], list) else shape
-        return self.fresh(tuple(each if isinstance(each, Dim) else Dim(each) for each in wanted), dtype or "float32")
+        return self.fresh(tuple(as_dim(each) for each in wanted), dtype or "float32")
 
     _torch_zeros = _torch_ones = _torch_empty = filled
 
@@ -104,4 +105,4 @@ class Lookups(Elementwise):
     _torch_zeros_like = _torch_ones_like = _torch_empty_like = like
 
     def _torch_histc(self, x: Value, bins: Any = 100, min: Any = 0, max: Any = 0) -> Value:  # noqa: A002 - torch's names
-        return self.fresh((bins if isinstance(bins, Dim) else Dim(bins),), x.tensor.dtype)
+        return self.fresh((as_dim(bins),), x.tensor.dtype)

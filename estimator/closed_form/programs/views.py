@@ -13,6 +13,7 @@ from lorabench.estimator.closed_form.layout import (
     Shape,
     Strides,
     Unsupported,
+    as_dim,
     contiguous,
     elements,
     viewed,
@@ -77,7 +78,7 @@ class Views(Values):
         """Return the shape that a call asks for, with -1 resolved."""
         if len(to) == 1 and isinstance(to[0], list):
             to = to[0]
-        wanted = [each if isinstance(each, Dim) else Dim(each) for each in to]
+        wanted = [as_dim(each) for each in to]
         known = elements([dim for dim in wanted if dim.n != -1])
         return tuple(elements(x.shape).divided(known) if dim.n == -1 else dim for dim in wanted)
 
@@ -134,7 +135,7 @@ class Views(Values):
         steps = (*(0,) * (rank - len(x.shape)), *x.strides)
         shape, strides = [], []
         for size, step, dim in zip(own, steps, wanted, strict=True):
-            whole = dim if isinstance(dim, Dim) else Dim(dim)
+            whole = as_dim(dim)
             kept = whole.n == -1 or self.sizes.same(whole, size)
             shape.append(size if whole.n == -1 else self._wider(size, whole))
             strides.append(step if kept else 0)
@@ -216,7 +217,7 @@ class Views(Values):
         return length if stride == 1 else Dim(-(-length.n // stride), length.symbols)
 
     def _position(self, bound: Any, size: Dim) -> Dim:
-        dim = bound if isinstance(bound, Dim) else Dim(bound)
+        dim = as_dim(bound)
         if dim.n >= 0:
             return dim
         return size.plus(dim)
@@ -250,8 +251,8 @@ class Views(Values):
 
     def _torch_split(self, x: Value, sizes: Any, dim: int = 0, *, split_size: Any = None) -> list[Value]:
         if isinstance(sizes, list):
-            return self._split(x, [each if isinstance(each, Dim) else Dim(each) for each in sizes], dim)
-        part = sizes if isinstance(sizes, Dim) else Dim(sizes)
+            return self._split(x, [as_dim(each) for each in sizes], dim)
+        part = as_dim(sizes)
         whole = x.shape[dim]
         return self._split(x, [part] * (whole.n // part.n), dim)
 
