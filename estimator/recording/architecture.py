@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from lorabench.estimator.models.expressions import terms
 from lorabench.estimator.models.introspect import layers_of, linears_of, spec_of, weights_of
 from lorabench.estimator.models.recordings import TOKENS, canonical, ordered
 from lorabench.estimator.recording.fit import Changed, Unlike, fit
@@ -68,11 +69,11 @@ def record_architecture(
         other = 0.0 if "drop" in key and value else _other(value)
         if other is None or _attempt({**few, key: other}, run) != small:
             when[key] = value
-    for name, batch, length in (("B", 2 * BATCH, LENGTH), ("S", BATCH, 2 * LENGTH)):
-        sizes[name] = {"B": BATCH, "S": LENGTH}[name]
-        changed[name] = Changed(run(few, batch, length))
+    of_config = set(sizes)
+    sizes |= {"B": BATCH, "S": LENGTH}
+    changed |= {"B": Changed(run(few, 2 * BATCH, LENGTH)), "S": Changed(run(few, BATCH, 2 * LENGTH))}
     fitted = fit(small, sizes, changed)
-    used = sorted(name for name in sizes if name not in ("B", "S") and _uses(fitted, name))
+    used = sorted(of_config & _names(fitted))
     kinds, order = fitted["kinds"], [*map(int, whole["order"])]
     rule: Any = order
     types = base.get("layer_types")
@@ -112,12 +113,13 @@ def _pattern(order: list[int], few: list[int]) -> Tree | None:
     return None
 
 
-def _uses(tree: Any, name: str) -> bool:
+def _names(tree: Any) -> set[str]:
+    """Return the names in all expressions of ``tree``."""
     if isinstance(tree, str):
-        return tree.startswith("=") and name in tree.replace("+", "*").replace("/", "*").removeprefix("=").split("*")
-    if isinstance(tree, list):
-        return any(_uses(each, name) for each in tree)
-    return isinstance(tree, dict) and any(_uses(each, name) for each in tree.values())
+        return {name for term in terms(tree) for name in (*term.above, *term.below)} if tree.startswith("=") else set()
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return set().union(*map(_names, tree)) if isinstance(tree, list) else set()
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
@@ -240,13 +242,9 @@ def _built(config: Tree, implementation: str) -> tuple[Any, Any, bool]:
                 model = AutoModelForCausalLM.from_config(
                     built, dtype=torch.bfloat16, attn_implementation=implementation
                 )
-        except ValueError as error:
-            if "scaled_dot_product_attention" in str(error):
+        except Exception as error:  # the architecture's own code may raise anything
+            if isinstance(error, ValueError) and "scaled_dot_product_attention" in str(error):
                 return None, None, keeps
-            if keeps:
-                raise
-            continue
-        except Exception:
             if keeps:
                 raise
             continue
