@@ -179,9 +179,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if not asked.compare:
         rehearse(asked.folder)
-    for suite in SUITES:
-        rehearsed = asked.folder / suite.stem
-        keep_records(read_records(rehearsed) if rehearsed.is_dir() else (), SAMPLE / suite.stem)
+        for suite in SUITES:
+            keep_records(read_records(asked.folder / suite.stem), SAMPLE / suite.stem)
     rows, others = [], []
     for found in compare_all(asked.folder, traces=not asked.no_trace):
         if isinstance(found, Row):
