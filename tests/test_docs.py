@@ -107,7 +107,7 @@ def test_what_the_claims_page_concludes_follows_from_its_tables() -> None:
         if "peak allocated" in row
     }
     lora = "lorabench estimate llama-3.1-8b"
-    qlora = f"{lora} --method qlora"
+    qlora = f"{lora} --method qlora --prepare-kbit"
     unsaved = "--no-gradient-checkpointing --seq-len"
     assert peaks[f"{qlora} {unsaved} 2048"] < peaks[f"{lora} {unsaved} 2048"]
     assert peaks[f"{qlora} {unsaved} 4096"] > peaks[f"{lora} {unsaved} 4096"]

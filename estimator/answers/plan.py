@@ -244,7 +244,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
     found: set[Recipe] = set()
     for method in [fixed["method"]] if "method" in fixed else TRIED_METHODS:
         for precision, attention, loss, optim, checkpointing in product(
-            _precisions(METHODS[method], half, prepared="recast" in fixed),
+            _precisions(METHODS[method], half),
             _attentions(device, usual, spec.config.get("sliding_window")),
             ("standard", "liger") if spec.model_type in FUSED_LOSS_MODEL_TYPES else ("standard",),
             TRIED_OPTIMIZERS,
@@ -280,15 +280,11 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
         raise refusal
 
 
-def _precisions(parts: Parts, half: str, *, prepared: bool) -> list[dict[str, Any]]:
-    """Return the precisions to search for a method, with 16-bit dtype ``half``. The last one needs the least memory.
-
-    ``prepared``: peft prepares quantised models, which takes more memory and time.
-    """
+def _precisions(parts: Parts, half: str) -> list[dict[str, Any]]:
+    """Return the precisions to search for a method, with 16-bit dtype ``half``. The last one needs the least memory."""
     mixed = "fp16" if half == "float16" else "bf16"
     if parts.adapter is not None:
-        preparation = {} if parts.quantization is None else {"prepare_kbit": prepared}
-        return [{"dtype": half, "mixed_precision": mixed, **preparation}]
+        return [{"dtype": half, "mixed_precision": mixed}]
     of_full: list[dict[str, Any]] = [{"dtype": "float32", "mixed_precision": mixed}]
     if half == "bfloat16":  # float16's range is too small for trained weights
         of_full.append({"dtype": "bfloat16", "mixed_precision": "no"})

@@ -18,8 +18,10 @@ class FourBit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     """4-bit data type of the quantised weights (default nf4)."""
     double_quant: bool = True
     """Whether the quantisation constants are quantised too (default yes)."""
-    prepare_kbit: bool = True
-    """Whether peft's prepare_model_for_kbit_training casts unquantised weights to float32 (default yes)."""
+    prepare_kbit: bool = False
+    """Whether peft's prepare_model_for_kbit_training casts unquantised weights to float32 (default no).
+
+    axolotl casts them back, LLaMA-Factory, ms-swift and TRL 1.16 do not call it. peft's own examples do."""
     recast: bool = False
     """Whether embeddings and head are cast to bfloat16 after that: peft_module_casting_to_bf16 of TRL 0.7 to 0.19."""
     bitsandbytes: OlderBitsandbytes | None = None

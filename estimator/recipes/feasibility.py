@@ -66,7 +66,8 @@ def refuse_impossible(resolved: ResolvedRecipe) -> None:
 
     Raises:
         UserError: the sequence is longer than the learned positions; sdpa cannot run the model's attention; flash
-            attention would run in float32; Liger has no fused loss for the model; adapters of experts have dropout.
+            attention would run in float32; autocast would meet a dtype that it refuses; Liger has no fused loss for the
+            model; adapters of experts have dropout.
     """
     for obstacle in obstacles(resolved):
         value = resolved.recipe.describe().get(obstacle.setting, "left out")
@@ -104,6 +105,15 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             "attn_implementation",
             "it runs in 16 bits only, and this recipe computes in float32",
             "--mixed-precision bf16, --dtype bfloat16 or --attn-implementation sdpa",
+        )
+    in_4_bits = recipe.quantization is not None and recipe.unquantized_dtype == "bfloat16"
+    if in_4_bits and recipe.mixed_precision == "fp16" and not spec.learned_positions:
+        yield Obstacle(
+            "dtype",
+            "4-bit layers return the dtype of their input, and autocast to float16 refuses to concatenate bfloat16 in "
+            "the rotary embedding",
+            "--dtype float16 or --mixed-precision bf16",
+            {"dtype": "float16"},
         )
     if recipe.loss == "liger" and spec.model_type not in FUSED_LOSS_MODEL_TYPES:
         yield Obstacle(

@@ -291,8 +291,10 @@ OLDER_CHOICES: dict[str, tuple[str, ...]] = {
     "bitsandbytes": get_args(OlderBitsandbytes),
 }
 """Valid values of the settings that name an older version."""
-OFF = frozenset(field.name for struct in STRUCTS for field in msgspec.structs.fields(struct) if field.default is False)
-"""Switches that are off by default."""
+OFF = frozenset(
+    field.name for struct in STRUCTS for field in msgspec.structs.fields(struct) if field.default is False
+) - set(ALWAYS_IN_DIGEST)
+"""Switches that are off by default, and left out then."""
 ADAPTER_SETTINGS = tuple(name for name in SETTINGS if any(name in parts.of_adapter for parts in METHODS.values()))
 """Settings of adapters of any kind."""
 
@@ -390,6 +392,8 @@ def _nested(settings: dict[str, Any]) -> Recipe:
         for names in (parts.of_adapter, parts.of_quantization, Recipe.__struct_fields__)
     )
     of_all.setdefault("dtype", "float32" if parts.adapter is None else "bfloat16")
+    if of_quantization.get("recast"):
+        of_quantization.setdefault("prepare_kbit", True)
     try:
         return Recipe(
             adapter=None if parts.adapter is None else parts.adapter(**of_adapter),

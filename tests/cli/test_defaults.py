@@ -14,6 +14,10 @@ from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.models.read_config import MODEL_TYPES, has_closed_form
 from lorabench.estimator.recipes.recipe import CHOICES
 
+FP16_QLORA = (
+    "dtype float16 instead of bfloat16: 4-bit layers return the dtype of their input, and autocast to float16 refuses "
+    "to concatenate bfloat16 in the rotary embedding"
+)
 GPT2 = "seq_len 1024 instead of 2048: openai-community/gpt2 has learned positions for 1024 tokens"
 GEMMA = (
     "attn_implementation eager instead of sdpa: google/gemma-2-9b caps its attention scores, which sdpa does not "
@@ -75,6 +79,7 @@ def test_every_architecture_answers_without_an_option(lorabench: Any, model: str
         ("gemma-2-9b", (), GEMMA),
         ("mixtral-8x7b-v0.1", (), MIXTRAL),
         ("mixtral-8x7b-v0.1", ("--method", "qlora"), MIXTRAL),
+        ("llama-3.2-1b", ("--method", "qlora", "--mixed-precision", "fp16"), FP16_QLORA),
         ("llama-2-7b-chat", (), "model llama-2-7b-chat means meta-llama/Llama-2-7b-chat-hf (same shapes)"),
         ("mixtral-8x7b-v0.1", ("--lora-dropout", "0.1"), MIXTRAL),
         (

@@ -38,7 +38,6 @@ Exit codes: 0 something fits; 1 nothing fits; 2 wrong use or bad input.
 SEARCHED = {
     **dict.fromkeys(("method", "dtype", "mixed_precision", "optim", "batch_size"), "searched"),
     **dict.fromkeys(("gradient_checkpointing", "attn_implementation", "loss"), "searched"),
-    "prepare_kbit": "no",
 }
 """Option → text in its help instead of the default. Only --all-gpus uses the default."""
 SHORT_OPTIMIZERS = ("AdamW", "8-bit")

@@ -57,13 +57,13 @@ OPTIONS = [
     _option(
         "--prepare-kbit/--no-prepare-kbit",
         default=None,
-        help="Cast unquantised weights to float32, as peft does.",
-        shown="yes",
+        help="Cast unquantised weights to float32 by peft's prepare_model_for_kbit_training.",
+        shown="no",
     ),
     _option(
         "--recast/--no-recast",
         default=None,
-        help="Then cast embeddings and head to bfloat16, as TRL 0.7 to 0.19 did.",
+        help="Prepare, then cast embeddings and head to bfloat16, as TRL 0.7 to 0.19 did.",
         shown="no",
     ),
     _option(

@@ -106,7 +106,7 @@ def test_the_longest_sequence_stops_where_the_model_does() -> None:
 @pytest.mark.parametrize(
     ("model", "size", "options"),
     [
-        ("llama-3.1-8b", "16GB", {"method": "qlora"}),
+        ("llama-3.1-8b", "16GB", {"method": "qlora", "prepare_kbit": True}),
         ("llama-3.1-8b", "24GB", {"method": "full"}),
         ("llama-3.1-8b", "80GB", {"method": "full"}),
         ("llama-3.1-8b", "24GB", {"batch_size": 4, "gradient_checkpointing": False}),
@@ -180,7 +180,7 @@ def test_a_fused_loss_is_named_where_liger_has_one_and_spares_the_logits() -> No
 def test_a_prepared_qlora_is_told_to_leave_the_preparation_out() -> None:
     """Llama-3.1-70B: its embedding and head are 2.1 billion weights, which preparation raises to float32."""
     options = {"method": "qlora", "seq_len": 512, "loss": "liger"}
-    prepared = held_against(gpu(48 * GIB), "llama-3.1-70b", **options)
+    prepared = held_against(gpu(48 * GIB), "llama-3.1-70b", **options, prepare_kbit=True)
     (change,) = [change for change in prepared.changes if change.settings == {"prepare_kbit": False}]
     assert prepared.memory.device_total_range_bytes is not None
     assert prepared.memory.device_total_range_bytes[1] - change.device_total_most_bytes > 2 * 2 * 128_256 * 8192
@@ -211,7 +211,17 @@ def test_a_change_leaves_every_other_setting_alone() -> None:
 
 
 def test_require_fit_wants_more_than_tight(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["estimate", "llama-3.1-8b", "--method", "qlora", "--gpu", "16GB", "--no-replay", "--format"]
+    arguments = [
+        "estimate",
+        "llama-3.1-8b",
+        "--method",
+        "qlora",
+        "--prepare-kbit",
+        "--gpu",
+        "16GB",
+        "--no-replay",
+        "--format",
+    ]
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "json", "--require-fit"])
     said = json.loads(capsys.readouterr().out)

@@ -137,7 +137,13 @@ def test_the_replay_has_every_chunk_and_a_shorter_last_one(batch_size: int, seq_
     vocabulary, hidden = 1999, 256
     spec = small_model("llama", vocab_size=vocabulary, hidden_size=hidden, num_attention_heads=8, num_key_value_heads=8)
     recipe = make_recipe(
-        spec.name, method="qlora", loss="liger", batch_size=batch_size, seq_len=seq_len, lora_dropout=0.0
+        spec.name,
+        method="qlora",
+        prepare_kbit=True,
+        loss="liger",
+        batch_size=batch_size,
+        seq_len=seq_len,
+        lora_dropout=0.0,
     )
     training = Training(ResolvedRecipe(spec, recipe))
     for walked in (training.micro_batches[0], training.evaluation):

@@ -74,7 +74,7 @@ def test_lora_in_16_bits_holds_8_bytes_an_adapter_parameter() -> None:
 
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 def test_qlora_holds_half_a_byte_and_0_127_bit_a_quantised_parameter(quant_type: str) -> None:
-    of = held(LLAMA, method="qlora", quant_type=quant_type, optim="adamw_torch")
+    of = held(LLAMA, method="qlora", quant_type=quant_type, prepare_kbit=True, optim="adamw_torch")
     assert total(of, "quantized_weights") == CODES + ABSMAX + 4 * ABSMAX // 256 + LINEARS * TABLES
     assert 8 * (total(of, "quantized_weights") - LINEARS * TABLES) / LINEAR == pytest.approx(4.127, abs=5e-4)
     assert total(of, "weights") == 4 * (P - LINEAR)  # prepared: embedding, head and norms in float32

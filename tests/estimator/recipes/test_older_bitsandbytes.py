@@ -35,8 +35,8 @@ def more(**options: Any) -> int:
 def test_checkpointed_layers_keep_the_inputs_of_their_4_bit_layers() -> None:
     """One tensor for q, k and v, one for o, one for gate and up, one for down; or one for each that is cast."""
     each = 2 * LAYERS * TOKENS
-    assert more(prepare_kbit=False) == each * (3 * HIDDEN + FEED_FORWARD)
-    assert more() == each * (6 * HIDDEN + FEED_FORWARD)
+    assert more() == each * (3 * HIDDEN + FEED_FORWARD)
+    assert more(prepare_kbit=True) == each * (6 * HIDDEN + FEED_FORWARD)
 
 
 def test_reentrant_checkpointing_keeps_none_of_them_until_the_peak() -> None:
@@ -44,26 +44,25 @@ def test_reentrant_checkpointing_keeps_none_of_them_until_the_peak() -> None:
 
 
 def test_what_adapters_keep_anyway_is_kept_once() -> None:
-    assert more(prepare_kbit=False, gradient_checkpointing=False) == 0
-    assert more(prepare_kbit=False, gradient_checkpointing=False, target_modules="attention") > 0
+    assert more(gradient_checkpointing=False) == 0
+    assert more(gradient_checkpointing=False, target_modules="attention") > 0
 
 
 @pytest.mark.parametrize(
     ("model", "options", "requested", "reserved"),
     [
-        ("llama-3.2-1b", {"prepare_kbit": False}, 5_423_002_188, 6_144_655_360),
-        ("llama-3.2-1b", {}, 7_011_205_708, 7_956_594_688),
-        ("llama-3.2-1b", {"gradient_checkpointing": False}, 11_902_329_804, 12_601_786_368),
+        ("llama-3.2-1b", {}, 5_423_002_188, 6_144_655_360),
+        ("llama-3.2-1b", {"prepare_kbit": True}, 7_011_205_708, 7_956_594_688),
+        ("llama-3.2-1b", {"prepare_kbit": True, "gradient_checkpointing": False}, 11_902_329_804, 12_601_786_368),
         (
             "llama-3.2-1b",
-            {"use_reentrant": True, "batch_size": 2, "seq_len": 1024},
+            {"prepare_kbit": True, "use_reentrant": True, "batch_size": 2, "seq_len": 1024},
             5_668_495_948,
             6_645_874_688,
         ),
         (
             "qwen2.5-0.5b",
             {
-                "prepare_kbit": False,
                 "target_modules": "attention",
                 "gradient_checkpointing": False,
                 "batch_size": 2,

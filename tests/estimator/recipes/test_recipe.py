@@ -102,7 +102,7 @@ def test_equal_digests_are_equal_recipes_but_for_the_name(one: Recipe, other: Re
 
 def test_a_digest_is_the_same_in_every_version() -> None:
     """Results folders are compared by it."""
-    recipe = make_recipe("any", method="qlora", rank=8, seq_len=512)
+    recipe = make_recipe("any", method="qlora", prepare_kbit=True, rank=8, seq_len=512)
     settings = (
         '{"model_config":{"hidden_size":64},"recipe":{"adapter_dtype":"float32","attn_implementation":"sdpa",'
         '"batch_size":1,"double_quant":true,"dtype":"bfloat16","gradient_accumulation":1,'
@@ -118,7 +118,7 @@ def test_a_digest_is_the_same_in_every_version() -> None:
 DEFAULTS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float32", "rank": None, "lora_alpha": None, "target_modules": None, "quant_type": None},
     "lora": {"dtype": "bfloat16", "rank": 16, "lora_alpha": 32, "lora_dropout": 0.05, "adapter_dtype": "float32"},
-    "qlora": {"dtype": "bfloat16", "rank": 16, "quant_type": "nf4", "double_quant": True, "prepare_kbit": True},
+    "qlora": {"dtype": "bfloat16", "rank": 16, "quant_type": "nf4", "double_quant": True, "prepare_kbit": False},
 }
 
 

@@ -157,7 +157,7 @@ ADAPTERS = 3 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
         (
             {"method": "qlora"},
             {
-                "weights": 4 * OTHERS,
+                "weights": 2 * OTHERS,
                 "adapters": 4 * ADAPTERS,
                 # 0.5 B, absmax in blocks of 64, one nested absmax, and 1092 B of tables for each of seven linears.
                 "quantized_weights": 3 * (LINEARS // 2 + LINEARS // 64 + 7 * (4 + 1092)),

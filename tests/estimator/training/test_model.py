@@ -346,7 +346,8 @@ def test_no_kernels_of_triton_are_asked_for_on_a_cpu_whether_or_not_triton_is_in
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_every_method_learns_a_repeated_batch(method: str, mixed_precision: str) -> None:
-    model, recipe = build("llama", method=method, mixed_precision=mixed_precision, optim="adamw_torch")
+    dtype = "float16" if (method, mixed_precision) == ("qlora", "fp16") else None  # autocast refuses the default
+    model, recipe = build("llama", method=method, mixed_precision=mixed_precision, dtype=dtype, optim="adamw_torch")
     optimizer = make_optimizer(model, recipe)
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
