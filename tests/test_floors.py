@@ -15,6 +15,7 @@ FLOORS = (
     "estimator/models",
     "estimator/methods",
     "estimator/optimizers",
+    "estimator/losses",
     "estimator/recipes",
     "estimator/memory",
     "estimator/closed_form",

@@ -36,7 +36,7 @@ from lorabench.bench.null_gpu.library import find_cache, find_compiler, require_
 from lorabench.bench.records.text import first_line, name_end
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.fused_loss import OLDEST_LIGER
+from lorabench.estimator.losses.liger import LIGER
 from lorabench.estimator.memory.quantization import BLOCK
 from lorabench.estimator.methods.catalogue import METHODS, Method
 from lorabench.estimator.version import __version__
@@ -307,8 +307,8 @@ def check_kernels(probe: Probe, gpu: bool) -> list[Check]:
             probe.liger_error,
             gpu,
             default="--loss standard",
-            install=f"'liger-kernel>={OLDEST_LIGER}'",
-            oldest=OLDEST_LIGER,
+            install=f"'liger-kernel>={LIGER.oldest}'",
+            oldest=LIGER.oldest,
         ),
     ]
 

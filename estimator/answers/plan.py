@@ -21,13 +21,14 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.losses.liger import LIGER
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.context import context_of
 from lorabench.estimator.methods.catalogue import METHODS, Method, Parts
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.defaults import recipe_for
-from lorabench.estimator.recipes.feasibility import FUSED_LOSS_MODEL_TYPES, recipe_warnings, refuse_impossible
+from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impossible
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import Calibration
@@ -246,7 +247,7 @@ def _open_recipes(spec: ModelSpec, device: Device, fixed: dict[str, Any]) -> Ite
         for precision, attention, loss, optim, checkpointing in product(
             _precisions(METHODS[method], half),
             _attentions(device, usual, spec.config.get("sliding_window")),
-            ("standard", "liger") if spec.model_type in FUSED_LOSS_MODEL_TYPES else ("standard",),
+            ("standard", "liger") if LIGER.replaces_that_of(spec.model_type) else ("standard",),
             TRIED_OPTIMIZERS,
             (False, True),
         ):

@@ -265,7 +265,7 @@ class _Search:
         return self._with(setup, keep_outputs=False) if setup.recipe.keep_outputs else None
 
     def _fused_loss(self, setup: _Setup) -> _Setup | None:
-        return None if setup.recipe.loss == "liger" else self._with(setup, loss="liger")
+        return None if setup.recipe.fused_loss is not None else self._with(setup, loss="liger")
 
     def _gradient_checkpointing(self, setup: _Setup) -> _Setup | None:
         return None if setup.recipe.gradient_checkpointing else self._with(setup, gradient_checkpointing=True)

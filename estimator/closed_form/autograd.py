@@ -341,7 +341,7 @@ class Tape:
         self.operation = outer
         outputs = (*saved_after, output) if saved_output else tuple(saved_after)
         if outputs:
-            node.saved = _Both(node.saved, self.save(outputs))
+            node.saved = Both(node.saved, self.save(outputs))
         output.node = node
         return output
 
@@ -597,7 +597,7 @@ class Scope:
         self._tape.place = self._outer
 
 
-class _Both:
+class Both:
     """Saved inputs and saved outputs."""
 
     __slots__ = ("inputs", "outputs")

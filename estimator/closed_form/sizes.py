@@ -11,7 +11,6 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from lorabench.estimator.memory.embedding_backward import embedding_scratch
-from lorabench.estimator.memory.fused_loss import chunk_rows, last_chunk_rows
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
@@ -89,6 +88,14 @@ def _symbol(name: str, meaning: str, value: Callable[[Values], Any]) -> Monomial
     return _product(Symbol(next(_orders), name, meaning, value))
 
 
+def _rows(values: Values, *, last: bool) -> Any:
+    """Return the tokens in a chunk of the recipe's fused loss, or in the last one."""
+    loss = values.recipe.fused_loss
+    assert loss is not None
+    rows = loss.last_chunk_rows if last else loss.chunk_rows
+    return rows(loss.divided(values[B], values[S]), values.spec.vocab_size, values.spec.hidden_size)
+
+
 ONE = _product()
 B = _symbol("B", "sequences in a batch", lambda values: values.recipe.batch_size)
 S = _symbol("S", "tokens in a sequence", lambda values: values.recipe.seq_len)
@@ -113,13 +120,13 @@ EXPERT_TOKENS = _symbol(
 )
 CHUNK = _symbol(
     "c",
-    "tokens in a chunk of the fused loss: B·S / ⌈V/h⌉, rounded up to a power of two",
-    lambda values: chunk_rows(values[TOKENS], values.spec.vocab_size, values.spec.hidden_size),
+    "tokens in a chunk of the fused loss",
+    lambda values: _rows(values, last=False),
 )
 LAST_CHUNK = _symbol(
     "c′",
     "tokens in the last chunk of the fused loss",
-    lambda values: last_chunk_rows(values[TOKENS], values.spec.vocab_size, values.spec.hidden_size),
+    lambda values: _rows(values, last=True),
 )
 SHIFTED_TOKENS = B * _symbol("(S − 1)", "tokens of a sequence that have a next one", lambda values: values[S] - 1)
 WITH_SINK = _symbol(

@@ -15,7 +15,7 @@ from lorabench.estimator.closed_form.sizes import CHUNK, ONE, SHIFTED_TOKENS, TO
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import NoClosedForm
-from lorabench.estimator.memory.fused_loss import logits_per_hidden
+from lorabench.estimator.losses.liger import logits_per_hidden
 from lorabench.estimator.models.read_config import has_closed_form, no_closed_form
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -135,9 +135,9 @@ class _Step:
                 outside.weights[table.name] = Weights(recipe).saved(table.name, table.parameters)
         hidden = self._hidden_states(outside)
         head = self._head_weight(outside, saved)
-        if recipe.loss == "liger":
+        if recipe.fused_loss is not None:
             with self.tape.scope("fused loss"):
-                return op.fused_linear_cross_entropy(hidden, head, spec.vocab_size, self.chunks)
+                return self._fused_loss(hidden, head)
         with self.tape.scope("loss"):
             return self._loss(outside, hidden, head)
 
@@ -195,6 +195,14 @@ class _Step:
         return tape.checkpoint(lambda: run(kept), kept)
 
     # Loss
+
+    def _fused_loss(self, hidden: Tensor, head: Tensor) -> Tensor:
+        op, vocabulary = self.op, self.spec.vocab_size
+        if self.recipe.loss == "liger":
+            return op.fused_linear_cross_entropy(hidden, head, vocabulary, self.chunks)
+        if self.recipe.loss == "trl":
+            return op.chunked_log_probabilities(hidden, head, vocabulary, self.chunks)
+        return op.cut_cross_entropy(hidden, head, vocabulary)
 
     def _loss(self, outside: Modules, hidden: Tensor, head: Tensor) -> Tensor:
         op = self.op

@@ -21,7 +21,6 @@ from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, Repet
 from lorabench.estimator.closed_form.sizes import CHUNK, LAST_CHUNK, Monomial, Values
 from lorabench.estimator.closed_form.step import LayerOrder, walk_evaluation, walk_layers
 from lorabench.estimator.closed_form.work import Matmul, Work
-from lorabench.estimator.memory.fused_loss import chunk_count
 from lorabench.estimator.memory.reductions import Multiprocessors, reduction_buffer
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -94,9 +93,10 @@ def _buffer(n: int, rows: RowSum, values: Values, gpu: Multiprocessors | None) -
 def chunks_of(resolved: ResolvedRecipe) -> int:
     """Return the number of chunks in which the recipe computes its fused loss; 0 if it has another loss."""
     spec, recipe = resolved.spec, resolved.recipe
-    if recipe.loss != "liger":
+    loss = recipe.fused_loss
+    if loss is None:
         return 0
-    return chunk_count(recipe.batch_size * recipe.seq_len, spec.vocab_size, spec.hidden_size)
+    return loss.chunk_count(loss.divided(recipe.batch_size, recipe.seq_len), spec.vocab_size, spec.hidden_size)
 
 
 def rows_of(chunks: int) -> list[Monomial]:

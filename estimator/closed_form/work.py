@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from lorabench.estimator.closed_form.sizes import ONE, Extent
+from lorabench.estimator.closed_form.sizes import ONE, Extent, Monomial
 
 MatmulGroup = Literal["linear layers", "adapters", "attention", "logits and loss"]
 """Names for the parts of a step with matmuls."""
@@ -55,15 +55,23 @@ class Dequantisation(NamedTuple):
     dtype: str
 
 
+LossMatmul = Literal["logits", "logits again", "hidden", "weight"]
+"""A matmul of head and loss: the logits, and once more in backward; the gradient of hidden states or of the weight."""
+
+
 class ChunkedLoss(NamedTuple):
-    """Head and loss for `sizes.CHUNK` tokens at a time: the logits, then the gradients of hidden states and weight."""
+    """Matmuls of head and loss for `sizes.CHUNK` of ``tokens`` at a time."""
 
     features: int
     """Features of a token's hidden state."""
     vocabulary: int
+    width: int
+    """Most vocabulary entries of one matmul."""
     dtype: str
-    trains: bool
-    """Whether the head's weight also gets a gradient."""
+    matmuls: tuple[LossMatmul, ...]
+    accesses: int
+    """Memory accesses of the loss's kernel, per logit."""
+    tokens: Monomial
 
 
 Work = Matmul | AttentionWork | ChunkedLoss | Dequantisation

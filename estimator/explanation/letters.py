@@ -39,9 +39,9 @@ def letters(resolved: ResolvedRecipe) -> tuple[Letter, ...]:
     heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
     values = Values(resolved)
 
-    def of_step(monomial: Monomial) -> Letter:
+    def of_step(monomial: Monomial, more: str = "") -> Letter:
         [symbol] = monomial.symbols
-        return Letter(symbol.name, symbol.meaning, values[monomial])
+        return Letter(symbol.name, symbol.meaning + more, values[monomial])
 
     named = [
         of_step(B),
@@ -61,8 +61,8 @@ def letters(resolved: ResolvedRecipe) -> tuple[Letter, ...]:
     if experts:
         named.append(Letter("E", "experts", experts))
     trains_whole = recipe.adapter is None or recipe.modules_to_save
-    if recipe.loss == "liger":
-        named.append(of_step(CHUNK))
+    if recipe.fused_loss is not None:
+        named.append(of_step(CHUNK, f": {recipe.fused_loss.rule}"))
     if trains_whole and values[PARTS]:
         named += [of_step(INDICES), of_step(PARTS)]
     if trains_whole and spec.learned_positions and values[POSITION_PARTS]:

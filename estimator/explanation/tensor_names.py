@@ -24,7 +24,7 @@ _SOURCES: dict[Part, str] = {
     "layer": "transformers: an operation of the layer",
     "embedding": "torch: embedding lookup",
     "loss": "transformers: upcasts the logits; torch: log_softmax saves its result",
-    "fused loss": "Liger: logits by chunks of tokens, gradients in forward",
+    "fused loss": "Liger, TRL, Cut Cross-Entropy: logits by chunks, or none at all",
 }
 """Linear layers and attention: the library depends on the recipe (`_source`)."""
 

@@ -11,32 +11,6 @@ from lorabench.estimator.obstacle import Obstacle
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
-FUSED_LOSS_MODEL_TYPES = frozenset(
-    {
-        "deepseek_v3",
-        "exaone4",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "glm4",
-        "gpt_oss",
-        "llama",
-        "ministral",
-        "mistral",
-        "mixtral",
-        "nemotron",
-        "olmo2",
-        "olmo3",
-        "phi3",
-        "qwen2",
-        "qwen3",
-        "qwen3_moe",
-        "qwen3_next",
-        "smollm3",
-    }
-)
-"""Model types with a fused loss in Liger. For all others Liger does not change the loss."""
-
 
 def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
     """Return warnings about a recipe that runs on its model, but is unusual."""
@@ -115,11 +89,18 @@ def obstacles(resolved: ResolvedRecipe) -> Iterator[Obstacle]:
             "--dtype float16 or --mixed-precision bf16",
             {"dtype": "float16"},
         )
-    if recipe.loss == "liger" and spec.model_type not in FUSED_LOSS_MODEL_TYPES:
+    fused = recipe.fused_loss
+    if fused is not None and not fused.replaces_that_of(spec.model_type):
         yield Obstacle(
             "loss",
-            f"Liger has no fused loss for {spec.name}, whose model_type is {spec.model_type}",
+            f"{fused.title} has no fused loss for {spec.name}, whose model_type is {spec.model_type}",
             "--loss standard",
+        )
+    if recipe.loss == "cut-cross-entropy" and recipe.dtype_of(spec.head.name) == "float32":
+        yield Obstacle(
+            "loss",
+            "its kernels take a head in 16 bits, and this one is in float32",
+            "--dtype bfloat16 without --prepare-kbit, or another loss",
         )
     compared = recipe.rules.model_types
     if recipe.transformers is not None and spec.model_type not in compared:

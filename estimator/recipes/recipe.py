@@ -17,6 +17,8 @@ from msgspec.structs import replace
 
 from lorabench.estimator.dtypes import Dtype
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.losses.fused import FusedLoss
+from lorabench.estimator.losses.table import FUSED_LOSSES
 from lorabench.estimator.methods.base import PositiveInt, setting_names
 from lorabench.estimator.methods.catalogue import METHODS, AnyAdapter, Method, method_of, methods_with
 from lorabench.estimator.methods.four_bit import FourBit, OlderBitsandbytes, QuantType, is_recast
@@ -28,7 +30,7 @@ from lorabench.estimator.written_numbers import read_length
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 AttnImplementation = Literal["sdpa", "flash_attention_2", "eager"]
-Loss = Literal["standard", "legacy", "liger"]
+Loss = Literal["standard", "legacy", "liger", "trl", "cut-cross-entropy"]
 if TYPE_CHECKING:
     Optim: TypeAlias = str
     """A name of the table of optimizers."""
@@ -69,8 +71,8 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Reentrant checkpointing, the default of transformers 4: it needs more memory and runs whole layers again."""
     attn_implementation: AttnImplementation = "sdpa"
     loss: Loss = "standard"
-    """standard: that of ``transformers``; legacy: the logit-shifting loss of transformers 4.46 to 4.48; liger: fused
-    linear cross-entropy."""
+    """standard: that of ``transformers``; legacy: the logit-shifting loss of transformers 4.46 to 4.48; or one of
+    `FUSED_LOSSES`, which never makes all logits."""
     transformers: OlderTransformers | None = None
     """The older series of transformers whose code runs; None for transformers 5."""
     keep_outputs: bool = False
@@ -99,8 +101,10 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("recast has no meaning without prepare_kbit: leave it out, or use prepare_kbit")
         if self.recast and self.mixed_precision != "bf16":
             raise ValueError("recast needs mixed_precision bf16, without which TRL casts nothing: leave it out")
-        if self.keep_outputs and self.loss == "liger":
-            raise ValueError("keep_outputs has no meaning for loss liger, which has no logits: leave one of them out")
+        if self.keep_outputs and self.fused_loss is not None:
+            raise ValueError(
+                f"keep_outputs has no meaning for loss {self.loss}, which has no logits: leave one of them out"
+            )
         if self.mixed_precision != "fp16":
             return
         if self.trained_dtype == "float16":
@@ -191,8 +195,13 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.empty_cache_steps is not None and step % self.empty_cache_steps == 0
 
     @property
+    def fused_loss(self) -> FusedLoss | None:
+        """The declaration of the loss, if it is a fused one."""
+        return FUSED_LOSSES.get(self.loss)
+
+    @property
     def loss_rule(self) -> str:
-        """The loss that runs: standard, legacy, rebound or liger."""
+        """The loss that runs: standard, legacy, rebound or the name of a fused one."""
         return self.rules.loss if self.loss == "standard" else self.loss
 
     def setting(self, name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from lorabench.estimator.closed_form.sizes import TOKENS, B, S
+from lorabench.estimator.closed_form.sizes import B, S
 from lorabench.estimator.closed_form.work import AttentionWork, ChunkedLoss, Dequantisation, Matmul, Work
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.extents import Filled, fill_recipe
@@ -55,8 +55,7 @@ def work_flops(work: Work | None, filled: Filled) -> Any:
         matmuls = BACKWARD_MATMULS_DONE if work.backward else FORWARD_MATMULS
         return matmuls * _flops_of_pairs(work, filled) * filled.kernel_pairs(work)
     if isinstance(work, ChunkedLoss):
-        matmuls = 3 if work.trains else 2
-        return matmuls * 2 * filled.values[TOKENS] * work.features * work.vocabulary
+        return len(work.matmuls) * 2 * filled.values[work.tokens] * work.features * work.vocabulary
     assert work is None or isinstance(work, Dequantisation)
     return 0
 
@@ -68,6 +67,8 @@ def _needed(operation: Operation, filled: Filled) -> Any:
         return matmuls * _flops_of_pairs(work, filled) * filled.seen_pairs
     if isinstance(work, Matmul) and work.group == "attention":
         return work_flops(work, filled) * filled.seen_pairs / filled.values[S * S]
+    if isinstance(work, ChunkedLoss):
+        work = work._replace(matmuls=tuple(matmul for matmul in work.matmuls if matmul != "logits again"))
     return work_flops(work, filled)
 
 

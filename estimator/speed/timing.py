@@ -29,8 +29,6 @@ GROUPS: dict[str, str] = {
     "launch overhead": "the device idles while the processor launches the next operation",
 }
 """Group of operations → its description, in the order of display."""
-ACCESSES_OF_LOGITS = 3
-"""Memory accesses of a fused loss's kernel, per logit: two reads, and a write of the gradient."""
 
 
 class StepWork(NamedTuple):
@@ -142,11 +140,14 @@ def _attention_bytes(work: AttentionWork, filled: Filled) -> Any:
 
 def _chunked_loss(work: ChunkedLoss, filled: Filled, rates: Rates) -> Any:
     tokens = filled.values[CHUNK]
-    chunks = filled.values[TOKENS] / tokens
-    features, vocabulary = work.features, work.vocabulary
-    seconds = rates.matmul(tokens, vocabulary, features, 1, work.dtype)
-    seconds = seconds + rates.matmul(tokens, features, vocabulary, 1, work.dtype)
-    if work.trains:
-        seconds = seconds + rates.matmul(vocabulary, features, tokens, 1, work.dtype)
-    seconds = seconds + rates.memory_bound(ACCESSES_OF_LOGITS * tokens * vocabulary * ITEMSIZES[work.dtype], "rows")
-    return chunks * seconds
+    tiles = filled.values[work.tokens] / tokens * work.vocabulary / work.width
+    features, width = work.features, work.width
+    shapes = {
+        "logits": (tokens, width, features),
+        "logits again": (tokens, width, features),
+        "hidden": (tokens, features, width),
+        "weight": (width, features, tokens),
+    }
+    seconds = sum(rates.matmul(*shapes[matmul], 1, work.dtype) for matmul in work.matmuls)
+    seconds = seconds + rates.memory_bound(work.accesses * tokens * width * ITEMSIZES[work.dtype], "rows")
+    return tiles * seconds

@@ -29,8 +29,8 @@ class FollowedStorages(StorageHistory):
         self._references: dict[int, weakref.ref[Any]] = {}
         self._recomputing = False
         self._in_head = False
-        """Whether the head or its backward runs: their widest tensors are logits."""
-        self._vocabulary = 0
+        """Whether the head or its backward runs: their tensors of `_width` are logits."""
+        self._width = 0
 
     def _live_bytes(self) -> int:
         return sum(self._sizes[sid] for sid in self._sids.values())
@@ -53,7 +53,7 @@ class FollowedStorages(StorageHistory):
                 continue
             if self._recomputing:
                 self._recomputed[sid] = len(self._recompute_ends) - 1
-            if self._in_head and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary:
+            if self._in_head and tensor.dim() > 1 and tensor.shape[-1] == self._width:
                 self._components[sid] = "logits"
 
     def _follow(self, tensor: torch.Tensor, operation: Any = None) -> int | None:

@@ -111,14 +111,14 @@ class StorageLedger(FollowedStorages):
             for component, tensor in model_tensors(model):
                 self.adopt(component, tensor)
 
-    def watch_model(self, model: nn.Module, vocab_size: int) -> None:
+    def watch_model(self, model: nn.Module, width: int) -> None:
         """Recognise logits and rotary tables among the tensors of ``model``, a causal language model.
 
-        Logits are the output of its head, (batch, sequence, ``vocab_size``), and all tensors of that width until the
+        Logits are the output of its head, (batch, sequence, vocabulary), and all tensors of that ``width`` until the
         head's backward ends.
         """
         assert self._open is not None, "enter the ledger first"
-        self._vocabulary = vocab_size
+        self._width = width
         head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
 
         def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:

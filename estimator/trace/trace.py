@@ -267,7 +267,8 @@ def run_on_meta(
             begin_phase, ledger.on_operation = cublas.begin_phase, cublas.take
         step = TrainingStep(model, optimizer, recipe, begin_phase, ledger.empty_cache)
         with ledger, origins.watching(), stepping_on_meta(optimizer, backend, results):
-            ledger.watch_model(model, spec.vocab_size)
+            tile = None if recipe.fused_loss is None else recipe.fused_loss.tile_vocabulary
+            ledger.watch_model(model, tile or spec.vocab_size)
             numbers = distinct_steps(steps, OPTIMIZERS[recipe.optim].steady_step, recipe.empty_cache_steps)
             for count, number in enumerate(numbers, start=1):
                 on_progress(f"running step {count} of {len(numbers)}")

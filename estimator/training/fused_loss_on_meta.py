@@ -1,7 +1,7 @@
 """Liger's fused linear cross-entropy for meta tensors. Liger's own kernels are compiled for the GPU.
 
 It makes the allocations of liger-kernel 0.8.5 on a GPU of `compute_capability`, in their order and with their lifetimes
-(`memory.fused_loss` has the sources). Liger's kernels run in place, so only their arguments need memory.
+(`losses.liger` has the sources). Liger's kernels run in place, so only their arguments need memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from lorabench.estimator.memory.fused_loss import adds_16_bit_products, chunk_rows
+from lorabench.estimator.losses.liger import adds_16_bit_products, chunk_rows
 
 if TYPE_CHECKING:
     import torch

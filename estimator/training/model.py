@@ -109,26 +109,26 @@ def refuse_missing_kernels(recipe: Recipe, device: DeviceType) -> None:
         )
     if device == "meta":
         return
-    cuda_only = {
-        "attn_implementation flash_attention_2": ("flash_attn", recipe.attn_implementation == "flash_attention_2"),
-        "loss liger": ("liger_kernel", recipe.loss == "liger"),
-    }
-    instead = {"attn_implementation flash_attention_2": "sdpa", "loss liger": "standard"}
-    for option, (package, asked) in cuda_only.items():
-        if not asked:
-            continue
-        name = option.split()[0]
+    for setting, value, package, module, instead in _cuda_only(recipe):
         if device != "cuda":
-            raise UserError(f"{option} runs on CUDA only, and this is {device}: use {name} {instead[option]}")
-        if importlib.util.find_spec(package) is None:
-            install = package.replace("_", "-")
-            raise UserError(f"{option} needs the package {install}: pip install {install}, or use {instead[option]}")
+            raise UserError(f"{setting} {value} runs on CUDA only, and this is {device}: use {setting} {instead}")
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{setting} {value} needs the package {package}: pip install {package}, or use {instead}")
     if recipe.empty_cache_steps is not None and device != "cuda":
         raise UserError(f"empty_cache_steps empties the cache of CUDA's allocator, and this is {device}: leave it out")
     if optimizer.unpaged is not None and device != "cuda":
         raise UserError(
             f"optim {recipe.optim} pages states between GPU and host, and this is {device}: use {optimizer.unpaged}"
         )
+
+
+def _cuda_only(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield setting, value, package, module and alternative of what runs on CUDA only."""
+    if recipe.attn_implementation == "flash_attention_2":
+        yield "attn_implementation", "flash_attention_2", "flash-attn", "flash_attn", "sdpa"
+    loss = recipe.fused_loss
+    if loss is not None:
+        yield "loss", loss.name, loss.package, loss.module, "standard"
 
 
 class Recomputation:

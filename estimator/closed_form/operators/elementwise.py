@@ -144,6 +144,12 @@ class Elementwise:
         )
 
 
+def component_of_gradient(weight: Tensor, other: str = "temporaries") -> str:
+    """Return the component of the first gradient of ``weight``; ``other`` if that is added to an earlier one."""
+    kept = weight.leaf is not None and not weight.leaf.accumulating
+    return "gradients" if kept else other
+
+
 def component_of(x: Tensor) -> str:
     """Return the component of an elementwise operation's result: logits if x is logits, else temporaries."""
     return "logits" if x.block is not None and x.block.component == "logits" else "temporaries"

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorabench.estimator.closed_form.autograd import Gradients, Node, Tensor
-from lorabench.estimator.closed_form.operators.elementwise import Elementwise
+from lorabench.estimator.closed_form.operators.elementwise import Elementwise, component_of_gradient
 from lorabench.estimator.closed_form.sizes import CHUNK, ONE, TOKENS, Monomial
-from lorabench.estimator.closed_form.work import ChunkedLoss
-from lorabench.estimator.memory.fused_loss import adds_16_bit_products
+from lorabench.estimator.closed_form.work import ChunkedLoss, LossMatmul
+from lorabench.estimator.losses.liger import adds_16_bit_products
 
 LOSS = "the loss itself"
 SHIFTED_LABELS = "labels, shifted"
 CHUNK_OF_LOGITS = "a chunk's logits"
 CHUNK_OF_HIDDEN = "a chunk of hidden states, or of their gradient"
+ACCESSES_OF_LOGITS = 3
+"""Memory accesses of Liger's kernel, per logit: two reads, and a write of the gradient."""
 COPY_OF_HEAD = "copy of the head's weight or of its gradient"
 
 
@@ -67,17 +69,18 @@ class Loss(Elementwise):
         node = Node(tape, operation, lambda _, saved: (saved[0], saved[1] if trains else None), (x, weight), ())
         padded, shifted = (tape.new(TOKENS, 1, "int64", name=SHIFTED_LABELS) for _ in range(2))
         to_x = tape.like(x, component="activations", name="gradient of the last hidden state")
-        kept = weight.leaf is not None and not weight.leaf.accumulating
         to_weight = None
         if trains:
-            component = "gradients" if kept else "activations"
+            component = component_of_gradient(weight, "activations")
             to_weight = tape.like(weight, component=component, name="gradient of the head's weight")
         losses = tape.new(TOKENS, 1, "float32", name="loss of each token")
         counted = tape.new(TOKENS, 1, "bool", name="which tokens count")
         dtype = x.dtype if self.autocast is None else self.autocast.dtype
         in_place = x.dtype == weight.dtype == dtype
         shared = tape.new(CHUNK, vocabulary, dtype, "logits", name=CHUNK_OF_LOGITS) if in_place else None
-        with tape.working(ChunkedLoss(x.features, vocabulary, dtype, trains)):
+        matmuls: tuple[LossMatmul, ...] = ("logits", "hidden", "weight") if trains else ("logits", "hidden")
+        work = ChunkedLoss(x.features, vocabulary, vocabulary, dtype, matmuls, ACCESSES_OF_LOGITS, TOKENS)
+        with tape.working(work):
             for rows in chunks:
                 if shared is None:
                     logits = self._chunk_of_logits(x, weight, vocabulary, dtype, rows)

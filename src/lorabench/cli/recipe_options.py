@@ -98,7 +98,7 @@ OPTIONS = [
     _option(
         "--loss",
         type=_choice("loss"),
-        help="standard: that of --transformers; legacy: that of 4.46 to 4.48; liger: Liger's fused loss.",
+        help="standard: that of --transformers; legacy: that of 4.46 to 4.48; the others never hold all logits.",
         shown="standard",
     ),
     _option(

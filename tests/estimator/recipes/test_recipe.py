@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.losses.table import FUSED_LOSSES
 from lorabench.estimator.methods.catalogue import METHODS, Method
 from lorabench.estimator.recipes.recipe import (
     ALWAYS_IN_DIGEST,
@@ -57,7 +58,7 @@ def options_of(method: Method) -> st.SearchStrategy[dict[str, Any]]:
     return drawn.filter(
         lambda one: (
             (one.get("gradient_checkpointing", True) or not one.get("use_reentrant"))
-            and not (one.get("keep_outputs") and one.get("loss") == "liger")
+            and not (one.get("keep_outputs") and one.get("loss") in FUSED_LOSSES)
         )
     )
 

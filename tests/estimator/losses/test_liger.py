@@ -13,7 +13,7 @@ import torch
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.fused_loss import chunk_count, chunk_rows, last_chunk_rows
+from lorabench.estimator.losses.liger import LIGER, chunk_rows
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -46,8 +46,8 @@ def test_a_chunk_of_logits_is_about_as_large_as_the_hidden_states(
 ) -> None:
     assert chunk_rows(tokens, vocab_size, hidden_size) == rows
     assert chunk_rows(np.array([float(tokens)]), vocab_size, hidden_size).tolist() == [rows]
-    assert chunk_count(tokens, vocab_size, hidden_size) == chunks
-    assert last_chunk_rows(tokens, vocab_size, hidden_size) == last
+    assert LIGER.chunk_count(tokens, vocab_size, hidden_size) == chunks
+    assert LIGER.last_chunk_rows(tokens, vocab_size, hidden_size) == last
 
 
 def test_chunks_of_arrays_are_those_of_numbers() -> None:

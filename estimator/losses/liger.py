@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-OLDEST_LIGER = "0.8.3"
-"""The first version of liger-kernel that allocates what is counted here."""
+from lorabench.estimator.losses.fused import FusedLoss
 
 
 def logits_per_hidden(vocab_size: int, hidden_size: int) -> int:
@@ -44,13 +43,20 @@ def adds_16_bit_products(compute_capability: str | None) -> bool:
     return not known or float(compute_capability or 0) >= 8
 
 
-def chunk_count(tokens: int, vocab_size: int, hidden_size: int) -> int:
-    """Return the number of chunks: ``tokens`` / `chunk_rows`, rounded up."""
-    rows: int = chunk_rows(tokens, vocab_size, hidden_size)
-    return -(-tokens // rows)
-
-
-def last_chunk_rows(tokens: Any, vocab_size: int, hidden_size: int) -> Any:
-    """Return the tokens of the last chunk: those that full chunks leave. ``tokens``: as in `chunk_rows`."""
-    rows = chunk_rows(tokens, vocab_size, hidden_size)
-    return (tokens - 1) % rows + 1
+LIGER = FusedLoss(
+    name="liger",
+    title="Liger",
+    package="liger-kernel",
+    module="liger_kernel",
+    oldest="0.8.3",
+    counted="all",
+    chunk_rows=chunk_rows,
+    rule="B·S / ⌈V/h⌉, rounded up to a power of two",
+    model_types=frozenset(
+        {
+            *("deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_oss", "llama", "ministral"),
+            *("mistral", "mixtral", "nemotron", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "qwen3_next"),
+            "smollm3",
+        }
+    ),
+)
