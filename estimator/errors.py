@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lorabench.estimator.foreign_text import LONGEST_QUOTE, printable
+
+LONGEST_MESSAGE = 2000
+"""Most characters of an error's text, which may hold paths, lists of names, and messages of libraries."""
 MOST_NEAR = 4
 """Most names that a suggestion lists."""
 
 
 class UserError(Exception):
-    """Wrong user input. The text is one line: the place, the mistake, and a remedy.
+    """Wrong user input. The text is one printable line: the place, the mistake, and a remedy.
 
     The command line prints it and exits with code 2. Any other exception that reaches it is a bug, with a traceback.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = printable(message)
+        super().__init__(line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}…")
 
 
 class NoClosedForm(UserError):  # noqa: N818 - it says what there is not
@@ -30,6 +35,7 @@ def did_you_mean(word: str, choices: Iterable[str], *, say_all_up_to: int = 8) -
     """
     import difflib  # slow to import, and needed for errors only
 
+    word = word[:LONGEST_QUOTE]
     names = list(choices)
     bare = {_bare(name): name for name in names}
     begun = [name for name in bare if _bare(word) and name.startswith(_bare(word))]

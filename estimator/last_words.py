@@ -41,6 +41,8 @@ def main(written: int) -> None:
     if sys.stdin.buffer.read(1):
         return
     said = os.pread(written, os.fstat(written).st_size, 0).decode(errors="replace").strip().splitlines()
+    # As foreign_text.printable, which a process of its own cannot import.
+    said = ["".join(char if char.isprintable() else "\ufffd" for char in line) for line in said]
     ending = "without any output of theirs" if not said else "and their last output was:"
     head = f"lorabench: this process ended while libraries ran, {ending}"
     print(*[head, *said[-MOST_LINES:]], sep="\n", file=sys.stderr)

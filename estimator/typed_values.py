@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import repeat
-from reprlib import repr as shortened
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -13,6 +12,7 @@ from msgspec import Struct, inspect
 from msgspec.structs import FieldInfo
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 
 T = TypeVar("T")
 
@@ -51,8 +51,8 @@ def _complaint(value: Any, kind: Any, name: str) -> str | None:
             return f"{key} is missing{where}"
     for key in value if fields else ():
         if key not in fields:
-            return f"unknown key {key!r}{where}: {did_you_mean(str(key), fields)}"
-    return f"{name or 'it'} must be {_expected(inspect.type_info(kind))}, got {shortened(value)}"
+            return f"unknown key {quoted(key)}{where}: {did_you_mean(str(key), fields)}"
+    return f"{name or 'it'} must be {_expected(inspect.type_info(kind))}, got {quoted(value)}"
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:

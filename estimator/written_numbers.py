@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import quoted
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -31,7 +32,7 @@ def read_length(text: str) -> int:
     match = re.fullmatch(_LENGTH, text, re.IGNORECASE)
     tokens = match and _number(match[1]) * _OF_LENGTHS[match[2].lower()]
     if tokens is None or tokens % 1:
-        raise UserError(f"{text!r} is not a length: write whole tokens, such as 4096, or 4k (k is 1024)")
+        raise UserError(f"{quoted(text)} is not a length: write whole tokens, such as 4096, or 4k (k is 1024)")
     return int(tokens)
 
 
@@ -44,9 +45,9 @@ def read_count(text: str) -> int:
     match = re.fullmatch(_COUNT, text, re.IGNORECASE)
     tokens = match and _number(match[1]) * _OF_COUNTS[match[2].lower()]
     if not tokens or tokens % 1:
-        raise UserError(f"{text!r} is not a number of tokens: write one such as 50M, 300k or 1500000")
+        raise UserError(f"{quoted(text)} is not a number of tokens: write one such as 50M, 300k or 1500000")
     if tokens > LARGEST_COUNT:
-        raise UserError(f"{text!r}: must be from 1 to {LARGEST_COUNT:,}")
+        raise UserError(f"{quoted(text)}: must be from 1 to {LARGEST_COUNT:,}")
     return int(tokens)
 
 

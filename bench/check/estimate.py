@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from lorabench.bench.check.findings import Comparison, Finding, Judgement, Metric, in_order, of_recipe, overall
 from lorabench.bench.check.matching import Runs, labels_of, runs_by_work
 from lorabench.bench.check.memory import counted_peaks
-from lorabench.bench.check.printable import printable
 from lorabench.bench.check.thresholds import Thresholds
 from lorabench.bench.records.record import RunRecord
 from lorabench.bench.records.rehearsal import Counted
@@ -22,6 +21,7 @@ from lorabench.estimator.answers.traced_estimates import trace_for_estimate
 from lorabench.estimator.answers.verdict import verdict_and_margin
 from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import printable
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.read_config import has_closed_form, read_config
 from lorabench.estimator.recipes.feasibility import refuse_impossible

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lorabench.bench.check.printable import printable
 from lorabench.bench.records.labels import distinct_labels
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import DeviceFacts, Engine, Outcome, RunRecord
 from lorabench.bench.records.rehearsal import Counted
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import printable
 from lorabench.estimator.recipes.recipe import Recipe
 
 

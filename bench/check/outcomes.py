@@ -6,7 +6,7 @@ from collections import Counter
 
 from lorabench.bench.check.findings import Finding, Judgement
 from lorabench.bench.check.matching import Runs
-from lorabench.bench.check.printable import printable
+from lorabench.estimator.foreign_text import printable
 
 SETTLED = frozenset({"ok", "oom", "skipped"})
 """Outcomes that answer whether a recipe trains: yes, out of memory, or predicted not to fit."""

@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 from lorabench.bench.check.findings import Finding, Judgement, departure
 from lorabench.bench.check.matching import Work
-from lorabench.bench.check.printable import printable
 from lorabench.bench.check.statistics import (
     SIGNIFICANCE,
     Spread,
@@ -38,6 +37,7 @@ from lorabench.bench.check.statistics import (
     shift_interval,
 )
 from lorabench.bench.records.measurement import Measurement
+from lorabench.estimator.foreign_text import printable
 
 LEAST_TIMED_STEPS = 5
 """With fewer steps on either side there is no conclusion about speed."""

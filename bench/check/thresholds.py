@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import quoted
 
 _SHARE = re.compile(r"\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(%?)\s*")
 
@@ -44,10 +45,10 @@ def read_share(value: object) -> float | None:
         return None
     match = _SHARE.fullmatch(str(value)) if isinstance(value, str | int | float) else None
     if match is None or isinstance(value, bool):
-        raise UserError(f"{value!r} is not a share: write one such as 3% or 0.03, or off")
+        raise UserError(f"{quoted(value)} is not a share: write one such as 3% or 0.03, or off")
     share = float(match[1]) / (100 if match[2] else 1)
     if share >= 1:
-        raise UserError(f"{value!r} is 100% or more: write a share such as 3% or 0.03, or off")
+        raise UserError(f"{quoted(value)} is 100% or more: write a share such as 3% or 0.03, or off")
     return share
 
 

@@ -8,8 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.bench.check.findings import METRICS, Comparison, Finding, RecipeComparison, in_order, overall
-from lorabench.bench.check.printable import printable
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import printable, quoted
 
 
 class Waiver(Struct, frozen=True):
@@ -32,13 +32,13 @@ def read_waiver(text: str, comparison: Comparison) -> Waiver:
     if not known:
         name = text.rpartition("=")[0] or text
         raise UserError(
-            f"--allow {text!r}: write NAME=REASON; NAME is a recipe's label or digest, a metric, or LABEL:METRIC; "
-            f"nothing is named {printable(name)!r}: {did_you_mean(name, by_label)}"
+            f"--allow {quoted(text)}: write NAME=REASON; NAME is a recipe's label or digest, a metric, or "
+            f"LABEL:METRIC; nothing is named {quoted(name)}: {did_you_mean(name, by_label)}"
         )
     name = max(known, key=len)
     reason = printable(text[len(name) + 1 :])
     if not reason:
-        raise UserError(f"--allow {text!r}: give a reason: {name}=REASON")
+        raise UserError(f"--allow {quoted(text)}: give a reason: {name}=REASON")
     return Waiver(name, reason)
 
 

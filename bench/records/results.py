@@ -13,6 +13,7 @@ from pathlib import Path
 from lorabench.bench.records.atomic_writes import remove_unfinished_files
 from lorabench.bench.records.record import SUFFIX, BrokenRecordError, Key, RunRecord, read_record, write_record
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import quoted
 
 SET_ASIDE = ".broken"
 """Suffix for a file that is named like a record, but is not one."""
@@ -41,7 +42,7 @@ class Results:
                 continue
             if record.suite != suite_name:
                 raise UserError(
-                    f"{folder}: has records of the suite {record.suite!r}, not {suite_name!r}: "
+                    f"{folder}: has records of the suite {quoted(record.suite)}, not {quoted(suite_name)}: "
                     "name another folder with -o"
                 )
             self.records[record.key] = record

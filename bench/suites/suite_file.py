@@ -40,6 +40,7 @@ from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
 from lorabench.bench.suites.plain_yaml import Trail, read_plain_yaml
 from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Suite, check_trainable
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.input_files import read_input
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
@@ -191,7 +192,7 @@ class _SuiteFile:
         suites = shipped_suites()
         if name not in suites or name == self.path.stem:
             others = [other for other in suites if other != self.path.stem]
-            raise self._error(("then",), f"no shipped suite {name!r} can follow: {did_you_mean(name, others)}")
+            raise self._error(("then",), f"no shipped suite {quoted(name)} can follow: {did_you_mean(name, others)}")
         return load_suite(name).recipes
 
     def _thresholds(self, value: Any) -> Thresholds:
@@ -321,7 +322,7 @@ class _SuiteFile:
         for key in value:
             if key not in known:
                 near = name_here(key, known, "{}: {}".format) or did_you_mean(key, known)
-                raise self._error((*path, key), f"unknown {what} {key!r}: {near}")
+                raise self._error((*path, key), f"unknown {what} {quoted(key)}: {near}")
 
     def _error(self, path: Trail, message: str) -> UserError:
         while path and path not in self.lines:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.devices.local_gpu import first_local_gpu
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.quantities import GIB, in_gib
 
 CATALOGUE = Path(__file__).parent / "gpus.json"
@@ -155,7 +156,7 @@ def find_device(text: str | float) -> Device:
             GPU.
     """
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise UserError(f"a GPU is a name, or a size such as 24GB, and {text!r} is neither")
+        raise UserError(f"a GPU is a name, or a size such as 24GB, and {quoted(text)} is neither")
     text = str(text).strip()
     if text.lower() == LOCAL:
         return _local_device()
@@ -222,7 +223,7 @@ def _usual(text: str, fitting: tuple[_Entry, ...]) -> Device:
     """
     usual = [entry for entry in fitting if entry.usual]
     if len(usual) != 1:
-        raise UserError(f"{text!r} fits several GPUs: name {' or '.join(entry.name for entry in fitting)}")
+        raise UserError(f"{quoted(text)} fits several GPUs: name {' or '.join(entry.name for entry in fitting)}")
     meant = usual[0].device()
     others = " or ".join(f"{entry.name} ({_difference(meant, entry.device())})" for entry in fitting if not entry.usual)
     return replace(meant, assumptions=(f"gpu {' '.join(text.split())} means {meant.name}, not {others}",))
@@ -239,13 +240,13 @@ def _unknown(text: str) -> UserError:
     near = _near(words)
     if not near and re.fullmatch(MISSPELT_SIZE, text, re.IGNORECASE):
         return UserError(
-            f"no GPU {text!r} in the catalogue (lorabench gpus lists all), and no size: write GiB, such as 24GB or "
-            "1.5GiB"
+            f"no GPU {quoted(text)} in the catalogue (lorabench gpus lists all), and no size: write GiB, such as 24GB "
+            "or 1.5GiB"
         )
     names = [entry.name for entry in near]
     meant = f"did you mean {' or '.join(names)}?" if near else did_you_mean("-".join(words), device_names())
     return UserError(
-        f"no GPU {text!r} in the catalogue: {meant} (lorabench gpus lists all; a size such as 24GB will do)"
+        f"no GPU {quoted(text)} in the catalogue: {meant} (lorabench gpus lists all; a size such as 24GB will do)"
     )
 
 

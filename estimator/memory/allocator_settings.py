@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.quantities import MIB
 
 VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -117,7 +118,7 @@ def read_settings(text: str) -> AllocatorSettings:
     found: dict[str, str | list[tuple[str, str]]] = {}
     while (key := tokens.next()) is not None:
         if key not in READERS and key not in WITHOUT_EFFECT:
-            raise UserError(f"Unrecognized key {key!r} in CUDA allocator config")
+            raise UserError(f"Unrecognized key {quoted(key)} in CUDA allocator config")
         tokens.expect(":")
         found[key] = tokens.value()
         if tokens.left:
@@ -191,7 +192,7 @@ def _bytes(field: str, least: Callable[[AllocatorSettings], int], *, beyond: boo
 
 def _count(key: str, value: Value) -> int:
     if isinstance(value, list) or not value.isdecimal():
-        raise UserError(f"{key} {_shown(value)!r} is not a whole number")
+        raise UserError(f"{key} {quoted(_shown(value))} is not a whole number")
     return int(value)
 
 
@@ -199,12 +200,12 @@ def _fraction(key: str, value: Value) -> float:
     try:
         return float("nan") if isinstance(value, list) else float(value)
     except ValueError:
-        raise UserError(f"{key} {_shown(value)!r} is not a number") from None
+        raise UserError(f"{key} {quoted(_shown(value))} is not a number") from None
 
 
 def _truth(value: Value) -> bool:
     if value not in ("True", "False"):
-        raise UserError(f"Expected 'True' or 'False' but got {_shown(value)!r}")
+        raise UserError(f"Expected 'True' or 'False' but got {quoted(_shown(value))}")
     return value == "True"
 
 

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
 from lorabench.estimator.dtypes import Dtype
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
 from lorabench.estimator.obstacle import Obstacle
 
@@ -138,7 +139,7 @@ def canonical_names(option: str, given: str) -> str:
     """
     names = sorted({name.strip() for name in given.split(",")})
     if not all(names):
-        raise ValueError(f"{option} {given!r} names an empty module: write NAME,NAME")
+        raise ValueError(f"{option} {quoted(given)} names an empty module: write NAME,NAME")
     return ",".join(names)
 
 
@@ -151,5 +152,5 @@ def canonical_targets(targets: str) -> str:
     names = canonical_names("target_modules", targets).split(",")
     groups = [name for name in names if name in ("all-linear", "attention", "mlp")]
     if groups and len(names) > 1:
-        raise ValueError(f"target_modules {targets!r} mixes {groups[0]} with other names: use one or the other")
+        raise ValueError(f"target_modules {quoted(targets)} mixes {groups[0]} with other names: use one or the other")
     return ",".join(names)

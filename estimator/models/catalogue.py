@@ -11,6 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.input_files import decode_json, read_input
 from lorabench.estimator.models.hub import HUB_ID, Refusal, fetch_config
 from lorabench.estimator.models.mirrors import names_behind
@@ -57,7 +58,7 @@ def find_model(text: str | Path) -> ModelSpec:
     if isinstance(text, Path):
         return _read_path(text, str(text))
     if not isinstance(text, str):
-        raise UserError(f"a model is a name or a path, and {text!r} is neither")
+        raise UserError(f"a model is a name or a path, and {quoted(text)} is neither")
     if not text.strip():
         raise UserError(f"a model needs a name: {_nearest('')}")
     if "\0" in text:
@@ -78,7 +79,7 @@ def find_model(text: str | Path) -> ModelSpec:
         return _meant(text, begun[0], others)
     if re.fullmatch(HUB_ID, text):
         return read_config(_decode(_fetch(text)), text)
-    raise UserError(f"no model {text!r} in the catalogue and no such file or folder: {_nearest(text)}")
+    raise UserError(f"no model {quoted(text)} in the catalogue and no such file or folder: {_nearest(text)}")
 
 
 def _is_path(text: str) -> bool:
@@ -99,7 +100,7 @@ def _shipped_name(text: str) -> str | None:
             return name
     named = [name for name in model_names() if _last_part(name) == wanted]
     if len(named) > 1:
-        raise UserError(f"{text!r} fits several models: name {' or '.join(named)}")
+        raise UserError(f"{quoted(text)} fits several models: name {' or '.join(named)}")
     return named[0] if named else None
 
 
@@ -173,5 +174,5 @@ def _decode(path: Path) -> dict[str, Any]:
 def _fetch(repository: str) -> Path:
     found = fetch_config(repository)
     if isinstance(found, Refusal):
-        raise UserError(f"no model {repository!r} in the catalogue, and {found.why}; {_nearest(repository)}")
+        raise UserError(f"no model {quoted(repository)} in the catalogue, and {found.why}; {_nearest(repository)}")
     return found

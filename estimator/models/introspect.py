@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.models.recordings import NO_SHAPES, TOKENS
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Part, Weight
 from lorabench.estimator.quiet import quiet_libraries
@@ -49,7 +50,9 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     model_type = config["model_type"]
     if model_type not in BUILDABLE:
         choices = did_you_mean(model_type, BUILDABLE)
-        raise UserError(f"{name}: transformers has no causal language model of model_type {model_type!r}: {choices}")
+        raise UserError(
+            f"{name}: transformers has no causal language model of model_type {quoted(model_type)}: {choices}"
+        )
     shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
     tokens = dict.fromkeys(TOKENS)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.models.recordings import find_recording, recorded_spec
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.typed_values import convert
@@ -55,7 +56,7 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
         return _language_model(config, name)
     _refuse_what_is_no_causal_model(config, name)
     if not isinstance(model_type, str):
-        raise UserError(f"{name}: model_type must be a name such as llama, not {model_type!r}")
+        raise UserError(f"{name}: model_type must be a name such as llama, not {quoted(model_type)}")
     if model_type not in MODEL_TYPES:
         recording = find_recording(config)
         if recording is None:
@@ -101,7 +102,7 @@ def has_closed_form(spec: ModelSpec) -> bool:
 
 def no_closed_form(model_type: str) -> str:
     """Return a clause that ``model_type`` has no closed form, with the families that have one."""
-    return f"model_type {model_type!r} has no closed form here (families with one: {', '.join(MODEL_TYPES)})"
+    return f"model_type {quoted(model_type)} has no closed form here (families with one: {', '.join(MODEL_TYPES)})"
 
 
 def _read_by_building(config: dict[str, Any], name: str) -> ModelSpec:
@@ -137,6 +138,6 @@ def _refuse_what_is_no_causal_model(config: dict[str, Any], name: str) -> None:
         raise UserError(f"{name}: architectures must be a list of class names")
     if classes and not any(word.endswith(("ForCausalLM", "LMHeadModel")) for word in classes):
         raise UserError(
-            f"{name}: its architecture is {', '.join(classes)}, not a causal language model (…ForCausalLM): "
+            f"{name}: its architecture is {quoted(', '.join(classes))}, not a causal language model (…ForCausalLM): "
             "name the causal model that it was made from"
         )

@@ -10,6 +10,7 @@ from math import prod
 from typing import NamedTuple
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.methods.four_bit import is_recast
 from lorabench.estimator.models.spec import ModelSpec
 
@@ -46,7 +47,7 @@ def resolve_modules_to_save(spec: ModelSpec, names: str | None) -> tuple[SavedMo
             hint = did_you_mean(name, modules, say_all_up_to=4)
             if any(_last(linear.name) == name for group in spec.layers for linear in group.linears):
                 hint = f"adapters train that one (--target-modules {name}): {hint}"
-            raise UserError(f"modules_to_save: {spec.name} has no embedding and no head {name!r}: {hint}")
+            raise UserError(f"modules_to_save: {spec.name} has no embedding and no head {quoted(name)}: {hint}")
     return tuple(module for name, module in modules.items() if name in wanted)
 
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.dtypes import Dtype
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.losses.fused import FusedLoss
 from lorabench.estimator.losses.table import FUSED_LOSSES
 from lorabench.estimator.methods.base import PositiveInt, setting_names
@@ -356,7 +357,7 @@ def make_recipe(model: str, **options: Any) -> Recipe:
     for option in options:
         if option not in SETTINGS:
             near = name_here(option, SETTINGS) or did_you_mean(option, SETTINGS)
-            raise UserError(f"unknown recipe option {option!r}: {near}")
+            raise UserError(f"unknown recipe option {quoted(option)}: {near}")
     given = {option: option_value(option, value) for option, value in options.items() if value is not None}
     if given.get("transformers") == NEWEST:
         del given["transformers"]
@@ -375,7 +376,7 @@ def option_value(option: str, value: Any) -> Any:
         raise UserError(f"{option} must be text, names separated by commas: write {names!r}")
     choices = OLDER_CHOICES.get(option) or CHOICES.get(option)
     if choices and value not in choices:
-        raise UserError(f"unknown {option} {value!r}: {value_meant(option, str(value), choices)}")
+        raise UserError(f"unknown {option} {quoted(value)}: {value_meant(option, str(value), choices)}")
     if option == "seq_len" and isinstance(value, str):
         try:
             return read_length(value)

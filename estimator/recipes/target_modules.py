@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.methods.base import Adapter
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
@@ -46,7 +47,7 @@ def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[st
                 )
             last_components = {linear.name.rsplit(".", 1)[-1] for linear in linears}
             raise UserError(
-                f"target_modules: {spec.name} has no linear layer {name!r}: {did_you_mean(name, last_components)}"
+                f"target_modules: {spec.name} has no linear layer {quoted(name)}: {did_you_mean(name, last_components)}"
             )
     return tuple(linear.name for linear in linears if any(_ends_with(linear.name, name) for name in wanted))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ def estimate_throughput_grid(
     calibration = find_calibration(device.name)
     found = grid.estimate_throughput_grid(resolved, device, batch_sizes, seq_lens, ranks, calibration)
     if found is None:
-        raise UserError(f"Only the memory of {device.name!r} is known, not its speed: pass a GPU name (lorabench gpus)")
+        raise UserError(
+            f"Only the memory of {quoted(device.name)} is known, not its speed: pass a GPU name (lorabench gpus)"
+        )
     if found.step_seconds.size:
         refuse_impossible(resolved.replaced(seq_len=int(np.max(seq_lens))))
     return found

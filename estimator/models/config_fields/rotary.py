@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.models.config_fields.fields import PositiveFloat, Size
 
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -65,7 +66,7 @@ def rotary_parameters(
     given = next((settings for settings in (scaling, parameters) if settings not in (None, Rotary())), None) or Rotary()
     kind = given.rope_type or given.type or "default"
     if kind not in NEEDED:
-        raise ValueError(f"rope_type {kind!r} is not supported: the kinds are {', '.join(NEEDED)}")
+        raise ValueError(f"rope_type {quoted(kind)} is not supported: the kinds are {', '.join(NEEDED)}")
     for needed in NEEDED[kind]:
         if getattr(given, needed) is None:
             raise ValueError(f"rope_type {kind} needs {needed}")

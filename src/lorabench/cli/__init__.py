@@ -8,12 +8,15 @@ from __future__ import annotations
 import errno
 import importlib
 import io
+import os
 import sys
 from typing import Any
 
 import click
 
+from lorabench.cli.output import show
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.quiet import command_line
 from lorabench.estimator.version import __version__
 
@@ -53,7 +56,7 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or refuse an unknown name with the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise UserError(f"no command {args[0]!r}: {did_you_mean(args[0], COMMANDS, say_all_up_to=12)}")
+            raise UserError(f"no command {quoted(args[0])}: {did_you_mean(args[0], COMMANDS, say_all_up_to=12)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -73,7 +76,7 @@ def lorabench(context: click.Context) -> None:
     3 no conclusion.
     """
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        show(context.get_help())
 
 
 class PatientPipe(io.FileIO):
@@ -104,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
             errors="replace",
             line_buffering=sys.stdout.line_buffering,
         )
+    _open_closed_streams()
     try:
         given = sys.argv[1:] if arguments is None else arguments
         with command_line():
@@ -118,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         _refuse(_sentence(error))
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        show("interrupted", err=True)
         sys.exit(130)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -126,6 +130,16 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout = io.StringIO()  # the rest of the buffer cannot be written at exit either
         _refuse("cannot write: no space left on the device: free some, or write elsewhere")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Point standard descriptors that the shell closed to nowhere: else files that are opened would get their numbers,
+    and what libraries print would land in them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
 
 
 def _of_other_tools(error: click.UsageError) -> str | None:
@@ -144,5 +158,5 @@ def _sentence(error: click.ClickException) -> str:
 
 
 def _refuse(message: str) -> None:
-    click.echo(f"lorabench: {message}", err=True)
+    show(f"lorabench: {message}", err=True)
     sys.exit(2)

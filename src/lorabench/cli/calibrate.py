@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.listing import Column, as_table, folded
+from lorabench.cli.output import show
 from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.tracing import progress
 from lorabench.cli.verbosity import verbose_option
@@ -73,12 +74,12 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
         calibration = calibrate(facts.backend, facts.name, chosen, lambda what: say(f"measuring {what}"))
     if surroundings.null_gpu:
         said = f"rehearsed on {facts.name}: every measurement ran, but a null GPU has no speed: nothing was written"
-        click.echo("\n".join(folded(said)))
+        show("\n".join(folded(said)))
         return
-    click.echo(as_text(calibration))
+    show(as_text(calibration))
     with _writing(path):
         write_atomically(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
-    click.echo(f"\nwrote {path}")
+    show(f"\nwrote {path}")
 
 
 @contextmanager

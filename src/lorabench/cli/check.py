@@ -18,6 +18,7 @@ from lorabench.bench.check.thresholds import Thresholds, with_shares
 from lorabench.bench.check.waivers import read_waiver, waive
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.cli.check_formats import FORMATS, as_markdown, as_text
+from lorabench.cli.output import show, show_styled
 from lorabench.cli.parameters import NamedPath, OneOf, Share
 from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
@@ -113,7 +114,10 @@ def command(
         before = [] if update_baseline and not baseline.exists() else read_records(baseline)
         comparison = compare(records, before, thresholds, across_devices=across_devices)
     comparison = waive(comparison, [read_waiver(text, comparison) for text in allow])
-    click.echo(_formatted(comparison, format_))
+    if format_ == "text" and sys.stdout.isatty():
+        show_styled(as_text(comparison, color="NO_COLOR" not in os.environ))
+    else:
+        show(FORMATS[format_](comparison))
     if not update_baseline:
         return EXIT_CODES[comparison.verdict]
     assert baseline is not None
@@ -144,18 +148,12 @@ def _thresholds_of(suite: str | None) -> Thresholds:
     return load_suite(suite).thresholds
 
 
-def _formatted(comparison: Comparison, format_: str) -> str:
-    if format_ == "text" and sys.stdout.isatty():
-        return as_text(comparison, color="NO_COLOR" not in os.environ)
-    return FORMATS[format_](comparison)
-
-
 def _update(comparison: Comparison, records: Sequence[RunRecord], baseline: Path) -> int:
     """Make ``records`` the baseline if the check passes, and report on standard error."""
     code = EXIT_CODES[comparison.verdict] if comparison.recipes else 0
     if code:
-        click.echo(f"{baseline} is unchanged: accept known cases with --allow NAME=REASON, or measure again", err=True)
+        show(f"{baseline} is unchanged: accept known cases with --allow NAME=REASON, or measure again", err=True)
         return code
     write_baseline(records, baseline, as_markdown(comparison))
-    click.echo(f"{baseline} now holds these results as the baseline", err=True)
+    show(f"{baseline} now holds these results as the baseline", err=True)
     return 0

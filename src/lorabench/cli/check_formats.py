@@ -21,6 +21,7 @@ from lorabench.bench.check.findings import (
 )
 from lorabench.cli import listing
 from lorabench.cli.listing import folded
+from lorabench.estimator.foreign_text import printable, printable_lines
 from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.recipes.recipe import STRUCTS
 
@@ -70,7 +71,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def as_text(comparison: Comparison, *, color: bool = False) -> str:
-    """Return the findings of each recipe, worst first, then notes and the conclusion."""
+    """Return the findings of each recipe, worst first, then notes and the conclusion; foreign text is printable."""
 
     def styled(text: str, finding: Finding) -> str:
         shade = None if finding.allowed is not None else COLORS.get(finding.verdict)
@@ -90,15 +91,17 @@ def as_text(comparison: Comparison, *, color: bool = False) -> str:
     if rows:
         lines.append("  " + "  ".join(aligned(titles)))
     for recipe in comparison.recipes:
-        lines.append(_named(recipe))
+        lines.append(printable_lines(_named(recipe)))
         for finding in recipe.findings:
             verdict, *others = aligned(rows[id(finding)])
             lines.append(f"  {styled(verdict, finding)}  {'  '.join(others)}".rstrip())
             lines += [
-                line for remark in _remarks(finding) for line in folded(remark, indent="      ", hanging="        ")
+                line
+                for remark in _remarks(finding)
+                for line in folded(printable(remark), indent="      ", hanging="        ")
             ]
     lines += [""] if rows else []
-    lines += [line for note in _notes(comparison) for line in folded(note, hanging="  ")]
+    lines += [line for note in _notes(comparison) for line in folded(printable(note), hanging="  ")]
     last = conclusion(comparison)
     return "\n".join([*lines, click.style(last, bold=True) if color else last])
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.listing import as_json, folded
+from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.verbosity import verbose_option
 
@@ -41,9 +42,9 @@ def command(device: Any, format_: str) -> int:
 
     diagnosis = diagnose(device)
     if format_ == "json":
-        click.echo(as_json(diagnosis))
+        show(as_json(diagnosis))
     else:
-        click.echo("\n".join(as_lines(diagnosis)))
+        show("\n".join(as_lines(diagnosis)))
     return 0 if diagnosis.ready else 1
 
 

@@ -9,6 +9,7 @@ import click
 from msgspec.structs import replace
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
+from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf, alloc_conf_option
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
@@ -108,11 +109,11 @@ def command(
 
         estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
     if not explain:
-        click.echo(_FORMATTERS[format_](estimate))
+        show(_FORMATTERS[format_](estimate))
     else:
         from lorabench.estimator.explanation import explain as explain_memory
 
-        click.echo(
+        show(
             _explained(
                 estimate, explain_memory(resolved, device=device, replayed=None if no_replay else estimate), format_
             )

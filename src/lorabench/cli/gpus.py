@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table
+from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.quantities import in_gib
@@ -31,15 +32,15 @@ def command(format_: str) -> None:
 
     devices = all_devices()
     if format_ == "json":
-        click.echo(as_json([_facts(device) for device in devices]))
+        show(as_json([_facts(device) for device in devices]))
     elif format_ == "csv":
-        click.echo(as_csv([_flat(device) for device in devices]))
+        show(as_csv([_flat(device) for device in devices]))
     elif format_ == "markdown":
-        click.echo(as_markdown(_columns(devices)))
+        show(as_markdown(_columns(devices)))
     else:
-        click.echo(as_table(_columns(devices)))
-        click.echo(f"\nGiB: as the driver reports; a process can use all but {in_gib(DRIVER_BYTES)}")
-        click.echo("fp32 to fp16: dense TFLOP/s with float32 accumulation, without sparsity")
+        show(as_table(_columns(devices)))
+        show(f"\nGiB: as the driver reports; a process can use all but {in_gib(DRIVER_BYTES)}")
+        show("fp32 to fp16: dense TFLOP/s with float32 accumulation, without sparsity")
 
 
 def _facts(device: Device) -> dict[str, object]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
+from lorabench.estimator.foreign_text import printable
+
 FORMATS = ("table", "json", "markdown", "csv")
 
 WIDTH = 80
@@ -46,14 +48,18 @@ def as_table(columns: Sequence[Column]) -> str:
 
 def _lines_of_cells(columns: Sequence[Column]) -> list[list[list[str]]]:
     """Return the lines of each cell of each column, its title first."""
-    widths = [max(map(len, (column.title, *column.cells))) for column in columns]
+    texts = [(column.title, *map(_one_line, column.cells)) for column in columns]
+    widths = [max(map(len, whole)) for whole in texts]
     excess = max(0, sum(widths) + len(widths) - 1 - WIDTH)
     cells = []
-    for column, width in zip(columns, widths, strict=True):
+    for column, whole, width in zip(columns, texts, widths, strict=True):
         room = max(1, width - excess) if column.folds else width
-        whole = (column.title, *column.cells)
         cells.append([[cell] if len(cell) <= room else folded(cell, room, hanging="    ") for cell in whole])
     return cells
+
+
+def _one_line(cell: str) -> str:
+    return cell if cell.isprintable() else printable(cell)
 
 
 def as_markdown(columns: Sequence[Column]) -> str:
@@ -61,7 +67,7 @@ def as_markdown(columns: Sequence[Column]) -> str:
     lines = [
         [column.title for column in columns],
         ["---:" if column.right else "---" for column in columns],
-        *zip(*(column.cells for column in columns), strict=True),
+        *zip(*(map(_one_line, column.cells) for column in columns), strict=True),
     ]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
@@ -83,7 +89,15 @@ def as_json(answer: object) -> str:
     import msgspec
 
     plain = _with_flat_recipes(msgspec.to_builtins(answer))
-    return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+    text = msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+    return text if text.isascii() else "".join(map(_in_json, text))
+
+
+def _in_json(char: str) -> str:
+    """Return a character of JSON text, escaped if a terminal might act on it: JSON itself escapes those of ASCII."""
+    import json
+
+    return char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1]
 
 
 def _with_flat_recipes(value: Any) -> Any:

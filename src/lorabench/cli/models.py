@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table
+from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf
 from lorabench.estimator.models.spec import ModelSpec
 
@@ -28,9 +29,9 @@ def command(format_: str) -> None:
 
     specs = sorted((find_model(name) for name in model_names()), key=lambda spec: (spec.parameters, spec.name))
     if format_ in ("json", "csv"):
-        click.echo((as_json if format_ == "json" else as_csv)([_facts(spec) for spec in specs]))
+        show((as_json if format_ == "json" else as_csv)([_facts(spec) for spec in specs]))
     else:
-        click.echo((as_table if format_ == "table" else as_markdown)(_columns(specs)))
+        show((as_table if format_ == "table" else as_markdown)(_columns(specs)))
 
 
 def _facts(spec: ModelSpec) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.recipes.other_names import value_meant
 from lorabench.estimator.written_numbers import read_count, read_length
 
@@ -27,7 +28,7 @@ class OneOf(click.Choice[str]):
             return super().convert(value, param, ctx)
         except click.BadParameter:
             choices = [str(choice) for choice in self.choices]
-            self.fail(f"{value!r}: {value_meant(param.name if param else '', str(value), choices)}", param, ctx)
+            self.fail(f"{quoted(value)}: {value_meant(param.name if param else '', str(value), choices)}", param, ctx)
 
 
 class NamedPath(click.Path):

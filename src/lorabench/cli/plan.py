@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
+from lorabench.cli.output import show
 from lorabench.cli.parameters import Count, OneOf
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.speed import calibration_for, calibration_option
@@ -115,9 +116,9 @@ def command(
             on_progress=say,
         )
     if format_ == "json":
-        click.echo(as_json(plan))
+        show(as_json(plan))
     else:
-        click.echo(_plan_text(plan, as_markdown if format_ == "markdown" else None))
+        show(_plan_text(plan, as_markdown if format_ == "markdown" else None))
     return 0 if plan.choices else 1
 
 
@@ -135,18 +136,14 @@ def _all_gpus(resolved: ResolvedRecipe, format_: str) -> int:
     warnings = (*recipe_warnings(resolved), *allocator.warnings())
     if format_ == "json":
         facts = {"recipe": recipe, "gpus": found, "lacking": lacks, "assumptions": assumptions, "warnings": warnings}
-        click.echo(as_json(facts))
+        show(as_json(facts))
     else:
         listed = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
         for paragraph in (describe_recipe(recipe), *remarks(assumptions, warnings, markdown=format_ == "markdown")):
-            click.echo(f"{paragraph}\n")
-        click.echo(
-            f"fits on these GPUs, smallest first:\n\n{listed}" if found else "fits on no single GPU of the catalogue"
-        )
+            show(f"{paragraph}\n")
+        show(f"fits on these GPUs, smallest first:\n\n{listed}" if found else "fits on no single GPU of the catalogue")
         for lack, names in lacks.items():
-            click.echo(
-                "\n" + _filled(f"Left out because they have no {lack}: {', '.join(names)}", format_ == "markdown")
-            )
+            show("\n" + _filled(f"Left out because they have no {lack}: {', '.join(names)}", format_ == "markdown"))
     return 0 if found else 1
 
 

@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-import click
-
 from lorabench.bench.machine.gpu_probe import Answer, summary
 from lorabench.bench.running.runner import Progress, Watcher
 from lorabench.bench.running.tasks import Lane, Task
 from lorabench.cli.listing import WIDTH, folded
+from lorabench.cli.output import show
 from lorabench.cli.result_lines import GLUED, details, result_line
 from lorabench.cli.speed import in_time
+from lorabench.estimator.foreign_text import printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -45,7 +45,7 @@ class Lines(Watcher):
         room = self.columns - len(self._count(0)) - WIDEST_RESULT - 3
         self.label_width = max(0, min(room, max(len(task.label) for task in tasks)))
         for notice in notices:
-            click.echo(f"lorabench: {notice}", err=True)
+            show(f"lorabench: {notice}", err=True)
         if self.verbosity >= 0:
             for assumption in dict.fromkeys(said for task in tasks for said in task.resolved.assumptions):
                 self._say_wrapped(f"assumed: {assumption}", "")
@@ -86,7 +86,7 @@ class Lines(Watcher):
 
     def say(self, line: str) -> None:
         """Print a line."""
-        click.echo(line)
+        show(line)
 
     def _count(self, number: int) -> str:
         return f"[{number:>{len(str(self.total))}}/{self.total}]"
@@ -134,7 +134,7 @@ class LiveLines(Lines):
 
     def say(self, line: str) -> None:
         """Print a line above what is drawn."""
-        self.console.print(line, soft_wrap=True)
+        self.console.print(printable_lines(line), soft_wrap=True)
 
     def prepared(self, tasks: Sequence[Task], lanes: Sequence[Lane], notices: Sequence[str]) -> None:
         """Print problems found in the folder, above what is drawn."""
@@ -144,7 +144,7 @@ class LiveLines(Lines):
 
     def started(self, task: Task) -> None:
         """Draw that a recipe started."""
-        self.running[task.key] = task.label, time.monotonic()
+        self.running[task.key] = printable(task.label), time.monotonic()
         self.waiting()
 
     def ended(self, progress: Progress) -> None:

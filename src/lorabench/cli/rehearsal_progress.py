@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import click
-
 from lorabench.bench.null_gpu.ledger import taken_bytes
 from lorabench.bench.rehearsing.stages import last_stage
+from lorabench.cli.output import show_styled
 from lorabench.cli.speed import in_time
+from lorabench.estimator.foreign_text import printable
 from lorabench.estimator.quantities import in_gib
 
 QUIET_SECONDS = 15.0
@@ -47,7 +47,7 @@ class StageLines:
         if stage == self.said and now - self.said_at < QUIET_SECONDS:
             return
         self.said, self.said_at = stage, now
-        click.echo(f"{CLEAR_LINE}{self._line(stage, now - self.begun)}", err=True)
+        show_styled(f"{CLEAR_LINE}{printable(self._line(stage, now - self.begun))}", err=True)
 
     def _line(self, stage: str, seconds: float) -> str:
         if stage.startswith("step ") and self.steps:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabench.cli.interrupts import terminated_as_interrupted
+from lorabench.cli.output import show
 from lorabench.cli.parameters import NamedPath, OneOf, timeout_option
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.estimator.errors import UserError
@@ -136,11 +137,11 @@ def _rehearse_program(
     if format_ == "json":
         from lorabench.cli.listing import as_json
 
-        click.echo(as_json(rehearsal))
+        show(as_json(rehearsal))
     else:
         from lorabench.cli.rehearsal_text import as_text
 
-        click.echo(as_text(rehearsal))
+        show(as_text(rehearsal))
     return _exit_code(rehearsal)
 
 

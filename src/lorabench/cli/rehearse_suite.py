@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from lorabench.bench.records.record import RunRecord
 from lorabench.bench.rehearsing.recipes import RecipesRehearsal, rehearse_suite
 from lorabench.bench.running.tasks import Lane, Task
 from lorabench.cli.listing import Column, as_json, as_table, folded
+from lorabench.cli.output import show
 from lorabench.cli.progress import Lines
 from lorabench.cli.rehearsal_progress import StageLines
 from lorabench.cli.rehearsal_text import kernels_launched, warnings
@@ -55,9 +54,9 @@ def rehearse_recipes(
         watcher = RecipeLines(0 if format_ == "table" else -1, StageLines(Path(folder)))
         rehearsal = rehearse_suite(suite, device, Path(folder), output, watcher=watcher, **settings)
     if format_ == "json":
-        click.echo(as_json(rehearsal))
+        show(as_json(rehearsal))
     else:
-        click.echo("\n".join(["", *_lines(rehearsal, suite.labels(), output)]))
+        show("\n".join(["", *_lines(rehearsal, suite.labels(), output)]))
     outcomes = {record.outcome for record in rehearsal.records}
     return 0 if "ok" in outcomes else OUT_OF_MEMORY if outcomes == {"oom"} else NOTHING_REHEARSED
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabench.cli.listing import folded
+from lorabench.cli.output import show
 from lorabench.cli.parameters import NamedPath
 from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
@@ -72,13 +73,13 @@ def command(
     assumptions = [assumed for spec in specs for assumed in recipe_for(spec).assumptions]
     assumptions += [assumed for device in devices for assumed in device.assumptions]
     for assumption in assumptions:
-        click.echo("\n".join(folded(f"assumed: {assumption}")))
-    click.echo(f"wrote {output} ({format_bytes(size)}): {'; '.join(contents)}")
+        show("\n".join(folded(f"assumed: {assumption}")))
+    show(f"wrote {output} ({format_bytes(size)}): {'; '.join(contents)}")
     if open_page:
         import webbrowser
 
         if not webbrowser.open(output.resolve().as_uri()):
-            click.echo("no browser found to open the page", err=True)
+            show("no browser found to open the page", err=True)
 
 
 def _traced(runs: Sequence[Run]) -> list[Run]:
@@ -89,7 +90,7 @@ def _traced(runs: Sequence[Run]) -> list[Run]:
     with progress() as say:
         traced, refused = add_traces(runs, say)
     for reason in refused:
-        click.echo(f"not traced: {reason}", err=True)
+        show(f"not traced: {reason}", err=True)
     return traced
 
 

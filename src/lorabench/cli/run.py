@@ -11,10 +11,12 @@ from click.core import ParameterSource
 
 from lorabench.cli.interrupts import terminated_as_interrupted
 from lorabench.cli.listing import folded
+from lorabench.cli.output import show
 from lorabench.cli.parameters import NamedPath, OneOf, timeout_option
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.verbosity import let_libraries_speak
 from lorabench.estimator.errors import UserError, did_you_mean
+from lorabench.estimator.foreign_text import quoted
 
 if TYPE_CHECKING:
     from lorabench.bench.machine.environment import DeviceChoice
@@ -154,7 +156,7 @@ def command(
 
         check_sources(suite, settings)
         facts, assumptions = _device(gpu, device)
-        click.echo(listed(suite, settings, facts, here=gpu is None, assumptions=assumptions))
+        show(listed(suite, settings, facts, here=gpu is None, assumptions=assumptions))
         return 0
     assert output is not None
     from lorabench.bench.running.runner import run_suite
@@ -176,12 +178,12 @@ def command(
             )
     except KeyboardInterrupt:
         done = f" of {progress.total}" if progress.total else ""
-        click.echo(f"interrupted after {progress.done}{done} recipes; continue with: {_resuming(arguments)}", err=True)
+        show(f"interrupted after {progress.done}{done} recipes; continue with: {_resuming(arguments)}", err=True)
         return INTERRUPTED
     if suite.probe and finished.records and not quiet:
         from lorabench.cli.gpu_errors import errors_on_gpu
 
-        click.echo(f"\n{errors_on_gpu(finished.records, suite.labels())}\n")
+        show(f"\n{errors_on_gpu(finished.records, suite.labels())}\n")
     return _conclude(finished, output, arguments, progress.not_measured if require_all else [])
 
 
@@ -190,14 +192,14 @@ def _conclude(finished: Finished, output: Path, arguments: list[str], missing: l
     outcomes = [record.outcome for record in finished.records]
     counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
     if outcomes:
-        click.echo(f"{len(outcomes)} recipe{'s' if len(outcomes) > 1 else ''}: {counted}. Records are in {output}")
+        show(f"{len(outcomes)} recipe{'s' if len(outcomes) > 1 else ''}: {counted}. Records are in {output}")
     if any(record.rehearsed for record in finished.records):
-        click.echo("rehearsed on a null GPU: nothing was measured")
+        show("rehearsed on a null GPU: nothing was measured")
     if finished.left:
-        click.echo(f"no time for {finished.left} more; continue with: {_resuming(arguments)}", err=True)
+        show(f"no time for {finished.left} more; continue with: {_resuming(arguments)}", err=True)
         return UNFINISHED
     if missing:
-        click.echo("\n".join(_why_missing(missing, arguments)), err=True)
+        show("\n".join(_why_missing(missing, arguments)), err=True)
     if "ok" not in outcomes:
         return NOTHING_MEASURED
     return INCOMPLETE if missing else 0
@@ -233,7 +235,9 @@ def suite_of(target: str, options: dict[str, Any]) -> Suite:
         spec = find_model(target)
     except UserError as error:
         near = did_you_mean(target, shipped_suites())
-        raise UserError(f"no suite {target!r}: {near} (others are files named *.yaml or *.yml); {error}") from error
+        raise UserError(
+            f"no suite {quoted(target)}: {near} (others are files named *.yaml or *.yml); {error}"
+        ) from error
     return single_recipe(recipe_for(spec, **options))
 
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from lorabench.cli.estimate import describe_recipe, parameter_counts, peak_columns, remarks
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
+from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf, alloc_conf_option
 from lorabench.cli.recipe_options import recipe_options
 from lorabench.cli.tracing import import_training_libraries, progress
@@ -89,7 +90,7 @@ def command(
     if device is not None:
         traced = replace(traced, assumptions=(*traced.assumptions, *device.assumptions))
     traced = replace(traced, warnings=(*traced.warnings, *allocator.warnings()))
-    click.echo(_FORMATTERS[format_](traced))
+    show(_FORMATTERS[format_](traced))
 
 
 def _as_text(traced: Trace) -> str:

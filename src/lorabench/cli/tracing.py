@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 import click
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import printable
 from lorabench.estimator.working_folder import require_working_folder
 
 PATIENCE_SECONDS = 0.1
@@ -74,7 +75,11 @@ class _Shown:
         with self._lock:
             self._ended = True
             if self._elapsed >= PATIENCE_SECONDS:
-                click.echo("\r\033[K", self._stream, nl=False)
+                self._write("")
+
+    def _write(self, line: str) -> None:
+        with suppress(OSError):  # the terminal is closed
+            click.echo(f"\r\033[K{line}", self._stream, nl=False)
 
     @property
     def _elapsed(self) -> float:
@@ -83,7 +88,7 @@ class _Shown:
     def _show(self) -> None:
         with self._lock:
             if not self._ended and self._elapsed >= PATIENCE_SECONDS:
-                click.echo(f"\r\033[K{self._elapsed:.1f} s: {self._now}", self._stream, nl=False)
+                self._write(f"{self._elapsed:.1f} s: {printable(self._now)}")
 
 
 @contextmanager
