@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from lorabench.bench.records.measurement import Measurement
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.bench.records.rehearsal import Rehearsal
@@ -18,6 +20,11 @@ from lorabench.estimator.recipes.recipe import CHOICES, SETTINGS
 
 if TYPE_CHECKING:
     from lorabench.estimator.trace.trace import Trace
+
+MOST_STEPS = 2000
+"""Most steps of a run whose values the page has, one by one: about as many as a chart has pixels."""
+_BY_STEP = ("step_seconds", "warmup_step_seconds", "losses", "gradient_norms")
+"""Fields of a measurement with a value for each step."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,22 @@ class Run:
             "measured": measurement.memory if measurement else None,
         }
         return {answer: memory for answer, memory in answers.items() if memory is not None}
+
+    @property
+    def every(self) -> int:
+        """The page has the values of every so many steps of the run: of every step, unless these are too many."""
+        measurement = self.record.measurement
+        steps = max(len(getattr(measurement, name)) for name in _BY_STEP) if measurement else 0
+        return max(1, -(-steps // MOST_STEPS))
+
+    @property
+    def shown_record(self) -> RunRecord:
+        """The record with the steps that the page has."""
+        measurement = self.record.measurement
+        if measurement is None or self.every == 1:
+            return self.record
+        thinned = {name: getattr(measurement, name)[:: self.every] for name in _BY_STEP}
+        return structs.replace(self.record, measurement=structs.replace(measurement, **thinned))
 
     @property
     def model(self) -> str:

@@ -9,6 +9,7 @@ from lorabench.bench.check.findings import Finding, Judgement, departure
 from lorabench.bench.check.matching import Runs, Work
 from lorabench.bench.check.statistics import (
     SIGNIFICANCE,
+    change_of,
     holm,
     mean_interval,
     mean_log,
@@ -122,14 +123,14 @@ def _judge_repeated(losses: Mapping[Work, tuple[list[float], list[float]]], tole
         reason = None
         if verdict != "same" and p_value > SIGNIFICANCE:
             verdict = "same"
-            seeds_differ = 100 * math.expm1(spreads[work].deviation)
+            seeds_differ = 100 * change_of(spreads[work].deviation)
             reason = f"within the spread between seeds, {seeds_differ:.2g}% (p = {p_value:.2g})"
         findings[work] = Finding(
             metric="final_loss",
             before=old,
             after=new,
             change=(new - old) / old,
-            interval=(math.expm1(interval[0]), math.expm1(interval[1])),
+            interval=(change_of(interval[0]), change_of(interval[1])),
             p_value=p_value,
             verdict=verdict,
             reason=reason,

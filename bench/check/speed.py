@@ -28,6 +28,7 @@ from lorabench.bench.check.matching import Work
 from lorabench.bench.check.statistics import (
     SIGNIFICANCE,
     Spread,
+    change_of,
     holm,
     mean_interval,
     mean_log,
@@ -111,7 +112,7 @@ def judge_speeds(pairs: Mapping[Work, Pair], tolerance: float) -> tuple[dict[Wor
     faster = holm([_p_slower(seen.swapped, spreads[work]) for work, seen in tested.items()])
     for (work, seen), *p_values in zip(tested.items(), slower, faster, strict=True):
         findings[work] = _judge(seen, tolerance, spreads[work], p_values[0] if seen.shift >= 0 else p_values[1])
-    return findings, math.expm1(pooled.deviation)
+    return findings, change_of(pooled.deviation)
 
 
 def _unusable(pair: Pair, steady: _Times) -> str | None:
@@ -169,7 +170,7 @@ def _finding(
         before=old,
         after=new,
         change=(new - old) / old,
-        interval=None if interval is None else (math.expm1(interval[0]), math.expm1(interval[1])),
+        interval=None if interval is None else (change_of(interval[0]), change_of(interval[1])),
         p_value=p_value,
         verdict=verdict,
         reason=reason,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorabench.estimator.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SIGNIFICANCE = 0.005
 """Significance level of one metric over all recipes of a suite. Two metrics are tested, step time and loss, so an
@@ -48,12 +52,13 @@ def p_greater(these: Sequence[float], those: Sequence[float]) -> float:
     Raises:
         UserError: scipy is not installed.
     """
-    together = [*these, *those]
-    exact = len(set(together)) == len(together) and max(len(these), len(those)) <= MOST_EXACT_STEPS
+    stats = _scipy_stats()
+    import numpy as np
+
+    distinct = np.unique(np.concatenate([these, those])).size == len(these) + len(those)
+    exact = distinct and max(len(these), len(those)) <= MOST_EXACT_STEPS
     return float(
-        _scipy_stats()
-        .mannwhitneyu(these, those, alternative="greater", method="exact" if exact else "asymptotic")
-        .pvalue
+        stats.mannwhitneyu(these, those, alternative="greater", method="exact" if exact else "asymptotic").pvalue
     )
 
 
@@ -64,12 +69,30 @@ def shift_interval(before: Sequence[float], after: Sequence[float]) -> tuple[flo
     symmetric order statistics, whose rank comes from the normal approximation.
     Source: J. L. Hodges, E. L. Lehmann, Ann. Math. Statist. 34 (1963), 598–611.
     """
-    differences = sorted(math.log(new) - math.log(old) for new in after for old in before)
-    sizes = len(before), len(after)
-    pairs = sizes[0] * sizes[1]
-    place = int(pairs / 2 - _normal_quantile() * math.sqrt(pairs * (sum(sizes) + 1) / 12))
+    import numpy as np
+
+    old, new = (np.sort(np.log(np.asarray(side, np.float64))) for side in (before, after))
+    pairs = old.size * new.size
+    place = int(pairs / 2 - _normal_quantile() * math.sqrt(pairs * (old.size + new.size + 1) / 12))
     place = max(0, min(place, (pairs - 1) // 2))
-    return differences[place], differences[pairs - 1 - place]
+    return _ordered_difference(old, new, place), _ordered_difference(old, new, pairs - 1 - place)
+
+
+def _ordered_difference(old: NDArray[np.float64], new: NDArray[np.float64], place: int) -> float:
+    """Return the difference new - old of rank ``place``, from 0, among those of all pairs; both sides are sorted.
+
+    There are too many pairs to list them. Bisection finds the rank's difference between floats that are neighbours: of
+    a candidate, a search in the sorted values counts the pairs that differ by no more.
+    """
+    import numpy as np
+
+    low, high = float(new[0] - old[-1]), float(new[-1] - old[0])
+    while low < (middle := low + (high - low) / 2) < high:
+        if int(np.searchsorted(new, old + middle, side="right").sum()) > place:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
@@ -81,6 +104,14 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
         squares += math.fsum((one - mean) ** 2 for one in logarithms)
         degrees += len(group) - 1
     return Spread(math.sqrt(squares / degrees), degrees) if degrees else None
+
+
+def change_of(logarithm: float) -> float:
+    """Return the relative change whose ``logarithm`` of after / before this is; infinite beyond floats."""
+    try:
+        return math.expm1(logarithm)
+    except OverflowError:
+        return math.inf
 
 
 def mean_log(values: Sequence[float]) -> float:

@@ -36,12 +36,20 @@ def median_interval(seconds: Sequence[float]) -> tuple[float, float]:
 
 @lru_cache(32)
 def _middle_ranks(size: int) -> NDArray[np.intp]:
-    """Return the two middle ranks of each resample of ``size`` values, of shape (2, RESAMPLES)."""
+    """Return the two middle ranks of each resample of ``size`` values, of shape (2, RESAMPLES).
+
+    A resample draws its ranks as size · u, rounded down, where u is uniform on (0, 1). Only the middle ones are drawn
+    here, so that many values cost no more than few. The k-th least of n uniform numbers has the distribution
+    Beta(k, n - k + 1); above it, the next one is the least of n - k uniform numbers on the rest.
+    Source: L. Devroye 1986, Non-Uniform Random Variate Generation, chapter V.
+    """
     import numpy as np
 
-    drawn = np.random.default_rng(0).integers(size, size=(RESAMPLES, size))
-    drawn.sort(axis=1)
-    return drawn.T[[(size - 1) // 2, size // 2]]
+    generator = np.random.default_rng(0)
+    lower = (size + 1) // 2
+    u = generator.beta(lower, size - lower + 1, RESAMPLES)
+    middle = [u, u if size % 2 else u + (1 - u) * generator.beta(1, size - lower, RESAMPLES)]
+    return np.minimum((size * np.array(middle)).astype(np.intp), size - 1)
 
 
 def interquartile_range(seconds: Sequence[float]) -> float:

@@ -5,6 +5,8 @@ import { formatLoss } from "./quantities.js";
 import { entryOf } from "./store.js";
 
 const lossesOf = (run) => entryOf(run).record.measurement.losses;
+const everyOf = (run) => entryOf(run).every;
+const lastStepOf = (run) => (lossesOf(run).length - 1) * everyOf(run) + 1;
 const lossText = (loss) => (loss == null ? "not finite" : formatLoss(loss));
 
 // Exponential moving average with `weight` on the past, with bias correction as in Adam; gaps stay gaps.
@@ -19,14 +21,14 @@ function smoothed(losses, weight) {
   });
 }
 
-function curve(losses, { name, method, dash }, faint) {
+function curve(losses, { run, name, method, dash }, faint) {
   const alone = (place) => losses[place - 1] == null && losses[place + 1] == null;
   const type = dash && !faint ? dash.split(" ").map(Number) : "solid";
   return {
     type: "line",
     name,
     silent: true,
-    data: losses.map((loss, place) => [place + 1, loss]),
+    data: losses.map((loss, place) => [place * everyOf(run) + 1, loss]),
     symbol: "circle",
     symbolSize: (value, { dataIndex }) => (alone(dataIndex) ? 6 : 0),
     itemStyle: { color: methodColour(method) },
@@ -56,7 +58,7 @@ register("learning", {
         nameLocation: "middle",
         nameGap: 26,
         min: 1,
-        max: Math.max(2, ...data.curves.map(({ run }) => lossesOf(run).length)),
+        max: Math.max(2, ...data.curves.map(({ run }) => lastStepOf(run))),
         minInterval: 1,
         splitNumber: width >= 560 ? 8 : 4,
         axisLabel: { ...AXIS.axisLabel, showMaxLabel: true, hideOverlap: true },
@@ -88,21 +90,19 @@ register("learning", {
   tip(data, [x], hidden) {
     const step = Math.round(x);
     const rows = data.curves
-      .filter(({ run }) => !hidden.has(String(run)) && step >= 1 && step <= lossesOf(run).length)
+      .filter(({ run }) => !hidden.has(String(run)) && step >= 1 && step <= lastStepOf(run))
       .map(({ run, name }) => {
-        const cells = [name, lossText(lossesOf(run)[step - 1])];
-        return data.smoothing ? [...cells, lossText(smoothed(lossesOf(run), data.smoothing)[step - 1])] : cells;
+        const place = Math.round((step - 1) / everyOf(run));
+        const cells = [name, lossText(lossesOf(run)[place])];
+        return data.smoothing ? [...cells, lossText(smoothed(lossesOf(run), data.smoothing)[place])] : cells;
       });
     return rows.length ? { caption: `step ${step}`, columns: data.smoothing ? ["", "loss", "smoothed"] : ["", "loss"], rows } : null;
   },
 
   table(data) {
-    const columns = data.curves.map(({ run }) => lossesOf(run));
-    const steps = Math.max(...columns.map((losses) => losses.length));
-    const rows = Array.from({ length: steps }, (_, place) => [
-      String(place + 1),
-      ...columns.map((losses) => (place < losses.length ? lossText(losses[place]) : "")),
-    ]);
+    const columns = data.curves.map(({ run }) => new Map(lossesOf(run).map((loss, place) => [place * everyOf(run) + 1, loss])));
+    const steps = [...new Set(columns.flatMap((losses) => [...losses.keys()]))].sort((one, other) => one - other);
+    const rows = steps.map((step) => [String(step), ...columns.map((losses) => (losses.has(step) ? lossText(losses.get(step)) : ""))]);
     return { columns: ["Step", ...data.curves.map(({ name }) => name)], rows };
   },
 });

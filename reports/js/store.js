@@ -35,7 +35,7 @@ export async function load(runs) {
   }
 }
 
-// The { record, traced, rehearsed, derivation } of a loaded run.
+// The { record, every, traced, rehearsed, derivation } of a loaded run. Its record has the values of every so many steps.
 export function entryOf(run) {
   return loaded[run];
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorabench.reports.quantities import format_loss, plural
-from lorabench.reports.runs import Run, by_model, methods_of
+from lorabench.reports.runs import MOST_STEPS, Run, by_model, methods_of
 from lorabench.reports.sections.charts import Figure, by_method, figures, pareto_front
 
 DASHES = ("", "8 3", "2 3", "12 3 2 3", "5 5", "1 5", "12 6", "8 3 2 3 2 3")
@@ -25,6 +25,8 @@ def learning(runs: Sequence[Run]) -> dict[str, Any] | None:
     fronts = [_front(model, of_model) for model, of_model in by_model(held_out or trained).items()]
     return {
         "figures": [_figure(figure) for figure in figures(trained, _finite, at_most=RUNS_IN_A_FIGURE)],
+        "thinned": max(run.every for run in trained) > 1,
+        "most_steps": MOST_STEPS,
         "held_out": held_out,
         "several_models": len({run.model for run in held_out}) > 1,
         "methods": methods_of(trained),

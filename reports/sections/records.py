@@ -64,7 +64,8 @@ def records(runs: Sequence[Run]) -> dict[str, Any]:
     derive = _Derivations() if len(runs) <= DERIVED else None
     entries = [
         {
-            "record": run.record,
+            "record": run.shown_record,
+            "every": run.every,
             "traced": run.trace,
             "rehearsed": run.rehearsal,
             "derivation": derive(run.record) if derive else None,

@@ -14,7 +14,7 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.reports.runs import Run, arrange
+from lorabench.reports.runs import MOST_STEPS, Run, arrange
 from lorabench.reports.sections import SECTIONS
 from lorabench.reports.sections.accuracy import EDGES, accuracy, why_off
 from lorabench.reports.sections.charts import pareto_front
@@ -184,6 +184,29 @@ def test_curves_of_a_figure_differ_in_their_strokes() -> None:
     )
     assert shown is not None
     assert len({curve["dash"] for curve in shown["figures"][0]["chart"]["curves"]}) == 6
+
+
+def test_long_runs_are_thinned_but_their_figures_come_from_all_steps() -> None:
+    steps = 5 * MOST_STEPS - 3
+    losses = [5.0 - step / steps for step in range(steps)]
+    seconds = [1.0] * (steps - 1) + [2.0]
+    [long] = runs_of(sample_record(losses=losses, step_seconds=seconds))
+    [short] = runs_of(sample_record(losses=losses[:MOST_STEPS], step_seconds=seconds[:MOST_STEPS]))
+    assert (short.every, short.shown_record) == (1, short.record)
+    assert long.every == 5
+    shown = long.shown_record.measurement
+    assert shown is not None
+    assert shown.losses == tuple(losses[::5])
+    assert len(shown.step_seconds) == MOST_STEPS
+    assert long.final_loss == losses[-1]
+    assert long.record.measurement is not None
+    assert len(long.record.measurement.losses) == steps
+    for run, thinned in ((long, True), (short, False)):
+        section = learning([run])
+        assert section is not None
+        assert section["thinned"] is thinned
+        [entry] = unpacked(records([run])["blocks"][0])
+        assert entry["every"] == run.every
 
 
 def test_sections_without_anything_to_show_are_left_out() -> None:

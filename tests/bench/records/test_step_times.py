@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
+import tracemalloc
 from statistics import median
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabench.bench.records.step_times import (
+    _middle_ranks,
     complaints_about,
     interquartile_range,
     is_warm,
@@ -33,6 +37,31 @@ def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
     samples = [[draw.lognormvariate(0, 0.2) for _ in range(15)] for _ in range(300)]
     covered = sum(low <= 1 <= high for low, high in map(median_interval, samples))
     assert 0.91 < covered / 300 < 0.99
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 21])
+def test_the_middle_ranks_are_distributed_as_those_of_whole_resamples(size: int) -> None:
+    """Both have 2,000 samples, so the means of their ranks differ by less than 6 standard errors of the larger one."""
+    whole = np.sort(np.random.default_rng(1).integers(size, size=(2000, size)), axis=1)
+    for drawn, place in zip(_middle_ranks(size), ((size - 1) // 2, size // 2), strict=True):
+        assert set(drawn) <= set(range(size))
+        error = whole[:, place].std() * math.sqrt(2 / 2000)
+        assert abs(drawn.mean() - whole[:, place].mean()) <= 6 * error
+        assert drawn.std() == pytest.approx(whole[:, place].std(), rel=0.1)
+    lower, upper = _middle_ranks(size)
+    assert (lower <= upper).all()
+
+
+def test_the_interval_of_many_steps_takes_no_memory_for_each_resample() -> None:
+    """2,000 resamples of 50,000 steps would take 800 MB."""
+    tracemalloc.start()
+    low, high = median_interval([1 + step / 50_000 for step in range(50_000)])
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The median's standard error is 1 / (2 · √n · density), and the density is 1.
+    assert low == pytest.approx(1.5 - 1.96 / (2 * math.sqrt(50_000)), rel=1e-3)
+    assert high == pytest.approx(1.5 + 1.96 / (2 * math.sqrt(50_000)), rel=1e-3)
+    assert taken < 8 * 2**20
 
 
 def test_the_middle_half_of_known_times() -> None:
