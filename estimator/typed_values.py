@@ -112,4 +112,5 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
 
 
 def _plain(number: float) -> str:
-    return str(int(number)) if number == int(number) else str(number)
+    whole = isinstance(number, int) or (number == int(number) and abs(number) < 1e15)
+    return str(int(number)) if whole else f"{number:g}"

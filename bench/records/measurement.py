@@ -9,9 +9,13 @@ from msgspec import Meta, Struct
 from lorabench.estimator.memory.breakdown import Breakdown, Bytes
 from lorabench.estimator.recipes.parameters import ParameterCounts
 
-Seconds = Annotated[float, Meta(gt=0)]
-Tokens = Annotated[int, Meta(ge=0)]
-Share = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=1e-9, le=1e9)]
+"""A clock's resolution, and decades: ratios and logarithms of such times stay within floats."""
+Duration = Annotated[float, Meta(ge=0, le=1e9)]
+Tokens = Annotated[int, Meta(ge=0, le=2**53)]
+Share = Annotated[float, Meta(ge=0, le=1e9)]
+Float32 = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
+"""A loss or a norm, which torch computes in float32."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
@@ -37,23 +41,23 @@ class Measurement(Struct, frozen=True, kw_only=True):
     """Peak used bytes of the device, from the driver, of all processes."""
     rss_peak_bytes: Bytes | None = None
     """Peak resident host memory of the process."""
-    timeline: tuple[tuple[float, int], ...] | None = None
+    timeline: tuple[tuple[Duration, Bytes], ...] | None = None
     """(seconds since the start of the step, live bytes) over one step; None if not requested. On a CPU the first value
     is the number of allocations and frees so far, because no allocator records the time."""
 
     step_seconds: tuple[Seconds, ...]
     """Seconds of each timed step, in order."""
-    warmup_step_seconds: tuple[float, ...]
-    phase_seconds: dict[str, tuple[float, ...]] = {}
+    warmup_step_seconds: tuple[Duration, ...]
+    phase_seconds: dict[str, tuple[Duration, ...]] = {}
     """Phase (of `PHASES`) → seconds in each of a few extra steps."""
-    stage_seconds: dict[str, float] = {}
+    stage_seconds: dict[str, Duration] = {}
     """Stage of the measurement (text, device, model, held out, warm-up, steps, phases, memory) → seconds."""
     unstable: tuple[str, ...] = ()
     """Why the step times are unreliable, one line each; empty if they are not."""
-    sm_clock_mhz: tuple[int, int] | None = None
+    sm_clock_mhz: tuple[Tokens, Tokens] | None = None
     """Lowest and highest SM clock during the timed steps."""
 
-    tokens_per_step: Annotated[int, Meta(gt=0)]
+    tokens_per_step: Annotated[int, Meta(ge=1, le=2**53)]
     unpadded_tokens_per_step: Tokens | None = None
     loss_tokens_per_step: Tokens | None = None
     """Tokens with a term in the loss."""
@@ -61,20 +65,20 @@ class Measurement(Struct, frozen=True, kw_only=True):
     """Model FLOPs utilisation: rate of the model's own FLOPs as a share of the device's peak."""
     hfu: Share | None = None
     """Hardware FLOPs utilisation: the same with recomputation."""
-    energy_joules: float | None = None
+    energy_joules: Annotated[float, Meta(ge=0, le=1e15)] | None = None
     """Energy of the device over the timed steps."""
 
-    losses: tuple[float | None, ...]
+    losses: tuple[Float32 | None, ...]
     """Loss of every step that updated the weights: the requested warm-up and timed steps. None: not finite."""
-    gradient_norms: tuple[float | None, ...] = ()
+    gradient_norms: tuple[Float32 | None, ...] = ()
     """Gradient norm of each of these steps, before clipping. None: not finite."""
-    held_out_loss_before: float | None = None
+    held_out_loss_before: Float32 | None = None
     """Loss on held-out text, without dropout, before the first step."""
-    held_out_loss_after: float | None = None
+    held_out_loss_after: Float32 | None = None
     """The same after the last step that updated the weights."""
-    base_loss: float | None = None
+    base_loss: Float32 | None = None
     """Loss of the base model on the first batch, without adapters or dropout (lora, qlora)."""
-    adapted_loss: float | None = None
+    adapted_loss: Float32 | None = None
     """The same with untrained adapters, which must not change it."""
 
     @property

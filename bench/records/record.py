@@ -11,15 +11,15 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import force_setattr
 
 from lorabench.bench.records.atomic_writes import write_atomically
-from lorabench.bench.records.measurement import Measurement
+from lorabench.bench.records.measurement import Duration, Measurement
 from lorabench.bench.records.rehearsal import Counted, Rehearsal
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device, known_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.input_files import decode_json, read_input
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings, read_settings
-from lorabench.estimator.memory.breakdown import Breakdown
-from lorabench.estimator.recipes.parameters import ParameterCounts
+from lorabench.estimator.memory.breakdown import Breakdown, Bytes
+from lorabench.estimator.recipes.parameters import Count, ParameterCounts
 from lorabench.estimator.recipes.recipe import Recipe, digest_of, make_recipe
 from lorabench.estimator.speed.throughput import Throughput
 from lorabench.estimator.typed_values import convert
@@ -51,7 +51,7 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     """JSON names it ``kind``, as in the records that users keep as baselines."""
     name: str
     """Name from the driver or the kernel, such as ``NVIDIA H200``."""
-    memory_bytes: int
+    memory_bytes: Bytes
     """Total memory."""
 
     @property
@@ -88,18 +88,18 @@ class Environment(Struct, frozen=True, kw_only=True):
     operating_system: str
     packages: dict[str, str]
     """Package → version, for packages that the step uses."""
-    cpu_threads: int
+    cpu_threads: Count
     cuda: str | None = None
     driver: str | None = None
     allocator: str | None = None
     """Settings of torch's allocator (`allocator_settings.VARIABLES`), if set."""
     commit: str | None = None
     """Commit of lorabench's own repository, if it runs from one; with ``+`` if files differ from it."""
-    power_limit_watts: float | None = None
+    power_limit_watts: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     """Enforced power limit of the GPU."""
-    highest_sm_clock_mhz: int | None = None
+    highest_sm_clock_mhz: Count | None = None
     """Maximum SM clock of the GPU. The measurement has the actual clocks."""
-    highest_memory_clock_mhz: int | None = None
+    highest_memory_clock_mhz: Count | None = None
 
     def facts(self) -> dict[str, str | None]:
         """Return all facts as text: name of a fact or package → value; None if unknown."""
@@ -145,13 +145,13 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     recipe: Recipe
     model_config: dict[str, Any]
     engine: Engine = "lorabench"
-    repeat: Annotated[int, Meta(ge=0)] = 0
+    repeat: Count = 0
     """Index of the run among the runs of this recipe, from 0. Each has its own seed."""
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
     """Seed of random weights and dropout."""
-    steps: int | None = None
+    steps: Count | None = None
     """Requested timed steps; None if the record does not say (schema 1)."""
-    warmup_steps: int | None = None
+    warmup_steps: Count | None = None
     weights: Literal["random", "pretrained"] = "random"
     weights_digest: str | None = None
     """First 12 hex digits of the SHA-256 over the SHA-256s of the folder's ``*.safetensors``, by name. None for random
@@ -162,7 +162,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     """First 12 hex digits of the text file's SHA-256."""
     started_at: str
     """UTC, ISO 8601."""
-    seconds: Annotated[float, Meta(ge=0)] | None = None
+    seconds: Duration | None = None
     """From the request for a worker to its answer; None if the record does not say. Minus the sum of the measurement's
     ``stage_seconds``, it is the start time of the process."""
     device: DeviceFacts

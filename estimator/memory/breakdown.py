@@ -31,7 +31,8 @@ PHASES: dict[str, str] = {
 """Phases of training, in order. The first two end before the first step."""
 
 
-Bytes = Annotated[int, Meta(ge=0)]
+Bytes = Annotated[int, Meta(ge=0, le=2**60)]
+"""The bound, an exbibyte, is far above any machine, and keeps sums and ratios within floats."""
 
 
 class Breakdown(Struct, frozen=True, kw_only=True):
@@ -50,10 +51,10 @@ class Breakdown(Struct, frozen=True, kw_only=True):
     allocator."""
     device_total_bytes: Bytes | None = None
     """Reserved bytes plus the CUDA context: the process's memory in nvidia-smi. None on a CPU."""
-    peak_reserved_range_bytes: tuple[int, int] | None = None
+    peak_reserved_range_bytes: tuple[Bytes, Bytes] | None = None
     """Estimates only: lowest and highest ``peak_reserved_bytes``, depending on fragmentation of the allocator's
     segments and on cuBLAS' workspaces (`reserved`)."""
-    device_total_range_bytes: tuple[int, int] | None = None
+    device_total_range_bytes: tuple[Bytes, Bytes] | None = None
     """Estimates only: the same for ``device_total_bytes``, which also depends on the CUDA context."""
     paged_states_bytes: Bytes = 0
     """Estimates only: optimizer states in unified memory. The driver keeps them on the GPU while it has room. NVML then

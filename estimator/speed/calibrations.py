@@ -24,8 +24,10 @@ from lorabench.estimator.typed_values import convert
 SHIPPED = Path(__file__).parent / "calibrations"
 LARGEST_FILE_BYTES = 2**20
 """A calibration has about 10 kB."""
-Seconds = Annotated[float, Meta(gt=0)]
-Extent = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=1e-12, le=1e9)]
+Rate = Annotated[float, Meta(ge=1, le=1e18)]
+Extent = Annotated[int, Meta(ge=1, le=2**50)]
+"""The bounds are far from any device's, and keep products and ratios within floats."""
 
 
 class MatmulTimes(Struct, frozen=True, kw_only=True):
@@ -62,10 +64,10 @@ class MemoryBoundTimes(Struct, frozen=True, kw_only=True):
 class AttentionRates(Struct, frozen=True, kw_only=True):
     """Floating-point operations per second of fused attention, counted for the pairs of positions that it computes."""
 
-    forward: Seconds
-    backward: Seconds
-    masked_forward: Seconds
-    masked_backward: Seconds
+    forward: Rate
+    backward: Rate
+    masked_forward: Rate
+    masked_backward: Rate
 
 
 class Calibration(Struct, frozen=True, kw_only=True):
@@ -76,7 +78,7 @@ class Calibration(Struct, frozen=True, kw_only=True):
     """The driver's name for it; for a CPU the operating system's."""
     backend: Backend = field(name="kind")
     """JSON names it ``kind``, as in the files that users have."""
-    threads: int | None = None
+    threads: Annotated[int, Meta(ge=1, le=2**20)] | None = None
     """Threads of PyTorch, for a CPU."""
     software: dict[str, str]
     """Package → version."""

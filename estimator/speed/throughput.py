@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.memory import estimate_memory
@@ -39,7 +39,7 @@ class Throughput(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     rates: Literal["datasheet", "calibrated"]
     """Where the device's rates come from."""
-    step_seconds: float
+    step_seconds: Annotated[float, Meta(ge=1e-12, le=1e15)]
     """Seconds of an optimizer step with all its micro-batches."""
     step_seconds_range: Range
     groups_seconds: dict[str, float]

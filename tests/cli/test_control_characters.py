@@ -86,8 +86,8 @@ def test_a_suite_is_shown_without_them(lorabench: Run, tmp_path: Path, model: st
 @pytest.mark.parametrize("against", ["baseline", "estimate"])
 def test_records_are_checked_without_them(lorabench: Run, tmp_path: Path, format_: str, against: str) -> None:
     before = folder(tmp_path / "before", record(model=EVIL, suite=EVIL, device_name=EVIL, unstable=(EVIL,)))
-    failed = {"outcome": "error", "message": LINES, "traceback": LINES}
-    after = folder(tmp_path / "after", record(model=EVIL, suite=EVIL, device_name=EVIL, **failed))
+    failed = record(model=EVIL, suite=EVIL, device_name=EVIL, outcome="error", message=LINES, traceback=LINES)
+    after = folder(tmp_path / "after", failed)
     options = ("--baseline", before) if against == "baseline" else ("--against-estimate",)
     _, out, err = lorabench("check", after, *options, "--format", format_)
     assert out

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -123,3 +125,38 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write the record"):
         write_record(tmp_path / "file", sample_record())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("measurement.memory.peak_allocated_bytes", 10**400, "from 0 to 1152921504606846976"),
+        ("prediction.memory.device_total_bytes", 2**61, "from 0 to 1152921504606846976"),
+        ("measurement.tokens_per_step", 10**400, "from 1 to 9007199254740992"),
+        ("measurement.parameters.total", 10**400, "from 0 to 1152921504606846976"),
+        ("device.memory_bytes", 10**400, "from 0 to 1152921504606846976"),
+        ("seed", 10**400, "a whole number"),
+        ("measurement.step_seconds[0]", 1e308, "from 1e-09 to 1000000000"),
+        ("measurement.step_seconds[1]", 5e-324, "from 1e-09 to 1000000000"),
+        ("measurement.losses[2]", 1e308, "a number from -3"),
+        ("measurement.energy_joules", 10**400, "a number from 0 to"),
+        ("prediction.speed.step_seconds", 0.0, "a number from 1e-12"),
+    ],
+)
+def test_numbers_beyond_any_machine_are_refused_with_file_and_field(
+    tmp_path: Path, field: str, value: float, said: str
+) -> None:
+    path = write_record(tmp_path, sample_record())
+    content = json.loads(path.read_text())
+    if field.startswith("prediction.speed"):
+        content["prediction"]["speed"] = {}
+    *parents, name = re.findall(r"\w+", field)
+    place = functools.reduce(lambda part, key: part[key], parents, content)
+    place[int(name) if name.isdecimal() else name] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=f"{re.escape(str(path))}: broken run record .*{re.escape(f'{field} must be')}"
+    ) as refused:
+        read_record(path)
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < len(str(path)) + 300

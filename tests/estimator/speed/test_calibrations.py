@@ -193,7 +193,7 @@ def test_no_calibration_is_the_user_s_where_no_home_folder_is_known(
         (msgspec.json.encode(made_up()).replace(b'"tanh":', b'"rows":'), "memory_bound lacks tanh"),
         (
             msgspec.json.encode(made_up()).replace(b'"forward_seconds":5e-6', b'"forward_seconds":-1'),
-            "must be a number above 0, got -1",
+            "must be a number from 1e-12 to 1000000000, got -1",
         ),
     ],
 )
