@@ -45,14 +45,15 @@ def read_input(path: Path, what: str, largest_bytes: int) -> bytes:
 
     Raises:
         OSError: it cannot be read, or is a folder.
-        UserError: it is not a regular file, or has more than ``largest_bytes``, a whole number of MiB.
+        UserError: it is not a regular file, or has more than ``largest_bytes``, a whole number of KiB.
     """
     with open_input(path) as file:
         raw: bytes | None = file.read(largest_bytes + 1)
     if raw is None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
     if len(raw) > largest_bytes:
-        raise UserError(f"{path}: not {what}: larger than {largest_bytes // MIB} MiB")
+        size = f"{largest_bytes // MIB} MiB" if largest_bytes >= MIB else f"{largest_bytes // 1024} KiB"
+        raise UserError(f"{path}: not {what}: larger than {size}")
     return raw
 
 

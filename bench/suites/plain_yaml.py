@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import quoted
 
 Trail = tuple[str | int, ...]
 """Path of keys and list indices to a value."""
@@ -30,20 +31,22 @@ for _tag, _pattern, _first in (
     _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
 
 
+MOST_VALUES = 20_000
+"""Most keys and values of a file. PyYAML reads some 30,000 a second."""
+MOST_LEVELS = 20
+"""Most lists and mappings inside each other. Some of PyYAML's steps take time for each level."""
+
+
 def read_plain_yaml(text: str, source: str) -> tuple[Any, dict[Trail, int]]:
     """Return the value of ``text``, and the line of every value in it, from 1.
 
     Raises:
-        UserError: not YAML; a tag or an alias; a key that is not a plain word, or repeated. The message has ``source``
-            and line.
+        UserError: not YAML; a tag or an alias; a key that is not a plain word, or repeated; more than `MOST_VALUES`, or
+            nested deeper than `MOST_LEVELS`. The message has ``source`` and line.
     """
     try:
-        for token in yaml.scan(text, _PlainLoader):
-            if isinstance(token, yaml.TagToken | yaml.AliasToken):
-                what = "a tag" if isinstance(token, yaml.TagToken) else "an alias"
-                raise _error(source, token, f"{what} is not allowed here: write the value plainly")
-        reader = _Reader(source)
-        return reader.build(yaml.compose(text, _PlainLoader), ()), reader.lines
+        reader = _Reader(text, source)
+        return reader.read(), reader.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
@@ -52,35 +55,71 @@ def read_plain_yaml(text: str, source: str) -> tuple[Any, dict[Trail, int]]:
         raise UserError(f"{source}{where}: not YAML: {problem}{how}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML: {error}") from error
-    except RecursionError as error:
-        raise UserError(f"{source}: nested too deeply") from error
 
 
 class _Reader:
-    def __init__(self, source: str) -> None:
+    """Builds values while the text is parsed, so that what is refused is refused where it begins."""
+
+    def __init__(self, text: str, source: str) -> None:
         self.source = source
         self.lines: dict[Trail, int] = {}
-        self.scalars = _PlainLoader("")
+        self.loader: Any = _PlainLoader(text)
+        self.count = 0
 
-    def build(self, node: Any, trail: Trail) -> Any:
-        if node is None:
+    def read(self) -> Any:
+        """Return the value of the only document; None if the text has none."""
+        self._next()  # the start of the stream
+        if self.loader.check_event(yaml.StreamEndEvent):
             return None
-        self.lines.setdefault(trail, node.start_mark.line + 1)
-        if isinstance(node, yaml.ScalarNode):
-            return self.scalars.construct_object(node)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, (*trail, index)) for index, item in enumerate(node.value)]
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _error(self.source, key_node, "a key must be a plain word")
-            key = key_node.value
-            if key in values:
-                raise _error(self.source, key_node, f"{key} is given twice: remove one")
-            self.lines[(*trail, key)] = key_node.start_mark.line + 1
-            values[key] = self.build(value_node, (*trail, key))
+        self._next()  # the start of the document
+        value = self._value((), self._next())
+        self._next()  # the end of the document
+        event = self._next()
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise self._error(event, "not YAML: a second document: write one")
+        return value
+
+    def _next(self) -> Any:
+        event = self.loader.get_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+            what = "an alias" if isinstance(event, yaml.AliasEvent) else "a tag"
+            raise self._error(event, f"{what} is not allowed here: write the value plainly")
+        return event
+
+    def _value(self, trail: Trail, event: Any) -> Any:
+        self.lines.setdefault(trail, _line(event))
+        self.count += 1
+        if self.count > MOST_VALUES:
+            raise self._error(event, f"more than {MOST_VALUES:,} values: split the suite")
+        if len(trail) > MOST_LEVELS:
+            raise self._error(event, "nested too deeply")
+        if isinstance(event, yaml.ScalarEvent):
+            tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+            return self.loader.construct_object(yaml.ScalarNode(tag, event.value))
+        return self._list(trail) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(trail)
+
+    def _list(self, trail: Trail) -> list[Any]:
+        values: list[Any] = []
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            values.append(self._value((*trail, len(values)), event))
         return values
 
+    def _mapping(self, trail: Trail) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self._error(event, "a key must be a plain word")
+            key = event.value
+            if key in values:
+                raise self._error(event, f"{quoted(key)[1:-1]} is given twice: remove one")
+            self.lines[(*trail, key)] = _line(event)
+            values[key] = self._value((*trail, key), self._next())
+        return values
 
-def _error(source: str, node: Any, message: str) -> UserError:
-    return UserError(f"{source} line {node.start_mark.line + 1}: {message}")
+    def _error(self, event: Any, message: str) -> UserError:
+        return UserError(f"{self.source} line {_line(event)}: {message}")
+
+
+def _line(event: Any) -> int:
+    line: int = event.start_mark.line
+    return line + 1

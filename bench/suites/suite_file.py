@@ -52,7 +52,10 @@ from lorabench.estimator.typed_values import convert
 
 SHIPPED = Path(__file__).parent
 MOST_RECIPES = 10_000
-LARGEST_FILE_BYTES = 2**20
+MOST_COMPARED = 50_000
+"""Most pairs of a recipe and a condition, in ``defaults_when`` or ``exclude``: each may take a tenth of a
+millisecond."""
+LARGEST_FILE_BYTES = 2**19
 
 
 def shipped_suites() -> dict[str, Path]:
@@ -87,7 +90,7 @@ KEYS = (
     "exclude",
     "check",
 )
-Condition = dict[str, list[Any]]
+Condition = dict[str, frozenset[Any]]
 """Recipe option → permitted values."""
 
 
@@ -168,7 +171,8 @@ class _SuiteFile:
         for axes in self._matrix():
             options = {**self._defaults_of(axes), **axes}
             options = _applicable(options, options.get("method"))
-            dropped = [self._holds(condition, options) for condition in excluded]
+            settings = self._settings(options) if excluded else {}
+            dropped = [_holds(condition, settings) for condition in excluded]
             useful = [before or now for before, now in zip(useful, dropped, strict=True)]
             if not any(dropped):
                 yield self._plan(options, ("matrix",))
@@ -177,7 +181,19 @@ class _SuiteFile:
                 ("exclude", useful.index(False)), "exclude matches no recipe of the matrix: remove or fix it"
             )
 
+    def _refuse_many_comparisons(self, recipes: int) -> None:
+        """Refuse a suite whose ``recipes``, times its conditions, are more than `MOST_COMPARED`."""
+        for key in ("defaults_when", "exclude"):
+            conditions = len(self._entries(key))
+            if recipes * conditions > MOST_COMPARED:
+                raise self._error(
+                    (key,),
+                    f"{conditions:,} conditions for each of {recipes:,} recipes are too many: join conditions that "
+                    f"differ in one value by a list, or split the suite (at most {MOST_COMPARED:,} in all)",
+                )
+
     def _included(self) -> Iterator[ResolvedRecipe]:
+        self._refuse_many_comparisons(len(self._entries("include")))
         for path, entry in self._entries("include"):
             options = self._options(entry, path)
             defaults = self._defaults_of(options)
@@ -216,14 +232,18 @@ class _SuiteFile:
         count = math.prod(map(len, axes.values()))
         if count > MOST_RECIPES:
             raise self._error(("matrix",), f"it expands to {count:,} recipes, but at most {MOST_RECIPES:,} are allowed")
+        self._refuse_many_comparisons(count)
         for combination in itertools.product(*axes.values()):
             yield dict(zip(axes, combination, strict=True))
 
     def _defaults_of(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the suite's defaults for a recipe with ``options``. Some may not apply to its method."""
         defaults = dict(self.defaults)
+        settings = None
         for conditional in self.conditional:
-            if self._holds(conditional.when, {**defaults, **options}):
+            settings = settings or self._settings({**defaults, **options})
+            if _holds(conditional.when, settings):
+                settings = None
                 defaults |= conditional.use
                 conditional.applied = True
         return defaults
@@ -240,15 +260,15 @@ class _SuiteFile:
 
     def _condition(self, value: Any, path: Trail) -> Condition:
         """Return a condition with its values in the spelling of recipes."""
-        condition: Condition = self._options(value, path, lists=True)
-        if "model" in condition:
-            condition["model"] = [self._spec(name, (*path, "model")).name for name in condition["model"]]
-        for field in NAMES_OF_MODULES & condition.keys():
-            condition[field] = [_canonical(field, names) for names in condition[field]]
-        return condition
+        permitted: dict[str, list[Any]] = self._options(value, path, lists=True)
+        if "model" in permitted:
+            permitted["model"] = [self._spec(name, (*path, "model")).name for name in permitted["model"]]
+        for field in NAMES_OF_MODULES & permitted.keys():
+            permitted[field] = [_canonical(field, names) for names in permitted[field]]
+        return {field: frozenset(values) for field, values in permitted.items()}
 
-    def _holds(self, condition: Condition, options: dict[str, Any]) -> bool:
-        """Return whether a recipe with ``options``, possible or not, meets the condition."""
+    def _settings(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return what conditions compare: the settings of a recipe with ``options``, possible or not."""
         options = _applicable(options, options.get("method"))
         settings = make_recipe("any", method=options.get("method"), rank=options.get("rank")).settings() | options
         if "model" in options:
@@ -259,7 +279,7 @@ class _SuiteFile:
         for field in NAMES_OF_MODULES:
             if field in settings:
                 settings[field] = _canonical(field, settings[field])
-        return all(settings.get(field) in values for field, values in condition.items())
+        return settings
 
     def _plan(self, options: dict[str, Any], path: Trail) -> ResolvedRecipe:
         if "model" not in options:
@@ -331,6 +351,10 @@ class _SuiteFile:
 
 
 NAMES_OF_MODULES = {"target_modules", "modules_to_save"}
+
+
+def _holds(condition: Condition, settings: dict[str, Any]) -> bool:
+    return all(settings.get(field) in values for field, values in condition.items())
 
 
 def _canonical(field: str, names: str) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
+from lorabench.estimator.models.config_fields.fields import MOST_LAYERS
 from lorabench.estimator.models.recordings import NO_SHAPES, TOKENS
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Part, Weight
 from lorabench.estimator.quiet import quiet_libraries
@@ -62,7 +63,10 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
             except Exception:  # some architectures require these keys
                 tokens = {key: config[key] for key in tokens if key in config}
                 built = AutoConfig.for_model(**shapes, **tokens)
+            _refuse_many_layers(built.get_text_config(), name)
             model = AutoModelForCausalLM.from_config(built)
+    except UserError:
+        raise
     except Exception as error:  # the architecture's own code may raise anything for a wrong config
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -73,6 +77,12 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
     if getattr(built, "is_encoder_decoder", False) or (causal and not any(causal)):
         raise UserError(f"{name}: this {model_type} attends to later tokens, so it is not a causal language model")
     return spec_of(model, built.get_text_config(), {**shapes, **tokens}, name)
+
+
+def _refuse_many_layers(sizes: Any, name: str) -> None:
+    layers = getattr(sizes, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UserError(f"{name}: num_hidden_layers must be at most {MOST_LAYERS:,}, got {quoted(layers)}")
 
 
 def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpec:

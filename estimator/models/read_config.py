@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ FAMILIES = Path(__file__).parent / "families"
 MODEL_TYPES = tuple(sorted(path.stem for path in FAMILIES.glob("*.py") if path.stem != "__init__"))
 """The ``model_type`` values with a file in `families`, and so with a closed form."""
 
+NAME = r"[\w.-]{1,100}"
+"""Regular expression of the names of families."""
 OTHER_NAMES = {
     "gpt2": {
         "hidden_size": "n_embd",
@@ -55,7 +58,7 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     if isinstance(config.get("text_config"), dict):
         return _language_model(config, name)
     _refuse_what_is_no_causal_model(config, name)
-    if not isinstance(model_type, str):
+    if not (isinstance(model_type, str) and re.fullmatch(NAME, model_type)):
         raise UserError(f"{name}: model_type must be a name such as llama, not {quoted(model_type)}")
     if model_type not in MODEL_TYPES:
         recording = find_recording(config)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from lorabench.estimator.models.config_fields.fields import MOST_LAYERS
 from lorabench.estimator.models.expressions import evaluated
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
 
@@ -27,8 +28,7 @@ NO_SHAPES = (
 NO_CONDITION = frozenset({*NO_SHAPES, "max_position_embeddings", "quantization_config", "model_type", "rope_theta"})
 """Keys that are no condition of a recording."""
 LARGEST_SIZE = 2**24
-MOST_LAYERS = 2**14
-"""Bounds far above any real model, as those of `config_fields`."""
+"""Far above any real model, as in `config_fields`."""
 
 
 class Recording(NamedTuple):
@@ -85,11 +85,10 @@ def find_recording(config: Mapping[str, Any]) -> Recording | None:
     given = file["defaults"] | canonical(config, file["aliases"])
     for variant in file["variants"]:
         if all((given.get(key) or None) == (value or None) for key, value in variant["when"].items()) and all(
-            type(given.get(name)) is int and given[name] > 0 for name in variant["sizes"]
+            _is_size(given.get(name), LARGEST_SIZE) for name in variant["sizes"]
         ):
-            order = _order(
-                variant["order"], given, given[file["aliases"].get("num_hidden_layers", "num_hidden_layers")]
-            )
+            layers = given.get(file["aliases"].get("num_hidden_layers", "num_hidden_layers"))
+            order = _order(variant["order"], given, layers) if _is_size(layers, MOST_LAYERS) else None
             if order is not None:
                 sizes = {name: given[name] for name in variant["sizes"]}
                 around = None if variant["around"] is None else file["around"][variant["around"]]
@@ -101,7 +100,7 @@ def _is_size(value: Any, most: int) -> bool:
     return type(value) is int and 0 < value <= most
 
 
-def _order(rule: Any, given: Mapping[str, Any], layers: int) -> list[int] | None:
+def _order(rule: Any, given: Mapping[str, Any], layers: Any) -> list[int] | None:
     if isinstance(rule, list):
         return rule if len(rule) == layers else None
     if isinstance(rule, int):

@@ -51,4 +51,7 @@ def at(index: Any, numbers: Sequence[float]) -> Any:
 
 
 def _are_numbers(*values: Any) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+    for value in values:  # noqa: SIM110 - called a thousand times for each estimate, and a generator is slow
+        if not isinstance(value, (int, float)):
+            return False
+    return True

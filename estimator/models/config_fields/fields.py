@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+MOST_LAYERS = 2**10
+"""Eight times as many as the deepest model of the catalogue has. A replay takes time for each layer."""
 Size = Annotated[int, Meta(ge=1, le=2**24)]
 """A width, a vocabulary, a number of positions. The bound is far above any real model and keeps sums exact."""
-LayerCount = Annotated[int, Meta(ge=1, le=2**14)]
+LayerCount = Annotated[int, Meta(ge=1, le=MOST_LAYERS)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Dropout = Annotated[float, Meta(ge=0, lt=1)]

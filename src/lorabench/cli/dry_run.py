@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -19,10 +19,11 @@ from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.speed.throughput import Throughput
 from lorabench.estimator.training.model import refuse_missing_kernels
 
 UNKNOWN = "unknown"
+SAID_EACH = 100
+"""Recipes between two reports of progress: about a tenth of a second."""
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -30,7 +31,8 @@ class Row(Struct, frozen=True, kw_only=True):
 
     label: str
     memory: Breakdown | None = None
-    speed: Throughput | None = None
+    step_seconds: float | None = None
+    """Typical seconds of a step; None if unknown."""
     verdict: str = UNKNOWN
     """fits, tight, does not fit, or cannot run."""
     reason: str | None = None
@@ -38,17 +40,28 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 def dry_run(
-    suite: Suite, settings: Settings, device: DeviceFacts, *, here: bool, assumptions: Sequence[str] = ()
+    suite: Suite,
+    settings: Settings,
+    device: DeviceFacts,
+    on_progress: Callable[[str], None],
+    *,
+    here: bool,
+    assumptions: Sequence[str] = (),
 ) -> str:
     """Return the suite's recipes as a table for ``device``.
 
     Args:
+        on_progress: called with the place in the suite every `SAID_EACH` recipes.
         here: the device is this machine's.
         assumptions: assumptions about the device, to be printed.
     """
     labels = suite.labels()
     rates = device_rates(device)
-    rows = [_row(labels[resolved.digest], resolved, device, rates, here) for resolved in suite.recipes]
+    rows = []
+    for number, resolved in enumerate(suite.recipes, 1):
+        if number % SAID_EACH == 1:
+            on_progress(f"estimating recipe {number:,} of {len(suite.recipes):,}")
+        rows.append(_row(labels[resolved.digest], resolved, device, rates, here))
     times = [_training_seconds(row, settings) for row in rows]
     total = sum(seconds for seconds in times if seconds is not None) * suite.repeats
     counted = Counter(row.verdict for row in rows)
@@ -81,14 +94,15 @@ def _row(label: str, resolved: ResolvedRecipe, facts: DeviceFacts, rates: Device
         memory = estimate_memory(resolved, facts.backend, rates.device.compute_capability)
     except UserError as error:
         return Row(label=label, reason=str(error))
-    return Row(label=label, memory=memory, speed=rates.throughput(resolved), verdict=predict_fit(memory, facts))
+    seconds = rates.step_seconds(resolved)
+    return Row(label=label, memory=memory, step_seconds=seconds, verdict=predict_fit(memory, facts))
 
 
 def _training_seconds(row: Row, settings: Settings) -> float | None:
     """Return the time of all steps at the typical speed; None if they cannot run or the speed is unknown."""
-    if row.speed is None or row.verdict == "does not fit":
+    step = row.step_seconds
+    if step is None or row.verdict == "does not fit":
         return None
-    step = row.speed.step_seconds
     return settings.warmup_steps * step + max(settings.steps * step, settings.least_seconds)
 
 

@@ -14,6 +14,7 @@ from lorabench.cli.listing import folded
 from lorabench.cli.output import show
 from lorabench.cli.parameters import NamedPath, OneOf, timeout_option
 from lorabench.cli.recipe_options import recipe_options
+from lorabench.cli.tracing import progress
 from lorabench.cli.verbosity import let_libraries_speak
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
@@ -136,9 +137,10 @@ def command(
     from lorabench.bench.suites.suite import with_amounts
 
     amounts = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}
-    suite = with_amounts(
-        suite_of(target, options), {name: count for name, count in amounts.items() if count is not None}
-    )
+    with progress() as say:
+        say("checking the recipes")
+        suite = suite_of(target, options)
+    suite = with_amounts(suite, {name: count for name, count in amounts.items() if count is not None})
     settings = Settings(
         backend="cpu",  # until --device is resolved
         steps=suite.steps,
@@ -156,15 +158,17 @@ def command(
 
         check_sources(suite, settings)
         facts, assumptions = _device(gpu, device)
-        show(listed(suite, settings, facts, here=gpu is None, assumptions=assumptions))
+        with progress() as say:
+            table = listed(suite, settings, facts, say, here=gpu is None, assumptions=assumptions)
+        show(table)
         return 0
     assert output is not None
     from lorabench.bench.running.runner import run_suite
     from lorabench.cli.progress import watch
 
-    progress = watch(verbose - quiet)
+    watcher = watch(verbose - quiet)
     try:
-        with terminated_as_interrupted(), progress:
+        with terminated_as_interrupted(), watcher:
             finished = run_suite(
                 suite,
                 output,
@@ -174,17 +178,17 @@ def command(
                 skip_unfit=skip_unfit,
                 timeout_seconds=timeout,
                 time_limit_seconds=None if time_limit is None else time_limit * 60,
-                watcher=progress,
+                watcher=watcher,
             )
     except KeyboardInterrupt:
-        done = f" of {progress.total}" if progress.total else ""
-        show(f"interrupted after {progress.done}{done} recipes; continue with: {_resuming(arguments)}", err=True)
+        done = f" of {watcher.total}" if watcher.total else ""
+        show(f"interrupted after {watcher.done}{done} recipes; continue with: {_resuming(arguments)}", err=True)
         return INTERRUPTED
     if suite.probe and finished.records and not quiet:
         from lorabench.cli.gpu_errors import errors_on_gpu
 
         show(f"\n{errors_on_gpu(finished.records, suite.labels())}\n")
-    return _conclude(finished, output, arguments, progress.not_measured if require_all else [])
+    return _conclude(finished, output, arguments, watcher.not_measured if require_all else [])
 
 
 def _conclude(finished: Finished, output: Path, arguments: list[str], missing: list[Progress]) -> int:

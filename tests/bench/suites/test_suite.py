@@ -339,7 +339,7 @@ def test_files_that_are_no_suites_are_refused(tmp_path: Path) -> None:
         ("dmo.yaml", "no such suite: name a YAML file or a shipped suite (did you mean demo?)"),
         (".", "cannot read the suite"),
         ("binary.yaml", "not UTF-8 text"),
-        ("huge.yaml", "not a suite: larger than 1 MiB"),
+        ("huge.yaml", "not a suite: larger than 512 KiB"),
     ):
         with pytest.raises(UserError) as refused:
             load_suite(str(tmp_path / name))
