@@ -111,6 +111,7 @@ def measure(resolved: ResolvedRecipe, settings: Settings, snapshot_path: str | N
         tokens_per_step=tokens.all,
         unpadded_tokens_per_step=tokens.all,
         loss_tokens_per_step=tokens.in_loss,
+        text_tokens=batches.short_of_tokens,
         mfu=used.mfu,
         hfu=used.hfu,
         energy_joules=read.energy_joules,

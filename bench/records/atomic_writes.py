@@ -38,6 +38,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
+def require_writable(folder: Path) -> None:
+    """Create ``folder`` if needed, and write a file there that is gone at once.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def remove_unfinished_files(folder: Path) -> None:
     """Remove unfinished files of killed processes in ``folder``. Nobody may be writing there."""
     for path in folder.glob(f"{PREFIX}*{SUFFIX}"):

@@ -61,6 +61,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
     unpadded_tokens_per_step: Tokens | None = None
     loss_tokens_per_step: Tokens | None = None
     """Tokens with a term in the loss."""
+    text_tokens: Tokens | None = None
+    """Tokens of the dataset if they do not fill one batch, so that a batch repeats them; None if they do."""
     mfu: Share | None = None
     """Model FLOPs utilisation: rate of the model's own FLOPs as a share of the device's peak."""
     hfu: Share | None = None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorabench.bench.records.atomic_writes import remove_unfinished_files
+from lorabench.bench.records.atomic_writes import remove_unfinished_files, require_writable
 from lorabench.bench.records.record import SUFFIX, BrokenRecordError, Key, RunRecord, read_record, write_record
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.foreign_text import quoted
@@ -73,9 +72,7 @@ def open_results(folder: Path, suite_name: str) -> Iterator[Results]:
         UserError: the folder cannot be created or written, another run is writing there, or `Results` refuses a record.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        require_writable(folder)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileExistsError as error:
         raise UserError(f"{folder}: is a file: name another folder with -o") from error

@@ -17,7 +17,7 @@ from lorabench.bench.measuring.measure import measure
 from lorabench.bench.records.text import without_own_folders
 from lorabench.bench.running.failures import answer_of
 from lorabench.bench.running.jobs import Job, JobResult
-from lorabench.bench.training.losses import complaint_about, complaint_about_adapters
+from lorabench.bench.training.losses import complaint_about, complaint_about_adapters, complaint_about_text
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.training.libraries import leave_out_hub_kernels
 
@@ -39,6 +39,7 @@ def answer_job(job: Job) -> JobResult:
     complaints = (
         complaint_about(measurement.losses),
         complaint_about_adapters(measurement.base_loss, measurement.adapted_loss),
+        complaint_about_text(measurement.text_tokens, job.resolved.recipe),
         complaint_about_unpacking(job.resolved, job.settings.backend),
     )
     message = "; ".join(complaint for complaint in complaints if complaint) or None

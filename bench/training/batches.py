@@ -39,9 +39,16 @@ class Batches:
     """Packed rows of token ids in host memory, made before the measurement. Batches are copies on the device."""
 
     def __init__(
-        self, held_out: list[torch.Tensor], trained: list[torch.Tensor], gradient_accumulation: int, device: str
+        self,
+        held_out: list[torch.Tensor],
+        trained: list[torch.Tensor],
+        gradient_accumulation: int,
+        device: str,
+        *,
+        short_of_tokens: int | None = None,
     ) -> None:
-        """Take blocks of ids, each of shape (B, S)."""
+        """Take blocks of ids, each of shape (B, S), and the tokens of a text that is too short for one block."""
+        self.short_of_tokens = short_of_tokens
         self._held_out = held_out
         self.trained = trained
         self._each = gradient_accumulation
@@ -75,7 +82,7 @@ def make_batches(resolved: ResolvedRecipe, settings: Settings, steps: int) -> Ba
     import torch
 
     dataset = None if settings.dataset is None else Path(settings.dataset)
-    held_out, training = held_out_and_training(
+    text = held_out_and_training(
         dataset,
         _tokenizer(resolved.spec, settings),
         recipe.batch_size,
@@ -83,10 +90,11 @@ def make_batches(resolved: ResolvedRecipe, settings: Settings, steps: int) -> Ba
         held_out=-(-HELD_OUT_TOKENS // recipe.tokens),
     )
     return Batches(
-        [torch.tensor(block) for block in held_out],
-        [torch.tensor(block) for block in islice(training, steps * recipe.gradient_accumulation)],
+        [torch.tensor(block) for block in text.held_out],
+        [torch.tensor(block) for block in islice(text.training, steps * recipe.gradient_accumulation)],
         recipe.gradient_accumulation,
         settings.backend,
+        short_of_tokens=text.tokens,
     )
 
 

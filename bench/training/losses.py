@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lorabench.estimator.recipes.recipe import Recipe
+
 DIVERGED = 1.1
 """A loss has diverged if every loss of the last quarter exceeds every loss of the first quarter by this factor. That is
 more than the difference between batches, and single good or bad steps do not matter."""
@@ -37,3 +39,11 @@ def complaint_about_adapters(base_loss: float | None, adapted_loss: float | None
     if base_loss is None or adapted_loss is None or math.isclose(base_loss, adapted_loss, rel_tol=UNCHANGED):
         return None
     return f"untrained adapters changed the loss from {base_loss:.6g} to {adapted_loss:.6g}"
+
+
+def complaint_about_text(tokens: int | None, recipe: Recipe) -> str | None:
+    """Return what is wrong with a dataset of ``tokens`` that do not fill a batch of ``recipe``; None if they do."""
+    if tokens is None:
+        return None
+    needed = f"{recipe.batch_size} × {recipe.seq_len}"
+    return f"the dataset has {tokens:,} tokens, too few for one batch of {needed}: every batch repeats them"

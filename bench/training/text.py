@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from io import BufferedReader
 from itertools import chain, islice, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.input_files import open_input
 
 BYTES = 256
 LARGEST_TEXT_BYTES = 2**28
-"""Limit of a text file, which is tokenised at once. A run trains on some megabytes."""
+"""Limit of a document, which is tokenised at once: a text file, or a line of a .jsonl file. A run needs little."""
 NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 """Folders in the standard library's folder that are not installed everywhere, or do not belong to it."""
 
@@ -56,10 +59,12 @@ def file_documents(path: Path) -> Iterator[str]:
     yield text
 
 
-def _texts(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
+def _texts(path: Path, file: BufferedReader) -> Iterator[str]:
     wanted = 'each line of a .jsonl file must be a JSON object with a "text" field'
     empty = True
-    for number, raw in enumerate(lines, 1):
+    for number, raw in enumerate(iter(partial(file.readline, LARGEST_TEXT_BYTES + 1), b""), 1):
+        if len(raw) > LARGEST_TEXT_BYTES:
+            raise UserError(f"{path} line {number}: more than {LARGEST_TEXT_BYTES // 2**20} MiB of text: {wanted}")
         line = _decoded(path, raw, number)
         if not line.strip():
             continue
@@ -110,13 +115,22 @@ def pack(documents: Iterable[Iterable[int]], batch_size: int, seq_len: int) -> I
         yield [block[start : start + seq_len] for start in range(0, len(block), seq_len)]
 
 
+class Text(NamedTuple):
+    """The text of a run, packed into batches."""
+
+    held_out: list[list[list[int]]]
+    training: Iterator[list[list[int]]]
+    """It never ends: the text repeats when it is used up."""
+    tokens: int | None
+    """Tokens of the whole text if they do not fill a batch; None if they do."""
+
+
 def held_out_and_training(
     dataset: Path | None, tokenize: Callable[[str], list[int]], batch_size: int, seq_len: int, *, held_out: int
-) -> tuple[list[list[list[int]]], Iterator[list[list[int]]]]:
+) -> Text:
     """Return the first ``held_out`` packed batches of the dataset (or of Python's own text), and batches of the rest.
 
-    The batches of the rest never end: the rest repeats when it is used up. If the dataset would have no full batch left
-    for training, nothing is held out.
+    If the dataset would have no full batch left for training, nothing is held out.
 
     Raises:
         UserError: the dataset is bad, or its text has no tokens.
@@ -133,6 +147,8 @@ def held_out_and_training(
         raise UserError(f"{dataset}: the tokenizer returns no tokens for the dataset's text")
     kept = held_out * size if len(taken) == (held_out + 1) * size else 0
     over_again = (islice(once(), kept, None) for _ in repeat(None))
-    return list(pack([taken[:kept]], batch_size, seq_len)), pack(
-        chain([taken[kept:], first], over_again), batch_size, seq_len
+    return Text(
+        held_out=list(pack([taken[:kept]], batch_size, seq_len)),
+        training=pack(chain([taken[kept:], first], over_again), batch_size, seq_len),
+        tokens=len(taken) if len(taken) < size else None,
     )

@@ -57,7 +57,7 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
 
     from lorabench.bench.machine.calibrate import calibrate
     from lorabench.bench.machine.environment import probe_surroundings
-    from lorabench.bench.records.atomic_writes import write_atomically
+    from lorabench.bench.records.atomic_writes import require_writable, write_atomically
     from lorabench.estimator.speed.calibrations import file_name, user_folder
 
     surroundings = probe_surroundings(device)
@@ -68,7 +68,7 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
         raise UserError(f"{path}: cannot write: it is a folder: name a file with -o")
     if not surroundings.null_gpu:
         with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)  # now, since the measurement takes a minute
+            require_writable(path.parent)  # now, since the measurement takes a minute
 
     with progress() as say:
         calibration = calibrate(facts.backend, facts.name, chosen, lambda what: say(f"measuring {what}"))

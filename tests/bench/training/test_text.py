@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorabench.bench.training.losses import complaint_about_text
 from lorabench.bench.training.text import byte_tokenizer, file_documents, held_out_and_training, pack, shipped_documents
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.recipes.recipe import make_recipe
 
 
 @given(
@@ -58,14 +60,14 @@ def test_shipped_code_follows_the_prose() -> None:
 
 def test_a_short_dataset_starts_over(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
-    held_out, batches = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 1, 4, held_out=1)
+    held_out, batches, _ = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 1, 4, held_out=1)
     assert [bytes(row).decode() for batch in islice(batches, 3) for row in batch] == ["abca", "bcab", "cabc"]
     assert held_out == []  # it has nothing to spare
 
 
 def test_held_out_text_is_never_trained_on(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcdefghijklmno")
-    held_out, batches = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 2, 2, held_out=2)
+    held_out, batches, _ = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 2, 2, held_out=2)
     assert [bytes(row).decode() for batch in held_out for row in batch] == ["ab", "cd", "ef", "gh"]
     trained = [bytes(row).decode() for batch in islice(batches, 4) for row in batch]
     assert trained == ["ij", "kl", "mn", "oi", "jk", "lm", "no", "ij"]
@@ -115,3 +117,19 @@ def test_text_that_makes_no_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
     with pytest.raises(UserError, match="returns no tokens"):
         held_out_and_training(tmp_path / "a.txt", lambda document: [], 1, 4, held_out=1)
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("abcdefg", 7), ("abcdefgh", None), ("a", 1)])
+def test_a_text_that_fills_no_batch_is_counted_and_repeated(tmp_path: Path, text: str, tokens: int | None) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    packed = held_out_and_training(tmp_path / "a.txt", byte_tokenizer(256), 2, 4, held_out=1)
+    assert packed.tokens == tokens
+    assert packed.held_out == []
+    [batch] = islice(packed.training, 1)
+    assert b"".join(map(bytes, batch)).decode() == (8 * text)[:8]
+
+
+def test_a_text_that_fills_no_batch_is_said() -> None:
+    said = "the dataset has 1,000 tokens, too few for one batch of 1 × 2048: every batch repeats them"
+    assert complaint_about_text(1000, make_recipe("any")) == said
+    assert complaint_about_text(None, make_recipe("any")) is None
