@@ -95,7 +95,7 @@ class _Reader:
             raise self._error(event, "nested too deeply")
         if isinstance(event, yaml.ScalarEvent):
             tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-            return self.loader.construct_object(yaml.ScalarNode(tag, event.value))
+            return self.loader.construct_object(yaml.ScalarNode(tag, self._text(event)))
         return self._list(trail) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(trail)
 
     def _list(self, trail: Trail) -> list[Any]:
@@ -109,12 +109,20 @@ class _Reader:
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise self._error(event, "a key must be a plain word")
-            key = event.value
+            key = self._text(event)
             if key in values:
                 raise self._error(event, f"{quoted(key)[1:-1]} is given twice: remove one")
             self.lines[(*trail, key)] = _line(event)
             values[key] = self._value((*trail, key), self._next())
         return values
+
+    def _text(self, event: Any) -> str:
+        """Return the text of a scalar. JSON's escapes write a character beyond 16 bits as two halves."""
+        try:
+            text: str = event.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise self._error(event, "half of a character: write the whole one") from error
+        return text
 
     def _error(self, event: Any, message: str) -> UserError:
         return UserError(f"{self.source} line {_line(event)}: {message}")

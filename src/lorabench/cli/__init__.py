@@ -158,5 +158,5 @@ def _sentence(error: click.ClickException) -> str:
 
 
 def _refuse(message: str) -> None:
-    show(f"lorabench: {message}", err=True)
+    show(f"lorabench: {UserError(message)}", err=True)
     sys.exit(2)

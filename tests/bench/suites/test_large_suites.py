@@ -42,6 +42,7 @@ def test_nesting_as_deep_as_allowed_is_read() -> None:
         ("a: &x 1\nb: *x\n", "line 2: an alias is not allowed here"),
         ("? [a]\n: 1\n", "line 1: a key must be a plain word"),
         ("a: 1\n\n\na: 2\n", "line 4: a is given twice"),
+        ('a: "\\ud800"\n', "line 1: half of a character"),
         ("a: [1, 2\n", "line 2: not YAML"),
     ],
 )
@@ -53,6 +54,10 @@ def test_what_is_no_plain_yaml_is_refused_with_its_line(text: str, said: str) ->
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "--- \n...\n"])
 def test_a_file_without_a_value_has_none(text: str) -> None:
     assert read_plain_yaml(text, "x.yaml")[0] is None
+
+
+def test_escaped_halves_of_a_character_are_joined() -> None:
+    assert read_plain_yaml('{"\\ud83d\\ude00": "\\ud83d\\ude00"}', "x.yaml")[0] == {"😀": "😀"}
 
 
 @pytest.mark.parametrize("key", ["defaults_when", "exclude"])
