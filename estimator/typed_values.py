@@ -94,6 +94,8 @@ def _expected(kind: inspect.Type) -> str:
             return "a number" + _range(kind)
         case inspect.BoolType():
             return "true or false"
+        case inspect.StrType(pattern=pattern) if pattern:
+            return f"text of the form {pattern}"
         case inspect.StrType(min_length=length):
             return "text that is not empty" if length else "text"
         case inspect.LiteralType(values=values):

@@ -64,7 +64,7 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
         """The GPU's number of multiprocessors; None if the catalogue does not know it."""
         return None if self.catalogued is None else self.catalogued.multiprocessors
 
-    compute_capability: str | None = None
+    compute_capability: Annotated[str, Meta(pattern=r"^[0-9]{1,3}\.[0-9]{1,3}$")] | None = None
     """As torch reports it, such as ``9.0``; in older records from the catalogue, and None if that lacks the GPU."""
 
     def allocator_settings(self, text: str | None) -> AllocatorSettings:

@@ -150,6 +150,7 @@ def records(draw: st.DrawFn) -> Any:
 @given(record=records(), raw=st.none() | st.binary(max_size=50))
 @example(record=nested(60), raw=b"[" * 100_000)
 @example(record={"schema_version": 10**400}, raw=None)
+@example(record=RECORD | {"device": RECORD["device"] | {"compute_capability": ""}}, raw=None)
 def test_records(tmp_path: Path, ends_well: Lorabench, record: Any, raw: bytes | None) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     for folder, content in ((before, json.dumps(RECORD).encode()), (after, raw or json.dumps(record).encode())):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -96,6 +98,23 @@ def test_an_output_that_cannot_be_written_is_refused(
     assert complaint in err
     assert "-o" in err
     assert list((tmp_path / "taken").iterdir()) == [tmp_path / "taken" / "file"]
+
+
+def test_a_page_that_finds_no_room_leaves_the_old_one(results: Path, tmp_path: Path) -> None:
+    """A limit of the size of files stands for a full disk."""
+    page = tmp_path / "pages" / "page.html"
+    page.parent.mkdir()
+    page.write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-m", "lorabench", "report", str(results), "-o", str(page)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"lorabench: {page}: cannot write the report: File too large: ")
+    assert [path.read_text() for path in page.parent.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty", "file", "x" * 5000])

@@ -112,6 +112,23 @@ def test_a_folder_takes_one_runner_at_a_time(tmp_path: Path, bell: Path, start: 
     resume(tmp_path / "out")
 
 
+def test_a_folder_that_is_moved_meanwhile_keeps_its_records_and_gets_a_successor(
+    tmp_path: Path, bell: Path, start: Start
+) -> None:
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    running = start(hang="lora")
+    worker = heard(bell, count=2)[-1]
+    out.rename(moved)
+    os.kill(worker["pid"], signal.SIGKILL)
+    _, complaint = running.communicate(timeout=120)
+    assert (running.returncode, complaint) == (0, "")
+    assert [record.recipe.method for record in read_records(moved)] == ["full"]
+    assert sorted(record.recipe.method for record in read_records(out)) == ["lora", "qlora"]
+    for record in moved.iterdir():
+        record.rename(out / record.name)
+    assert resume(out) == ("full qlora", "")
+
+
 FULL_DISK = """
 mount -t tmpfs -o size=20k tmpfs "$OUT" || exit
 "$@" > "$SAID/said" 2> "$SAID/complaint"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +129,27 @@ def test_a_recipe_ends_with_the_server_and_the_suite_goes_on(tmp_path: Path, pre
     finished, _ = run(tmp_path / "out")
     assert outcomes(finished) == ["error", "ok", "ok"]
     assert "the server that forks workers ended" in str(finished.records[0].message)
+    assert methods_run(tmp_path) == ["full", "lora", "qlora"]
+    behave(pretending)
+    finished, _ = run(tmp_path / "out", resume=True)
+    assert outcomes(finished) == ["ok", "ok", "ok"]
+    assert methods_run(tmp_path) == ["full"]
+
+
+def test_a_clock_that_is_set_back_loses_nothing(tmp_path: Path, pretending: pytest.MonkeyPatch) -> None:
+    yesterdays = (datetime(2026, 3, 14, tzinfo=UTC) - timedelta(days=days) for days in itertools.count())
+    pretending.setattr(runner, "datetime", SimpleNamespace(now=lambda zone: next(yesterdays)))
+    behave(pretending, lora="raise")
+    finished, _ = run(tmp_path / "out")
+    assert outcomes(finished) == ["ok", "error", "ok"]
+    assert [record.started_at[:10] for record in finished.records] == ["2026-03-14", "2026-03-13", "2026-03-12"]
+    assert all(record.seconds is not None and record.seconds >= 0 for record in finished.records)
+    methods_run(tmp_path)
+    behave(pretending)
+    finished, _ = run(tmp_path / "out", resume=True)
+    assert outcomes(finished) == ["ok", "ok", "ok"]
+    assert methods_run(tmp_path) == ["lora"]
+    assert finished.records[1].started_at[:10] == "2026-03-11"
 
 
 def test_a_record_says_what_it_was_asked_for_and_names_no_folder(tmp_path: Path) -> None:
