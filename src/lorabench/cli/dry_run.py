@@ -55,6 +55,7 @@ def dry_run(
         here: the device is this machine's.
         assumptions: assumptions about the device, to be printed.
     """
+    on_progress("naming the recipes")
     labels = suite.labels()
     rates = device_rates(device)
     rows = []
