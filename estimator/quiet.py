@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from lorabench.estimator.foreign_text import printable_lines
+
 SPEAK = "LORABENCH_VERBOSE"
 """Environment variable that shows the libraries' output, of this process and of all that lorabench starts. ``-v`` sets
 it to 1."""
@@ -64,8 +66,9 @@ def quiet_environment() -> dict[str, str]:
 
 def pass_on(output: str) -> None:
     """Write ``output``, the standard error of another process, to this process's, if the user requested such output."""
-    if output and wants_library_output():
-        sys.stderr.write(output if output.endswith("\n") else f"{output}\n")
+    if output and wants_library_output() and sys.stderr is not None:
+        with suppress(OSError):  # nobody can read it
+            print(printable_lines(output.removesuffix("\n")), file=sys.stderr)
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def test_records(tmp_path: Path, ends_well: Lorabench, record: Any, raw: bytes |
         (folder / "one.record.json").write_bytes(content)
     code, _, err = ends_well("check", str(after), "--baseline", str(before))
     if code == 2:
-        assert str(after) in err or "baseline" in err
+        assert str(after) in err or "baseline" in err or "results" in err
     ends_well("check", str(before), "--baseline", str(after), "--format", "markdown")
     ends_well("check", str(after), "--against-estimate")
 
@@ -184,7 +184,7 @@ def test_calibrations(tmp_path: Path, ends_well: Lorabench, calibration: Any, ra
     arguments = ("estimate", "gpt2", "--gpu", "rtx-4090", "--no-replay", "--calibration", str(path))
     code, _, err = ends_well(*arguments)
     if code == 2:
-        assert str(path) in err
+        assert str(path) in err or "calibration of" in err
 
 
 @st.composite
