@@ -20,7 +20,8 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         line = printable(message)
-        super().__init__(line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}…")
+        half = LONGEST_MESSAGE // 2  # the beginning has the place, the end the remedy
+        super().__init__(line if len(line) <= LONGEST_MESSAGE else f"{line[:half]}…{line[-half:]}")
 
 
 class NoClosedForm(UserError):  # noqa: N818 - it says what there is not

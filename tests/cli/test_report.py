@@ -124,7 +124,7 @@ def test_a_folder_without_records_is_refused(folder: str, tmp_path: Path, capsys
     code, _, err = report(capsys, tmp_path / folder, "-o", tmp_path / "page.html")
     assert code == 2
     assert err.count("\n") == 1
-    assert folder in err
+    assert folder[:900] in err
     assert not (tmp_path / "page.html").exists()
 
 

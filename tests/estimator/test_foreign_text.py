@@ -51,8 +51,9 @@ def test_a_quote_is_short() -> None:
 
 
 def test_an_error_is_one_printable_line_of_bounded_length() -> None:
-    said = str(UserError("a\x1b[2J\nb" + "c" * 10**6))
+    said = str(UserError("a\x1b[2J\nb" + "c" * 10**6 + ": mend it"))
     assert said.startswith("a�[2J bccc")
+    assert said.endswith("ccc: mend it")
     assert len(said) == LONGEST_MESSAGE + 1
 
 
