@@ -1,7 +1,9 @@
-"""The events of many identical layers, from a walk of the first few.
+"""The events of many layers that repeat, from a walk of a few.
 
-Each layer takes part in a step twice: in forward, and in reverse order in backward. When autocast ends, it frees the
-weights that it cast, layer by layer. A walk is thus cut into parts, of one layer each or of what is outside the layers.
+What repeats is a block of one layer or of several, such as five with a sliding window and one without. Below,
+*layer* is such a block. Each takes part in a step twice: in forward, and in reverse order in backward. When autocast
+ends, it frees the weights that it cast, layer by layer. A walk is thus cut into parts, of one layer each or of what is
+outside the layers.
 
 Two parts are alike if they allocate the same, and free blocks of the same places: of their own layer, of a neighbour,
 or outside the layers. If the inner layers of a short walk are alike, more such layers would be too. Their events are
@@ -10,18 +12,58 @@ those of one inner layer with other numbers of blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
 FEW = 6
-"""Layers of a short walk: the outer ones, and four inner ones that must be alike. `REPEATED` stands for all others."""
-REPEATED = 2
+"""Layers of a short walk: the outer ones, and four inner ones that must be alike."""
+FEW_BLOCKS = 4
+"""The same if each is a block of several layers, of which two inner ones must be alike."""
 OUTSIDE = -1
 """The layer of parts that are outside the layers."""
 
 Events = Sequence[tuple[int, int, object]]
 """(block, n, size), as in a walk. It is a free if the size is None. The block is negative if it has no number."""
+
+
+class Pattern(NamedTuple):
+    """How layers repeat: ``first`` ones, blocks of ``period`` layers, and the ``last`` ones, which continue them."""
+
+    first: int
+    period: int
+    blocks: int
+    last: int
+
+    @property
+    def few(self) -> int:
+        """How many layers or blocks of layers a short walk has, with the first and the last ones as one block each."""
+        return FEW if self.period == 1 else FEW_BLOCKS
+
+    @property
+    def starts(self) -> list[int]:
+        """The layers of a short walk at which a block begins."""
+        return [0, *(self.first + block * self.period for block in range(self.few - 1))]
+
+    def kept(self, layers: int) -> list[int]:
+        """Return the layers that a short walk runs, of all ``layers``."""
+        return [*range(self.starts[-1]), *range(layers - self.last, layers)]
+
+
+def find_pattern(kinds: Sequence[Hashable]) -> Pattern | None:
+    """Return how layers of these ``kinds`` repeat, for the shortest walk; None if no walk would be shorter."""
+    layers, best = len(kinds), None
+    alike = len(set(kinds)) == 1
+    for period in range(1, layers // FEW_BLOCKS + 1):
+        unlike = [at for at in range(layers - period) if kinds[at] != kinds[at + period]]
+        first = unlike[-1] + 1 if unlike else 0
+        # The first block has each kind, since the first layer of a kind frees last what all of the kind share.
+        first = max(first, 1) if alike else first + period
+        blocks = (layers - first - 1) // period
+        found = Pattern(first, period, blocks, layers - first - blocks * period)
+        if blocks > found.few - 2 and (best is None or found.starts[-1] + found.last < best.starts[-1] + best.last):
+            best = found
+    return best
 
 
 class Part(NamedTuple):
@@ -35,7 +77,7 @@ class Part(NamedTuple):
 
 
 class Repetition(NamedTuple):
-    """How a walk of all layers follows from one of `FEW`."""
+    """How a walk of all layers follows from one of a few."""
 
     bounds: list[int]
     """The number of events before each part of the short walk, and of all."""
@@ -75,15 +117,17 @@ class Repetition(NamedTuple):
         return found[0] if len(found) == 1 else None
 
 
-def repeat(parts: Sequence[Part], events: Events, layers: int) -> Repetition | None:
-    """Return how the events of ``layers`` layers follow from those of `FEW`; None if the inner layers are not alike."""
+def repeat(parts: Sequence[Part], events: Events, layers: int, few: int = FEW) -> Repetition | None:
+    """Return how the events of ``layers`` layers follow from those of ``few``; None if the inner layers are not
+    alike."""
+    repeated = few // 2 - 1
     owner_layers = [
         part.layer
         for part, (start, end) in zip(parts, pairwise([*(part.start for part in parts), len(events)]), strict=True)
         for block, _, size in events[start:end]
         if size is not None and block >= 0
     ]
-    parts = list(_cut(parts, events, owner_layers))
+    parts = list(_cut(parts, events, owner_layers, few))
     bounds = [*(part.start for part in parts), len(events)]
     owners = [
         number
@@ -91,22 +135,23 @@ def repeat(parts: Sequence[Part], events: Events, layers: int) -> Repetition | N
         for block, _, size in events[start:end]
         if size is not None and block >= 0
     ]
+    sizes = [owners.count(number) for number in range(len(parts))]
     firsts = [0] * len(parts)
     for block in reversed(range(len(owners))):
         firsts[owners[block]] = block
     contents = {}
     for part, (start, end) in zip(parts, pairwise(bounds), strict=True):
-        content = _content(part, events[start:end], parts, owners, firsts)
+        content = _content(part, events[start:end], parts, owners, firsts, sizes, few)
         if content is None:
             return None
         contents[part.layer, part.kind] = content
-    inner = [(layer, part.kind) for part in parts if part.layer == REPEATED for layer in range(1, FEW - 1)]
-    if any(contents.get((layer, kind)) != contents[REPEATED, kind] for layer, kind in inner):
+    inner = [(layer, part.kind) for part in parts if part.layer == repeated for layer in range(1, few - 1)]
+    if any(contents.get((layer, kind)) != contents[repeated, kind] for layer, kind in inner):
         return None
-    return Repetition(bounds, owners, _copies(parts, owners, firsts, layers))
+    return Repetition(bounds, owners, _copies(parts, firsts, sizes, layers - few, repeated))
 
 
-def _cut(parts: Sequence[Part], events: Events, owner_layers: Sequence[int]) -> Iterator[Part]:
+def _cut(parts: Sequence[Part], events: Events, owner_layers: Sequence[int], few: int) -> Iterator[Part]:
     """Yield the parts; those outside the layers are cut if they free blocks of every layer, layer by layer."""
     ends = [*(part.start for part in parts[1:]), len(events)]
     for part, end in zip(parts, ends, strict=True):
@@ -122,18 +167,32 @@ def _cut(parts: Sequence[Part], events: Events, owner_layers: Sequence[int]) -> 
             runs.append((layer, position))
             position += len(list(run))
         runs.append((OUTSIDE, position))
-        every = list(range(FEW))
-        for first in range(len(runs) - FEW):
-            if [layer for layer, _ in runs[first : first + FEW]] in (every, every[::-1]):
-                for layer, start in runs[first : first + FEW]:
+        every = list(range(few))
+        for first in range(len(runs) - few):
+            if [layer for layer, _ in runs[first : first + few]] in (every, every[::-1]):
+                for layer, start in runs[first : first + few]:
                     yield Part(layer, f"freed in {part.kind}", start)
-                if runs[first + FEW][1] < end:
-                    yield Part(OUTSIDE, f"after {part.kind}", runs[first + FEW][1])
+                if runs[first + few][1] < end:
+                    yield Part(OUTSIDE, f"after {part.kind}", runs[first + few][1])
                 break
 
 
+def _from_start(part: Part, owner: Part) -> bool:
+    """Return whether a part counts the blocks of ``owner`` from its first one. Else it counts from the last one.
+
+    The outer layers of a walk may be larger blocks of layers than the inner ones: a part refers to their nearest layer.
+    """
+    return owner.kind == "forward" and owner.layer > part.layer
+
+
 def _content(
-    part: Part, events: Events, parts: Sequence[Part], owners: Sequence[int], firsts: Sequence[int]
+    part: Part,
+    events: Events,
+    parts: Sequence[Part],
+    owners: Sequence[int],
+    firsts: Sequence[int],
+    sizes: Sequence[int],
+    few: int,
 ) -> list[object] | None:
     """Return what a part does, in terms that are equal for parts that are alike; None if it cannot be repeated."""
     content: list[object] = []
@@ -147,40 +206,41 @@ def _content(
             distance = owner.layer - part.layer
             if abs(distance) > 1:
                 return None
-        elif owner.layer not in (OUTSIDE, 0, FEW - 2, FEW - 1):
+        elif owner.layer not in (OUTSIDE, 0, few - 2, few - 1):
             return None  # what is outside the layers frees a block of an inner one
-        content.append((distance, owner.kind, block - firsts[owners[block]]))
+        end = 0 if _from_start(part, owner) or distance is None else sizes[owners[block]]
+        content.append((distance, owner.kind, block - firsts[owners[block]] - end))
     return content
 
 
 def _copies(
-    parts: Sequence[Part], owners: Sequence[int], firsts: Sequence[int], layers: int
+    parts: Sequence[Part], firsts: Sequence[int], sizes: Sequence[int], more: int, repeated: int
 ) -> list[tuple[int, list[int]]]:
-    """Return `Repetition.copies`."""
-    more = layers - FEW
+    """Return `Repetition.copies`. ``more``: how many layers layer ``repeated`` stands for beside itself."""
     order: list[tuple[int, int]] = []
     """Of each part of the walk of all layers: its layer, and the part that it repeats."""
     for number, part in enumerate(parts):
-        if part.layer == REPEATED:
-            repeated = range(REPEATED, REPEATED + more + 1)
-            descending = parts[number - 1].layer > REPEATED
-            order += [(layer, number) for layer in (reversed(repeated) if descending else repeated)]
+        if part.layer == repeated:
+            alike = range(repeated, repeated + more + 1)
+            descending = parts[number - 1].layer > repeated
+            order += [(layer, number) for layer in (reversed(alike) if descending else alike)]
         else:
-            order.append((part.layer + more if part.layer > REPEATED else part.layer, number))
-    sizes = [owners.count(number) for number in range(len(parts))]
-    begins: dict[tuple[int, str], int] = {}
+            order.append((part.layer + more if part.layer > repeated else part.layer, number))
+    begins: dict[tuple[int, str], tuple[int, int]] = {}
+    """For each part of the walk of all layers: its first block, and their number."""
     passed = 0
     for layer, number in order:
-        begins[layer, parts[number].kind] = passed
+        begins[layer, parts[number].kind] = passed, sizes[number]
         passed += sizes[number]
     found = []
     for layer, number in order:
         shifts = []
-        for owner, first in zip(parts, firsts, strict=True):
+        for owner, first, size in zip(parts, firsts, sizes, strict=True):
             there = owner.layer
             if there != OUTSIDE:
-                outer = there + more if there > REPEATED else there
+                outer = there + more if there > repeated else there
                 there = outer if parts[number].layer == OUTSIDE else layer + there - parts[number].layer
-            shifts.append(begins.get((there, owner.kind), first) - first)
+            begin, blocks = begins.get((there, owner.kind), (first, size))
+            shifts.append(begin - first + (0 if _from_start(parts[number], owner) else blocks - size))
         found.append((number, [*shifts, 0]))
     return found

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple
+
+from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Node, Tape, Tensor
 from lorabench.estimator.closed_form.forms import Setup
 from lorabench.estimator.closed_form.ledger import Block, SilentLedger
 from lorabench.estimator.closed_form.masks import Masks, every_layer, layers_with_window
-from lorabench.estimator.closed_form.repetition import FEW, OUTSIDE, Part, Repetition, repeat
+from lorabench.estimator.closed_form.repetition import OUTSIDE, Part, Pattern, Repetition, find_pattern, repeat
 from lorabench.estimator.closed_form.sizes import CHUNK, LAST_CHUNK, Monomial, Values
 from lorabench.estimator.closed_form.step import LayerOrder, walk_evaluation, walk_layers
 from lorabench.estimator.closed_form.work import Matmul, Work
@@ -58,7 +59,7 @@ class Walk:
         repetition: Repetition | None = None,
     ) -> None:
         self._events = events
-        """The events of the layers that ran: of all, or of the `FEW` that ``repetition`` repeats."""
+        """The events of the layers that ran: of all, or of the few that ``repetition`` repeats."""
         self.marks = marks
         """The number of all layers' events before each mark, and the mark."""
         self.gradients = gradients
@@ -153,13 +154,14 @@ def _short_walk(
 ) -> Walk | None:
     """Return `walk_every_layer` from a run of a few layers; None if the others do not repeat them."""
     spec = resolved.spec
-    if spec.num_hidden_layers <= FEW or len(spec.layers) > 1 or len(set(layers_with_window(spec))) > 1:
+    pattern = find_pattern(_kinds(spec))
+    if pattern is None:
         return None
-    tape = WalkingTape(EventLedger())
-    run(resolved, compute_capability, tape, _few_layers, rows_of(chunks))
+    tape = WalkingTape(EventLedger(), pattern.starts)
+    run(resolved, compute_capability, tape, partial(_few_layers, pattern), rows_of(chunks))
     tape.note_end_of_layers()
     events = [*tape.ledger.events]  # those that follow are of the tape's end
-    repetition = repeat(tape.parts, events, spec.num_hidden_layers)
+    repetition = repeat(tape.parts, events, pattern.blocks + 2, pattern.few)
     if repetition is None:
         return None
     marks = [(repetition.moment(moment), mark) for moment, mark in tape.ledger.marks]
@@ -168,8 +170,22 @@ def _short_walk(
     return Walk(events, known, gradients, [], repetition) if len(known) == len(marks) else None
 
 
-def _few_layers(spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
-    return islice(every_layer(spec, masks), FEW)
+def _kinds(spec: ModelSpec) -> list[tuple[int, bool]]:
+    """Return for each layer what makes it unlike others: its tensors, and whether it has a window."""
+    kinds: list[Layers] = []
+    found: list[tuple[int, bool]] = []
+    windowed = iter(layers_with_window(spec))
+    for group in spec.layers:
+        one = replace(group, count=1)
+        if one not in kinds:
+            kinds.append(one)
+        found += [(kinds.index(one), next(windowed)) for _ in range(group.count)]
+    return found
+
+
+def _few_layers(pattern: Pattern, spec: ModelSpec, masks: Masks) -> Iterator[tuple[Layers, int, bool]]:
+    every = [*every_layer(spec, masks)]
+    return iter([every[layer] for layer in pattern.kept(len(every))])
 
 
 class EventLedger(SilentLedger):
@@ -206,8 +222,11 @@ class WalkingTape(Tape):
 
     ledger: EventLedger
 
-    def __init__(self, ledger: EventLedger) -> None:
+    def __init__(self, ledger: EventLedger, starts: Sequence[int] | None = None) -> None:
+        """Note the layers of ``starts`` only, each with those after it; all without."""
         super().__init__(ledger)
+        self._starts = starts
+        self._layers = 0
         self._threads_with_workspace: set[bool] = set()
         self.parts = [Part(OUTSIDE, "before the layers", 0)]
         self._sequences: list[int] = []
@@ -218,8 +237,10 @@ class WalkingTape(Tape):
     @contextmanager
     def repeated(self, copies: int) -> Iterator[Callable[[Tensor, Tensor], None]]:
         """Run one layer, which stands for itself only."""
-        self.parts.append(Part(len(self._sequences), "forward", len(self.ledger.events)))
-        self._sequences.append(self._sequence)
+        if self._starts is None or self._layers in self._starts:
+            self.parts.append(Part(len(self._sequences), "forward", len(self.ledger.events)))
+            self._sequences.append(self._sequence)
+        self._layers += 1
         with super().repeated(copies) as finish:
             yield finish
         self._last_sequence = self._sequence
