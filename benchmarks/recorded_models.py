@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 from benchmarks.rehearsal_errors import replace_between
 
-from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.models.read_config import MODEL_TYPES
+from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.estimator.models.recordings import contents, recorded_types
+from lorabench.estimator.recording.configs import PREFIX, config_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- begin: benchmarks/recorded_models.py -->", "<!-- end: benchmarks/recorded_models.py -->"
@@ -24,8 +25,10 @@ def table() -> str:
     rows = [*_rows()]
     forms = [row for row in rows if row[3] != "none"]
     types = {row[0] for row in forms}
+    errors = [float(row[3].removesuffix("%")) for row in forms]
     lines = [
         f"{len(types)} model types have a recorded closed form, and {len(MODEL_TYPES)} one that is written by hand.",
+        f"The median error is {median(errors):.3f} %, the largest {max(errors):.3f} %.",
         "",
         "| model type | recorded from | parameters | closed form against trace |",
         "|---|---|---:|---:|",
@@ -37,9 +40,11 @@ def table() -> str:
 def _rows() -> Iterator[tuple[str, str, str, str]]:
     for model_type in recorded_types():
         for variant in contents(model_type)["variants"]:
-            spec = find_model(variant["model"])
+            model = variant["model"]
+            spec = read_config(config_of(model), model)
             error = f"{variant['error']:.3%}" if variant["around"] is not None else "none"
-            yield model_type, variant["model"], f"{spec.parameters / 1e9:,.2f} B", error
+            source = "transformers' defaults" if model.startswith(PREFIX) else model
+            yield model_type, source, f"{spec.parameters / 1e9:,.2f} B", error
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from lorabench.estimator.models.catalogue import CONFIGS
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.recordings import contents, few_layers, recorded_types
 from lorabench.estimator.models.spec import ModelSpec
@@ -73,5 +70,6 @@ def recorded_models(*, with_closed_form: bool) -> list[str]:
 
 def recorded_config(name: str) -> dict[str, Any]:
     """Return the config.json of a model that was recorded, with few layers."""
-    given = msgspec.json.decode((CONFIGS / f"{name}.json").read_bytes())
-    return few_layers(given.get("text_config", given), name)
+    from lorabench.estimator.recording.configs import config_of  # it needs transformers
+
+    return few_layers(config_of(name), name)

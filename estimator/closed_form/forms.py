@@ -21,6 +21,7 @@ from lorabench.estimator.closed_form.ledger import PeakCandidate
 from lorabench.estimator.closed_form.sizes import Monomial
 from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.errors import NoClosedForm
 from lorabench.estimator.memory.persistent import PersistentBytes, persistent_bytes
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.recipe import Optim
@@ -71,9 +72,23 @@ def branches(spec: ModelSpec, batch_size: Any, seq_len: Any) -> tuple[Any, Any]:
 
     First: whether there are several sequences; with one, some copies are views (`Step`, `Modules._eager`). Second:
     whether the sequence fills the model's sliding window, which then needs a mask (`Masks`).
+
+    Raises:
+        NoClosedForm: the sequence is longer than the closed form holds for.
     """
+    longest = spec.longest_closed_form
+    if longest and any_of(seq_len > longest):
+        raise NoClosedForm(
+            f"{spec.name}: the closed form holds for at most {longest} tokens, from which on the model selects some: "
+            "use lorabench trace"
+        )
     window = spec.config.get("sliding_window") or math.inf
     return batch_size > 1, seq_len >= window
+
+
+def any_of(condition: Any) -> bool:
+    """Return whether a condition on a number, or any of an array of them, holds."""
+    return bool(condition.any() if hasattr(condition, "any") else condition)
 
 
 class PhaseForm(NamedTuple):

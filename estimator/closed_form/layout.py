@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
 
-from lorabench.estimator.closed_form.sizes import ONE, WITH_SINK, B, Monomial, S
+from lorabench.estimator.closed_form.sizes import ONE, B, Monomial, S, Symbol, extra_tokens, longer, of_symbol
 
 LENGTH = 1009
 """The length that stands for all others, a prime that is no size of a model."""
@@ -43,7 +43,7 @@ class Dim(NamedTuple):
             symbols.remove(symbol)
         if self.n % other.n:
             raise Unsupported(f"{self} is no multiple of {other}")
-        return Dim(self.n // other.n, reduce(lambda a, b: a * b, (BY_SYMBOL[symbol] for symbol in symbols), ONE))
+        return Dim(self.n // other.n, reduce(lambda a, b: a * b, map(of_symbol, symbols), ONE))
 
     def plus(self, other: Dim) -> Dim:
         """Return the sum.
@@ -53,11 +53,13 @@ class Dim(NamedTuple):
         """
         if self.symbols is other.symbols:
             return Dim(self.n + other.n, self.symbols)
-        for sum_, parts in SUMS.items():
-            if {self, other} == set(parts):
-                return sum_
-            if self == sum_ and Dim(-other.n, other.symbols) in parts:
-                return parts[1 - parts.index(Dim(-other.n, other.symbols))]
+        first, second = longer_by(self), longer_by(other)
+        if first is not None and other.symbols is ONE:
+            return Dim(1, longer(first + other.n))
+        if second is not None and self.symbols is ONE:
+            return Dim(1, longer(second + self.n))
+        if first is not None and other == Dim(-1, S):
+            return Dim(first)
         raise Unsupported(f"the sum of {self} and {other}")
 
 
@@ -66,10 +68,12 @@ def as_dim(size: Dim | int) -> Dim:
     return size if isinstance(size, Dim) else Dim(size)
 
 
+def longer_by(dim: Dim) -> int | None:
+    """Return c of a dimension S + c; None if ``dim`` is no such sum."""
+    return extra_tokens(dim.symbols) if dim.n == 1 else None
+
+
 UNIT = Dim(1)
-BY_SYMBOL = {monomial.symbols[0]: monomial for monomial in (B, S, WITH_SINK)}
-SUMS = {Dim(1, WITH_SINK): (Dim(1, S), UNIT)}
-"""A dimension of its own → what it is the sum of."""
 Shape = tuple[Dim, ...]
 Strides = tuple[int, ...]
 
@@ -94,12 +98,20 @@ class Sizes:
     """Shapes as numbers, for a batch of one or of several sequences."""
 
     def __init__(self, several: bool) -> None:
-        self.values = {B.symbols[0]: 2 if several else 1, S.symbols[0]: LENGTH, WITH_SINK.symbols[0]: LENGTH + 1}
+        self.batch = 2 if several else 1
         self.single = not several
 
     def number(self, dim: Dim) -> int:
         """Return the number that stands for ``dim``."""
-        return reduce(lambda product, symbol: product * self.values[symbol], dim.symbols.symbols, dim.n)
+        return reduce(lambda product, symbol: product * self._value(symbol), dim.symbols.symbols, dim.n)
+
+    def _value(self, symbol: Symbol) -> int:
+        monomial = of_symbol(symbol)
+        if monomial is B:
+            return self.batch
+        extra = extra_tokens(monomial)
+        assert extra is not None
+        return LENGTH + extra
 
     def numbers(self, shape: Shape) -> tuple[int, ...]:
         """Return the numbers that stand for ``shape``."""

@@ -129,9 +129,6 @@ LAST_CHUNK = _symbol(
     lambda values: _rows(values, last=True),
 )
 SHIFTED_TOKENS = B * _symbol("(S − 1)", "tokens of a sequence that have a next one", lambda values: values[S] - 1)
-WITH_SINK = _symbol(
-    "(S + 1)", "tokens of a sequence, and a sink that attention may look at", lambda values: values[S] + 1
-)
 INDICES = _symbol(
     "i",
     "indices in the embedding's backward: 3·B·S + 2·min(B·S, V) + p",
@@ -162,6 +159,28 @@ POSITION_PARTS_OF_ALL = _symbol(
     "partial sums in the positions' backward, if each sequence looks them up: ⌊B·S/10⌋ + min(B·S, positions)",
     lambda values: embedding_scratch(values[TOKENS], values.spec.max_position_embeddings)[1],
 )
+
+_LONGER: dict[int, Monomial] = {0: S}
+
+
+def longer(extra: int) -> Monomial:
+    """Return the symbol of S + ``extra``: a sequence with a sink that attention may look at, or with padding."""
+    if extra not in _LONGER:
+        name = f"(S {'+' if extra > 0 else '−'} {abs(extra)})"
+        meaning = f"tokens of a sequence, and {extra} more" if extra > 0 else f"tokens of a sequence, less {-extra}"
+        _LONGER[extra] = _symbol(name, meaning, lambda values: values[S] + extra)
+    return _LONGER[extra]
+
+
+def extra_tokens(monomial: Monomial) -> int | None:
+    """Return c if ``monomial`` is S + c, else None."""
+    return next((extra for extra, known in _LONGER.items() if known is monomial), None)
+
+
+def of_symbol(symbol: Symbol) -> Monomial:
+    """Return the product of one ``symbol``."""
+    return _product(symbol)
+
 
 Extent = tuple[float, Monomial]
 """A number times a product of symbols, such as one side of a matrix."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import decoder_of
+from lorabench.estimator.closed_form.layout import Unsupported
 from lorabench.estimator.closed_form.ledger import Block, Ledger, PeakCandidate
 from lorabench.estimator.closed_form.masks import Masks, identical_layers
 from lorabench.estimator.closed_form.modules import Modules, Rotary, Weights
@@ -93,6 +94,20 @@ class _Step:
 
     @no_collection()
     def run(self) -> list[PeakCandidate]:
+        with self._saying_what_lacks():
+            return self._run()
+
+    @contextmanager
+    def _saying_what_lacks(self) -> Iterator[None]:
+        """Return a context that raises `NoClosedForm` if a program needs what the closed form cannot say."""
+        try:
+            yield
+        except Unsupported as error:
+            raise NoClosedForm(
+                f"{self.spec.name}: the closed form cannot say this recipe ({error}): use lorabench trace"
+            ) from error
+
+    def _run(self) -> list[PeakCandidate]:
         ledger = self.ledger
         for phase in ("loaded", "adapted", "forward"):  # before the step there is only persistent memory
             ledger.enter(phase)
@@ -113,7 +128,7 @@ class _Step:
     def evaluate(self) -> None:
         self.tape.evaluating = True
         batch = self._batch()
-        with self._autocast():
+        with self._saying_what_lacks(), self._autocast():
             loss = self._forward()
         del loss, batch
 

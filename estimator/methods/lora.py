@@ -90,8 +90,7 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
         """Yield an obstacle for dropout on adapters of experts."""
-        adapts_experts = self.target_modules == "all-linear" and spec.adapts_experts
-        if self.lora_dropout and adapts_experts and any(group.experts for group in spec.layers):
+        if self.lora_dropout and self.target_modules == "all-linear" and spec.adapts_experts:
             yield Obstacle(
                 "lora_dropout",
                 f"peft has no dropout for adapters of fused experts, which {spec.name} has",

@@ -7,7 +7,6 @@ second.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +72,7 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
             f"{name}: transformers cannot build this {model_type} ({type(error).__name__}: {reason}): "
             "correct the config.json"
         ) from error
-    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
-    if getattr(built, "is_encoder_decoder", False) or (causal and not any(causal)):
+    if attends_to_later_tokens(built, model):
         raise UserError(f"{name}: this {model_type} attends to later tokens, so it is not a causal language model")
     return spec_of(model, built.get_text_config(), {**shapes, **tokens}, name)
 
@@ -83,6 +81,12 @@ def _refuse_many_layers(sizes: Any, name: str) -> None:
     layers = getattr(sizes, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise UserError(f"{name}: num_hidden_layers must be at most {MOST_LAYERS:,}, got {quoted(layers)}")
+
+
+def attends_to_later_tokens(config: Any, model: nn.Module) -> bool:
+    """Return whether ``model`` is an encoder, or has one, so that it is not a causal language model."""
+    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(getattr(config, "is_encoder_decoder", False)) or (bool(causal) and not any(causal))
 
 
 def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelSpec:
@@ -109,6 +113,11 @@ def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelS
         if parameter is embedding.weight
     ]
     tables = [*tokens, *(weight for weight in apart if weight.part == "embedding" and weight not in tokens)]
+    count, described = len(layers), [(linears_of(layer), weights_of(layer)) for layer in layers]
+    final = tuple(weight for weight in apart if weight not in tables)
+    head_linear = _linear(next(key for key, module in model.named_modules() if module is head), head, "head")
+    adapts = _adapts_experts(model, layers)
+    groups = tuple(Layers(len(list(group)), *tensors, adapts_experts=adapts) for tensors, group in groupby(described))
     heads = _size(sizes, "num_attention_heads")
     hidden: int = _size(sizes, "hidden_size") or embedding.weight.shape[1]
     return ModelSpec(
@@ -117,7 +126,7 @@ def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelS
         config=config,
         hidden_size=hidden,
         intermediate_size=_size(sizes, "intermediate_size"),
-        num_hidden_layers=len(layers),
+        num_hidden_layers=count,
         num_attention_heads=heads,
         num_key_value_heads=_size(sizes, "num_key_value_heads") or heads,
         head_dim=_size(sizes, "head_dim") or (hidden // heads if heads else 0),
@@ -125,12 +134,11 @@ def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelS
         max_position_embeddings=_size(sizes, "max_position_embeddings"),
         tie_word_embeddings=tied,
         embeddings=tuple(tables),
-        layers=tuple(_identical_layers(layers)),
-        final_norm=tuple(weight for weight in apart if weight not in tables),
-        head=_linear(next(key for key, module in model.named_modules() if module is head), head, "head"),
+        layers=groups,
+        final_norm=final,
+        head=head_linear,
         layers_path=path,
         has_sdpa=bool(getattr(model, "_supports_sdpa", True)),
-        adapts_experts=_adapts_experts(model, layers),
     )
 
 
@@ -177,13 +185,6 @@ def layers_of(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleLi
     for path, module in equal or [pair for pair in lists if len(pair[1]) > 1 and count % len(pair[1]) == 0]:
         return path, module
     raise UserError(f"{name}: the model that transformers builds has no list of {count} layers")
-
-
-def _identical_layers(layers: nn.ModuleList) -> Iterator[Layers]:
-    """Yield consecutive layers with equal tensors as one group."""
-    shapes = [(linears_of(layer), weights_of(layer)) for layer in layers]
-    for (linears, weights), group in groupby(shapes):
-        yield Layers(len(list(group)), linears, weights)
 
 
 def linears_of(layer: nn.Module) -> tuple[Linear, ...]:

@@ -6,7 +6,7 @@ builds. A file has variants: configs that differ in more than sizes, such as wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -44,6 +44,8 @@ class Recording(NamedTuple):
     """The config's sizes, by the names in expressions."""
     spec: dict[str, Any]
     """The fields of `ModelSpec`, with expressions."""
+    longest: int = 0
+    """Longest sequence for which the programs hold; 0 if they hold for any."""
 
 
 @cache
@@ -85,14 +87,15 @@ def find_recording(config: Mapping[str, Any]) -> Recording | None:
     given = file["defaults"] | canonical(config, file["aliases"])
     for variant in file["variants"]:
         if all((given.get(key) or None) == (value or None) for key, value in variant["when"].items()) and all(
-            _is_size(given.get(name), LARGEST_SIZE) for name in variant["sizes"]
+            _is_size(given.get(name), LARGEST_SIZE) for name in (*variant["sizes"], *variant["longest"])
         ):
             layers = given.get(file["aliases"].get("num_hidden_layers", "num_hidden_layers"))
             order = _order(variant["order"], given, layers) if _is_size(layers, MOST_LAYERS) else None
             if order is not None:
                 sizes = {name: given[name] for name in variant["sizes"]}
                 around = None if variant["around"] is None else file["around"][variant["around"]]
-                return Recording(file["kinds"], around, order, sizes, variant["spec"])
+                longest = min((given[name] for name in variant["longest"]), default=0)
+                return Recording(file["kinds"], around, order, sizes, variant["spec"], longest)
     return None
 
 
@@ -107,26 +110,39 @@ def _order(rule: Any, given: Mapping[str, Any], layers: Any) -> list[int] | None
         return [rule] * layers
     if "repeated" in rule:
         return ordered(rule, layers) if given.get("layer_types") is None else None
-    types = given.get("layer_types")
-    if not isinstance(types, list) or len(types) != layers:
+    lists = [given.get(key) for key in rule["by"]]
+    if any(not isinstance(each, list) or len(each) != layers for each in lists):
         return None
-    known = all(isinstance(each, str) and each in rule for each in types)
-    return [rule[each] for each in types] if known else None
+    kinds = [rule["kinds"].get(kind) for kind in layer_kinds(lists)]
+    return None if None in kinds else kinds
+
+
+def layer_kinds(lists: Sequence[Any]) -> list[str]:
+    """Return for each layer what the ``lists``, of one entry a layer, say of it."""
+    return [" ".join(map(str, entries)) for entries in zip(*lists, strict=True)]
 
 
 def few_layers(config: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Return the config of ``model``, which was recorded, with as few layers as the recording is for."""
     file = contents(config["model_type"])
     [variant] = [variant for variant in file["variants"] if variant["model"] == model]
-    few = dict(config)
     if isinstance(variant["order"], list):
-        return few
-    for count in ("num_hidden_layers", file["aliases"].get("num_hidden_layers")):
-        if count in few:
-            few[count] = variant["layers"]
-    if few.get("layer_types"):
-        few["layer_types"] = few["layer_types"][: variant["layers"]]
-    return few
+        return dict(config)
+    counts = ("num_hidden_layers", file["aliases"].get("num_hidden_layers"))
+    return shortened(config, next((key for key in counts if key in config), counts[0]), variant["layers"])
+
+
+def shortened(config: Mapping[str, Any], count: str, layers: int) -> dict[str, Any]:
+    """Return ``config`` with so many ``layers``, in its key ``count`` and in its lists of one entry a layer."""
+    found = {**config, count: layers}
+    for key in lists_of_layers(config, config.get(count)):
+        found[key] = config[key][:layers]
+    return found
+
+
+def lists_of_layers(config: Mapping[str, Any], layers: Any) -> list[str]:
+    """Return the keys of ``config`` that have one entry for each of its ``layers``."""
+    return sorted(key for key, value in config.items() if isinstance(value, list) and len(value) == layers > 0)
 
 
 def ordered(pattern: Mapping[str, list[int]], layers: int) -> list[int]:
@@ -142,13 +158,13 @@ def recorded_spec(recording: Recording, config: Mapping[str, Any], name: str) ->
         ValueError: the sizes contradict each other.
     """
     values = evaluated(recording.spec, recording.sizes)
+    adapts = values.pop("adapts_experts")
     layers = []
     for kind, group in groupby(recording.order):
         declared = recording.kinds[kind]
         linears = msgspec.convert(evaluated(declared["linears"], recording.sizes), tuple[Linear, ...])
         weights = msgspec.convert(evaluated(declared["weights"], recording.sizes), tuple[Weight, ...])
         windowed = declared["mask"] == "sliding"
-        adapts = values["adapts_experts"]
         number = None if recording.around is None else kind
         layers.append(Layers(len(list(group)), linears, weights, number, windowed, adapts))
     shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
@@ -162,5 +178,6 @@ def recorded_spec(recording: Recording, config: Mapping[str, Any], name: str) ->
         "num_hidden_layers": len(recording.order),
         "max_position_embeddings": int(config.get("max_position_embeddings") or values["max_position_embeddings"]),
         "layers": layers,
+        "longest_closed_form": recording.longest,
     }
     return msgspec.convert(fields, ModelSpec, from_attributes=True)

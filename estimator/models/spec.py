@@ -50,6 +50,10 @@ class Weight(Struct, frozen=True):
         return prod(self.shape)
 
 
+ADAPTED = ("gate.weight", "gate_up_proj", "down_proj")
+"""Ends of the names of routers and stacks of experts that peft adapts (its `_MOE_TARGET_MODULE_MAPPING`)."""
+
+
 class Layers(Struct, frozen=True):
     """Consecutive identical decoder layers."""
 
@@ -70,8 +74,8 @@ class Layers(Struct, frozen=True):
 
     @property
     def adapted_experts(self) -> list[Weight]:
-        """Those of `experts` that peft adapts under all-linear; none of them is a bias."""
-        return [weight for weight in self.experts if self.adapts_experts and len(weight.shape) > 1]
+        """Those of `experts` that peft adapts under all-linear."""
+        return [weight for weight in self.experts if self.adapts_experts and weight.name.endswith(ADAPTED)]
 
 
 class ModelSpec(Struct, frozen=True):
@@ -104,8 +108,8 @@ class ModelSpec(Struct, frozen=True):
     the names of all other tensors are whole paths."""
     has_sdpa: bool = True
     """Whether transformers supports sdpa for it."""
-    adapts_experts: bool = True
-    """Whether peft adapts its stacks of experts under all-linear, if it has any."""
+    longest_closed_form: int = 0
+    """Longest sequence for which its closed form holds; 0 if it holds for any."""
     assumptions: tuple[str, ...] = ()
     """How an ambiguous name was resolved, one line each; empty for a unique name."""
 
@@ -124,6 +128,11 @@ class ModelSpec(Struct, frozen=True):
         else:
             parts["head"] += self.head.parameters
         return parts
+
+    @property
+    def adapts_experts(self) -> bool:
+        """Whether peft adapts its stacks of experts under all-linear; false if it has none."""
+        return any(group.adapted_experts for group in self.layers)
 
     @property
     def learned_positions(self) -> bool:

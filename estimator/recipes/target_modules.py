@@ -8,6 +8,10 @@ from lorabench.estimator.methods.base import Adapter
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
 
+FUSED = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Names that peft takes for parts of stacked experts, if a model has these: it adapts the stacks, and no linear layers
+of these names, such as those of a shared expert (`_convert_peft_config_moe`)."""
+
 
 def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[str, ...]:
     """Return the `Linear.name` of every linear layer that gets an adapter, without duplicates, in the model's order.
@@ -27,7 +31,8 @@ def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[st
         return adapter.default_targets(spec)
     linears = list({linear.name: linear for group in spec.layers for linear in group.linears}.values())
     if targets == "all-linear":
-        return tuple(linear.name for linear in linears)
+        fused = FUSED if spec.adapts_experts else frozenset()
+        return tuple(linear.name for linear in linears if linear.name.rsplit(".", 1)[-1] not in fused)
     if targets in ("attention", "mlp"):
         part = "attention" if targets == "attention" else "feed_forward"
         names = tuple(linear.name for linear in linears if linear.part == part)

@@ -1,13 +1,16 @@
-"""Record the architectures of configs: ``python -m lorabench.estimator.recording [CONFIG.json…]``.
+"""Record architectures: ``python -m lorabench.estimator.recording [CONFIG.json | MODEL_TYPE…]``.
 
-Without arguments it records each model of the catalogue whose config no recording fits. It writes
-``estimator/models/recorded/``. A forward pass is kept only if the closed form says with it what a trace says.
+Without arguments it records each model of the catalogue whose config no recording fits, and each other model type that
+transformers can build, from the defaults of its config. It writes ``estimator/models/recorded/``. A forward pass is
+kept only if the closed form says with it what a trace says.
+
+``python -m lorabench.estimator.recording --check [MODEL_TYPE…]`` compares the recordings with traces again.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.recording.architecture import record_architecture
+from lorabench.estimator.recording.configs import PREFIX, config_of, default_config, default_types
 from lorabench.estimator.trace.trace import trace
 
 Tree = dict[str, Any]
@@ -36,7 +40,7 @@ RECIPES: tuple[Tree, ...] = (
     {"method": "qlora", "batch_size": 1, "lora_dropout": 0.0},
 )
 LENGTH = 512
-MOST_ERROR = 0.005
+MOST_ERROR = 0.01
 """Largest error of the closed form's peak against the trace's. Recordings beyond it are not kept."""
 
 
@@ -52,7 +56,7 @@ def add(file: Tree, recording: Tree) -> None:
     elif "repeated" in order:
         variant["order"] = {key: [numbers[kind] for kind in kinds] for key, kinds in order.items()}
     else:
-        variant["order"] = {key: numbers[kind] for key, kind in order.items()}
+        variant["order"] = {**order, "kinds": {said: numbers[kind] for said, kind in order["kinds"].items()}}
     if recording["around"] is None:
         variant["around"] = None
     else:
@@ -108,13 +112,13 @@ def write(model_type: str, file: Tree) -> None:
 
 def record(config: Tree, model: str) -> str:
     """Record the model of ``config``, and return what was kept."""
+    before = contents(config["model_type"]) if config["model_type"] in recorded_types() else None
     try:
         recording = record_architecture(config)
     except Exception as failure:  # the architecture's own code may raise anything
         recording = with_programs(record_architecture(config, forward=False), ())
-        _keep(config["model_type"], model, recording)
+        _keep(config["model_type"], model, recording, before)
         return f"its tensors only: {type(failure).__name__}: {failure}"
-    before = contents(config["model_type"]) if config["model_type"] in recorded_types() else None
     said, kept, errors = [], [], []
     for implementation in recording["around"]:
         _keep(config["model_type"], model, with_programs(recording, [implementation]), before)
@@ -134,10 +138,8 @@ def record(config: Tree, model: str) -> str:
     return f"{' and '.join(kept) or 'its tensors only'} ({'; '.join(said)})"
 
 
-def _keep(model_type: str, model: str, recording: Tree, before: Tree | None = None) -> None:
-    """Write the recording of ``model`` into its file, which was ``before``, or is now."""
-    if before is None and model_type in recorded_types():
-        before = contents(model_type)
+def _keep(model_type: str, model: str, recording: Tree, before: Tree | None) -> None:
+    """Write the recording of ``model`` into its file, which was ``before``."""
     empty: Tree = {"defaults": {}, "aliases": recording["aliases"], "kinds": [], "around": [], "variants": []}
     file = msgspec.json.decode(msgspec.json.encode(before or empty))
     added = msgspec.json.decode(msgspec.json.encode(recording))
@@ -146,22 +148,60 @@ def _keep(model_type: str, model: str, recording: Tree, before: Tree | None = No
     write(model_type, file)
 
 
-@quiet_libraries()
-def main(paths: list[str]) -> None:
-    """Record the model of each config.json of ``paths``, or of the catalogue, that no recording fits."""
-    torch.set_num_threads(1)
-    FOLDER.mkdir(exist_ok=True)
-    for path in map(Path, paths or sorted(map(str, CONFIGS.glob("*/*.json")))):
+def wanted(arguments: Sequence[str]) -> Iterator[tuple[str, Tree]]:
+    """Yield name and config of each model to record, as ``arguments`` say: paths of config.json files, or model types.
+
+    Without arguments it is the catalogue, and the defaults of each other model type.
+    """
+    paths = [each for each in arguments if each.endswith(".json")]
+    for path in map(Path, paths if arguments else sorted(map(str, CONFIGS.glob("*/*.json")))):
         config = msgspec.json.decode(path.read_bytes())
-        config = config.get("text_config", config)
+        yield f"{path.parent.name}/{path.stem}", config.get("text_config", config)
+    for model_type in [each for each in arguments if each not in paths] or (default_types() if not arguments else ()):
+        if model_type in MODEL_TYPES or (not arguments and model_type in recorded_types()):
+            continue
+        try:
+            config = default_config(model_type)
+        except Exception as error:  # the architecture's own code may raise anything
+            print(f"{PREFIX}{model_type}: no config: {type(error).__name__}: {error}"[:300], flush=True)
+            continue
+        if config["model_type"] == model_type and "text_config" not in config:
+            yield f"{PREFIX}{model_type}", config
+
+
+def check(model_types: Sequence[str]) -> bool:
+    """Compare the recordings of ``model_types``, or all, with traces again, print their errors, and return whether all
+    are small enough."""
+    good = True
+    for model_type in model_types or recorded_types():
+        for variant in contents(model_type)["variants"]:
+            model = variant["model"]
+            spec = read_config(few_layers(config_of(model), model), model)
+            programs = contents(model_type)["around"][variant["around"]] if variant["around"] is not None else {}
+            errors = {implementation: error_of(spec, implementation) for implementation in programs}
+            good = good and all(error <= MOST_ERROR for error in errors.values())
+            said = ", ".join(f"{implementation} {error:.4%}" for implementation, error in errors.items())
+            print(f"{model} ({model_type}): {said or 'its tensors only'}", flush=True)
+    return good
+
+
+@quiet_libraries()
+def main(arguments: Sequence[str]) -> bool:
+    """Record the models that are `wanted` and that no recording fits; with ``--check``, `check` those that exist."""
+    torch.set_num_threads(1)
+    if arguments[:1] == ["--check"]:
+        return check(arguments[1:])
+    FOLDER.mkdir(exist_ok=True)
+    for name, config in wanted(arguments):
         if config["model_type"] in MODEL_TYPES or find_recording(config) is not None:
             continue
         try:
-            said = record(config, f"{path.parent.name}/{path.stem}")
+            said = record(config, name)
         except Exception as error:  # the architecture's own code may raise anything
             said = f"not recorded: {type(error).__name__}: {error}"
-        print(f"{path.parent.name}/{path.stem} ({config['model_type']}): {said}"[:300], flush=True)
+        print(f"{name} ({config['model_type']}): {said}"[:300], flush=True)
+    return True
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(not main(sys.argv[1:]))

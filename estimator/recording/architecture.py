@@ -18,8 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lorabench.estimator.models.expressions import terms
-from lorabench.estimator.models.introspect import layers_of, linears_of, spec_of, weights_of
-from lorabench.estimator.models.recordings import TOKENS, canonical, ordered
+from lorabench.estimator.models.introspect import attends_to_later_tokens, layers_of, linears_of, spec_of, weights_of
+from lorabench.estimator.models.recordings import (
+    TOKENS,
+    canonical,
+    layer_kinds,
+    lists_of_layers,
+    ordered,
+    shortened,
+)
 from lorabench.estimator.recording.fit import Changed, Unlike, fit
 from lorabench.estimator.recording.recorder import NotRecordable, record
 from lorabench.estimator.trace.cuda_semantics import building_on_meta
@@ -53,11 +60,13 @@ def record_architecture(
     small = run(few)
     defaults = canonical(_defaults(kind), aliases)
     given = defaults | canonical(few, aliases)
+    by_layer = lists_of_layers(few, len(small["order"]))
     sizes: dict[str, int] = {}
     changed: dict[str, Changed] = {}
     when: Tree = {}
+    longest: list[str] = []
     for key, value in given.items():
-        if key in (count, "layer_types"):
+        if key in (count, *by_layer):
             continue
         if type(value) is int and value > 1:
             one = _changed_size(few, small, key, value, log, run)
@@ -65,6 +74,8 @@ def record_architecture(
                 when[key] = value
             elif one.tree != small:
                 sizes[key], changed[key] = value, one
+            elif value > LENGTH and _attempt({**few, key: LENGTH // 2}, run) not in (None, small):
+                longest.append(key)  # it cuts sequences that are longer
             continue
         other = 0.0 if "drop" in key and value else _other(value)
         if other is None or _attempt({**few, key: other}, run) != small:
@@ -76,17 +87,17 @@ def record_architecture(
     used = sorted(of_config & _names(fitted))
     kinds, order = fitted["kinds"], [*map(int, whole["order"])]
     rule: Any = order
-    types = base.get("layer_types")
     if len(kinds) == 1:
         rule = 0
-    elif types is not None:
-        by_type: dict[str, int] = {}
-        if all(by_type.setdefault(each, number) == number for each, number in zip(types, order, strict=True)):
-            rule = by_type
+    elif by_layer:
+        known: dict[str, int] = {}
+        said = layer_kinds([base[key] for key in by_layer])
+        if all(known.setdefault(each, number) == number for each, number in zip(said, order, strict=True)):
+            rule = {"by": by_layer, "kinds": known}
     if rule is order:
         rule = _pattern(order, [*map(int, small["order"])]) or order
     return {
-        "defaults": {key: value for key, value in defaults.items() if key in {*used, *when, count}},
+        "defaults": {key: value for key, value in defaults.items() if key in {*used, *when, *longest, count}},
         "aliases": aliases,
         "kinds": kinds,
         "around": fitted["around"],
@@ -94,6 +105,7 @@ def record_architecture(
             "layers": len(small["order"]),
             "when": when,
             "sizes": {name: sizes[name] for name in used},
+            "longest": longest,
             "order": rule,
             "spec": fitted["spec"],
         },
@@ -174,9 +186,7 @@ def _fewer(config: Tree, whole: Tree, count: str, run: Run) -> Tree:
     for layers in FEW:
         if layers >= whole["spec"]["num_hidden_layers"]:
             break
-        fewer = {**config, count: layers}
-        if config.get("layer_types"):
-            fewer["layer_types"] = config["layer_types"][:layers]
+        fewer = shortened(config, count, layers)
         found = _attempt(fewer, run)
         if found is not None and found["kinds"] == whole["kinds"]:
             return fewer
@@ -199,8 +209,9 @@ def _recorded(config: Tree, batch: int = BATCH, length: int = LENGTH, *, forward
                 {"linears": msgspec.to_builtins(linears_of(layer)), "weights": msgspec.to_builtins(weights_of(layer))}
                 for layer in layers
             ]
-            spec = msgspec.to_builtins(spec_of(model, sizes, {"model_type": config["model_type"]}, ""))
-            for key in ("name", "config", "model_type", "layers", "assumptions"):
+            read = spec_of(model, sizes, {"model_type": config["model_type"]}, "")
+            spec = msgspec.to_builtins(read) | {"adapts_experts": read.layers[0].adapts_experts}
+            for key in ("name", "config", "model_type", "layers", "assumptions", "longest_closed_form"):
                 spec.pop(key, None)
             found = {"spec": {**spec, "keeps_tokens": keeps}, "layers": declared}
             if any(len(weight["shape"]) > 2 for of in declared for weight in of["weights"]):
@@ -248,6 +259,8 @@ def _built(config: Tree, implementation: str) -> tuple[Any, Any, bool]:
             if keeps:
                 raise
             continue
+        if attends_to_later_tokens(built, model):
+            raise NotRecordable("no causal language model")
         model.train()
         return built, model, keeps
     raise AssertionError

@@ -69,7 +69,11 @@ class Recorder(TorchFunctionMode):
         self._layers = layers
         self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
         self._prefixes = {id(layer): f"{path}." for path, layer in model.named_modules() if layer in set(layers)}
+        self._held: list[torch.Tensor] = [*model.buffers()]
+        """Tensors that are known by their ids, which would be others' if these tensors were gone."""
         self._buffers = {id(buffer): name for name, buffer in model.named_buffers()}
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        self._head = next(path for path, module in model.named_modules() if module is head)
         self._linears = {
             id(module.weight): path for path, module in model.named_modules() if isinstance(module, nn.Linear)
         }
@@ -77,8 +81,8 @@ class Recorder(TorchFunctionMode):
         self._next = 0
         self._homes: dict[int, int] = {}
         """Value → the segment that made it."""
-        self._dtypes: dict[torch.dtype, int] = {}
-        """dtype → the tensor whose dtype the model's code asked for last."""
+        self._dtypes: dict[torch.dtype, Any] = {}
+        """dtype → the tensor or parameter whose dtype the model's code asked for last."""
         self.segments: list[list[Statement]] = [[]]
         """Before the layers, each layer, between and after them."""
         self.layer_of: list[int] = [-1]
@@ -129,7 +133,7 @@ class Recorder(TorchFunctionMode):
             if name == "bfloat16":
                 if argument not in self._dtypes:
                     return ["dtype", "model"]
-                return ["dtype of", Value(self._dtypes[argument])]
+                return ["dtype of", self._dtypes[argument]]
             return ["dtype", name]
         if isinstance(argument, torch.device):
             return None
@@ -154,8 +158,11 @@ class Recorder(TorchFunctionMode):
             result = func(*args, **kwargs)
             if name == "__get__" and isinstance(result, torch.Tensor) and not self._quiet:
                 self._turn(func.__self__.__name__, args[0], result)
-            if isinstance(result, torch.dtype) and not self._quiet and id(args[0]) in self._numbers:
-                self._dtypes[result] = self._numbers[id(args[0])]
+            if isinstance(result, torch.dtype) and not self._quiet:
+                if id(args[0]) in self._numbers:
+                    self._dtypes[result] = Value(self._numbers[id(args[0])])
+                elif id(args[0]) in self._parameters:
+                    self._dtypes[result] = ["parameter", self._parameters[id(args[0])]]
             return result
         if name in ("matmul", "__matmul__") and id(args[1]) in self._turned:
             result = func(*args, **kwargs)
@@ -171,6 +178,7 @@ class Recorder(TorchFunctionMode):
         """Write down a property that is a tensor. A linear layer's weight may be turned for a matmul of its own."""
         if name == "T" and id(tensor) in self._linears:
             self._turned[id(result)] = self._linears[id(tensor)]
+            self._held.append(result)
         elif name in ("T", "mT", "data"):
             self.leaf(name, [tensor], {}, result)
 
@@ -217,7 +225,14 @@ class Recorder(TorchFunctionMode):
                 bodies.append(body)
             order.append(bodies.index(body))
         after = self.segments[last + 1]
-        head = next((at for at, each in enumerate(after) if each.function == "linear_module" and logits_of(each)), None)
+        head = next(
+            (
+                at
+                for at, each in enumerate(after)
+                if each.function == "linear_module" and each.positional[1] == self._head
+            ),
+            None,
+        )
         if head is None:
             raise NotRecordable("no linear layer after the layers")
         hidden = self.outputs[last]
@@ -292,9 +307,9 @@ class Recorder(TorchFunctionMode):
         self.layer_of.append(-1)
 
 
-def logits_of(statement: Statement) -> bool:
-    """Return whether a statement is the head's."""
-    return not str(statement.positional[1]).split(".")[-1].isdecimal()
+def _calls(statement: Statement, path: str) -> bool:
+    """Return whether a statement is the call of the linear layer at ``path``."""
+    return statement.function == "linear_module" and statement.positional[1] == path
 
 
 def _plain(statement: Statement, name: Callable[[int], str], prefix: str = "") -> Any:
@@ -385,6 +400,8 @@ def _leaves(model: nn.Module, recorder: Recorder, implementation: str) -> Iterat
         for name, kind in MASKS.items():
             if hasattr(module, name):
                 yield replaced(module, name, partial(_mask, recorder, kind))
+        if hasattr(module, "GeLUFunction"):
+            yield replaced(module.GeLUFunction, "apply", partial(_bloom_gelu, recorder))
         if hasattr(module, "repeat_kv"):
             yield replaced(module, "repeat_kv", partial(_repeat_heads, recorder))
     if implementation == "sdpa":
@@ -408,6 +425,13 @@ def _repeat_heads(recorder: Recorder, hidden_states: Any, n_rep: int) -> torch.T
         repeated = torch.empty((batch, heads * n_rep, length, width), dtype=hidden_states.dtype, device="meta")
     recorder.leaf("repeat_heads", [hidden_states, n_rep], {}, repeated)
     return repeated
+
+
+def _bloom_gelu(recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
+    with recorder.quiet():
+        output = torch.empty_like(x)
+    recorder.leaf("bloom_gelu", [x], {}, output)
+    return output
 
 
 def _attention(

@@ -52,6 +52,31 @@ class Norms(Elementwise):
         saved = (x, *given[:1])
         return tape.record("layer_norm", (x, *given), backward, saved, forward, saved_after=statistics)
 
+    def fused_rms_norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Return torch's RMS norm of x, in its shape: it saves x, the weight, and each token's reciprocal root.
+
+        CUDA's autocast runs it in float32.
+        """
+        if self.autocast is not None and self.backend == "cuda":
+            weight = None if weight is None else self.cast(weight, "float32")
+            x = self.cast(x, "float32")
+        tape, given = self.tape, () if weight is None else (weight,)
+        x_needs, shapes = x.requires_grad, [(t.features, t.dtype, t.requires_grad) for t in given]
+        roots: list[Tensor] = []
+        tensor = x
+
+        def forward() -> Tensor:
+            output = tape.like(tensor)
+            roots.append(tape.new(tensor.tokens, 1, "float32", name=STATISTICS[1]))
+            return output
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # _fused_rms_norm: _fused_rms_norm_backward(grad, input, shape, rstd, weight, mask)
+            to_x = tape.like(g) if x_needs else None
+            return to_x, *(tape.new(ONE, features, dtype) if need else None for features, dtype, need in shapes)
+
+        return tape.record("rms_norm", (x, *given), backward, (x, *given), forward, saved_after=roots)
+
     def softmax(self, x: Tensor, dtype: str) -> Tensor:
         """Return softmax of x in ``dtype``, in its shape; it saves its result.
 

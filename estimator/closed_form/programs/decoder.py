@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -15,7 +16,6 @@ from lorabench.estimator.closed_form.modules import Modules
 from lorabench.estimator.closed_form.programs.functions import Functions
 from lorabench.estimator.closed_form.programs.values import Value
 from lorabench.estimator.closed_form.sizes import ONE, TOKENS, B, S
-from lorabench.estimator.errors import NoClosedForm
 from lorabench.estimator.models.expressions import terms
 from lorabench.estimator.models.recordings import Recording
 
@@ -29,6 +29,8 @@ class Mask:
 
 MASK = Mask()
 Environment = dict[str, Any]
+OUTER = re.compile(r"'#o(\d+)'")
+"""A value from before the layers in a layer's program."""
 
 
 class Recorded(Decoder):
@@ -38,6 +40,8 @@ class Recorded(Decoder):
         """Run the program of ``recording``."""
         self.recording = recording
         self.sizes = recording.sizes
+        self._outer: Environment = {}
+        """The values from before the layers, which live until what follows the layers drops them."""
 
     def _around(self, m: Modules) -> Any:
         """Return what is before and after the layers."""
@@ -48,7 +52,7 @@ class Recorded(Decoder):
         # FlashAttention gets the arguments that sdpa gets.
         implementation = "eager" if m.recipe.attn_implementation == "eager" else "sdpa"
         if implementation not in programs:
-            raise _no_closed_form(m, f"its {implementation} attention is not recorded")
+            raise Unsupported(f"its {implementation} attention is not recorded")
         return programs[implementation]
 
     def begin(self, m: Modules, make_masks: Callable[[str], Masks]) -> tuple[Tensor, Masks, Any, Any]:
@@ -64,7 +68,15 @@ class Recorded(Decoder):
             run.statements(statements[masked:], env)
         hidden: Value = env[program["first"]]
         masks = run.masks or make_masks(hidden.tensor.dtype)
-        return run.functions.flat(hidden), masks, State(env), ()
+        self._outer = env
+        used = {f"#{name}" for name in self._used(m)}
+        return run.functions.flat(hidden), masks, State({name: env[name] for name in env if name in used}), ()
+
+    def _used(self, m: Modules) -> set[str]:
+        """Return the numbers of the values from before the layers that layers use, and so get as arguments."""
+        kinds = [self.recording.kinds[kind] for kind in sorted(set(self.recording.order))]
+        programs = [self._of_implementation(kind["programs"], m) for kind in kinds]
+        return {name for program in programs for name in OUTER.findall(str(program["statements"]))}
 
     def layer(self, m: Modules, hidden: Tensor, rotary: Any) -> Tensor:
         """Run a layer."""
@@ -80,7 +92,8 @@ class Recorded(Decoder):
     def final_norm(self, m: Modules, hidden: Tensor, rotary: Any = None) -> Tensor:
         """Run what is between the layers and the head."""
         run, program = Run(self, m), self._around(m)
-        env: Environment = {**rotary.env, HIDDEN: run.hidden(hidden)}
+        env, self._outer = self._outer, {}
+        env[HIDDEN] = run.hidden(hidden)
         with m.op.tape.scope("norm", "norm"):
             run.statements(program["end"], env)
         return run.functions.flat(env[program["last"]])
@@ -95,12 +108,8 @@ class Recorded(Decoder):
         return run.functions.flat(env[program["output"]])
 
 
-def _no_closed_form(m: Modules, why: str) -> NoClosedForm:
-    return NoClosedForm(f"{m.spec.name}: the closed form cannot say this recipe ({why}): use lorabench trace")
-
-
 class State:
-    """The values that live beside the layers."""
+    """The values from before the layers that layers get as arguments."""
 
     def __init__(self, env: Environment) -> None:
         self.env = env
@@ -152,10 +161,7 @@ class Run:
             if arguments and isinstance(arguments[0], Mask):
                 env[results[0]] = MASK
                 continue
-            try:
-                found = self.functions.call(name, arguments, options)
-            except Unsupported as error:
-                raise _no_closed_form(self.m, str(error)) from error
+            found = self.functions.call(name, arguments, options)
             del arguments, options
             env.update(zip(results, found, strict=True))
             del found
@@ -182,7 +188,7 @@ class Run:
                 case ["dtype", str(dtype)]:
                     return dtype
                 case ["dtype of", value]:
-                    return env[value].tensor.dtype
+                    return self.decoded(value, env).tensor.dtype
                 case ["other", _]:
                     return None
             return [self.decoded(each, env) for each in argument]
@@ -228,6 +234,6 @@ class Run:
         if tensor is None and path.endswith(".weight"):
             tensor = self.m.weights.get(path.removesuffix(".weight"))
         if tensor is None:
-            raise _no_closed_form(self.m, f"its program reads {path}")
+            raise Unsupported(f"its program reads {path}")
         shape = tuple(map(Dim, self.m.shapes[path]))
         return Value(tensor, shape, contiguous(self.m.shapes[path]))

@@ -78,6 +78,9 @@ class Elementwise(Copies):
     def _torch_float(self, x: Value) -> Value:
         return self.cast(x, "float32")
 
+    def _torch_bfloat16(self, x: Value) -> Value:
+        return self.cast(x, "bfloat16")
+
     def _torch_int(self, x: Value) -> Value:
         return self.cast(x, "int32")
 
@@ -89,8 +92,8 @@ class Elementwise(Copies):
 
     def unary(self, name: str, x: Value) -> Value:
         """Return a function of each element of x."""
-        if name in FLOAT32 and self.op.autocast is not None and self.op.backend == "cuda":
-            x = self.cast(x, "float32")
+        if name in FLOAT32:
+            x = self.in_float32(x)
         saved = (x.tensor,) if name in SAVES_INPUT else ()
         tensor = self.tape.record(
             name,
@@ -102,13 +105,61 @@ class Elementwise(Copies):
         )
         return self.laid(tensor, x)
 
-    def _torch_pow(self, x: Value, exponent: Any = 2) -> Value:
+    def _torch_bloom_gelu(self, x: Value) -> Value:
+        """Return `GeLUFunction` of BLOOM, which saves x: x · 0.5 · (1 + tanh(0.8 · x · (1 + 0.04 · x · x)))."""
+        tape, tensor = self.tape, x.tensor
+
+        def forward() -> Tensor:
+            half, scaled = tape.like(tensor), tape.like(tensor)
+            power = tape.like(tensor)
+            power = tape.like(power)
+            power = tape.like(power)
+            product = tape.like(scaled)
+            del scaled, power
+            product = tape.like(product)
+            product = tape.like(product)
+            result = tape.like(product)
+            del half, product
+            return result
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # bloom_gelu_back, whose tanh lives to its end
+            tanh = tape.like(g)
+            half, rest = tape.like(g), tape.like(g)
+            power = tape.like(g)
+            power = tape.like(power)
+            rest = tape.like(rest)
+            del power
+            first = tape.like(half)
+            del half, rest
+            second = tape.like(g)
+            total = tape.like(first)
+            del first, second
+            result = tape.like(g)
+            del tanh, total
+            return (result,)
+
+        return self.laid(tape.record("gelu", (tensor,), backward, (tensor,), forward), x)
+
+    def _torch_pow(self, x: Any, exponent: Any = 2) -> Value:
+        if not isinstance(x, Value):
+            return self.unary("__rpow__", exponent)
         if isinstance(exponent, Value):
             return self.fresh(self.joint(x, exponent), x.tensor.dtype)
         return self.laid(self.op.power(x.tensor), x)
 
     def _torch_rsqrt(self, x: Value) -> Value:
+        x = self.in_float32(x)
         return self.laid(self.op.rsqrt(x.tensor), x)
+
+    def in_float32(self, x: Value) -> Value:
+        """Return x as CUDA's autocast gives it to a function that it runs in float32."""
+        return self.cast(x, "float32") if self.autocast_widens else x
+
+    @property
+    def autocast_widens(self) -> bool:
+        """Whether CUDA's autocast is active, which runs some functions in float32."""
+        return self.op.autocast is not None and self.op.backend == "cuda"
 
     def _torch_dropout(self, x: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
         return self.laid(self.op.dropout(x.tensor, p), x) if training and p else x
@@ -236,6 +287,30 @@ class Elementwise(Copies):
         return self._binary(
             "division", a, b, lambda g, _: tuple(self.tape.like(g) if need else None for need in needs), saved
         )
+
+    def larger(self, a: Value, b: Value) -> Value:
+        """Return the larger, or the smaller, of a and b, elementwise."""
+        needs = a.tensor.requires_grad, b.tensor.requires_grad
+
+        def gradient(g: Tensor) -> Tensor:
+            # maximum: where(self == other, grad / 2, grad).masked_fill_(self < other, 0)
+            equal = self.tape.like(g, "bool")
+            half = self.tape.like(g)
+            result = self.tape.like(g)
+            del equal, half
+            smaller = self.tape.like(g, "bool")
+            del smaller
+            return result
+
+        saved = (a.tensor, b.tensor) if any(needs) else ()
+        return self._binary("maximum", a, b, lambda g, _: tuple(gradient(g) if need else None for need in needs), saved)
+
+    _torch_maximum = _torch_minimum = larger
+
+    def _torch_exponential_(self, x: Value, *_: Any, **__: Any) -> Value:
+        return x  # filled in place
+
+    _torch_uniform_ = _torch_normal_ = _torch_fill_ = _torch_zero_ = _torch_exponential_
 
     def _torch___floordiv__(self, x: Value, other: Any) -> Value:
         return self.fresh(x.shape, x.tensor.dtype)

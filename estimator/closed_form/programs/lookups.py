@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lorabench.estimator.closed_form.autograd import Gradients, Tensor
 from lorabench.estimator.closed_form.layout import (
     Dim,
     Unsupported,
@@ -58,8 +59,48 @@ class Lookups(Elementwise):
     def _torch_argsort(self, x: Value, dim: int = -1, descending: bool = False) -> Value:
         return self.fresh(x.shape, "int64")
 
+    def _torch_index_select(self, x: Value, dim: int, index: Value) -> Value:
+        at = dim % len(x.shape)
+        # index_select: index_select_backward(grad, self.sizes(), dim, index): zeros of self, to which grad is added
+        return self._gathered(
+            "index_select", x, (*x.shape[:at], elements(index.shape), *x.shape[at + 1 :]), (index.tensor,)
+        )
+
+    def _torch_scatter(self, x: Value, dim: int, index: Value, source: Any = None, **_: Any) -> Value:
+        other = source if isinstance(source, Value) else None
+        needs = x.tensor.requires_grad, other is not None and other.tensor.requires_grad
+        shape, shapes, dtype = x.shape, (x.shape, index.shape), x.tensor.dtype
+        n, symbols = elements(shape)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # scatter: self: grad.scatter(dim, index, 0); src: grad.gather(dim, index)
+            found = [self.new_gradient(own, g.dtype) if need else None for own, need in zip(shapes, needs, strict=True)]
+            return tuple(found if other_given else found[:1])
+
+        other_given = other is not None
+        tensors = (x.tensor, *(() if other is None else (other.tensor,)))
+        del other, source
+        return Value(
+            self.tape.record("scatter", tensors, backward, (index.tensor,), lambda: self.tape.new(symbols, n, dtype)),
+            shape,
+            self.contiguous(shape),
+        )
+
     def _torch_scatter_(self, x: Value, dim: int, index: Value, source: Any) -> Value:
-        return x
+        if not isinstance(source, Value):
+            return x
+        needs = x.tensor.requires_grad, source.tensor.requires_grad
+        shapes = x.shape, index.shape
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # scatter: self: grad.scatter(dim, index, 0); src: grad.gather(dim, index)
+            return tuple(
+                self.new_gradient(own, g.dtype) if need else None for own, need in zip(shapes, needs, strict=True)
+            )
+
+        same = x.tensor.without_history()
+        tensors = x.tensor, source.tensor
+        return Value(self.tape.record("scatter", tensors, backward, (index.tensor,), lambda: same), x.shape, x.strides)
 
     def _torch___setitem__(self, x: Value, index: Any, source: Any) -> list[Value]:
         return []
@@ -102,7 +143,7 @@ class Lookups(Elementwise):
         """Return a new tensor of the shape of x."""
         return self.fresh(x.shape, dtype or x.tensor.dtype)
 
-    _torch_zeros_like = _torch_ones_like = _torch_empty_like = like
+    _torch_zeros_like = _torch_ones_like = _torch_empty_like = _torch_rand_like = _torch_randn_like = like
 
     def _torch_histc(self, x: Value, bins: Any = 100, min: Any = 0, max: Any = 0) -> Value:  # noqa: A002 - torch's names
         return self.fresh((as_dim(bins),), x.tensor.dtype)

@@ -9,6 +9,7 @@ from lorabench.estimator.closed_form.layout import (
     UNIT,
     Dim,
     Unsupported,
+    as_dim,
     elements,
     viewed,
 )
@@ -80,7 +81,50 @@ class Matmuls(Elementwise):
     def _torch_bmm(self, a: Value, b: Value) -> Value:
         return self._bmm(self._autocast(a), self._autocast(b))
 
-    def _bmm(self, a: Value, b: Value) -> Value:
+    def _torch_baddbmm(self, x: Value, batch1: Value, batch2: Value, beta: Any = None, alpha: Any = None) -> Value:
+        """Return the batched matmul of ``batch1`` and ``batch2``, times ``alpha``, plus x."""
+        second, first, added = self._autocast(batch2), self._autocast(batch1), self._autocast(x)
+        if added.tensor.requires_grad:
+            raise Unsupported("baddbmm of a sum that requires a gradient")
+        return self._bmm(first, second, scaled=alpha is not None)
+
+    def _torch_conv1d(
+        self,
+        x: Value,
+        weight: Value,
+        bias: Value | None = None,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = None,
+        groups: Any = 1,
+    ) -> Value:
+        """Return the convolution of x (B, channels, length) with weight (channels, channels / groups, width)."""
+        bias = None if bias is None else self._autocast(bias)
+        weight, x = self._autocast(weight), self._autocast(x)
+        wide = as_dim(padding[0] if isinstance(padding, list) else padding).n
+        shape = (x.shape[0], weight.shape[0], x.shape[2].plus(Dim(2 * wide - weight.shape[2].n + 1)))
+        n, symbols = elements(shape)
+        dtype = x.tensor.dtype
+        given = [each for each in (x, weight, bias) if each is not None]
+        needs, shapes = [each.tensor.requires_grad for each in given], [each.shape for each in given]
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # convolution: convolution_backward(grad, input, weight, ...), all gradients in one call
+            return tuple(
+                self.new_gradient(own, dtype) if need else None for own, need in zip(shapes, needs, strict=True)
+            )
+
+        tensors = tuple(each.tensor for each in given)
+        saved = tensors[:2]
+        del given, x, weight, bias
+        return Value(
+            self.tape.record("conv1d", tensors, backward, saved, lambda: self.tape.new(symbols, n, dtype)),
+            shape,
+            self.contiguous(shape),
+        )
+
+    def _bmm(self, a: Value, b: Value, *, scaled: bool = False) -> Value:
+        """Return the batched matmul of a and b. ``scaled``: times a number, by which backward multiplies too."""
         *batch, m, k = a.shape
         n = b.shape[-1]
         shape = (*batch, m, n)
@@ -101,9 +145,11 @@ class Matmuls(Elementwise):
             if needs[1]:
                 with self.tape.working(Matmul("attention", work(k), work(n), work(m), dtype, count)):
                     to_b = self.new_gradient(shapes[1], dtype)
+                to_b = self.tape.like(to_b) if scaled else to_b
             if needs[0]:
                 with self.tape.working(Matmul("attention", work(m), work(k), work(n), dtype, count)):
                     to_a = self.new_gradient(shapes[0], dtype)
+                to_a = self.tape.like(to_a) if scaled else to_a
             return to_a, to_b
 
         saved = (*((a.tensor,) if needs[1] else ()), *((b.tensor,) if needs[0] else ()))

@@ -8,7 +8,6 @@ from lorabench.estimator.closed_form.autograd import Gradients, Tensor
 from lorabench.estimator.closed_form.layout import (
     UNIT,
     Layout,
-    Unsupported,
     contiguous,
     elements,
 )
@@ -23,9 +22,13 @@ class Reductions(Elementwise):
         return self._reduced("mean", x, dim, keepdim, expanded=False)
 
     def _torch_sum(self, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
-        return self._reduced("sum", x, dim, keepdim, expanded=True)
+        return self._reduced("sum", x, dim, keepdim, expanded=True, dtype=dtype or self._wide(x))
 
-    def _reduced(self, name: str, x: Value, dim: Any, keepdim: bool, *, expanded: bool) -> Value:
+    def _wide(self, x: Value) -> str | None:
+        """Return the dtype that CUDA's autocast asks of a sum of x."""
+        return "float32" if self.autocast_widens and x.tensor.dtype in FLOATING else None
+
+    def _reduced(self, name: str, x: Value, dim: Any, keepdim: bool, *, expanded: bool, dtype: Any = None) -> Value:
         rank = len(x.shape)
         dims = (
             {each % rank for each in (dim if isinstance(dim, list) else [dim])} if dim is not None else set(range(rank))
@@ -33,7 +36,7 @@ class Reductions(Elementwise):
         kept = tuple(UNIT if number in dims else size for number, size in enumerate(x.shape))
         shape = kept if keepdim else tuple(size for number, size in enumerate(x.shape) if number not in dims)
         n, symbols = elements(shape)
-        dtype = x.tensor.dtype
+        dtype = dtype or x.tensor.dtype
 
         was = x.shape
 
@@ -57,7 +60,7 @@ class Reductions(Elementwise):
 
     def _torch_softmax(self, x: Value, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Value:
         if dtype is None:
-            dtype = "float32" if self.op.autocast is not None and self.op.backend == "cuda" else x.tensor.dtype
+            dtype = "float32" if self.autocast_widens else x.tensor.dtype
         return self.laid(self.op.softmax(x.tensor, dtype), x)
 
     def _torch_layer_norm(
@@ -66,9 +69,42 @@ class Reductions(Elementwise):
         tensors = (None if each is None else each.tensor for each in (weight, bias))
         return self.laid(self.op.layer_norm(x.tensor, *tensors), x)
 
+    def _torch_rms_norm(self, x: Value, normalized_shape: Any, weight: Value | None = None, eps: Any = None) -> Value:
+        return self.laid(self.op.fused_rms_norm(x.tensor, None if weight is None else weight.tensor), x)
+
+    def _torch_logsumexp(self, x: Value, dim: Any, keepdim: bool = False) -> Value:
+        x = self.in_float32(x)
+        at = (dim[0] if isinstance(dim, list) else dim) % len(x.shape)
+        shape = (*x.shape[:at], *((UNIT,) if keepdim else ()), *x.shape[at + 1 :])
+        n, symbols = elements(shape)
+        tensor, dtype = x.tensor, x.tensor.dtype
+
+        def forward() -> Tensor:
+            # logsumexp_out_impl: amax, and exp_ of the differences
+            result = self.tape.new(symbols, n, dtype)
+            largest = self.tape.new(symbols, n, dtype)
+            differences = self.tape.like(tensor)
+            del largest, differences
+            return result
+
+        def backward(g: Tensor, saved: list[Tensor]) -> Gradients:
+            # logsumexp: grad * (self - result).exp()
+            differences = self.tape.like(saved[0])
+            powers = self.tape.like(saved[0])
+            del differences
+            product = self.tape.like(saved[0])
+            del powers
+            return (product,)
+
+        return Value(
+            self.tape.record("logsumexp", (tensor,), backward, (tensor,), forward, saved_output=True),
+            shape,
+            self.contiguous(shape),
+        )
+
     def _torch_max(self, x: Value, dim: Any = None, keepdim: bool = False) -> Any:
         if isinstance(dim, Value):
-            raise Unsupported("the larger of two tensors")
+            return self.larger(x, dim)
         if dim is None:
             return self.fresh((), x.tensor.dtype)
         at = dim % len(x.shape)
@@ -80,4 +116,5 @@ class Reductions(Elementwise):
     _torch_min = _torch_max
 
     def _torch_cumsum(self, x: Value, dim: Any = -1, dtype: Any = None) -> Value:
-        return self.fresh(x.shape, dtype or ("int64" if x.tensor.dtype not in FLOATING else x.tensor.dtype))
+        own = x.tensor.dtype if x.tensor.dtype in FLOATING else "int64"
+        return self.fresh(x.shape, dtype or self._wide(x) or own)

@@ -67,6 +67,9 @@ class Views(Values):
     def _torch_view(self, x: Value, *to: Any) -> Value:
         return self.reshaped(x, self.whole_shape(x, to), copies=False)
 
+    def _torch_view_as(self, x: Value, other: Value) -> Value:
+        return self.reshaped(x, other.shape, copies=False)
+
     def _torch_flatten(self, x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
         rank = len(x.shape)
         start, end = start_dim % rank, end_dim % rank
@@ -150,6 +153,11 @@ class Views(Values):
             return self.new_gradient(was, g.dtype)
 
         return self.view(x, tuple(shape), tuple(strides), "expand", backward)
+
+    _torch_broadcast_to = _torch_expand
+
+    def _torch_expand_as(self, x: Value, other: Value) -> Value:
+        return self._torch_expand(x, list(other.shape))
 
     def _torch_getitem(self, x: Value, index: Any) -> Value:
         parts = index if isinstance(index, list) and not (index and index[0] in ("slice", "...")) else [index]

@@ -7,7 +7,16 @@ import random
 import pytest
 import torch
 
-from lorabench.estimator.closed_form.layout import Dim, Unsupported, contiguous, elementwise, is_contiguous, viewed
+from lorabench.estimator.closed_form.layout import (
+    LENGTH,
+    Dim,
+    Sizes,
+    Unsupported,
+    contiguous,
+    elementwise,
+    is_contiguous,
+    viewed,
+)
 from lorabench.estimator.closed_form.sizes import ONE, TOKENS, B, S
 
 SHAPES = [(2, 6, 4), (1, 6, 8), (3, 1, 5, 4), (2, 3, 4, 5), (4, 2, 1, 6)]
@@ -87,3 +96,14 @@ def test_dimensions_divide_if_the_quotient_is_one() -> None:
     for other in (Dim(5, S), Dim(1, S * S)):
         with pytest.raises(Unsupported, match="no multiple"):
             Dim(12, TOKENS).divided(other)
+
+
+def test_a_length_and_a_number_are_a_dimension() -> None:
+    length = Dim(1, S)
+    padded = length.plus(Dim(3))
+    assert Sizes(several=True).number(padded) == LENGTH + 3
+    assert padded.plus(Dim(-3)) == length
+    assert padded.plus(Dim(-1, S)) == Dim(3)
+    assert Dim(3).plus(length) == padded
+    with pytest.raises(Unsupported, match="sum"):
+        padded.plus(length)

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from msgspec.structs import replace
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from lorabench.estimator.closed_form.layout import Unsupported
 from lorabench.estimator.closed_form.memory import estimate_memory
-from lorabench.estimator.errors import UserError
+from lorabench.estimator.errors import NoClosedForm, UserError
 from lorabench.estimator.models.introspect import introspect
 from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.estimator.models.recordings import find_recording, recorded_types
@@ -31,7 +36,11 @@ def test_no_family_is_both_recorded_and_written_by_hand() -> None:
     assert not set(recorded_types()) & set(MODEL_TYPES)
 
 
-@pytest.mark.parametrize("name", recorded_models(with_closed_form=False))
+SAMPLE = 8
+"""One of so many recordings is compared: `python -m lorabench.estimator.recording --check` compares all, in an hour."""
+
+
+@pytest.mark.parametrize("name", recorded_models(with_closed_form=False)[::SAMPLE])
 def test_a_recorded_model_has_the_tensors_that_transformers_makes(name: str) -> None:
     config = recorded_config(name)
     spec, built = read_config(config, "small"), introspect(config, "small")
@@ -44,7 +53,7 @@ def _tensors(spec: ModelSpec) -> list[Any]:
     return [spec.embeddings, layers, spec.final_norm, spec.head, spec.layers_path, spec.tie_word_embeddings]
 
 
-@pytest.mark.parametrize("name", recorded_models(with_closed_form=True))
+@pytest.mark.parametrize("name", recorded_models(with_closed_form=True)[::SAMPLE])
 def test_the_closed_form_of_a_recorded_model_meets_its_trace(name: str) -> None:
     spec = read_config(recorded_config(name), "small")
     recording = find_recording(spec.config)
@@ -63,3 +72,34 @@ def test_the_closed_form_of_a_recorded_model_meets_its_trace(name: str) -> None:
         workspaces = estimated.components["workspaces"]
         error = (estimated.peak_allocated_bytes - workspaces) / (traced.peak_allocated_bytes - workspaces) - 1
         assert abs(error) <= 0.01, (options, error)
+
+
+EXPERTS = ("deepseek-ai/DeepSeek-Coder-V2-Lite-Base", "baidu/ERNIE-4.5-21B-A3B-PT", "tencent/Hunyuan-A13B-Instruct")
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_all_linear_trains_what_peft_trains_beside_experts(name: str) -> None:
+    config = recorded_config(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=16, lora_dropout=0.0))
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    recipe = make_recipe(name, seq_len=200, method="lora", lora_dropout=0.0)
+    assert ResolvedRecipe(read_config(config, "small"), recipe).parameters.trainable == trained
+
+
+def test_a_sequence_that_a_recording_does_not_hold_for_has_no_closed_form() -> None:
+    spec = replace(read_config(recorded_config("HuggingFaceTB/SmolLM3-3B-Base"), "small"), longest_closed_form=256)
+    estimate_memory(ResolvedRecipe(spec, make_recipe("small", seq_len=256, method="lora")))
+    with pytest.raises(NoClosedForm, match="at most 256 tokens"):
+        estimate_memory(ResolvedRecipe(spec, make_recipe("small", seq_len=257, method="lora")))
+
+
+def test_what_a_program_cannot_say_has_no_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flat(*_: object) -> None:
+        raise Unsupported("something")
+
+    monkeypatch.setattr("lorabench.estimator.closed_form.programs.values.Values.flat", flat)
+    spec = read_config(recorded_config("HuggingFaceTB/SmolLM3-3B-Base"), "unsupported")
+    with pytest.raises(NoClosedForm, match=r"cannot say this recipe \(something\): use lorabench trace"):
+        estimate_memory(ResolvedRecipe(spec, make_recipe("small", seq_len=64, method="lora")))
