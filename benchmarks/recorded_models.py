@@ -7,6 +7,7 @@ of five recipes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +15,7 @@ from benchmarks.rehearsal_errors import replace_between
 
 from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.estimator.models.recordings import contents, recorded_types
-from lorabench.estimator.recording.configs import PREFIX, config_of
+from lorabench.estimator.recording.configs import PREFIX, config_of, default_config, default_types
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- begin: benchmarks/recorded_models.py -->", "<!-- end: benchmarks/recorded_models.py -->"
@@ -28,6 +29,8 @@ def table() -> str:
     errors = [float(row[3].removesuffix("%")) for row in forms]
     lines = [
         f"{len(types)} model types have a recorded closed form, and {len(MODEL_TYPES)} one that is written by hand.",
+        f"Of the {len([*default_types()])} causal model types of transformers {len(_covered(types))} have one,",
+        "by themselves or as the language model of a multimodal one.",
         f"The median error is {median(errors):.3f} %, the largest {max(errors):.3f} %.",
         "",
         "| model type | recorded from | parameters | closed form against trace |",
@@ -35,6 +38,18 @@ def table() -> str:
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
     return "\n".join(lines)
+
+
+def _covered(recorded: set[str]) -> list[str]:
+    """Return transformers' causal model types whose language model is of a type in ``recorded``, or written by hand."""
+    known, found = recorded | {*MODEL_TYPES}, []
+    for model_type in default_types():
+        with suppress(Exception):  # the class of the config may raise anything
+            config = default_config(model_type)
+            text = config.get("text_config")
+            if (text if isinstance(text, dict) else config)["model_type"] in known:
+                found.append(model_type)
+    return found
 
 
 def _rows() -> Iterator[tuple[str, str, str, str]]:

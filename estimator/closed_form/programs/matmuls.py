@@ -23,6 +23,8 @@ class Matmuls(Elementwise):
     """Functions that run a matmul."""
 
     def _torch_linear_module(self, x: Value, path: str) -> Value:
+        if path not in self.m.linears:
+            raise Unsupported(f"{path} is a linear layer outside the layers")
         linear = self.m.linears[path]
         shape = (*x.shape[:-1], Dim(linear.out_features))
         tensor = self._by_token(x)
