@@ -135,7 +135,32 @@ def record(config: Tree, model: str) -> str:
     if kept:
         final["variant"]["error"] = round(max(errors), 6)
     _keep(config["model_type"], model, final, before)
+    unreadable = _unreadable(config, model)
+    if unreadable:
+        _restore(config["model_type"], before)
+        return f"nothing: {unreadable}"
     return f"{' and '.join(kept) or 'its tensors only'} ({'; '.join(said)})"
+
+
+def _unreadable(config: Tree, model: str) -> str:
+    """Return why the recording of ``model`` does not serve its own config; empty if it does."""
+    if find_recording(config) is None:
+        return "its own config does not meet its conditions"
+    try:
+        read_config(config, model)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _restore(model_type: str, before: Tree | None) -> None:
+    """Make the file of ``model_type`` what it was ``before``."""
+    if before is not None:
+        write(model_type, before)
+        return
+    (FOLDER / f"{model_type}.json").unlink()
+    contents.cache_clear()
+    recorded_types.cache_clear()
 
 
 def _keep(model_type: str, model: str, recording: Tree, before: Tree | None) -> None:

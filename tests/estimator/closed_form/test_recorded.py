@@ -66,9 +66,10 @@ def test_the_closed_form_of_a_recorded_model_meets_its_trace(name: str) -> None:
         resolved = ResolvedRecipe(spec, recipe)
         try:
             refuse_impossible(resolved)
-        except UserError:
+            traced = traced_tensors(resolved)
+        except UserError:  # transformers and peft cannot run it
             continue
-        traced, estimated = traced_tensors(resolved), estimate_memory(resolved)
+        estimated = estimate_memory(resolved)
         workspaces = estimated.components["workspaces"]
         error = (estimated.peak_allocated_bytes - workspaces) / (traced.peak_allocated_bytes - workspaces) - 1
         assert abs(error) <= 0.01, (options, error)
