@@ -82,7 +82,8 @@ def test_a_gpu_that_was_calibrated_is_as_fast_as_was_measured(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"model": None}, "a model is a name or a path, and None is neither"),
+        ({"model": None}, "name a MODEL, or the config of another tool"),
+        ({"model": 3}, "a model is a name or a path, and 3 is neither"),
         ({"gpu": True}, "a GPU is a name, or a size such as 24GB, and True is neither"),
         ({"target_modules": ["c_attn", "c_fc"]}, "write 'c_attn,c_fc'"),
     ],

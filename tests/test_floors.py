@@ -17,6 +17,7 @@ FLOORS = (
     "estimator/optimizers",
     "estimator/losses",
     "estimator/recipes",
+    "estimator/imported",
     "estimator/memory",
     "estimator/closed_form",
     "estimator/speed",

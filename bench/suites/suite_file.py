@@ -37,13 +37,13 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
-from lorabench.bench.suites.plain_yaml import Trail, read_plain_yaml
 from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Suite, check_trainable
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.input_files import read_input
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.plain_yaml import Trail, read_plain_yaml
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.other_names import name_here
 from lorabench.estimator.recipes.recipe import SETTINGS, make_recipe, option_value, settings_of

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.errors import NoClosedForm
+from lorabench.estimator.imported.reading import Imported
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.states import Term, states
@@ -77,6 +78,8 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Training speed if it fits; None if the GPU's rates are unknown."""
     emulated_dtype: str = ""
     """The recipe's dtype that the GPU does not support, so that PyTorch computes in float32; "" if it supports all."""
+    imported: Imported | None = None
+    """What became of the config of another tool; None without one."""
 
 
 def estimate_recipe(

@@ -21,6 +21,7 @@ from lorabench.estimator.closed_form.memory import estimate_memory
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.imported.reading import Imported
 from lorabench.estimator.losses.liger import LIGER
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.context import context_of
@@ -94,6 +95,8 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Choices of model, recipes and GPU that the user did not make and that are not defaults, with reasons."""
     warnings: tuple[str, ...] = ()
     """Warnings about recipes that run, but are unusual."""
+    imported: Imported | None = None
+    """What became of the config of another tool; None without one."""
 
 
 class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):

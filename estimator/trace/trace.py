@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.imported.reading import Imported
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.memory.optimizers import paged_states_bytes
@@ -102,6 +103,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     """Choices of model, recipe and GPU that the user did not make and that are not defaults, with reasons."""
     warnings: tuple[str, ...] = ()
     """Warnings about a recipe that runs, but is unusual."""
+    imported: Imported | None = None
+    """What became of the config of another tool; None without one."""
 
 
 @quiet_libraries()

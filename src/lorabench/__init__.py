@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.version import __version__ as __version__
@@ -41,8 +43,9 @@ __all__ = [
 
 
 def estimate(
-    model: str | Path | ModelSpec,
+    model: str | Path | ModelSpec | None = None,
     *,
+    from_file: str | Path | None = None,
     gpu: str | float | Device | None = None,
     replay: bool = True,
     alloc_conf: str | None = None,
@@ -51,7 +54,10 @@ def estimate(
     """Return memory, verdict and speed of fine-tuning ``model``, without torch.
 
     Args:
-        model: a catalogue name, a config.json or its folder, or a hub id; or a spec from `find_model`.
+        model: a catalogue name, a config.json or its folder, or a hub id; or a spec from `find_model`. It may be left
+            out if ``from_file`` names it.
+        from_file: a config of axolotl, LLaMA-Factory, TRL, transformers, peft, accelerate, DeepSpeed, torchtune or
+            Unsloth. ``options`` override it. The answer's ``imported`` says which keys it does not take into account.
         gpu: the GPU to fit: its name or memory size (``24GB``), or a device from `find_device`. Its speed comes from
             `lorabench calibrate` if that was run for it, else from the datasheet.
         replay: replay CUDA's allocator, for allocated and reserved bytes as torch counts them and the allocator's
@@ -65,14 +71,16 @@ def estimate(
         UserError: the model, GPU or an option is unknown, or options contradict each other.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
+    from lorabench.estimator.imported.asked import asked
     from lorabench.estimator.memory.allocator_settings import read_settings, settings_of_environment
-    from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.speed.calibrations import find_calibration
 
+    wanted = asked(model, from_file, options)
     allocator = settings_of_environment() if alloc_conf is None else read_settings(alloc_conf)
     device = None if gpu is None else _device(gpu)
     calibration = None if device is None else find_calibration(device.name)
-    return estimate_recipe(recipe_for(_spec(model), **options), device, calibration, replay=replay, allocator=allocator)
+    answer = estimate_recipe(wanted.resolved(), device, calibration, replay=replay, allocator=allocator)
+    return replace(answer, imported=wanted.imported)
 
 
 def estimate_grid(
@@ -157,15 +165,20 @@ def estimate_throughput_grid(
     return found
 
 
-def make_recipe(model: str | Path | ModelSpec, **options: Unpack[RecipeOptions]) -> Recipe:
+def make_recipe(
+    model: str | Path | ModelSpec | None = None,
+    *,
+    from_file: str | Path | None = None,
+    **options: Unpack[RecipeOptions],
+) -> Recipe:
     """Return a recipe of ``model`` with ``options``, and for the rest the defaults that `estimate` uses for it.
 
     Raises:
         UserError: the model or an option is unknown, a value is out of range, or options contradict each other.
     """
-    from lorabench.estimator.recipes.defaults import recipe_for
+    from lorabench.estimator.imported.asked import asked
 
-    return recipe_for(_spec(model), **options).recipe
+    return asked(model, from_file, options).resolved().recipe
 
 
 def _spec(model: str | Path | ModelSpec) -> ModelSpec:

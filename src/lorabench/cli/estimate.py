@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
 from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf, alloc_conf_option
-from lorabench.cli.recipe_options import recipe_options
+from lorabench.cli.recipe_options import from_option, recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
 from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.cli.verbosity import verbose_option
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.devices.device import Device
     from lorabench.estimator.explanation import Explanation
+    from lorabench.estimator.imported.reading import Imported
     from lorabench.estimator.memory.allocator_settings import AllocatorSettings
     from lorabench.estimator.memory.breakdown import Breakdown
     from lorabench.estimator.models.spec import ModelSpec
@@ -39,11 +40,13 @@ Examples:
   lorabench estimate Qwen/Qwen2.5-7B -r 64 --target-modules mlp --seq-len 4096
   lorabench estimate ./config.json --method full --gpu 80GB --require-fit
   lorabench estimate llama-3.1-8b --method qlora --explain
+  lorabench estimate --from axolotl.yml --gpu rtx-4090 --seq-len 4096
 """
 
 
 @click.command("estimate", epilog=EXAMPLES)
-@click.argument("model")
+@click.argument("model", required=False)
+@from_option
 @recipe_options()
 @click.option("--gpu", help="GPU to fit: a name, a memory size such as 24GB, or local.")
 @speed_options
@@ -56,7 +59,8 @@ Examples:
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 @verbose_option
 def command(
-    model: str,
+    model: str | None,
+    config: Path | None,
     gpu: str | None,
     tokens: int | None,
     price_per_hour: float | None,
@@ -70,16 +74,16 @@ def command(
 ) -> int:
     """Estimate memory, speed and cost of fine-tuning MODEL, without torch.
 
-    MODEL is a name of `lorabench models`, a config.json or its folder, or a hub id. The estimate takes milliseconds. A
+    MODEL is a name of `lorabench models`, a config.json or its folder, or a hub id; or, as after --from, the config of
+    another tool. The estimate takes milliseconds. A
     replay of CUDA's allocator, for reserved memory and the verdict, takes some tenths of a second more. An architecture
     without a closed form is traced instead, which needs torch and takes some seconds. Defaults are in brackets. If
     MODEL does not support a default, the usual alternative is used and reported.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
+    from lorabench.estimator.imported.asked import asked
     from lorabench.estimator.memory.allocator_settings import settings_of_environment
-    from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.models.read_config import has_closed_form
-    from lorabench.estimator.recipes.defaults import recipe_for
 
     if require_fit and gpu is None:
         raise UserError("--require-fit needs a GPU: add --gpu NAME or a size such as --gpu 24GB")
@@ -88,11 +92,12 @@ def command(
     if no_replay and alloc_conf is not None:
         raise UserError("--alloc-conf sets the allocator, which --no-replay does not replay: leave one of them out")
     allocator = alloc_conf or settings_of_environment()
-    spec = find_model(model)
+    wanted = asked(model, config, options)
+    spec = wanted.spec
     device = None if gpu is None else _device(gpu)
     refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
     calibration = None if device is None else calibration_for(device, calibration_file)
-    resolved = recipe_for(spec, **options)
+    resolved = wanted.resolved()
     if has_closed_form(spec):
         with progress() as say:
             estimate = estimate_recipe(resolved, device, calibration, say, replay=not no_replay, allocator=allocator)
@@ -104,6 +109,7 @@ def command(
             say("importing torch, transformers and peft")
             import_training_libraries(f"an estimate of model_type {spec.model_type}")
             estimate = estimate_recipe(resolved, device, on_progress=say, allocator=allocator)
+    estimate = replace(estimate, imported=wanted.imported)
     if tokens is not None and estimate.throughput is not None:
         from lorabench.estimator.speed.throughput import plan_training
 
@@ -155,6 +161,7 @@ def as_text(estimate: Estimate) -> str:
             as_table(peak_columns(estimate.memory)),
             *_wrapped(_verdict(estimate)),
             *_wrapped(_speed(estimate)),
+            *not_taken_into_account(estimate.imported),
         ]
     )
 
@@ -178,6 +185,19 @@ def remarks(assumptions: Sequence[str], warnings: Sequence[str], *, markdown: bo
         return [f"**Assumed**: {one}" for one in assumptions] + [f"**Warning**: {one}" for one in warnings]
     lines = [f"assumed: {one}" for one in assumptions] + [f"warning: {one}" for one in warnings]
     return ["\n".join(folded(line)) for line in lines]
+
+
+def not_taken_into_account(imported: Imported | None, *, markdown: bool = False) -> list[str]:
+    """Return a paragraph on the config of another tool, with the keys that the answer leaves out; none without one."""
+    if imported is None:
+        return []
+    left = [str(each) for each in imported.not_taken_into_account]
+    if markdown:
+        return ["\n".join([imported.headline, *(f"- {one}" for one in left)])]
+    lines = folded(imported.headline)
+    for one in left:
+        lines += folded(one, indent="  ", hanging="    ")
+    return ["\n".join(lines)]
 
 
 def parameter_counts(counts: ParameterCounts) -> str:
@@ -311,6 +331,7 @@ def _as_markdown(estimate: Estimate) -> str:
     ]
     for answer, *others in filter(None, (_verdict(estimate), _speed(estimate))):
         parts += [answer, "\n".join(f"- {line}" for line in others)]
+    parts += not_taken_into_account(estimate.imported, markdown=True)
     return "\n\n".join(parts)
 
 
@@ -337,6 +358,7 @@ def _as_csv(estimate: Estimate) -> str:
                 "source": estimate.source,
                 "assumptions": "; ".join(estimate.assumptions),
                 "warnings": "; ".join(estimate.warnings),
+                **({} if estimate.imported is None else {"not_taken": "; ".join(estimate.imported.remarks())}),
                 "total_parameters": estimate.parameters.total,
                 "trainable_parameters": estimate.parameters.trainable,
                 "quantized_parameters": estimate.parameters.quantized,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
 from lorabench.cli.output import show
 from lorabench.cli.parameters import Count, OneOf
-from lorabench.cli.recipe_options import recipe_options
+from lorabench.cli.recipe_options import from_option, recipe_options
 from lorabench.cli.speed import calibration_for, calibration_option
 from lorabench.cli.tracing import progress
 from lorabench.cli.verbosity import verbose_option
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lorabench.estimator.answers.plan import Choice, EnoughGpu, MethodLimits, Plan
+    from lorabench.estimator.imported.asked import Asked
     from lorabench.estimator.recipes.recipe import Recipe
-    from lorabench.estimator.recipes.resolved import ResolvedRecipe
     from lorabench.estimator.speed.throughput import Throughput
 
 EXAMPLES = """\
@@ -41,12 +42,15 @@ SEARCHED = {
     **dict.fromkeys(("gradient_checkpointing", "attn_implementation", "loss"), "searched"),
 }
 """Option → text in its help instead of the default. Only --all-gpus uses the default."""
+LEFT_TO_SEARCH = frozenset(SEARCHED) - {"method", "prepare_kbit"} | {"use_reentrant", "empty_cache_steps"}
+"""Options of a config that a search tries instead. The method of the config stays."""
 SHORT_OPTIMIZERS = ("AdamW", "8-bit")
 """Short names of the optimizers that are tried. Any other one was requested, and all choices have it."""
 
 
 @click.command("plan", epilog=EXAMPLES)
-@click.argument("model")
+@click.argument("model", required=False)
+@from_option
 @recipe_options(SEARCHED)
 @click.option("--gpu", help="GPU to plan for: a name, a memory size such as 24GB, or local.")
 @click.option("--all-gpus", is_flag=True, help="List the GPUs that fit one recipe instead, smallest first.")
@@ -61,7 +65,8 @@ SHORT_OPTIMIZERS = ("AdamW", "8-bit")
 )
 @verbose_option
 def command(
-    model: str,
+    model: str | None,
+    config: Path | None,
     gpu: str | None,
     all_gpus: bool,
     min_batch_tokens: int | None,
@@ -75,23 +80,24 @@ def command(
     QLoRA, embeddings, head and norms stay in 16 bits, which needs less memory and time than peft's preparation. With
     --all-gpus nothing is searched: one recipe, with the defaults of `lorabench estimate`, is compared with every GPU.
 
+    With --from, the config's model, method, adapters, quantisation and length are fixed; the rest is tried.
+
     "needs ≤" is the upper end of the memory a choice needs. "why" is its advantage over all choices above: less memory,
     or another method.
     """
     from lorabench.estimator.answers.plan import make_plan
     from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.imported.asked import asked
     from lorabench.estimator.memory.allocator_settings import settings_of_environment
-    from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.models.read_config import has_closed_form
-    from lorabench.estimator.recipes.defaults import recipe_for
 
-    spec = find_model(model)
+    wanted = asked(model, config, options)
+    spec = wanted.spec
     if not has_closed_form(spec):
         raise UserError(
             f"plan needs a closed form, and model_type {spec.model_type} has none: "
             "use `lorabench estimate` for one recipe"
         )
-    fixed = {name: value for name, value in options.items() if value is not None}
     if all_gpus:
         for given, name in (
             (gpu, "--gpu"),
@@ -100,11 +106,13 @@ def command(
         ):
             if given is not None:
                 raise UserError(f"{name} does not apply to --all-gpus, which compares one recipe with every GPU")
-        return _all_gpus(recipe_for(spec, **fixed), format_)
+        return _all_gpus(wanted, format_)
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
     device = find_device(gpu)
     calibration = calibration_for(device, calibration_file)
+    asked_for = {name for name, value in options.items() if value is not None}
+    fixed = {name: value for name, value in wanted.options.items() if name in asked_for or name not in LEFT_TO_SEARCH}
     with progress() as say:
         plan = make_plan(
             spec,
@@ -115,6 +123,7 @@ def command(
             allocator=settings_of_environment(),
             on_progress=say,
         )
+    plan = replace(plan, imported=wanted.imported)
     if format_ == "json":
         show(as_json(plan))
     else:
@@ -122,20 +131,29 @@ def command(
     return 0 if plan.choices else 1
 
 
-def _all_gpus(resolved: ResolvedRecipe, format_: str) -> int:
-    from lorabench.cli.estimate import describe_recipe, remarks
+def _all_gpus(wanted: Asked, format_: str) -> int:
+    from lorabench.cli.estimate import describe_recipe, not_taken_into_account, remarks
     from lorabench.estimator.answers.plan import enough_gpus
     from lorabench.estimator.answers.support import lacking_gpus
     from lorabench.estimator.memory.allocator_settings import settings_of_environment
     from lorabench.estimator.recipes.feasibility import recipe_warnings
 
+    resolved = wanted.resolved()
     recipe, assumptions = resolved.recipe, resolved.assumptions
     allocator = settings_of_environment()
     with progress() as say:
         found, lacks = enough_gpus(resolved, allocator=allocator, on_progress=say), lacking_gpus(recipe)
     warnings = (*recipe_warnings(resolved), *allocator.warnings())
     if format_ == "json":
-        facts = {"recipe": recipe, "gpus": found, "lacking": lacks, "assumptions": assumptions, "warnings": warnings}
+        facts: dict[str, Any] = {
+            "recipe": recipe,
+            "gpus": found,
+            "lacking": lacks,
+            "assumptions": assumptions,
+            "warnings": warnings,
+        }
+        if wanted.imported is not None:
+            facts["imported"] = wanted.imported
         show(as_json(facts))
     else:
         listed = as_markdown(_gpu_columns(found)) if format_ == "markdown" else as_table(_gpu_columns(found))
@@ -143,12 +161,16 @@ def _all_gpus(resolved: ResolvedRecipe, format_: str) -> int:
             show(f"{paragraph}\n")
         show(f"fits on these GPUs, smallest first:\n\n{listed}" if found else "fits on no single GPU of the catalogue")
         for lack, names in lacks.items():
-            show("\n" + _filled(f"Left out because they have no {lack}: {', '.join(names)}", format_ == "markdown"))
+            show(
+                "\n" + _filled(f"Left out because they have no {lack}: {', '.join(names)}", format_ == "markdown")
+            )
+        for paragraph in not_taken_into_account(wanted.imported, markdown=format_ == "markdown"):
+            show(f"\n{paragraph}")
     return 0 if found else 1
 
 
 def _plan_text(plan: Plan, markdown: Callable[[list[Column]], str] | None) -> str:
-    from lorabench.cli.estimate import remarks, usable_of
+    from lorabench.cli.estimate import not_taken_into_account, remarks, usable_of
 
     table = markdown or as_table
     memory = usable_of(plan.gpu_memory_bytes, plan.gpu_usable_bytes)
@@ -163,6 +185,7 @@ def _plan_text(plan: Plan, markdown: Callable[[list[Column]], str] | None) -> st
         parts.append(f"None of {plan.tried} recipes fits.")
     parts += ["Each method with the searched settings that need least memory:", table(_method_columns(plan.methods))]
     parts += [_filled(line, bool(markdown)) for line in _changes(plan.methods)]
+    parts += not_taken_into_account(plan.imported, markdown=bool(markdown))
     return "\n\n".join(parts)
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lorabench.cli.parameters import Length, OneOf
+from lorabench.cli.parameters import Length, NamedPath, OneOf
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER
 from lorabench.estimator.recipes.other_names import name_here
 from lorabench.estimator.recipes.recipe import CHOICES, NEWEST, OLDER_CHOICES, SETTINGS
@@ -137,6 +137,18 @@ def recipe_options(shown: Mapping[str, str] | None = None) -> Callable[[F], F]:
         return command
 
     return add
+
+
+def from_option(command: F) -> F:
+    """Give ``command`` the option ``--from``, as ``config``: a path, or None."""
+    return click.option(
+        "--from",
+        "config",
+        metavar="FILE",
+        type=NamedPath(),
+        help="Config of axolotl, LLaMA-Factory, TRL, transformers, peft, accelerate, DeepSpeed, torchtune or Unsloth. "
+        "The other options override it.",
+    )(command)
 
 
 def option_here(name: str, command: click.Command) -> str | None:

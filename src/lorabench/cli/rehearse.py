@@ -13,7 +13,7 @@ import click
 from lorabench.cli.interrupts import terminated_as_interrupted
 from lorabench.cli.output import show
 from lorabench.cli.parameters import NamedPath, OneOf, timeout_option
-from lorabench.cli.recipe_options import recipe_options
+from lorabench.cli.recipe_options import from_option, recipe_options
 from lorabench.estimator.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ NOTHING_REHEARSED = 3
 
 @click.command("rehearse", epilog=EXAMPLES)
 @click.argument("target", nargs=-1, type=click.UNPROCESSED, metavar="SUITE|MODEL  or  -- COMMAND…")
+@from_option
 @recipe_options()
 @click.option("--gpu", required=True, help="GPU to simulate, by name (lorabench gpus).")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of GPUs.")
@@ -62,6 +63,7 @@ def command(
     arguments: list[str],
     /,
     target: tuple[str, ...],
+    config: Path | None,
     gpu: str,
     gpus: int,
     ranks: int | None,
@@ -99,10 +101,12 @@ def command(
         if "--" in arguments:
             settings |= _ranks(options.pop("rank"), ranks, gpus) | {"random_weights": random_weights}
             _refuse_recipe_options(options)
+            if config is not None:
+                raise UserError("--from is for a recipe: the command after -- has a config of its own")
             if not target:
                 raise UserError("no command after --: write one, such as -- python train.py")
             return _rehearse_program(target, device, output, format_, settings)
-        if len(target) != 1:
+        if len(target) != (config is None) and len(target) != 1:
             raise UserError("name one SUITE or MODEL, or a command after --, such as -- python train.py")
         if gpus != 1 or ranks is not None:
             raise UserError("--gpus and --ranks are for a command after --: recipes train on one GPU")
@@ -110,7 +114,8 @@ def command(
             raise UserError("--random-weights is for a command after --: recipes always have random weights")
         from lorabench.cli.rehearse_suite import rehearse_recipes
 
-        return rehearse_recipes(target[0], options, device, output, format_=format_, **settings)
+        named = target[0] if target else None
+        return rehearse_recipes(named, options, device, output, config=config, format_=format_, **settings)
 
 
 def _ranks(rank: int | None, ranks: int | None, gpus: int) -> dict[str, int | None]:

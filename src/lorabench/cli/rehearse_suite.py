@@ -36,20 +36,22 @@ class RecipeLines(Lines):
 
 
 def rehearse_recipes(
-    target: str,
+    target: str | None,
     options: dict[str, Any],
     device: Device,
     output: Path | None,
     *,
+    config: Path | None,
     format_: str,
     **settings: Any,
 ) -> int:
     """Rehearse each recipe of a suite, or one model, and print its memory; return the exit code.
 
     Args:
+        config: a config of another tool.
         settings: arguments of `rehearse_suite`.
     """
-    suite = suite_of(target, options)
+    suite = suite_of(target, options, config)
     with tempfile.TemporaryDirectory(prefix="lorabench-") as folder:
         watcher = RecipeLines(0 if format_ == "table" else -1, StageLines(Path(folder)))
         rehearsal = rehearse_suite(suite, device, Path(folder), output, watcher=watcher, **settings)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from msgspec.structs import replace
 
 from lorabench.cli.interrupts import terminated_as_interrupted
 from lorabench.cli.listing import folded
 from lorabench.cli.output import show
 from lorabench.cli.parameters import NamedPath, OneOf, timeout_option
-from lorabench.cli.recipe_options import recipe_options
+from lorabench.cli.recipe_options import from_option, recipe_options
 from lorabench.cli.tracing import progress
 from lorabench.cli.verbosity import let_libraries_speak
 from lorabench.estimator.errors import UserError, did_you_mean
@@ -52,7 +53,8 @@ NOTHING_MEASURED = 3
 
 
 @click.command("run", epilog=EXAMPLES)
-@click.argument("target", metavar="SUITE|MODEL")
+@click.argument("target", metavar="SUITE|MODEL", required=False)
+@from_option
 @recipe_options()
 @click.option("-o", "--output", type=NamedPath(), help="Write the run records to this folder.")
 @click.option("--resume", is_flag=True, help="Skip recipes that already have a record, ok or out of memory.")
@@ -94,7 +96,8 @@ NOTHING_MEASURED = 3
 def command(
     arguments: list[str],
     /,
-    target: str,
+    target: str | None,
+    config: Path | None,
     output: Path | None,
     resume: bool,
     dry_run: bool,
@@ -139,7 +142,7 @@ def command(
     amounts = {"steps": steps, "warmup_steps": warmup_steps, "repeats": repeats}
     with progress() as say:
         say("checking the recipes")
-        suite = suite_of(target, options)
+        suite = suite_of(target, options, config)
     suite = with_amounts(suite, {name: count for name, count in amounts.items() if count is not None})
     settings = Settings(
         backend="cpu",  # until --device is resolved
@@ -222,13 +225,22 @@ def _why_missing(missing: list[Progress], arguments: list[str]) -> list[str]:
     return lines
 
 
-def suite_of(target: str, options: dict[str, Any]) -> Suite:
-    """Return the suite named ``target``, or a suite of a single recipe if it is a model."""
+def suite_of(target: str | None, options: dict[str, Any], config: Path | None = None) -> Suite:
+    """Return the suite named ``target``, or a suite of a single recipe if it is a model.
+
+    ``config``: a config of another tool, which may name the model, and may also be named as the target.
+    """
     from lorabench.bench.suites.suite import single_recipe
     from lorabench.bench.suites.suite_file import load_suite, shipped_suites
+    from lorabench.estimator.imported.asked import asked
+    from lorabench.estimator.imported.sources import is_config
     from lorabench.estimator.models.catalogue import find_model
-    from lorabench.estimator.recipes.defaults import recipe_for
 
+    if config is not None or target is None or is_config(target):
+        wanted = asked(target, config, options)
+        resolved = wanted.resolved()
+        left = wanted.imported.remarks() if wanted.imported is not None else []
+        return single_recipe(replace(resolved, assumptions=(*resolved.assumptions, *left)))
     if target in shipped_suites() or target.endswith((".yaml", ".yml")):
         given = [name for name, value in options.items() if value is not None]
         if given:
@@ -242,7 +254,7 @@ def suite_of(target: str, options: dict[str, Any]) -> Suite:
         raise UserError(
             f"no suite {quoted(target)}: {near} (others are files named *.yaml or *.yml); {error}"
         ) from error
-    return single_recipe(recipe_for(spec, **options))
+    return single_recipe(asked(spec, None, options).resolved())
 
 
 def _refuse_what_only_training_takes() -> None:

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec.structs import replace
 
-from lorabench.cli.estimate import describe_recipe, parameter_counts, peak_columns, remarks
+from lorabench.cli.estimate import describe_recipe, not_taken_into_account, parameter_counts, peak_columns, remarks
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
 from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf, alloc_conf_option
-from lorabench.cli.recipe_options import recipe_options
+from lorabench.cli.recipe_options import from_option, recipe_options
 from lorabench.cli.tracing import import_training_libraries, progress
 from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lorabench.estimator.memory.allocator_settings import AllocatorSettings
     from lorabench.estimator.trace.trace import Trace
 
@@ -33,7 +35,8 @@ SHOWN_TENSORS = 10
 
 
 @click.command("trace", epilog=EXAMPLES)
-@click.argument("model")
+@click.argument("model", required=False)
+@from_option
 @recipe_options()
 @click.option(
     "--backend",
@@ -46,18 +49,24 @@ SHOWN_TENSORS = 10
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
 @verbose_option
 def command(
-    model: str, backend: Any, gpu: str | None, alloc_conf: AllocatorSettings | None, format_: str, **options: Any
+    model: str | None,
+    config: Path | None,
+    backend: Any,
+    gpu: str | None,
+    alloc_conf: AllocatorSettings | None,
+    format_: str,
+    **options: Any,
 ) -> None:
     """Run the real training step of MODEL on meta tensors, without a GPU.
 
     transformers, peft and bitsandbytes train two steps on tensors without contents, and every allocation is followed.
-    MODEL is a name of `lorabench models`, a config.json or its folder, or a hub id. Defaults are in brackets. If MODEL
+    MODEL is a name of `lorabench models`, a config.json or its folder, or a hub id; or, as after --from, the config of
+    another tool. Defaults are in brackets. If MODEL
     does not support a default, the usual alternative is used and reported.
     """
     from lorabench.estimator.devices.device import find_device
+    from lorabench.estimator.imported.asked import asked
     from lorabench.estimator.memory.allocator_settings import DEFAULTS, settings_of_environment
-    from lorabench.estimator.models.catalogue import find_model
-    from lorabench.estimator.recipes.defaults import recipe_for
 
     if alloc_conf is not None and backend == "cpu":
         raise UserError("--alloc-conf sets CUDA's allocator: leave it out with --backend cpu")
@@ -73,7 +82,8 @@ def command(
     if backend == "cuda":
         allocator = alloc_conf or settings_of_environment()
     allocator = allocator.on(None if device is None else device.usable_bytes)
-    resolved = recipe_for(find_model(model), **options)
+    wanted = asked(model, config, options)
+    resolved = wanted.resolved()
     with progress() as say:
         say("importing torch, transformers and peft")
         import_training_libraries("trace")
@@ -89,7 +99,7 @@ def command(
         )
     if device is not None:
         traced = replace(traced, assumptions=(*traced.assumptions, *device.assumptions))
-    traced = replace(traced, warnings=(*traced.warnings, *allocator.warnings()))
+    traced = replace(traced, imported=wanted.imported, warnings=(*traced.warnings, *allocator.warnings()))
     show(_FORMATTERS[format_](traced))
 
 
@@ -103,6 +113,7 @@ def _as_text(traced: Trace) -> str:
             "\n".join(folded(_moment(traced))),
             _tensor_list(traced),
             as_table(_phase_columns(traced)),
+            *not_taken_into_account(traced.imported),
         ]
     )
 
@@ -170,6 +181,7 @@ def _as_markdown(traced: Trace) -> str:
             _moment(traced),
             as_markdown(_tensor_columns(traced)),
             as_markdown(_phase_columns(traced)),
+            *not_taken_into_account(traced.imported, markdown=True),
         ]
     )
 
@@ -184,6 +196,7 @@ def _as_csv(traced: Trace) -> str:
                 "kernels": traced.backend,
                 "assumptions": "; ".join(traced.assumptions),
                 "warnings": "; ".join(traced.warnings),
+                **({} if traced.imported is None else {"not_taken": "; ".join(traced.imported.remarks())}),
                 "total_parameters": traced.parameters.total,
                 "trainable_parameters": traced.parameters.trainable,
                 "quantized_parameters": traced.parameters.quantized,

@@ -1,0 +1,90 @@
+"""What was asked for: a model and recipe options, from the command line, from the config of a tool, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lorabench.estimator.errors import UserError
+from lorabench.estimator.models.catalogue import find_model
+from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.recipes.defaults import recipe_for
+from lorabench.estimator.recipes.recipe import option_value, settings_of
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
+
+if TYPE_CHECKING:
+    from lorabench.estimator.imported.reading import Imported
+
+
+class Asked(NamedTuple):
+    """A model with recipe options."""
+
+    spec: ModelSpec
+    options: dict[str, Any]
+    """Those of the config, overridden by those of the command line."""
+    imported: Imported | None = None
+    """What became of the config; None without one."""
+
+    def resolved(self) -> ResolvedRecipe:
+        """Return the recipe.
+
+        Raises:
+            UserError: as in `recipe_for`; it names the config too.
+        """
+        if self.imported is None:
+            return recipe_for(self.spec, **self.options)
+        try:
+            return recipe_for(self.spec, **self.options)
+        except UserError as error:
+            raise UserError(f"{self.imported.file}: {error}") from error
+
+
+def asked(model: str | Path | ModelSpec | None, config: str | Path | None, options: Mapping[str, Any]) -> Asked:
+    """Return the model and the options of ``config``, which may also be named as the model.
+
+    Args:
+        model: as in `find_model`; None: the one that the config names.
+        config: a file with a config of another tool, or None.
+        options: recipe options that override those of the config; None for those not given.
+
+    Raises:
+        UserError: neither names a model, or one of them cannot be read.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if config is None and isinstance(model, (str, Path)):
+        from lorabench.estimator.imported.sources import is_config
+
+        if is_config(str(model)):
+            model, config = None, model
+    if config is None:
+        if model is None:
+            raise UserError("name a MODEL, or the config of another tool with --from FILE")
+        return Asked(_spec(model), given)
+    from lorabench.estimator.imported.sources import read_config_file
+
+    read = read_config_file(Path(config))
+    named = read.model if model is None else model
+    if named is None:
+        raise UserError(f"{read.file}: a config of {read.tool.name} names no model: name the MODEL besides --from")
+    try:
+        spec = _spec(named)
+    except UserError as error:
+        if model is not None:
+            raise
+        raise UserError(f"{read.file}: {error}; or name the MODEL besides --from") from error
+    imported = read.on(spec)
+    kept = _kept(imported.options, given)
+    return Asked(spec, {**kept, **given}, imported)
+
+
+def _kept(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a config that a method on the command line leaves in force."""
+    if "method" not in given:
+        return dict(options)
+    applying = settings_of(option_value("method", given["method"]))
+    return {name: value for name, value in options.items() if name in applying and name != "method"}
+
+
+def _spec(model: str | Path | ModelSpec) -> ModelSpec:
+    return model if isinstance(model, ModelSpec) else find_model(model)

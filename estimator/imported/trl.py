@@ -1,0 +1,164 @@
+"""TRL: the YAML of its command line, its arguments, and those of scripts that parse the same classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorabench.estimator.imported import common
+from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported.keys import (
+    Key,
+    Keys,
+    Missing,
+    Options,
+    anything,
+    flag,
+    missing,
+    names,
+    number,
+    part,
+    refused,
+    text,
+    used,
+    whole,
+    without_effect,
+)
+from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.training_arguments import TRAINING_KEYS
+
+
+def _method(value: Any, values: Values) -> Options | Results:
+    if not value:
+        return {"method": "full"}
+    four_bits = values["load_in_4bit"]
+    results: Results = [
+        {
+            "method": "qlora" if four_bits else "lora",
+            "rank": values["lora_r"],
+            "lora_alpha": values["lora_alpha"],
+            "lora_dropout": values["lora_dropout"],
+        }
+    ]
+    if values["use_rslora"]:
+        results.append({"use_rslora": True})
+    if values["lora_target_modules"]:
+        results += common.targets(_named(values["lora_target_modules"]), values.spec)
+    else:
+        results.append(common.peft_targets(values.spec))
+    results += common.saved_modules(values["lora_modules_to_save"], values.spec)
+    if four_bits:
+        double = bool(values["use_bnb_nested_quant"])
+        results += [{"quant_type": values["bnb_4bit_quant_type"], "double_quant": double}, common.UNPREPARED]
+        results.append({"adapter_dtype": "bfloat16"})
+    return results
+
+
+def _named(value: Any) -> Any:
+    """Return a list of names from a list, or from one argument with commas; TRL passes on a single text as it is."""
+    if isinstance(value, str) and "," in value and not any(letter in value for letter in "*()|\\"):
+        return [name.strip() for name in value.split(",")]
+    return [value] if isinstance(value, str) and value.isidentifier() else value
+
+
+def _precision(value: Any, values: Values) -> Options:
+    fp16 = bool(values["fp16"])
+    return common.mixed_precision((not fp16) if value is None else bool(value), fp16)
+
+
+def _length(value: Any, values: Values) -> Options:
+    older = values["max_seq_length"]
+    return {"seq_len": older if older is not None else value}
+
+
+def _dtype(value: Any, values: Values) -> Options:
+    found = common.dtype_option(values["torch_dtype"] or value)
+    return found or common.checkpoint_dtype(values.spec)
+
+
+def _packing(value: Any, values: Values) -> Options | Missing:
+    return {} if value or values["padding_free"] else Missing(common.PADDED, "less memory")
+
+
+def _liger(value: Any, _: Values) -> Options | Missing:
+    return common.LIGER_KERNELS if value else {}
+
+
+def _loss(value: Any, values: Values) -> Options | Missing:
+    return {} if values["beta"] is not None or values["trainer"] not in ("sft", None) else common.CHUNKED_HEAD
+
+
+_GENERATES = (
+    "it trains with generated text, and lorabench answers for supervised fine-tuning: rehearse the program: "
+    "lorabench rehearse -- …"
+)
+KEYS: Keys = {
+    **TRAINING_KEYS,
+    "model_name_or_path": part(text),
+    "trainer": used(text, common.training),
+    "beta": used(
+        number,
+        lambda value, values: (
+            {} if value is None or values["trainer"] in common.PREFERENCES else common.PREFERENCES["dpo"]
+        ),
+    ),
+    "use_peft": used(flag, _method, False),
+    **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout"), part(number)),
+    "lora_r": part(whole, 16),
+    "lora_alpha": part(number, 32),
+    "lora_dropout": part(number, 0.05),
+    "lora_target_modules": part(names),
+    "lora_modules_to_save": part(names),
+    "lora_target_parameters": common.PARAMETERS,
+    "use_rslora": part(flag, False),
+    "use_dora": common.DORA,
+    "load_in_4bit": part(flag, False),
+    "load_in_8bit": missing(common.INT8, "less memory"),
+    "bnb_4bit_quant_type": part(text, "nf4"),
+    "use_bnb_nested_quant": part(flag, False),
+    "dtype": used(text, _dtype, "float32"),
+    "torch_dtype": part(text),
+    "attn_implementation": used(text, common.attention),
+    "max_length": used(whole, _length, 1024),
+    **dict.fromkeys(("max_seq_length", "max_seq_len"), part(whole)),
+    "packing": used(flag, _packing, False),
+    "padding_free": part(flag, False),
+    "gradient_checkpointing": TRAINING_KEYS["gradient_checkpointing"]._replace(default=True),
+    "bf16": used(flag, _precision),
+    "use_liger_kernel": used(flag, _liger, False),
+    "loss_type": used(anything, _loss, "nll"),
+    "activation_offloading": missing("saved activations wait in host memory", "less memory"),
+    "precompute_ref_log_probs": Key(anything, effect=False),
+    "num_generations": refused(_GENERATES),
+    "reward_funcs": refused(_GENERATES),
+    "use_vllm": refused(_GENERATES),
+    "max_completion_length": refused(_GENERATES, off=(None,)),
+    **dict.fromkeys(
+        ("config", "config_file", "accelerate_config"), missing("another file: read it with --from", "other memory")
+    ),
+    **dict.fromkeys(
+        ("num_processes", "nproc_per_node", "num_machines", "nnodes"), missing(common.COPIES, "about the same memory")
+    ),
+    **dict.fromkeys(("use_deepspeed", "use_fsdp", "zero_stage"), missing(common.SHARDS, "less memory")),
+    **without_effect(
+        "model_revision trust_remote_code lora_task_type bnb_4bit_quant_storage dataset_name dataset_config "
+        "dataset_train_split dataset_test_split dataset_streaming ignore_bias_buffers dataset_text_field "
+        "dataset_kwargs dataset_num_proc eos_token pad_token chat_template_path truncation_mode shuffle_dataset "
+        "packing_strategy pad_to_multiple_of eval_packing completion_only_loss assistant_only_loss "
+        "router_aux_loss_coef model_init_kwargs datasets streaming test_split_size preprocessing_num_workers "
+        "dataset_mixer dataset_mixture dataset_splits dataset_configs dataset_seed chat_template "
+        "auto_insert_empty_system_msg columns split max_prompt_length disable_dropout loss_weights "
+        "generate_during_eval rpo_alpha label_smoothing simpo_gamma lora_task benchmarks callbacks system_prompt "
+        "hub_model_revision num_train_samples multi_gpu machine_rank main_process_port rdzv_backend "
+        "add_special_tokens append_concat_token splits dataset_shuffle dataset_id_or_path"
+    ),
+}
+RECOGNISED = {"dataset_name", "dataset_mixer", "dataset_mixture", "max_length", "max_seq_length", "use_peft"}
+TOOL = Tool(
+    name="TRL",
+    read_in="1.16.0",
+    keys=KEYS,
+    model=lambda values: values["model_name_or_path"],
+    recognised=lambda config: (
+        "model_name_or_path" in config and not {"finetuning_type", "stage", "template"} & set(config)
+    ),
+)
