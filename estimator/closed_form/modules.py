@@ -82,7 +82,7 @@ class Modules:
             if recipe.adapter is not None and linear.name in resolved.target_modules:
                 self.adapters[linear.name] = tuple(map(weights.adapter, recipe.adapter.tensors(linear)))
         for weight in layers.adapted_experts:
-            tensors = () if recipe.adapter is None else recipe.adapter.expert_tensors(weight)
+            tensors = () if recipe.adapter is None else recipe.adapter.expert_tensors(weight, resolved.spec.model_type)
             if tensors:
                 self.adapters[weight.name] = tuple(map(weights.adapter, tensors))
 

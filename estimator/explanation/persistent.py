@@ -188,7 +188,7 @@ class PersistentLines:
         for linear, count in self.resolved.adapted_linears:
             yield self._adapters(linear.name, count, adapter, adapter.tensors(linear), {}, {})
         for weight, count in self.resolved.adapted_experts:
-            tensors = adapter.expert_tensors(weight)
+            tensors = adapter.expert_tensors(weight, self.resolved.spec.model_type)
             stack, side_by_side = prod(weight.shape[:-2]), tensors[0].shape[0] // (adapter.rank or 1)
             times = {"2": 2} if side_by_side == 2 * stack else {}
             letters = self._letters(weight)

@@ -105,7 +105,9 @@ class _Loading:
         for group in resolved.spec.layers:
             of_layer = [
                 [tensor.elements for _, tensor in tensors]
-                for _, tensors in groupby(adapter_tensors(group, adapter, resolved.target_modules), itemgetter(0))
+                for _, tensors in groupby(
+                    adapter_tensors(group, adapter, resolved.target_modules, resolved.spec.model_type), itemgetter(0)
+                )
             ]
             for sizes in of_layer * group.count:
                 in_float32 = [self._new(ITEMSIZE["float32"] * elements) for elements in sizes]

@@ -6,6 +6,7 @@ peft, and its names for people. `closed_form.adapters` has its forward pass, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
+
+
+GROUPS = ("all-linear", "attention", "mlp")
+"""Words for several target modules."""
 
 
 class AdapterTensor(NamedTuple):
@@ -48,7 +53,8 @@ class Adapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     """
 
     target_modules: str | None = None
-    """Linear layers that get an adapter: all-linear, attention, mlp, or module names separated by commas."""
+    """Linear layers that get an adapter: all-linear, attention, mlp, module names separated by commas, or a regular
+    expression that matches whole paths, as in peft."""
     modules_to_save: str | None = None
     """Embeddings or head that train in full beside the adapters: names separated by commas (default none)."""
     adapter_dtype: Dtype = "float32"
@@ -77,7 +83,7 @@ class Adapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
         """
         raise NotImplementedError
 
-    def expert_tensors(self, weight: Weight) -> tuple[AdapterTensor, ...]:
+    def expert_tensors(self, weight: Weight, model_type: str) -> tuple[AdapterTensor, ...]:
         """Return the tensors that a router or a stack of experts gets; none if peft does not adapt it."""
         return ()
 
@@ -143,14 +149,26 @@ def canonical_names(option: str, given: str) -> str:
     return ",".join(names)
 
 
+def is_pattern(targets: str) -> bool:
+    """Return whether ``target_modules`` is a regular expression for whole paths, as peft takes a text."""
+    return any(letter in targets for letter in "*+?()[]{}|^$\\")
+
+
 def canonical_targets(targets: str) -> str:
     """Return ``target_modules`` in the spelling of recipes.
 
     Raises:
-        ValueError: a name is empty, or a group such as ``attention`` is mixed with other names.
+        ValueError: a name is empty, a group such as ``attention`` is mixed with other names, or a regular expression is
+            not one.
     """
+    if is_pattern(targets):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"target_modules {targets!r} is no regular expression: {error}") from error
+        return targets
     names = canonical_names("target_modules", targets).split(",")
-    groups = [name for name in names if name in ("all-linear", "attention", "mlp")]
+    groups = [name for name in names if name in GROUPS]
     if groups and len(names) > 1:
         raise ValueError(f"target_modules {quoted(targets)} mixes {groups[0]} with other names: use one or the other")
     return ",".join(names)

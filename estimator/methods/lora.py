@@ -9,12 +9,38 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 from msgspec import Meta
 from msgspec.structs import force_setattr, replace
 
-from lorabench.estimator.methods.base import Adapter, AdapterTensor, PositiveInt, Probability
+from lorabench.estimator.methods.base import GROUPS, Adapter, AdapterTensor, PositiveInt, Probability, is_pattern
 from lorabench.estimator.models.spec import Linear, ModelSpec, Weight
 from lorabench.estimator.obstacle import Obstacle
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+
+OLDER_NAMES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",), "weight": ("gate",)}
+"""Parameter of experts or router → the linear layers that it was before transformers 5, by which peft 0.21 still finds
+it (`_MOE_TARGET_MODULE_MAPPING`)."""
+LIKE_MIXTRAL = frozenset({"mixtral", "minimax", "minimax_m2"})
+"""Model types that had Mixtral's names."""
+OF_MIXTRAL = {**OLDER_NAMES, "gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
+
+
+def older_names(parameter: str, model_type: str) -> tuple[str, ...]:
+    """Return the linear layers that a parameter of experts was before transformers 5; none if it was none."""
+    return (OF_MIXTRAL if model_type in LIKE_MIXTRAL else OLDER_NAMES).get(parameter, ())
+
+
+def named(targets: str | None) -> list[str]:
+    """Return the names in ``target_modules``; none for a group or a regular expression."""
+    if targets is None or targets in GROUPS or is_pattern(targets):
+        return []
+    return targets.split(",")
+
+
+def ends_of(path: str) -> list[str]:
+    """Return the ends of a path by which people name a module: c_proj and attn.c_proj for ``attn.c_proj``."""
+    parts = path.split(".")
+    return [".".join(parts[index:]) for index in range(len(parts))]
 
 
 class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
@@ -46,17 +72,23 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
         """Return A and B."""
         return self._factors(self.rank, linear.in_features, linear.out_features)
 
-    def expert_tensors(self, weight: Weight) -> tuple[AdapterTensor, ...]:
+    def expert_tensors(self, weight: Weight, model_type: str) -> tuple[AdapterTensor, ...]:
         """Return A and B of all experts in one tensor each. Their rank doubles if gate and up projection are fused.
 
-        Routers and experts are parameters, not linear layers. peft 0.21 adapts them only under all-linear, and doubles
-        the rank of fused projections (`convert_peft_config_for_transformers`).
+        Routers and experts are parameters, not linear layers. peft 0.21 adapts them under all-linear, and under the
+        names that their linear layers had before transformers 5. It doubles the rank of fused projections
+        (`convert_peft_config_for_transformers`).
         """
-        if self.target_modules != "all-linear":
+        if self.target_modules != "all-linear" and not self._names_experts(weight, model_type):
             return ()
         *experts, out_features, in_features = weight.shape
         fused = 2 if weight.name.endswith("gate_up_proj") else 1
         return self._factors(fused * prod(experts) * self.rank, in_features, out_features)
+
+    def _names_experts(self, weight: Weight, model_type: str) -> bool:
+        """Return whether the target modules name the linear layers that ``weight`` was before transformers 5."""
+        parameter = weight.name.rpartition(".")[2]
+        return bool(set(older_names(parameter, model_type)) & set(named(self.target_modules)))
 
     def _factors(self, ranks: int, in_features: int, out_features: int) -> tuple[AdapterTensor, ...]:
         return (
@@ -74,11 +106,15 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             use_rslora=self.use_rslora,
-            # peft adapts stacked experts only under this name.
-            target_modules="all-linear" if self.target_modules == "all-linear" else list(targets),
+            # peft adapts stacked experts under this name, and under names that no linear layer has.
+            target_modules="all-linear" if self.target_modules == "all-linear" else self._given_to_peft(targets),
             modules_to_save=list(modules_to_save) or None,
             fan_in_fan_out=transposed,
         )
+
+    def _given_to_peft(self, targets: Sequence[str]) -> list[str]:
+        ends = {end for path in targets for end in ends_of(path)}
+        return [*targets, *(name for name in named(self.target_modules) if name not in ends)]
 
     def with_rank(self, rank: int | None) -> Self:
         """Return the same adapter with another rank."""
@@ -90,7 +126,20 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
         """Yield an obstacle for dropout on adapters of experts."""
-        if self.lora_dropout and self.target_modules == "all-linear" and spec.adapts_experts:
+        experts = [weight for group in spec.layers for weight in group.adapted_experts] if spec.adapts_experts else []
+        adapted = [weight for weight in experts if self.expert_tensors(weight, spec.model_type)]
+        for weight in adapted:
+            fused = older_names(weight.name.rpartition(".")[2], spec.model_type)
+            lacking = set(fused) - set(named(self.target_modules))
+            if lacking and self.target_modules != "all-linear":
+                yield Obstacle(
+                    "target_modules",
+                    f"transformers 5 keeps {' and '.join(fused)} of the experts in one parameter, and peft adapts them "
+                    "together only",
+                    f"--target-modules with {', '.join(sorted(lacking))} too, or without them",
+                )
+                return
+        if self.lora_dropout and adapted:
             yield Obstacle(
                 "lora_dropout",
                 f"peft has no dropout for adapters of fused experts, which {spec.name} has",

@@ -53,7 +53,7 @@ def adapter_state(resolved: ResolvedRecipe) -> Iterator[tuple[str, tuple[int, ..
         return
     first = 0
     for group in spec.layers:
-        tensors = list(adapter_tensors(group, adapter, resolved.target_modules))
+        tensors = list(adapter_tensors(group, adapter, resolved.target_modules, spec.model_type))
         for index in range(first, first + group.count):
             for path, tensor in tensors:
                 yield f"base_model.model.{spec.layers_path}.{index}.{path}.{tensor.name}", tensor.shape

@@ -10,6 +10,7 @@ from lorabench.estimator.models.read_config import has_closed_form
 from lorabench.estimator.obstacle import Obstacle
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
+from lorabench.estimator.recipes.target_modules import warn_of_unmatched
 
 
 def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
@@ -32,6 +33,8 @@ def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
             )
     if recipe.adapter is not None and has_closed_form(spec):  # other models' adapted layers are known only from a trace
         warnings += recipe.adapter.warnings([linear for linear, _ in resolved.adapted_linears])
+    if recipe.adapter is not None:
+        warnings += warn_of_unmatched(spec, recipe.adapter)
     return tuple(warnings)
 
 

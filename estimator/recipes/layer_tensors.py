@@ -18,7 +18,9 @@ def base_shapes(group: Layers) -> list[tuple[int, ...]]:
     return [*shapes, *(weight.shape for weight in group.weights)]
 
 
-def adapter_tensors(group: Layers, adapter: Adapter, targets: Container[str]) -> Iterator[tuple[str, AdapterTensor]]:
+def adapter_tensors(
+    group: Layers, adapter: Adapter, targets: Container[str], model_type: str
+) -> Iterator[tuple[str, AdapterTensor]]:
     """Yield the tensors that ``adapter`` adds to a layer of ``group``, each with the path of its module in peft.
 
     ``targets``: names of the adapted linear layers.
@@ -26,8 +28,9 @@ def adapter_tensors(group: Layers, adapter: Adapter, targets: Container[str]) ->
     for linear in group.linears:
         if linear.name in targets:
             yield from ((linear.name, tensor) for tensor in adapter.tensors(linear))
-    for path, weight in _wrapped_paths(group.adapted_experts):
-        yield from ((path, tensor) for tensor in adapter.expert_tensors(weight))
+    experts = {weight: adapter.expert_tensors(weight, model_type) for weight in group.adapted_experts}
+    for path, weight in _wrapped_paths([weight for weight, tensors in experts.items() if tensors]):
+        yield from ((path, tensor) for tensor in experts[weight])
 
 
 def _wrapped_paths(weights: list[Weight]) -> Iterator[tuple[str, Weight]]:

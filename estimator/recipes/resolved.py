@@ -81,7 +81,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
             (weight, group.count)
             for group in self.spec.layers
             for weight in group.adapted_experts
-            if adapter.expert_tensors(weight)
+            if adapter.expert_tensors(weight, self.spec.model_type)
         )
 
     @cached_property
@@ -110,8 +110,11 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
     def _adapter_tensors(self) -> Iterator[tuple[tuple[int, ...], int, bool]]:
         adapter = self.recipe.adapter
         assert adapter is not None
-        for group in self.spec.layers:
-            shapes = [tensor.shape for _, tensor in adapter_tensors(group, adapter, self.target_modules)]
+        spec = self.spec
+        for group in spec.layers:
+            shapes = [
+                tensor.shape for _, tensor in adapter_tensors(group, adapter, self.target_modules, spec.model_type)
+            ]
             yield from _in_layers(shapes, group.count)
 
     def _base_tensors(self) -> Iterator[tuple[tuple[int, ...], int, bool]]:
