@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import stat
 from io import BufferedReader
 from pathlib import Path
@@ -69,6 +71,25 @@ def decode_json(raw: bytes) -> Any:
         raise ValueError("nested too deeply") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(str(error) if _is_utf8(raw) else "not UTF-8 text") from error
+
+
+def decode_config(raw: bytes) -> Any:
+    """Return the value of ``raw`` like `decode_json`, also with Infinity and NaN, which Python writes.
+
+    They become ``{"__float__": "Infinity"}`` and the like, as transformers itself writes them.
+
+    Raises:
+        ValueError: it is not JSON. The message is a short reason.
+    """
+    try:
+        return decode_json(raw)
+    except ValueError:
+        if not re.search(rb"\b(Infinity|NaN)\b", raw):
+            raise
+    try:
+        return json.loads(raw, parse_constant=lambda name: {"__float__": name})
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _is_utf8(raw: bytes) -> bool:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
-from lorabench.estimator.input_files import decode_json, read_input
+from lorabench.estimator.input_files import decode_config, read_input
 from lorabench.estimator.models.hub import HUB_ID, Refusal, fetch_config
 from lorabench.estimator.models.mirrors import names_behind
 from lorabench.estimator.models.read_config import read_config
@@ -163,7 +163,7 @@ def _read_path(path: Path, text: str) -> ModelSpec:
 def _decode(path: Path) -> dict[str, Any]:
     raw = read_input(path, "a config.json", LARGEST_CONFIG_BYTES)
     try:
-        config = decode_json(raw)
+        config = decode_config(raw)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): name the model's config.json") from error
     if not isinstance(config, dict):

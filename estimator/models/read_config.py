@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.models.recordings import find_recording, recorded_spec
-from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.models.spec import ModelSpec, Stored
 from lorabench.estimator.typed_values import convert
 
 FAMILIES = Path(__file__).parent / "families"
@@ -55,6 +55,8 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     model_type = config.get("model_type")
     if model_type is None:
         raise UserError(f"{name}: no model_type: is this the config.json of a transformers model?")
+    if config.get("quantization_config") is not None:
+        return _quantized(config, name)
     if isinstance(config.get("text_config"), dict):
         return _language_model(config, name)
     _refuse_what_is_no_causal_model(config, name)
@@ -76,6 +78,39 @@ def read_config(config: dict[str, Any], name: str) -> ModelSpec:
     except UserError as error:
         raise UserError(f"{name}: not a possible {model_type} config: {error}") from error
     return spec
+
+
+def _quantized(config: dict[str, Any], name: str) -> ModelSpec:
+    """Return the shapes of a model whose checkpoint is quantised."""
+    stored, stands_in = _stored(config["quantization_config"], name)
+    spec = read_config({key: value for key, value in config.items() if key != "quantization_config"}, name)
+    said = f"{name}: its weights are stored in {stored.what}{stands_in}"
+    return replace(spec, stored=stored, assumptions=(*spec.assumptions, said))
+
+
+def _stored(quantization: Any, name: str) -> tuple[Stored, str]:
+    """Return how a checkpoint is stored, and a clause on what is counted instead, if anything.
+
+    Raises:
+        UserError: it is stored in a format whose size is not known here.
+    """
+    found = quantization if isinstance(quantization, dict) else {}
+    method, bits = str(found.get("quant_method", "")).lower(), found.get("bits", found.get("w_bit"))
+    if method in ("bitsandbytes", "") and found.get("load_in_4bit"):
+        kind, double = found.get("bnb_4bit_quant_type", "fp4"), bool(found.get("bnb_4bit_use_double_quant", False))
+        if kind in ("nf4", "fp4"):
+            options = {"method": "qlora", "quant_type": kind, "double_quant": double}
+            return Stored(f"4 bits by bitsandbytes ({kind})", options), ""
+    if method in ("gptq", "awq") and bits == 4:
+        options = {"method": "qlora", "quant_type": "nf4", "double_quant": True}
+        instead = ", and are counted as those of bitsandbytes: nf4 with double quantisation"
+        return Stored(f"4 bits by {method.upper()}", options), instead
+    kind = method or "a format without a name"
+    raise UserError(
+        f"{name}: has a quantization_config: its weights are stored as {kind}, and lorabench knows adapters on "
+        "4-bit weights of bitsandbytes, GPTQ and AWQ: name the model that it was quantised from, and --method qlora to "
+        "quantise it here"
+    )
 
 
 TOWERS = {"vision_config": "vision tower", "audio_config": "audio tower", "speech_config": "audio tower"}
@@ -125,11 +160,6 @@ def _read_by_building(config: dict[str, Any], name: str) -> ModelSpec:
 
 
 def _refuse_what_is_no_causal_model(config: dict[str, Any], name: str) -> None:
-    if config.get("quantization_config") is not None:
-        raise UserError(
-            f"{name}: has a quantization_config: its weights are stored quantised, and cannot be trained like that: "
-            "name the model that it was quantised from, and --method qlora to quantise it here"
-        )
     if config.get("is_encoder_decoder"):
         raise UserError(f"{name}: an encoder-decoder, not a causal language model")
     if config.get("per_layer_config"):

@@ -78,6 +78,15 @@ class Layers(Struct, frozen=True):
         return [weight for weight in self.experts if self.adapts_experts and weight.name.endswith(ADAPTED)]
 
 
+class Stored(Struct, frozen=True):
+    """How the weights of a quantised checkpoint are stored. Adapters can train on them, and they themselves cannot."""
+
+    what: str
+    """In words: ``4 bits by bitsandbytes``."""
+    options: dict[str, Any]
+    """The recipe options that follow."""
+
+
 class ModelSpec(Struct, frozen=True):
     """The shapes of one causal language model."""
 
@@ -110,6 +119,8 @@ class ModelSpec(Struct, frozen=True):
     """Whether transformers supports sdpa for it."""
     longest_closed_form: int = 0
     """Longest sequence for which its closed form holds; 0 if it holds for any."""
+    stored: Stored | None = None
+    """How the checkpoint is quantised; None if it is not."""
     assumptions: tuple[str, ...] = ()
     """How an ambiguous name was resolved, one line each; empty for a unique name."""
 

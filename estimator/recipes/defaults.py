@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.older_experts import NAMES, with_linear_experts
-from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.models.spec import ModelSpec, Stored
 from lorabench.estimator.recipes.feasibility import obstacles
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -21,9 +22,11 @@ def recipe_for(spec: ModelSpec, **options: Any) -> ResolvedRecipe:
     options are never changed: `feasibility.refuse_impossible` refuses those that the model does not support.
 
     Raises:
-        UserError: as in `make_recipe`.
+        UserError: as in `make_recipe`; or the model is stored quantised, and options say otherwise.
     """
     given = {option: value for option, value in options.items() if value is not None}
+    if spec.stored is not None:
+        given = _on_stored(spec, spec.stored, given)
     usual = make_recipe(spec.name, **given)
     chosen: dict[str, Any] = {}
     assumptions = [*spec.assumptions]
@@ -41,3 +44,18 @@ def recipe_for(spec: ModelSpec, **options: Any) -> ResolvedRecipe:
         chosen["use_reentrant"] = True
         assumptions.append(f"use_reentrant yes instead of no: the default of transformers {usual.transformers}")
     return ResolvedRecipe(spec, make_recipe(spec.name, **given, **chosen), tuple(assumptions))
+
+
+def _on_stored(spec: ModelSpec, stored: Stored, given: dict[str, Any]) -> dict[str, Any]:
+    """Return ``given`` with the options that follow from how the weights are stored.
+
+    Raises:
+        UserError: an option says that they are stored otherwise.
+    """
+    for option, value in stored.options.items():
+        if given.get(option, value) != value:
+            raise UserError(
+                f"{option} {given[option]}: the weights of {spec.name} are stored in {stored.what}: use {value}, or "
+                "name the model that it was quantised from"
+            )
+    return {**stored.options, **given}

@@ -13,6 +13,10 @@ INSTEAD = {
     "model_name": "model",
     "base_model": "model",
     "finetuning_type": "method",
+    "adapter": "method",
+    "tuner_type": "method",
+    "quantization_bit": "method=qlora",
+    "bits": "method=qlora",
     "load_in_4bit": "method=qlora",
     "use_qlora": "method=qlora",
     "use_peft": "method=lora",
@@ -24,6 +28,18 @@ INSTEAD = {
     "rslora": "use_rslora",
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
+    "lora_target_linear": "target_modules=all-linear",
+    "additional_target": "modules_to_save",
+    "lora_modules_to_save": "modules_to_save",
+    "pure_bf16": "adapter_dtype=bfloat16",
+    "use_bnb_nested_quant": "double_quant",
+    "double_quantization": "double_quant",
+    "model_max_length": "seq_len",
+    "activation_checkpointing": "gradient_checkpointing",
+    "use_reentrant_gc": "use_reentrant",
+    "enable_liger_kernel": "loss=liger",
+    "liger_fused_linear_cross_entropy": "loss=liger",
+    "flash_attention": "attn_implementation=flash_attention_2",
     "torch_dtype": "dtype",
     "bf16": "mixed_precision=bf16",
     "fp16": "mixed_precision=fp16",
@@ -60,6 +76,14 @@ INSTEAD = {
 
 _RATE = "the learning rate is fixed: it changes neither memory nor speed"
 _ONE_GPU = "a recipe is for one GPU"
+_NO_EFFECT = "it changes neither memory nor speed: leave it out"
+_SFT = (
+    "a recipe is supervised fine-tuning: leave it out for its cost, or rehearse the program (lorabench rehearse -- …)"
+)
+_CONFIG = "write --from FILE"
+_PACKED = "text is always packed"
+_NO_LOGITS = "this loss is not among those of --loss; the nearest without logits is --loss liger"
+_ALL_LAYERS = "adapters are in all layers: leave it out"
 _DORA = "DoRA is not among the methods"
 NOT_HERE = {
     "lr": _RATE,
@@ -67,10 +91,30 @@ NOT_HERE = {
     "num_gpus": _ONE_GPU,
     "nproc_per_node": _ONE_GPU,
     "fsdp": _ONE_GPU,
+    **dict.fromkeys(
+        (
+            *("zero_stage", "num_processes", "world_size", "tensor_parallel_size", "context_parallel_size"),
+            "sequence_parallel_size",
+        ),
+        _ONE_GPU,
+    ),
     "deepspeed": _ONE_GPU,
-    "packing": "text is always packed",
+    **dict.fromkeys(("packing", "sample_packing", "padding_free", "neat_packing"), _PACKED),
+    **dict.fromkeys(("rl", "stage", "trainer"), _SFT),
+    **dict.fromkeys(("config", "config_file", "yaml"), _CONFIG),
+    **dict.fromkeys(("cut_cross_entropy", "chunked_cross_entropy", "loss_type"), _NO_LOGITS),
+    **dict.fromkeys(("layers_to_transform", "freeze_trainable_layers", "layers_pattern"), _ALL_LAYERS),
+    **dict.fromkeys(
+        (
+            *("weight_decay", "max_grad_norm", "num_train_epochs", "num_epochs", "epochs", "warmup_ratio"),
+            *("warmup_steps", "neftune_noise_alpha", "init_lora_weights", "loftq_config", "use_cache", "seed"),
+            *("group_by_length", "tf32", "bnb_4bit_quant_storage", "trust_remote_code", "lr_scheduler_type"),
+        ),
+        _NO_EFFECT,
+    ),
     "dora": _DORA,
     "use_dora": _DORA,
+    "peft_use_dora": _DORA,
     "load_in_8bit": "weights are quantised to 4 bits only, by method qlora",
 }
 """Name in another tool → the reason why there is no such option here."""

@@ -65,7 +65,16 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+def _dashed(name: str) -> str:
+    """Return the name of an option with dashes: other tools write --lora_alpha."""
+    return name.replace("_", "-")
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _dashed},
+)
 @click.version_option(__version__, prog_name="lorabench")
 @click.pass_context
 def lorabench(context: click.Context) -> None:

@@ -113,6 +113,8 @@ def command(
     calibration = calibration_for(device, calibration_file)
     asked_for = {name for name, value in options.items() if value is not None}
     fixed = {name: value for name, value in wanted.options.items() if name in asked_for or name not in LEFT_TO_SEARCH}
+    if spec.stored is not None:
+        fixed = {**spec.stored.options, **fixed}
     with progress() as say:
         plan = make_plan(
             spec,

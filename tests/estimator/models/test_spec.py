@@ -223,7 +223,7 @@ def test_keys_that_decide_neither_shapes_nor_steps_make_no_difference() -> None:
         ({"is_encoder_decoder": True}, "an encoder-decoder, not a causal language model"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification', not a causal"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "stored quantised"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "its weights are stored as gptq"),
         ({"use_bidirectional_attention": True}, "not a causal language model"),
         ({"per_layer_config": {"0": {}}}, "per_layer_config"),
         ({"hidden_size": ...}, "hidden_size is missing"),

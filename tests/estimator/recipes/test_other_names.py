@@ -17,7 +17,7 @@ def test_what_is_to_be_written_instead_is_an_option_and_a_value_of_it(name: str)
     option, _, value = INSTEAD[name].partition("=")
     assert option in SETTINGS
     if value:
-        assert getattr(make_recipe("any", **{option: value}), option) == value
+        assert make_recipe("any", **{option: value}).setting(option) == value
     said = option_here(f"--{name.replace('_', '-')}", command)
     assert said is not None
     flag, *values = said.removeprefix("write ").split(maxsplit=1)
