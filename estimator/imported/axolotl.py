@@ -109,9 +109,9 @@ def _batch(value: Any, values: Values) -> Options:
     return {"batch_size": value, "gradient_accumulation": max(steps, 1)}
 
 
-def _attention(value: Any, values: Values) -> Options | Results:
+def _attention(value: Any, values: Values) -> Options | Missing | Results:
     older = next((name for key, name in ATTENTION_FLAGS.items() if values[key]), None)
-    return common.attention(value or older)
+    return common.attention(value or older, values)
 
 
 def _checkpointing(value: Any, values: Values) -> Options | Results:

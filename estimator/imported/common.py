@@ -6,6 +6,7 @@ from typing import Any
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.imported.keys import Key, Missing, Options, anything, missing, refused
+from lorabench.estimator.imported.reading import Values
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.recipes.feasibility import FUSED_LOSS_MODEL_TYPES
@@ -137,13 +138,19 @@ ATTENTION = {
 """Spelling → option."""
 
 
-def attention(value: Any, _: Any = None) -> Options | Results:
+WITHOUT_FLASH = frozenset({"gpt_oss"})
+"""Model types that transformers runs with no kernel of FlashAttention 2: their attention has sinks."""
+
+
+def attention(value: Any, values: Values) -> Options | Missing | Results:
     """Return the option of an attention kernel, or FlashAttention 2 in place of one that it cannot say."""
     word = str(value or "auto").lower().split("@")[0]
     if word in ("auto", "none"):
         return {}
-    if word in ATTENTION:
+    if word in ATTENTION and not (ATTENTION[word] == "flash_attention_2" and values.spec.model_type in WITHOUT_FLASH):
         return {"attn_implementation": ATTENTION[word]}
+    if values.spec.model_type in WITHOUT_FLASH:
+        return Missing("another kernel of attention; the answer counts what transformers has else", "less memory")
     instead = Missing("another kernel of attention; the answer counts FlashAttention 2", "about the same memory")
     return [{"attn_implementation": "flash_attention_2"}, instead]
 

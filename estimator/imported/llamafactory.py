@@ -122,8 +122,8 @@ def _stage(value: Any, values: Values) -> Options | Missing:
     return common.training(value)
 
 
-def _attention(value: Any, _: Values) -> Options | Results:
-    return common.attention(ATTENTION.get(str(value).lower(), value))
+def _attention(value: Any, values: Values) -> Options | Missing | Results:
+    return common.attention(ATTENTION.get(str(value).lower(), value), values)
 
 
 KEYS: Keys = {

@@ -23,6 +23,7 @@ from lorabench.estimator.version import __version__
 COMMANDS = {
     "estimate": "Estimate memory, speed and cost of a recipe, without torch.",
     "plan": "Find what to run on a GPU, or which GPU is enough.",
+    "recipe": "Write a recipe as a config of another tool, or a script.",
     "trace": "Run the real training step on meta tensors, without a GPU.",
     "rehearse": "Run a recipe or any training program on a simulated GPU.",
     "run": "Train recipes for real and measure them.",
