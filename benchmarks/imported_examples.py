@@ -27,7 +27,7 @@ from lorabench.estimator.imported.asked import asked
 from lorabench.estimator.models.read_config import has_closed_form
 from lorabench.estimator.quantities import in_gib
 
-ENDINGS = {".yml", ".yaml", ".json"}
+ENDINGS = {".yml", ".yaml", ".json", ".sh"}
 NO_TRAINING = ("no config of", "names no model", "trains nothing", "has no keys")
 UNKNOWN_MODEL = ("in the catalogue", "no such file: name a config.json")
 

@@ -42,7 +42,7 @@ def liger_loss(spec: ModelSpec) -> Options | Missing:
 LIGER_KERNELS = Missing(
     "Liger's kernels for norms, rotary positions and feed-forward keep fewer tensors", "less memory"
 )
-LORA_KERNELS = Missing("fused kernels of adapters keep fewer tensors", "less memory")
+LORA_KERNELS = Missing("its fused kernels of adapters, on by default, keep fewer tensors", "less memory")
 
 # Distribution and other trainings
 

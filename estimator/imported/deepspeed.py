@@ -60,6 +60,10 @@ KEYS: Keys = {
     "zero_optimization.offload_optimizer.device": missing("optimizer states are in host memory", "less memory"),
     "zero_optimization.offload_param.device": missing("weights are in host memory", "less memory"),
     "zero_optimization.zero_quantized_weights": missing("weights are sent in 8 bits", "other memory"),
+    "zero_optimization.zero_quantized_nontrainable_weights": missing("frozen weights are quantised", "less memory"),
+    "zero_optimization.cpu_offload": missing("optimizer states are in host memory", "less memory"),
+    "zero_optimization.cpu_offload_param": missing("weights are in host memory", "less memory"),
+    "zero_optimization.zenflow": missing("optimizer states are in host memory", "less memory"),
     "activation_checkpointing": missing("DeepSpeed's own checkpointing", "other memory"),
     "tensor_parallel": missing(common.SPLITS, "less memory"),
     "sequence_parallel_size": missing(common.SPLITS, "less memory"),
@@ -78,7 +82,7 @@ KEYS: Keys = {
 }
 TOOL = Tool(
     name="DeepSpeed",
-    read_in="0.17",
+    read_in="at 1b88ac36",
     keys=KEYS,
     model=lambda values: None,
     recognised=lambda config: "zero_optimization" in config or "train_micro_batch_size_per_gpu" in config,

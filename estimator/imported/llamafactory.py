@@ -117,8 +117,9 @@ def _liger(value: Any, values: Values) -> Options | Results:
 
 
 def _stage(value: Any, values: Values) -> Options | Missing:
-    if values["do_train"] is False or values["export_dir"]:
-        raise UserError("this file trains nothing (do_train, export_dir): give the file of a training")
+    chats = values["infer_backend"] and not values["dataset"]
+    if values["do_train"] is False or values["export_dir"] or chats:
+        raise UserError("this file trains nothing (do_train, export_dir, infer_backend): give the file of a training")
     return common.training(value)
 
 
@@ -131,7 +132,8 @@ KEYS: Keys = {
     "model_name_or_path": part(text),
     "stage": used(text, _stage, "sft"),
     "do_train": part(flag),
-    "export_dir": part(text),
+    **dict.fromkeys(("export_dir", "infer_backend"), part(text)),
+    "dataset": part(names),
     "finetuning_type": used(text, _method, "lora"),
     "lora_rank": part(whole, 8),
     "lora_alpha": part(number),
@@ -199,12 +201,12 @@ KEYS: Keys = {
     "recompute_granularity": missing("Megatron's checkpointing", "other memory"),
     "moe_grouped_gemm": missing("other kernels of experts", "other memory"),
     **without_effect(
-        "template dataset eval_dataset dataset_dir media_dir train_on_prompt mask_history streaming buffer_size "
+        "template eval_dataset dataset_dir media_dir train_on_prompt mask_history streaming buffer_size "
         "mix_strategy interleave_probs overwrite_cache preprocessing_batch_size preprocessing_num_workers max_samples "
         "eval_num_beams ignore_pad_token_for_loss val_size eval_on_each_dataset tool_format default_system "
         "enable_thinking preserve_thinking tokenized_path data_shared_file_system adapter_name_or_path adapter_folder "
         "cache_dir use_fast_tokenizer split_special_tokens init_special_tokens model_revision low_cpu_mem_usage "
-        "rope_scaling moe_aux_loss_coef train_from_scratch infer_backend offload_folder use_kv_cache infer_dtype "
+        "rope_scaling moe_aux_loss_coef train_from_scratch offload_folder use_kv_cache infer_dtype "
         "hf_hub_token ms_hub_token om_hub_token print_param_status trust_remote_code quantization_device_map "
         "image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches video_max_pixels video_min_pixels "
         "video_fps video_maxlen use_audio_in_video audio_sampling_rate loraplus_lr_ratio loraplus_lr_embedding "

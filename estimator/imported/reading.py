@@ -71,7 +71,7 @@ class Imported(Struct, frozen=True, kw_only=True):
     @property
     def headline(self) -> str:
         """What was read, and whether all of it counts, on one line."""
-        told = f"{self.file}: a config of {self.tool}, with the defaults of version {self.read_in}."
+        told = f"{self.file}: a config of {self.tool}, as its version {self.read_in} reads it."
         if self.not_taken_into_account:
             return f"{told} Not taken into account:"
         return f"{told} All its keys are taken into account, or are without effect on memory and speed."

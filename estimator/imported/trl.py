@@ -28,9 +28,9 @@ from lorabench.estimator.imported.training_arguments import TRAINING_KEYS
 
 
 def _method(value: Any, values: Values) -> Options | Results:
-    if not value:
+    if not (value or values["use_peft_lora"]):
         return {"method": "full"}
-    four_bits = values["load_in_4bit"]
+    four_bits = values["load_in_4bit"] or values["use_4bit_quantization"]
     results: Results = [
         {
             "method": "qlora" if four_bits else "lora",
@@ -47,7 +47,7 @@ def _method(value: Any, values: Values) -> Options | Results:
         results.append(common.peft_targets(values.spec))
     results += common.saved_modules(values["lora_modules_to_save"], values.spec)
     if four_bits:
-        double = bool(values["use_bnb_nested_quant"])
+        double = bool(values["use_bnb_nested_quant"] or values["use_nested_quant"])
         results += [{"quant_type": values["bnb_4bit_quant_type"], "double_quant": double}, common.UNPREPARED]
         results.append({"adapter_dtype": "bfloat16"})
     return results
@@ -71,7 +71,8 @@ def _length(value: Any, values: Values) -> Options:
 
 
 def _dtype(value: Any, values: Values) -> Options:
-    found = common.dtype_option(values["torch_dtype"] or value)
+    # peft's script loads the base model in the dtype that holds 4-bit weights, if that is one of numbers.
+    found = common.dtype_option(values["bnb_4bit_quant_storage_dtype"] or values["torch_dtype"] or value)
     return found or common.checkpoint_dtype(values.spec)
 
 
@@ -102,7 +103,12 @@ KEYS: Keys = {
         ),
     ),
     "use_peft": used(flag, _method, False),
-    **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout"), part(number)),
+    # peft's examples/sft/train.py has names of its own beside those of TRL.
+    **dict.fromkeys(("use_peft_lora", "use_4bit_quantization", "use_nested_quant"), part(flag, False)),
+    "use_reentrant": used(flag, lambda value, values: common.REENTRANT if value else {}),
+    "use_flash_attn": used(flag, lambda value, values: {"attn_implementation": "flash_attention_2"} if value else {}),
+    "use_8bit_quantization": missing(common.INT8, "less memory"),
+    "use_unsloth": missing("Unsloth's kernels and loss", "less memory"),
     "lora_r": part(whole, 16),
     "lora_alpha": part(number, 32),
     "lora_dropout": part(number, 0.05),
@@ -116,7 +122,7 @@ KEYS: Keys = {
     "bnb_4bit_quant_type": part(text, "nf4"),
     "use_bnb_nested_quant": part(flag, False),
     "dtype": used(text, _dtype, "float32"),
-    "torch_dtype": part(text),
+    **dict.fromkeys(("torch_dtype", "bnb_4bit_quant_storage_dtype"), part(text)),
     "attn_implementation": used(text, common.attention),
     "max_length": used(whole, _length, 1024),
     **dict.fromkeys(("max_seq_length", "max_seq_len"), part(whole)),
@@ -140,15 +146,15 @@ KEYS: Keys = {
     ),
     **dict.fromkeys(("use_deepspeed", "use_fsdp", "zero_stage"), missing(common.SHARDS, "less memory")),
     **without_effect(
-        "model_revision trust_remote_code lora_task_type bnb_4bit_quant_storage dataset_name dataset_config "
-        "dataset_train_split dataset_test_split dataset_streaming ignore_bias_buffers dataset_text_field "
-        "dataset_kwargs dataset_num_proc eos_token pad_token chat_template_path truncation_mode shuffle_dataset "
-        "packing_strategy pad_to_multiple_of eval_packing completion_only_loss assistant_only_loss "
-        "router_aux_loss_coef model_init_kwargs datasets streaming test_split_size preprocessing_num_workers "
-        "dataset_mixer dataset_mixture dataset_splits dataset_configs dataset_seed chat_template "
-        "auto_insert_empty_system_msg columns split max_prompt_length disable_dropout loss_weights "
-        "generate_during_eval rpo_alpha label_smoothing simpo_gamma lora_task benchmarks callbacks system_prompt "
-        "hub_model_revision num_train_samples multi_gpu machine_rank main_process_port rdzv_backend "
+        "chat_template_format bnb_4bit_compute_dtype env model_revision trust_remote_code lora_task_type "
+        "bnb_4bit_quant_storage dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming "
+        "ignore_bias_buffers dataset_text_field dataset_kwargs dataset_num_proc eos_token pad_token "
+        "chat_template_path truncation_mode shuffle_dataset packing_strategy pad_to_multiple_of eval_packing "
+        "completion_only_loss assistant_only_loss router_aux_loss_coef model_init_kwargs datasets streaming "
+        "test_split_size preprocessing_num_workers dataset_mixer dataset_mixture dataset_splits dataset_configs "
+        "dataset_seed chat_template auto_insert_empty_system_msg columns split max_prompt_length disable_dropout "
+        "loss_weights generate_during_eval rpo_alpha label_smoothing simpo_gamma lora_task benchmarks callbacks "
+        "system_prompt hub_model_revision num_train_samples multi_gpu machine_rank main_process_port rdzv_backend "
         "add_special_tokens append_concat_token splits dataset_shuffle dataset_id_or_path"
     ),
 }

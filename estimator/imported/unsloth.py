@@ -98,7 +98,7 @@ KEYS: Keys = {
 }
 TOOL = Tool(
     name="Unsloth",
-    read_in="2026.8",
+    read_in="2026.9.7",
     keys=KEYS,
     model=lambda values: values["model"],
     recognised=lambda config: isinstance(config.get("model"), str) and bool({"training", "lora"} & set(config)),
