@@ -6,6 +6,7 @@ from typing import Any
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.imported import common
+from lorabench.estimator.imported.axolotl_without_effect import WITHOUT_EFFECT
 from lorabench.estimator.imported.common import Results
 from lorabench.estimator.imported.keys import (
     Key,
@@ -155,6 +156,9 @@ def _fsdp(value: Any, _: Values) -> Options | Missing:
 
 
 _REWARD = "a reward model has a head with one output, and lorabench answers for language models: use an SFT config"
+_ELSEWHERE = (
+    "it trains elsewhere or on generated text, and lorabench answers for supervised fine-tuning: use an SFT config"
+)
 KEYS: Keys = {
     "base_model": part(text),
     "adapter": used(text, _method),
@@ -236,7 +240,29 @@ KEYS: Keys = {
     "fp32_norms": missing("norms are in float32", "more memory"),
     "use_eaft": missing("the entropy of the logits is computed", "more memory"),
     "kd_trainer": missing("logits of a teacher", "more memory"),
-    "use_mora": common.ANOTHER_ADAPTER,
+    "nemo_gym_enabled": refused(_ELSEWHERE),
+    "hatchery": refused(_ELSEWHERE),
+    "dense_mixer": missing("all experts run for all tokens", "more memory"),
+    "grokfast_alpha": missing("averages of all gradients", "more memory"),
+    "spectrum_top_fraction": missing("only some layers train; the answer counts all", "less memory"),
+    "dpo_use_liger_kernel": missing(f"Liger's loss for preferences: {common.NO_LOGITS}", "less memory"),
+    "shrink_embeddings": missing("fewer rows of embeddings and head", "less memory"),
+    **dict.fromkeys(
+        (
+            *("nonexpert_quantization", "gemma4_fp8_nonexpert", "gemma4_nf4_nonexpert", "dsv4_fp8_nonexpert_mode"),
+            *("moe_bnb_fast", "dsv4_bf16_all"),
+        ),
+        missing("weights in another format", "other memory"),
+    ),
+    **dict.fromkeys(
+        ("moe_grouped_backend", "dsv4_fp8_lora_kernel", "dsv4_shared_mlp_lora_kernel"),
+        missing("other kernels of experts", "other memory"),
+    ),
+    **dict.fromkeys(
+        ("s2_attention", "scaling_softmax", "large_head_attention", "flash_attn_d512"),
+        missing("another kernel of attention", "other memory"),
+    ),
+    **dict.fromkeys(("use_mora", "mora"), common.ANOTHER_ADAPTER),
     "llama4_linearized_experts": missing("experts as linear layers", "other memory"),
     **dict.fromkeys(
         (
@@ -254,56 +280,7 @@ KEYS: Keys = {
     ),
     "use_onebitllms": missing("ternary weights", "other memory"),
     "use_ray": Key(flag, effect=False),
-    **without_effect(
-        "base_model_config cls_model_config tokenizer_config tokenizer_use_fast tokenizer_legacy processor_type "
-        "tokenizer_use_mistral_common tokenizer_type processor_kwargs tokenizer_save_jinja_files model_type "
-        "type_of_model trust_remote_code revision_of_model experimental_skip_move_to_device strict "
-        "resume_from_checkpoint auto_resume_from_checkpoints mean_resizing_embeddings reinit_weights trainer_cls trl "
-        "vllm ebft num_labels dynamic_checkpoint datasets test_datasets shuffle_merged_datasets "
-        "shuffle_before_merging_datasets dataset_prepared_path dataset_shard_num dataset_shard_idx "
-        "skip_prepare_dataset num_dataset_shards_to_save pretraining_dataset dataset_processes dataset_num_proc "
-        "dataset_exact_deduplication dataset_keep_in_memory dataloader_pin_memory dataloader_num_workers "
-        "dataloader_prefetch_factor dataloader_drop_last device_map accelerator_config remove_unused_columns "
-        "push_dataset_to_hub hf_use_auth_token device local_rank seed debug ddp_timeout ddp_bucket_cap_mb "
-        "ddp_broadcast_buffers ddp_find_unused_parameters do_causal_lm_eval eval_causal_lm_metrics do_bench_eval "
-        "bench_dataset bench_split metric_for_best_model greater_is_better loss_watchdog_threshold "
-        "loss_watchdog_patience gc_collect_steps tf32 float32 freeze_mm_modules excess_length_strategy "
-        "eval_sequence_len min_sample_len max_prompt_len sample_packing_group_size sample_packing_bin_size "
-        "sample_packing_sequentially sample_packing_mp_start_method eval_sample_packing sample_packing_eff_est "
-        "sample_packing_seq_len_multiplier total_num_tokens total_supervised_tokens pad_to_sequence_len "
-        "pad_to_multiple_of curriculum_sampling multipack_real_batches streaming pretrain_multipack_buffer_size "
-        "pretrain_multipack_attn pretraining_sample_concatenation streaming_multipack_buffer_size "
-        "flex_attn_compile_kwargs gemma4_hybrid_attn_impl sdpa_varlen chunked_cross_entropy_num_chunks "
-        "tiled_mlp_num_shards eaft_alpha eaft_k deepcompile fsdp_version fsdp_final_state_dict_type heads_k_stride "
-        "ring_attn_func fp32_norm_classes val_set_size torch_compile_backend torch_compile_mode torch_compile_options "
-        "max_steps warmup_steps warmup_ratio eval_steps evals_per_epoch eval_strategy evaluation_strategy save_steps "
-        "saves_per_epoch save_strategy save_total_limit save_first_step logging_steps early_stopping_patience "
-        "load_best_model_at_end save_only_model use_tensorboard profiler_steps profiler_steps_start nvfp4_merge_aware "
-        "dsv4_fp4_grouped_mode use_dsv4_kernels use_glm_dsa_kernels neftune_noise_alpha noisy_embedding_alpha "
-        "orpo_alpha simpo_gamma cpo_alpha kto_desirable_weight kto_undesirable_weight rl_beta dpo_beta max_memory "
-        "gpu_memory_limit low_cpu_mem_usage chat_template chat_template_jinja chat_template_kwargs eot_tokens "
-        "default_system_message fix_untrained_tokens generate_samples lora_model_dir lora_fan_in_fan_out "
-        "peft_init_lora_weights lora_on_cpu loraplus_lr_ratio loraplus_lr_embedding merge_lora relora_prune_ratio "
-        "relora_prune_method relora_cpu_offload jagged_restart_steps jagged_restart_warmup_steps "
-        "jagged_restart_anneal_steps eval_batch_size auto_find_batch_size train_on_inputs group_by_length "
-        "learning_rate embedding_lr embedding_lr_scale weight_decay optim_args optim_target_modules torchdistx_path "
-        "lr_scheduler lr_scheduler_kwargs lr_quadratic_warmup cosine_min_lr_ratio cosine_constant_lr_ratio "
-        "lr_div_factor lr_groups adam_epsilon adam_epsilon2 adam_eps adam_beta1 adam_beta2 adam_beta3 max_grad_norm "
-        "num_epochs eta_min output_dir hub_model_id hub_strategy hub_revision save_safetensors "
-        "max_packed_sequence_len rope_scaling eval_table_size eval_max_new_tokens use_mlflow mlflow_tracking_uri "
-        "mlflow_experiment_name mlflow_run_name hf_mlflow_log_artifacts lisa_step_interval lisa_layers_attribute "
-        "use_wandb wandb_name wandb_run_id wandb_mode wandb_project wandb_entity wandb_watch wandb_log_model "
-        "use_comet comet_project_name ray_run_name ray_num_workers resources_per_worker use_otel_metrics "
-        "otel_metrics_host otel_metrics_port use_trackio trackio_project_name trackio_run_name trackio_space_id "
-        "image_size image_resize_algorithm role_boundaries use_swanlab swanlab_project swanlab_experiment_name "
-        "swanlab_description swanlab_mode swanlab_workspace swanlab_log_model swanlab_log_completions "
-        "swanlab_completion_log_interval swanlab_completion_max_buffer gptq_groupsize gptq_model_v1 "
-        "gptq_disable_exllama model_quantization_config_kwargs llmcompressor center_rewards_coefficient "
-        "expert_parallel_num_nvl_bytes expert_parallel_token_capacity fp8_enable_fsdp_float8_all_gather "
-        "base_model_ignore_patterns torch_dtype is_llama_derived_model is_falcon_derived_model "
-        "is_mistral_derived_model is_qwen_derived_model logging_first_step precompute_ref_log_probs "
-        "dpo_label_smoothing dpo_use_weighting include_tokens_per_second"
-    ),
+    **without_effect(WITHOUT_EFFECT),
 }
 TOOL = Tool(
     name="axolotl",

@@ -146,15 +146,17 @@ KEYS: Keys = {
     ),
     **dict.fromkeys(("use_deepspeed", "use_fsdp", "zero_stage"), missing(common.SHARDS, "less memory")),
     **without_effect(
-        "chat_template_format bnb_4bit_compute_dtype env model_revision trust_remote_code lora_task_type "
-        "bnb_4bit_quant_storage dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming "
-        "ignore_bias_buffers dataset_text_field dataset_kwargs dataset_num_proc eos_token pad_token "
-        "chat_template_path truncation_mode shuffle_dataset packing_strategy pad_to_multiple_of eval_packing "
-        "completion_only_loss assistant_only_loss router_aux_loss_coef model_init_kwargs datasets streaming "
-        "test_split_size preprocessing_num_workers dataset_mixer dataset_mixture dataset_splits dataset_configs "
-        "dataset_seed chat_template auto_insert_empty_system_msg columns split max_prompt_length disable_dropout "
-        "loss_weights generate_during_eval rpo_alpha label_smoothing simpo_gamma lora_task benchmarks callbacks "
-        "system_prompt hub_model_revision num_train_samples multi_gpu machine_rank main_process_port rdzv_backend "
+        "discopop_tau f_alpha_divergence_coef f_divergence_type ld_alpha precompute_ref_batch_size "
+        "ref_model_mixup_alpha ref_model_sync_steps sync_ref_model use_weighting chat_template_format "
+        "bnb_4bit_compute_dtype env model_revision trust_remote_code lora_task_type bnb_4bit_quant_storage "
+        "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming ignore_bias_buffers "
+        "dataset_text_field dataset_kwargs dataset_num_proc eos_token pad_token chat_template_path truncation_mode "
+        "shuffle_dataset packing_strategy pad_to_multiple_of eval_packing completion_only_loss assistant_only_loss "
+        "router_aux_loss_coef model_init_kwargs datasets streaming test_split_size preprocessing_num_workers "
+        "dataset_mixer dataset_mixture dataset_splits dataset_configs dataset_seed chat_template "
+        "auto_insert_empty_system_msg columns split max_prompt_length disable_dropout loss_weights "
+        "generate_during_eval rpo_alpha label_smoothing simpo_gamma lora_task benchmarks callbacks system_prompt "
+        "hub_model_revision num_train_samples multi_gpu machine_rank main_process_port rdzv_backend "
         "add_special_tokens append_concat_token splits dataset_shuffle dataset_id_or_path"
     ),
 }
