@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from lorabench.estimator.errors import UserError, did_you_mean
-from lorabench.estimator.imported.keys import Key, Keys, Missing, NotTaken, Options
+from lorabench.estimator.imported.keys import Key, Keys, Missing, NotTaken, Options, printable
 from lorabench.estimator.models.spec import ModelSpec
 
 TOOL_KEY = "(tool)"
@@ -150,7 +150,7 @@ def read_values(file: str, tool: Tool, config: Mapping[str, Any]) -> Config:
             hint = did_you_mean(name.rpartition(".")[2], tool.keys)
             why = f"no key of {tool.name} {tool.read_in} that is known here"
             near = f"; {hint}" if hint.startswith("did") else ""
-            unknown.append(NotTaken(name, shown(value), f"{why}{near}", None))
+            unknown.append(NotTaken(shown(name), shown(value), f"{why}{near}", None))
             continue
         try:
             given[name] = key.read(value)
@@ -186,5 +186,5 @@ def shown(value: Any) -> str:
     """Return a value of a file on one line, without control characters, shortened."""
     if isinstance(value, bool):
         return str(value).lower()
-    said = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    said = printable(str(value))
     return said if len(said) <= MOST_SHOWN else f"{said[: MOST_SHOWN - 1]}…"

@@ -20,7 +20,7 @@ from lorabench.estimator.imported import (
     unsloth,
 )
 from lorabench.estimator.imported.commands import read_command
-from lorabench.estimator.imported.reading import TOOL_KEY, Config, Tool, read_values
+from lorabench.estimator.imported.reading import TOOL_KEY, Config, Tool, read_values, shown
 from lorabench.estimator.input_files import decode_json, read_input
 from lorabench.estimator.plain_yaml import read_plain_yaml
 
@@ -54,7 +54,7 @@ def read_config_file(path: Path) -> Config:
     if tool is None:
         raise UserError(
             f"{name}: no config of {', '.join(tool.name for tool in TOOLS[:-1])} or {TOOLS[-1].name}: "
-            f"its keys are {', '.join(list(config)[:4]) or 'none'}"
+            f"its keys are {', '.join(map(shown, list(config)[:4])) or 'none'}"
         )
     return read_values(name, tool, config)
 
@@ -94,7 +94,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
             value = decode_json(words.encode())
         except ValueError as error:
             raise UserError(f"{name}: not JSON ({error})") from error
-    elif path.suffix == ".sh" or _is_command(words):
+    elif path.suffix not in (".yml", ".yaml") and (path.suffix == ".sh" or _is_command(words)):
         value = read_command(words, name)
     else:
         value, _ = read_plain_yaml(words, name)
@@ -105,7 +105,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
 
 def _is_command(words: str) -> bool:
     """Return whether a text is a command of a shell, rather than YAML."""
-    return words.startswith("#!") or re.search(r"^[^#:]*\s--[a-z]\w*", words, re.MULTILINE) is not None
+    return words.startswith("#!") or re.search(r"^[^#:\n]*\s--[a-z]", words, re.MULTILINE) is not None
 
 
 def is_config(text: str) -> bool:

@@ -50,6 +50,9 @@ def _method(value: Any, values: Values) -> Options | Results:
         double = bool(values["use_bnb_nested_quant"] or values["use_nested_quant"])
         results += [{"quant_type": values["bnb_4bit_quant_type"], "double_quant": double}, common.UNPREPARED]
         results.append({"adapter_dtype": "bfloat16"})
+        autocast = _precision(values["bf16"], values)["mixed_precision"] != "no"
+        if autocast and _dtype(values["dtype"], values)["dtype"] == "float32":
+            results.append(Missing("4-bit layers compute in float32, the dtype of the model", "more memory"))
     return results
 
 

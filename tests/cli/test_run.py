@@ -349,7 +349,7 @@ def test_the_rest_takes_what_those_before_took(
     ("arguments", "said"),
     [
         (["smoke"], "Missing option '-o'"),
-        (["-o", "out"], "Missing argument 'SUITE|MODEL'"),
+        (["-o", "out"], "name a SUITE or MODEL, or the config of another tool"),
         (["smok", "-o", "out"], "no suite 'smok': did you mean smoke?"),
         (["zzz", "-o", "out"], "no suite 'zzz': choose from demo, first, memory, methods, optimizers, ranks"),
         (["sweep.yaml", "-o", "out"], "sweep.yaml: no such suite"),

@@ -236,6 +236,8 @@ def suite_of(target: str | None, options: dict[str, Any], config: Path | None = 
     from lorabench.estimator.imported.sources import is_config
     from lorabench.estimator.models.catalogue import find_model
 
+    if config is None and target is None:
+        raise UserError("name a SUITE or MODEL, or the config of another tool with --from FILE")
     if config is not None or target is None or is_config(target):
         wanted = asked(target, config, options)
         resolved = wanted.resolved()

@@ -295,8 +295,12 @@ def test_switches_may_be_written_as_in_yaml_1_1(read: Any) -> None:
 
 
 def test_control_characters_of_a_file_do_not_reach_the_terminal(read: Any) -> None:
-    left = _left(read(AXOLOTL + 'strange: "a\\e[31mb"\n'))
-    assert "\x1b" not in str(left["strange"])
+    left = _left(read(AXOLOTL + '"str\\e[31mange": "a\\e[31mb"\n'))
+    assert not any("\x1b" in str(each) for each in left.values())
+    for line in ('adapter: "a\\e[31mb"', 'rl: "\\e[31m"', 'optimizer: "\\e[31m"', 'micro_batch_size: "\\e[31m"'):
+        with pytest.raises(UserError) as caught:
+            read(f"base_model: {LLAMA}\n{line}\n")
+        assert "\x1b" not in str(caught.value)
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
