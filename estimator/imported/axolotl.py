@@ -106,7 +106,7 @@ def _precision(_: Any, values: Values) -> Options:
 def _batch(value: Any, values: Values) -> Options:
     steps = values["gradient_accumulation_steps"]
     if steps is None:
-        steps = (values["batch_size"] or value) // value
+        steps = (values["batch_size"] or value) // max(value, 1)
     return {"batch_size": value, "gradient_accumulation": max(steps, 1)}
 
 
