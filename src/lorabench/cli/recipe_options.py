@@ -43,7 +43,7 @@ OPTIONS = [
     _option("--use-rslora/--no-use-rslora", default=None, help="Scale adapters by alpha / √r.", shown="no"),
     _option(
         "--target-modules",
-        help="Modules to adapt: all-linear, attention, mlp, or NAME,NAME…",
+        help="Modules to adapt: all-linear, attention, mlp, NAME,NAME…, or a regular expression.",
         shown="all-linear; ia3: peft's",
     ),
     _option("--modules-to-save", help="Embeddings or head to train fully as well: NAME,NAME…"),

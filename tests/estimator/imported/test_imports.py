@@ -308,3 +308,14 @@ def test_every_rule_of_a_table_reads_its_default(tool: Any) -> None:
     for name, key in tool.keys.items():
         if key.default is not None and key.default != ():
             assert key.read(key.default) == key.default, name
+
+
+def test_a_value_out_of_range_is_refused_by_the_recipe_with_the_file(read: Any) -> None:
+    found = read(AXOLOTL.replace("micro_batch_size: 2", "micro_batch_size: 0"))
+    with pytest.raises(UserError, match=r"config.yml: batch_size must be a whole number from 1"):
+        found.resolved()
+
+
+def test_text_with_dashes_in_yaml_is_no_command(read: Any) -> None:
+    text = f"{AXOLOTL}chat_template: |\n  first line\n  write --this\n"
+    assert _settings(read(text))["rank"] == 32
