@@ -102,6 +102,12 @@ def test_a_missing_file_is_one_line(lorabench: Any, tmp_path: Path) -> None:
     assert "no such file" in err
 
 
+def test_a_program_to_rehearse_has_its_own_config(lorabench: Any, config: Path) -> None:
+    code, _, err = lorabench("rehearse", "--gpu", "rtx-4090", "--from", str(config), "--", "python", "train.py")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--from is for a recipe: the command after -- has a config of its own" in err
+
+
 def test_underscores_in_options_are_accepted(lorabench: Any) -> None:
     with_dashes = lorabench("estimate", "smollm2-135m", "--no-replay", "--lora-alpha", "8", "--seq-len", "64")
     assert lorabench("estimate", "smollm2-135m", "--no_replay", "--lora_alpha", "8", "--seq_len", "64") == with_dashes

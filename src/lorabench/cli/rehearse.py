@@ -106,7 +106,7 @@ def command(
             if not target:
                 raise UserError("no command after --: write one, such as -- python train.py")
             return _rehearse_program(target, device, output, format_, settings)
-        if len(target) != (config is None) and len(target) != 1:
+        if len(target) > 1 or not (target or config):
             raise UserError("name one SUITE or MODEL, or a command after --, such as -- python train.py")
         if gpus != 1 or ranks is not None:
             raise UserError("--gpus and --ranks are for a command after --: recipes train on one GPU")
