@@ -132,7 +132,7 @@ def _checkpointing(value: Any, values: Values) -> Options | Results:
 def _plugins(value: Any, values: Values) -> Results:
     loaded = " ".join(value or [])
     results: Results = []
-    if "CutCrossEntropy" in loaded:
+    if "CutCrossEntropy" in loaded and values["cut_cross_entropy"] is not False:
         results.append(common.CUT_CROSS_ENTROPY)
     if "LigerPlugin" in loaded:
         if values["liger_fused_linear_cross_entropy"]:

@@ -7,9 +7,9 @@ from typing import Any
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.imported.keys import Key, Missing, Options, anything, missing, refused
 from lorabench.estimator.imported.reading import Values
+from lorabench.estimator.losses.liger import LIGER
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import OPTIMIZERS
-from lorabench.estimator.recipes.feasibility import FUSED_LOSS_MODEL_TYPES
 from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
 
 Results = list[Options | Missing]
@@ -26,15 +26,15 @@ PREPARED: Options = {"prepare_kbit": True}
 # Losses. A loss of its own for a tool is another line.
 
 NO_LOGITS = "this loss never holds all logits, and the answer counts them"
-CUT_CROSS_ENTROPY: Options | Missing = Missing(f"Cut Cross-Entropy: {NO_LOGITS}", "less memory")
-CHUNKED_HEAD: Options | Missing = Missing(f"TRL's fused head: {NO_LOGITS}", "less memory")
+CUT_CROSS_ENTROPY: Options | Missing = {"loss": "cut-cross-entropy"}
+CHUNKED_HEAD: Options | Missing = {"loss": "trl"}
 TORCHTUNE_CHUNKS: Options | Missing = Missing("the loss runs in chunks, whose logits are not all held", "less memory")
 UNSLOTH_LOSS: Options | Missing = Missing(f"Unsloth's fused loss: {NO_LOGITS}", "less memory")
 
 
 def liger_loss(spec: ModelSpec) -> Options | Missing:
     """Return Liger's fused loss if it has one for ``spec``."""
-    if spec.model_type in FUSED_LOSS_MODEL_TYPES:
+    if LIGER.replaces_that_of(spec.model_type):
         return {"loss": "liger"}
     return Missing(f"Liger's fused loss is not known for model_type {spec.model_type}", "less memory")
 

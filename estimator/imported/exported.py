@@ -75,6 +75,8 @@ def _axolotl(resolved: ResolvedRecipe) -> Entries:
         "optimizer": recipe.optim,
         "torch_empty_cache_steps": recipe.empty_cache_steps,
     }
+    if recipe.loss == "cut-cross-entropy":
+        entries["plugins"] = ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]
     if recipe.loss == "liger":
         entries["plugins"] = ["axolotl.integrations.liger.LigerPlugin"]
         entries["liger_fused_linear_cross_entropy"] = True

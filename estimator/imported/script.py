@@ -26,8 +26,8 @@ def python_script(resolved: ResolvedRecipe) -> str:
     for name, why in UNSAID.items():
         if recipe.setting(name):
             raise UserError(f"a script with transformers and peft cannot say {name} {recipe.setting(name)}: {why}")
-    if recipe.loss == "legacy":
-        raise UserError("a script with transformers and peft cannot say loss legacy: use loss standard")
+    if recipe.loss not in ("standard", "liger"):
+        raise UserError(f"a script with transformers and peft cannot say loss {recipe.loss}: use standard or liger")
     if recipe.adapter is not None and not isinstance(recipe.adapter, LoRA):
         raise UserError("a script is written for the methods full, lora and qlora: use one of them")
     lines = [*_head(resolved), "", *_model(resolved), "", *_training(resolved)]

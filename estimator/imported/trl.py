@@ -87,8 +87,10 @@ def _liger(value: Any, _: Values) -> Options | Missing:
     return common.LIGER_KERNELS if value else {}
 
 
-def _loss(value: Any, values: Values) -> Options | Missing:
-    return {} if values["beta"] is not None or values["trainer"] not in ("sft", None) else common.CHUNKED_HEAD
+def _loss(value: Any, _: Values) -> Options | Missing:
+    if "dft" in str(value):
+        return Missing("dynamic fine-tuning needs the probabilities once more", "more memory")
+    return common.CHUNKED_HEAD
 
 
 _GENERATES = (

@@ -75,6 +75,9 @@ SAID: dict[str, dict[str, dict[str, Any]]] = {
 """Tool and method → options, besides those of all, that the tool can say."""
 
 
+LOSSES = {"axolotl": ["standard", "cut-cross-entropy"], "llamafactory": ["standard"], "trl": ["trl"]}
+
+
 def _checkpointing(draw: st.DrawFn) -> dict[str, bool]:
     on = draw(st.booleans())
     return {"gradient_checkpointing": on, "use_reentrant": on and draw(st.booleans())}
@@ -84,6 +87,7 @@ def _checkpointing(draw: st.DrawFn) -> dict[str, bool]:
 def recipes(draw: st.DrawFn, tool: str) -> ResolvedRecipe:
     method = draw(st.sampled_from(["full", "lora", "qlora"]))
     options = {name: draw(values) for name, values in {**SHARED, **SAID[tool][method]}.items()}
+    options["loss"] = draw(st.sampled_from(LOSSES[tool]))
     if method != "full":
         options |= {name: draw(values) for name, values in ADAPTERS.items()}
     return recipe_for(draw(st.sampled_from(MODELS)), **options, **_checkpointing(draw))
@@ -116,7 +120,13 @@ def _llama(**options: Any) -> ResolvedRecipe:
         ("axolotl", {"keep_outputs": True}, "axolotl .* cannot say keep_outputs True"),
         ("axolotl", {"method": "qlora", "prepare_kbit": True}, "axolotl .* cannot say prepare_kbit True"),
         ("llamafactory", {"method": "lora", "dtype": "float32"}, "LLaMA-Factory .* cannot say dtype float32"),
-        ("trl", {"method": "qlora"}, "TRL .* cannot say adapter_dtype float32, and trains with bfloat16"),
+        ("trl", {"dtype": "float32"}, "TRL .* cannot say loss standard, and trains with trl: use that"),
+        ("python", {"loss": "cut-cross-entropy"}, "cannot say loss cut-cross-entropy: use standard or liger"),
+        (
+            "trl",
+            {"method": "qlora", "loss": "trl"},
+            "TRL .* cannot say adapter_dtype float32, and trains with bfloat16",
+        ),
         ("axolotl", {"method": "ia3"}, "axolotl has no IA3: write --as python"),
         ("python", {"keep_outputs": True}, "cannot say keep_outputs True: Trainer keeps the loss alone"),
         ("python", {"loss": "legacy"}, "cannot say loss legacy"),
@@ -129,7 +139,8 @@ def test_what_a_tool_cannot_say_is_refused(tool: str, options: dict[str, Any], m
 
 
 def test_comments_name_what_the_tool_does_otherwise() -> None:
-    assert "# not as in the recipe: loss_type: nll (TRL's fused head" in exported(_llama(dtype="float32"), "trl")
+    written = exported(_llama(loss="liger"), "llamafactory")
+    assert "# not as in the recipe: enable_liger_kernel: true (Liger's kernels for norms" in written
 
 
 def test_an_accelerate_config_holds_the_launch() -> None:

@@ -96,10 +96,10 @@ def test_keys_that_a_recipe_cannot_say_are_named_with_the_direction(read: Any) -
         "sample_packing": "less memory",
         "deepspeed": "less memory",
         "optimizer": "less memory",
-        "plugins": "less memory",
         "rl": "more memory",
     }
     assert _settings(found)["optim"] == "adamw_8bit"
+    assert _settings(found)["loss"] == "cut-cross-entropy"
 
 
 def test_an_unknown_key_is_named_with_the_nearest_one(read: Any) -> None:
@@ -160,7 +160,7 @@ def test_trl_loads_in_float32_and_adapts_what_peft_does_by_default(read: Any) ->
     assert wanted.items() <= _settings(found).items()
     assert _settings(found)["target_modules"] == "q_proj,v_proj"
     assert _settings(found)["seq_len"] == 1024
-    assert "loss_type" in _left(found)
+    assert _settings(found)["loss"] == "trl"
 
 
 def test_trl_keeps_adapters_of_a_quantised_model_in_bfloat16(read: Any) -> None:
