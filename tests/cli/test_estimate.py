@@ -50,16 +50,19 @@ def test_require_fit_exits_1_where_it_does_not_fit(estimate: Any, size: str, fit
     assert estimate(LLAMA, "--method", "full", "--gpu", size)[0] == 0
 
 
-@pytest.mark.parametrize(("method", "said"), [("qlora", "fits"), ("full", "does not fit")])
+@pytest.mark.parametrize(("method", "said"), [("qlora", "Fits"), ("full", "Does not fit")])
 def test_what_is_to_spare_is_the_usable_memory_less_the_most_that_is_taken(
     estimate: Any, method: str, said: str
 ) -> None:
-    out = estimate(LLAMA, "--method", method, "--gpu", "rtx-4090")[1]
+    out = estimate(LLAMA, "--method", method, "--gpu", "rtx-4090", "-v")[1]
     most = re.search(r"^device total .* to ([\d.]+) GiB", out, re.MULTILINE)
-    verdict = re.search(rf"\(([\d.]+) of 23.99 GiB usable\): {said}, (?:at least|up to) ([\d.]+) GiB", out)
+    answer = re.match(rf"{said} rtx-4090: at most ([\d.]+) of ([\d.]+) GiB", out)
+    room = re.search(r"^(?:at least|up to) ([\d.]+) GiB .*: ([\d.]+) of 23.99 GiB are usable", out, re.MULTILINE)
     assert most is not None
-    assert verdict is not None
-    assert float(verdict[2]) == pytest.approx(abs(float(verdict[1]) - float(most[1])), abs=0.0101)
+    assert answer is not None
+    assert room is not None
+    assert (answer[1], answer[2]) == (most[1], room[2])
+    assert float(room[1]) == pytest.approx(abs(float(room[2]) - float(most[1])), abs=0.0101)
 
 
 def test_csv_is_one_row_with_the_recipe_and_bytes(estimate: Any) -> None:
@@ -73,7 +76,8 @@ def test_csv_is_one_row_with_the_recipe_and_bytes(estimate: Any) -> None:
 def test_markdown_has_tables(estimate: Any) -> None:
     code, out, _ = estimate("gpt2", "--seq-len", "64", "--format", "markdown", "--gpu", "8GB")
     assert code == 0
-    assert out.startswith("**openai-community/gpt2**: method lora, rank 16")
+    assert out.startswith("**Fits 8GB: at most ")
+    assert "\n**openai-community/gpt2**: method lora, rank 16" in out
     assert [line for line in out.splitlines() if line.startswith("| weights")]
 
 
@@ -81,7 +85,7 @@ def test_markdown_has_tables(estimate: Any) -> None:
 @pytest.mark.parametrize("model", ["gpt2", "Llama-3.1-405B", "Mixtral-8x22B-Instruct-v0.1"])
 def test_the_table_names_the_whole_recipe_within_80_columns(estimate: Any, model: str, method: str) -> None:
     targets = [] if method == "full" else ["--target-modules", "attention", "--lora-dropout", "0"]
-    code, out, err = estimate(model, "--method", method, *targets, "--gpu", "80GB", "--seq-len", "1024")
+    code, out, err = estimate(model, "--method", method, *targets, "--gpu", "80GB", "--seq-len", "1024", "-v")
     assert (code, err) == (0, "")
     assert [line for line in out.splitlines() if len(line) > 80] == []
     for setting in ("seq_len=1024", "batch_size=1", "optim=adamw_torch_fused", "gradient_checkpointing=yes"):
@@ -99,7 +103,7 @@ def test_the_table_names_the_whole_recipe_within_80_columns(estimate: Any, model
     ],
 )
 def test_what_is_too_long_of_a_row_goes_on_below(estimate: Any, options: tuple[str, ...]) -> None:
-    code, out, _ = estimate("Llama-3.1-405B", *options, "--gpu", "80GB")
+    code, out, _ = estimate("Llama-3.1-405B", *options, "--gpu", "80GB", "-v")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     table = out.partition("persistent memory")[2].partition("\n\n")[0]
@@ -246,11 +250,11 @@ def olmo3(tmp_path: Path) -> str:
 
 
 def test_an_architecture_without_a_closed_form_is_traced_and_says_so(estimate: Any, olmo3: str) -> None:
-    code, out, err = estimate(olmo3, "--seq-len", "64", "--gpu", "24GB", "--require-fit")
+    code, out, err = estimate(olmo3, "--seq-len", "64", "--gpu", "24GB", "--require-fit", "-v")
     assert (code, err) == (0, "")
     assert "Traced, because this architecture has no closed form." in out
     assert "; allocator replayed" in " ".join(out.split())
-    assert "24GB (23.25 of 24.00 GiB usable): fits" in out
+    assert out.startswith("Fits 24GB: at most ")
     assert "not computed by tracing: largest batch, longest sequence, speed" in out
     assert max(map(len, out.splitlines())) <= max(80, len(olmo3) + 10)
     said = json.loads(estimate(olmo3, "--seq-len", "4096", "--gpu", "24GB", "--format", "json")[1])

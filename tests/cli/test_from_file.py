@@ -36,10 +36,10 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_the_answer_ends_with_what_is_not_taken_into_account(lorabench: Any, config: Path) -> None:
+def test_the_answer_says_what_is_not_taken_into_account(lorabench: Any, config: Path) -> None:
     code, out, err = lorabench("estimate", "--from", str(config), "--no-replay")
     assert (code, err) == (0, "")
-    assert "SmolLM2-135M: lora" in out
+    assert "SmolLM2-135M lora r4 1×256" in out
     *_, last = _words(out).split("Not taken into account: ")
     assert last.startswith(LEFT)
     assert all(len(line) <= 80 for line in out.splitlines())

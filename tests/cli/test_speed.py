@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from functools import partial
 from typing import Any
 
@@ -87,17 +88,16 @@ def test_a_number_of_tokens_is_read_however_it_is_written(estimate: Any, written
     assert said["throughput"]["training"]["tokens"] == 1_005_000
 
 
-def test_people_read_speed_below_the_verdict_in_80_columns(estimate: Any) -> None:
+def test_people_read_speed_beside_the_verdict_and_the_rest_below(estimate: Any) -> None:
     _, out, _ = estimate("--method", "qlora", "--gpu", "rtx-4090", "--tokens", "1.5B", "--price-per-hour", "0.4")
-    paragraph = out.split("\n\n")[-1]
-    assert paragraph.startswith("rtx-4090: ")
-    assert max(map(len, paragraph.splitlines())) <= 80
-    assert all(said in paragraph for said in ("tokens/s", "MFU", "kWh", "cost", "1,500,000,000 tokens"))
+    (paragraph,) = (part for part in out.split("\n\n") if part.startswith("step: "))
+    assert max(map(len, out.splitlines())) <= 80
+    assert all(said in paragraph for said in ("MFU", "kWh", "cost", "1,500,000,000 tokens"))
     _, out, _ = estimate("--method", "full", "--gpu", "rtx-4090")
-    assert "rtx-4090, with enough memory: " in out
-    _, out, _ = estimate("--method", "qlora", "--gpu", "rtx-4080", "--no-replay")
-    assert "usable): tight, " in out
-    assert "\nrtx-4080: " in out
+    assert re.match(r"Does not fit rtx-4090: at most [\d.]+ of 23.24 GiB\n", out)
+    assert "\nwith enough memory: " in out
+    _, out, _ = estimate("--method", "qlora", "--prepare-kbit", "--gpu", "rtx-4080", "--no-replay")
+    assert re.match(r"Tight on rtx-4080: .* tokens/s \(", out)
     _, out, _ = estimate("--gpu", "rtx-4090", "--format", "markdown")
     assert "\n- share of time: linear layers" in out
 

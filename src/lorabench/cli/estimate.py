@@ -8,19 +8,30 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec.structs import replace
 
+from lorabench.cli.first_screen import (
+    FURTHER,
+    answer,
+    figures,
+    figures_first,
+    headline,
+    memory_bar,
+    paragraph,
+    speed_figures,
+)
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
-from lorabench.cli.output import show
+from lorabench.cli.output import show, show_styled
 from lorabench.cli.parameters import OneOf, alloc_conf_option
 from lorabench.cli.recipe_options import from_option, recipe_options
-from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, speed_lines, speed_options
+from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, shares_of_time, speed_options
 from lorabench.cli.tracing import import_training_libraries, progress
-from lorabench.cli.verbosity import verbose_option
+from lorabench.cli.verbosity import let_libraries_speak
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.foreign_text import printable_lines
 from lorabench.estimator.memory.breakdown import COMPONENTS
 from lorabench.estimator.quantities import GIB, in_gib, range_in_gib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.devices.device import Device
@@ -57,7 +68,13 @@ Examples:
 @alloc_conf_option
 @click.option("--explain", is_flag=True, help="Show the derivation term by term, with this recipe's numbers.")
 @click.option("--format", "format_", type=OneOf(FORMATS), default="table", help="Output format. [table]")
-@verbose_option
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    callback=let_libraries_speak,
+    help="Print every setting and term too, and the libraries' output to standard error.",
+)
 def command(
     model: str | None,
     config: Path | None,
@@ -70,6 +87,7 @@ def command(
     no_replay: bool,
     alloc_conf: AllocatorSettings | None,
     format_: str,
+    verbose: bool,
     **options: Any,
 ) -> int:
     """Estimate memory, speed and cost of fine-tuning MODEL, without torch.
@@ -114,16 +132,15 @@ def command(
         from lorabench.estimator.speed.throughput import plan_training
 
         estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
-    if not explain:
+    if format_ == "table":
+        show_styled(as_text(estimate, details=verbose or explain))
+    elif not explain:
         show(_FORMATTERS[format_](estimate))
-    else:
+    if explain:
         from lorabench.estimator.explanation import explain as explain_memory
 
-        show(
-            _explained(
-                estimate, explain_memory(resolved, device=device, replayed=None if no_replay else estimate), format_
-            )
-        )
+        explanation = explain_memory(resolved, device=device, replayed=None if no_replay else estimate)
+        show(_explained(estimate, explanation, format_))
     return 1 if require_fit and not estimate.fits else 0
 
 
@@ -149,21 +166,29 @@ def _refuse_what_takes_a_closed_form(
         )
 
 
-def as_text(estimate: Estimate) -> str:
-    """Return the estimate for a terminal."""
-    return "\n\n".join(
-        [
+def as_text(estimate: Estimate, *, details: bool = True) -> str:
+    """Return the estimate for a terminal: the answer first. ``details``: then all settings, terms and tables.
+
+    It is printable, but for the colours of the bar on a terminal.
+    """
+    paragraphs = [
+        *figures_first(estimate),
+        *remarks(estimate.assumptions, estimate.warnings),
+        *_source(estimate),
+        *not_taken_into_account(estimate.imported),
+    ]
+    if not details:
+        paragraphs.append(paragraph([FURTHER]))
+    else:
+        if estimate.throughput is not None:
+            paragraphs.append(paragraph([shares_of_time(estimate.throughput)]))
+        paragraphs += [
             describe_recipe(estimate.recipe),
-            *remarks(estimate.assumptions, estimate.warnings),
             parameter_counts(estimate.parameters),
-            *_source(estimate),
             as_table(_state_columns(estimate)),
             as_table(peak_columns(estimate.memory)),
-            *_wrapped(_verdict(estimate)),
-            *_wrapped(_speed(estimate)),
-            *not_taken_into_account(estimate.imported),
         ]
-    )
+    return "\n\n".join([printable_lines(headline(estimate)), memory_bar(estimate), *map(printable_lines, paragraphs)])
 
 
 def describe_recipe(recipe: Recipe) -> str:
@@ -254,74 +279,14 @@ def peak_columns(memory: Breakdown) -> list[Column]:
     ]
 
 
-def _verdict(estimate: Estimate) -> list[str]:
-    """Return the verdict, then related figures, one line each; nothing without a GPU."""
-    memory, usable, margin = estimate.gpu_memory_bytes, estimate.gpu_usable_bytes, estimate.margin_bytes
-    if memory is None or usable is None or margin is None:
-        return []
-    left = f"at least {in_gib(margin)} to spare" if margin >= 0 else f"up to {in_gib(-margin)} too large"
-    if estimate.fits and margin == 0:
-        left = "if the allocator gives cached memory back, as it does before it fails"
-    answer = f"{estimate.gpu} ({usable_of(memory, usable)}): {estimate.verdict}, {left}"
-    if estimate.source == "trace":
-        changes = "" if estimate.fits else "changes that make it fit, "
-        return [answer, f"not computed by tracing: largest batch, longest sequence, {changes}speed"]
-    recipe = estimate.recipe
-    batch, length, limit = estimate.largest_batch_size, estimate.longest_seq_len, estimate.max_position_embeddings
-    lines = [
-        answer,
-        f"largest batch size at length {recipe.seq_len}: {batch or 'none fits'}",
-        f"longest sequence at batch size {recipe.batch_size}: {length or 'none fits'} (model limit: {limit})",
-    ]
-    if estimate.verdict == "tight":
-        replayed = estimate.memory.peak_reserved_range_bytes is None
-        lines.append(
-            "whether it fits depends on the size of the CUDA context, which only the driver knows"
-            if replayed
-            else "to replay the allocator for this recipe, leave out --no-replay"
-        )
-    for change in estimate.changes:
-        settings = " ".join(f"{name}={_in_words(value)}" for name, value in change.settings.items())
-        lines.append(f"fits with {settings}: at most {in_gib(change.device_total_most_bytes)}")
-    if not estimate.fits and not estimate.changes:
-        lines.append(
-            "nothing makes it fit: tried loss, checkpointing, optimizer, batch, precision, method and length, "
-            "alone and in pairs"
-        )
-    return lines
-
-
-def _speed(estimate: Estimate) -> list[str]:
-    """Return the speed and related figures, one line each; nothing if the speed is unknown."""
-    if estimate.throughput is None:
-        return []
-    answer, *others = speed_lines(estimate.throughput)
-    if estimate.emulated_dtype:
-        others.append(
-            f"{estimate.gpu} has no {estimate.emulated_dtype} hardware: PyTorch emulates it slowly; float16 is faster"
-        )
-    condition = ", with enough memory" if estimate.verdict == "does not fit" else ""
-    return [f"{estimate.gpu}{condition}: {answer}", *others]
-
-
-def _wrapped(verdict: list[str]) -> list[str]:
-    """Return the lines as one paragraph for a terminal of 80 columns, the first one unindented."""
-    if not verdict:
-        return []
-    answer, *others = verdict
-    lines = folded(answer, hanging="    ")
-    for other in others:
-        lines += folded(other, indent="  ", hanging="    ")
-    return ["\n".join(lines)]
-
-
-def _in_words(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
 def _as_markdown(estimate: Estimate) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in estimate.recipe.describe().items() if name != "model")
+    more = [*figures(estimate), *speed_figures(estimate)]
+    if estimate.throughput is not None:
+        more.append(shares_of_time(estimate.throughput))
     parts = [
+        f"**{answer(estimate)}**",
+        *(["\n".join(f"- {line}" for line in more)] if more else []),
         f"**{estimate.recipe.model}**: {settings}",
         *remarks(estimate.assumptions, estimate.warnings, markdown=True),
         " ".join(parameter_counts(estimate.parameters).split()),
@@ -329,22 +294,21 @@ def _as_markdown(estimate: Estimate) -> str:
         as_markdown(_state_columns(estimate)),
         as_markdown(peak_columns(estimate.memory)),
     ]
-    for answer, *others in filter(None, (_verdict(estimate), _speed(estimate))):
-        parts += [answer, "\n".join(f"- {line}" for line in others)]
     parts += not_taken_into_account(estimate.imported, markdown=True)
     return "\n\n".join(parts)
 
 
 def _explained(estimate: Estimate, explanation: Explanation, format_: str) -> str:
-    """Return the estimate with its derivation."""
+    """Return the derivation; in formats other than tables, after the estimate."""
     import msgspec
 
     from lorabench.cli.explanation import explanation_as_markdown, explanation_as_text
 
     if format_ == "json":
         return as_json({**msgspec.to_builtins(estimate), "explanation": explanation})
-    as_prose = explanation_as_markdown if format_ == "markdown" else explanation_as_text
-    return f"{_FORMATTERS[format_](estimate)}\n\n{as_prose(explanation)}"
+    if format_ == "markdown":
+        return f"{_as_markdown(estimate)}\n\n{explanation_as_markdown(explanation)}"
+    return f"\n{explanation_as_text(explanation)}"
 
 
 def _as_csv(estimate: Estimate) -> str:
@@ -388,4 +352,9 @@ def _as_csv(estimate: Estimate) -> str:
     )
 
 
-_FORMATTERS = {"table": as_text, "json": as_json, "markdown": _as_markdown, "csv": _as_csv}
+_FORMATTERS: dict[str, Callable[[Estimate], str]] = {
+    "table": as_text,
+    "json": as_json,
+    "markdown": _as_markdown,
+    "csv": _as_csv,
+}

@@ -163,9 +163,7 @@ def _all_gpus(wanted: Asked, format_: str) -> int:
             show(f"{paragraph}\n")
         show(f"fits on these GPUs, smallest first:\n\n{listed}" if found else "fits on no single GPU of the catalogue")
         for lack, names in lacks.items():
-            show(
-                "\n" + _filled(f"Left out because they have no {lack}: {', '.join(names)}", format_ == "markdown")
-            )
+            show("\n" + _filled(f"Left out because they have no {lack}: {', '.join(names)}", format_ == "markdown"))
         for paragraph in not_taken_into_account(wanted.imported, markdown=format_ == "markdown"):
             show(f"\n{paragraph}")
     return 0 if found else 1

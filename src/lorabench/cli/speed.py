@@ -81,24 +81,34 @@ def calibration_for(device: Device, file: Path | None) -> Calibration | None:
     return calibration
 
 
+def tokens_per_second(speed: Throughput) -> str:
+    """Return the speed and its range."""
+    return f"{_number(speed.tokens_per_second)} tokens/s ({_between(speed.tokens_per_second_range)})"
+
+
 def speed_lines(speed: Throughput) -> list[str]:
-    """Return the lines about speed, tokens per second first."""
-    source = "calibrated" if speed.rates == "calibrated" else "from the datasheet (not calibrated)"
+    """Return what follows from the speed: the time of a step and, if it was asked for, of a training."""
+    source = "calibrated" if speed.rates == "calibrated" else "speed from the datasheet (not calibrated)"
     lines = [
-        f"{_number(speed.tokens_per_second)} tokens/s ({_between(speed.tokens_per_second_range)}), {source}",
-        f"step: {in_time(speed.step_seconds)} ({' to '.join(map(in_time, speed.step_seconds_range))})",
+        f"step: {in_time(speed.step_seconds)} ({' to '.join(map(in_time, speed.step_seconds_range))}), {source}",
     ]
+    used = []
     if speed.mfu is not None and speed.mfu_range is not None and speed.hfu is not None:
         low, high = speed.mfu_range
-        lines[-1] += f"; MFU {speed.mfu:.0%} ({low:.0%} to {high:.0%}), HFU {speed.hfu:.0%}"
+        used.append(f"MFU {speed.mfu:.0%} ({low:.0%} to {high:.0%}), HFU {speed.hfu:.0%}")
     if speed.watts_range is not None:
-        lines[-1] += f"; {_between(speed.watts_range)} W"
-    shares = {group: seconds / speed.step_seconds for group, seconds in speed.groups_seconds.items()}
-    ordered = sorted((share, group) for group, share in shares.items() if share >= LEAST_SHARE)
-    lines.append("share of time: " + ", ".join(f"{group} {share:.0%}" for share, group in reversed(ordered)))
+        used.append(f"{_between(speed.watts_range)} W")
+    lines += ["; ".join(used)] if used else []
     if speed.training is not None:
         lines.append(_training(speed.training))
     return lines
+
+
+def shares_of_time(speed: Throughput) -> str:
+    """Return the groups of operations that take the most time, largest first."""
+    shares = {group: seconds / speed.step_seconds for group, seconds in speed.groups_seconds.items()}
+    ordered = sorted((share, group) for group, share in shares.items() if share >= LEAST_SHARE)
+    return "share of time: " + ", ".join(f"{group} {share:.0%}" for share, group in reversed(ordered))
 
 
 def _training(training: Training) -> str:

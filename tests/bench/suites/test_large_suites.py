@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lorabench.bench.suites.plain_yaml import MOST_LEVELS, MOST_VALUES, read_plain_yaml
 from lorabench.bench.suites.suite_file import MOST_COMPARED, load_suite
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.plain_yaml import MOST_LEVELS, MOST_VALUES, read_plain_yaml
 
 MATRIX = "matrix: {{model: gpt2, method: lora, rank: [{ranks}], seq_len: [{lengths}]}}\n"
 

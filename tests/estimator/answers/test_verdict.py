@@ -232,7 +232,8 @@ def test_require_fit_wants_more_than_tight(capsys: pytest.CaptureFixture[str]) -
             main([*arguments, format_])
         out = capsys.readouterr().out
         assert stopped.value.code == 0
-        assert "16GB (15.25 of 16.00 GiB usable): tight, " in out
+        assert "Tight on 16GB: at most " in out
+        assert "15.25 of 16.00 GiB are usable" in out
         assert "to replay the allocator for this recipe, leave out --no-replay" in " ".join(out.split())
         takes = f"at most {in_gib(said['changes'][0]['device_total_most_bytes'])}"
         assert f"fits with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: {takes}" in " ".join(out.split())
