@@ -127,6 +127,27 @@ def test_texts_of_suites(tmp_path: Path, ends_well: Lorabench, text: str) -> Non
     ends_well("run", str(path), "--dry-run", "--gpu", "24GB")
 
 
+AXOLOTL: dict[str, Any] = {
+    "base_model": "openai-community/gpt2",
+    "adapter": "lora",
+    "lora_r": 8,
+    "lora_target_modules": ["c_attn"],
+    "sequence_len": 64,
+    "micro_batch_size": 2,
+    "datasets": [{"path": "x", "type": "alpaca"}],
+    "deepspeed": "zero2.json",
+    "plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"],
+}
+
+
+@fuzz(200)
+@given(config=spoilt(AXOLOTL))
+def test_configs_of_other_tools(tmp_path: Path, ends_well: Lorabench, config: Any) -> None:
+    path = tmp_path / "axolotl.yml"
+    path.write_text(json.dumps(config))
+    ends_well("estimate", "--from", str(path), "--no-replay")
+
+
 RECORD = msgspec.to_builtins(
     sample_record(
         backend="cuda",
@@ -190,7 +211,9 @@ def test_calibrations(tmp_path: Path, ends_well: Lorabench, calibration: Any, ra
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
     """Return arguments of a command that ends without training: its options, and values that fit or do not."""
-    command = draw(st.sampled_from(["estimate", "estimate", "plan", "gpus", "models", "check", "run", "report", "x"]))
+    command = draw(
+        st.sampled_from(["estimate", "estimate", "plan", "recipe", "gpus", "models", "check", "run", "report", "x"])
+    )
     values = (
         st.sampled_from(["gpt2", "24GB", "rtx-4090", "lora", "full", "8", "64", "json", "csv", "1e9", "5%", "nowhere"])
         | VALUES.map(lambda value: value if isinstance(value, str) else json.dumps(value)[:5000])
@@ -198,7 +221,18 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     )
     options = ["--gpu", "--method", "--rank", "--batch-size", "--seq-len", "--format", "--tokens", "--price-per-hour"]
     options += ["--baseline", "--allow", "--suite", "--speed-tolerance", "--alloc-conf", "--calibration", "--explain"]
-    options += ["--target-modules", "--optim", "--lora-dropout", "--all-gpus", "--require-fit", "-q", "-h", "--"]
+    options += [
+        "--target-modules",
+        "--optim",
+        "--lora-dropout",
+        "--all-gpus",
+        "--require-fit",
+        "-q",
+        "-h",
+        "--as",
+        "--from",
+        "--",
+    ]
     given = draw(st.lists(st.sampled_from(options) | values, max_size=8))
     quick = {"run": ["--dry-run"], "estimate": ["--no-replay"], "report": ["-o", "/proc/self/task/page.html"]}
     return [command, *quick.get(command, []), *(word.replace("\0", "") for word in given)]
@@ -212,5 +246,5 @@ def test_command_lines(ends_well: Lorabench, arguments: list[str]) -> None:
 
 def test_every_command_has_a_kind_of_input_here_or_trains() -> None:
     trains = {"trace", "rehearse", "calibrate", "doctor"}
-    assert set(COMMANDS) - trains == {"estimate", "plan", "gpus", "models", "check", "run", "report"}
+    assert set(COMMANDS) - trains == {"estimate", "plan", "gpus", "models", "check", "run", "report", "recipe"}
     assert MODEL_CONFIG["model_type"] in MODEL_TYPES

@@ -63,7 +63,7 @@ def test_what_records_hold_stays_text(browser: Browser) -> None:
     assert browser.texts(".traceback pre") == [HOSTILE]
     assert HOSTILE in browser.texts(".environments td")
     assert HOSTILE in browser.texts("#memory .data td")
-    assert f"lora r16 · target_modules {HOSTILE},q_proj" in browser.texts("#records .open")
+    assert f"lora r16 · target_modules q_proj,{HOSTILE}" in browser.texts("#records .open")
     assert browser.complaints() == []
 
 

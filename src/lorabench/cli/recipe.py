@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf
 from lorabench.cli.recipe_options import from_option, recipe_options
 from lorabench.cli.verbosity import verbose_option
@@ -38,4 +39,4 @@ def command(model: str | None, config: Path | None, format_: str, **options: Any
 
     resolved = asked(model, config, options).resolved()
     refuse_impossible(resolved)
-    click.echo(exported(resolved, format_), nl=False)
+    show(exported(resolved, format_).rstrip("\n"))
