@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,7 @@ def asked(model: str | Path | ModelSpec | None, config: str | Path | None, optio
         UserError: neither names a model, or one of them cannot be read.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if config is None and isinstance(model, (str, Path)):
+    if config is None and isinstance(model, (str, Path)) and os.path.exists(model):  # noqa: PTH110 - names may be no paths
         from lorabench.estimator.imported.sources import is_config
 
         if is_config(str(model)):
