@@ -93,10 +93,10 @@ def command(
     """Estimate memory, speed and cost of fine-tuning MODEL, without torch.
 
     MODEL is a name of `lorabench models`, a config.json or its folder, or a hub id; or, as after --from, the config of
-    another tool. The estimate takes milliseconds. A
-    replay of CUDA's allocator, for reserved memory and the verdict, takes some tenths of a second more. An architecture
-    without a closed form is traced instead, which needs torch and takes some seconds. Defaults are in brackets. If
-    MODEL does not support a default, the usual alternative is used and reported.
+    another tool. The estimate takes milliseconds. A replay of CUDA's allocator, for reserved memory and the verdict,
+    takes some tenths of a second more. An architecture without a closed form is traced instead, which needs torch and
+    takes some seconds. Defaults are in brackets; rank, alpha and dropout are TRL's. If MODEL does not support a
+    default, the usual alternative is used and reported.
     """
     from lorabench.estimator.answers.estimates import estimate_recipe
     from lorabench.estimator.imported.asked import asked
