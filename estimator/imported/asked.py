@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,34 +77,11 @@ def asked(model: str | Path | ModelSpec | None, config: str | Path | None, optio
             raise
         raise UserError(f"{read.file}: {error}; or name the MODEL besides --from") from error
     imported = read.on(spec)
-    if spec.stored is None and isinstance(named, str):
-        imported = _stored_by_name(named, imported)
+    if spec.stored is not None and imported.options.get("method") == "lora":
+        # A tool loads such a checkpoint as it is, also without a word of it in the config.
+        imported = replace(imported, options={**imported.options, **spec.stored.options})
     kept = _kept(imported.options, given)
     return Asked(spec, {**kept, **given}, imported)
-
-
-IN_4_BITS = r".*-(bnb-4bit|gptq|gptq-int4|awq|awq-int4)"
-"""Regular expression of the names of checkpoints that are stored in 4 bits, in lower case."""
-
-
-def _stored_by_name(model: str, imported: Imported) -> Imported:
-    """Return ``imported`` with 4-bit weights if the name of the checkpoint says that they are stored so.
-
-    A tool loads such a checkpoint as it is, also without a word of it in the config.
-    """
-    from lorabench.estimator.imported import common
-    from lorabench.estimator.imported.keys import NotTaken
-    from lorabench.estimator.imported.reading import shown
-
-    found = re.fullmatch(IN_4_BITS, model.lower())
-    if found is None or imported.options.get("method") != "lora":
-        return imported
-    left = imported.not_taken_into_account
-    if found[1] != "bnb-4bit":
-        why = f"weights stored in 4 bits by {found[1].partition('-')[0].upper()}; the answer counts bitsandbytes' nf4"
-        left = (*left, NotTaken("model", shown(model), why, "about the same memory"))
-    options = {"quant_type": "nf4", "double_quant": True, **common.UNPREPARED, **imported.options, "method": "qlora"}
-    return replace(imported, options=options, not_taken_into_account=left)
 
 
 def _kept(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

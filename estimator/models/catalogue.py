@@ -14,7 +14,7 @@ from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.input_files import decode_config, read_input
 from lorabench.estimator.models.hub import HUB_ID, Refusal, fetch_config
-from lorabench.estimator.models.mirrors import names_behind
+from lorabench.estimator.models.mirrors import names_behind, quantization_of
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.models.spec import ModelSpec
 
@@ -123,8 +123,10 @@ def _begun(text: str) -> Sequence[str]:
 
 
 def _meant(text: str, name: str, why: str) -> ModelSpec:
-    spec = read_config(_decode(CONFIGS / f"{name}.json"), name)
-    return replace(spec, assumptions=(f"model {text} means {name}{why}",))
+    config = _decode(CONFIGS / f"{name}.json")
+    quantization = quantization_of(text)
+    spec = read_config(config if quantization is None else {**config, "quantization_config": quantization}, name)
+    return replace(spec, assumptions=(f"model {text} means {name}{why}", *spec.assumptions))
 
 
 def _nearest(text: str) -> str:

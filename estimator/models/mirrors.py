@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 MIRRORS = frozenset(
     {
@@ -38,6 +39,15 @@ STORED = (
     r"mxfp4|fp16|bf16|mlx)"
 )
 """Regular expression of a name with an ending that says how the weights are stored."""
+QUANTIZED: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        r"(unsloth-|dynamic-)?bnb-4bit",
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    ),
+    (r"gptq(-int4)?", {"quant_method": "gptq", "bits": 4}),
+    (r"awq(-int4)?", {"quant_method": "awq", "bits": 4}),
+)
+"""Regular expression of an ending → the quantization_config of such copies. Adapters can train on them as they are."""
 TUNED = r"(.+?)-((instruct|thinking|reasoning|chat|it|base|pt)(-\d{4})?|sft|dpo|hf)"
 """Regular expression of a name with an ending that says how the model was tuned, with the month of that release, or the
 files' format."""
@@ -70,6 +80,11 @@ def names_behind(text: str) -> Iterator[str]:
                 yield f"{publisher}/{spelling}"
             if copied or not publisher:
                 yield spelling
+
+
+def quantization_of(text: str) -> dict[str, Any] | None:
+    """Return the quantization_config that the ending of the name ``text`` stands for; None if it says nothing."""
+    return next((config for ending, config in QUANTIZED if re.fullmatch(rf".+-{ending}", text.lower())), None)
 
 
 def _without_endings(name: str) -> Iterator[str]:

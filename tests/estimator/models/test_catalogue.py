@@ -18,6 +18,7 @@ from lorabench.estimator.models import catalogue
 from lorabench.estimator.models.catalogue import find_model, model_names
 from lorabench.estimator.models.mirrors import ALIASES, MIRRORS
 from lorabench.estimator.models.read_config import MODEL_TYPES
+from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.built_models import TOKEN_IDS, built_shapes, count_by_part, listed_shapes
@@ -177,8 +178,25 @@ def test_finding_one_model_reads_no_file_of_another(monkeypatch: pytest.MonkeyPa
 def test_a_copy_or_a_tuned_release_has_the_shapes_of_the_model_behind_it(text: str, meant: str) -> None:
     spec = find_model(text)
     assert spec.name == meant
-    assert spec.assumptions == (f"model {text} means {meant} (same shapes)",)
-    assert msgspec.structs.replace(spec, assumptions=()) == find_model(meant)
+    assert spec.assumptions[0] == f"model {text} means {meant} (same shapes)"
+    assert msgspec.structs.replace(spec, assumptions=(), stored=None) == find_model(meant)
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("unsloth/Meta-Llama-3.1-8B-bnb-4bit", "4 bits by bitsandbytes (nf4)"),
+        ("unsloth/Llama-3.2-3B-Instruct-unsloth-bnb-4bit", "4 bits by bitsandbytes (nf4)"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "4 bits by GPTQ"),
+        ("TheBloke/Mistral-7B-Instruct-v0.2-AWQ", "4 bits by AWQ"),
+        ("unsloth/Qwen3-0.6B", None),
+    ],
+)
+def test_a_copy_in_4_bits_trains_by_qlora_and_says_so(text: str, stored: str | None) -> None:
+    spec = find_model(text)
+    assert (spec.stored and spec.stored.what) == stored
+    assert recipe_for(spec).recipe.method == ("lora" if stored is None else "qlora")
+    assert any(f"its weights are stored in {stored}" in said for said in spec.assumptions) == (stored is not None)
 
 
 @pytest.mark.parametrize("publisher", sorted(MIRRORS))
