@@ -69,6 +69,7 @@ INSTEAD = {
     "attn": "attn_implementation",
     "flash_attn": "attn_implementation=flash_attention_2",
     "use_flash_attention_2": "attn_implementation=flash_attention_2",
+    "cut_cross_entropy": "loss=cut-cross-entropy",
     "use_liger": "loss=liger",
     "use_liger_kernel": "loss=liger",
 }
@@ -82,7 +83,7 @@ _SFT = (
 )
 _CONFIG = "write --from FILE"
 _PACKED = "text is always packed"
-_NO_LOGITS = "this loss is not among those of --loss; the nearest without logits is --loss liger"
+_LOSSES = "write --loss trl for TRL's own loss"
 _ALL_LAYERS = "adapters are in all layers: leave it out"
 _DORA = "DoRA is not among the methods"
 NOT_HERE = {
@@ -102,7 +103,7 @@ NOT_HERE = {
     **dict.fromkeys(("packing", "sample_packing", "padding_free", "neat_packing"), _PACKED),
     **dict.fromkeys(("rl", "stage", "trainer"), _SFT),
     **dict.fromkeys(("config", "config_file", "yaml"), _CONFIG),
-    **dict.fromkeys(("cut_cross_entropy", "chunked_cross_entropy", "loss_type"), _NO_LOGITS),
+    **dict.fromkeys(("chunked_cross_entropy", "loss_type"), _LOSSES),
     **dict.fromkeys(("layers_to_transform", "freeze_trainable_layers", "layers_pattern"), _ALL_LAYERS),
     **dict.fromkeys(
         (
@@ -118,6 +119,8 @@ NOT_HERE = {
     "load_in_8bit": "weights are quantised to 4 bits only, by method qlora",
 }
 """Name in another tool → the reason why there is no such option here."""
+LOSSES = {"cce": "cut-cross-entropy", "cut_cross_entropy": "cut-cross-entropy", "chunked_nll": "trl"}
+"""Name of a loss in another tool → its name here."""
 
 
 def name_here(name: str, options: Iterable[str], write: Callable[[str, str], str] = "{}={}".format) -> str | None:
@@ -136,6 +139,8 @@ def value_meant(option: str, value: str, choices: Iterable[str]) -> str:
     """Return a clause that suggests one of the ``choices`` of ``option`` instead of ``value``."""
     if option == "method" and value in NOT_HERE:
         return NOT_HERE[value]
+    if option == "loss" and value in LOSSES:
+        return f"write {LOSSES[value]}"
     if option == "optim" and value in LEFT_OUT:
         return LEFT_OUT[value]
     return did_you_mean(value, choices, say_all_up_to=40)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lorabench.estimator.memory.breakdown import Breakdown
 
 
+LEAST_SHOWN = GIB / 200
+"""Parts of fewer bytes would be 0.00 GiB."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -38,7 +40,7 @@ KINDS = (
 
 
 def parts_of(memory: Breakdown, usable_bytes: int | None) -> list[Part]:
-    """Return the parts of the device's memory at the peak, as far as they take any.
+    """Return the parts of the device's memory at the peak, as far as they take any that shows.
 
     After what torch allocates come the allocator's cache, the CUDA context and, if the usable memory is known, what is
     free.
@@ -54,7 +56,7 @@ def parts_of(memory: Breakdown, usable_bytes: int | None) -> list[Part]:
             parts.append(Part("CUDA context", "x", "#D55E00", total - reserved))
             if usable_bytes is not None:
                 parts.append(Part("free", ".", "", usable_bytes - total))
-    return [part for part in parts if part.bytes > 0]
+    return [part for part in parts if part.bytes >= LEAST_SHOWN]
 
 
 def bar(parts: Sequence[Part], usable_bytes: int | None, paint: Callable[[str, str], str]) -> list[str]:
