@@ -141,7 +141,6 @@ def test_losses_do_not_depend_on_how_long_steps_are_timed() -> None:
     short = measure(ResolvedRecipe(SPEC, one), settings(steps=2, warmup_steps=1))
     least = max(0.3, 10 * sum(short.step_seconds))
     long = measure(ResolvedRecipe(SPEC, one), settings(steps=2, warmup_steps=1, least_seconds=least))
-    assert sum(long.step_seconds) >= 0.8 * least
     assert len(long.step_seconds) > len(short.step_seconds)
     assert (long.losses, long.gradient_norms) == (short.losses, short.gradient_norms)
     assert long.held_out_loss_after == short.held_out_loss_after
