@@ -109,7 +109,7 @@ def measure(resolved: ResolvedRecipe, settings: Settings, snapshot_path: str | N
         unstable=(*complaints_about(step_seconds), *read.disturbances),
         sm_clock_mhz=read.sm_clock_mhz,
         tokens_per_step=tokens.all,
-        unpadded_tokens_per_step=tokens.all,
+        unpadded_tokens_per_step=tokens.unpadded,
         loss_tokens_per_step=tokens.in_loss,
         text_tokens=batches.short_of_tokens,
         mfu=used.mfu,

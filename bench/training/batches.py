@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from lorabench.bench.records.run_settings import Settings
-from lorabench.bench.training.text import byte_tokenizer, held_out_and_training
+from lorabench.bench.training.text import BatchLayout, Rows, byte_tokenizer, held_out_and_training
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
@@ -30,13 +30,14 @@ class TokenCounts(Struct, frozen=True):
     """Tokens of one step."""
 
     all: int
-    """Rows are packed, so no token is padding."""
+    """Padding included."""
+    unpadded: int
     in_loss: int
-    """Tokens with a term in the loss: all but the first of each row, which nothing predicts."""
+    """Tokens with a term in the loss: all but padding and the first of each row, which nothing predicts."""
 
 
 class Batches:
-    """Packed rows of token ids in host memory, made before the measurement. Batches are copies on the device."""
+    """Rows of token ids in host memory, made before the measurement. Batches are copies on the device."""
 
     def __init__(
         self,
@@ -45,9 +46,14 @@ class Batches:
         gradient_accumulation: int,
         device: str,
         *,
+        padding: bool = False,
         short_of_tokens: int | None = None,
     ) -> None:
-        """Take blocks of ids, each of shape (B, S), and the tokens of a text that is too short for one block."""
+        """Take blocks of labels, each of shape (B, S), and the tokens of a text that is too short for one block.
+
+        With ``padding`` some labels are ignored, and batches have an attention mask.
+        """
+        self.padding = padding
         self.short_of_tokens = short_of_tokens
         self._held_out = held_out
         self.trained = trained
@@ -64,12 +70,20 @@ class Batches:
         return map(self._on_device, self._held_out)
 
     def tokens_per_step(self) -> TokenCounts:
-        """Return the token counts of the first step."""
-        counts = [_count(batch) for batch in self.of_step(0)]
-        return TokenCounts(*map(sum, zip(*counts, strict=True)))
+        """Return the token counts of a step, as means over all batches."""
+        import torch
 
-    def _on_device(self, ids: torch.Tensor) -> Batch:
-        return {"input_ids": ids.to(self._device, copy=True), "labels": ids.to(self._device, copy=True)}
+        labels = torch.stack(self.trained)
+        counts = labels.numel(), int((labels != IGNORED).sum()), int((labels[..., 1:] != IGNORED).sum())
+        return TokenCounts(*(round(count * self._each / len(self.trained)) for count in counts))
+
+    def inputs(self, labels: torch.Tensor) -> Batch:
+        """Return what the model gets for ``labels``, each tensor in their shape."""
+        batch = {"input_ids": labels.clamp(min=0), "labels": labels}
+        return batch | {"attention_mask": (labels != IGNORED).long()} if self.padding else batch
+
+    def _on_device(self, labels: torch.Tensor) -> Batch:
+        return {name: tensor.to(self._device, copy=True) for name, tensor in self.inputs(labels).items()}
 
 
 def make_batches(resolved: ResolvedRecipe, settings: Settings, steps: int) -> Batches:
@@ -85,15 +99,19 @@ def make_batches(resolved: ResolvedRecipe, settings: Settings, steps: int) -> Ba
     text = held_out_and_training(
         dataset,
         _tokenizer(resolved.spec, settings),
-        recipe.batch_size,
-        recipe.seq_len,
+        BatchLayout(recipe.batch_size, recipe.seq_len, recipe.padding),
         held_out=-(-HELD_OUT_TOKENS // recipe.tokens),
     )
+
+    def labels(rows: Rows) -> torch.Tensor:
+        return torch.tensor([row + [IGNORED] * (recipe.seq_len - len(row)) for row in rows])
+
     return Batches(
-        [torch.tensor(block) for block in text.held_out],
-        [torch.tensor(block) for block in islice(text.training, steps * recipe.gradient_accumulation)],
+        [labels(rows) for rows in text.held_out],
+        [labels(rows) for rows in islice(text.training, steps * recipe.gradient_accumulation)],
         recipe.gradient_accumulation,
         settings.backend,
+        padding=recipe.padding,
         short_of_tokens=text.tokens,
     )
 
@@ -111,7 +129,3 @@ def _tokenizer(spec: ModelSpec, settings: Settings) -> Callable[[str], list[int]
         raise UserError(f"weights {weights}: cannot load the tokenizer ({error})") from error
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return lambda document: [*tokenizer(document, verbose=False)["input_ids"], *end]
-
-
-def _count(batch: Batch) -> tuple[int, int]:
-    return batch["input_ids"].numel(), int((batch["labels"][:, 1:] != IGNORED).sum())

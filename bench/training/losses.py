@@ -45,5 +45,8 @@ def complaint_about_text(tokens: int | None, recipe: Recipe) -> str | None:
     """Return what is wrong with a dataset of ``tokens`` that do not fill a batch of ``recipe``; None if they do."""
     if tokens is None:
         return None
-    needed = f"{recipe.batch_size} × {recipe.seq_len}"
-    return f"the dataset has {tokens:,} tokens, too few for one batch of {needed}: every batch repeats them"
+    if recipe.padding:
+        too_few = f" in fewer than the {recipe.batch_size} documents of a batch"
+    else:
+        too_few = f", too few for one batch of {recipe.batch_size} × {recipe.seq_len}"
+    return f"the dataset has {tokens:,} tokens{too_few}: every batch repeats them"

@@ -1,4 +1,4 @@
-"""Training text: Python's own text or a file, as tokens, packed into batches without padding."""
+"""Training text: Python's own text or a file, as tokens in batches, packed or a document a row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from io import BufferedReader
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.input_files import open_input
@@ -102,33 +102,53 @@ def byte_tokenizer(vocab_size: int) -> Callable[[str], list[int]]:
     return lambda document: [*begin, *document.encode(errors="replace"), *end]
 
 
-def pack(documents: Iterable[Iterable[int]], batch_size: int, seq_len: int) -> Iterator[list[list[int]]]:
-    """Yield batches of shape (batch_size, seq_len): the concatenated documents, cut into rows.
+Rows = list[list[int]]
+"""The token ids of one batch, by row."""
 
-    No token is padding or repeated. Only the last tokens, which do not fill a batch, are dropped.
-    """
-    stream = chain.from_iterable(documents)
-    while True:
-        block = list(islice(stream, batch_size * seq_len))
-        if len(block) < batch_size * seq_len:
-            return
-        yield [block[start : start + seq_len] for start in range(0, len(block), seq_len)]
+
+class BatchLayout(NamedTuple):
+    """How documents fill batches of shape (batch_size, seq_len)."""
+
+    batch_size: int
+    seq_len: int
+    padding: bool
+    """Whether each row is the beginning of one document, with at least one token of padding; else text is packed."""
+
+    def units(self, documents: Iterable[list[int]]) -> Iterator[Any]:
+        """Yield what batches consist of: tokens; with padding, rows."""
+        if not self.padding:
+            return chain.from_iterable(documents)
+        return (document[: self.seq_len - 1] for document in documents if document)
+
+    @property
+    def size(self) -> int:
+        """Units of a batch."""
+        return self.batch_size if self.padding else self.batch_size * self.seq_len
+
+    def batches(self, units: Iterable[Any]) -> Iterator[Rows]:
+        """Yield batches of ``units``. Only the last units, which do not fill a batch, are dropped."""
+        stream = iter(units)
+        while len(block := list(islice(stream, self.size))) == self.size:
+            if self.padding:
+                yield block
+            else:
+                yield [block[start : start + self.seq_len] for start in range(0, self.size, self.seq_len)]
 
 
 class Text(NamedTuple):
-    """The text of a run, packed into batches."""
+    """The text of a run in batches."""
 
-    held_out: list[list[list[int]]]
-    training: Iterator[list[list[int]]]
+    held_out: list[Rows]
+    training: Iterator[Rows]
     """It never ends: the text repeats when it is used up."""
     tokens: int | None
     """Tokens of the whole text if they do not fill a batch; None if they do."""
 
 
 def held_out_and_training(
-    dataset: Path | None, tokenize: Callable[[str], list[int]], batch_size: int, seq_len: int, *, held_out: int
+    dataset: Path | None, tokenize: Callable[[str], list[int]], layout: BatchLayout, *, held_out: int
 ) -> Text:
-    """Return the first ``held_out`` packed batches of the dataset (or of Python's own text), and batches of the rest.
+    """Return the first ``held_out`` batches of the dataset (or of Python's own text), and batches of the rest.
 
     If the dataset would have no full batch left for training, nothing is held out.
 
@@ -136,19 +156,20 @@ def held_out_and_training(
         UserError: the dataset is bad, or its text has no tokens.
     """
 
-    def once() -> Iterator[int]:
+    def once() -> Iterator[Any]:
         documents = shipped_documents() if dataset is None else file_documents(dataset)
-        return chain.from_iterable(map(tokenize, documents))
+        return layout.units(map(tokenize, documents))
 
-    size = batch_size * seq_len
+    size = layout.size
     first = once()
     taken = list(islice(first, (held_out + 1) * size))
     if not taken:
         raise UserError(f"{dataset}: the tokenizer returns no tokens for the dataset's text")
     kept = held_out * size if len(taken) == (held_out + 1) * size else 0
     over_again = (islice(once(), kept, None) for _ in repeat(None))
+    found = sum(map(len, taken)) if layout.padding else len(taken)
     return Text(
-        held_out=list(pack([taken[:kept]], batch_size, seq_len)),
-        training=pack(chain([taken[kept:], first], over_again), batch_size, seq_len),
-        tokens=len(taken) if len(taken) < size else None,
+        held_out=list(layout.batches(taken[:kept])),
+        training=layout.batches(chain(taken[kept:], first, chain.from_iterable(over_again))),
+        tokens=found if len(taken) < size else None,
     )

@@ -217,19 +217,19 @@ class Rows:
     """The rows of a training's batches as a dataset: one sequence per item, in training order."""
 
     def __init__(self, batches: Batches, batch_size: int) -> None:
-        self._blocks = batches.trained
+        self._batches = batches
         self._batch_size = batch_size
 
     def __len__(self) -> int:
-        return len(self._blocks) * self._batch_size
+        return len(self._batches.trained) * self._batch_size
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         block, row = divmod(index, self._batch_size)
-        ids = self._blocks[block][row]
-        labels = ids.clone()
+        inputs = self._batches.inputs(self._batches.trained[block][row])
+        labels = inputs["labels"].clone()
         # Nothing predicts a row's first token. With this label every version of Trainer leaves it out of the mean.
         labels[0] = IGNORED
-        return {"input_ids": ids, "labels": labels}
+        return {**inputs, "labels": labels}
 
 
 def _sum(losses: list[torch.Tensor]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Attention masks. transformers makes them once for the whole model, and layers share them.
 
-transformers allocates a mask for eager attention, and for sdpa if the sequence is at least as long as the sliding
-window (`masking_utils`). In other cases the kernel applies the causal mask itself.
+transformers allocates a mask for eager attention, and for sdpa if the batch is padded or the sequence is at least as
+long as the sliding window (`masking_utils`). In other cases the kernel applies the causal mask itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.operators import Operators
-from lorabench.estimator.closed_form.sizes import PAIRS, S
+from lorabench.estimator.closed_form.sizes import PAIRS, TOKENS, Monomial, S
 from lorabench.estimator.models.spec import Layers, ModelSpec
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
@@ -29,11 +29,11 @@ class Masks:
             for kind in sorted(set(self.windowed)):
                 self._masks[kind] = None
                 if recipe.attn_implementation == "eager":
-                    allowed = _allowed(op, "temporaries", windowed=kind)
+                    allowed = _allowed(op, "temporaries", windowed=kind, padded=recipe.padding)
                     self._masks[kind] = op.tape.new(PAIRS, 1, dtype, component)
                     del allowed
-                elif recipe.attn_implementation == "sdpa" and kind and recipe.seq_len >= window:
-                    self._masks[kind] = _allowed(op, component, windowed=True)
+                elif recipe.attn_implementation == "sdpa" and (recipe.padding or (kind and recipe.seq_len >= window)):
+                    self._masks[kind] = _allowed(op, component, windowed=kind, padded=recipe.padding)
                 elif recipe.attn_implementation == "sdpa" and recipe.rules.masks:
                     self._masks[kind] = op.tape.new(PAIRS, 1, "bool", component)
         self.differ = any(self._masks.values()) and len(self._masks) > 1
@@ -45,29 +45,42 @@ class Masks:
     def mask(self, windowed: bool) -> Tensor | None:
         """Return the mask of layers with a window, or of layers without one; None if the kernel needs none.
 
-        Shapes: (B·S·S, 1) for eager attention, (S·S, 1) for sdpa.
+        Shapes: (B·S·S, 1) for eager attention and for padded batches; else (S·S, 1) for sdpa.
         """
         return self._masks[windowed]
 
 
-def _allowed(op: Operators, component: str, *, windowed: bool) -> Tensor:
-    """Return which positions each one sees, (S·S, 1) in bool: those before it, and with a window none too far before.
+def _allowed(op: Operators, component: str, *, windowed: bool, padded: bool) -> Tensor:
+    """Return which positions each one sees, in bool: those before it, with a window none too far before, and none that
+    is padding.
 
-    The conditions are joined one by one, to a condition that always holds (`and_masks`).
+    Shapes: (S·S, 1); of a padded batch (B·S·S, 1), since its sequences differ. The conditions are joined one by one,
+    to a condition that always holds (`and_masks`).
     """
 
-    def condition(component: str = "temporaries") -> Tensor:
-        return op.tape.new(S * S, 1, "bool", component)
+    def condition(component: str = "temporaries", pairs: Monomial = S * S) -> Tensor:
+        return op.tape.new(pairs, 1, "bool", component)
 
-    if not windowed:
-        return condition(component)
-    near = condition()
+    # The attention mask, which is int64, as the conditions need it.
+    seen = op.tape.new(TOKENS, 1, "bool", "temporaries") if padded else None
+    of_all = "temporaries" if padded else component
+    if windowed:
+        near = condition()
+        joined = condition()
+        del near
+        before = condition()
+        allowed = condition(of_all)
+        del before, joined
+    else:
+        allowed = condition(of_all)
+    if seen is None:
+        return allowed
     joined = condition()
-    del near
-    before = condition()
-    both = condition(component)
-    del before, joined
-    return both
+    del allowed
+    of_keys = op.tape.new(TOKENS, 1, "bool", "temporaries")
+    together = condition(component, PAIRS)
+    del joined, of_keys, seen
+    return together
 
 
 def layers_with_window(spec: ModelSpec) -> list[bool]:

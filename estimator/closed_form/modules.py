@@ -291,11 +291,11 @@ class Modules:
         heads, kv_heads = self.heads, self.kv_heads
         if not self._shares_keys:
             # With a mask, transformers repeats keys and values for all heads, and older ones without a mask too.
-            k, v = op.repeat_heads(k, heads // kv_heads), op.repeat_heads(v, heads // kv_heads)
+            k, v = (op.repeat_heads(x, heads // kv_heads, alone=kv_heads == 1) for x in (k, v))
         if self.recipe.rules.contiguous and implementation == "sdpa" and not joined:
-            alone = kv_heads == heads  # repetition has copied keys and values already
+            repeated = kv_heads not in (1, heads)  # repetition has copied keys and values already
             q, joined = op.copy(q), True
-            k, v = (op.copy(x) if alone else x for x in (k, v))
+            k, v = (x if repeated else op.copy(x) for x in (k, v))
         kv_heads = kv_heads if self._shares_keys else heads
         if implementation == "flash_attention_2":
             if op.autocast is not None:

@@ -133,7 +133,8 @@ class _Step:
         del loss, batch
 
     def _batch(self) -> Block:
-        return Block(self.ledger, TOKENS, 2 * ITEMSIZES["int64"], "buffers")  # token ids and labels
+        # token ids, labels, and the attention mask of a padded batch
+        return Block(self.ledger, TOKENS, (2 + self.recipe.padding) * ITEMSIZES["int64"], "buffers")
 
     def _autocast(self) -> AbstractContextManager[object]:
         context = self.tape.autocast

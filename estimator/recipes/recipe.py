@@ -64,7 +64,10 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_size: PositiveInt = 1
     """Sequences in one forward and backward pass."""
     seq_len: PositiveInt = 2048
-    """Tokens in each sequence. Text is packed, so there is no padding."""
+    """Tokens in each sequence, padding included."""
+    padding: bool = False
+    """Whether sequences are shorter, and padded to ``seq_len``: attention gets a mask. Otherwise text is packed, or all
+    sequences have this length."""
     gradient_accumulation: PositiveInt = 1
     """Forward and backward passes before each optimizer step."""
     gradient_checkpointing: bool = True
@@ -97,6 +100,16 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"transformers {self.transformers} has a loss of its own, and loss {self.loss} is another: leave one "
                 "of them out"
+            )
+        if self.padding and self.attn_implementation == "flash_attention_2":
+            raise ValueError(
+                "flash_attention_2 takes the padding out of each batch, and how much there is is not known: leave "
+                "padding out, or use attn_implementation sdpa"
+            )
+        if self.padding and self.transformers is not None:
+            raise ValueError(
+                f"padding makes other masks in transformers {self.transformers} than in transformers 5, the only ones "
+                "that are known: leave one of them out"
             )
         if self.recast and not self.prepared:
             raise ValueError("recast has no meaning without prepare_kbit: leave it out, or use prepare_kbit")
@@ -239,6 +252,8 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         parts.append(f"{self.batch_size}×{self.seq_len}")
         if self.gradient_checkpointing:
             parts.append("ckpt")
+        if self.padding:
+            parts.append("padded")
         return " ".join(parts)
 
 
@@ -330,6 +345,7 @@ class RecipeOptions(TypedDict, total=False):
     optim: Optim
     batch_size: int
     seq_len: int | str
+    padding: bool
     gradient_accumulation: int
     gradient_checkpointing: bool
     use_reentrant: bool

@@ -8,7 +8,7 @@ decision that needs a value. The patches:
 - results whose dtype differs between the kernels and meta (`meta_results`);
 - dropout in one kernel, with a mask of one byte per element (CUDA only);
 - softmax from float16 to float32 without a copy (CUDA only; torch has no such kernel for bfloat16);
-- transformers' checks whether a batch is packed or padded: it is neither;
+- transformers' checks whether a batch is packed, which it is not, or padded, which the recipe says;
 - optimizers that select their fused or foreach implementation by device type;
 - numbers that optimizers read from tensors, which change no size (`stepping_on_meta`);
 - optimizers' Triton kernels, which do not run on meta tensors;
@@ -96,21 +96,26 @@ def running_on_meta(
     backend: Backend,
     results: MetaResults | None = None,
     compute_capability: str | None = None,
+    *,
+    padding: bool = False,
 ) -> Iterator[None]:
-    """Run steps of ``model``, which is on meta, as on a device of ``backend``.
+    """Run steps of ``model``, which is on meta, as on a device of ``backend``, with ``padding`` in the batches or not.
 
     ``compute_capability`` (of `Device`) selects the kernels of attention (`sdpa_kernel`) and of a fused loss. Pass
     ``results`` if a dispatch mode of the caller, such as a ledger's, already runs the operators through them; otherwise
     this context adds a mode.
     """
+    import torch
     from transformers import masking_utils
     from transformers import modeling_flash_attention_utils as flash
 
     with ExitStack() as stack:
         stack.enter_context(building_on_meta())
         stack.enter_context(replaced(masking_utils, "find_packed_sequence_indices", _no_packed_sequences))
+        if padding:  # linear attention and convolutions read their mask, which is not boolean, unless they are traced
+            stack.enter_context(replaced(masking_utils, "is_tracing", lambda tensor: tensor.dtype != torch.bool))
         stack.enter_context(replaced(flash, "_is_packed_sequence", lambda position_ids, batch_size: False))
-        stack.enter_context(replaced(masking_utils, "fast_all", _no_padding))
+        stack.enter_context(replaced(masking_utils, "fast_all", partial(_all, found=not padding)))
         stack.enter_context(replaced(fused_loss_on_meta, "compute_capability", compute_capability))
         stack.enter_context(_optimizers_on_meta(backend))
         autocast = stack.enter_context(autocast_on_meta(model, backend))
@@ -198,10 +203,10 @@ def _no_packed_sequences(position_ids: torch.Tensor) -> None:
     (steps != 1).cumsum(-1)
 
 
-def _no_padding(mask: torch.Tensor) -> bool:
-    """Make the allocations of transformers' search for masked tokens (`fast_all`), and find none."""
+def _all(mask: torch.Tensor, *, found: bool) -> bool:
+    """Make the allocations of transformers' search for padding (`fast_all`), and return ``found``."""
     mask.sum() == mask.numel()  # noqa: B015 - it allocates
-    return True
+    return found
 
 
 # Optimizers

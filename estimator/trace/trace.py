@@ -260,7 +260,7 @@ def run_on_meta(
     ledger.adopt_model(model)
     ledger.end_phase("adapted")
     origins.begin_steps(model)
-    with running_on_meta(model, backend, results, compute_capability):
+    with running_on_meta(model, backend, results, compute_capability, padding=recipe.padding):
         optimizer = make_optimizer(model, recipe)
         ledger.adopt_optimizer(optimizer)
         ledger.settle()  # as `lorabench run` and `lorabench rehearse` do
@@ -287,7 +287,8 @@ def _batches(recipe: Recipe, ledger: StorageLedger) -> Iterator[Batch]:
 
     for _ in range(recipe.gradient_accumulation):
         shape = recipe.batch_size, recipe.seq_len
-        batch = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name in ("input_ids", "labels")}
+        names = ("input_ids", "labels", "attention_mask") if recipe.padding else ("input_ids", "labels")
+        batch = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name in names}
         ledger.adopt("buffers", *batch.values())
         yield batch
 

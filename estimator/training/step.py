@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Batch = dict[str, "torch.Tensor"]
-"""``input_ids`` and ``labels``, each (batch_size, seq_len) int64, no padding, so no attention mask."""
+"""``input_ids`` and ``labels``; and ``attention_mask`` if the batch is padded. Each is (batch_size, seq_len), int64."""
 
 MAX_GRAD_NORM = 1.0
 """Gradients with a larger norm are scaled down to this one: the default of transformers' TrainingArguments."""

@@ -79,19 +79,23 @@ class Indexing(Elementwise):
 
         return tape.record("gather", (x,), backward, (index,), lambda: tape.new(tokens, features, dtype))
 
-    def repeat_heads(self, x: Tensor, times: int) -> Tensor:
-        """Return keys or values, (B·S, kv), repeated for each query head that shares them, (B·S, ``times`` · kv)."""
+    def repeat_heads(self, x: Tensor, times: int, *, alone: bool = False) -> Tensor:
+        """Return keys or values, (B·S, kv), repeated for each query head that shares them, (B·S, ``times`` · kv).
+
+        ``alone``: x is a single head, which needs no copy: a view that strides over it by 0 bytes.
+        """
         if times == 1:
             return x
         tape, features = self.tape, x.features
-        # expand and clone: sum_to(grad, self.sizes())
-        return tape.record(
-            "repeat_heads",
-            (x,),
-            lambda g, _: (tape.new(TOKENS, features, g.dtype),),
-            (),
-            lambda: tape.new(TOKENS, features * times, x.dtype),
-        )
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # expand: sum_to(grad, self.sizes()); clone copies
+            return (tape.new(TOKENS, features, g.dtype),)
+
+        if alone:
+            node = Node(tape, "repeat_heads", backward, (x,), ()) if x.requires_grad else None
+            return x.view(features * times, node)
+        return tape.record("repeat_heads", (x,), backward, (), lambda: tape.new(TOKENS, features * times, x.dtype))
 
     def embedding(
         self,

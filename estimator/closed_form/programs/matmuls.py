@@ -101,6 +101,8 @@ class Matmuls(Elementwise):
         groups: Any = 1,
     ) -> Value:
         """Return the convolution of x (B, channels, length) with weight (channels, channels / groups, width)."""
+        if self.m.recipe.padding:
+            raise Unsupported("it masks the padding before a convolution")
         bias = None if bias is None else self._autocast(bias)
         weight, x = self._autocast(weight), self._autocast(x)
         wide = as_dim(padding[0] if isinstance(padding, list) else padding).n

@@ -81,6 +81,12 @@ OPTIONS = [
     ),
     _option("--batch-size", type=int, help="Sequences per micro-batch.", shown="1"),
     _option("--seq-len", type=Length(), help="Tokens per sequence, such as 4k; k is 1024.", shown="2048"),
+    _option(
+        "--padding/--no-padding",
+        default=None,
+        help="Sequences are shorter, and padded to this length: attention gets a mask.",
+        shown="no: packed",
+    ),
     _option("--gradient-accumulation", type=int, help="Micro-batches per optimizer step.", shown="1"),
     _option(
         "--gradient-checkpointing/--no-gradient-checkpointing",

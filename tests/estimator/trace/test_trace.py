@@ -47,6 +47,9 @@ def really_run(resolved: ResolvedRecipe) -> Breakdown:
         for _ in range(recipe.gradient_accumulation):
             tokens = torch.arange(recipe.tokens).reshape(recipe.batch_size, recipe.seq_len) % spec.vocab_size
             batch = {"input_ids": tokens, "labels": tokens.clone()}
+            if recipe.padding:
+                batch["attention_mask"] = torch.ones_like(tokens)
+                batch["attention_mask"][:, -1] = 0
             ledger.adopt("buffers", *batch.values())
             yield batch
 
@@ -77,6 +80,8 @@ def test_a_trace_with_the_cpus_kernels_equals_a_real_run_to_the_byte(
     [
         {"method": "full", "mixed_precision": "no", "optim": "adafactor", "gradient_accumulation": 2},
         {"method": "lora", "mixed_precision": "no", "optim": "sgd", "attn_implementation": "eager"},
+        {"method": "lora", "mixed_precision": "no", "padding": True, "lora_dropout": 0.0},
+        {"method": "full", "padding": True, "attn_implementation": "eager"},
         {"method": "lora", "loss": "legacy", "optim": "adamw_torch", "adapter_dtype": "bfloat16"},
         {"method": "qlora", "optim": "adamw_8bit", "double_quant": False, "prepare_kbit": False},
         {"method": "qlora", "optim": "lion_32bit", "mixed_precision": "no", "gradient_accumulation": 2},
