@@ -80,8 +80,10 @@ def asked(model: str | Path | ModelSpec | None, config: str | Path | None, optio
     if spec.stored is not None and imported.options.get("method") == "lora":
         # A tool loads such a checkpoint as it is, also without a word of it in the config.
         imported = replace(imported, options={**imported.options, **spec.stored.options})
-    kept = _kept(imported.options, given)
-    return Asked(spec, {**kept, **given}, imported)
+    options = {**_kept(imported.options, given), **given}
+    if "padding" not in given and options.get("attn_implementation") == "flash_attention_2":
+        options.pop("padding", None)  # it takes the padding out of a batch
+    return Asked(spec, options, imported)
 
 
 def _kept(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,8 +147,15 @@ def _plugins(value: Any, values: Values) -> Results:
     return results
 
 
-def _packing(value: Any, values: Values) -> Options | Missing:
-    return {} if value or values["batch_flattening"] else Missing(common.PADDED, "less memory")
+def _packing(value: Any, values: Values) -> Options | Results:
+    if value or values["batch_flattening"]:
+        return {}
+    to_length = values["pad_to_sequence_len"]
+    if to_length:
+        return common.PADDED
+    # Unless told otherwise, lengths are padded to a multiple of 64, those of a single sequence too.
+    several = to_length is None or values["micro_batch_size"] > 1
+    return [common.SHORTER, common.PADDED if several else {}]
 
 
 def _fsdp(value: Any, _: Values) -> Options | Missing:
@@ -188,6 +195,7 @@ KEYS: Keys = {
     "sequence_len": option("seq_len", whole, 512),
     "sample_packing": used(flag, _packing, False),
     "batch_flattening": part(anything),
+    "pad_to_sequence_len": part(flag),
     "gradient_checkpointing": used(anything, _checkpointing, False),
     "gradient_checkpointing_kwargs": part(mapping),
     "activation_offloading": part(anything, False),

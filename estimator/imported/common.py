@@ -51,7 +51,10 @@ SHARDS = f"weights, gradients or optimizer states are spread over GPUs, and {ONE
 SPLITS = f"each sequence or matrix is split over GPUs, and {ONE_GPU}"
 COPIES = f"more GPUs hold copies of the model and reduce gradients, and {ONE_GPU}"
 INT8 = "8-bit base weights; the answer counts them in 16 bits"
-PADDED = "no packing: batches are padded to their longest sequence, and the answer counts all tokens of the length"
+SHORTER = Missing(
+    "no packing: a batch is as long as its longest sequence, and the answer is for a full one", "less memory"
+)
+PADDED: Options = {"padding": True}
 EXPERT_4BIT = "experts in 4 bits; the answer counts them in 16 bits"
 OFFLOADED = "checkpointed activations wait in host memory"
 REENTRANT: Options = {"use_reentrant": True}

@@ -104,9 +104,10 @@ def _checkpointing(value: Any, values: Values) -> Options | Results:
     return results
 
 
-def _packing(value: Any, values: Values) -> Options | Missing:
+def _packing(value: Any, values: Values) -> Options | Results:
     packed = values["stage"] == "pt" if value is None else value
-    return {} if packed or values["neat_packing"] else Missing(common.PADDED, "less memory")
+    # Lengths are padded to a multiple of 8, those of a single sequence too.
+    return {} if packed or values["neat_packing"] else [common.SHORTER, common.PADDED]
 
 
 def _liger(value: Any, values: Values) -> Options | Results:

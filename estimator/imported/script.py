@@ -11,6 +11,7 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 UNSAID = {
     "transformers": "the installed transformers runs",
     "bitsandbytes": "the installed bitsandbytes runs",
+    "padding": "it packs its text",
     "keep_outputs": "Trainer keeps the loss alone",
 }
 """Setting → the reason why a script with today's libraries cannot have it."""

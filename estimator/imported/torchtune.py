@@ -144,7 +144,8 @@ def _length(value: Any, values: Values) -> Options | Results:
 
 def _packed(value: Any, values: Values) -> Options | Missing:
     limited = values["tokenizer.max_seq_len"] is not None
-    return Missing(common.PADDED, "less memory") if limited and not value else {}
+    # Its attention has no mask of the padding.
+    return common.SHORTER if limited and not value else {}
 
 
 def _optimizer(value: Any, values: Values) -> Options | Results:

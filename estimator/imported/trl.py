@@ -79,8 +79,11 @@ def _dtype(value: Any, values: Values) -> Options:
     return found or common.checkpoint_dtype(values.spec)
 
 
-def _packing(value: Any, values: Values) -> Options | Missing:
-    return {} if value or values["padding_free"] else Missing(common.PADDED, "less memory")
+def _packing(value: Any, values: Values) -> Options | Results:
+    if value or values["padding_free"]:
+        return {}
+    several = values["per_device_train_batch_size"] > 1
+    return [common.SHORTER, common.PADDED if several else {}]
 
 
 def _liger(value: Any, _: Values) -> Options | Missing:

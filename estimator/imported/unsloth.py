@@ -61,7 +61,8 @@ def _checkpointing(value: Any, _: Values) -> Options | Results:
 
 
 def _packing(value: Any, _: Values) -> Options | Missing:
-    return {} if value else Missing(common.PADDED, "less memory")
+    # Its attention has no mask of the padding.
+    return {} if value else common.SHORTER
 
 
 def _unused(section: str, words: str) -> Keys:

@@ -90,6 +90,8 @@ def recipes(draw: st.DrawFn, tool: str) -> ResolvedRecipe:
     options["loss"] = draw(st.sampled_from(LOSSES[tool]))
     if method != "full":
         options |= {name: draw(values) for name, values in ADAPTERS.items()}
+    several = options["batch_size"] > 1 or tool != "trl"  # TRL pads a batch of one sequence not at all
+    options["padding"] = several and options["attn_implementation"] != "flash_attention_2" and draw(st.booleans())
     return recipe_for(draw(st.sampled_from(MODELS)), **options, **_checkpointing(draw))
 
 

@@ -86,6 +86,29 @@ def test_axolotl_without_settings_trains_all_weights_in_bfloat16_without_checkpo
     assert wanted.items() <= settings.items()
 
 
+@pytest.mark.parametrize(
+    ("config", "padding", "shorter"),
+    [
+        # transformers' collator pads to a multiple of 64 or 8, if the tool asks for it.
+        (f"base_model: {LLAMA}\nmicro_batch_size: 1\n", True, True),
+        (f"base_model: {LLAMA}\nmicro_batch_size: 1\npad_to_sequence_len: true\n", True, False),
+        (f"base_model: {LLAMA}\nmicro_batch_size: 1\npad_to_sequence_len: false\n", None, True),
+        (f"base_model: {LLAMA}\nmicro_batch_size: 2\npad_to_sequence_len: false\n", True, True),
+        (f"base_model: {LLAMA}\nmicro_batch_size: 2\nflash_attention: true\n", None, True),
+        (f"base_model: {LLAMA}\nmicro_batch_size: 2\nsample_packing: true\n", None, False),
+        (f"model_name_or_path: {LLAMA}\nstage: sft\nper_device_train_batch_size: 1\n", True, True),
+        (f"model_name_or_path: {LLAMA}\nstage: pt\nper_device_train_batch_size: 1\n", None, False),
+        (f"model_name_or_path: {LLAMA}\ndataset_name: x\nper_device_train_batch_size: 1\n", None, True),
+        (f"model_name_or_path: {LLAMA}\ndataset_name: x\nper_device_train_batch_size: 2\n", True, True),
+        (f"model_name_or_path: {LLAMA}\ndataset_name: x\npacking: true\n", None, False),
+    ],
+)
+def test_batches_are_padded_as_the_tool_pads_them(read: Any, config: str, padding: bool | None, shorter: bool) -> None:
+    found = read(config)
+    assert _settings(found).get("padding") is padding
+    assert any("a batch is as long as its longest sequence" in each.why for each in _left(found).values()) is shorter
+
+
 def test_keys_that_a_recipe_cannot_say_are_named_with_the_direction(read: Any) -> None:
     more = "load_in_8bit: true\ndeepspeed: zero2.json\nrl: dpo\noptimizer: adamw_torch_4bit\n"
     more += "plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]\n"
