@@ -12,6 +12,7 @@ from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
+from tests.replayed import replayed_on
 from tests.small_models import FAMILIES, MIXTURES, small_model
 from tests.traced_tensors import traced_tensors
 
@@ -63,3 +64,35 @@ def test_a_model_that_masks_its_convolutions_has_no_closed_form_of_padding() -> 
     spec = find_model("LiquidAI/LFM2-1.2B")
     with pytest.raises(NoClosedForm, match="masks the padding before a convolution"):
         estimate_memory(ResolvedRecipe(spec, make_recipe(spec.name, padding=True)))
+
+
+REHEARSED: list[tuple[str, dict[str, Any], int, int]] = [
+    ("meta-llama/Llama-3.2-1B", {"batch_size": 2, "seq_len": 1024}, 5_930_529_792, 6_784_286_720),
+    (
+        "meta-llama/Llama-3.2-1B",
+        {"batch_size": 3, "seq_len": 1000, "gradient_checkpointing": False},
+        14_271_692_800,
+        15_439_233_024,
+    ),
+    (
+        "meta-llama/Llama-3.2-1B",
+        {"batch_size": 1, "seq_len": 1024, "attn_implementation": "eager"},
+        4_282_139_648,
+        4_970_250_240,
+    ),
+    ("Qwen/Qwen2.5-0.5B", {"method": "full", "batch_size": 4, "seq_len": 512}, 10_264_305_664, 12_490_637_312),
+    ("google/gemma-3-270m", {"method": "full", "batch_size": 2, "seq_len": 777}, 8_548_473_344, 10_791_944_192),
+    ("google/gemma-2b", {"method": "qlora", "batch_size": 2, "seq_len": 1024}, 8_786_301_952, 10_223_616_000),
+    ("mistralai/Mistral-7B-v0.1", {"method": "qlora", "batch_size": 2}, 7_370_073_088, 8_579_448_832),
+    ("gpt2", {"method": "full", "batch_size": 4, "seq_len": 512}, 2_915_478_016, 3_690_987_520),
+]
+"""Model, options, and peaks of allocated and reserved bytes on a simulated A100 80GB with torch 2.13."""
+
+
+@pytest.mark.parametrize(("model", "options", "allocated", "reserved"), REHEARSED)
+def test_the_estimate_agrees_with_rehearsals(
+    model: str, options: dict[str, Any], allocated: int, reserved: int
+) -> None:
+    memory = replayed_on("a100-sxm-80gb", model, padding=True, **options)
+    assert memory.peak_allocated_bytes == pytest.approx(allocated, rel=2e-4)
+    assert memory.peak_reserved_bytes == pytest.approx(reserved, rel=5e-4)

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from lorabench.estimator.closed_form.replay import replayed_memory
-from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.defaults import recipe_for
@@ -16,6 +14,7 @@ from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.training.cut_cross_entropy_on_meta import cut_cross_entropy
+from tests.replayed import replayed_on
 
 B, S, V, H = 4, 1025, 8192, 256
 N = B * (S - 1)
@@ -74,12 +73,7 @@ REHEARSED = [
 def test_the_estimate_agrees_with_rehearsals(
     model: str, options: dict[str, Any], allocated: int, reserved: int
 ) -> None:
-    device = find_device("h200")
-    memory = replayed_memory(
-        recipe_for(find_model(model), loss="cut-cross-entropy", **options),
-        compute_capability=device.compute_capability,
-        multiprocessors=device.multiprocessors,
-    )
+    memory = replayed_on("h200", model, loss="cut-cross-entropy", **options)
     assert memory.peak_allocated_bytes == pytest.approx(allocated, rel=1e-4)
     assert memory.peak_reserved_bytes == pytest.approx(reserved, rel=1e-4)
 

@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorabench.estimator.closed_form.replay import replayed_memory
-from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.losses.trl import TRL, tile_widths
 from lorabench.estimator.models.catalogue import find_model
-from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.flops import step_flops
@@ -23,6 +20,7 @@ from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.training.chunked_log_probabilities_on_meta import chunked_log_probabilities
 from lorabench.estimator.training.losses import set_loss
+from tests.replayed import replayed_on
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 B, S, V, H = 3, 2001, 40_000, 64
@@ -105,12 +103,7 @@ REHEARSED = [
 def test_the_estimate_agrees_with_rehearsals(
     model: str, options: dict[str, Any], allocated: int, reserved: int
 ) -> None:
-    device = find_device("h200")
-    memory = replayed_memory(
-        recipe_for(find_model(model), loss="trl", **options),
-        compute_capability=device.compute_capability,
-        multiprocessors=device.multiprocessors,
-    )
+    memory = replayed_on("h200", model, loss="trl", **options)
     assert memory.peak_allocated_bytes == pytest.approx(allocated, rel=1e-4)
     assert memory.peak_reserved_bytes == pytest.approx(reserved, rel=5e-4)
 
