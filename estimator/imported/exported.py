@@ -163,6 +163,7 @@ def _trl(resolved: ResolvedRecipe) -> Entries:
         "fp16": _switch(recipe.mixed_precision == "fp16"),
         "max_length": recipe.seq_len,
         "packing": not recipe.padding,
+        "packing_strategy": None if recipe.padding else "wrapped",
         "per_device_train_batch_size": recipe.batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation,
         "gradient_checkpointing": recipe.gradient_checkpointing,

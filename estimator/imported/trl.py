@@ -79,11 +79,30 @@ def _dtype(value: Any, values: Values) -> Options:
     return found or common.checkpoint_dtype(values.spec)
 
 
+JOINING = frozenset({"bfd", "bfd_split"})
+"""Packing strategies whose rows are joined to one, as without padding (`SFTTrainer`, `padding_free`)."""
+
+
 def _packing(value: Any, values: Values) -> Options | Results:
-    if value or values["padding_free"]:
-        return {}
-    several = values["per_device_train_batch_size"] > 1
-    return [common.SHORTER, common.PADDED if several else {}]
+    shorter: Results = [] if value else [common.SHORTER]
+    if not (values["padding_free"] or (value and values["packing_strategy"] in JOINING)):
+        several = values["per_device_train_batch_size"] > 1
+        return [*shorter, common.PADDED if several and not value else {}]
+    if values["use_flash_attn"] or _is_flash(common.attention(values["attn_implementation"], values)):
+        return shorter
+    # One row has all sequences of the batch. Only FlashAttention tells them apart without a mask.
+    tokens = values["per_device_train_batch_size"] * _length(values["max_length"], values)["seq_len"]
+    if tokens > values.spec.max_position_embeddings:
+        return [
+            *shorter,
+            Missing("it joins a batch to one sequence, which gets a mask of all its tokens", "more memory"),
+        ]
+    return [*shorter, {"batch_size": 1, "seq_len": tokens, **common.PADDED}]
+
+
+def _is_flash(attention: Options | Missing | Results) -> bool:
+    found = attention if isinstance(attention, list) else [attention]
+    return {"attn_implementation": "flash_attention_2"} in found
 
 
 def _liger(value: Any, _: Values) -> Options | Missing:
@@ -135,6 +154,7 @@ KEYS: Keys = {
     "max_length": used(whole, _length, 1024),
     **dict.fromkeys(("max_seq_length", "max_seq_len"), part(whole)),
     "packing": used(flag, _packing, False),
+    "packing_strategy": part(text, "bfd"),
     "padding_free": part(flag, False),
     "gradient_checkpointing": TRAINING_KEYS["gradient_checkpointing"]._replace(default=True),
     "bf16": used(flag, _precision),
@@ -159,7 +179,7 @@ KEYS: Keys = {
         "bnb_4bit_compute_dtype env model_revision trust_remote_code lora_task_type bnb_4bit_quant_storage "
         "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming ignore_bias_buffers "
         "dataset_text_field dataset_kwargs dataset_num_proc eos_token pad_token chat_template_path truncation_mode "
-        "shuffle_dataset packing_strategy pad_to_multiple_of eval_packing completion_only_loss assistant_only_loss "
+        "shuffle_dataset pad_to_multiple_of eval_packing completion_only_loss assistant_only_loss "
         "router_aux_loss_coef model_init_kwargs datasets streaming test_split_size preprocessing_num_workers "
         "dataset_mixer dataset_mixture dataset_splits dataset_configs dataset_seed chat_template "
         "auto_insert_empty_system_msg columns split max_prompt_length disable_dropout loss_weights "

@@ -100,13 +100,25 @@ def test_axolotl_without_settings_trains_all_weights_in_bfloat16_without_checkpo
         (f"model_name_or_path: {LLAMA}\nstage: pt\nper_device_train_batch_size: 1\n", None, False),
         (f"model_name_or_path: {LLAMA}\ndataset_name: x\nper_device_train_batch_size: 1\n", None, True),
         (f"model_name_or_path: {LLAMA}\ndataset_name: x\nper_device_train_batch_size: 2\n", True, True),
-        (f"model_name_or_path: {LLAMA}\ndataset_name: x\npacking: true\n", None, False),
+        (f"model_name_or_path: {LLAMA}\ndataset_name: x\npacking: true\npacking_strategy: wrapped\n", None, False),
+        (f"model_name_or_path: {LLAMA}\ndataset_name: x\npacking: true\nuse_flash_attn: true\n", None, False),
     ],
 )
 def test_batches_are_padded_as_the_tool_pads_them(read: Any, config: str, padding: bool | None, shorter: bool) -> None:
     found = read(config)
     assert _settings(found).get("padding") is padding
     assert any("a batch is as long as its longest sequence" in each.why for each in _left(found).values()) is shorter
+
+
+def test_trl_joins_the_rows_that_it_packs_to_one_with_a_mask(read: Any) -> None:
+    config = f"model_name_or_path: {LLAMA}\ndataset_name: x\nper_device_train_batch_size: 4\n"
+    for joining in ("packing: true\n", "padding_free: true\n", "packing: true\npacking_strategy: bfd_split\n"):
+        found = read(config + joining)
+        settings = _settings(found)
+        assert (settings["batch_size"], settings["seq_len"], settings["padding"]) == (1, 4 * 1024, True)
+    [left] = _left(read(f"{config}packing: true\nmax_length: 100000\n")).values()
+    assert left.key == "packing"
+    assert left.memory == "more memory"
 
 
 def test_keys_that_a_recipe_cannot_say_are_named_with_the_direction(read: Any) -> None:
