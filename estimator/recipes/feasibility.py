@@ -31,9 +31,9 @@ def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
                 f"{recipe.unquantized_dtype}: "
                 "transformers 5 keeps experts and routers as parameters, and bitsandbytes quantises linear layers only"
             )
-    if recipe.adapter is not None and has_closed_form(spec):  # other models' adapted layers are known only from a trace
-        warnings += recipe.adapter.warnings([linear for linear, _ in resolved.adapted_linears])
     if recipe.adapter is not None:
+        if has_closed_form(spec):  # other models' adapted layers are known only from a trace
+            warnings += recipe.adapter.warnings([linear for linear, _ in resolved.adapted_linears])
         warnings += warn_of_unmatched(spec, recipe.adapter)
     return tuple(warnings)
 
