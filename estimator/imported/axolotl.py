@@ -148,14 +148,11 @@ def _plugins(value: Any, values: Values) -> Results:
 
 
 def _packing(value: Any, values: Values) -> Options | Results:
-    if value or values["batch_flattening"]:
-        return {}
-    to_length = values["pad_to_sequence_len"]
-    if to_length:
+    packed, to_length = value or values["batch_flattening"], values["pad_to_sequence_len"]
+    if to_length and not packed:
         return common.PADDED
     # Unless told otherwise, lengths are padded to a multiple of 64, those of a single sequence too.
-    several = to_length is None or values["micro_batch_size"] > 1
-    return [common.SHORTER, common.PADDED if several else {}]
+    return common.packing(packed, pads=to_length is None or values["micro_batch_size"] > 1)
 
 
 def _fsdp(value: Any, _: Values) -> Options | Missing:

@@ -73,6 +73,11 @@ PREFERENCES: dict[str, Missing] = {
 """Trainings on preferences that differ from SFT by a factor: what the answer for SFT leaves out."""
 
 
+def packing(on: Any, pads: Any = False) -> Results:
+    """Return what follows if packing is not ``on``: shorter batches, and their mask if the tool ``pads`` them."""
+    return [] if on else [SHORTER, *([PADDED] if pads else [])]
+
+
 def training(value: Any, _: Any = None) -> Options | Missing:
     """Return what an answer for SFT leaves out of the kind of training ``value``.
 
@@ -125,9 +130,8 @@ def dtype_option(value: Any, name: str = "dtype") -> Options:
     return {name: DTYPES[word]}
 
 
-def checkpoint_dtype(spec: ModelSpec) -> Options:
-    """Return the dtype in which ``spec`` is stored; bfloat16, that of most models, if its config does not say it."""
-    return {"dtype": "bfloat16"}
+CHECKPOINT_DTYPE: Options = {"dtype": "bfloat16"}
+"""The dtype in which most checkpoints are stored, where a tool takes that of the checkpoint."""
 
 
 # Attention

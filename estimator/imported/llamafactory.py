@@ -32,13 +32,10 @@ ATTENTION = {"fa2": "flash_attention_2", "fa3": "flash_attention_3", "disabled":
 
 def _method(value: Any, values: Values) -> Options | Results:
     kind = str(value).lower()
-    if kind == "full":
-        return {"method": "full", "dtype": "bfloat16" if values["pure_bf16"] else "float32"}
-    if kind == "freeze":
-        return [
-            {"method": "full", "dtype": "bfloat16" if values["pure_bf16"] else "float32"},
-            Missing("only some layers train; the answer counts all", "less memory"),
-        ]
+    if kind in ("full", "freeze"):
+        full = {"method": "full", "dtype": "bfloat16" if values["pure_bf16"] else "float32"}
+        frozen = Missing("only some layers train; the answer counts all", "less memory")
+        return [full, frozen] if kind == "freeze" else full
     if kind == "oft":
         return [
             _adapters(values),
@@ -67,10 +64,10 @@ def _adapters(values: Values) -> dict[str, Any]:
 def _bases(values: Values) -> Results:
     bits = values["quantization_bit"]
     if bits is None:
-        return [common.checkpoint_dtype(values.spec)]
+        return [common.CHECKPOINT_DTYPE]
     if bits != 4:
         return [
-            common.checkpoint_dtype(values.spec),
+            common.CHECKPOINT_DTYPE,
             Missing(f"base weights in {bits} bits; the answer counts 16", "less memory"),
         ]
     results: Results = [{"quant_type": values["quantization_type"], "double_quant": values["double_quantization"]}]
@@ -104,10 +101,10 @@ def _checkpointing(value: Any, values: Values) -> Options | Results:
     return results
 
 
-def _packing(value: Any, values: Values) -> Options | Results:
+def _packing(value: Any, values: Values) -> Results:
     packed = values["stage"] == "pt" if value is None else value
     # Lengths are padded to a multiple of 8, those of a single sequence too.
-    return {} if packed or values["neat_packing"] else [common.SHORTER, common.PADDED]
+    return common.packing(packed or values["neat_packing"], pads=True)
 
 
 def _liger(value: Any, values: Values) -> Options | Results:

@@ -142,10 +142,9 @@ def _length(value: Any, values: Values) -> Options | Results:
     return [Missing(unlimited, "other memory")]
 
 
-def _packed(value: Any, values: Values) -> Options | Missing:
-    limited = values["tokenizer.max_seq_len"] is not None
-    # Its attention has no mask of the padding.
-    return common.SHORTER if limited and not value else {}
+def _packed(value: Any, values: Values) -> Results:
+    unlimited = values["tokenizer.max_seq_len"] is None
+    return common.packing(value or unlimited)  # its attention has no mask of the padding
 
 
 def _optimizer(value: Any, values: Values) -> Options | Results:

@@ -98,7 +98,7 @@ TRAINING_KEYS: Keys = {
 KEYS: Keys = {
     **TRAINING_KEYS,
     # Trainer trains the model that a script gives it, which from_pretrained loads in the dtype of its checkpoint.
-    "method": used(text, lambda value, values: {"method": value, **common.checkpoint_dtype(values.spec)}, "full"),
+    "method": used(text, lambda value, values: {"method": value, **common.CHECKPOINT_DTYPE}, "full"),
 }
 TOOL = Tool(
     name="transformers' TrainingArguments",

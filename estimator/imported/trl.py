@@ -25,6 +25,7 @@ from lorabench.estimator.imported.keys import (
 )
 from lorabench.estimator.imported.reading import Tool, Values
 from lorabench.estimator.imported.training_arguments import TRAINING_KEYS
+from lorabench.estimator.methods.base import is_pattern
 
 
 def _method(value: Any, values: Values) -> Options | Results:
@@ -58,7 +59,7 @@ def _method(value: Any, values: Values) -> Options | Results:
 
 def _named(value: Any) -> Any:
     """Return a list of names from a list, or from one argument with commas; TRL passes on a single text as it is."""
-    if isinstance(value, str) and "," in value and not any(letter in value for letter in "*()|\\"):
+    if isinstance(value, str) and "," in value and not is_pattern(value):
         return [name.strip() for name in value.split(",")]
     return [value] if isinstance(value, str) and value.isidentifier() else value
 
@@ -76,18 +77,17 @@ def _length(value: Any, values: Values) -> Options:
 def _dtype(value: Any, values: Values) -> Options:
     # peft's script loads the base model in the dtype that holds 4-bit weights, if that is one of numbers.
     found = common.dtype_option(values["bnb_4bit_quant_storage_dtype"] or values["torch_dtype"] or value)
-    return found or common.checkpoint_dtype(values.spec)
+    return found or common.CHECKPOINT_DTYPE
 
 
 JOINING = frozenset({"bfd", "bfd_split"})
 """Packing strategies whose rows are joined to one, as without padding (`SFTTrainer`, `padding_free`)."""
 
 
-def _packing(value: Any, values: Values) -> Options | Results:
-    shorter: Results = [] if value else [common.SHORTER]
+def _packing(value: Any, values: Values) -> Results:
     if not (values["padding_free"] or (value and values["packing_strategy"] in JOINING)):
-        several = values["per_device_train_batch_size"] > 1
-        return [*shorter, common.PADDED if several and not value else {}]
+        return common.packing(value, pads=values["per_device_train_batch_size"] > 1)
+    shorter = common.packing(value)
     if values["use_flash_attn"] or _is_flash(common.attention(values["attn_implementation"], values)):
         return shorter
     # One row has all sequences of the batch. Only FlashAttention tells them apart without a mask.

@@ -60,9 +60,8 @@ def _checkpointing(value: Any, _: Values) -> Options | Results:
     return {"gradient_checkpointing": word == "true"}
 
 
-def _packing(value: Any, _: Values) -> Options | Missing:
-    # Its attention has no mask of the padding.
-    return {} if value else common.SHORTER
+def _packing(value: Any, _: Values) -> Results:
+    return common.packing(value)  # its attention has no mask of the padding
 
 
 def _unused(section: str, words: str) -> Keys:
