@@ -13,5 +13,5 @@ silently. A tool's defaults apply to keys that a file leaves out, and options on
 `exported` writes the same keys back from a recipe.
 
 The tables were read in the versions of the tools that `Tool.read_in` names. A new value of a recipe option, such as
-another state after preparation for k-bit training, is one entry in `common`.
+another state after preparation for k-bit training, is one entry in `shared_rules`.
 """

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.imported import common
-from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.keys import (
     Key,
     Keys,
@@ -20,6 +19,7 @@ from lorabench.estimator.imported.keys import (
     without_effect,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 
 
 def _precision(value: Any, _: Values) -> Options | Missing:
@@ -33,8 +33,8 @@ def _distribution(value: Any, _: Values) -> Options | Results:
     if kind in ("NO", "NONE", "FALSE"):
         return {}
     if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP"):
-        return [Missing(common.SHARDS, "less memory")]
-    return [Missing(common.COPIES, "about the same memory")]
+        return [Missing(shared_rules.SHARDS, "less memory")]
+    return [Missing(shared_rules.COPIES, "about the same memory")]
 
 
 def _fsdp_checkpointing(value: Any, _: Values) -> Options:
@@ -48,11 +48,11 @@ def _accumulation(value: Any, _: Values) -> Options:
 KEYS: Keys = {
     "mixed_precision": used(text, _precision),
     "distributed_type": used(text, _distribution),
-    "num_processes": missing(common.COPIES, "about the same memory"),
-    "num_machines": missing(common.COPIES, "about the same memory"),
+    "num_processes": missing(shared_rules.COPIES, "about the same memory"),
+    "num_machines": missing(shared_rules.COPIES, "about the same memory"),
     "gradient_accumulation_steps": used(anything, _accumulation),
     "deepspeed_config.gradient_accumulation_steps": used(anything, _accumulation),
-    "deepspeed_config.zero_stage": missing(common.SHARDS, "less memory", off=(None, 0)),
+    "deepspeed_config.zero_stage": missing(shared_rules.SHARDS, "less memory", off=(None, 0)),
     "deepspeed_config.offload_optimizer_device": missing("optimizer states are in host memory", "less memory"),
     "deepspeed_config.offload_param_device": missing("weights are in host memory", "less memory"),
     "deepspeed_config.deepspeed_config_file": missing("another file: read it with --from", "other memory"),
@@ -61,10 +61,10 @@ KEYS: Keys = {
     "fsdp_config.fsdp_offload_params": missing("weights are in host memory", "less memory"),
     "fsdp_config": Key(anything, effect=False),
     "dynamo_config": Key(anything, effect=False),
-    "dynamo_backend": common.COMPILED,
-    "fp8_config": common.FP8,
-    "megatron_lm_config": missing(common.SPLITS, "less memory"),
-    "parallelism_config": missing(common.SPLITS, "less memory"),
+    "dynamo_backend": shared_rules.COMPILED,
+    "fp8_config": shared_rules.FP8,
+    "megatron_lm_config": missing(shared_rules.SPLITS, "less memory"),
+    "parallelism_config": missing(shared_rules.SPLITS, "less memory"),
     **without_effect(
         "compute_environment debug downcast_bf16 machine_rank main_training_function main_process_ip "
         "main_process_port rdzv_backend same_network tpu_env tpu_use_cluster tpu_use_sudo use_cpu enable_cpu_affinity "

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.imported import common
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.axolotl_without_effect import WITHOUT_EFFECT
-from lorabench.estimator.imported.common import Results
 from lorabench.estimator.imported.keys import (
     Key,
     Keys,
@@ -28,6 +27,7 @@ from lorabench.estimator.imported.keys import (
     without_effect,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 
 ADAPTERS = {"lora": "lora", "qlora": "qlora", "full": "full"}
 ATTENTION_FLAGS = {
@@ -58,18 +58,18 @@ def _method(value: Any, values: Values) -> Options | Results:
         settings = values["bnb_config_kwargs"] or {}
         quant_type = str(settings.get("bnb_4bit_quant_type", "nf4"))
         double = flag(settings.get("bnb_4bit_use_double_quant", True))
-        adapters += [{"quant_type": quant_type, "double_quant": double}, common.UNPREPARED]
+        adapters += [{"quant_type": quant_type, "double_quant": double}, shared_rules.UNPREPARED]
     if values["lora_target_linear"]:
-        adapters.append(common.linear_layers(values.spec))
+        adapters.append(shared_rules.linear_layers(values.spec))
     elif values["lora_target_modules"]:
-        adapters += common.targets(values["lora_target_modules"], values.spec)
+        adapters += shared_rules.targets(values["lora_target_modules"], values.spec)
     elif not values["lora_target_parameters"]:
-        adapters.append(common.peft_targets(values.spec))
-    adapters += common.saved_modules(values["lora_modules_to_save"], values.spec)
+        adapters.append(shared_rules.peft_targets(values.spec))
+    adapters += shared_rules.saved_modules(values["lora_modules_to_save"], values.spec)
     if not values["peft_autocast_adapter_dtype"]:
         adapters.append({"adapter_dtype": _weights(values)})
     if _fuses_adapters(values):
-        adapters.append(common.LORA_KERNELS)
+        adapters.append(shared_rules.LORA_KERNELS)
     return adapters
 
 
@@ -99,7 +99,7 @@ def _weights(values: Values) -> str:
 def _precision(_: Any, values: Values) -> Options:
     bf16, fp16 = _half(values)
     # Plain bfloat16 and float16 set the Trainer's own switch as well.
-    both = common.mixed_precision(bf16 or bool(values["bfloat16"]), fp16 or bool(values["float16"]))
+    both = shared_rules.mixed_precision(bf16 or bool(values["bfloat16"]), fp16 or bool(values["float16"]))
     return {**both, "dtype": _weights(values)}
 
 
@@ -112,7 +112,7 @@ def _batch(value: Any, values: Values) -> Options:
 
 def _attention(value: Any, values: Values) -> Options | Missing | Results:
     older = next((name for key, name in ATTENTION_FLAGS.items() if values[key]), None)
-    return common.attention(value or older, values)
+    return shared_rules.attention(value or older, values)
 
 
 def _checkpointing(value: Any, values: Values) -> Options | Results:
@@ -123,9 +123,9 @@ def _checkpointing(value: Any, values: Values) -> Options | Results:
     results: Results = [{"gradient_checkpointing": on}]
     arguments = values["gradient_checkpointing_kwargs"] or {}
     if on and flag(arguments.get("use_reentrant", False)):
-        results.append(common.REENTRANT)
+        results.append(shared_rules.REENTRANT)
     if offloads:
-        results.append(Missing(common.OFFLOADED, "less memory"))
+        results.append(Missing(shared_rules.OFFLOADED, "less memory"))
     return results
 
 
@@ -133,13 +133,13 @@ def _plugins(value: Any, values: Values) -> Results:
     loaded = " ".join(value or [])
     results: Results = []
     if "CutCrossEntropy" in loaded and values["cut_cross_entropy"] is not False:
-        results.append(common.CUT_CROSS_ENTROPY)
+        results.append(shared_rules.CUT_CROSS_ENTROPY)
     if "LigerPlugin" in loaded:
         if values["liger_fused_linear_cross_entropy"]:
-            results.append(common.liger_loss(values.spec))
+            results.append(shared_rules.liger_loss(values.spec))
         kernels = ("rope", "rms_norm", "rms_norm_gated", "layer_norm", "swiglu", "glu_activation")
         if any(values[f"liger_{kernel}"] for kernel in kernels):
-            results.append(common.LIGER_KERNELS)
+            results.append(shared_rules.LIGER_KERNELS)
     known = ("CutCrossEntropy", "LigerPlugin", "SwanLab", "LMEval", "KernelsPlugin", "ExpertParallel")
     others = [name for name in value or [] if not any(word in name for word in known)]
     if others:
@@ -150,13 +150,13 @@ def _plugins(value: Any, values: Values) -> Results:
 def _packing(value: Any, values: Values) -> Options | Results:
     packed, to_length = value or values["batch_flattening"], values["pad_to_sequence_len"]
     if to_length and not packed:
-        return common.PADDED
+        return shared_rules.PADDED
     # Unless told otherwise, lengths are padded to a multiple of 64, those of a single sequence too.
-    return common.packing(packed, pads=to_length is None or values["micro_batch_size"] > 1)
+    return shared_rules.packing(packed, pads=to_length is None or values["micro_batch_size"] > 1)
 
 
 def _fsdp(value: Any, _: Values) -> Options | Missing:
-    return Missing(common.SHARDS, "less memory") if value else {}
+    return Missing(shared_rules.SHARDS, "less memory") if value else {}
 
 
 _REWARD = "a reward model has a head with one output, and lorabench answers for language models: use an SFT config"
@@ -174,14 +174,14 @@ KEYS: Keys = {
     "lora_target_linear": part(flag, False),
     "lora_modules_to_save": part(names),
     "load_in_4bit": part(flag, False),
-    "load_in_8bit": missing(common.INT8, "less memory"),
+    "load_in_8bit": missing(shared_rules.INT8, "less memory"),
     "bnb_config_kwargs": part(mapping),
     "peft_autocast_adapter_dtype": part(flag, True),
     "peft_use_rslora": used(flag, lambda value, values: {"use_rslora": value} if value and values["adapter"] else {}),
-    "lora_target_parameters": common.PARAMETERS,
-    "peft_use_dora": common.DORA,
-    **dict.fromkeys(("lora_rank_pattern", "lora_alpha_pattern"), common.PATTERNS),
-    **dict.fromkeys(("peft_layers_to_transform", "peft_layers_pattern"), common.SOME_LAYERS),
+    "lora_target_parameters": shared_rules.PARAMETERS,
+    "peft_use_dora": shared_rules.DORA,
+    **dict.fromkeys(("lora_rank_pattern", "lora_alpha_pattern"), shared_rules.PATTERNS),
+    **dict.fromkeys(("peft_layers_to_transform", "peft_layers_pattern"), shared_rules.SOME_LAYERS),
     "peft_layer_replication": missing("repeated layers", "more memory"),
     "peft_trainable_token_indices": missing("rows of the embedding train too", "more memory"),
     "bf16": used(anything, _precision, "auto"),
@@ -198,12 +198,12 @@ KEYS: Keys = {
     "activation_offloading": part(anything, False),
     "layer_offloading": missing("weights of layers wait in host memory", "less memory"),
     "selective_checkpointing": missing("some operations are kept instead of run again", "more memory"),
-    "optimizer": used(text, common.optimizer, "adamw_torch_fused"),
+    "optimizer": used(text, shared_rules.optimizer, "adamw_torch_fused"),
     "attn_implementation": used(text, _attention),
     **{key: part(flag, False) for key in ATTENTION_FLAGS},
     "plugins": used(names, lambda value, values: _plugins([value] if isinstance(value, str) else value, values)),
     "cut_cross_entropy": part(flag),
-    "chunked_cross_entropy": missing(f"the loss runs in chunks: {common.NO_LOGITS}", "less memory"),
+    "chunked_cross_entropy": missing(f"the loss runs in chunks: {shared_rules.NO_LOGITS}", "less memory"),
     "liger_fused_linear_cross_entropy": part(flag),
     **{
         f"liger_{name}": part(flag, False)
@@ -214,30 +214,30 @@ KEYS: Keys = {
     "lora_embedding_kernel": missing("fused kernels of adapters of embeddings", "less memory"),
     "torch_empty_cache_steps": option("empty_cache_steps", whole),
     "gc_steps": Key(anything, effect=False),
-    "rl": used(text, common.training),
+    "rl": used(text, shared_rules.training),
     "reward_model": refused(_REWARD),
     "process_reward_model": refused(_REWARD),
-    "deepspeed": missing(common.SHARDS, "less memory"),
+    "deepspeed": missing(shared_rules.SHARDS, "less memory"),
     **dict.fromkeys(("fsdp", "fsdp_config"), used(anything, _fsdp)),
-    "dp_shard_size": missing(common.SHARDS, "less memory"),
-    **dict.fromkeys(("dp_replicate_size", "ddp", "world_size"), missing(common.COPIES, "about the same memory")),
+    "dp_shard_size": missing(shared_rules.SHARDS, "less memory"),
+    **dict.fromkeys(("dp_replicate_size", "ddp", "world_size"), missing(shared_rules.COPIES, "about the same memory")),
     **dict.fromkeys(
         ("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree", "expert_parallel_size"),
-        missing(common.SPLITS, "less memory"),
+        missing(shared_rules.SPLITS, "less memory"),
     ),
-    **dict.fromkeys(("resize_token_embeddings_to_32x", "tokens", "added_tokens_overrides"), common.NEW_TOKENS),
+    **dict.fromkeys(("resize_token_embeddings_to_32x", "tokens", "added_tokens_overrides"), shared_rules.NEW_TOKENS),
     "special_tokens": Key(anything, effect=False),
     "unfrozen_parameters": missing("only some parameters train; the answer counts all", "less memory"),
-    "quantize_moe_experts": missing(common.EXPERT_4BIT, "less memory"),
+    "quantize_moe_experts": missing(shared_rules.EXPERT_4BIT, "less memory"),
     "ple_cpu_offload": missing("per-layer embeddings are in host memory", "less memory"),
     "tiled_mlp": missing("the feed-forward runs in pieces", "less memory"),
     "qat": missing("fake quantisation of weights and activations", "more memory"),
-    **dict.fromkeys(("fp8", "fp8_config"), common.FP8),
-    "torch_compile": common.COMPILED,
+    **dict.fromkeys(("fp8", "fp8_config"), shared_rules.FP8),
+    "torch_compile": shared_rules.COMPILED,
     "relora": missing("ReLoRA merges adapters and trains in full at first", "more memory"),
     "lisa_n_layers": missing("only some layers train at a time; the answer counts all", "less memory"),
     **dict.fromkeys(("gptq", "model_quantization_config"), missing("weights stored quantised", "less memory")),
-    "peft": common.INIT,
+    "peft": shared_rules.INIT,
     "overrides_of_model_config": missing("other shapes or positions than those of the model", "other memory"),
     "overrides_of_model_kwargs": missing("other arguments of the model", "other memory"),
     "model_config": missing("other shapes or positions than those of the model", "other memory"),
@@ -250,7 +250,7 @@ KEYS: Keys = {
     "dense_mixer": missing("all experts run for all tokens", "more memory"),
     "grokfast_alpha": missing("averages of all gradients", "more memory"),
     "spectrum_top_fraction": missing("only some layers train; the answer counts all", "less memory"),
-    "dpo_use_liger_kernel": missing(f"Liger's loss for preferences: {common.NO_LOGITS}", "less memory"),
+    "dpo_use_liger_kernel": missing(f"Liger's loss for preferences: {shared_rules.NO_LOGITS}", "less memory"),
     "shrink_embeddings": missing("fewer rows of embeddings and head", "less memory"),
     **dict.fromkeys(
         (
@@ -267,7 +267,7 @@ KEYS: Keys = {
         ("s2_attention", "scaling_softmax", "large_head_attention", "flash_attn_d512"),
         missing("another kernel of attention", "other memory"),
     ),
-    **dict.fromkeys(("use_mora", "mora"), common.ANOTHER_ADAPTER),
+    **dict.fromkeys(("use_mora", "mora"), shared_rules.ANOTHER_ADAPTER),
     "llama4_linearized_experts": missing("experts as linear layers", "other memory"),
     **dict.fromkeys(
         (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.imported import common
-from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.keys import (
     Key,
     Keys,
@@ -19,6 +18,7 @@ from lorabench.estimator.imported.keys import (
     without_effect,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 
 MASTER = Missing("DeepSpeed keeps float32 copies of the 16-bit weights that train", "more memory")
 OPTIMIZERS = {
@@ -46,7 +46,7 @@ def _precision(name: str) -> Key:
 
 def _optimizer(value: Any, _: Values) -> Options | Results:
     name = str(value or "").lower()
-    return {"optim": OPTIMIZERS[name]} if name in OPTIMIZERS else common.optimizer(value)
+    return {"optim": OPTIMIZERS[name]} if name in OPTIMIZERS else shared_rules.optimizer(value)
 
 
 KEYS: Keys = {
@@ -56,7 +56,7 @@ KEYS: Keys = {
     "bfloat16.enabled": _precision("bf16"),
     "fp16.enabled": _precision("fp16"),
     "optimizer.type": used(text, _optimizer),
-    "zero_optimization.stage": missing(common.SHARDS, "less memory", off=(None, 0)),
+    "zero_optimization.stage": missing(shared_rules.SHARDS, "less memory", off=(None, 0)),
     "zero_optimization.offload_optimizer.device": missing("optimizer states are in host memory", "less memory"),
     "zero_optimization.offload_param.device": missing("weights are in host memory", "less memory"),
     "zero_optimization.zero_quantized_weights": missing("weights are sent in 8 bits", "other memory"),
@@ -65,8 +65,8 @@ KEYS: Keys = {
     "zero_optimization.cpu_offload_param": missing("weights are in host memory", "less memory"),
     "zero_optimization.zenflow": missing("optimizer states are in host memory", "less memory"),
     "activation_checkpointing": missing("DeepSpeed's own checkpointing", "other memory"),
-    "tensor_parallel": missing(common.SPLITS, "less memory"),
-    "sequence_parallel_size": missing(common.SPLITS, "less memory"),
+    "tensor_parallel": missing(shared_rules.SPLITS, "less memory"),
+    "sequence_parallel_size": missing(shared_rules.SPLITS, "less memory"),
     **dict.fromkeys(
         (
             *("bf16", "bfloat16", "fp16", "optimizer", "zero_optimization"),

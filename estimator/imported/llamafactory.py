@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.imported import common
-from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.keys import (
     Key,
     Keys,
@@ -25,6 +24,7 @@ from lorabench.estimator.imported.keys import (
     without_effect,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 from lorabench.estimator.imported.training_arguments import TRAINING_KEYS
 
 ATTENTION = {"fa2": "flash_attention_2", "fa3": "flash_attention_3", "disabled": "eager"}
@@ -64,14 +64,14 @@ def _adapters(values: Values) -> dict[str, Any]:
 def _bases(values: Values) -> Results:
     bits = values["quantization_bit"]
     if bits is None:
-        return [common.CHECKPOINT_DTYPE]
+        return [shared_rules.CHECKPOINT_DTYPE]
     if bits != 4:
         return [
-            common.CHECKPOINT_DTYPE,
+            shared_rules.CHECKPOINT_DTYPE,
             Missing(f"base weights in {bits} bits; the answer counts 16", "less memory"),
         ]
     results: Results = [{"quant_type": values["quantization_type"], "double_quant": values["double_quantization"]}]
-    results.append(common.FLOAT32_NORMS if values["upcast_layernorm"] else common.UNPREPARED)
+    results.append(shared_rules.FLOAT32_NORMS if values["upcast_layernorm"] else shared_rules.UNPREPARED)
     if values["quantization_method"] not in ("bnb", "bitsandbytes"):
         results.append(Missing("another 4-bit format; the answer counts that of bitsandbytes", "about the same memory"))
     return results
@@ -80,14 +80,16 @@ def _bases(values: Values) -> Results:
 def _modules(values: Values) -> Results:
     named = values["lora_target"]
     named = [name.strip() for name in named.split(",")] if isinstance(named, str) else named
-    results: Results = [common.linear_layers(values.spec)] if named == ["all"] else common.targets(named, values.spec)
-    return results + common.saved_modules(values["additional_target"], values.spec)
+    results: Results = (
+        [shared_rules.linear_layers(values.spec)] if named == ["all"] else shared_rules.targets(named, values.spec)
+    )
+    return results + shared_rules.saved_modules(values["additional_target"], values.spec)
 
 
 def _precision(value: Any, values: Values) -> Options:
     if values["pure_bf16"]:
         return {"mixed_precision": "no"}
-    return common.mixed_precision(bool(value), bool(values["fp16"]))
+    return shared_rules.mixed_precision(bool(value), bool(values["fp16"]))
 
 
 def _checkpointing(value: Any, values: Values) -> Options | Results:
@@ -95,34 +97,34 @@ def _checkpointing(value: Any, values: Values) -> Options | Results:
     if value:
         return results
     if values["use_unsloth_gc"]:
-        results.append(Missing(common.OFFLOADED, "less memory"))
+        results.append(Missing(shared_rules.OFFLOADED, "less memory"))
     if values["use_reentrant_gc"]:
-        results.append(common.REENTRANT)
+        results.append(shared_rules.REENTRANT)
     return results
 
 
 def _packing(value: Any, values: Values) -> Results:
     packed = values["stage"] == "pt" if value is None else value
     # Lengths are padded to a multiple of 8, those of a single sequence too.
-    return common.packing(packed or values["neat_packing"], pads=True)
+    return shared_rules.packing(packed or values["neat_packing"], pads=True)
 
 
 def _liger(value: Any, values: Values) -> Options | Results:
     if not value:
         return {}
-    losses = [common.liger_loss(values.spec)] if values["stage"] in ("pt", "sft") else []
-    return [*losses, common.LIGER_KERNELS]
+    losses = [shared_rules.liger_loss(values.spec)] if values["stage"] in ("pt", "sft") else []
+    return [*losses, shared_rules.LIGER_KERNELS]
 
 
 def _stage(value: Any, values: Values) -> Options | Missing:
     chats = values["infer_backend"] and not values["dataset"]
     if values["do_train"] is False or values["export_dir"] or chats:
         raise UserError("this file trains nothing (do_train, export_dir, infer_backend): give the file of a training")
-    return common.training(value)
+    return shared_rules.training(value)
 
 
 def _attention(value: Any, values: Values) -> Options | Missing | Results:
-    return common.attention(ATTENTION.get(str(value).lower(), value), values)
+    return shared_rules.attention(ATTENTION.get(str(value).lower(), value), values)
 
 
 KEYS: Keys = {
@@ -139,8 +141,8 @@ KEYS: Keys = {
     "lora_target": part(names, "all"),
     "additional_target": part(names),
     "use_rslora": part(flag, False),
-    "use_dora": common.DORA,
-    "pissa_init": common.INIT,
+    "use_dora": shared_rules.DORA,
+    "pissa_init": shared_rules.INIT,
     "quantization_bit": part(whole),
     "quantization_method": part(text, "bnb"),
     "quantization_type": part(text, "nf4"),
@@ -167,8 +169,8 @@ KEYS: Keys = {
     "enable_liger_kernel": used(flag, _liger, False),
     "use_unsloth": missing("Unsloth's kernels and loss", "less memory"),
     "shift_attn": missing("attention within groups", "less memory"),
-    "resize_vocab": common.NEW_TOKENS,
-    **dict.fromkeys(("add_tokens", "add_special_tokens", "new_special_tokens_config"), common.NEW_TOKENS),
+    "resize_vocab": shared_rules.NEW_TOKENS,
+    **dict.fromkeys(("add_tokens", "add_special_tokens", "new_special_tokens_config"), shared_rules.NEW_TOKENS),
     "mixture_of_depths": missing("some tokens skip layers", "less memory"),
     **{
         name: missing("states of low rank; the answer counts those of the optimizer that optim names", "less memory")
@@ -184,18 +186,18 @@ KEYS: Keys = {
         name: missing("this loss needs the logits once more", "more memory")
         for name in ("use_dft_loss", "use_asft_loss", "use_eaft_loss")
     },
-    "fp8": common.FP8,
+    "fp8": shared_rules.FP8,
     "use_v1_kernels": missing("fused kernels", "less memory"),
-    "ray_num_workers": missing(common.COPIES, "about the same memory"),
-    "sequence_parallel": missing(common.SPLITS, "less memory"),
+    "ray_num_workers": missing(shared_rules.COPIES, "about the same memory"),
+    "sequence_parallel": missing(shared_rules.SPLITS, "less memory"),
     **dict.fromkeys(
         (
             *("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size"),
             *("context_parallel_size", "virtual_pipeline_model_parallel_size"),
         ),
-        missing(common.SPLITS, "less memory"),
+        missing(shared_rules.SPLITS, "less memory"),
     ),
-    "use_distributed_optimizer": missing(common.SHARDS, "less memory"),
+    "use_distributed_optimizer": missing(shared_rules.SHARDS, "less memory"),
     "recompute_granularity": missing("Megatron's checkpointing", "other memory"),
     "moe_grouped_gemm": missing("other kernels of experts", "other memory"),
     **without_effect(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.imported import common
-from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.keys import (
     Keys,
     Options,
@@ -20,13 +19,14 @@ from lorabench.estimator.imported.keys import (
     without_effect,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 
 
 def _method(value: Any, values: Values) -> Options | Results:
     kind = str(value).upper()
     if kind == "IA3":
-        named = common.targets(values["target_modules"], values.spec) if values["target_modules"] else []
-        return [{"method": "ia3"}, *named, *common.saved_modules(values["modules_to_save"], values.spec)]
+        named = shared_rules.targets(values["target_modules"], values.spec) if values["target_modules"] else []
+        return [{"method": "ia3"}, *named, *shared_rules.saved_modules(values["modules_to_save"], values.spec)]
     if kind != "LORA":
         raise UserError(f"{kind} is not among the methods, which are LORA and IA3 here: use one of them")
     lora: dict[str, Any] = {name: values[key] for key, name in (("r", "rank"), ("lora_alpha", "lora_alpha"))}
@@ -34,12 +34,12 @@ def _method(value: Any, values: Values) -> Options | Results:
     if values["use_rslora"]:
         lora["use_rslora"] = True
     if values["target_modules"]:
-        named = common.targets(values["target_modules"], values.spec)
+        named = shared_rules.targets(values["target_modules"], values.spec)
     elif values["target_parameters"]:
         named = []
     else:
-        named = [common.peft_targets(values.spec)]
-    return [lora, *named, *common.saved_modules(values["modules_to_save"], values.spec)]
+        named = [shared_rules.peft_targets(values.spec)]
+    return [lora, *named, *shared_rules.saved_modules(values["modules_to_save"], values.spec)]
 
 
 KEYS: Keys = {
@@ -51,15 +51,17 @@ KEYS: Keys = {
     "use_rslora": part(bool, False),
     "target_modules": part(names),
     "modules_to_save": part(names),
-    "target_parameters": common.PARAMETERS,
+    "target_parameters": shared_rules.PARAMETERS,
     "bias": missing("biases train too", "more memory"),
     "lora_bias": missing("adapters have biases", "more memory"),
-    "use_dora": common.DORA,
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), common.PATTERNS),
-    **dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"), common.SOME_LAYERS),
+    "use_dora": shared_rules.DORA,
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), shared_rules.PATTERNS),
+    **dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"), shared_rules.SOME_LAYERS),
     "layer_replication": missing("repeated layers", "more memory"),
     "trainable_token_indices": missing("rows of the embedding train too", "more memory"),
-    **dict.fromkeys(("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"), common.INIT),
+    **dict.fromkeys(
+        ("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"), shared_rules.INIT
+    ),
     **dict.fromkeys(
         ("use_qalora", "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "arrow_config"),
         missing("a variant of LoRA; the answer counts plain LoRA", "other memory"),

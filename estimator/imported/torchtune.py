@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.imported import common
-from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.keys import (
     Key,
     Keys,
@@ -27,6 +26,7 @@ from lorabench.estimator.imported.keys import (
     without_effect,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 
 MODELS = {
     "llama2_7b": "meta-llama/Llama-2-7b-hf",
@@ -102,7 +102,7 @@ def _model(values: Values) -> str | None:
 
 def _method(value: Any, values: Values) -> Options | Results:
     prefix, _ = _builder(values)
-    dtype = common.dtype_option(values["dtype"])
+    dtype = shared_rules.dtype_option(values["dtype"])
     weights = dtype.get("dtype", "bfloat16")
     always: dict[str, Any] = {"dtype": weights, "mixed_precision": "no"}
     if not prefix:
@@ -120,10 +120,10 @@ def _method(value: Any, values: Values) -> Options | Results:
         _targets(values),
     ]
     if values["model.apply_lora_to_output"]:
-        results.append(common.EMBEDDED)
+        results.append(shared_rules.EMBEDDED)
     if prefix == "qlora":
         # torchao's NF4Tensor: blocks of 64 weights, whose scales are quantised in blocks of 256.
-        results += [{"quant_type": "nf4", "double_quant": True}, common.UNPREPARED]
+        results += [{"quant_type": "nf4", "double_quant": True}, shared_rules.UNPREPARED]
     return results
 
 
@@ -144,7 +144,7 @@ def _length(value: Any, values: Values) -> Options | Results:
 
 def _packed(value: Any, values: Values) -> Results:
     unlimited = values["tokenizer.max_seq_len"] is None
-    return common.packing(value or unlimited)  # its attention has no mask of the padding
+    return shared_rules.packing(value or unlimited)  # its attention has no mask of the padding
 
 
 def _optimizer(value: Any, values: Values) -> Options | Results:
@@ -152,21 +152,21 @@ def _optimizer(value: Any, values: Values) -> Options | Results:
         raise UserError(f"the optimizer {value!r} is not known: name one that is with --optim")
     name = OPTIMIZERS[value]
     plain = name == "adamw_torch_fused" and not values["optimizer.fused"]
-    return common.optimizer("adamw_torch" if plain else name)
+    return shared_rules.optimizer("adamw_torch" if plain else name)
 
 
 def _loss(value: Any, _: Values) -> Options | Missing:
     name = value.rpartition(".")[2].lower()
     if "dpo" in name:
-        return common.PREFERENCES["dpo"]
+        return shared_rules.PREFERENCES["dpo"]
     if "ppo" in name or "grpo" in name:
-        return common.training("ppo")
-    return common.TORCHTUNE_CHUNKS if "chunk" in name or "linear" in name else {}
+        return shared_rules.training("ppo")
+    return shared_rules.TORCHTUNE_CHUNKS if "chunk" in name or "linear" in name else {}
 
 
 def _checks(values: Values) -> None:
     if values["policy_model"] is not None:
-        common.training("ppo")
+        shared_rules.training("ppo")
     if values["optimizer._component_"] is None:
         raise UserError("this file trains nothing: it has no optimizer: give the file of a fine-tuning recipe")
 
@@ -184,7 +184,7 @@ KEYS: Keys = {
     "model.apply_lora_to_mlp": part(flag, False),
     "model.apply_lora_to_output": part(flag, False),
     "model.quantize_base": part(flag, False),
-    "model.use_dora": common.DORA,
+    "model.use_dora": shared_rules.DORA,
     "model.max_seq_len": Key(anything, effect=False),
     **_components("model", "decoder_trainable encoder_trainable fusion_trainable image_size"),
     "tokenizer.max_seq_len": used(whole, _length),
@@ -200,20 +200,20 @@ KEYS: Keys = {
     "loss._component_": used(text, _loss),
     "loss": Key(anything, effect=False),
     "enable_activation_checkpointing": option("gradient_checkpointing", flag, False),
-    "enable_activation_offloading": missing(common.OFFLOADED, "less memory"),
+    "enable_activation_offloading": missing(shared_rules.OFFLOADED, "less memory"),
     "optimizer_in_bwd": missing("a step inside backward, without all gradients at once", "less memory"),
-    "compile": common.COMPILED,
+    "compile": shared_rules.COMPILED,
     "fsdp_cpu_offload": missing("weights wait in host memory", "less memory"),
     **dict.fromkeys(
         ("tensor_parallel_dim", "tensor_parallel_plan", "data_parallel_shard_dim", "context_parallel_dim"),
-        missing(common.SPLITS, "less memory"),
+        missing(shared_rules.SPLITS, "less memory"),
     ),
-    "data_parallel_replicate_dim": missing(common.COPIES, "about the same memory"),
+    "data_parallel_replicate_dim": missing(shared_rules.COPIES, "about the same memory"),
     **dict.fromkeys(
-        ("fsdp", "custom_sharded_layers", "memory_efficient_fsdp_wrap"), missing(common.SHARDS, "less memory")
+        ("fsdp", "custom_sharded_layers", "memory_efficient_fsdp_wrap"), missing(shared_rules.SHARDS, "less memory")
     ),
     "quantizer": missing("fake quantisation of weights and activations", "more memory"),
-    "fp8": common.FP8,
+    "fp8": shared_rules.FP8,
     **dict.fromkeys(("teacher_model", "teacher_checkpointer"), missing("a second model, the teacher", "more memory")),
     **dict.fromkeys(
         ("ref_checkpointer", "ref_policy_checkpointer"), missing("a second model, the reference", "more memory")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.imported import common
-from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.keys import (
     Key,
     Keys,
@@ -23,11 +22,12 @@ from lorabench.estimator.imported.keys import (
     without_effect,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 
 
 def precision(_: Any, values: Values) -> Options:
     """Return the option of autocast."""
-    return common.mixed_precision(bool(values["bf16"]), bool(values["fp16"]))
+    return shared_rules.mixed_precision(bool(values["bf16"]), bool(values["fp16"]))
 
 
 def checkpointing(value: Any, values: Values) -> Options | Results:
@@ -37,17 +37,17 @@ def checkpointing(value: Any, values: Values) -> Options | Results:
     given = {**(values["gradient_checkpointing_kwargs"] or {}), **(values["activation_checkpointing_kwargs"] or {})}
     results: Results = [{"gradient_checkpointing": bool(on)}]
     if on and flag(given.get("use_reentrant", False)):
-        results.append(common.REENTRANT)
+        results.append(shared_rules.REENTRANT)
     if on and (given.get("every_n_layers") or 1) != 1:
         results.append(Missing("only some layers are checkpointed; the answer counts all", "more memory"))
     if on and given.get("offload"):
-        results.append(Missing(common.OFFLOADED, "less memory"))
+        results.append(Missing(shared_rules.OFFLOADED, "less memory"))
     return results
 
 
 def liger(value: Any, values: Values) -> Options | Results:
     """Return the loss of Liger, whose other kernels run too."""
-    return [common.liger_loss(values.spec), common.LIGER_KERNELS] if value else {}
+    return [shared_rules.liger_loss(values.spec), shared_rules.LIGER_KERNELS] if value else {}
 
 
 TRAINING_KEYS: Keys = {
@@ -59,14 +59,14 @@ TRAINING_KEYS: Keys = {
     "gradient_checkpointing_kwargs": part(mapping),
     "activation_checkpointing": part(flag),
     "activation_checkpointing_kwargs": part(mapping),
-    "optim": used(text, common.optimizer, "adamw_torch_fused"),
+    "optim": used(text, shared_rules.optimizer, "adamw_torch_fused"),
     "torch_empty_cache_steps": option("empty_cache_steps", whole),
     "use_liger_kernel": used(flag, liger, False),
-    "torch_compile": common.COMPILED,
-    "deepspeed": missing(common.SHARDS, "less memory"),
-    "fsdp": missing(common.SHARDS, "less memory"),
+    "torch_compile": shared_rules.COMPILED,
+    "deepspeed": missing(shared_rules.SHARDS, "less memory"),
+    "fsdp": missing(shared_rules.SHARDS, "less memory"),
     "fsdp_config": Key(anything, effect=False),
-    "parallelism_config": missing(common.SPLITS, "less memory"),
+    "parallelism_config": missing(shared_rules.SPLITS, "less memory"),
     "optim_target_modules": missing("only these layers have states of low rank", "other memory"),
     "label_smoothing_factor": missing("label smoothing needs the logits once more", "more memory", off=(0.0, 0, None)),
     **without_effect(
@@ -98,7 +98,7 @@ TRAINING_KEYS: Keys = {
 KEYS: Keys = {
     **TRAINING_KEYS,
     # Trainer trains the model that a script gives it, which from_pretrained loads in the dtype of its checkpoint.
-    "method": used(text, lambda value, values: {"method": value, **common.CHECKPOINT_DTYPE}, "full"),
+    "method": used(text, lambda value, values: {"method": value, **shared_rules.CHECKPOINT_DTYPE}, "full"),
 }
 TOOL = Tool(
     name="transformers' TrainingArguments",

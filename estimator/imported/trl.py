@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.imported import common
-from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.keys import (
     Key,
     Keys,
@@ -24,6 +23,7 @@ from lorabench.estimator.imported.keys import (
     without_effect,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 from lorabench.estimator.imported.training_arguments import TRAINING_KEYS
 from lorabench.estimator.methods.base import is_pattern
 
@@ -43,13 +43,13 @@ def _method(value: Any, values: Values) -> Options | Results:
     if values["use_rslora"]:
         results.append({"use_rslora": True})
     if values["lora_target_modules"]:
-        results += common.targets(_named(values["lora_target_modules"]), values.spec)
+        results += shared_rules.targets(_named(values["lora_target_modules"]), values.spec)
     else:
-        results.append(common.peft_targets(values.spec))
-    results += common.saved_modules(values["lora_modules_to_save"], values.spec)
+        results.append(shared_rules.peft_targets(values.spec))
+    results += shared_rules.saved_modules(values["lora_modules_to_save"], values.spec)
     if four_bits:
         double = bool(values["use_bnb_nested_quant"] or values["use_nested_quant"])
-        results += [{"quant_type": values["bnb_4bit_quant_type"], "double_quant": double}, common.UNPREPARED]
+        results += [{"quant_type": values["bnb_4bit_quant_type"], "double_quant": double}, shared_rules.UNPREPARED]
         results.append({"adapter_dtype": "bfloat16"})
         autocast = _precision(values["bf16"], values)["mixed_precision"] != "no"
         if autocast and _dtype(values["dtype"], values)["dtype"] == "float32":
@@ -66,7 +66,7 @@ def _named(value: Any) -> Any:
 
 def _precision(value: Any, values: Values) -> Options:
     fp16 = bool(values["fp16"])
-    return common.mixed_precision((not fp16) if value is None else bool(value), fp16)
+    return shared_rules.mixed_precision((not fp16) if value is None else bool(value), fp16)
 
 
 def _length(value: Any, values: Values) -> Options:
@@ -76,8 +76,8 @@ def _length(value: Any, values: Values) -> Options:
 
 def _dtype(value: Any, values: Values) -> Options:
     # peft's script loads the base model in the dtype that holds 4-bit weights, if that is one of numbers.
-    found = common.dtype_option(values["bnb_4bit_quant_storage_dtype"] or values["torch_dtype"] or value)
-    return found or common.CHECKPOINT_DTYPE
+    found = shared_rules.dtype_option(values["bnb_4bit_quant_storage_dtype"] or values["torch_dtype"] or value)
+    return found or shared_rules.CHECKPOINT_DTYPE
 
 
 JOINING = frozenset({"bfd", "bfd_split"})
@@ -86,9 +86,9 @@ JOINING = frozenset({"bfd", "bfd_split"})
 
 def _packing(value: Any, values: Values) -> Results:
     if not (values["padding_free"] or (value and values["packing_strategy"] in JOINING)):
-        return common.packing(value, pads=values["per_device_train_batch_size"] > 1)
-    shorter = common.packing(value)
-    if values["use_flash_attn"] or _is_flash(common.attention(values["attn_implementation"], values)):
+        return shared_rules.packing(value, pads=values["per_device_train_batch_size"] > 1)
+    shorter = shared_rules.packing(value)
+    if values["use_flash_attn"] or _is_flash(shared_rules.attention(values["attn_implementation"], values)):
         return shorter
     # One row has all sequences of the batch. Only FlashAttention tells them apart without a mask.
     tokens = values["per_device_train_batch_size"] * _length(values["max_length"], values)["seq_len"]
@@ -97,7 +97,7 @@ def _packing(value: Any, values: Values) -> Results:
             *shorter,
             Missing("it joins a batch to one sequence, which gets a mask of all its tokens", "more memory"),
         ]
-    return [*shorter, {"batch_size": 1, "seq_len": tokens, **common.PADDED}]
+    return [*shorter, {"batch_size": 1, "seq_len": tokens, **shared_rules.PADDED}]
 
 
 def _is_flash(attention: Options | Missing | Results) -> bool:
@@ -106,13 +106,13 @@ def _is_flash(attention: Options | Missing | Results) -> bool:
 
 
 def _liger(value: Any, _: Values) -> Options | Missing:
-    return common.LIGER_KERNELS if value else {}
+    return shared_rules.LIGER_KERNELS if value else {}
 
 
 def _loss(value: Any, _: Values) -> Options | Missing:
     if "dft" in str(value):
         return Missing("dynamic fine-tuning needs the probabilities once more", "more memory")
-    return common.CHUNKED_HEAD
+    return shared_rules.CHUNKED_HEAD
 
 
 _GENERATES = (
@@ -122,35 +122,35 @@ _GENERATES = (
 KEYS: Keys = {
     **TRAINING_KEYS,
     "model_name_or_path": part(text),
-    "trainer": used(text, common.training),
+    "trainer": used(text, shared_rules.training),
     "beta": used(
         number,
         lambda value, values: (
-            {} if value is None or values["trainer"] in common.PREFERENCES else common.PREFERENCES["dpo"]
+            {} if value is None or values["trainer"] in shared_rules.PREFERENCES else shared_rules.PREFERENCES["dpo"]
         ),
     ),
     "use_peft": used(flag, _method, False),
     # peft's examples/sft/train.py has names of its own beside those of TRL.
     **dict.fromkeys(("use_peft_lora", "use_4bit_quantization", "use_nested_quant"), part(flag, False)),
-    "use_reentrant": used(flag, lambda value, values: common.REENTRANT if value else {}),
+    "use_reentrant": used(flag, lambda value, values: shared_rules.REENTRANT if value else {}),
     "use_flash_attn": used(flag, lambda value, values: {"attn_implementation": "flash_attention_2"} if value else {}),
-    "use_8bit_quantization": missing(common.INT8, "less memory"),
+    "use_8bit_quantization": missing(shared_rules.INT8, "less memory"),
     "use_unsloth": missing("Unsloth's kernels and loss", "less memory"),
     "lora_r": part(whole, 16),
     "lora_alpha": part(number, 32),
     "lora_dropout": part(number, 0.05),
     "lora_target_modules": part(names),
     "lora_modules_to_save": part(names),
-    "lora_target_parameters": common.PARAMETERS,
+    "lora_target_parameters": shared_rules.PARAMETERS,
     "use_rslora": part(flag, False),
-    "use_dora": common.DORA,
+    "use_dora": shared_rules.DORA,
     "load_in_4bit": part(flag, False),
-    "load_in_8bit": missing(common.INT8, "less memory"),
+    "load_in_8bit": missing(shared_rules.INT8, "less memory"),
     "bnb_4bit_quant_type": part(text, "nf4"),
     "use_bnb_nested_quant": part(flag, False),
     "dtype": used(text, _dtype, "float32"),
     **dict.fromkeys(("torch_dtype", "bnb_4bit_quant_storage_dtype"), part(text)),
-    "attn_implementation": used(text, common.attention),
+    "attn_implementation": used(text, shared_rules.attention),
     "max_length": used(whole, _length, 1024),
     **dict.fromkeys(("max_seq_length", "max_seq_len"), part(whole)),
     "packing": used(flag, _packing, False),
@@ -170,9 +170,10 @@ KEYS: Keys = {
         ("config", "config_file", "accelerate_config"), missing("another file: read it with --from", "other memory")
     ),
     **dict.fromkeys(
-        ("num_processes", "nproc_per_node", "num_machines", "nnodes"), missing(common.COPIES, "about the same memory")
+        ("num_processes", "nproc_per_node", "num_machines", "nnodes"),
+        missing(shared_rules.COPIES, "about the same memory"),
     ),
-    **dict.fromkeys(("use_deepspeed", "use_fsdp", "zero_stage"), missing(common.SHARDS, "less memory")),
+    **dict.fromkeys(("use_deepspeed", "use_fsdp", "zero_stage"), missing(shared_rules.SHARDS, "less memory")),
     **without_effect(
         "discopop_tau f_alpha_divergence_coef f_divergence_type ld_alpha precompute_ref_batch_size "
         "ref_model_mixup_alpha ref_model_sync_steps sync_ref_model use_weighting chat_template_format "

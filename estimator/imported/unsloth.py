@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabench.estimator.imported import common
-from lorabench.estimator.imported.common import Results
+from lorabench.estimator.imported import shared_rules
 from lorabench.estimator.imported.keys import (
     Key,
     Keys,
@@ -22,13 +21,14 @@ from lorabench.estimator.imported.keys import (
     whole,
 )
 from lorabench.estimator.imported.reading import Tool, Values
+from lorabench.estimator.imported.shared_rules import Results
 
 OPTIMIZER = "adamw_8bit"
 """The only optimizer of its command line."""
 
 
 def _method(value: Any, values: Values) -> Options | Results:
-    loss = common.UNSLOTH_LOSS
+    loss = shared_rules.UNSLOTH_LOSS
     kernels = Missing("Unsloth's kernels keep fewer tensors", "less memory")
     always: dict[str, Any] = {"optim": OPTIMIZER, "dtype": "bfloat16", "mixed_precision": "bf16"}
     if value.lower() == "full":
@@ -43,25 +43,25 @@ def _method(value: Any, values: Values) -> Options | Results:
             **({"use_rslora": True} if values["lora.use_rslora"] else {}),
             **always,
         },
-        *common.targets(named, values.spec),
+        *shared_rules.targets(named, values.spec),
         loss,
         kernels,
     ]
     if values["training.load_in_4bit"]:
         # FastLanguageModel quantises to nf4 with double quantisation; norms stay in 16 bits.
-        results += [{"quant_type": "nf4", "double_quant": True}, common.UNPREPARED]
+        results += [{"quant_type": "nf4", "double_quant": True}, shared_rules.UNPREPARED]
     return results
 
 
 def _checkpointing(value: Any, _: Values) -> Options | Results:
     word = {"true": "true", "1": "true", "yes": "true"}.get(str(value).lower(), str(value).lower())
     if word == "unsloth":
-        return [{"gradient_checkpointing": True}, Missing(common.OFFLOADED, "less memory")]
+        return [{"gradient_checkpointing": True}, Missing(shared_rules.OFFLOADED, "less memory")]
     return {"gradient_checkpointing": word == "true"}
 
 
 def _packing(value: Any, _: Values) -> Results:
-    return common.packing(value)  # its attention has no mask of the padding
+    return shared_rules.packing(value)  # its attention has no mask of the padding
 
 
 def _unused(section: str, words: str) -> Keys:
@@ -82,8 +82,8 @@ KEYS: Keys = {
     "lora.lora_dropout": part(number, 0.0),
     "lora.target_modules": part(text, "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"),
     "lora.use_rslora": part(flag, False),
-    "lora.use_dora": common.DORA,
-    "lora.use_loftq": common.INIT,
+    "lora.use_dora": shared_rules.DORA,
+    "lora.use_loftq": shared_rules.INIT,
     "lora.vision_all_linear": missing("layers of the vision tower get adapters", "more memory"),
     **_unused(
         "lora", "finetune_vision_layers finetune_language_layers finetune_attention_modules finetune_mlp_modules"

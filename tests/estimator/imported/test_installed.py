@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lorabench.estimator.imported import common, peft_config, training_arguments
+from lorabench.estimator.imported import peft_config, shared_rules, training_arguments
 from lorabench.estimator.imported.keys import Keys
 
 pytestmark = pytest.mark.versions
@@ -44,6 +44,8 @@ def test_every_setting_of_lora_is_declared_with_its_default() -> None:
 def test_peft_adapts_these_modules_by_default() -> None:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as BY_PEFT
 
-    shared = {kind for kind in common.PEFT_TARGETS if isinstance(BY_PEFT.get(kind), list)}
+    shared = {kind for kind in shared_rules.PEFT_TARGETS if isinstance(BY_PEFT.get(kind), list)}
     assert len(shared) > 15
-    assert {kind: BY_PEFT[kind] for kind in shared} == {kind: common.PEFT_TARGETS[kind].split(",") for kind in shared}
+    assert {kind: BY_PEFT[kind] for kind in shared} == {
+        kind: shared_rules.PEFT_TARGETS[kind].split(",") for kind in shared
+    }
