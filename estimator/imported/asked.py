@@ -17,7 +17,7 @@ from lorabench.estimator.recipes.recipe import option_value, settings_of
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 if TYPE_CHECKING:
-    from lorabench.estimator.imported.reading import Imported
+    from lorabench.estimator.imported.reading import Config, Imported
 
 
 class Asked(NamedTuple):
@@ -43,12 +43,14 @@ class Asked(NamedTuple):
             raise UserError(f"{self.imported.file}: {error}") from error
 
 
-def asked(model: str | Path | ModelSpec | None, config: str | Path | None, options: Mapping[str, Any]) -> Asked:
+def asked(
+    model: str | Path | ModelSpec | None, config: str | Path | Config | None, options: Mapping[str, Any]
+) -> Asked:
     """Return the model and the options of ``config``, which may also be named as the model.
 
     Args:
         model: as in `find_model`; None: the one that the config names.
-        config: a file with a config of another tool, or None.
+        config: a file with a config of another tool, or what was read from it; None: no config.
         options: recipe options that override those of the config; None for those not given.
 
     Raises:
@@ -56,17 +58,15 @@ def asked(model: str | Path | ModelSpec | None, config: str | Path | None, optio
     """
     given = {name: value for name, value in options.items() if value is not None}
     if config is None and isinstance(model, (str, Path)) and os.path.exists(model):  # noqa: PTH110 - names may be no paths
-        from lorabench.estimator.imported.sources import is_config
+        from lorabench.estimator.imported.sources import config_named
 
-        if is_config(str(model)):
-            model, config = None, model
+        config = config_named(str(model))
+        model = model if config is None else None
     if config is None:
         if model is None:
             raise UserError("name a MODEL, or the config of another tool with --from FILE")
         return Asked(_spec(model), given)
-    from lorabench.estimator.imported.sources import read_config_file
-
-    read = read_config_file(Path(config))
+    read = _read(config)
     named = read.model if model is None else model
     if named is None:
         raise UserError(f"{read.file}: a config of {read.tool.name} names no model: name the MODEL besides --from")
@@ -92,6 +92,12 @@ def _kept(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         return dict(options)
     applying = settings_of(option_value("method", given["method"]))
     return {name: value for name, value in options.items() if name in applying and name != "method"}
+
+
+def _read(config: str | Path | Config) -> Config:
+    from lorabench.estimator.imported.sources import read_config_file
+
+    return read_config_file(Path(config)) if isinstance(config, (str, Path)) else config
 
 
 def _spec(model: str | Path | ModelSpec) -> ModelSpec:

@@ -63,7 +63,7 @@ def tool_of(config: Mapping[str, Any]) -> Tool | None:
     """Return the tool of which ``config`` is a config; None if no tool is known."""
     named = config.get(TOOL_KEY)
     if named is not None:
-        return next(tool for tool in TOOLS if tool.name == named)
+        return next((tool for tool in TOOLS if tool.name == named), None)
     return next((tool for tool in TOOLS if tool.recognised(config)), None)
 
 
@@ -108,17 +108,24 @@ def _is_command(words: str) -> bool:
     return words.startswith("#!") or re.search(r"^[^#:\n]*\s--[a-z]", words, re.MULTILINE) is not None
 
 
-def is_config(text: str) -> bool:
-    """Return whether ``text``, named as a model, is a file or folder with a config of another tool."""
+def config_named(text: str) -> Config | None:
+    """Return the config of another tool if ``text``, named as a model, is a file or folder with one; else None.
+
+    Raises:
+        UserError: an adapter_config.json cannot be read; a value has the wrong type.
+    """
     path = Path(text)
     try:
-        if path.is_dir():
-            return (path / ADAPTER).is_file() and not (path / "config.json").is_file()
+        if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
+            return read_config_file(path)
         if path.suffix not in ENDINGS or not path.is_file():
-            return False
-        if path.suffix == ".json":
-            config, _ = read_mapping(path)
-            return "model_type" not in config and tool_of(config) is not None
-        return tool_of(read_mapping(path)[0]) is not None
-    except (OSError, ValueError, UserError):
-        return False
+            return None
+    except (OSError, ValueError):
+        return None
+    try:
+        config, name = read_mapping(path)
+    except UserError:
+        return None
+    of_model = path.suffix == ".json" and "model_type" in config
+    tool = None if of_model else tool_of(config)
+    return None if tool is None else read_values(name, tool, config)

@@ -233,13 +233,14 @@ def suite_of(target: str | None, options: dict[str, Any], config: Path | None = 
     from lorabench.bench.suites.suite import single_recipe
     from lorabench.bench.suites.suite_file import load_suite, shipped_suites
     from lorabench.estimator.imported.asked import asked
-    from lorabench.estimator.imported.sources import is_config
+    from lorabench.estimator.imported.sources import config_named
     from lorabench.estimator.models.catalogue import find_model
 
     if config is None and target is None:
         raise UserError("name a SUITE or MODEL, or the config of another tool with --from FILE")
-    if config is not None or target is None or is_config(target):
-        wanted = asked(target, config, options)
+    named = None if target is None or config is not None else config_named(target)
+    if target is None or config is not None or named is not None:
+        wanted = asked(None if named is not None else target, named or config, options)
         resolved = wanted.resolved()
         left = wanted.imported.remarks() if wanted.imported is not None else []
         return single_recipe(replace(resolved, assumptions=(*resolved.assumptions, *left)))

@@ -304,6 +304,8 @@ def test_a_config_without_a_model_needs_one(read: Any, text: str, name: str, wan
 def test_a_file_of_no_known_tool_is_refused_with_its_keys(read: Any) -> None:
     with pytest.raises(UserError, match=r"no config of axolotl, .* its keys are apples, pears"):
         read("apples: 1\npears: 2\n")
+    with pytest.raises(UserError, match=r"no config of axolotl, .* its keys are \(tool\)"):
+        read("(tool): apples\n")
 
 
 @pytest.mark.parametrize(
