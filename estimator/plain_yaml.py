@@ -90,7 +90,7 @@ class _Reader:
         self.lines.setdefault(trail, _line(event))
         self.count += 1
         if self.count > MOST_VALUES:
-            raise self._error(event, f"more than {MOST_VALUES:,} values: split the suite")
+            raise self._error(event, f"more than {MOST_VALUES:,} values: split the suite, or shorten the config")
         if len(trail) > MOST_LEVELS:
             raise self._error(event, "nested too deeply")
         if isinstance(event, yaml.ScalarEvent):
