@@ -68,16 +68,11 @@ Keys = dict[str, Key]
 # Types of values
 
 
-def printable(words: str) -> str:
-    """Return text of a file with blanks instead of control characters, which would steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in words)
-
-
 def text(value: Any) -> str:
-    """Return a text or a number as text, without control characters."""
+    """Return a text or a number as text."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError("text")
-    return printable(str(value))
+    return str(value)
 
 
 def whole(value: Any) -> int:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from lorabench.estimator.errors import UserError, did_you_mean
-from lorabench.estimator.imported.keys import Key, Keys, Missing, NotTaken, Options, printable
+from lorabench.estimator.foreign_text import printable
+from lorabench.estimator.imported.keys import Key, Keys, Missing, NotTaken, Options
 from lorabench.estimator.models.spec import ModelSpec
 
 TOOL_KEY = "(tool)"
@@ -107,7 +108,7 @@ class Config(NamedTuple):
         for key in self.tool.keys:
             for found in self._results(key, values):
                 if isinstance(found, Missing):
-                    not_taken.append(NotTaken(key, shown(values[key]), found.why, found.memory))
+                    not_taken.append(NotTaken(key, shown(values[key]), printable(found.why), found.memory))
                 else:
                     options |= found
         return Imported(
