@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.losses.liger import FUSED_LOSS_ALONE
+from lorabench.estimator.methods.four_bit import RECAST
 from lorabench.estimator.methods.lora import LoRA
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
@@ -78,7 +80,7 @@ def _model(resolved: ResolvedRecipe) -> list[str]:
     if recipe.recast:
         lines += [
             "for name, module in model.named_modules():",
-            '    if "norm" not in name and any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")):',
+            f'    if "norm" not in name and any(part in name for part in {RECAST}):',
             '        if hasattr(module, "weight") and module.weight.dtype == torch.float32:',
             "            module.to(torch.bfloat16)",
         ]
@@ -135,12 +137,7 @@ def _training(resolved: ResolvedRecipe) -> list[str]:
         "logging_steps": 1,
     }
     if recipe.loss == "liger":
-        others = ("rope", "rms_norm", "swiglu", "geglu", "cross_entropy")
-        arguments["use_liger_kernel"] = True
-        arguments["liger_kernel_config"] = {
-            **dict.fromkeys(others, False),
-            "fused_linear_cross_entropy": True,
-        }
+        arguments |= {"use_liger_kernel": True, "liger_kernel_config": FUSED_LOSS_ALONE}
     return [
         f"LENGTH = {recipe.seq_len}",
         "tokens = AutoTokenizer.from_pretrained(MODEL)(Path(sys.argv[1]).read_text()).input_ids",

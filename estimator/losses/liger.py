@@ -13,6 +13,12 @@ from typing import Any
 
 from lorabench.estimator.losses.fused import FusedLoss
 
+FUSED_LOSS_ALONE = {
+    **dict.fromkeys(("cross_entropy", "geglu", "layer_norm", "relu_squared", "rms_norm", "rope", "swiglu"), False),
+    "fused_linear_cross_entropy": True,
+}
+"""Trainer's ``liger_kernel_config`` for the loss without Liger's other kernels, by liger-kernel 0.8.5's names."""
+
 
 def logits_per_hidden(vocab_size: int, hidden_size: int) -> int:
     """Return ⌈V/h⌉: how many times wider a token's logits are than its hidden state."""

@@ -28,9 +28,13 @@ class FourBit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     """The older bitsandbytes whose code runs; None for the installed one."""
 
 
+RECAST = ("lm_head", "embed_tokens", "wte", "wpe")
+"""Parts of the names of modules that TRL casts to bfloat16."""
+
+
 def is_recast(name: str) -> bool:
     """Return whether TRL casts the module ``name`` to bfloat16, if its weight is in float32.
 
     It goes by names, and does not know GPT-NeoX's ``embed_in`` (TRL 0.19.1, trainer/utils.py).
     """
-    return any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")) and "norm" not in name
+    return any(part in name for part in RECAST) and "norm" not in name

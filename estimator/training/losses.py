@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.losses.cut_cross_entropy import CUT_CROSS_ENTROPY
 from lorabench.estimator.losses.fused import FusedLoss
-from lorabench.estimator.losses.liger import LIGER
+from lorabench.estimator.losses.liger import FUSED_LOSS_ALONE, LIGER
 from lorabench.estimator.losses.trl import OUTPUTS, TRL
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.training.chunked_log_probabilities_on_meta import chunked_log_probabilities
@@ -19,9 +19,6 @@ from lorabench.estimator.training.hidden_states_loss import set_hidden_states_lo
 
 if TYPE_CHECKING:
     import torch
-
-OTHER_LIGER_KERNELS = ("cross_entropy", "geglu", "layer_norm", "relu_squared", "rms_norm", "rope", "swiglu")
-"""Other modules that ``use_liger_kernel=True`` of transformers' Trainer replaces, by liger-kernel 0.8.5's names."""
 
 
 def set_loss(model: Any, recipe: Recipe) -> None:
@@ -43,7 +40,7 @@ def set_loss(model: Any, recipe: Recipe) -> None:
 def _set_ligers(model: Any) -> None:
     from transformers.integrations.liger import apply_liger_kernel
 
-    apply_liger_kernel(model, {**dict.fromkeys(OTHER_LIGER_KERNELS, False), "fused_linear_cross_entropy": True})
+    apply_liger_kernel(model, FUSED_LOSS_ALONE)
 
 
 def _set_trls(model: Any) -> None:
