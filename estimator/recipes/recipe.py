@@ -174,8 +174,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def unquantized_dtype(self) -> Dtype:
-        """Dtype of the base weights that are neither stored in 4 bits nor recast. peft's preparation casts them to
-        float32."""
+        """Dtype of the base weights that are neither in 4 bits nor recast. peft's preparation makes it float32."""
         return "float32" if self.prepared else self.dtype
 
     def dtype_of(self, name: str) -> Dtype:

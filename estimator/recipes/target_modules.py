@@ -12,10 +12,6 @@ from lorabench.estimator.methods.lora import named, older_names
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
 
-FUSED = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
-"""Names that peft takes for parts of stacked experts, if a model has these: it adapts the stacks, and no linear layers
-of these names, such as those of a shared expert (`_convert_peft_config_moe`)."""
-
 
 def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[str, ...]:
     """Return the `Linear.name` of every linear layer that gets an adapter, without duplicates, in the model's order.
@@ -23,8 +19,7 @@ def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[st
     The names are paths inside a layer, such as ``attn.c_proj``. The last component would be ambiguous in GPT-2, which
     has a ``c_proj`` in attention and one in the feed-forward. peft accepts paths, since it matches the end of a
     module's name. Users may write the last component, or a longer end of the path. As in peft, names that no layer has
-    are passed over if others match (`warn_of_unmatched`). Without ``adapter`` (full
-    fine-tuning) the result is empty.
+    are passed over if others match (`warn_of_unmatched`). Without ``adapter`` (full fine-tuning) the result is empty.
 
     Raises:
         UserError: no linear layer has any of the names, or the model has no linear layers in the requested part; a
@@ -36,9 +31,9 @@ def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[st
     if targets is None:
         return adapter.default_targets(spec)
     linears = list({linear.name: linear for group in spec.layers for linear in group.linears}.values())
+    experts = _expert_names(spec, adapter)
     if targets == "all-linear":
-        fused = FUSED if spec.adapts_experts else frozenset()
-        return tuple(linear.name for linear in linears if linear.name.rsplit(".", 1)[-1] not in fused)
+        return tuple(linear.name for linear in linears if linear.name.rpartition(".")[2] not in experts)
     if targets in ("attention", "mlp"):
         part = "attention" if targets == "attention" else "feed_forward"
         names = tuple(linear.name for linear in linears if linear.part == part)
@@ -51,7 +46,6 @@ def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[st
     if is_pattern(targets):
         return _matched(spec, targets)
     wanted = targets.split(",")
-    experts = _expert_names(spec, adapter)
     found = tuple(
         linear.name
         for linear in linears
@@ -97,7 +91,8 @@ def _no_layer(spec: ModelSpec, name: str) -> str:
 def _expert_names(spec: ModelSpec, adapter: Adapter) -> set[str]:
     """Return the names by which peft finds experts or routers of ``spec``.
 
-    peft takes every target of these names for the experts, also where linear layers have them.
+    peft takes every target of these names for the experts, also where linear layers have them, such as those of a
+    shared expert (`_convert_peft_config_moe`). It does so for LoRA alone.
     """
     if not spec.adapts_experts:
         return set()

@@ -27,6 +27,18 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
     },
 }
+SHARED: dict[str, Any] = {
+    **SHAPES,
+    "model_type": "ernie4_5_moe",
+    "intermediate_size": 24,
+    "moe_intermediate_size": 8,
+    "vocab_size": 32,
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "moe_num_shared_experts": 1,
+    "moe_layer_start_index": 0,
+    "moe_layer_end_index": 0,
+}
 
 
 def _adapted(model_type: str, names: str) -> dict[str, tuple[int, ...]]:
@@ -56,6 +68,26 @@ def test_experts_get_the_adapters_that_peft_gives_them(model_type: str, names: s
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=names.split(",")))
     real = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
     assert _adapted(model_type, names) == real
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_of_a_shared_expert_all_linear_adapts_what_peft_does(method: str) -> None:
+    from peft import IA3Config, LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHARED))
+    configs = {
+        "lora": LoraConfig(r=2, target_modules="all-linear"),
+        "ia3": IA3Config(target_modules="all-linear", feedforward_modules=[]),
+    }
+    adapted = get_peft_model(model, configs[method])
+    trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    resolved = recipe_for(read_config(SHARED, "small"), method=method, target_modules="all-linear")
+    linears = {linear.name for linear in resolved.spec.layers[0].linears}
+    real = {linear for linear in linears if any(f".0.{linear}." in name for name in trained)}
+    assert set(resolved.target_modules) == real
+    assert ("mlp.shared_experts.up_proj" in real) == (method == "ia3")
 
 
 def test_half_of_a_fused_projection_is_refused() -> None:
