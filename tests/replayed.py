@@ -1,8 +1,10 @@
-"""The estimate of a recipe on a GPU by replay, to be compared with rehearsals there."""
+"""The estimate of a recipe on a GPU by replay, and whether it agrees with rehearsals there."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import pytest
 
 from lorabench.estimator.closed_form.replay import replayed_memory
 from lorabench.estimator.devices.device import find_device
@@ -19,3 +21,9 @@ def replayed_on(gpu: str, model: str, **options: Any) -> Breakdown:
         compute_capability=device.compute_capability,
         multiprocessors=device.multiprocessors,
     )
+
+
+def assert_rehearsed(memory: Breakdown, *, allocated: int, reserved: int, within: tuple[float, float]) -> None:
+    """Check the peaks of allocated and reserved bytes, each ``within`` a share of what a rehearsal counted."""
+    assert memory.peak_allocated_bytes == pytest.approx(allocated, rel=within[0])
+    assert memory.peak_reserved_bytes == pytest.approx(reserved, rel=within[1])

@@ -12,7 +12,7 @@ from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.read_config import read_config
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from tests.replayed import replayed_on
+from tests.replayed import assert_rehearsed, replayed_on
 from tests.small_models import FAMILIES, MIXTURES, small_model
 from tests.traced_tensors import traced_tensors
 
@@ -94,5 +94,4 @@ def test_the_estimate_agrees_with_rehearsals(
     model: str, options: dict[str, Any], allocated: int, reserved: int
 ) -> None:
     memory = replayed_on("a100-sxm-80gb", model, padding=True, **options)
-    assert memory.peak_allocated_bytes == pytest.approx(allocated, rel=2e-4)
-    assert memory.peak_reserved_bytes == pytest.approx(reserved, rel=5e-4)
+    assert_rehearsed(memory, allocated=allocated, reserved=reserved, within=(2e-4, 5e-4))

@@ -14,7 +14,7 @@ from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.training.cut_cross_entropy_on_meta import cut_cross_entropy
-from tests.replayed import replayed_on
+from tests.replayed import assert_rehearsed, replayed_on
 
 B, S, V, H = 4, 1025, 8192, 256
 N = B * (S - 1)
@@ -74,8 +74,7 @@ def test_the_estimate_agrees_with_rehearsals(
     model: str, options: dict[str, Any], allocated: int, reserved: int
 ) -> None:
     memory = replayed_on("h200", model, loss="cut-cross-entropy", **options)
-    assert memory.peak_allocated_bytes == pytest.approx(allocated, rel=1e-4)
-    assert memory.peak_reserved_bytes == pytest.approx(reserved, rel=1e-4)
+    assert_rehearsed(memory, allocated=allocated, reserved=reserved, within=(1e-4, 1e-4))
 
 
 @pytest.mark.parametrize("options", [{"method": "full"}, {"method": "qlora", "prepare_kbit": True}])

@@ -20,7 +20,7 @@ from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.trace.storages import StorageLedger
 from lorabench.estimator.training.chunked_log_probabilities_on_meta import chunked_log_probabilities
 from lorabench.estimator.training.losses import set_loss
-from tests.replayed import replayed_on
+from tests.replayed import assert_rehearsed, replayed_on
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 B, S, V, H = 3, 2001, 40_000, 64
@@ -104,8 +104,7 @@ def test_the_estimate_agrees_with_rehearsals(
     model: str, options: dict[str, Any], allocated: int, reserved: int
 ) -> None:
     memory = replayed_on("h200", model, loss="trl", **options)
-    assert memory.peak_allocated_bytes == pytest.approx(allocated, rel=1e-4)
-    assert memory.peak_reserved_bytes == pytest.approx(reserved, rel=5e-4)
+    assert_rehearsed(memory, allocated=allocated, reserved=reserved, within=(1e-4, 5e-4))
 
 
 def test_the_logits_are_computed_twice() -> None:
