@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.imported import accelerate_config, axolotl, llamafactory, trl
 from lorabench.estimator.imported.reading import Imported, Tool, read_values
 from lorabench.estimator.imported.script import python_script
+from lorabench.estimator.imported.shared_entries import (
+    Entries,
+    is_all_linear,
+    lora_entries,
+    module_names,
+    plain,
+    saved_modules,
+    switch,
+    trainer_entries,
+)
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.recipe import Recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-
-Entries = dict[str, Any]
-"""Keys of a config with their values, in order."""
-
-
-def module_names(resolved: ResolvedRecipe) -> list[str]:
-    """Return names by which peft finds just the target modules: last parts, or paths where last parts are ambiguous."""
-    targets = set(resolved.target_modules)
-    every = {linear.name for group in resolved.spec.layers for linear in group.linears}
-    found = []
-    for path in resolved.target_modules:
-        last = path.rpartition(".")[2]
-        others = {name for name in every if name.rpartition(".")[2] == last}
-        found.append(last if others <= targets else path)
-    return list(dict.fromkeys([*found, *_expert_names(resolved)]))
-
-
-def _expert_names(resolved: ResolvedRecipe) -> list[str]:
-    """Return the names of adapted experts, which no linear layer has."""
-    targets = resolved.recipe.setting("target_modules")
-    if targets in (None, "all-linear", "attention", "mlp") or not resolved.adapted_experts:
-        return []
-    ends = {path.rpartition(".")[2] for path in resolved.target_modules}
-    return [name for name in targets.split(",") if name not in ends]
-
-
-def _saved(recipe: Recipe) -> list[str] | None:
-    return None if recipe.modules_to_save is None else recipe.modules_to_save.split(",")
-
-
-def _is_all_linear(resolved: ResolvedRecipe) -> bool:
-    adapter = resolved.recipe.adapter
-    return adapter is not None and adapter.target_modules == "all-linear"
-
-
-def plain(number: float) -> float:
-    """Return a whole number as such: some tools parse it as one."""
-    return int(number) if number == int(number) else number
-
-
-def _switch(on: Any) -> bool | None:
-    """Return True, or None to leave a switch out."""
-    return True if on else None
 
 
 def _axolotl(resolved: ResolvedRecipe) -> Entries:
@@ -63,7 +29,7 @@ def _axolotl(resolved: ResolvedRecipe) -> Entries:
     entries: Entries = {
         "base_model": recipe.model,
         "bf16": half == "bf16",
-        "fp16": _switch(half == "fp16"),
+        "fp16": switch(half == "fp16"),
         "sequence_len": recipe.seq_len,
         "sample_packing": not recipe.padding,
         "pad_to_sequence_len": True,
@@ -81,30 +47,34 @@ def _axolotl(resolved: ResolvedRecipe) -> Entries:
         entries["plugins"] = ["axolotl.integrations.liger.LigerPlugin"]
         entries["liger_fused_linear_cross_entropy"] = True
     if recipe.adapter is not None:
-        in_4_bits = recipe.quantization is not None
-        entries |= {
-            "adapter": "qlora" if in_4_bits else "lora",
-            "lora_r": recipe.rank,
-            "lora_alpha": plain(recipe.setting("lora_alpha")),
-            "lora_dropout": recipe.setting("lora_dropout"),
-            "peft_use_rslora": _switch(recipe.setting("use_rslora")),
-            "lora_modules_to_save": _saved(recipe),
-            "peft_autocast_adapter_dtype": None if recipe.trained_dtype == "float32" else False,
-            **{f"lora_{name}_kernel": False for name in ("mlp", "qkv", "o")},
-        }
-        entries |= (
-            {"lora_target_linear": True}
-            if _is_all_linear(resolved)
-            else {"lora_target_modules": module_names(resolved)}
-        )
-        if in_4_bits:
-            entries["load_in_4bit"] = True
-            entries["bnb_config_kwargs"] = {
-                "bnb_4bit_quant_type": recipe.setting("quant_type"),
-                "bnb_4bit_use_double_quant": recipe.setting("double_quant"),
-            }
+        entries |= _axolotls_adapters(resolved)
     data = {"datasets": [{"path": "tatsu-lab/alpaca", "type": "alpaca"}], "learning_rate": 0.0002}
     return {**entries, **data, "num_epochs": 1, "output_dir": "./out"}
+
+
+def _axolotls_adapters(resolved: ResolvedRecipe) -> Entries:
+    recipe = resolved.recipe
+    entries: Entries = {
+        "adapter": "lora" if recipe.quantization is None else "qlora",
+        "lora_r": recipe.rank,
+        "lora_alpha": plain(recipe.setting("lora_alpha")),
+        "lora_dropout": recipe.setting("lora_dropout"),
+        "peft_use_rslora": switch(recipe.setting("use_rslora")),
+        "lora_modules_to_save": saved_modules(recipe),
+        "peft_autocast_adapter_dtype": None if recipe.trained_dtype == "float32" else False,
+        **{f"lora_{name}_kernel": False for name in ("mlp", "qkv", "o")},
+    }
+    if is_all_linear(resolved):
+        entries["lora_target_linear"] = True
+    else:
+        entries["lora_target_modules"] = module_names(resolved)
+    if recipe.quantization is not None:
+        entries["load_in_4bit"] = True
+        entries["bnb_config_kwargs"] = {
+            "bnb_4bit_quant_type": recipe.setting("quant_type"),
+            "bnb_4bit_use_double_quant": recipe.setting("double_quant"),
+        }
+    return entries
 
 
 def _llamafactory(resolved: ResolvedRecipe) -> Entries:
@@ -117,24 +87,19 @@ def _llamafactory(resolved: ResolvedRecipe) -> Entries:
         **_half(recipe, recipe.trained_dtype == "bfloat16"),
         "cutoff_len": recipe.seq_len,
         "packing": not recipe.padding,
-        "per_device_train_batch_size": recipe.batch_size,
-        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        **trainer_entries(recipe),
         "disable_gradient_checkpointing": not recipe.gradient_checkpointing,
         "use_reentrant_gc": recipe.use_reentrant,
         "flash_attn": {"flash_attention_2": "fa2", "eager": "disabled"}.get(
             recipe.attn_implementation, recipe.attn_implementation
         ),
-        "optim": recipe.optim,
-        "torch_empty_cache_steps": recipe.empty_cache_steps,
-        "enable_liger_kernel": _switch(recipe.loss == "liger"),
+        "enable_liger_kernel": switch(recipe.loss == "liger"),
     }
     if recipe.adapter is not None:
         entries |= {
             "lora_rank": recipe.rank,
-            "lora_alpha": plain(recipe.setting("lora_alpha")),
-            "lora_dropout": recipe.setting("lora_dropout"),
-            "use_rslora": _switch(recipe.setting("use_rslora")),
-            "lora_target": "all" if _is_all_linear(resolved) else ",".join(module_names(resolved)),
+            **lora_entries(recipe),
+            "lora_target": "all" if is_all_linear(resolved) else ",".join(module_names(resolved)),
             "additional_target": recipe.modules_to_save,
         }
         if recipe.quantization is not None:
@@ -143,7 +108,7 @@ def _llamafactory(resolved: ResolvedRecipe) -> Entries:
                 "quantization_method": "bnb",
                 "quantization_type": recipe.setting("quant_type"),
                 "double_quantization": recipe.setting("double_quant"),
-                "upcast_layernorm": _switch(recipe.prepared and recipe.recast),
+                "upcast_layernorm": switch(recipe.prepared and recipe.recast),
             }
     return {**entries, "template": "default", "dataset": "alpaca_en_demo", "learning_rate": 0.0001, "output_dir": "out"}
 
@@ -151,7 +116,7 @@ def _llamafactory(resolved: ResolvedRecipe) -> Entries:
 def _half(recipe: Recipe, pure: bool) -> Entries:
     if recipe.mixed_precision == "no" and pure:
         return {"pure_bf16": True}
-    return {"bf16": _switch(recipe.mixed_precision == "bf16"), "fp16": _switch(recipe.mixed_precision == "fp16")}
+    return {"bf16": switch(recipe.mixed_precision == "bf16"), "fp16": switch(recipe.mixed_precision == "fp16")}
 
 
 def _trl(resolved: ResolvedRecipe) -> Entries:
@@ -160,27 +125,22 @@ def _trl(resolved: ResolvedRecipe) -> Entries:
         "model_name_or_path": recipe.model,
         "dtype": recipe.dtype,
         "bf16": recipe.mixed_precision == "bf16",
-        "fp16": _switch(recipe.mixed_precision == "fp16"),
+        "fp16": switch(recipe.mixed_precision == "fp16"),
         "max_length": recipe.seq_len,
         "packing": not recipe.padding,
         "packing_strategy": None if recipe.padding else "wrapped",
-        "per_device_train_batch_size": recipe.batch_size,
-        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        **trainer_entries(recipe),
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": True} if recipe.use_reentrant else None,
         "attn_implementation": recipe.attn_implementation,
-        "optim": recipe.optim,
-        "torch_empty_cache_steps": recipe.empty_cache_steps,
     }
     if recipe.adapter is not None:
         entries |= {
             "use_peft": True,
             "lora_r": recipe.rank,
-            "lora_alpha": plain(recipe.setting("lora_alpha")),
-            "lora_dropout": recipe.setting("lora_dropout"),
-            "use_rslora": _switch(recipe.setting("use_rslora")),
-            "lora_target_modules": ["all-linear"] if _is_all_linear(resolved) else module_names(resolved),
-            "lora_modules_to_save": _saved(recipe),
+            **lora_entries(recipe),
+            "lora_target_modules": ["all-linear"] if is_all_linear(resolved) else module_names(resolved),
+            "lora_modules_to_save": saved_modules(recipe),
         }
         if recipe.quantization is not None:
             entries |= {

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.imported.shared_entries import (
+    is_all_linear,
+    lora_entries,
+    module_names,
+    saved_modules,
+    trainer_entries,
+)
 from lorabench.estimator.losses.liger import FUSED_LOSS_ALONE
 from lorabench.estimator.methods.four_bit import RECAST
 from lorabench.estimator.methods.lora import LoRA
@@ -88,17 +95,12 @@ def _model(resolved: ResolvedRecipe) -> list[str]:
 
 
 def _adapters(resolved: ResolvedRecipe, adapter: LoRA) -> list[str]:
-    from lorabench.estimator.imported.exported import module_names, plain
-
-    whole = adapter.target_modules == "all-linear"
     arguments: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "r": adapter.rank,
-        "lora_alpha": plain(adapter.lora_alpha or 0),
-        "lora_dropout": adapter.lora_dropout,
-        "use_rslora": adapter.use_rslora,
-        "target_modules": "all-linear" if whole else module_names(resolved),
-        "modules_to_save": adapter.modules_to_save and adapter.modules_to_save.split(","),
+        **lora_entries(resolved.recipe),
+        "target_modules": "all-linear" if is_all_linear(resolved) else module_names(resolved),
+        "modules_to_save": saved_modules(resolved.recipe),
         "fan_in_fan_out": resolved.recipe.quantization is None
         and any(linear.conv1d for group in resolved.spec.layers for linear in group.linears),
     }
@@ -121,16 +123,13 @@ def _training(resolved: ResolvedRecipe) -> list[str]:
     recipe = resolved.recipe
     arguments: dict[str, Any] = {
         "output_dir": "out",
-        "per_device_train_batch_size": recipe.batch_size,
-        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        **trainer_entries(recipe),
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": recipe.use_reentrant}
         if recipe.gradient_checkpointing
         else None,
-        "optim": recipe.optim,
         "bf16": recipe.mixed_precision == "bf16",
         "fp16": recipe.mixed_precision == "fp16",
-        "torch_empty_cache_steps": recipe.empty_cache_steps,
         "dataloader_drop_last": True,
         "save_strategy": "no",
         "report_to": "none",
