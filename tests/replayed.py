@@ -11,13 +11,19 @@ from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.recipes.defaults import recipe_for
+from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 
 def replayed_on(gpu: str, model: str, **options: Any) -> Breakdown:
     """Return the memory of ``model`` with recipe ``options`` on a GPU of the catalogue."""
+    return replayed(gpu, recipe_for(find_model(model), **options))
+
+
+def replayed(gpu: str, resolved: ResolvedRecipe) -> Breakdown:
+    """Return the memory of a recipe on a GPU of the catalogue."""
     device = find_device(gpu)
     return replayed_memory(
-        recipe_for(find_model(model), **options),
+        resolved,
         compute_capability=device.compute_capability,
         multiprocessors=device.multiprocessors,
     )

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lorabench.estimator.closed_form.replay import replayed_memory
-from lorabench.estimator.devices.device import find_device
 from lorabench.estimator.imported.asked import asked
+from tests.replayed import assert_rehearsed, replayed
 
 LLAMA, QWEN = "meta-llama/Llama-3.2-1B", "Qwen/Qwen3-0.6B"
 PLAIN = "dataset_name: data\nmax_length: 1024\nper_device_train_batch_size: 4\nmax_steps: 3\n"
@@ -39,11 +38,5 @@ def test_the_estimate_of_a_config_is_what_trl_takes(named: str, tmp_path: Path) 
     config, allocated, reserved = REHEARSED[named]
     file = tmp_path / "sft.yaml"
     file.write_text(config)
-    device = find_device("a100-sxm-80gb")
-    memory = replayed_memory(
-        asked(None, file, {}).resolved(),
-        compute_capability=device.compute_capability,
-        multiprocessors=device.multiprocessors,
-    )
-    assert memory.peak_allocated_bytes == pytest.approx(allocated, rel=1e-4)
-    assert memory.peak_reserved_bytes == pytest.approx(reserved, rel=0.01)
+    memory = replayed("a100-sxm-80gb", asked(None, file, {}).resolved())
+    assert_rehearsed(memory, allocated=allocated, reserved=reserved, within=(1e-4, 0.01))
