@@ -9,7 +9,7 @@ from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.methods.base import Adapter, is_pattern
 from lorabench.estimator.methods.lora import named, older_names
-from lorabench.estimator.models.spec import ModelSpec
+from lorabench.estimator.models.spec import Linear, ModelSpec
 from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
 
 
@@ -43,9 +43,16 @@ def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[st
                 "use all-linear"
             )
         return names
-    if is_pattern(targets):
-        return _matched(spec, targets)
-    wanted = targets.split(",")
+    return _matched(spec, targets) if is_pattern(targets) else _reached_by_names(spec, adapter, linears, experts)
+
+
+def _reached_by_names(spec: ModelSpec, adapter: Adapter, linears: list[Linear], experts: set[str]) -> tuple[str, ...]:
+    """Return the linear layers that the names in ``target_modules`` reach; ``experts``: the names that reach no others.
+
+    Raises:
+        UserError: they reach neither linear layers nor experts, or an embedding or head is among them.
+    """
+    wanted = named(adapter.target_modules)
     found = tuple(
         linear.name
         for linear in linears
