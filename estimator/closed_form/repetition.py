@@ -118,8 +118,7 @@ class Repetition(NamedTuple):
 
 
 def repeat(parts: Sequence[Part], events: Events, layers: int, few: int = FEW) -> Repetition | None:
-    """Return how the events of ``layers`` layers follow from those of ``few``; None if the inner layers are not
-    alike."""
+    """Return how the events of ``layers`` layers follow from those of ``few``; None if the inner ones are not alike."""
     repeated = few // 2 - 1
     owner_layers = [
         part.layer

@@ -195,8 +195,10 @@ def wanted(arguments: Sequence[str]) -> Iterator[tuple[str, Tree]]:
 
 
 def check(model_types: Sequence[str]) -> bool:
-    """Compare the recordings of ``model_types``, or all, with traces again, print their errors, and return whether all
-    are small enough."""
+    """Compare the recordings of ``model_types``, or all, with traces again, and print their errors.
+
+    It returns whether all errors are small enough.
+    """
     good = True
     for model_type in model_types or recorded_types():
         for variant in contents(model_type)["variants"]:
