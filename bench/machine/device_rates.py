@@ -9,7 +9,7 @@ from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import Calibration, find_calibration
-from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
+from lorabench.estimator.speed.throughput import Throughput, estimate_throughput
 
 
 class DeviceRates(NamedTuple):
@@ -24,14 +24,6 @@ class DeviceRates(NamedTuple):
             return estimate_throughput(resolved, self.device, self.calibration)
         except UserError:
             return None
-
-    def step_seconds(self, resolved: ResolvedRecipe) -> float | None:
-        """Return the typical seconds of the recipe's step; None as in `throughput`, which takes three times as long."""
-        try:
-            step = likely_step_time(resolved, self.device, self.calibration)
-        except UserError:
-            return None
-        return None if step is None else float(step.total)
 
 
 def device_rates(facts: DeviceFacts) -> DeviceRates:

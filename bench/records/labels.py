@@ -20,6 +20,9 @@ def distinct_labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:
         sharing_label.setdefault(recipe.label(), []).append(digest)
     names: dict[str, str] = {}
     for label, digests in sharing_label.items():
+        if len(digests) == 1:
+            names[digests[0]] = label
+            continue
         settings = {digest: recipes[digest].describe() for digest in digests}
         differing = [
             field

@@ -31,6 +31,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ from lorabench.bench.suites.suite import AMOUNTS, BY_HAND, Suite, check_trainabl
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.input_files import read_input
+from lorabench.estimator.methods.catalogue import Method
 from lorabench.estimator.models.catalogue import find_model
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.plain_yaml import Trail, read_plain_yaml
@@ -364,8 +366,14 @@ def _canonical(field: str, names: str) -> Any:
 
 def _applicable(options: dict[str, Any], method: str | None) -> dict[str, Any]:
     """Return ``options`` without those that do not apply to ``method``."""
-    applicable = settings_of(make_recipe("any", method=method).method)
+    applicable = settings_of(_method(method))
     return {key: value for key, value in options.items() if key in applicable}
+
+
+@cache
+def _method(given: str | None) -> Method:
+    """Return the method of recipes that name ``given``."""
+    return make_recipe("any", method=given).method
 
 
 def _but_the_model(options: dict[str, Any]) -> dict[str, Any]:

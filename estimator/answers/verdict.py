@@ -122,13 +122,18 @@ def verdict_and_margin(memory: Breakdown, device_bytes: int) -> tuple[Fit, int]:
     """
     assert memory.device_total_bytes is not None
     assert memory.device_total_range_bytes is not None
-    margin = device_bytes - DRIVER_BYTES - memory.device_total_range_bytes[1]
-    if margin >= 0:
-        return "fits", margin
     point = memory.device_total_bytes
     if memory.peak_reserved_bytes is not None and memory.peak_reserved_range_bytes is None:
         context = memory.device_total_bytes - memory.peak_reserved_bytes
         point = memory.peak_allocated_bytes + context
+    return verdict_by_range(point, memory.device_total_range_bytes[1], device_bytes)
+
+
+def verdict_by_range(point: int, most: int, device_bytes: int) -> tuple[Fit, int]:
+    """Return whether a device total of ``point``, and ``most`` at its upper end, fits, and the margin at that end."""
+    margin = device_bytes - DRIVER_BYTES - most
+    if margin >= 0:
+        return "fits", margin
     return "tight" if point <= device_bytes else "does not fit", margin
 
 

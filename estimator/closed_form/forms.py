@@ -14,7 +14,6 @@ from itertools import groupby
 from operator import ge
 from typing import Any, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from lorabench.estimator.closed_form.ledger import PeakCandidate
@@ -36,8 +35,7 @@ MOST_RANKS = 4096
 class Setup:
     """The key of a form: model, backend, GPU, and the recipe without batch size, length, rank and optimizer.
 
-    Two setups are equal if their models' shapes and their recipes are. Models are compared by their encoded contents,
-    since they contain dictionaries and have no hash.
+    Two setups are equal if their models' shapes and their recipes are.
     """
 
     __slots__ = ("_hash", "_key", "backend", "compute_capability", "resolved")
@@ -57,7 +55,7 @@ class Setup:
             optim="sgd",  # any optimizer: states are persistent memory, and the form leaves the optimizer's step out
         )
         self.resolved = ResolvedRecipe(spec, left_open)
-        self._key = (msgspec.msgpack.encode(spec), left_open, backend, compute_capability)
+        self._key = (spec.encoded, left_open, backend, compute_capability)
         self._hash = hash(self._key)
 
     def __hash__(self) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from lorabench.estimator.closed_form.forms import Setup, branches, compile_form, persistent_of
-from lorabench.estimator.closed_form.sizes import B, R, S, Values
+from lorabench.estimator.closed_form.forms import PhaseForm, Setup, branches, compile_form, persistent_of
+from lorabench.estimator.closed_form.sizes import B, Monomial, R, S, Values
 from lorabench.estimator.devices.backend import Backend
-from lorabench.estimator.errors import UserError
+from lorabench.estimator.errors import NoClosedForm, UserError
+from lorabench.estimator.memory.breakdown import COMPONENTS
+from lorabench.estimator.memory.reserved import PERSISTENT, AtPeak
 from lorabench.estimator.methods.catalogue import methods_with
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
@@ -22,6 +24,10 @@ LARGEST_EXACT = 2**53
 """Sums are computed in float64, which is exact for integers up to this: 8 PiB."""
 CHUNK = 8192
 """Recipes per block, so that all their candidates fit into the processor's cache."""
+
+
+class BeyondArrays(UserError):
+    """A recipe takes `LARGEST_EXACT` bytes or more."""
 
 
 def estimate_memory_grid(
@@ -46,7 +52,7 @@ def estimate_memory_grid(
     shape, parts = grid_parts(resolved, batch_sizes, seq_lens, ranks)
     peaks = np.empty(shape, np.int64)
     for part in parts:
-        peaks.flat[part.places] = _peaks(part, backend, compute_capability)
+        peaks.flat[part.places] = peaks_of(part, backend, compute_capability)
     return peaks
 
 
@@ -101,6 +107,39 @@ def _parts(
             yield GridPart(some, example, batch[some].astype(np.float64), length[some].astype(np.float64), rank[some])
 
 
+def parts_of(
+    recipes: Sequence[ResolvedRecipe], backend: Backend, compute_capability: str | None = None
+) -> tuple[list[GridPart], dict[int, NoClosedForm]]:
+    """Return recipes of any kind in parts, and the place of each recipe that has no closed form, with the reason."""
+    import numpy as np
+
+    alike: dict[tuple[Setup, str, int], list[int]] = {}
+    without: dict[int, NoClosedForm] = {}
+    for place, resolved in enumerate(recipes):
+        recipe = resolved.recipe
+        try:
+            setup = Setup(resolved, backend, compute_capability)
+        except NoClosedForm as error:
+            without[place] = error
+        else:
+            alike.setdefault((setup, recipe.optim, recipe.gradient_accumulation), []).append(place)
+    parts = []
+    for places in alike.values():
+        for start in range(0, len(places), CHUNK):
+            some = places[start : start + CHUNK]
+            sizes = [recipes[place].recipe for place in some]
+            parts.append(
+                GridPart(
+                    np.array(some),
+                    recipes[some[0]],
+                    np.array([recipe.batch_size for recipe in sizes], np.float64),
+                    np.array([recipe.seq_len for recipe in sizes], np.float64),
+                    np.array([recipe.rank or 0 for recipe in sizes]),
+                )
+            )
+    return parts, without
+
+
 def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
     import numpy as np
 
@@ -115,7 +154,82 @@ def _settings(name: str, values: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _peaks(part: GridPart, backend: Backend, compute_capability: str | None) -> NDArray[np.int64]:
+def peaks_of(part: GridPart, backend: Backend, compute_capability: str | None) -> NDArray[np.int64]:
+    """Return ``peak_allocated_bytes`` of each recipe of ``part``.
+
+    Raises:
+        UserError: as in `estimate_memory`.
+        BeyondArrays: a recipe needs 8 PiB or more.
+    """
+    import numpy as np
+
+    peaks = np.zeros(part.places.size)
+    for phase in _phases(part, backend, compute_capability):
+        totals = (phase.coefficients(COMPONENTS) @ phase.factors).max(axis=0) + phase.stays(COMPONENTS)
+        np.maximum(peaks, totals, out=peaks)
+    return _exact(peaks)
+
+
+def at_peaks_of(part: GridPart, backend: Backend, compute_capability: str | None) -> AtPeak:
+    """Return what is allocated at the peak of each recipe of ``part``.
+
+    Raises:
+        UserError: as in `estimate_memory`.
+        BeyondArrays: a recipe needs 8 PiB or more.
+    """
+    import numpy as np
+
+    peaks, working, workspaces = np.full((3, part.places.size), -1.0)
+    for phase in _phases(part, backend, compute_capability):
+        of_candidates = phase.coefficients(COMPONENTS) @ phase.factors
+        candidate = of_candidates.argmax(axis=0)
+        totals = of_candidates.max(axis=0) + phase.stays(COMPONENTS)
+        higher = totals > peaks
+        peaks[higher] = totals[higher]
+        for names, bytes_ in ((WORKING, working), (("workspaces",), workspaces)):
+            live = np.einsum("rm,mr->r", phase.coefficients(names)[candidate], phase.factors)
+            bytes_[higher] = (live + phase.stays(names))[higher]
+    return AtPeak(_exact(peaks), working.astype(np.int64), workspaces.astype(np.int64))
+
+
+WORKING = tuple(name for name in COMPONENTS if name not in PERSISTENT)
+
+
+class _Phase(NamedTuple):
+    """One phase of a form, for the recipes of a part."""
+
+    form: PhaseForm
+    monomials: Sequence[Monomial]
+    factors: NDArray[np.float64]
+    """The values of the monomials, one row each, for each recipe."""
+    persistent: list[dict[str, int]]
+    """Component → persistent bytes, for each rank."""
+    which: NDArray[np.int64]
+    """Index of each recipe's rank."""
+
+    def coefficients(self, components: Collection[str]) -> NDArray[np.float64]:
+        """Return the bytes of some components, for each candidate and monomial."""
+        import numpy as np
+
+        if components is COMPONENTS:
+            return np.array(self.form.coefficients, np.float64)
+        column = {monomial: index for index, monomial in enumerate(self.monomials)}
+        found = np.zeros((len(self.form.candidates), len(column)))
+        for row, candidate in zip(found, self.form.candidates, strict=True):
+            for (component, monomial), bytes_ in candidate.live.items():
+                if bytes_ and component in components:
+                    row[column[monomial]] += bytes_
+        return found
+
+    def stays(self, components: Collection[str]) -> NDArray[np.float64]:
+        """Return the persistent bytes of some components, for each recipe."""
+        import numpy as np
+
+        of_ranks = [sum(bytes_.get(name, 0) for name in components) for bytes_ in self.persistent]
+        return np.array(of_ranks, np.float64)[self.which]
+
+
+def _phases(part: GridPart, backend: Backend, compute_capability: str | None) -> Iterator[_Phase]:
     import numpy as np
 
     setup, optim = Setup(part.example, backend, compute_capability), part.example.recipe.optim
@@ -124,11 +238,14 @@ def _peaks(part: GridPart, backend: Backend, compute_capability: str | None) -> 
     form = compile_form(setup)
     values = Values(part.example, {B: part.batch_sizes, S: part.seq_lens, R: part.ranks})
     factors = np.stack(np.broadcast_arrays(*(values[monomial] for monomial in form.monomials)))
-    peaks = np.zeros(part.places.size)
     for of_phase in form.phases:
-        stays = np.array([sum(bytes_[of_phase.phase].values()) for bytes_ in persistent], np.float64)
-        totals = (np.array(of_phase.coefficients, np.float64) @ factors).max(axis=0) + stays[which]
-        np.maximum(peaks, totals, out=peaks)
+        stay = [bytes_[of_phase.phase] for bytes_ in persistent]
+        yield _Phase(of_phase, form.monomials, factors, stay, which)
+
+
+def _exact(peaks: NDArray[np.float64]) -> NDArray[np.int64]:
+    import numpy as np
+
     if peaks.max() >= LARGEST_EXACT:
-        raise UserError(f"a recipe takes {peaks.max() / 2**50:.0f} PiB: the arrays must stay below 8 PiB")
+        raise BeyondArrays(f"a recipe takes {peaks.max() / 2**50:.0f} PiB: the arrays must stay below 8 PiB")
     return peaks.astype(np.int64)

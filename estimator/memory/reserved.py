@@ -30,12 +30,22 @@ tokens, on an H100. All but seven needed at most 10 percent."""
 
 
 class Reserved(NamedTuple):
-    """Bytes that allocator and process take from the device. Each range is (low, high)."""
+    """Bytes that allocator and process take from the device, numbers or arrays. Each range is (low, high)."""
 
-    reserved: int
-    reserved_range: tuple[int, int]
-    device_total: int
-    device_total_range: tuple[int, int]
+    reserved: Any
+    reserved_range: tuple[Any, Any]
+    device_total: Any
+    device_total_range: tuple[Any, Any]
+
+
+class AtPeak(NamedTuple):
+    """The bytes of a breakdown that decide what is reserved: numbers, or arrays for a grid of recipes."""
+
+    allocated: Any
+    """All of them."""
+    working: Any
+    """Those that a step allocates and frees."""
+    workspaces: Any
 
 
 def working_bytes(components: Mapping[str, int]) -> int:
@@ -52,16 +62,24 @@ def with_context(low: Any, high: Any, compute_capability: str | None = None) -> 
 def reserve(
     components: Mapping[str, int], *, compute_capability: str | None = None, expandable_segments: bool = False
 ) -> Reserved:
-    """Return the reserved memory and device total of a breakdown's components on a GPU of ``compute_capability``.
+    """Return the reserved memory and device total of a breakdown's components, as `reserve_at`."""
+    at_peak = AtPeak(sum(components.values()), working_bytes(components), components.get("workspaces", 0))
+    return reserve_at(at_peak, compute_capability=compute_capability, expandable_segments=expandable_segments)
+
+
+def reserve_at(
+    at_peak: AtPeak, *, compute_capability: str | None = None, expandable_segments: bool = False
+) -> Reserved:
+    """Return the reserved memory and device total of recipes on a GPU of ``compute_capability``.
 
     Low: no fragmentation, the smallest workspaces and CUDA context. High: the worst fragmentation with which replays
     ran, the largest workspaces and context. Point: no fragmentation, the workspaces of the components, the largest
     context.
     """
     percent = WORST_EXPANDABLE_PERCENT if expandable_segments else WORST_FRAGMENTATION_PERCENT
-    allocated = sum(components.values())
-    tensors = allocated - components.get("workspaces", 0)
-    gaps = working_bytes(components) * percent // 100
+    allocated = at_peak.allocated
+    tensors = allocated - at_peak.workspaces
+    gaps = at_peak.working * percent // 100
     least, _, most = workspaces(compute_capability)
     reserved, low, high = map(_in_segments, (allocated, tensors + least, tensors + gaps + most))
     return Reserved(

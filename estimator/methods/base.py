@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
 
@@ -131,6 +132,7 @@ class Adapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
         yield from ()
 
 
+@cache
 def setting_names(kind: type[Adapter]) -> tuple[str, ...]:
     """Return the settings of a kind of adapter: its own first, then those that all kinds share."""
     shared = Adapter.__struct_fields__

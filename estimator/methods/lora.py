@@ -121,8 +121,9 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
         return self if rank is None else replace(self, rank=rank)
 
     def rank_left_open(self) -> Self:
-        """Return the adapter with rank 1 and scale 1."""
-        return replace(self, rank=1, lora_alpha=1.0, use_rslora=False)
+        """Return the adapter with rank 1, scale 1 and, if it has dropout, dropout of one half."""
+        dropout = 0.5 if self.lora_dropout else 0.0
+        return replace(self, rank=1, lora_alpha=1.0, lora_dropout=dropout, use_rslora=False)
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
         """Yield an obstacle for dropout on adapters of experts."""

@@ -7,10 +7,12 @@ other families the shapes come from the model that transformers builds (`introsp
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from msgspec import Struct
+import msgspec
+from msgspec import Raw, Struct
 
 Part = Literal["embedding", "attention", "feed_forward", "norm", "head", "other"]
 """Only architectures without a file in `families` have the part "other"."""
@@ -87,7 +89,7 @@ class Stored(Struct, frozen=True):
     """The recipe options that follow."""
 
 
-class ModelSpec(Struct, frozen=True):
+class ModelSpec(Struct, frozen=True, dict=True):
     """The shapes of one causal language model."""
 
     name: str
@@ -124,7 +126,17 @@ class ModelSpec(Struct, frozen=True):
     assumptions: tuple[str, ...] = ()
     """How an ambiguous name was resolved, one line each; empty for a unique name."""
 
-    @property
+    @cached_property
+    def encoded_config(self) -> Raw:
+        """`config` as JSON with sorted keys."""
+        return Raw(msgspec.json.encode(self.config, order="sorted"))
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """All fields, for comparison: specs hold dictionaries, and so have no hash."""
+        return msgspec.msgpack.encode(self)
+
+    @cached_property
     def parameters_by_part(self) -> dict[Part, int]:
         """Elements by part of the model; they add up to `parameters`."""
         parts: dict[Part, int] = {"embedding": 0, "attention": 0, "feed_forward": 0, "norm": 0, "head": 0}
@@ -155,12 +167,12 @@ class ModelSpec(Struct, frozen=True):
         """Whether a tanh caps the attention scores, as in Gemma 2."""
         return self.config.get("attn_logit_softcapping") is not None
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """All elements; tied ones count once."""
         return sum(self.parameters_by_part.values())
 
-    @property
+    @cached_property
     def linear_parameters(self) -> int:
         """Weight elements (no biases) of the layers' linear modules, which QLoRA quantises."""
         return sum(

@@ -43,7 +43,8 @@ def recipe_for(spec: ModelSpec, **options: Any) -> ResolvedRecipe:
     if usual.transformers is not None and usual.gradient_checkpointing and "use_reentrant" not in given:
         chosen["use_reentrant"] = True
         assumptions.append(f"use_reentrant yes instead of no: the default of transformers {usual.transformers}")
-    return ResolvedRecipe(spec, make_recipe(spec.name, **given, **chosen), tuple(assumptions))
+    recipe = make_recipe(spec.name, **given, **chosen) if chosen else usual
+    return ResolvedRecipe(spec, recipe, tuple(assumptions))
 
 
 def _on_stored(spec: ModelSpec, stored: Stored, given: dict[str, Any]) -> dict[str, Any]:

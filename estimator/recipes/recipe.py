@@ -9,11 +9,12 @@ between the two forms.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from lorabench.estimator.dtypes import Dtype
 from lorabench.estimator.errors import UserError, did_you_mean
@@ -229,13 +230,21 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
         Settings are left out if they do not apply to the method, are None, or are switches at their default, off.
         """
-        values = {name: self.setting(name) for name in SETTINGS}
-        return {name: value for name, value in values.items() if value is not None and (value or name not in OFF)}
+        values: dict[str, Any] = {"method": self.method}
+        for part in (self, self.adapter, self.quantization):
+            if part is not None:
+                values |= asdict(part)
+        return {
+            name: value
+            for name in SETTINGS
+            if (value := values.get(name)) is not None and (value or name not in OFF)
+        }
 
-    def digest(self, model_config: dict[str, Any]) -> str:
+    def digest(self, model_config: dict[str, Any] | msgspec.Raw) -> str:
         """Return the 12 hex digits that identify this recipe on this architecture, in file names and comparisons.
 
         It does not include the model's name: the same shapes under another name or path are the same recipe.
+        ``model_config``: also as JSON with sorted keys, which for many recipes of a model is encoded once.
         """
         return digest_of(dict.fromkeys(ALWAYS_IN_DIGEST) | self.settings(), model_config)
 
@@ -264,7 +273,7 @@ ALWAYS_IN_DIGEST = (
 only if they are set, so a new setting that is None or off by default leaves older digests unchanged."""
 
 
-def digest_of(settings: dict[str, Any], model_config: dict[str, Any]) -> str:
+def digest_of(settings: dict[str, Any], model_config: dict[str, Any] | msgspec.Raw) -> str:
     """Return the digest of a recipe from its flat settings, as in JSON; see `Recipe.digest`."""
     stated = {
         name: value
@@ -355,6 +364,7 @@ class RecipeOptions(TypedDict, total=False):
     empty_cache_steps: int
 
 
+@cache
 def settings_of(method: Method) -> frozenset[str]:
     """Return the settings that apply to ``method``."""
     return frozenset(SETTINGS) - set(ADAPTER_SETTINGS) - set(FourBit.__struct_fields__) | set(METHODS[method].settings)
@@ -408,10 +418,11 @@ def _nested(settings: dict[str, Any]) -> Recipe:
     """
     method: Method = settings.pop("method", "lora")
     parts = METHODS[method]
-    for setting in SETTINGS:
-        if setting in settings and setting not in settings_of(method):
-            others = _listed(methods_with(setting))
-            raise UserError(f"{setting} does not apply to method {method}: leave it out, or use method {others}")
+    wrong = settings.keys() - settings_of(method)
+    if wrong:
+        setting = next(name for name in SETTINGS if name in wrong)
+        others = _listed(methods_with(setting))
+        raise UserError(f"{setting} does not apply to method {method}: leave it out, or use method {others}")
     of_adapter, of_quantization, of_all = (
         {name: value for name, value in settings.items() if name in names}
         for names in (parts.of_adapter, parts.of_quantization, Recipe.__struct_fields__)

@@ -46,10 +46,10 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
         """Return this recipe without gradient checkpointing, on the same model."""
         return self.replaced(gradient_checkpointing=False, use_reentrant=False)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The 12 hex digits of `Recipe.digest` on this model."""
-        return self.recipe.digest(self.spec.config)
+        return self.recipe.digest(self.spec.encoded_config)
 
     @cached_property
     def target_modules(self) -> tuple[str, ...]:

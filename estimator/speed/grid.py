@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from lorabench.estimator.closed_form.memory_grid import GridPart, estimate_memory_grid, grid_parts
-from lorabench.estimator.devices.backend import Backend
+from lorabench.estimator.closed_form.memory_grid import GridPart, grid_parts, peaks_of
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.memory.reserved import device_total
 from lorabench.estimator.memory.states import states
@@ -15,8 +14,8 @@ from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.extents import fill
 from lorabench.estimator.speed.operations import micro_batch_operations
 from lorabench.estimator.speed.optimizer_steps import optimizer_step
-from lorabench.estimator.speed.throughput import backend_of, has_rates, step_times, without_room
-from lorabench.estimator.speed.timing import StepWork
+from lorabench.estimator.speed.throughput import backend_of, has_rates, likely_rates, step_times, without_room
+from lorabench.estimator.speed.timing import StepWork, step_time
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,31 +52,42 @@ def estimate_throughput_grid(
     shape, parts = grid_parts(resolved, batch_sizes, seq_lens, ranks)
     if not has_rates(device, calibration):
         return None
-    taken = None
-    if OPTIMIZERS[resolved.recipe.optim].paged:
-        peaks = estimate_memory_grid(
-            resolved, batch_sizes, seq_lens, ranks, compute_capability=device.compute_capability
-        )
-        taken = device_total(peaks, device.compute_capability)
     likely, least, most, tokens = np.empty((4, *shape))
     for part in parts:
-        step, paged_bytes = _step(part, backend_of(calibration))
-        if taken is not None:
-            paged_bytes = without_room(paged_bytes, taken.flat[part.places], device)
+        step, paged_bytes = _step(part, device, calibration)
         time, (low, high) = step_times(step, device, calibration, paged_bytes)
         likely.flat[part.places], least.flat[part.places], most.flat[part.places] = time.total, low, high
         tokens.flat[part.places] = part.batch_sizes * part.seq_lens * resolved.recipe.gradient_accumulation
     return ThroughputGrid(likely, (least, most), tokens / likely, (tokens / most, tokens / least))
 
 
-def _step(part: GridPart, backend: Backend) -> tuple[StepWork, NDArray[np.int64]]:
-    """Return the step of the recipes of ``part``, and the bytes of their paged optimizer states."""
+def likely_step_seconds(
+    part: GridPart, device: Device, calibration: Calibration | None = None
+) -> NDArray[np.float64] | None:
+    """Return the typical seconds of a step of each recipe of ``part``, as `likely_step_time`; None if it is None.
+
+    Raises:
+        UserError: as in `estimate_throughput_grid`.
+    """
     import numpy as np
 
+    if not has_rates(device, calibration):
+        return None
+    step, paged_bytes = _step(part, device, calibration)
+    seconds = step_time(step, likely_rates(device, calibration), paged_bytes).total
+    return np.broadcast_to(seconds, part.places.shape)
+
+
+def _step(
+    part: GridPart, device: Device, calibration: Calibration | None
+) -> tuple[StepWork, NDArray[np.int64] | int]:
+    """Return the step of the recipes of ``part``, and the bytes of optimizer states for which there is no room."""
+    import numpy as np
+
+    backend = backend_of(calibration)
     ranks, which = np.unique(part.ranks, return_inverse=True)
     ranked = [part.example.with_rank(int(rank) or None) for rank in ranks]
     optimizers = [optimizer_step(resolved) for resolved in ranked]
-    paged_bytes = [states(resolved, backend).optimizer.paged for resolved in ranked]
     step = StepWork(
         micro_batch_operations(part.example, backend),
         fill(part.example, part.batch_sizes, part.seq_lens, part.ranks),
@@ -85,4 +95,8 @@ def _step(part: GridPart, backend: Backend) -> tuple[StepWork, NDArray[np.int64]
         part.example.recipe.gradient_accumulation,
         backend,
     )
-    return step, np.array(paged_bytes)[which]
+    if not OPTIMIZERS[part.example.recipe.optim].paged:
+        return step, 0
+    paged_bytes = np.array([states(resolved, "cuda").optimizer.paged for resolved in ranked])[which]
+    taken = device_total(peaks_of(part, "cuda", device.compute_capability), device.compute_capability)
+    return step, without_room(paged_bytes, taken, device)

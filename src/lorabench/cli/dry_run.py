@@ -4,35 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from msgspec import Struct
-
-from lorabench.bench.machine.device_rates import DeviceRates, device_rates
+from lorabench.bench.machine.device_rates import device_rates
 from lorabench.bench.records.record import DeviceFacts
 from lorabench.bench.records.run_settings import Settings
-from lorabench.bench.running.fit import predict_fit
+from lorabench.bench.running.fit import bytes_for_recipes, predict_fit
 from lorabench.bench.suites.suite import Suite
 from lorabench.cli.listing import Column, as_table, folded
 from lorabench.cli.speed import in_time
-from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.answers.many import Outline, outlines
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.memory.breakdown import Breakdown
 from lorabench.estimator.quantities import in_gib
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.training.model import refuse_missing_kernels
 
 UNKNOWN = "unknown"
-SAID_EACH = 100
-"""Recipes between two reports of progress: about a tenth of a second."""
 
 
-class Row(Struct, frozen=True, kw_only=True):
+class Row(NamedTuple):
     """One recipe of the list."""
 
     label: str
-    memory: Breakdown | None = None
-    step_seconds: float | None = None
-    """Typical seconds of a step; None if unknown."""
+    estimated: Outline | None = None
     verdict: str = UNKNOWN
     """fits, tight, does not fit, or cannot run."""
     reason: str | None = None
@@ -51,18 +45,13 @@ def dry_run(
     """Return the suite's recipes as a table for ``device``.
 
     Args:
-        on_progress: called with the place in the suite every `SAID_EACH` recipes.
+        on_progress: called with the stage.
         here: the device is this machine's.
         assumptions: assumptions about the device, to be printed.
     """
     on_progress("naming the recipes")
-    labels = suite.labels()
-    rates = device_rates(device)
-    rows = []
-    for number, resolved in enumerate(suite.recipes, 1):
-        if number % SAID_EACH == 1:
-            on_progress(f"estimating recipe {number:,} of {len(suite.recipes):,}")
-        rows.append(_row(labels[resolved.digest], resolved, device, rates, here))
+    rows = _rows(suite, device, on_progress, here)
+    on_progress("listing the recipes")
     times = [_training_seconds(row, settings) for row in rows]
     total = sum(seconds for seconds in times if seconds is not None) * suite.repeats
     counted = Counter(row.verdict for row in rows)
@@ -85,23 +74,41 @@ def dry_run(
     return "\n".join(lines)
 
 
-def _row(label: str, resolved: ResolvedRecipe, facts: DeviceFacts, rates: DeviceRates, here: bool) -> Row:
-    if here:
+def _rows(suite: Suite, facts: DeviceFacts, on_progress: Callable[[str], None], here: bool) -> list[Row]:
+    labels, rates, there = suite.labels(), device_rates(facts), bytes_for_recipes(facts)
+    rows: list[Row] = []
+    runs: list[ResolvedRecipe] = []
+    for resolved in suite.recipes:
+        label = labels[resolved.digest]
         try:
-            refuse_missing_kernels(resolved.recipe, facts.backend)
+            if here:
+                refuse_missing_kernels(resolved.recipe, facts.backend)
         except UserError as error:
-            return Row(label=label, verdict="cannot run", reason=str(error))
-    try:
-        memory = estimate_memory(resolved, facts.backend, rates.device.compute_capability)
-    except UserError as error:
-        return Row(label=label, reason=str(error))
-    seconds = rates.step_seconds(resolved)
-    return Row(label=label, memory=memory, step_seconds=seconds, verdict=predict_fit(memory, facts))
+            rows.append(Row(label, verdict="cannot run", reason=str(error)))
+        else:
+            rows.append(Row(label))
+            runs.append(resolved)
+    estimates = iter(
+        outlines(
+            runs,
+            facts.backend,
+            rates.device,
+            rates.calibration,
+            lambda done: on_progress(f"estimating recipe {done + 1:,} of {len(runs):,}"),
+        )
+    )
+    return [row if row.reason else _with_estimate(row, next(estimates), there) for row in rows]
+
+
+def _with_estimate(row: Row, estimated: Outline | UserError, there: int) -> Row:
+    if isinstance(estimated, UserError):
+        return row._replace(reason=str(estimated))
+    return row._replace(estimated=estimated, verdict=predict_fit(estimated, there))
 
 
 def _training_seconds(row: Row, settings: Settings) -> float | None:
     """Return the time of all steps at the typical speed; None if they cannot run or the speed is unknown."""
-    step = row.step_seconds
+    step = None if row.estimated is None else row.estimated.step_seconds
     if step is None or row.verdict == "does not fit":
         return None
     return settings.warmup_steps * step + max(settings.steps * step, settings.least_seconds)
@@ -110,10 +117,10 @@ def _training_seconds(row: Row, settings: Settings) -> float | None:
 def _columns(rows: Sequence[Row], times: Sequence[float | None], device: DeviceFacts) -> list[Column]:
     columns = [
         Column("recipe", [row.label for row in rows], right=False, folds=True),
-        Column("allocated", [in_gib(row.memory.peak_allocated_bytes) if row.memory else "" for row in rows]),
+        Column("allocated", [in_gib(row.estimated.allocated_bytes) if row.estimated else "" for row in rows]),
     ]
     if device.backend == "cuda":
-        totals = [row.memory.device_total_bytes if row.memory else None for row in rows]
+        totals = [row.estimated.device_total_bytes if row.estimated else None for row in rows]
         columns.append(Column("device total", [in_gib(total) if total is not None else "" for total in totals]))
     if any(seconds is not None for seconds in times):
         columns.append(Column("training", [in_time(seconds) if seconds is not None else "" for seconds in times]))
