@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
+from lorabench.estimator.models.causal_types import causal_model_types
 from lorabench.estimator.models.config_fields.fields import MOST_LAYERS
 from lorabench.estimator.models.recordings import NO_SHAPES, TOKENS
 from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Part, Weight
@@ -42,17 +43,16 @@ def introspect(config: dict[str, Any], name: str) -> ModelSpec:
             folder was deleted.
         ImportError: torch or transformers is not installed.
     """
+    model_type, known = config["model_type"], causal_model_types()
+    if model_type not in known:
+        raise UserError(
+            f"{name}: the installed transformers has no causal language model of model_type {quoted(model_type)}: "
+            f"correct it ({did_you_mean(model_type, known)}), or install a transformers that has it"
+        )
     require_working_folder()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as BUILDABLE
 
-    model_type = config["model_type"]
-    if model_type not in BUILDABLE:
-        choices = did_you_mean(model_type, BUILDABLE)
-        raise UserError(
-            f"{name}: transformers has no causal language model of model_type {quoted(model_type)}: {choices}"
-        )
     shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
     tokens = dict.fromkeys(TOKENS)
     try:

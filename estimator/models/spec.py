@@ -152,12 +152,12 @@ class ModelSpec(Struct, frozen=True, dict=True):
             parts["head"] += self.head.parameters
         return parts
 
-    @property
+    @cached_property
     def adapts_experts(self) -> bool:
         """Whether peft adapts its stacks of experts under all-linear; false if it has none."""
         return any(group.adapted_experts for group in self.layers)
 
-    @property
+    @cached_property
     def learned_positions(self) -> bool:
         """Whether positions come from a learned table with ``max_position_embeddings`` rows."""
         return any("position" in table.name or ".wpe." in table.name for table in self.embeddings)

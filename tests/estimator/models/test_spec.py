@@ -217,7 +217,7 @@ def test_keys_that_decide_neither_shapes_nor_steps_make_no_difference() -> None:
     [
         ({"model_type": None}, "no model_type"),
         ({"model_type": "bert"}, "this bert attends to later tokens"),
-        ({"model_type": "lama"}, "transformers has no causal language model of model_type 'lama': did you mean llama?"),
+        ({"model_type": "lama"}, "no causal language model of model_type 'lama': correct it (did you mean llama?)"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "x.X"}}, "its own code (auto_map) is never run"),
         ({"model_type": ["llama"]}, "model_type must be a name such as llama, not ['llama']"),
         ({"is_encoder_decoder": True}, "an encoder-decoder, not a causal language model"),
