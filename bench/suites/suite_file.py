@@ -120,6 +120,8 @@ class _SuiteFile:
         self.path = path
         self.specs: dict[str, ModelSpec] = {}
         """Name in the suite → shapes."""
+        self.latest: tuple[dict[str, Any], ResolvedRecipe] | tuple[None, None] = None, None
+        """Options of a recipe, and the recipe."""
         self.value, self.lines = read_plain_yaml(text, str(path))
 
     def suite(self) -> Suite:
@@ -272,12 +274,13 @@ class _SuiteFile:
     def _settings(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return what conditions compare: the settings of a recipe with ``options``, possible or not."""
         options = _applicable(options, options.get("method"))
-        settings = make_recipe("any", method=options.get("method"), rank=options.get("rank")).settings() | options
-        if "model" in options:
-            spec = self._spec(options["model"], ("matrix", "model"))
-            settings["model"] = spec.name
+        spec = self._spec(options["model"], ("matrix", "model")) if "model" in options else None
+        if spec is not None:
             with suppress(UserError):  # options that contradict each other
-                settings = recipe_for(spec, **_but_the_model(options)).recipe.settings()
+                return self._recipe(spec, options).recipe.settings()
+        settings = make_recipe("any", method=options.get("method"), rank=options.get("rank")).settings() | options
+        if spec is not None:
+            settings["model"] = spec.name
         for field in NAMES_OF_MODULES:
             if field in settings:
                 settings[field] = _canonical(field, settings[field])
@@ -288,10 +291,18 @@ class _SuiteFile:
             raise self._error(path, "no model: add model here or in defaults")
         spec = self._spec(options["model"], (*path, "model"))
         try:
-            resolved = recipe_for(spec, **_but_the_model(options))
+            resolved = self._recipe(spec, options)
             check_trainable(resolved)
         except UserError as error:
             raise self._error(path, str(error)) from error
+        return resolved
+
+    def _recipe(self, spec: ModelSpec, options: dict[str, Any]) -> ResolvedRecipe:
+        """Return the recipe with ``options``, which conditions and the matrix ask for in turn."""
+        latest, resolved = self.latest
+        if resolved is None or options != latest:
+            resolved = recipe_for(spec, **_but_the_model(options))
+            self.latest = dict(options), resolved
         return resolved
 
     def _spec(self, name: str, path: Trail) -> ModelSpec:

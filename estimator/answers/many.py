@@ -9,7 +9,7 @@ from itertools import starmap
 from typing import Any, NamedTuple
 
 from lorabench.estimator.closed_form.memory import estimate_memory
-from lorabench.estimator.closed_form.memory_grid import BeyondArrays, GridPart, at_peaks_of, parts_of
+from lorabench.estimator.closed_form.memory_grid import BeyondArraysError, GridPart, at_peaks_of, parts_of
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
@@ -65,7 +65,7 @@ def outlines(
         places = part.places.tolist()
         try:
             of_part = _outlines(part, backend, device, calibration)
-        except BeyondArrays:
+        except BeyondArraysError:
             of_part = [_outline(recipes[place], backend, device, calibration) for place in places]
         except UserError as error:
             of_part = [error] * len(places)
@@ -101,7 +101,7 @@ def _outlines(
     seconds = None
     try:
         seconds = likely_step_seconds(part, device, calibration)
-    except BeyondArrays:
+    except BeyondArraysError:
         raise
     except UserError:
         pass  # the calibration lacks what the recipes need

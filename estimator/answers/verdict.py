@@ -186,7 +186,7 @@ class _Search:
             compute_capability=compute_capability,
             expandable_segments=setup.allocator.expandable_segments,
         )
-        return taken.device_total_range[1]
+        return int(taken.device_total_range[1])
 
     def largest_batch_size(self, setup: _Setup) -> int | None:
         """Return the largest batch size that fits."""

@@ -26,7 +26,7 @@ CHUNK = 8192
 """Recipes per block, so that all their candidates fit into the processor's cache."""
 
 
-class BeyondArrays(UserError):
+class BeyondArraysError(UserError):
     """A recipe takes `LARGEST_EXACT` bytes or more."""
 
 
@@ -159,7 +159,7 @@ def peaks_of(part: GridPart, backend: Backend, compute_capability: str | None) -
 
     Raises:
         UserError: as in `estimate_memory`.
-        BeyondArrays: a recipe needs 8 PiB or more.
+        BeyondArraysError: a recipe needs 8 PiB or more.
     """
     import numpy as np
 
@@ -175,7 +175,7 @@ def at_peaks_of(part: GridPart, backend: Backend, compute_capability: str | None
 
     Raises:
         UserError: as in `estimate_memory`.
-        BeyondArrays: a recipe needs 8 PiB or more.
+        BeyondArraysError: a recipe needs 8 PiB or more.
     """
     import numpy as np
 
@@ -247,5 +247,5 @@ def _exact(peaks: NDArray[np.float64]) -> NDArray[np.int64]:
     import numpy as np
 
     if peaks.max() >= LARGEST_EXACT:
-        raise BeyondArrays(f"a recipe takes {peaks.max() / 2**50:.0f} PiB: the arrays must stay below 8 PiB")
+        raise BeyondArraysError(f"a recipe takes {peaks.max() / 2**50:.0f} PiB: the arrays must stay below 8 PiB")
     return peaks.astype(np.int64)

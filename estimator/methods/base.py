@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
 
@@ -27,6 +27,8 @@ PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 
+MOST_TARGETS = 64
+"""Size of the cache of spellings: the recipes of a suite share a few."""
 GROUPS = ("all-linear", "attention", "mlp")
 """Words for several target modules."""
 
@@ -153,9 +155,13 @@ def canonical_names(option: str, given: str) -> str:
 
 def is_pattern(targets: str) -> bool:
     """Return whether ``target_modules`` is a regular expression for whole paths, as peft takes a text."""
-    return any(letter in targets for letter in "*+?()[]{}|^$\\")
+    return not _OF_PATTERNS.isdisjoint(targets)
 
 
+_OF_PATTERNS = frozenset("*+?()[]{}|^$\\")
+
+
+@lru_cache(MOST_TARGETS)
 def canonical_targets(targets: str) -> str:
     """Return ``target_modules`` in the spelling of recipes.
 

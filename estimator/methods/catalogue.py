@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Literal, NamedTuple
 
 from lorabench.estimator.methods.base import Adapter, setting_names
@@ -48,11 +49,12 @@ METHODS: dict[Method, Parts] = {
 
 def method_of(adapter: Adapter | None, quantization: FourBit | None) -> Method | None:
     """Return the method that has these parts; None if there is none."""
-    kinds = (None if part is None else type(part) for part in (adapter, quantization))
-    return _BY_PARTS.get(tuple(kinds))
+    return _BY_PARTS.get((type(adapter), type(quantization)))
 
 
-_BY_PARTS: dict[tuple[type | None, ...], Method] = {tuple(parts): method for method, parts in METHODS.items()}
+_BY_PARTS: dict[tuple[type, ...], Method] = {
+    tuple(NoneType if part is None else part for part in parts): method for method, parts in METHODS.items()
+}
 
 
 def methods_with(setting: str) -> list[Method]:

@@ -235,9 +235,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if part is not None:
                 values |= asdict(part)
         return {
-            name: value
-            for name in SETTINGS
-            if (value := values.get(name)) is not None and (value or name not in OFF)
+            name: value for name in SETTINGS if (value := values.get(name)) is not None and (value or name not in OFF)
         }
 
     def digest(self, model_config: dict[str, Any] | msgspec.Raw) -> str:

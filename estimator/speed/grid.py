@@ -78,9 +78,7 @@ def likely_step_seconds(
     return np.broadcast_to(seconds, part.places.shape)
 
 
-def _step(
-    part: GridPart, device: Device, calibration: Calibration | None
-) -> tuple[StepWork, NDArray[np.int64] | int]:
+def _step(part: GridPart, device: Device, calibration: Calibration | None) -> tuple[StepWork, NDArray[np.int64] | int]:
     """Return the step of the recipes of ``part``, and the bytes of optimizer states for which there is no room."""
     import numpy as np
 
