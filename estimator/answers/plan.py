@@ -18,6 +18,7 @@ from lorabench.estimator.answers.estimates import estimate_recipe
 from lorabench.estimator.answers.support import unsupported
 from lorabench.estimator.answers.verdict import LARGEST_BATCH, Change, replayed_verdict, states_fit, usable_bytes
 from lorabench.estimator.closed_form.memory import estimate_memory
+from lorabench.estimator.closed_form.replay import warn_of_no_replay
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
@@ -192,6 +193,7 @@ def make_plan(
         assumptions=(*assumptions, *device.assumptions),
         warnings=(
             *dict.fromkeys(said for one in leanest.values() for said in recipe_warnings(one)),
+            *warn_of_no_replay(spec),
             *allocator.warnings(),
         ),
     )

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from lorabench.estimator.answers.support import lacks_library
 from lorabench.estimator.closed_form.memory import estimate_memory
-from lorabench.estimator.closed_form.replay import Training
+from lorabench.estimator.closed_form.replay import Training, is_replayed
 from lorabench.estimator.devices.device import DRIVER_BYTES, Device
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, VARIABLES, AllocatorSettings
@@ -101,16 +101,20 @@ class ReplayedVerdict(NamedTuple):
 def replayed_verdict(
     resolved: ResolvedRecipe, device: Device, allocator: AllocatorSettings = DEFAULTS
 ) -> ReplayedVerdict:
-    """Return what `judge` with a replay says of the recipe itself.
+    """Return what `judge` with a replay says of the recipe itself, or without one if the model is too deep for it.
 
     Raises:
         UserError: as in `replayed_memory`.
     """
-    training = Training(resolved, device.compute_capability, device.multiprocessors)
-    memory = training.memory(allocator)
+    if is_replayed(resolved):
+        training = Training(resolved, device.compute_capability, device.multiprocessors)
+        memory = training.memory(allocator)
+        search = _ReplayedSearch(device, usable_bytes(device, allocator), training, memory)
+        answer, margin = search.judge(_Setup(resolved, allocator), memory)
+    else:
+        memory = estimate_memory(resolved, compute_capability=device.compute_capability)
+        answer, margin = verdict_and_margin(memory, device.memory_bytes)
     assert memory.device_total_range_bytes is not None
-    search = _ReplayedSearch(device, usable_bytes(device, allocator), training, memory)
-    answer, margin = search.judge(_Setup(resolved, allocator), memory)
     return ReplayedVerdict(answer == "fits", margin, memory.device_total_range_bytes[1])
 
 

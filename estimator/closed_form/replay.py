@@ -27,6 +27,7 @@ from lorabench.estimator.memory.loading import EMPTY_CACHE, loading
 from lorabench.estimator.memory.reductions import Multiprocessors, multiprocessors_of, reduction_buffer
 from lorabench.estimator.memory.replayed import OutOfMemory, Replayed, distinct_steps, with_blocks
 from lorabench.estimator.memory.workspaces import HANDLES, workspaces
+from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.states import shared_blocks
 from lorabench.estimator.optimizers.table import OPTIMIZERS
 from lorabench.estimator.optimizers.temporaries import Assign, MeanOfRows
@@ -36,6 +37,9 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 STEADY_STEPS = 2
 """Steps that are replayed of those that allocate the same tensors. The second starts with the cache that the first
 leaves, as later ones."""
+MOST_REPLAYED_LAYERS = 128
+"""Layers of the deepest model that is replayed. A replay goes through each layer, and its time grows faster than their
+number; the deepest model of the catalogue has 126."""
 MICRO_BATCHES = 3
 """Micro-batches of a step that are replayed. The third starts with the cache that the second leaves, as later ones."""
 
@@ -51,14 +55,30 @@ def replayed_memory(
     """Return the breakdown of the recipe, with allocated and reserved bytes as CUDA's allocator counts them.
 
     ``compute_capability`` and ``multiprocessors`` are those of `Training`. If the limit of ``allocator`` leaves too
-    little memory, the answer is without the limit. A CPU has no such allocator: there it is `estimate_memory`.
+    little memory, the answer is without the limit. A CPU has no such allocator: there, and for a model that is too deep
+    (`is_replayed`), it is `estimate_memory`.
 
     Raises:
         UserError: as in `estimate_memory`.
     """
-    if backend == "cpu":
-        return estimate_memory(resolved, backend)
+    if backend == "cpu" or not is_replayed(resolved):
+        return estimate_memory(resolved, backend, compute_capability)
     return Training(resolved, compute_capability, multiprocessors).memory(allocator)
+
+
+def is_replayed(resolved: ResolvedRecipe) -> bool:
+    """Return whether the model has at most `MOST_REPLAYED_LAYERS`. Reserved memory of a deeper one has a range."""
+    return resolved.spec.num_hidden_layers <= MOST_REPLAYED_LAYERS
+
+
+def warn_of_no_replay(spec: ModelSpec) -> tuple[str, ...]:
+    """Return what to say of a model that is too deep for a replay."""
+    if spec.num_hidden_layers <= MOST_REPLAYED_LAYERS:
+        return ()
+    return (
+        f"the allocator is replayed for at most {MOST_REPLAYED_LAYERS} layers, and {spec.name} has "
+        f"{spec.num_hidden_layers}: reserved memory has a range",
+    )
 
 
 class Training:

@@ -158,6 +158,23 @@ def _suite_has_too_many_recipes(at: Path) -> list[str]:
     return ["run", written(at / "suite.yaml", text), "--dry-run"]
 
 
+@case(None)
+def _a_suite_of_9999_recipes_is_listed(at: Path) -> list[str]:
+    axes = {"batch_size": list(range(1, 12)), "seq_len": list(range(128, 137)), "rank": list(range(1, 102))}
+    return ["run", written(at / "suite.yaml", {"matrix": {"model": "gpt2", **axes}}), "--dry-run", "--gpu", "24GB"]
+
+
+@case("no causal language model of model_type 'foo_bar': correct it")
+def _model_type_is_unknown(at: Path) -> list[str]:
+    return ["estimate", written(at / "config.json", MODEL_CONFIG | {"model_type": "foo_bar"})]
+
+
+@case(None)
+def _a_model_has_1024_layers(at: Path) -> list[str]:
+    deep = MODEL_CONFIG | {"num_hidden_layers": 1024}
+    return ["estimate", written(at / "config.json", deep), "--gpu", "24GB", "--explain"]
+
+
 @case("model_type must be a name such as llama, not 'xxxxxxxx")
 def _model_type_has_a_megabyte(at: Path) -> list[str]:
     return ["estimate", written(at / "config.json", MODEL_CONFIG | {"model_type": "x" * 10**6})]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 MOST_LAYERS = 2**10
-"""Eight times as many as the deepest model of the catalogue has. A replay takes time for each layer."""
+"""Eight times as many as the deepest model of the catalogue has."""
 Size = Annotated[int, Meta(ge=1, le=2**24)]
 """A width, a vocabulary, a number of positions. The bound is far above any real model and keeps sums exact."""
 LayerCount = Annotated[int, Meta(ge=1, le=MOST_LAYERS)]

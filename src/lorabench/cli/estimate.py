@@ -139,7 +139,8 @@ def command(
     if explain:
         from lorabench.estimator.explanation import explain as explain_memory
 
-        explanation = explain_memory(resolved, device=device, replayed=None if no_replay else estimate)
+        is_replayed = estimate.memory.peak_reserved_range_bytes is None
+        explanation = explain_memory(resolved, device=device, replayed=estimate if is_replayed else None)
         show(_explained(estimate, explanation, format_))
     return 1 if require_fit and not estimate.fits else 0
 
