@@ -12,6 +12,8 @@ from pathlib import Path
 
 PREFIX, SUFFIX = ".lorabench-", ".tmp"
 """Prefix and suffix of unfinished files."""
+ROOM = 2**16
+"""Bytes that must be free before a measurement: more than a run record of a thousand steps."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP)
@@ -39,14 +41,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Create ``folder`` if needed, and write a file there that is gone at once.
+    """Create ``folder`` if needed, and write a file of `ROOM` bytes there that is gone at once.
 
     Raises:
-        OSError: that is not possible.
+        OSError: that is not possible, such as on a full disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0" * ROOM)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def remove_unfinished_files(folder: Path) -> None:

@@ -64,8 +64,8 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
     facts = surroundings.device
     chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.backend == "cpu" else default_dtypes(facts.name))
     path = output or user_folder() / file_name(facts.name)
-    if path.is_dir():
-        raise UserError(f"{path}: cannot write: it is a folder: name a file with -o")
+    if path.exists() and not path.is_file():  # root would replace /dev/null by the file
+        raise UserError(f"{path}: cannot write: not a file: name a file with -o")
     if not surroundings.null_gpu:
         with _writing(path):
             require_writable(path.parent)  # now, since the measurement takes a minute

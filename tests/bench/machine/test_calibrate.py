@@ -64,7 +64,11 @@ def test_the_command_writes_what_estimates_read(
 
 @pytest.mark.parametrize(
     ("output", "refusal"),
-    [(".", "cannot write: it is a folder"), ("file/rates.json", "cannot write (File exists): name another file")],
+    [
+        (".", "cannot write: not a file"),
+        ("/dev/full", "cannot write: not a file"),
+        ("file/rates.json", "cannot write (File exists): name another file"),
+    ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     output: str, refusal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, folder: str)
     ):
         pass
     assert folder in str(refused.value)
+
+
+def test_a_disk_without_room_for_a_record_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write there: File too large"), open_results(tmp_path, "demo"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_system_without_locks_is_no_reason_not_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
