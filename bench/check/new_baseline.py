@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorabench.bench.check.matching import Work
-from lorabench.bench.records.atomic_writes import replace_folder
-from lorabench.bench.records.record import SUFFIX, RunRecord, read_record, write_record
+from lorabench.bench.records.atomic_writes import replace_folder, write_atomically
+from lorabench.bench.records.record import SUFFIX, RunRecord, encode_record, read_record
 from lorabench.estimator.errors import UserError
 
 REVIEW = "review.md"
@@ -37,10 +37,11 @@ def write_baseline(results: Sequence[RunRecord], baseline: Path, review: str) ->
             else:
                 shutil.copy2(path, folder, follow_symlinks=False)
         for record in results:
-            write_record(folder, record)
+            write_atomically(folder / record.file_name, encode_record(record))
         (folder / REVIEW).write_text(review + "\n", encoding="utf-8")
 
     try:
         replace_folder(baseline, fill)
     except OSError as error:
-        raise UserError(f"{baseline}: cannot write the baseline: {error.strerror}: name another folder") from error
+        why = error.strerror or str(error)  # shutil joins the errors of a folder into one text
+        raise UserError(f"{baseline}: cannot write the baseline: {why}: name another folder") from error

@@ -214,14 +214,18 @@ def write_record(folder: Path, record: RunRecord) -> Path:
         UserError: the folder cannot be written or the disk is full.
     """
     path = folder / record.file_name
-    text = msgspec.json.format(msgspec.json.encode(record), indent=1)
     try:
-        write_atomically(path, text + b"\n")
+        write_atomically(path, encode_record(record))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space and continue with --resume" if full else "name another folder with -o"
         raise UserError(f"{path}: cannot write the record: {error.strerror}: {remedy}") from error
     return path
+
+
+def encode_record(record: RunRecord) -> bytes:
+    """Return the contents of the record's file."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
 
 
 def read_record(path: Path) -> RunRecord:
