@@ -90,7 +90,8 @@ class _Reader:
         self.lines.setdefault(trail, _line(event))
         self.count += 1
         if self.count > MOST_VALUES:
-            raise self._error(event, f"more than {MOST_VALUES:,} values: split the suite, or shorten the config")
+            what = f"more than {MOST_VALUES:,} keys and values"
+            raise self._error(event, f"{what}: split the suite, or shorten the config")
         if len(trail) > MOST_LEVELS:
             raise self._error(event, "nested too deeply")
         if isinstance(event, yaml.ScalarEvent):
@@ -113,6 +114,7 @@ class _Reader:
             if key in values:
                 raise self._error(event, f"{quoted(key)[1:-1]} is given twice: remove one")
             self.lines[(*trail, key)] = _line(event)
+            self.count += 1
             values[key] = self._value((*trail, key), self._next())
         return values
 

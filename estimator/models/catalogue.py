@@ -148,7 +148,7 @@ def _read_path(path: Path, text: str) -> ModelSpec:
     try:
         path = path.expanduser()
         if path.is_dir():
-            if not (path / "config.json").is_file():
+            if not (path / "config.json").exists():
                 raise UserError(f"{text}: the folder has no config.json")
             path = path / "config.json"
         config = _decode(path)

@@ -57,18 +57,17 @@ def command(output: Path | None, device: Any, dtypes: tuple[str, ...]) -> None:
 
     from lorabench.bench.machine.calibrate import calibrate
     from lorabench.bench.machine.environment import probe_surroundings
-    from lorabench.bench.records.atomic_writes import require_writable, write_atomically
+    from lorabench.bench.records.atomic_writes import write_atomically
     from lorabench.estimator.speed.calibrations import file_name, user_folder
 
+    if output is not None:
+        _refuse_unwritable(output)
     surroundings = probe_surroundings(device)
     facts = surroundings.device
     chosen = tuple(dict.fromkeys(dtypes)) or (("float32",) if facts.backend == "cpu" else default_dtypes(facts.name))
     path = output or user_folder() / file_name(facts.name)
-    if path.exists() and not path.is_file():  # root would replace /dev/null by the file
-        raise UserError(f"{path}: cannot write: not a file: name a file with -o")
-    if not surroundings.null_gpu:
-        with _writing(path):
-            require_writable(path.parent)  # now, since the measurement takes a minute
+    if output is None and not surroundings.null_gpu:
+        _refuse_unwritable(path)
 
     with progress() as say:
         calibration = calibrate(facts.backend, facts.name, chosen, lambda what: say(f"measuring {what}"))
@@ -89,6 +88,16 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror}): name another file with -o") from error
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Refuse ``path`` now if it cannot be written, since the measurement takes a minute."""
+    from lorabench.bench.records.atomic_writes import require_writable
+
+    if path.exists() and not path.is_file():  # root would replace /dev/null by the file
+        raise UserError(f"{path}: cannot write: not a file: name a file with -o")
+    with _writing(path):
+        require_writable(path.parent)
 
 
 def default_dtypes(gpu: str) -> tuple[str, ...]:
