@@ -19,31 +19,54 @@ TRAINERS = ("sft", "dpo", "kto", "orpo", "cpo", "grpo", "rloo", "reward", "ppo",
 ASSIGNMENT = r"(?:export\s+)?([A-Za-z_]\w*)=(.*)"
 
 
+LONGEST = 2**15
+"""Most characters of a command's file, and of all values put in for variables. shlex takes time for their square."""
+
+
 def read_command(text: str, source: str) -> dict[str, Any]:
     """Return the arguments of the first training command in ``text`` by name, with the tool under `TOOL_KEY`.
 
     An argument with several values is a list; one without a value is ``""``.
 
     Raises:
-        UserError: no command has arguments; quotes are not closed; a variable is not set in the file.
+        UserError: no command has arguments; quotes are not closed; a variable is not set in the file; the text is
+            longer than `LONGEST`.
     """
-    variables: dict[str, str] = {}
+    if len(text) > LONGEST:
+        raise UserError(f"{source}: longer than {LONGEST:,} characters: write one command with its arguments")
+    variables = _Variables(source)
     for line in text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
         if found := re.fullmatch(ASSIGNMENT, line.strip()):
-            variables[found[1]] = _filled(found[2].strip().strip("\"'"), variables)
+            variables.values[found[1]] = variables.put_into(found[2].strip().strip("\"'"))
             continue
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
             raise UserError(f"{source}: not a command ({error}): write one command with its arguments") from error
-        words = [_filled(word, variables) for word in words]
+        words = [*map(variables.put_into, words)]
         if any(word.startswith("--") for word in words):
             return _read(words, source)
     raise UserError(f"{source}: no command with arguments: write the command of a training")
 
 
-def _filled(word: str, variables: dict[str, str]) -> str:
-    return re.sub(r"\$\{?(\w+)\}?", lambda found: variables.get(found[1], found[0]), word)
+class _Variables:
+    """The variables that a file sets."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.values: dict[str, str] = {}
+        self.room = LONGEST
+
+    def put_into(self, word: str) -> str:
+        """Return ``word`` with the values of its variables."""
+        return re.sub(r"\$\{?(\w+)\}?", self._value, word)
+
+    def _value(self, found: re.Match[str]) -> str:
+        value = self.values.get(found[1], found[0])
+        self.room -= len(value)
+        if self.room < 0:
+            raise UserError(f"{self.source}: its variables have more than {LONGEST:,} characters: write their values")
+        return value
 
 
 def _read(words: list[str], source: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from lorabench.estimator.models.spec import ModelSpec
 
 TOOL_KEY = "(tool)"
 """Key under which a command has the name of its tool."""
+MOST_UNKNOWN = 100
+"""Most keys of a config that the tool does not know. The nearest known key is looked for, and each is listed."""
 MOST_SHOWN = 40
 """Characters of a value that a message shows."""
 
@@ -138,7 +140,8 @@ def read_values(file: str, tool: Tool, config: Mapping[str, Any]) -> Config:
     """Return ``config`` with typed values.
 
     Raises:
-        UserError: a value has the wrong type, or the config is no training of a language model.
+        UserError: a value has the wrong type, more than `MOST_UNKNOWN` keys are unknown, or the config is no training
+            of a language model.
     """
     given: dict[str, Any] = {}
     unknown: list[NotTaken] = []
@@ -148,6 +151,11 @@ def read_values(file: str, tool: Tool, config: Mapping[str, Any]) -> Config:
         if value is None or name == TOOL_KEY:
             continue
         if key is None:
+            if len(unknown) == MOST_UNKNOWN:
+                raise UserError(
+                    f"{file}: more than {MOST_UNKNOWN} keys that {tool.name} {tool.read_in} does not know, such as "
+                    f"{shown(name)}: is it a config of {tool.name}?"
+                )
             hint = did_you_mean(name.rpartition(".")[2], tool.keys)
             why = f"no key of {tool.name} {tool.read_in} that is known here"
             near = f"; {hint}" if hint.startswith("did") else ""

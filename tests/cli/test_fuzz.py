@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lorabench.bench.suites.suite_file import KEYS
 from lorabench.cli import COMMANDS, main
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.imported.sources import TOOLS, tool_of
 from lorabench.estimator.models.catalogue import CONFIGS
 from lorabench.estimator.models.read_config import MODEL_TYPES
 from lorabench.estimator.recipes.recipe import SETTINGS
@@ -127,24 +128,98 @@ def test_texts_of_suites(tmp_path: Path, ends_well: Lorabench, text: str) -> Non
     ends_well("run", str(path), "--dry-run", "--gpu", "24GB")
 
 
-AXOLOTL: dict[str, Any] = {
-    "base_model": "openai-community/gpt2",
-    "adapter": "lora",
-    "lora_r": 8,
-    "lora_target_modules": ["c_attn"],
-    "sequence_len": 64,
-    "micro_batch_size": 2,
-    "datasets": [{"path": "x", "type": "alpaca"}],
-    "deepspeed": "zero2.json",
-    "plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"],
-}
+GPT2 = "openai-community/gpt2"
+OF_OTHER_TOOLS: list[dict[str, Any]] = [
+    {
+        "base_model": GPT2,
+        "adapter": "lora",
+        "lora_r": 8,
+        "lora_target_modules": ["c_attn"],
+        "sequence_len": 64,
+        "micro_batch_size": 2,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "deepspeed": "zero2.json",
+        "plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"],
+    },
+    {"peft_type": "LORA", "base_model_name_or_path": GPT2, "r": 8, "target_modules": ["c_attn"], "rank_pattern": {}},
+    {
+        "model": {"_component_": "torchtune.models.llama3_1.qlora_llama3_1_8b", "lora_attn_modules": ["q_proj"]},
+        "tokenizer": {"_component_": "torchtune.models.llama3.llama3_tokenizer", "max_seq_len": 64},
+        "optimizer": {"_component_": "torch.optim.AdamW", "fused": True},
+        "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
+        "batch_size": 2,
+    },
+    {"model": "unsloth/Meta-Llama-3.1-8B", "training": {"max_steps": 3, "batch_size": 2}, "lora": {"lora_r": 8}},
+    {"model_name_or_path": GPT2, "stage": "sft", "finetuning_type": "lora", "lora_target": "all", "cutoff_len": 64},
+    {"model_name_or_path": GPT2, "dataset_name": "x", "use_peft": True, "max_length": 64, "lora_r": 8},
+    {"distributed_type": "NO", "mixed_precision": "fp16", "deepspeed_config": {"zero_stage": 2}},
+    {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": "auto"}},
+    {"per_device_train_batch_size": 2, "optim": "sgd", "gradient_checkpointing": True},
+]
+"""A config of each tool that is read."""
+
+
+def test_a_config_of_each_tool_is_tried() -> None:
+    assert [tool_of(config) for config in OF_OTHER_TOOLS] == [*TOOLS]
+
+
+@fuzz(300)
+@given(
+    config=st.sampled_from(OF_OTHER_TOOLS).flatmap(spoilt),
+    ending=st.sampled_from([".yml", ".json"]),
+    target=st.sampled_from([(), ("gpt2",)]),
+    asked=st.sampled_from([("estimate", "--no-replay"), ("recipe", "--as", "trl"), ("recipe", "--as", "python")]),
+)
+@example(
+    config={"base_model": "gpt2", "micro_batch_size": 1} | {f"unknown_{number}": number for number in range(9000)},
+    ending=".json",
+    target=(),
+    asked=("estimate",),
+)
+def test_configs_of_other_tools(
+    tmp_path: Path,
+    ends_well: Lorabench,
+    config: Any,
+    ending: str,
+    target: tuple[str, ...],
+    asked: tuple[str, ...],
+) -> None:
+    path = tmp_path / f"config{ending}"
+    path.write_text(json.dumps(config))
+    command, *options = asked
+    ends_well(command, *target, "--from", str(path), *options)
+
+
+COMMAND = """A=$A$A
+MODEL=gpt2
+trl sft --model_name_or_path $MODEL --use_peft --lora_target_modules c_attn x \\
+ --max-length=64"""
+PIECES = [
+    *COMMAND.split(" "),
+    "\n",
+    "'",
+    '"',
+    "$",
+    "${A}",
+    "\\",
+    "--",
+    "=",
+    "#",
+    "#!",
+    "llamafactory-cli",
+    "--stage",
+    "sft",
+]
 
 
 @fuzz(200)
-@given(config=spoilt(AXOLOTL))
-def test_configs_of_other_tools(tmp_path: Path, ends_well: Lorabench, config: Any) -> None:
-    path = tmp_path / "axolotl.yml"
-    path.write_text(json.dumps(config))
+@given(words=st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=20))
+@example(words=["A=xx\n", "A=$A$A\n" * 40, "trl sft --model_name_or_path $A"])
+@example(words=['trl sft --x "', "a " * 400_000])
+@example(words=["trl sft", " --a" * 200_000])
+def test_commands_of_other_tools(tmp_path: Path, ends_well: Lorabench, words: list[str]) -> None:
+    path = tmp_path / "train.sh"
+    path.write_bytes(" ".join(words).encode(errors="surrogatepass"))
     ends_well("estimate", "--from", str(path), "--no-replay")
 
 

@@ -175,6 +175,43 @@ def _a_model_has_1024_layers(at: Path) -> list[str]:
     return ["estimate", written(at / "config.json", deep), "--gpu", "24GB", "--explain"]
 
 
+AXOLOTL = "base_model: gpt2\nadapter: lora\nlora_r: 8\nmicro_batch_size: 1\n"
+
+
+@case("more than 100 keys that axolotl")
+def _a_config_has_9000_unknown_keys(at: Path) -> list[str]:
+    keys = "".join(f"unknown_{number}: 1\n" for number in range(9000))
+    return ["estimate", "--from", written(at / "axolotl.yaml", AXOLOTL + keys)]
+
+
+@case("a pipe or a device, not a file")
+def _a_config_is_a_pipe(at: Path) -> list[str]:
+    return ["recipe", "--from", fifo(at / "axolotl.yaml"), "--as", "trl"]
+
+
+@case("a pipe or a device, not a file")
+def _the_model_of_a_config_is_a_pipe(at: Path) -> list[str]:
+    fifo(at / "model.json")
+    return ["estimate", "--from", written(at / "axolotl.yaml", AXOLOTL.replace("gpt2", "model.json"))]
+
+
+@case("its variables have more than 32,768 characters")
+def _variables_of_a_command_double_forty_times(at: Path) -> list[str]:
+    lines = ["A=xx", *["A=$A$A"] * 40, "trl sft --model_name_or_path $A"]
+    return ["estimate", "--from", written(at / "train.sh", "\n".join(lines))]
+
+
+@case("its variables have more than 32,768 characters")
+def _words_of_a_command_are_variables(at: Path) -> list[str]:
+    lines = ["A=" + "x" * 1000, "trl sft --model_name_or_path gpt2 " + "$A " * 10_000]
+    return ["estimate", "--from", written(at / "train.sh", "\n".join(lines))]
+
+
+@case("longer than 32,768 characters")
+def _a_quote_of_a_command_has_no_end(at: Path) -> list[str]:
+    return ["estimate", "--from", written(at / "train.sh", 'trl sft --x "' + "a " * 400_000)]
+
+
 @case("model_type must be a name such as llama, not 'xxxxxxxx")
 def _model_type_has_a_megabyte(at: Path) -> list[str]:
     return ["estimate", written(at / "config.json", MODEL_CONFIG | {"model_type": "x" * 10**6})]

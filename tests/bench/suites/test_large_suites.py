@@ -17,7 +17,8 @@ def test_as_many_values_as_allowed_are_read() -> None:
     value, lines = read_plain_yaml("- a\n" * (MOST_VALUES - 1), "x.yaml")
     assert len(value) == MOST_VALUES - 1
     assert lines[(5,)] == 6
-    with pytest.raises(UserError, match=rf"x\.yaml line {MOST_VALUES}: more than 20,000 keys and values: split the suite"):
+    said = rf"x\.yaml line {MOST_VALUES}: more than 20,000 keys and values: split the suite, or"
+    with pytest.raises(UserError, match=said):
         read_plain_yaml("- a\n" * MOST_VALUES, "x.yaml")
 
 
