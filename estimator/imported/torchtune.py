@@ -156,7 +156,7 @@ def _optimizer(value: Any, values: Values) -> Options | Results:
 
 
 def _loss(value: Any, _: Values) -> Options | Missing:
-    name = value.rpartition(".")[2].lower()
+    name = (value or "").rpartition(".")[2].lower()
     if "dpo" in name:
         return shared_rules.PREFERENCES["dpo"]
     if "ppo" in name or "grpo" in name:

@@ -170,6 +170,7 @@ def test_a_config_of_each_tool_is_tried() -> None:
     target=st.sampled_from([(), ("gpt2",)]),
     asked=st.sampled_from([("estimate", "--no-replay"), ("recipe", "--as", "trl"), ("recipe", "--as", "python")]),
 )
+@example(config=OF_OTHER_TOOLS[2] | {"loss": None}, ending=".yml", target=(), asked=("estimate",))
 @example(
     config={"base_model": "gpt2", "micro_batch_size": 1} | {f"unknown_{number}": number for number in range(9000)},
     ending=".json",
