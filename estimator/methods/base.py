@@ -173,7 +173,7 @@ def canonical_targets(targets: str) -> str:
         try:
             re.compile(targets)
         except re.error as error:
-            raise ValueError(f"target_modules {targets!r} is no regular expression: {error}") from error
+            raise ValueError(f"target_modules {quoted(targets)} is no regular expression: {error}") from error
         return targets
     names = canonical_names("target_modules", targets).split(",")
     groups = [name for name in names if name in GROUPS]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from lorabench.estimator.bounded_time import within
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.methods.base import Adapter, is_pattern
 from lorabench.estimator.methods.lora import named, older_names
 from lorabench.estimator.models.spec import Linear, ModelSpec
 from lorabench.estimator.recipes.modules_to_save import embeddings_and_head
+
+MATCHING_SECONDS = 1.0
+"""Most of the processor's time for a regular expression on all paths of a model. It usually takes milliseconds."""
 
 
 def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[str, ...]:
@@ -116,14 +120,18 @@ def _matched(spec: ModelSpec, pattern: str) -> tuple[str, ...]:
     """Return the linear layers whose whole path a regular expression matches, as peft reads a text.
 
     Raises:
-        UserError: it matches no layer, or only some of the decoder layers.
+        UserError: it matches no layer, or only some of the decoder layers, or takes more than `MATCHING_SECONDS`.
     """
     ends = {spec.layers_path, *(spec.layers_path.replace("model.", path, 1) for path in LANGUAGE_MODELS)}
-    for path in sorted(ends, key=lambda path: path != spec.layers_path):
-        found = _matched_under(spec, re.compile(pattern), path)
-        if found:
-            return found
-    raise UserError(f"target_modules: no path of a linear layer of {spec.name} matches {pattern!r}: {_example(spec)}")
+    slow = f"target_modules: {quoted(pattern)} takes too long to match: write it without repetitions of repetitions"
+    with within(MATCHING_SECONDS, slow):
+        for path in sorted(ends, key=lambda path: path != spec.layers_path):
+            found = _matched_under(spec, re.compile(pattern), path)
+            if found:
+                return found
+    raise UserError(
+        f"target_modules: no path of a linear layer of {spec.name} matches {quoted(pattern)}: {_example(spec)}"
+    )
 
 
 def _example(spec: ModelSpec) -> str:
@@ -142,8 +150,8 @@ def _matched_under(spec: ModelSpec, pattern: re.Pattern[str], layers_path: str) 
     partly = [name for name, matches in found.items() if len(matches) == 2]
     if partly:
         raise UserError(
-            f"target_modules: {pattern.pattern!r} matches {partly[0]} in some layers only, and adapters are counted in "
-            "all: write one for all layers"
+            f"target_modules: {quoted(pattern.pattern)} matches {partly[0]} in some layers only, and adapters are "
+            "counted in all: write one for all layers"
         )
     return tuple(name for name, matches in found.items() if matches == {True})
 

@@ -195,6 +195,11 @@ def _the_model_of_a_config_is_a_pipe(at: Path) -> list[str]:
     return ["estimate", "--from", written(at / "axolotl.yaml", AXOLOTL.replace("gpt2", "model.json"))]
 
 
+@case("target_modules: '(.+)+!' takes too long to match")
+def _a_regular_expression_tries_all_ways_to_match(at: Path) -> list[str]:
+    return ["estimate", "--from", written(at / "axolotl.yaml", AXOLOTL + "lora_target_modules: '(.+)+!'\n")]
+
+
 @case("its variables have more than 32,768 characters")
 def _variables_of_a_command_double_forty_times(at: Path) -> list[str]:
     lines = ["A=xx", *["A=$A$A"] * 40, "trl sft --model_name_or_path $A"]
