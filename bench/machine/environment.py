@@ -71,6 +71,23 @@ def require_bench_extra() -> None:
         raise UserError(f"training needs {', '.join(missing)}: pip install 'lorabench[bench]'")
 
 
+GPU_FILES = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+"""Through these files CUDA and ROCm reach a GPU on Linux: NVIDIA's, a Jetson's, AMD's, and any one under WSL."""
+
+
+def local_device(choice: DeviceChoice) -> DeviceFacts:
+    """Return the device of ``choice`` on this machine (auto: CUDA if there is a GPU), without torch if it is the CPU.
+
+    Raises:
+        UserError: as in `probe_surroundings`.
+    """
+    require_bench_extra()
+    no_gpu = sys.platform == "linux" and not on_null_gpu() and not any(Path(file).exists() for file in GPU_FILES)
+    if choice == "cpu" or (choice == "auto" and no_gpu):
+        return _device_facts("cpu")
+    return probe_surroundings(choice).device
+
+
 def probe_surroundings(choice: DeviceChoice, environment: Mapping[str, str] | None = None) -> Surroundings:
     """Return the device of ``choice`` on this machine (auto: CUDA if there is a GPU) and the software.
 

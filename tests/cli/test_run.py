@@ -252,8 +252,7 @@ def test_a_dry_run_lists_recipes_with_memory_time_and_verdict(
 def test_a_dry_run_without_a_gpu_is_of_this_machine_and_says_what_has_no_estimate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = Surroundings(device=FACTS.device, environment=FACTS.environment)
-    monkeypatch.setattr("lorabench.bench.machine.environment.probe_surroundings", lambda device: here)
+    monkeypatch.setattr("lorabench.bench.machine.environment.local_device", lambda choice: FACTS.device)
     assert run("smoke", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[:2] == ["recipe", "allocated"]
@@ -264,8 +263,7 @@ def test_a_dry_run_without_a_gpu_is_of_this_machine_and_says_what_has_no_estimat
 def test_what_the_device_has_no_kernels_for_is_said_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = Surroundings(device=FACTS.device, environment=FACTS.environment)
-    monkeypatch.setattr("lorabench.bench.machine.environment.probe_surroundings", lambda device: here)
+    monkeypatch.setattr("lorabench.bench.machine.environment.local_device", lambda choice: FACTS.device)
     reason = "loss liger runs on CUDA only, and this is cpu: use loss standard"
     suite = tmp_path / "losses.yaml"
     suite.write_text("matrix: {model: [lorabench/demo-llama], loss: [standard, liger]}")

@@ -274,9 +274,9 @@ def _refuse_what_only_training_takes() -> None:
 def _device(gpu: str | None, choice: DeviceChoice) -> tuple[DeviceFacts, tuple[str, ...]]:
     """Return the device to estimate for (the named GPU, or this machine's) and the assumptions about it."""
     if gpu is None:
-        from lorabench.bench.machine.environment import probe_surroundings
+        from lorabench.bench.machine.environment import local_device
 
-        return probe_surroundings(choice).device, ()
+        return local_device(choice), ()
     if choice != "auto":
         raise UserError("--gpu and --device contradict each other: --gpu names the device to estimate for")
     from lorabench.bench.records.record import DeviceFacts
