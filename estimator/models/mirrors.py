@@ -13,6 +13,8 @@ from typing import Any
 MIRRORS = frozenset(
     {
         "alpindale",
+        "axolotl-ai-co",
+        "axolotl-quants",
         "bartowski",
         "casperhansen",
         "cohereforai",  # the former name of CohereLabs
@@ -21,8 +23,10 @@ MIRRORS = frozenset(
         "huggyllama",
         "lmstudio-community",
         "meta-llama",
+        "mhenrichsen",
         "mistral-community",
         "mlx-community",
+        "models",  # the folder of local copies in tools' examples
         "neuralmagic",
         "nousresearch",
         "redhatai",
@@ -35,13 +39,13 @@ MIRRORS = frozenset(
 """Publishers, in lower case, who copy others' models under the models' own last parts."""
 
 STORED = (
-    r"(.+?)-((unsloth-|dynamic-)?bnb-[48]bit|(mlx-)?[34568]bit|gptq(-int[348])?|awq(-int4)?|gguf|fp8(-dynamic|-block)?|nvfp4|"
-    r"mxfp4|fp16|bf16|mlx)"
+    r"(.+?)-((unsloth-|dynamic-)?bnb-[48]bit|bnb-nf4-bf16|dequantized|(mlx-)?[34568]bit|gptq(-int[348])?|awq(-int4)?|"
+    r"gguf|fp8(-dynamic|-block)?|nvfp4|mxfp4|fp16|bf16|mlx)"
 )
 """Regular expression of a name with an ending that says how the weights are stored."""
 QUANTIZED: tuple[tuple[str, dict[str, Any]], ...] = (
     (
-        r"(unsloth-|dynamic-)?bnb-4bit",
+        r"(unsloth-|dynamic-)?bnb-4bit|bnb-nf4-bf16",
         {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
     ),
     (r"gptq(-int4)?", {"quant_method": "gptq", "bits": 4}),
@@ -53,7 +57,12 @@ TUNED = r"(.+?)-((instruct|thinking|reasoning|chat|it|base|pt)(-\d{4})?|sft|dpo|
 files' format."""
 
 ALIASES = {
+    "agentica-org/deepcoder-14b-preview": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",
+    "deepcogito/cogito-v1-preview-llama-3b": "meta-llama/Llama-3.2-3B",
+    "deepcogito/cogito-v1-preview-qwen-14b": "Qwen/Qwen2.5-14B",
     "mistralai/pixtral-12b-2409": "mistral-community/pixtral-12b",
+    "neuralmagic/sparse-llama-3.1-8b-2of4": "meta-llama/Llama-3.1-8B",
+    "tinyllama/tinyllama_v1.1": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "unsloth/mistral-7b": "mistralai/Mistral-7B-v0.1",
     "unsloth/pixtral-12b-2409": "mistral-community/pixtral-12b",
@@ -84,7 +93,7 @@ def names_behind(text: str) -> Iterator[str]:
 
 def quantization_of(text: str) -> dict[str, Any] | None:
     """Return the quantization_config that the ending of the name ``text`` stands for; None if it says nothing."""
-    return next((config for ending, config in QUANTIZED if re.fullmatch(rf".+-{ending}", text.lower())), None)
+    return next((config for ending, config in QUANTIZED if re.fullmatch(rf".+-(?:{ending})", text.lower())), None)
 
 
 def _without_endings(name: str) -> Iterator[str]:

@@ -173,6 +173,10 @@ def test_finding_one_model_reads_no_file_of_another(monkeypatch: pytest.MonkeyPa
         ("alpindale/Mistral-7B-v0.2-hf", "mistral-community/Mistral-7B-v0.2"),
         ("qwen2.5-7b-instruct-gguf", "Qwen/Qwen2.5-7B-Instruct"),
         ("unsloth/mistral-7b-bnb-4bit", "mistralai/Mistral-7B-v0.1"),
+        ("mhenrichsen/gemma-7b", "google/gemma-7b"),
+        ("models/Qwen2.5-7B", "Qwen/Qwen2.5-7B"),
+        ("axolotl-ai-co/gpt-oss-120b-dequantized", "openai/gpt-oss-120b"),
+        ("agentica-org/DeepCoder-14B-Preview", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"),
     ],
 )
 def test_a_copy_or_a_tuned_release_has_the_shapes_of_the_model_behind_it(text: str, meant: str) -> None:
@@ -187,6 +191,7 @@ def test_a_copy_or_a_tuned_release_has_the_shapes_of_the_model_behind_it(text: s
     [
         ("unsloth/Meta-Llama-3.1-8B-bnb-4bit", "4 bits by bitsandbytes (nf4)"),
         ("unsloth/Llama-3.2-3B-Instruct-unsloth-bnb-4bit", "4 bits by bitsandbytes (nf4)"),
+        ("hugging-quants/Meta-Llama-3.1-405B-BNB-NF4-BF16", "4 bits by bitsandbytes (nf4)"),
         ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "4 bits by GPTQ"),
         ("TheBloke/Mistral-7B-Instruct-v0.2-AWQ", "4 bits by AWQ"),
         ("unsloth/Qwen3-0.6B", None),
