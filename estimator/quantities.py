@@ -18,3 +18,8 @@ def range_in_gib(low: int, high: int) -> str:
     if abs(high) < GIB / 10:
         return f"{low / MIB:.1f} to {in_gib(high)}"
     return f"{low / GIB:,.2f} to {in_gib(high)}"
+
+
+def short_gib(bytes_: int) -> str:
+    """Return bytes in GiB with one decimal: 11.3 GiB."""
+    return f"{bytes_ / GIB:,.1f} GiB"

@@ -106,13 +106,13 @@ def test_what_the_claims_page_concludes_follows_from_its_tables() -> None:
         for row in rows("claims.md", "command")
         if "peak allocated" in row
     }
-    lora = "lorabench estimate llama-3.1-8b"
-    qlora = f"{lora} --method qlora --prepare-kbit"
+    estimate = "lorabench estimate llama-3.1-8b --method"
+    lora, qlora = f"{estimate} lora", f"{estimate} qlora --prepare-kbit"
     unsaved = "--no-gradient-checkpointing --seq-len"
     assert peaks[f"{qlora} {unsaved} 2048"] < peaks[f"{lora} {unsaved} 2048"]
     assert peaks[f"{qlora} {unsaved} 4096"] > peaks[f"{lora} {unsaved} 4096"]
     assert peaks[f"{qlora} --seq-len 32768"] > peaks[f"{lora} --seq-len 32768"]
-    full = f"{lora} --method full --dtype bfloat16 --mixed-precision no"
+    full = f"{estimate} full --dtype bfloat16 --mixed-precision no"
     shares = [
         peaks[f"{lora} --seq-len {length}"] / peaks[f"{full} --seq-len {length}"]
         for length in (2048, 8192, 32768, 131072)
@@ -278,8 +278,8 @@ def test_the_readme_shows_what_each_command_prints(command: str, shown: str, mon
 
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    # Two commands whose output is compared above, and a rehearsal, which takes a CUDA build of torch.
-    assert len(re.findall(r"^```(console|text)$", page, re.MULTILINE)) == 3
+    # Three commands whose output is compared above, and a rehearsal, which takes a CUDA build of torch.
+    assert len(re.findall(r"^```(console|text)$", page, re.MULTILINE)) == 4
     assert len(page.splitlines()) < 150
     for folder, name in [(ROOT, "README.md"), *((DOCS, path.name) for path in sorted(DOCS.glob("*.md")))]:
         for target in re.findall(r"\]\(([^)]+)\)", (folder / name).read_text(encoding="utf-8")):

@@ -123,6 +123,19 @@ def estimate_recipe(
     return replace(traced, assumptions=assumptions, warnings=(*traced.warnings, *allocator.warnings()))
 
 
+def with_training(estimate: Estimate, tokens: int | None, price_per_hour: float | None = None) -> Estimate:
+    """Return ``estimate`` with time and cost of a training on ``tokens``, if there are any and the speed is known.
+
+    Raises:
+        UserError: as in `plan_training`.
+    """
+    if tokens is None or estimate.throughput is None:
+        return estimate
+    from lorabench.estimator.speed.throughput import plan_training
+
+    return replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
+
+
 def _estimate_by_closed_form(
     resolved: ResolvedRecipe,
     device: Device | None,

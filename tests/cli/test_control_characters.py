@@ -45,7 +45,7 @@ def test_json_keeps_them_exactly_but_escaped(lorabench: Run, model: str, command
     assert code == 0
     assert _is_clean(out)
     answer = json.loads(out)
-    named = answer["recipe"] if command == "estimate" else answer["choices"][0]["recipe"]
+    named = answer[0]["recipe"] if command == "estimate" else answer["choices"][0]["recipe"]
     assert named["model"] == model
 
 

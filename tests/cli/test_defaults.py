@@ -95,7 +95,7 @@ def test_every_architecture_answers_without_an_option(lorabench: Any, model: str
 def test_what_was_chosen_instead_is_said_in_every_format(
     lorabench: Any, model: str, options: tuple[str, ...], assumption: str, format_: str, prefix: str
 ) -> None:
-    code, out, err = lorabench("estimate", model, *options, "--format", format_)
+    code, out, err = lorabench("estimate", model, "--method", "lora", *options, "--format", format_)
     assert (code, err) == (0, "")
     if format_ == "csv":
         (row,) = csv.DictReader(io.StringIO(out))
@@ -121,15 +121,15 @@ def test_what_was_chosen_instead_is_said_in_every_format(
 def test_nothing_is_said_of_what_was_asked_for_or_is_the_default(
     lorabench: Any, model: str, options: tuple[str, ...]
 ) -> None:
-    assert "assumptions" not in json_of(lorabench, "estimate", model, *options)
-    assert "assumed" not in lorabench("estimate", model, *options)[1]
+    assert "assumptions" not in json_of(lorabench, "estimate", model, "--method", "lora", *options)
+    assert "assumed" not in lorabench("estimate", model, "--method", "lora", *options)[1]
 
 
 @pytest.mark.parametrize(
     ("model", "assumption"), [("gpt2", GPT2), ("gemma-2-9b", GEMMA), ("mixtral-8x7b-v0.1", MIXTRAL)]
 )
 def test_all_commands_choose_the_same(lorabench: Any, tmp_path: Path, model: str, assumption: str) -> None:
-    estimated = json_of(lorabench, "estimate", model)
+    estimated = json_of(lorabench, "estimate", model, "--method", "lora")
     held = json_of(lorabench, "plan", model, "--all-gpus")
     assert (held["recipe"], held["assumptions"]) == (estimated["recipe"], [assumption])
     suite = tmp_path / "suite.yaml"
@@ -154,7 +154,7 @@ def test_a_plan_says_what_it_did_not_search(lorabench: Any) -> None:
 
 def test_a_trace_chooses_as_an_estimate(lorabench: Any) -> None:
     traced = json_of(lorabench, "trace", "demo-gpt2", "--gpu", "h100")
-    estimated = json_of(lorabench, "estimate", "demo-gpt2", "--gpu", "h100")
+    estimated = json_of(lorabench, "estimate", "demo-gpt2", "--method", "lora", "--gpu", "h100")
     assert traced["recipe"] == estimated["recipe"]
     assert traced["assumptions"] == estimated["assumptions"]
     assert [one.split()[0] for one in traced["assumptions"]] == ["seq_len", "gpu"]
@@ -204,7 +204,7 @@ def test_a_page_says_what_was_assumed(lorabench: Any, tmp_path: Path) -> None:
 def test_every_command_takes_a_gpu_by_the_names_that_people_write(
     lorabench: Any, name: str, canonical: str, assumed: bool
 ) -> None:
-    estimated = json_of(lorabench, "estimate", "smollm2-135m", "--gpu", name)
+    estimated = json_of(lorabench, "estimate", "smollm2-135m", "--method", "lora", "--gpu", name)
     planned = json_of(lorabench, "plan", "smollm2-135m", "--method", "lora", "--gpu", name)
     assert estimated["gpu"] == planned["gpu"] == canonical
     assert ("assumptions" in estimated) == ("assumptions" in planned) == assumed

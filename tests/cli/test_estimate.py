@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ from lorabench.estimator.memory.breakdown import COMPONENTS
 from tests.small_models import small_config
 
 LLAMA = "meta-llama/Llama-3.1-8B"
-
-
-@pytest.fixture
-def estimate(lorabench: Any) -> Any:
-    """Run ``lorabench estimate`` and return its exit code, output and errors."""
-    return partial(lorabench, "estimate")
 
 
 def test_json_has_the_keys_that_scripts_rely_on(estimate: Any) -> None:
@@ -282,10 +275,10 @@ def test_what_takes_a_closed_form_is_refused_without_one(
 
 
 def test_the_allocator_has_the_settings_of_the_option_or_else_of_the_environment(
-    lorabench: Any, monkeypatch: pytest.MonkeyPatch
+    estimate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def memory(*arguments: str) -> dict[str, Any]:
-        _, out, _ = lorabench("estimate", "smollm2-135m", "--format", "json", *arguments)
+        _, out, _ = estimate("smollm2-135m", "--format", "json", *arguments)
         answer: dict[str, Any] = json.loads(out)["memory"]
         return answer
 
@@ -295,7 +288,7 @@ def test_the_allocator_has_the_settings_of_the_option_or_else_of_the_environment
     assert rounded["allocator_settings"] == "roundup_power2_divisions:2"
     assert rounded["components"]["rounding"] > 10 * default["components"]["rounding"]
     assert memory("--alloc-conf", "")["peak_reserved_bytes"] == default["peak_reserved_bytes"]
-    _, out, _ = lorabench("estimate", "smollm2-135m", "--no-replay")
+    _, out, _ = estimate("smollm2-135m", "--no-replay")
     assert "roundup_power2_divisions:2 is not heeded without a replay" in " ".join(out.split())
 
 
@@ -309,17 +302,17 @@ def test_the_allocator_has_the_settings_of_the_option_or_else_of_the_environment
     ],
 )
 def test_settings_of_the_allocator_that_mean_nothing_are_refused(
-    lorabench: Any, arguments: list[str], said: str
+    estimate: Any, arguments: list[str], said: str
 ) -> None:
-    code, _, err = lorabench("estimate", "smollm2-135m", *arguments)
+    code, _, err = estimate("smollm2-135m", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert said in err
 
 
-def test_a_share_of_the_gpu_is_all_that_a_recipe_may_take(lorabench: Any) -> None:
+def test_a_share_of_the_gpu_is_all_that_a_recipe_may_take(estimate: Any) -> None:
     def verdict(fraction: str) -> str:
         settings = ["--alloc-conf", f"per_process_memory_fraction:{fraction}"]
-        _, out, _ = lorabench("estimate", "smollm2-135m", "--gpu", "rtx-4090", *settings, "--format", "json")
+        _, out, _ = estimate("smollm2-135m", "--gpu", "rtx-4090", *settings, "--format", "json")
         answer: str = json.loads(out)["verdict"]
         return answer
 

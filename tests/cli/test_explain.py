@@ -12,7 +12,8 @@ SMALL = ("openai-community/gpt2", "--seq-len", "256")
 
 
 def output(*arguments: str) -> str:
-    ran = CliRunner().invoke(command, [*SMALL, *arguments], catch_exceptions=False)
+    method = [] if "--method" in arguments else ["--method", "lora"]
+    ran = CliRunner().invoke(command, [*SMALL, *arguments, *method], catch_exceptions=False)
     assert ran.exit_code == 0
     return ran.stdout
 

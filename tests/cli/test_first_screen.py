@@ -17,7 +17,7 @@ GIB = 2**30
     [
         (["--method", "qlora", "--gpu", "rtx-4090"], r"Fits rtx-4090: at most [\d.]+ of 23.24 GiB, [\d,]+ tokens/s \("),
         (["--method", "full", "--gpu", "24GB"], r"Does not fit 24GB: at most [\d.]+ of 23.25 GiB$"),
-        ([], r"Needs [\d.]+ to [\d.]+ GiB of a GPU's memory$"),
+        (["--method", "lora"], r"Needs [\d.]+ to [\d.]+ GiB of a GPU's memory$"),
     ],
 )
 def test_the_first_line_answers_and_the_screen_is_short(lorabench: Any, arguments: list[str], first: str) -> None:
@@ -70,7 +70,9 @@ def test_a_recipe_that_does_not_fit_reaches_over_the_end_of_the_card(lorabench: 
 
 
 def test_v_adds_settings_terms_and_tables(lorabench: Any) -> None:
-    short, long = (lorabench("estimate", LLAMA, "--gpu", "l40s", *more)[1] for more in ((), ("-v",)))
+    short, long = (
+        lorabench("estimate", LLAMA, "--method", "lora", "--gpu", "l40s", *more)[1] for more in ((), ("-v",))
+    )
     assert long.splitlines()[0] == short.splitlines()[0]
     for said in ("seq_len=2048", "LoRA weights, float32", "peak reserved", "share of time: "):
         assert said not in short

@@ -117,12 +117,13 @@ def test_all_gpus_hold_what_the_model_can_have(lorabench: Any, model: str, optio
 
 def test_the_help_says_searched_of_what_a_plan_searches(lorabench: Any) -> None:
     of_plan, of_estimate = (" ".join(lorabench(command, "--help")[1].split()) for command in ("plan", "estimate"))
+    beside = "full, lora and qlora side by side"
     for option, help_, default in (
-        ("--method [full|lora|qlora|ia3]", "Train all weights (full) or adapters.", "lora"),
+        ("--method [full|lora|qlora|ia3]", "Train all weights (full) or adapters.", beside),
         ("--batch-size INTEGER", "Sequences per micro-batch.", "1"),
     ):
         assert f"{option} {help_} [searched]" in of_plan
-        assert f"{option} {help_} [{default}]" in of_estimate
+        assert f"{option},… {help_} [{default}]" in of_estimate
     assert "Rank of the adapters. [16]" in of_plan
 
 

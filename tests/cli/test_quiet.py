@@ -83,7 +83,7 @@ def test_a_traced_answer_is_all_that_is_printed(
     chattering: Program,
     lorabench: Callable[..., tuple[object, str, str]],
 ) -> None:
-    arguments = [command, unknown_model, "--seq-len", "64"]
+    arguments = [command, unknown_model, "--method", "lora", "--seq-len", "64"]
     ran = chattering("-m", "lorabench", *arguments)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert (0, ran.stdout, "") == lorabench(*arguments)

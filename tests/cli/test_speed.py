@@ -17,9 +17,9 @@ LLAMA = "meta-llama/Llama-3.1-8B"
 
 
 @pytest.fixture
-def estimate(lorabench: Any) -> Any:
-    """Run ``lorabench estimate LLAMA``; return its exit code, output and errors."""
-    return partial(lorabench, "estimate", LLAMA)
+def estimate(estimate: Any) -> Any:
+    """Run ``lorabench estimate LLAMA``, by LoRA unless a method is named; return its exit code, output and errors."""
+    return partial(estimate, LLAMA)
 
 
 def answer(estimate: Any, *arguments: str) -> dict[str, Any]:

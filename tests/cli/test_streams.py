@@ -26,13 +26,13 @@ def test_a_refusal_that_nobody_can_read_keeps_its_exit_code(redirection: str, ar
 
 
 def test_an_answer_needs_no_standard_error() -> None:
-    code, out, _ = shell("2>&-", "estimate", "gpt2", "--gpu", "24GB", "--no-replay")
+    code, out, _ = shell("2>&-", "estimate", "gpt2", "--method", "lora", "--gpu", "24GB", "--no-replay")
     assert code == 0
     assert out.startswith("Fits 24GB")
 
 
 def test_a_full_standard_output_is_said() -> None:
-    code, out, err = shell(">/dev/full", "estimate", "gpt2", "--gpu", "24GB", "--no-replay")
+    code, out, err = shell(">/dev/full", "estimate", "gpt2", "--method", "lora", "--gpu", "24GB", "--no-replay")
     assert (code, out) == (2, "")
     assert err == "lorabench: cannot write: no space left on the device: free some, or write elsewhere\n"
 

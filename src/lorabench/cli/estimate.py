@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec.structs import replace
 
+from lorabench.cli.comparison import show_comparison
 from lorabench.cli.first_screen import (
     FURTHER,
     answer,
@@ -20,7 +21,7 @@ from lorabench.cli.first_screen import (
 )
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
 from lorabench.cli.output import show, show_styled
-from lorabench.cli.parameters import OneOf, alloc_conf_option
+from lorabench.cli.parameters import Listed, OneOf, alloc_conf_option
 from lorabench.cli.recipe_options import from_option, recipe_options
 from lorabench.cli.speed import calibration_for, refuse_speed_without_rates, shares_of_time, speed_options
 from lorabench.cli.tracing import import_training_libraries, progress
@@ -46,22 +47,25 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 \b
 Examples:
-  lorabench estimate llama-3.1-8b --method qlora --gpu rtx-4090
-  lorabench estimate llama-3.1-8b --gpu l40s --tokens 50M --price-per-hour 0.8
+  lorabench estimate llama-3.1-8b --gpu rtx-4090
+  lorabench estimate llama-3.1-8b --gpu rtx-4090,l40s,h100-sxm --rank 8,64
+  lorabench estimate llama-3.1-8b --method qlora --gpu l40s --tokens 50M --price-per-hour 0.8
   lorabench estimate Qwen/Qwen2.5-7B -r 64 --target-modules mlp --seq-len 4096
   lorabench estimate ./config.json --method full --gpu 80GB --require-fit
   lorabench estimate llama-3.1-8b --method qlora --explain
   lorabench estimate --from axolotl.yml --gpu rtx-4090 --seq-len 4096
 """
+LISTED = ("method", "rank", "batch_size", "seq_len")
+"""Recipe options that may be lists."""
 
 
 @click.command("estimate", epilog=EXAMPLES)
 @click.argument("model", required=False)
 @from_option
-@recipe_options()
-@click.option("--gpu", help="GPU to fit: a name, a memory size such as 24GB, or local.")
+@recipe_options({"method": "full, lora and qlora side by side"}, listed=LISTED)
+@click.option("--gpu", type=Listed(click.STRING), help="GPU to fit: a name, a memory size such as 24GB, or local.")
 @speed_options
-@click.option("--require-fit", is_flag=True, help="Exit with code 1 if the recipe does not fit the GPU.")
+@click.option("--require-fit", is_flag=True, help="Exit with code 1 if nothing that is estimated fits.")
 @click.option(
     "--no-replay", is_flag=True, help="Give reserved memory as a range instead of replaying CUDA's allocator: faster."
 )
@@ -78,7 +82,7 @@ Examples:
 def command(
     model: str | None,
     config: Path | None,
-    gpu: str | None,
+    gpu: str | tuple[str, ...] | None,
     tokens: int | None,
     price_per_hour: float | None,
     calibration_file: Path | None,
@@ -93,13 +97,17 @@ def command(
     """Estimate memory, speed and cost of fine-tuning MODEL, without torch.
 
     MODEL is a name of `lorabench models`, a config.json or its folder, or a hub id; or, as after --from, the config of
-    another tool. The estimate takes milliseconds. A replay of CUDA's allocator, for reserved memory and the verdict,
-    takes some tenths of a second more. An architecture without a closed form is traced instead, which needs torch and
-    takes some seconds. Defaults are in brackets; rank, alpha and dropout are TRL's. If MODEL does not support a
-    default, the usual alternative is used and reported.
+    another tool. Without --method, full fine-tuning, LoRA and QLoRA are laid side by side, each with the options that
+    apply to it. --gpu, --method, --rank, --batch-size and --seq-len take lists such as 8,64, and each combination is a
+    row.
+
+    The estimate takes milliseconds. A replay of CUDA's allocator, for reserved memory and the verdict, takes some
+    tenths of a second more; more than 6 rows get ranges instead. An architecture without a closed form is traced, which
+    needs torch and takes some seconds. Defaults are in brackets; rank, alpha and dropout are TRL's. If MODEL does not
+    support a default, the usual alternative is used and reported.
     """
-    from lorabench.estimator.answers.estimates import estimate_recipe
-    from lorabench.estimator.imported.asked import asked
+    from lorabench.estimator.answers.comparison import combinations, compare
+    from lorabench.estimator.answers.estimates import estimate_recipe, with_training
     from lorabench.estimator.memory.allocator_settings import settings_of_environment
     from lorabench.estimator.models.read_config import has_closed_form
 
@@ -110,28 +118,41 @@ def command(
     if no_replay and alloc_conf is not None:
         raise UserError("--alloc-conf sets the allocator, which --no-replay does not replay: leave one of them out")
     allocator = alloc_conf or settings_of_environment()
-    wanted = asked(model, config, options)
-    spec = wanted.spec
-    device = None if gpu is None else _device(gpu)
-    refuse_speed_without_rates(device, tokens, price_per_hour, calibration_file)
-    calibration = None if device is None else calibration_for(device, calibration_file)
-    resolved = wanted.resolved()
-    if has_closed_form(spec):
-        with progress() as say:
-            estimate = estimate_recipe(resolved, device, calibration, say, replay=not no_replay, allocator=allocator)
-    else:
+    found = combinations(model, config, options)
+    devices = _devices(gpu)
+    for one in devices or (None,):
+        refuse_speed_without_rates(one, tokens, price_per_hour, calibration_file)
+    gpus = [(one, calibration_for(one, calibration_file)) for one in devices]
+    spec = found[0].asked.spec
+    if not has_closed_form(spec):
         if no_replay:
             raise UserError(f"--no-replay needs a closed form, and model_type {spec.model_type} has none: leave it out")
         _refuse_what_takes_a_closed_form(spec, explain, tokens, calibration_file)
         with progress() as say:
             say("importing torch, transformers and peft")
             import_training_libraries(f"an estimate of model_type {spec.model_type}")
-            estimate = estimate_recipe(resolved, device, on_progress=say, allocator=allocator)
-    estimate = replace(estimate, imported=wanted.imported)
-    if tokens is not None and estimate.throughput is not None:
-        from lorabench.estimator.speed.throughput import plan_training
-
-        estimate = replace(estimate, throughput=plan_training(estimate.throughput, tokens, price_per_hour))
+    if len(found) * max(1, len(gpus)) > 1:
+        for given, option in ((explain, "--explain"), (verbose, "-v")):
+            if given:
+                raise UserError(f"{option} is for one estimate: add --method full, lora or qlora, and no lists")
+        with progress() as say:
+            comparison = compare(
+                found,
+                gpus,
+                say,
+                replay=not no_replay,
+                allocator=allocator,
+                tokens=tokens,
+                price_per_hour=price_per_hour,
+            )
+        show_comparison(comparison, format_, replay=not no_replay)
+        return 1 if require_fit and not any(one.fits for one in comparison.estimates) else 0
+    wanted = found[0].asked
+    resolved = wanted.resolved()
+    device, calibration = gpus[0] if gpus else (None, None)
+    with progress() as say:
+        estimate = estimate_recipe(resolved, device, calibration, say, replay=not no_replay, allocator=allocator)
+    estimate = with_training(replace(estimate, imported=wanted.imported), tokens, price_per_hour)
     if format_ == "table":
         show_styled(as_text(estimate, details=verbose or explain))
     elif not explain:
@@ -145,10 +166,12 @@ def command(
     return 1 if require_fit and not estimate.fits else 0
 
 
-def _device(gpu: str) -> Device:
+def _devices(gpu: str | tuple[str, ...] | None) -> list[Device]:
+    if gpu is None:
+        return []
     from lorabench.estimator.devices.device import find_device  # not needed without a GPU
 
-    return find_device(gpu)
+    return [find_device(name) for name in ([gpu] if isinstance(gpu, str) else gpu)]
 
 
 def _refuse_what_takes_a_closed_form(
@@ -312,45 +335,15 @@ def _explained(estimate: Estimate, explanation: Explanation, format_: str) -> st
     return f"\n{explanation_as_text(explanation)}"
 
 
+def csv_row(estimate: Estimate) -> dict[str, Any]:
+    """Return the row of a CSV file: the recipe as people write it, the counts, each component in bytes."""
+    from lorabench.estimator.answers.flat import flat
+
+    return {**flat(estimate), **estimate.recipe.describe()}
+
+
 def _as_csv(estimate: Estimate) -> str:
-    """Return one row: the recipe, the counts, each component in bytes."""
-    memory, speed = estimate.memory, estimate.throughput
-    training = speed and speed.training
-    return as_csv(
-        [
-            {
-                **estimate.recipe.describe(),
-                "source": estimate.source,
-                "assumptions": "; ".join(estimate.assumptions),
-                "warnings": "; ".join(estimate.warnings),
-                **({} if estimate.imported is None else {"not_taken": "; ".join(estimate.imported.remarks())}),
-                "total_parameters": estimate.parameters.total,
-                "trainable_parameters": estimate.parameters.trainable,
-                "quantized_parameters": estimate.parameters.quantized,
-                **{f"{name}_bytes": bytes_ for name, bytes_ in memory.components.items()},
-                "phase": memory.phase,
-                "peak_allocated_bytes": memory.peak_allocated_bytes,
-                "peak_reserved_bytes": memory.peak_reserved_bytes,
-                "device_total_bytes": memory.device_total_bytes,
-                "allocator_settings": memory.allocator_settings,
-                "gpu": estimate.gpu,
-                "gpu_memory_bytes": estimate.gpu_memory_bytes,
-                "gpu_usable_bytes": estimate.gpu_usable_bytes,
-                "verdict": estimate.verdict,
-                "fits": estimate.fits,
-                "margin_bytes": estimate.margin_bytes,
-                "tokens_per_second": speed and speed.tokens_per_second,
-                "tokens_per_second_least": speed and speed.tokens_per_second_range[0],
-                "tokens_per_second_most": speed and speed.tokens_per_second_range[1],
-                "step_seconds": speed and speed.step_seconds,
-                "mfu": speed and speed.mfu,
-                "emulated_dtype": estimate.emulated_dtype,
-                "tokens": training and training.tokens,
-                "training_seconds": training and training.seconds,
-                "cost": training and training.cost,
-            }
-        ]
-    )
+    return as_csv([csv_row(estimate)])
 
 
 _FORMATTERS: dict[str, Callable[[Estimate], str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,6 +94,28 @@ class Count(_Read):
     def read(self, text: str) -> int:
         """Return the number: 50,000,000 for ``50M``."""
         return read_count(text)
+
+
+class Listed(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+    """One value, or several separated by commas, which are a tuple."""
+
+    def __init__(self, one: Any) -> None:
+        """Make the type of values of the type ``one``."""
+        self.one = one
+        self.name = f"{one.name},…"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """Return what the help shows as the value."""
+        shown = self.one.get_metavar(param, ctx)
+        return shown and f"{shown},…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value, or the tuple of values, without those that are named twice."""
+        parts = str(value).split(",")
+        if len(parts) > 1 and any(re.fullmatch("0[0-9]+", part.strip()) for part in parts[1:]):
+            self.fail(f"{quoted(value)}: commas separate values, so write numbers without them", param, ctx)
+        values = tuple(dict.fromkeys(self.one.convert(part.strip(), param, ctx) for part in parts))
+        return values if len(values) > 1 else values[0]
 
 
 class AllocatorConf(_Read):

@@ -11,11 +11,11 @@ from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
 from lorabench.cli.output import show
 from lorabench.cli.parameters import Count, OneOf
 from lorabench.cli.recipe_options import from_option, recipe_options
-from lorabench.cli.speed import calibration_for, calibration_option
+from lorabench.cli.speed import calibration_for, calibration_option, short_speed
 from lorabench.cli.tracing import progress
 from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.quantities import in_gib
+from lorabench.estimator.quantities import in_gib, short_gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from lorabench.estimator.answers.plan import Choice, EnoughGpu, MethodLimits, Plan
     from lorabench.estimator.imported.asked import Asked
     from lorabench.estimator.recipes.recipe import Recipe
-    from lorabench.estimator.speed.throughput import Throughput
 
 EXAMPLES = """\
 \b
@@ -204,15 +203,11 @@ def _choice_columns(choices: tuple[Choice, ...]) -> list[Column]:
         Column("ckpt", [_yes(choice.recipe.gradient_checkpointing) for choice in choices], right=False),
         Column("loss", [choice.recipe.loss for choice in choices], right=False),
         Column("batch", [_batch(choice.recipe) for choice in choices]),
-        Column("needs ≤", [_short_gib(choice.device_total_most_bytes) for choice in choices]),
-        Column("spare", [_short_gib(choice.margin_bytes) for choice in choices]),
-        Column("tokens/s", [_speed(choice.throughput) for choice in choices]),
+        Column("needs ≤", [short_gib(choice.device_total_most_bytes) for choice in choices]),
+        Column("spare", [short_gib(choice.margin_bytes) for choice in choices]),
+        Column("tokens/s", [short_speed(choice.throughput) for choice in choices]),
         Column("why", _advantages(choices), right=False, folds=True),
     ]
-
-
-def _short_gib(bytes_: int) -> str:
-    return f"{bytes_ / 2**30:.1f} GiB"
 
 
 def _advantages(choices: tuple[Choice, ...]) -> list[str]:
@@ -226,7 +221,7 @@ def _advantages(choices: tuple[Choice, ...]) -> list[str]:
         before = choices[:index]
         saved = min(one.device_total_most_bytes for one in before) - choice.device_total_most_bytes
         if saved > 0:
-            advantages.append(f"-{_short_gib(saved)}")
+            advantages.append(f"-{short_gib(saved)}")
         elif choice.recipe.method not in {one.recipe.method for one in before}:
             advantages.append(_of_another_method(choice.recipe))
         else:
@@ -249,22 +244,6 @@ def _method(recipe: Recipe) -> str:
 def _batch(recipe: Recipe) -> str:
     passes = recipe.gradient_accumulation
     return f"{recipe.batch_size}" + (f" × {passes}" if passes > 1 else "")
-
-
-def _speed(speed: Throughput | None) -> str:
-    """Return a rate and its range with two significant figures: 3.3k (2.4–4.0)."""
-    if speed is None:
-        return "?"
-    unit, sign = (1000, "k") if speed.tokens_per_second >= 1000 else (1, "")
-    likely, least, most = (
-        _two_figures(rate / unit) for rate in (speed.tokens_per_second, *speed.tokens_per_second_range)
-    )
-    return f"{likely}{sign} ({least}–{most})"
-
-
-def _two_figures(number: float) -> str:
-    rounded = float(f"{number:.2g}")
-    return f"{rounded:.{0 if rounded >= 10 else 1 if rounded >= 1 else 2}f}"
 
 
 def _method_columns(methods: tuple[MethodLimits, ...]) -> list[Column]:
@@ -304,7 +283,7 @@ def _gpu_columns(found: list[EnoughGpu]) -> list[Column]:
         Column("memory", [in_gib(one.gpu_memory_bytes) for one in found]),
         Column("usable", [in_gib(one.gpu_usable_bytes) for one in found]),
         Column("spare", [in_gib(one.margin_bytes) for one in found]),
-        Column("tokens/s", [_speed(one.throughput) for one in found]),
+        Column("tokens/s", [short_speed(one.throughput) for one in found]),
     ]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import click
 
-from lorabench.cli.parameters import Length, NamedPath, OneOf
+from lorabench.cli.parameters import Length, Listed, NamedPath, OneOf
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER
 from lorabench.estimator.recipes.other_names import name_here
 from lorabench.estimator.recipes.recipe import CHOICES, NEWEST, OLDER_CHOICES, SETTINGS
@@ -24,12 +24,16 @@ def _option(
     help: str,  # noqa: A002 - click's name
     shown: str = "",
     **settings: Any,
-) -> Callable[[Mapping[str, str]], Callable[[F], F]]:
-    """Return a function that makes the option. Its help ends with the default ``shown``, or with a replacement."""
+) -> Callable[[Mapping[str, str], Collection[str]], Callable[[F], F]]:
+    """Return a function that makes the option. Its help ends with the default ``shown``, or with a replacement; it
+    takes lists if it is among the ``listed``."""
     field = names[-1].partition("/")[0].strip("-").replace("-", "_")
 
-    def make(instead: Mapping[str, str]) -> Callable[[F], F]:
+    def make(instead: Mapping[str, str], listed: Collection[str]) -> Callable[[F], F]:
         default = instead.get(field, shown)
+        if field in listed:
+            kind = click.INT if settings["type"] is int else settings["type"]
+            return click.option(*names, help=f"{help} [{default}]", **{**settings, "type": Listed(kind)})
         return click.option(*names, help=f"{help} [{default}]" if default else help, **settings)
 
     return make
@@ -128,18 +132,19 @@ OPTIONS = [
 ]
 
 
-def recipe_options(shown: Mapping[str, str] | None = None) -> Callable[[F], F]:
+def recipe_options(shown: Mapping[str, str] | None = None, *, listed: Collection[str] = ()) -> Callable[[F], F]:
     """Return a decorator that adds the recipe options to a command.
 
     The command gets them as keyword arguments; an option that was not passed is None.
 
     Args:
         shown: field → text that its help shows instead of the default.
+        listed: fields that may be several values, separated by commas, which are then a tuple.
     """
 
     def add(command: F) -> F:
         for option in reversed(OPTIONS):
-            command = option(shown or {})(command)
+            command = option(shown or {}, listed)(command)
         return command
 
     return add

@@ -86,6 +86,22 @@ def tokens_per_second(speed: Throughput) -> str:
     return f"{_number(speed.tokens_per_second)} tokens/s ({_between(speed.tokens_per_second_range)})"
 
 
+def short_speed(speed: Throughput | None) -> str:
+    """Return a rate and its range with two significant figures: 3.3k (2.4–4.0)."""
+    if speed is None:
+        return "?"
+    unit, sign = (1000, "k") if speed.tokens_per_second >= 1000 else (1, "")
+    likely, least, most = (
+        _two_figures(rate / unit) for rate in (speed.tokens_per_second, *speed.tokens_per_second_range)
+    )
+    return f"{likely}{sign} ({least}–{most})"
+
+
+def _two_figures(number: float) -> str:
+    rounded = float(f"{number:.2g}")
+    return f"{rounded:.{0 if rounded >= 10 else 1 if rounded >= 1 else 2}f}"
+
+
 def speed_lines(speed: Throughput) -> list[str]:
     """Return what follows from the speed: the time of a step and, if it was asked for, of a training."""
     source = "calibrated" if speed.rates == "calibrated" else "speed from the datasheet (not calibrated)"

@@ -212,7 +212,7 @@ def test_estimates_are_made_from_what_was_calibrated(
 ) -> None:
     def speed(*arguments: str) -> Any:
         with pytest.raises(SystemExit) as stopped:
-            main(["estimate", LLAMA, "--gpu", "rtx-4090", "--format", "json", *arguments])
+            main(["estimate", LLAMA, "--method", "lora", "--gpu", "rtx-4090", "--format", "json", *arguments])
         assert stopped.value.code == 0
         return json.loads(capsys.readouterr().out)["throughput"]
 
@@ -229,6 +229,6 @@ def test_a_calibration_of_another_gpu_is_refused(tmp_path: Path, capsys: pytest.
     path = tmp_path / "4090.json"
     path.write_bytes(msgspec.json.encode(made_up()))
     with pytest.raises(SystemExit) as stopped:
-        main(["estimate", LLAMA, "--gpu", "rtx-3090", "--calibration", str(path)])
+        main(["estimate", LLAMA, "--method", "lora", "--gpu", "rtx-3090", "--calibration", str(path)])
     assert stopped.value.code == 2
     assert "was measured on NVIDIA GeForce RTX 4090, not on rtx-3090" in capsys.readouterr().err
