@@ -10,10 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 import lorabench
+from lorabench.bench.records.record import write_record
+from lorabench.cli import lorabench as command_line
 from lorabench.estimator.speed.calibrations import file_name, user_folder
 from tests.estimator.speed.test_calibrations import made_up
+from tests.sample_records import sample_record
 from tests.small_models import small_config
 
 
@@ -146,3 +150,47 @@ def test_an_estimate_imports_nothing_heavy() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
+
+
+def test_a_plan_is_that_of_the_command() -> None:
+    found = lorabench.plan("smollm2-135m", gpu="t4", method="lora", seq_len=512)
+    arguments = ["plan", "smollm2-135m", "--gpu", "t4", "--method", "lora", "--seq-len", "512", "--format", "json"]
+    said = json.loads(CliRunner().invoke(command_line, arguments).output)
+    assert [one.margin_bytes for one in found.choices] == [one["margin_bytes"] for one in said["choices"]]
+    assert found.tried == said["tried"]
+
+
+def test_a_comparison_has_the_estimates_of_all_combinations() -> None:
+    found = lorabench.compare("smollm2-135m", gpu=["t4", 24], rank=[4, 8], seq_len=512, replay=False)
+    assert len(found.estimates) == 2 * (1 + 2 + 2)
+    for one in found.estimates:
+        rank: Any = {} if one.recipe.rank is None else {"rank": one.recipe.rank}
+        own = lorabench.estimate(
+            "smollm2-135m", gpu=one.gpu, method=one.recipe.method, seq_len=512, replay=False, **rank
+        )
+        assert one == own
+
+
+def test_time_and_cost_of_a_training_are_in_the_throughput() -> None:
+    speed = lorabench.estimate("smollm2-135m", gpu="t4", seq_len=512, tokens=10**6, price_per_hour=2).throughput
+    assert speed is not None
+    assert speed.training is not None
+    assert speed.training.seconds == pytest.approx(10**6 / speed.tokens_per_second)
+    assert speed.training.cost == pytest.approx(2 * speed.training.seconds / 3600)
+
+
+def test_records_are_checked_and_reported(tmp_path: Path) -> None:
+    write_record(tmp_path, sample_record())
+    assert lorabench.check(tmp_path, baseline=tmp_path).verdict == "same"
+    assert [one.digest for one in lorabench.read_records(tmp_path)] == [sample_record().digest]
+    page = lorabench.report(tmp_path, output=tmp_path / "page.html")
+    assert page.read_text(encoding="utf-8").endswith("</html>")
+    for refused, said in (
+        (lambda: lorabench.check(tmp_path, sped=0.1), "no tolerance sped: choose from memory"),
+        (lambda: lorabench.check(tmp_path / "no"), "no such folder"),
+        (lambda: lorabench.report(), "nothing to report"),
+        (lambda: lorabench.rehearse("smollm2-135m", gpu="rtx-9999"), "no GPU 'rtx-9999'"),
+        (lambda: lorabench.run("no-suite", output=tmp_path), "no suite 'no-suite'"),
+    ):
+        with pytest.raises(lorabench.UserError, match=said):
+            refused()

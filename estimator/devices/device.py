@@ -171,6 +171,15 @@ def find_device(text: str | float) -> Device:
     return fitting[0].device() if len(fitting) == 1 else _usual(text, fitting)
 
 
+def as_device(gpu: str | float | Device) -> Device:
+    """Return ``gpu`` if it is a device, else the one that `find_device` finds.
+
+    Raises:
+        UserError: as in `find_device`.
+    """
+    return gpu if isinstance(gpu, Device) else find_device(gpu)
+
+
 def _local_device() -> Device:
     """Return this machine's GPU: its memory comes from the driver, the rest from the catalogue if it lists the GPU.
 

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from lorabench.commands import check, plan, rehearse, report, run, trace
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Unpack
+    from typing import Any, Unpack
 
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from lorabench.bench.records.record import RunRecord
+    from lorabench.estimator.answers.comparison import Comparison
     from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.devices.device import Device
     from lorabench.estimator.models.spec import ModelSpec
@@ -32,13 +34,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UserError",
+    "check",
+    "compare",
     "estimate",
     "estimate_grid",
     "estimate_throughput_grid",
     "find_device",
     "find_model",
     "make_recipe",
+    "plan",
     "read_records",
+    "rehearse",
+    "report",
+    "run",
+    "trace",
 ]
 
 
@@ -49,6 +58,8 @@ def estimate(
     gpu: str | float | Device | None = None,
     replay: bool = True,
     alloc_conf: str | None = None,
+    tokens: int | None = None,
+    price_per_hour: float | None = None,
     **options: Unpack[RecipeOptions],
 ) -> Estimate:
     """Return memory, verdict and speed of fine-tuning ``model``, without torch.
@@ -64,23 +75,68 @@ def estimate(
             verdict. It takes some tenths of a second. Without it the answer takes milliseconds, allocated bytes are
             those of the tensors, and reserved bytes have a range.
         alloc_conf: settings of torch's allocator, as in PYTORCH_ALLOC_CONF. Default: those of the environment.
+        tokens: tokens of a training, whose time the answer's ``throughput.training`` has, if the GPU's speed is known.
+        price_per_hour: the GPU's price, for the cost of that training.
         options: the recipe's settings, as on the command line: ``method="qlora", rank=16, seq_len=4096``. If the model
             does not support a default, the usual alternative is used and listed in the answer's ``assumptions``.
 
     Raises:
         UserError: the model, GPU or an option is unknown, or options contradict each other.
     """
-    from lorabench.estimator.answers.estimates import estimate_recipe
+    from lorabench.estimator.answers.estimates import estimate_recipe, with_training
+    from lorabench.estimator.devices.device import as_device
     from lorabench.estimator.imported.asked import asked
     from lorabench.estimator.memory.allocator_settings import read_settings, settings_of_environment
     from lorabench.estimator.speed.calibrations import find_calibration
 
     wanted = asked(model, from_file, options)
     allocator = settings_of_environment() if alloc_conf is None else read_settings(alloc_conf)
-    device = None if gpu is None else _device(gpu)
+    device = None if gpu is None else as_device(gpu)
     calibration = None if device is None else find_calibration(device.name)
     answer = estimate_recipe(wanted.resolved(), device, calibration, replay=replay, allocator=allocator)
-    return replace(answer, imported=wanted.imported)
+    return with_training(replace(answer, imported=wanted.imported), tokens, price_per_hour)
+
+
+def compare(
+    model: str | Path | ModelSpec | None = None,
+    *,
+    from_file: str | Path | None = None,
+    gpu: str | float | Device | list[str | float | Device] | tuple[str | float | Device, ...] | None = None,
+    replay: bool = True,
+    alloc_conf: str | None = None,
+    tokens: int | None = None,
+    price_per_hour: float | None = None,
+    **options: Any,
+) -> Comparison:
+    """Return the estimates of several recipes on several GPUs, as `lorabench estimate` does for lists.
+
+    The arguments are those of `estimate`; ``gpu`` and each option may be a list. Each combination is an estimate.
+    Without ``method`` these are full, lora and qlora, each with the options that apply to it. More than six are
+    estimated without ``replay``.
+
+    Raises:
+        UserError: as in `estimate`; or there are more than 1,000 combinations.
+    """
+    from lorabench.estimator.answers.comparison import combinations
+    from lorabench.estimator.answers.comparison import compare as compare_estimates
+    from lorabench.estimator.devices.device import as_device
+    from lorabench.estimator.memory.allocator_settings import read_settings, settings_of_environment
+    from lorabench.estimator.speed.calibrations import find_calibration
+
+    if gpu is None:
+        devices = []
+    elif isinstance(gpu, (list, tuple)):
+        devices = [as_device(each) for each in gpu]
+    else:
+        devices = [as_device(gpu)]
+    return compare_estimates(
+        combinations(model, from_file, options),
+        [(device, find_calibration(device.name)) for device in devices],
+        replay=replay,
+        allocator=settings_of_environment() if alloc_conf is None else read_settings(alloc_conf),
+        tokens=tokens,
+        price_per_hour=price_per_hour,
+    )
 
 
 def estimate_grid(
@@ -114,10 +170,11 @@ def estimate_grid(
     import numpy as np
 
     from lorabench.estimator.closed_form.memory_grid import estimate_memory_grid
+    from lorabench.estimator.devices.device import as_device
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import refuse_impossible
 
-    device = None if gpu is None else _device(gpu)
+    device = None if gpu is None else as_device(gpu)
     compute_capability = None if device is None else device.compute_capability
     resolved = recipe_for(_spec(model), **options)
     peaks = estimate_memory_grid(resolved, batch_sizes, seq_lens, ranks, compute_capability=compute_capability)
@@ -146,12 +203,13 @@ def estimate_throughput_grid(
     import numpy as np
 
     from lorabench.estimator.answers.support import refuse_lacking
+    from lorabench.estimator.devices.device import as_device
     from lorabench.estimator.recipes.defaults import recipe_for
     from lorabench.estimator.recipes.feasibility import refuse_impossible
     from lorabench.estimator.speed import grid
     from lorabench.estimator.speed.calibrations import find_calibration
 
-    device = _device(gpu)
+    device = as_device(gpu)
     resolved = recipe_for(_spec(model), **options)
     refuse_lacking(resolved.recipe, device)
     calibration = find_calibration(device.name)
@@ -185,12 +243,6 @@ def _spec(model: str | Path | ModelSpec) -> ModelSpec:
     from lorabench.estimator.models.spec import ModelSpec
 
     return model if isinstance(model, ModelSpec) else find_model(model)
-
-
-def _device(gpu: str | float | Device) -> Device:
-    from lorabench.estimator.devices.device import Device
-
-    return gpu if isinstance(gpu, Device) else find_device(gpu)
 
 
 def find_model(model: str | Path) -> ModelSpec:

@@ -10,17 +10,15 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from lorabench.bench.check.baseline import compare
-from lorabench.bench.check.estimate import compare_with_estimate
 from lorabench.bench.check.findings import EXIT_CODES, Comparison
 from lorabench.bench.check.new_baseline import write_baseline
 from lorabench.bench.check.thresholds import Thresholds, with_shares
-from lorabench.bench.check.waivers import read_waiver, waive
 from lorabench.bench.records.record import RunRecord, read_records
 from lorabench.cli.check_formats import FORMATS, as_markdown, as_text
 from lorabench.cli.output import show, show_styled
 from lorabench.cli.parameters import NamedPath, OneOf, Share
 from lorabench.cli.verbosity import verbose_option
+from lorabench.commands import compared
 from lorabench.estimator.errors import UserError
 
 EXAMPLES = """\
@@ -107,13 +105,9 @@ def command(
     _refuse_contradictions(baseline, against_estimate, given)
     thresholds = with_shares(_thresholds_of(suite), {name: tolerances[name] for name in given & set(TOLERANCES)})
     records = read_records(results)
-    if against_estimate:
-        comparison = compare_with_estimate(records, thresholds)
-    else:
-        assert baseline is not None
-        before = [] if update_baseline and not baseline.exists() else read_records(baseline)
-        comparison = compare(records, before, thresholds, across_devices=across_devices)
-    comparison = waive(comparison, [read_waiver(text, comparison) for text in allow])
+    begins = update_baseline and baseline is not None and not baseline.exists()
+    before = [] if begins else None if baseline is None else read_records(baseline)
+    comparison = compared(records, before, thresholds, allow, across_devices=across_devices)
     if format_ == "text" and sys.stdout.isatty():
         show_styled(as_text(comparison, color="NO_COLOR" not in os.environ))
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec.structs import replace
 
 from lorabench.cli.listing import Column, as_json, as_markdown, as_table, folded
 from lorabench.cli.output import show
@@ -84,19 +83,12 @@ def command(
     "needs ≤" is the upper end of the memory a choice needs. "why" is its advantage over all choices above: less memory,
     or another method.
     """
-    from lorabench.estimator.answers.plan import make_plan
+    from lorabench.commands import plan_of, refuse_without_closed_form
     from lorabench.estimator.devices.device import find_device
     from lorabench.estimator.imported.asked import asked
-    from lorabench.estimator.memory.allocator_settings import settings_of_environment
-    from lorabench.estimator.models.read_config import has_closed_form
 
     wanted = asked(model, config, options)
-    spec = wanted.spec
-    if not has_closed_form(spec):
-        raise UserError(
-            f"plan needs a closed form, and model_type {spec.model_type} has none: "
-            "use `lorabench estimate` for one recipe"
-        )
+    refuse_without_closed_form(wanted.spec)
     if all_gpus:
         for given, name in (
             (gpu, "--gpu"),
@@ -109,22 +101,11 @@ def command(
     if gpu is None:
         raise UserError("plan needs a GPU: add --gpu NAME, a size such as --gpu 24GB, or --all-gpus")
     device = find_device(gpu)
-    calibration = calibration_for(device, calibration_file)
-    asked_for = {name for name, value in options.items() if value is not None}
-    fixed = {name: value for name, value in wanted.options.items() if name in asked_for or name not in LEFT_TO_SEARCH}
-    if spec.stored is not None:
-        fixed = {**spec.stored.options, **fixed}
+    asked_for = [name for name, value in options.items() if value is not None]
     with progress() as say:
-        plan = make_plan(
-            spec,
-            device,
-            fixed,
-            min_batch_tokens or 1,
-            calibration,
-            allocator=settings_of_environment(),
-            on_progress=say,
+        plan = plan_of(
+            wanted, asked_for, device, calibration_for(device, calibration_file), min_batch_tokens or 1, on_progress=say
         )
-    plan = replace(plan, imported=wanted.imported)
     if format_ == "json":
         show(as_json(plan))
     else:

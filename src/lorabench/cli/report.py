@@ -61,7 +61,7 @@ def command(
         raise UserError("nothing to report: name folders of results, or a model with --model NAME")
     if with_traces and not folders:
         raise UserError("--trace needs results: name folders of results, or run lorabench trace MODEL")
-    specs, devices = _models(models), _devices(gpus)
+    specs, devices = with_closed_form(models), _devices(gpus)
     runs = read_runs(folders) if folders else []
     if with_traces:
         runs = _traced(runs)
@@ -94,7 +94,12 @@ def _traced(runs: Sequence[Run]) -> list[Run]:
     return traced
 
 
-def _models(names: tuple[str, ...]) -> list[ModelSpec]:
+def with_closed_form(names: Sequence[str]) -> list[ModelSpec]:
+    """Return the models of that ``names``.
+
+    Raises:
+        UserError: as in `find_model`; or a model has no closed form.
+    """
     from lorabench.estimator.models.catalogue import find_model
     from lorabench.estimator.models.read_config import has_closed_form, no_closed_form
 

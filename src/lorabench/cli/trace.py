@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec.structs import replace
 
 from lorabench.cli.estimate import describe_recipe, not_taken_into_account, parameter_counts, peak_columns, remarks
 from lorabench.cli.listing import FORMATS, Column, as_csv, as_json, as_markdown, as_table, folded
 from lorabench.cli.output import show
 from lorabench.cli.parameters import OneOf, alloc_conf_option
 from lorabench.cli.recipe_options import from_option, recipe_options
-from lorabench.cli.tracing import import_training_libraries, progress
+from lorabench.cli.tracing import progress
 from lorabench.cli.verbosity import verbose_option
-from lorabench.estimator.errors import UserError
 from lorabench.estimator.quantities import in_gib
 
 if TYPE_CHECKING:
@@ -64,42 +62,18 @@ def command(
     another tool. Defaults are in brackets. If MODEL
     does not support a default, the usual alternative is used and reported.
     """
-    from lorabench.estimator.devices.device import find_device
-    from lorabench.estimator.imported.asked import asked
-    from lorabench.estimator.memory.allocator_settings import DEFAULTS, settings_of_environment
+    from lorabench.commands import trace
 
-    if alloc_conf is not None and backend == "cpu":
-        raise UserError("--alloc-conf sets CUDA's allocator: leave it out with --backend cpu")
-    if gpu is not None and backend == "cpu":
-        raise UserError("--gpu does not apply to --backend cpu: leave one of them out")
-    device = None if gpu is None else find_device(gpu)
-    if device is not None and device.compute_capability is None:
-        raise UserError(
-            f"--gpu {gpu}: a trace needs the GPU's name, which decides its cuBLAS workspaces: name one of lorabench "
-            f"gpus, or let lorabench estimate --gpu {gpu} say whether it fits"
-        )
-    allocator = DEFAULTS
-    if backend == "cuda":
-        allocator = alloc_conf or settings_of_environment()
-    allocator = allocator.on(None if device is None else device.usable_bytes)
-    wanted = asked(model, config, options)
-    resolved = wanted.resolved()
     with progress() as say:
-        say("importing torch, transformers and peft")
-        import_training_libraries("trace")
-        from lorabench.estimator.trace.trace import trace
-
         traced = trace(
-            resolved,
+            model,
+            from_file=config,
             backend=backend,
-            compute_capability=None if device is None else device.compute_capability,
-            multiprocessors=None if device is None else device.multiprocessors,
-            allocator=allocator,
+            gpu=gpu,
+            alloc_conf=alloc_conf,
             on_progress=say,
+            **options,
         )
-    if device is not None:
-        traced = replace(traced, assumptions=(*traced.assumptions, *device.assumptions))
-    traced = replace(traced, imported=wanted.imported, warnings=(*traced.warnings, *allocator.warnings()))
     show(_FORMATTERS[format_](traced))
 
 
