@@ -6,24 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.answers.estimates import Estimate, estimate_recipe, with_training
+from lorabench.estimator.answers.flat import flat
 from lorabench.estimator.answers.support import refuse_lacking
 from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.frames import frame_of
 from lorabench.estimator.imported.asked import Asked, asked
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.methods.catalogue import Method, methods_with
 from lorabench.estimator.models.read_config import has_closed_form
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.feasibility import refuse_impossible
-from lorabench.estimator.recipes.recipe import SETTINGS, option_value, settings_of
+from lorabench.estimator.recipes.recipe import SETTINGS, option_value, settings_of, with_all_settings
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import Calibration
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 COMPARED_METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 """The methods that are compared if none is named."""
@@ -62,6 +67,14 @@ class Comparison(Struct, frozen=True, kw_only=True):
     left_out: tuple[LeftOut, ...] = ()
     replayed: bool = True
     """Whether the allocator was replayed. Otherwise reserved memory has a range."""
+
+    def to_frame(self) -> DataFrame:
+        """Return a data frame of pandas with a line for each estimate, whose columns `flat` names.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return frame_of(with_all_settings(map(flat, self.estimates)))
 
 
 def combinations(

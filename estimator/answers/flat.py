@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from lorabench.estimator.answers.estimates import Estimate
-from lorabench.estimator.recipes.recipe import SETTINGS
 
 
 def flat(estimate: Estimate) -> dict[str, Any]:
@@ -50,10 +48,3 @@ def flat(estimate: Estimate) -> dict[str, Any]:
         "training_seconds": training and training.seconds,
         "cost": training and training.cost,
     }
-
-
-def with_all_settings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return ``rows`` with the same columns: settings that apply to some of the recipes are None in the others."""
-    rows = list(rows)
-    columns = [name for name in SETTINGS if any(name in row for row in rows)]
-    return [{**dict.fromkeys(columns), **row} for row in rows]

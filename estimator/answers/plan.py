@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import product
 from math import log
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
@@ -22,6 +22,7 @@ from lorabench.estimator.closed_form.replay import warn_of_no_replay
 from lorabench.estimator.collection import no_collection
 from lorabench.estimator.devices.device import Device, all_devices
 from lorabench.estimator.errors import UserError
+from lorabench.estimator.frames import frame_of
 from lorabench.estimator.imported.reading import Imported
 from lorabench.estimator.losses.liger import LIGER
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
@@ -31,11 +32,14 @@ from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.optimizers.table import DEFAULT_OPTIMIZER, OPTIMIZERS
 from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impossible
-from lorabench.estimator.recipes.recipe import Recipe
+from lorabench.estimator.recipes.recipe import Recipe, with_all_settings
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.speed.calibrations import Calibration
 from lorabench.estimator.speed.flops import step_flops
 from lorabench.estimator.speed.throughput import Throughput, estimate_throughput, likely_step_time
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 TRIED_METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 TRIED_OPTIMIZERS = (DEFAULT_OPTIMIZER, OPTIMIZERS[DEFAULT_OPTIMIZER].smaller or DEFAULT_OPTIMIZER)
@@ -98,6 +102,27 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Warnings about recipes that run, but are unusual."""
     imported: Imported | None = None
     """What became of the config of another tool; None without one."""
+
+    def to_frame(self) -> DataFrame:
+        """Return a data frame of pandas with a line for each choice: its settings, memory and speed.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return frame_of(
+            {
+                **row,
+                "gpu": self.gpu,
+                "gpu_usable_bytes": self.gpu_usable_bytes,
+                "device_total_most_bytes": choice.device_total_most_bytes,
+                "margin_bytes": choice.margin_bytes,
+                "step_seconds": choice.throughput and choice.throughput.step_seconds,
+                "tokens_per_second": choice.throughput and choice.throughput.tokens_per_second,
+            }
+            for row, choice in zip(
+                with_all_settings(choice.recipe.settings() for choice in self.choices), self.choices, strict=True
+            )
+        )
 
 
 class EnoughGpu(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ between the two forms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args, get_origin
 
@@ -366,6 +366,13 @@ class RecipeOptions(TypedDict, total=False):
 def settings_of(method: Method) -> frozenset[str]:
     """Return the settings that apply to ``method``."""
     return frozenset(SETTINGS) - set(ADAPTER_SETTINGS) - set(FourBit.__struct_fields__) | set(METHODS[method].settings)
+
+
+def with_all_settings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``rows`` with the same columns: settings that apply to some of the recipes are None in the others."""
+    rows = list(rows)
+    columns = [name for name in SETTINGS if any(name in row for row in rows)]
+    return [{**dict.fromkeys(columns), **row} for row in rows]
 
 
 def make_recipe(model: str, **options: Any) -> Recipe:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-    from lorabench.bench.records.record import RunRecord
+    from lorabench.bench.records.flat import Records
     from lorabench.estimator.answers.comparison import Comparison
     from lorabench.estimator.answers.estimates import Estimate
     from lorabench.estimator.devices.device import Device
@@ -271,8 +271,8 @@ def find_device(gpu: str | float) -> Device:
     return device.find_device(gpu)
 
 
-def read_records(folder: str | Path) -> list[RunRecord]:
-    """Return the run records that `lorabench run` wrote into ``folder``.
+def read_records(folder: str | Path) -> Records:
+    """Return the run records that `lorabench run` wrote into ``folder``: a list with a method ``to_frame``.
 
     Raises:
         UserError: the folder is missing or has no records, or a record is broken or has another schema.
@@ -280,5 +280,6 @@ def read_records(folder: str | Path) -> list[RunRecord]:
     from pathlib import Path
 
     from lorabench.bench.records import record
+    from lorabench.bench.records.flat import Records
 
-    return record.read_records(Path(folder))
+    return Records(record.read_records(Path(folder)))

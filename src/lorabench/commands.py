@@ -5,18 +5,15 @@ Each imports what it needs when it is called.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.recipes.recipe import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
     from typing import Unpack
 
     from lorabench.bench.check.findings import Comparison
@@ -202,6 +199,8 @@ def rehearse(
     Raises:
         UserError: as in `lorabench.estimate`; or this machine cannot rehearse, such as without a CUDA build of torch.
     """
+    from pathlib import Path
+
     from lorabench.cli.rehearse import report_folder
     from lorabench.estimator.devices.device import as_device
 
@@ -211,12 +210,15 @@ def rehearse(
 
         with report_folder(folder) as reports:
             return rehearse_program(target, device, reports, **settings)
+    from tempfile import TemporaryDirectory
+
     from lorabench.bench.rehearsing.recipes import rehearse_suite
     from lorabench.cli.run import suite_of
+    from lorabench.estimator.recipes.recipe import SETTINGS
 
     options = {name: settings.pop(name) for name in [*settings] if name in SETTINGS}
     suite = suite_of(str(target), options, None if from_file is None else Path(from_file))
-    with tempfile.TemporaryDirectory(prefix="lorabench-") as scratch:
+    with TemporaryDirectory(prefix="lorabench-") as scratch:
         return rehearse_suite(suite, device, Path(scratch), folder, **settings)
 
 
@@ -255,6 +257,8 @@ def run(
     Raises:
         UserError: as in `lorabench.estimate`, and as `run_suite` does.
     """
+    from pathlib import Path
+
     from lorabench.bench.records.run_settings import Settings
     from lorabench.bench.running.runner import run_suite
     from lorabench.bench.suites.suite import with_amounts
@@ -300,6 +304,8 @@ def check(
     Raises:
         UserError: a folder has no records, or a broken one; a tolerance or a name in ``allow`` is unknown.
     """
+    from pathlib import Path
+
     from lorabench.bench.check.thresholds import Thresholds, read_share, with_shares
     from lorabench.bench.records.record import read_records
     from lorabench.bench.suites.suite_file import load_suite
@@ -357,6 +363,8 @@ def report(
         UserError: there is nothing to report, a folder has no records, a model has no closed form, or a name is
             unknown; jinja2 is missing; or the page cannot be written.
     """
+    from pathlib import Path
+
     from lorabench.cli.report import with_closed_form
     from lorabench.estimator.devices.device import find_device
     from lorabench.reports.page import render_report, write_page

@@ -34,7 +34,7 @@ def show_comparison(comparison: Comparison, format_: str, *, replay: bool) -> No
         show(as_json(comparison.estimates))
     else:
         from lorabench.cli.estimate import csv_row
-        from lorabench.estimator.answers.flat import with_all_settings
+        from lorabench.estimator.recipes.recipe import with_all_settings
 
         show(as_csv(with_all_settings(map(csv_row, comparison.estimates))))
 
