@@ -12,23 +12,21 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lorabench.estimator.answers.estimates import Estimate, estimate_recipe, with_training
-from lorabench.estimator.answers.flat import flat
-from lorabench.estimator.answers.support import refuse_lacking
-from lorabench.estimator.devices.device import Device
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.frames import frame_of
 from lorabench.estimator.imported.asked import Asked, asked
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.methods.catalogue import Method, methods_with
 from lorabench.estimator.models.read_config import has_closed_form
-from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.recipes.feasibility import refuse_impossible
 from lorabench.estimator.recipes.recipe import SETTINGS, option_value, settings_of, with_all_settings
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
-from lorabench.estimator.speed.calibrations import Calibration
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from lorabench.estimator.devices.device import Device
+    from lorabench.estimator.models.spec import ModelSpec
+    from lorabench.estimator.speed.calibrations import Calibration
 
 COMPARED_METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 """The methods that are compared if none is named."""
@@ -74,6 +72,9 @@ class Comparison(Struct, frozen=True, kw_only=True):
         Raises:
             UserError: pandas is not installed.
         """
+        from lorabench.estimator.answers.flat import flat
+        from lorabench.estimator.frames import frame_of
+
         return frame_of(with_all_settings(map(flat, self.estimates)))
 
 
@@ -197,6 +198,8 @@ def _possible(combination: Combination, device: Device | None) -> ResolvedRecipe
     resolved = combination.asked.resolved()
     refuse_impossible(resolved)
     if device is not None:
+        from lorabench.estimator.answers.support import refuse_lacking  # not needed without a GPU
+
         refuse_lacking(resolved.recipe, device)
     return resolved
 
