@@ -172,7 +172,7 @@ def _model_type_is_unknown(at: Path) -> list[str]:
 @case(None)
 def _a_model_has_1024_layers(at: Path) -> list[str]:
     deep = MODEL_CONFIG | {"num_hidden_layers": 1024}
-    return ["estimate", written(at / "config.json", deep), "--gpu", "24GB", "--explain"]
+    return ["estimate", written(at / "config.json", deep), "--method", "lora", "--gpu", "24GB", "--explain"]
 
 
 AXOLOTL = "base_model: gpt2\nadapter: lora\nlora_r: 8\nmicro_batch_size: 1\n"

@@ -49,7 +49,7 @@ EXAMPLES = """\
 Examples:
   lorabench estimate llama-3.1-8b --gpu rtx-4090
   lorabench estimate llama-3.1-8b --gpu rtx-4090,l40s,h100-sxm --rank 8,64
-  lorabench estimate llama-3.1-8b --method qlora --gpu l40s --tokens 50M --price-per-hour 0.8
+  lorabench estimate llama-3.1-8b --gpu l40s --tokens 50M --price-per-hour 0.8
   lorabench estimate Qwen/Qwen2.5-7B -r 64 --target-modules mlp --seq-len 4096
   lorabench estimate ./config.json --method full --gpu 80GB --require-fit
   lorabench estimate llama-3.1-8b --method qlora --explain
