@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import re
 import resource
 import subprocess
@@ -197,3 +198,19 @@ def test_a_page_about_nothing_is_refused(
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert complaint in err
     assert not any(tmp_path.iterdir())
+
+
+def test_csv_has_a_row_for_each_record(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(results.parent)
+    assert report(capsys, "results", "--format", "csv") == (0, "wrote report.csv: 2 runs\n", "")
+    with Path("report.csv").open(newline="") as file:
+        rows = {row["rank"]: row for row in csv.DictReader(file)}
+    record = sample_record()
+    assert record.measurement is not None
+    measured = rows[str(record.recipe.rank)]
+    assert int(measured["peak_allocated_bytes"]) == record.measurement.memory.peak_allocated_bytes
+    assert (rows["64"]["outcome"], rows["64"]["peak_allocated_bytes"]) == ("oom", "")
+    code, _, err = report(capsys, "results", "--format", "csv", "--gpu", "t4")
+    assert (code, err) == (2, "lorabench: --gpu is for the page: leave it out with --format csv\n")

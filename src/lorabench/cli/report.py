@@ -9,7 +9,7 @@ import click
 
 from lorabench.cli.listing import folded
 from lorabench.cli.output import show
-from lorabench.cli.parameters import NamedPath
+from lorabench.cli.parameters import NamedPath, OneOf
 from lorabench.cli.verbosity import verbose_option
 from lorabench.estimator.errors import UserError
 
@@ -25,6 +25,7 @@ EXAMPLES = """\
 Examples:
   lorabench report results -o report.html --open
   lorabench report results --model llama-3.1-8b --gpu h200
+  lorabench report results --format csv -o results.csv
   lorabench report --model meta-llama/Llama-3.1-8B --gpu rtx-4090 -o page.html
 """
 
@@ -34,8 +35,13 @@ Examples:
 @click.option("--model", "models", multiple=True, help="Add estimates of this model. Repeatable.")
 @click.option("--gpu", "gpus", multiple=True, help="Select this GPU first. Repeatable.")
 @click.option("--trace", "with_traces", is_flag=True, help="Trace each recipe too: seconds each, needs torch.")
+@click.option("-o", "--output", type=NamedPath(), help="Write to this file. [report.html, report.csv]")
 @click.option(
-    "-o", "--output", type=NamedPath(), default=Path("report.html"), help="Write the page to this file. [report.html]"
+    "--format",
+    "format_",
+    type=OneOf(("html", "csv")),
+    default="html",
+    help="html: the page; csv: a row for each run record. [html]",
 )
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @verbose_option
@@ -44,7 +50,8 @@ def command(
     models: tuple[str, ...],
     gpus: tuple[str, ...],
     with_traces: bool,
-    output: Path,
+    output: Path | None,
+    format_: str,
     open_page: bool,
 ) -> None:
     """Make one HTML page of the results of `lorabench run`, or of estimates alone.
@@ -57,6 +64,13 @@ def command(
     from lorabench.reports.quantities import format_bytes, plural
     from lorabench.reports.runs import read_runs
 
+    if format_ == "csv":
+        for given, option in ((models, "--model"), (gpus, "--gpu"), (with_traces, "--trace"), (open_page, "--open")):
+            if given:
+                raise UserError(f"{option} is for the page: leave it out with --format csv")
+        _write_csv(folders, output or Path("report.csv"))
+        return
+    output = output or Path("report.html")
     if not folders and not models:
         raise UserError("nothing to report: name folders of results, or a model with --model NAME")
     if with_traces and not folders:
@@ -80,6 +94,22 @@ def command(
 
         if not webbrowser.open(output.resolve().as_uri()):
             show("no browser found to open the page", err=True)
+
+
+def _write_csv(folders: Sequence[Path], output: Path) -> None:
+    from lorabench.bench.records.flat import flat
+    from lorabench.bench.records.record import read_records
+    from lorabench.cli.listing import as_csv
+    from lorabench.estimator.recipes.recipe import with_all_settings
+    from lorabench.reports.page import write_page
+
+    if not folders:
+        raise UserError("nothing to report: name folders of results")
+    records = [(folder, record) for folder in folders for record in read_records(folder)]
+    rows = with_all_settings(flat(record) for _, record in records)
+    text = as_csv([{"folder": str(folder), **row} for (folder, _), row in zip(records, rows, strict=True)])
+    write_page(f"{text}\n", output)
+    show(f"wrote {output}: {len(rows)} runs")
 
 
 def _traced(runs: Sequence[Run]) -> list[Run]:
