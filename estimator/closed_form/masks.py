@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lorabench.estimator.closed_form.autograd import Tensor
+from lorabench.estimator.closed_form.layout import Unsupported
 from lorabench.estimator.closed_form.operators import Operators
 from lorabench.estimator.closed_form.sizes import PAIRS, TOKENS, Monomial, S
 from lorabench.estimator.models.spec import Layers, ModelSpec
@@ -18,7 +19,8 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 class Masks:
     """The masks of one forward pass: for layers with a sliding window, and for those without."""
 
-    def __init__(self, op: Operators, resolved: ResolvedRecipe, dtype: str) -> None:
+    def __init__(self, op: Operators, resolved: ResolvedRecipe, dtype: str, *, always: bool = False) -> None:
+        """Make the masks. ``always``: the architecture makes one for sdpa too, where its kernel would need none."""
         spec, recipe = resolved.spec, resolved.recipe
         window = spec.config.get("sliding_window") or 0
         self.windowed = layers_with_window(spec)
@@ -32,11 +34,25 @@ class Masks:
                     allowed = _allowed(op, "temporaries", windowed=kind, padded=recipe.padding)
                     self._masks[kind] = op.tape.new(PAIRS, 1, dtype, component)
                     del allowed
-                elif recipe.attn_implementation == "sdpa" and (recipe.padding or (kind and recipe.seq_len >= window)):
+                elif recipe.attn_implementation == "sdpa" and (
+                    always or recipe.padding or (kind and recipe.seq_len >= window)
+                ):
                     self._masks[kind] = _allowed(op, component, windowed=kind, padded=recipe.padding)
                 elif recipe.attn_implementation == "sdpa" and recipe.rules.masks:
                     self._masks[kind] = op.tape.new(PAIRS, 1, "bool", component)
         self.differ = any(self._masks.values()) and len(self._masks) > 1
+
+    def taken(self) -> Tensor:
+        """Return the mask of layers without a window, which an architecture makes a mask of its own of.
+
+        Raises:
+            Unsupported: there is none.
+        """
+        mask = self._masks.get(False)
+        if mask is None:
+            raise Unsupported("a mask of its own, made of one with a window")
+        self._masks[False] = None
+        return mask
 
     def tensors(self) -> list[Tensor]:
         """Return the masks that exist."""

@@ -75,7 +75,7 @@ class Modules:
         }
         self.adapters: dict[str, tuple[Tensor, ...]] = {}
         for linear in layers.linears:
-            if recipe.quantization is None:
+            if not self._in_four_bits(linear):
                 self.weights[linear.name] = weights.base(linear.name, linear.in_features * linear.out_features)
             if linear.bias:
                 self.weights[f"{linear.name}.bias"] = weights.base(linear.name, linear.out_features)
@@ -145,26 +145,32 @@ class Modules:
 
     # Linear layers
 
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        """Return the output of linear layer ``name`` for x, with its adapter if it has one."""
+    def linear(self, name: str, x: Tensor, *, apart: bool = False) -> Tensor:
+        """Return the output of linear layer ``name`` for x, with its adapter if it has one.
+
+        ``apart``: the class of the layer adds the bias in a step of its own.
+        """
         with self.op.tape.scope("linear", name):
             if name not in self.adapters:
-                return self._base(name, x)
+                return self._base(name, x, apart=apart)
             assert self.recipe.adapter is not None
             return adapted_linear(
                 self.op,
                 self.recipe.adapter,
                 self.linears[name],
                 self.adapters[name],
-                lambda x: self._base(name, x),
+                lambda x: self._base(name, x, apart=apart),
                 x,
-                quantized=self.recipe.quantization is not None,
+                quantized=self._in_four_bits(self.linears[name]),
             )
 
-    def _base(self, name: str, x: Tensor) -> Tensor:
+    def _in_four_bits(self, linear: Linear) -> bool:
+        return self.recipe.quantization is not None and linear.quantizable
+
+    def _base(self, name: str, x: Tensor, *, apart: bool) -> Tensor:
         linear = self.linears[name]
         quantization = self.recipe.quantization
-        if quantization is not None:
+        if quantization is not None and linear.quantizable:
             return self.op.linear_4bit(
                 x,
                 linear.in_features * linear.out_features,
@@ -174,7 +180,11 @@ class Modules:
                 double_quant=quantization.double_quant,
                 keeps_input=self.recipe.keeps_inputs,
             )
-        return self.op.linear(x, self.weights[name], linear.out_features, bias=self.weights.get(f"{name}.bias"))
+        bias = self.weights.get(f"{name}.bias")
+        if apart and bias is not None:
+            product = self.op.linear(x, self.weights[name], linear.out_features)
+            return self.op.add(product, bias)
+        return self.op.linear(x, self.weights[name], linear.out_features, bias=bias)
 
     # Norms
 
@@ -303,13 +313,15 @@ class Modules:
             q, k, v = (op.cast(t, self._flash_dtype(t.dtype)) for t in (q, k, v))
             output = op.flash_attention(q, k, v, heads, kv_heads, "flash_attention_2", by_head=joined)
             return op.copy(output) if joined else output
-        output, by_token = self._sdpa(q, k, v, kv_heads, dropout, joined)
+        output, by_token = self.sdpa(q, k, v, kv_heads, dropout, joined)
         return output if by_token else op.copy(output)
 
-    def _sdpa(
-        self, q: Tensor, k: Tensor, v: Tensor, kv_heads: int, dropout: float, joined: bool
+    def sdpa(
+        self, q: Tensor, k: Tensor, v: Tensor, kv_heads: int, dropout: float, joined: bool, *, gqa: bool = True
     ) -> tuple[Tensor, bool]:
         """Return the output of scaled_dot_product_attention, and whether its memory layout is (B, S, H, d).
+
+        ``gqa``: its option enable_gqa, without which keys have as many heads as queries, or one.
 
         Python frees the arguments that autocast has cast when the function returns, so the cast belongs in here.
         """
@@ -318,7 +330,7 @@ class Modules:
             v, k, q = (op.cast(t, self.compute_dtype) for t in (v, k, q))
         kernel = self._sdpa_kernel(q.dtype, kv_heads, dropout)
         if kernel == "math":
-            return self._math(q, k, v, dropout, joined), False
+            return self._math(q, k, v, dropout, joined, gqa=gqa), False
         if kernel == "cudnn":
             return op.cudnn_attention(q, k, v, heads, kv_heads, self.mask), not joined
         if kernel == "efficient":
@@ -377,7 +389,7 @@ class Modules:
         # With several sequences the gradient has the layout (B, S, H, d).
         return op.copy(self._with_copied_gradient(output) if by_token else output), scores
 
-    def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool) -> Tensor:
+    def _math(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, joined: bool, *, gqa: bool) -> Tensor:
         """Return the output of torch's math kernel, (B, H, S, d): all in float32, with the whole matrix of scores.
 
         Its matmuls copy tensors from layout (B, S, H, d) to (B, H, S, d), except for a single sequence. Repeated heads
@@ -387,14 +399,12 @@ class Modules:
         op = self.op
         by_token = self.recipe.batch_size > 1
         times = self.heads // self.kv_heads
+        if not gqa and not by_token:
+            times = 1  # matmul expands a single key head, which is a view of a single sequence
         # In C++ a variable lives until the kernel returns, so these are freed together.
         q32, k32, v32 = (op.cast(x, "float32") for x in (q, k, v))
         queries = op.scale(q32)
-        ones = op.tape.new(S * S, 1, "bool", name="causal mask")
-        lower = op.tape.new(S * S, 1, "bool", name="causal mask")
-        del ones
-        mask = op.tape.new(S * S, 1, "float32", name="causal mask")
-        del lower
+        mask = self._additive_mask()
         keys, values = op.repeat_heads(k32, times), op.repeat_heads(v32, times)
         scaled = op.scale(keys)
         attention = op.batched_matmul(
@@ -414,6 +424,21 @@ class Modules:
         probabilities = op.cast(attention, q.dtype)
         del probabilities, mask
         return output
+
+    def _additive_mask(self) -> Tensor:
+        """Return the mask that the math kernel adds to the scores: the causal one, unless it is given another."""
+        tape = self.op.tape
+        if self.mask is not None:
+            added = tape.new(self.mask.tokens, 1, "float32", name="mask")
+            hidden = tape.new(self.mask.tokens, 1, "bool", name="mask")
+            del hidden
+            return added
+        ones = tape.new(S * S, 1, "bool", name="causal mask")
+        lower = tape.new(S * S, 1, "bool", name="causal mask")
+        del ones
+        added = tape.new(S * S, 1, "float32", name="causal mask")
+        del lower
+        return added
 
     # Feed-forward
 

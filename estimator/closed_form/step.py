@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 from lorabench.estimator.closed_form.autograd import ITEMSIZES, Autocast, Tape, Tensor
 from lorabench.estimator.closed_form.decoders import decoder_of
@@ -144,7 +145,7 @@ class _Step:
 
     def _forward(self) -> Tensor:
         spec, recipe, op = self.spec, self.recipe, self.op
-        outside = Modules(op, self.resolved, Layers(1, (), (*spec.embeddings, *spec.final_norm)), None)
+        outside = Modules(op, self.resolved, Layers(1, spec.outside, (*spec.embeddings, *spec.final_norm)), None)
         saved = {module.path for module in self.resolved.modules_to_save}
         for table in spec.embeddings:
             if table.name.removesuffix(".weight") in saved:
@@ -171,7 +172,7 @@ class _Step:
 
     def _hidden_states(self, outside: Modules) -> Tensor:
         tape = self.tape
-        hidden, masks, rotary, others = self.decoder.begin(outside, lambda dtype: Masks(self.op, self.resolved, dtype))
+        hidden, masks, rotary, others = self.decoder.begin(outside, partial(Masks, self.op, self.resolved))
         if self.recipe.use_reentrant:
             self._keep(*(rotary or ()), *masks.tensors())
         for group, copies, window in self.layers(self.spec, masks):

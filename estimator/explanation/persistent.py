@@ -41,11 +41,14 @@ class PersistentLines:
         for weight in spec.embeddings:
             source = self._dtype_and_source(weight.name)
             yield self._parameters(weight.name.removesuffix(".weight"), 1, [weight], source)
+        for linear in spec.outside:
+            if self.recipe.quantization is None or not linear.quantizable:
+                yield self._parameters(linear.name, 1, [linear])
         for group in spec.layers:
             stacked = group.experts
             tensors: list[Linear | Weight] = [weight for weight in group.weights if weight not in stacked]
-            if self.recipe.quantization is None:
-                tensors = [*group.linears, *tensors]
+            in_four_bits = group.quantizable if self.recipe.quantization is not None else []
+            tensors = [*(linear for linear in group.linears if linear not in in_four_bits), *tensors]
             for part, name in PARTS.items():
                 chosen = [tensor for tensor in tensors if tensor.part == part]
                 if chosen:
@@ -63,14 +66,19 @@ class PersistentLines:
             yield from self._biases()
 
     def _biases(self) -> Iterator[Line]:
-        for group in self.spec.layers:
+        for group in self.spec.groups:
             biases = [
-                Weight(linear.name, (linear.out_features,), linear.part) for linear in group.linears if linear.bias
+                Weight(linear.name, (linear.out_features,), linear.part) for linear in group.quantizable if linear.bias
             ]
             if biases:
                 source = "bitsandbytes: keeps the biases of 4-bit layers in the compute dtype"
                 yield self._parameters(
-                    f"biases of {group.count:,} layers", group.count, biases, (self.recipe.compute_dtype, source)
+                    "biases outside the layers"
+                    if group.linears == self.spec.outside
+                    else f"biases of {group.count:,} layers",
+                    group.count,
+                    biases,
+                    (self.recipe.compute_dtype, source),
                 )
 
     def _parameters(
@@ -139,9 +147,11 @@ class PersistentLines:
         double = quantization.double_quant
         sizes = [
             (linear.in_features * linear.out_features, group.count)
-            for group in self.spec.layers
-            for linear in group.linears
+            for group in self.spec.groups
+            for linear in group.quantizable
         ]
+        if not sizes:
+            return
         kept = [(quantized_bytes(n, double_quant=double), count) for n, count in sizes]
         elements, tensors = sum(n * count for n, count in sizes), sum(count for _, count in sizes)
         absmax_itemsize = 1 if double else 4

@@ -34,7 +34,7 @@ def lora_entries(recipe: Recipe) -> Entries:
 def module_names(resolved: ResolvedRecipe) -> list[str]:
     """Return names by which peft finds just the target modules: last parts, or paths where last parts are ambiguous."""
     targets = set(resolved.target_modules)
-    every = {linear.name for group in resolved.spec.layers for linear in group.linears}
+    every = {linear.name for group in resolved.spec.groups for linear in group.linears}
     found = []
     for path in resolved.target_modules:
         last = path.rpartition(".")[2]

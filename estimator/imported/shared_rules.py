@@ -272,7 +272,7 @@ def linear_layers(spec: ModelSpec) -> Options:
         return {"target_modules": "all-linear"}
     return {
         "target_modules": ",".join(
-            {linear.name.rsplit(".", 1)[-1]: 0 for group in spec.layers for linear in group.linears}
+            {linear.name.rsplit(".", 1)[-1]: 0 for group in spec.groups for linear in group.linears}
         )
     }
 

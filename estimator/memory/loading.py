@@ -45,7 +45,7 @@ class _Loading:
         spec, recipe = self._resolved.spec, self._recipe
         for weight in spec.embeddings:
             yield self._weight(weight.name, weight.parameters)
-        for group in spec.layers:
+        for group in spec.groups:
             for _ in range(group.count):
                 yield from self._layer(group)
         for weight in spec.final_norm:
@@ -80,17 +80,18 @@ class _Loading:
         quantization = self._recipe.quantization
         for linear in group.linears:
             elements = linear.in_features * linear.out_features
-            if quantization is None:
+            if quantization is None or not linear.quantizable:
                 yield self._weight(linear.name, elements)
-            else:
-                yield from self._quantized(elements, quantization)
-            if linear.bias:
-                if quantization is None:
+                if linear.bias:
                     yield self._weight(linear.name, linear.out_features)
-                else:
-                    yield self._new(linear.out_features * ITEMSIZE[self._recipe.compute_dtype])
+                continue
+            yield from self._quantized(elements, quantization)
+            if linear.bias:
+                yield self._new(linear.out_features * ITEMSIZE[self._recipe.compute_dtype])
         for weight in group.weights:
             yield self._weight(weight.name, weight.parameters)
+        for buffer in group.buffers:
+            yield self._new(buffer.bytes)
 
     def _adapters(self, adapter: Adapter) -> Iterator[Event]:
         """Yield the events of peft's `get_peft_model`.
@@ -102,7 +103,7 @@ class _Loading:
         resolved, recipe = self._resolved, self._recipe
         base_dtype = recipe.dtype if recipe.quantization is None else recipe.compute_dtype
         made: list[tuple[int, int]] = []
-        for group in resolved.spec.layers:
+        for group in resolved.spec.groups:
             of_layer = [
                 [tensor.elements for _, tensor in tensors]
                 for _, tensors in groupby(

@@ -29,7 +29,7 @@ def persistent_bytes(resolved: ResolvedRecipe, backend: Backend, compute_capabil
     for term in loaded_weights(resolved):
         loaded[term.component] += term.bytes
     adapted = dict.fromkeys(COMPONENTS, 0)
-    for name in ("weights", "quantized_weights", "adapters"):
+    for name in ("weights", "quantized_weights", "adapters", "buffers"):
         adapted[name] = of_recipe.component_bytes(name)
     training = adapted | {"optimizer_states": of_recipe.component_bytes("optimizer_states")}
     if backend == "cuda":

@@ -6,6 +6,8 @@ The known rules follow from these terms: 16 B per parameter for full fine-tuning
 
 from __future__ import annotations
 
+from math import prod
+
 from msgspec import Struct
 
 from lorabench.estimator.devices.backend import Backend
@@ -83,23 +85,31 @@ def loaded_weights(resolved: ResolvedRecipe) -> list[Term]:
 
 
 def base_weights(resolved: ResolvedRecipe, dtype: str, bias_dtype: str, *, recast: bool = False) -> list[Term]:
-    """Return the base weights.
+    """Return the base weights, and the buffers of the layers.
 
     ``dtype``: of unquantised weights; ``bias_dtype``: of the biases of 4-bit layers; ``recast``: whether embeddings and
     head have been cast to bfloat16.
     """
     spec = resolved.spec
     quantization = resolved.recipe.quantization
+    buffers = [(buffer, group.count) for group in spec.layers for buffer in group.buffers]
+    held = []
+    if buffers:
+        elements = sum(count * prod(buffer.shape) for buffer, count in buffers)
+        held.append(Term("buffers", "buffers of the layers", elements, sum(b.bytes * count for b, count in buffers)))
     if quantization is None:
-        return [Term("weights", f"weights, {dtype}", spec.parameters, spec.parameters * ITEMSIZE[dtype])]
+        return [Term("weights", f"weights, {dtype}", spec.parameters, spec.parameters * ITEMSIZE[dtype]), *held]
     quantized = biases = 0
-    for group in spec.layers:
-        for linear in group.linears:
+    for group in spec.groups:
+        for linear in group.quantizable:
             size = linear.in_features * linear.out_features
             quantized += group.count * quantized_bytes(size, double_quant=quantization.double_quant).total
             biases += group.count * linear.out_features if linear.bias else 0
     other = spec.parameters - spec.linear_parameters - biases
-    terms = [Term("quantized_weights", f"linear layers, {quantization.quant_type}", spec.linear_parameters, quantized)]
+    terms = held
+    if quantized:
+        what = f"linear layers, {quantization.quant_type}"
+        terms.append(Term("quantized_weights", what, spec.linear_parameters, quantized))
     if recast:
         cast = sum(module.parameters for module in recast_modules(spec))
         other -= cast

@@ -7,15 +7,18 @@ second.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from lorabench.estimator.errors import UserError, did_you_mean
 from lorabench.estimator.foreign_text import quoted
 from lorabench.estimator.models.causal_types import causal_model_types
 from lorabench.estimator.models.config_fields.fields import MOST_LAYERS
 from lorabench.estimator.models.recordings import NO_SHAPES, TOKENS
-from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Part, Weight
+from lorabench.estimator.models.spec import Buffer, Layers, Linear, ModelSpec, Part, Weight
 from lorabench.estimator.quiet import quiet_libraries
 from lorabench.estimator.working_folder import require_working_folder
 
@@ -102,10 +105,16 @@ def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelS
     if embedding is None or head is None:
         raise UserError(f"{name}: a {config['model_type']} has no embedding and head of the same vocabulary")
     tied = head.weight is embedding.weight
+    outside = {
+        key: module
+        for key, module in model.named_modules()
+        if _is_linear(module) and module is not head and not key.startswith(f"{path}.")
+    }
+    owned = [parameter for module in (head, *outside.values()) for parameter in module.parameters()]
     apart = [
         Weight(parameter_name, tuple(parameter.shape), part_of(parameter_name))
         for parameter_name, parameter in model.named_parameters()
-        if not parameter_name.startswith(f"{path}.") and not any(parameter is own for own in head.parameters())
+        if not parameter_name.startswith(f"{path}.") and not any(parameter is own for own in owned)
     ]
     tokens = [
         Weight(parameter_name, tuple(parameter.shape), "embedding")
@@ -113,11 +122,12 @@ def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelS
         if parameter is embedding.weight
     ]
     tables = [*tokens, *(weight for weight in apart if weight.part == "embedding" and weight not in tokens)]
-    count, described = len(layers), [(linears_of(layer), weights_of(layer)) for layer in layers]
+    quantized = _quantized_modules(model)
+    count, described = len(layers), described_layers(model, path)
     final = tuple(weight for weight in apart if weight not in tables)
     head_linear = _linear(next(key for key, module in model.named_modules() if module is head), head, "head")
     adapts = _adapts_experts(model, layers)
-    groups = tuple(Layers(len(list(group)), *tensors, adapts_experts=adapts) for tensors, group in groupby(described))
+    groups = tuple(replace(layer, count=len(list(group)), adapts_experts=adapts) for layer, group in groupby(described))
     heads = _size(sizes, "num_attention_heads")
     hidden: int = _size(sizes, "hidden_size") or embedding.weight.shape[1]
     return ModelSpec(
@@ -138,6 +148,9 @@ def spec_of(model: Any, sizes: Any, config: dict[str, Any], name: str) -> ModelS
         final_norm=final,
         head=head_linear,
         layers_path=path,
+        outside=tuple(
+            _linear(key, module, part_of(key), quantizable=key in quantized) for key, module in outside.items()
+        ),
         has_sdpa=bool(getattr(model, "_supports_sdpa", True)),
     )
 
@@ -187,9 +200,42 @@ def layers_of(model: nn.Module, count: int, name: str) -> tuple[str, nn.ModuleLi
     raise UserError(f"{name}: the model that transformers builds has no list of {count} layers")
 
 
-def linears_of(layer: nn.Module) -> tuple[Linear, ...]:
-    """Return the linear layers of ``layer``, in its order."""
-    return tuple(_linear(path, module, part_of(path)) for path, module in layer.named_modules() if _is_linear(module))
+def described_layers(model: Any, path: str) -> list[Layers]:
+    """Return the tensors of each layer in the list at ``path`` of ``model``."""
+    quantized = _quantized_modules(model)
+    return [
+        Layers(1, _linears_of(layer, f"{path}.{number}", quantized), weights_of(layer), buffers=_buffers_of(layer))
+        for number, layer in enumerate(model.get_submodule(path))
+    ]
+
+
+def _quantized_modules(model: Any) -> set[str]:
+    """Return the paths of the modules that transformers lets bitsandbytes replace (`replace_with_bnb_linear`)."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    return {
+        path
+        for path, module in model.named_modules()
+        if (isinstance(module, Conv1D) or type(module) is nn.Linear) and should_convert_module(path, kept)
+    }
+
+
+def _linears_of(layer: nn.Module, path: str, quantized: Container[str]) -> tuple[Linear, ...]:
+    """Return the linear layers of ``layer``, which is at ``path``, in its order."""
+    return tuple(
+        _linear(name, module, part_of(name), quantizable=f"{path}.{name}" in quantized)
+        for name, module in layer.named_modules()
+        if _is_linear(module)
+    )
+
+
+def _buffers_of(layer: nn.Module) -> tuple[Buffer, ...]:
+    """Return the buffers of ``layer``, in its order."""
+    return tuple(Buffer(path, tuple(buffer.shape), buffer.element_size()) for path, buffer in layer.named_buffers())
 
 
 def weights_of(layer: nn.Module) -> tuple[Weight, ...]:
@@ -209,12 +255,14 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _linear(path: str, module: Any, part: Part) -> Linear:
+def _linear(path: str, module: Any, part: Part, *, quantizable: bool = True) -> Linear:
     from torch import nn
 
     conv1d = not isinstance(module, nn.Linear)
     out_features, in_features = module.weight.shape[::-1] if conv1d else module.weight.shape
-    return Linear(path, in_features, out_features, part, bias=module.bias is not None, conv1d=conv1d)
+    return Linear(
+        path, in_features, out_features, part, bias=module.bias is not None, conv1d=conv1d, quantizable=quantizable
+    )
 
 
 def part_of(path: str) -> Part:

@@ -16,7 +16,7 @@ import msgspec
 
 from lorabench.estimator.models.config_fields.fields import MOST_LAYERS
 from lorabench.estimator.models.expressions import evaluated
-from lorabench.estimator.models.spec import Layers, Linear, ModelSpec, Weight
+from lorabench.estimator.models.spec import Buffer, Layers, Linear, ModelSpec, Weight
 
 FOLDER = Path(__file__).parent / "recorded"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -25,7 +25,7 @@ NO_SHAPES = (
     *TOKENS,
 )
 """Keys of config.json that affect neither shapes nor the training step. Text is packed, so there is no padding."""
-NO_CONDITION = frozenset({*NO_SHAPES, "max_position_embeddings", "quantization_config", "model_type", "rope_theta"})
+NO_CONDITION = frozenset({*NO_SHAPES, "quantization_config", "model_type", "rope_theta"})
 """Keys that are no condition of a recording."""
 LARGEST_SIZE = 2**24
 """Far above any real model, as in `config_fields`."""
@@ -113,13 +113,17 @@ def _order(rule: Any, given: Mapping[str, Any], layers: Any) -> list[int] | None
     lists = [given.get(key) for key in rule["by"]]
     if any(not isinstance(each, list) or len(each) != layers for each in lists):
         return None
-    kinds = [rule["kinds"].get(kind) for kind in layer_kinds(lists)]
+    kinds = [rule["kinds"].get(kind) for kind in layer_kinds(lists, first=rule.get("first", False))]
     return None if None in kinds else kinds
 
 
-def layer_kinds(lists: Sequence[Any]) -> list[str]:
-    """Return for each layer what the ``lists``, of one entry a layer, say of it."""
-    return [" ".join(map(str, entries)) for entries in zip(*lists, strict=True)]
+def layer_kinds(lists: Sequence[Any], *, first: bool = False) -> list[str]:
+    """Return for each layer what the ``lists``, of one entry a layer, say of it.
+
+    ``first``: the first layer is none of the others' kinds, whatever they say.
+    """
+    said = [" ".join(map(str, entries)) for entries in zip(*lists, strict=True)]
+    return [f"first {each}" if first and at == 0 else each for at, each in enumerate(said)]
 
 
 def few_layers(config: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -146,9 +150,11 @@ def lists_of_layers(config: Mapping[str, Any], layers: Any) -> list[str]:
 
 
 def ordered(pattern: Mapping[str, list[int]], layers: int) -> list[int]:
-    """Return the kind of each layer: those of the first ones, and then those that repeat."""
-    first, repeated = pattern["first"], pattern["repeated"]
-    return [first[at] if at < len(first) else repeated[(at - len(first)) % len(repeated)] for at in range(layers)]
+    """Return the kind of each layer: those of the first ones, then those that repeat, and those of the last ones."""
+    first, repeated, last = pattern["first"], pattern["repeated"], pattern.get("last", [])
+    inner = layers - len(first) - len(last)
+    kinds = [*first, *(repeated[at % len(repeated)] for at in range(inner)), *last]
+    return kinds[:layers]
 
 
 def recorded_spec(recording: Recording, config: Mapping[str, Any], name: str) -> ModelSpec:
@@ -164,9 +170,10 @@ def recorded_spec(recording: Recording, config: Mapping[str, Any], name: str) ->
         declared = recording.kinds[kind]
         linears = msgspec.convert(evaluated(declared["linears"], recording.sizes), tuple[Linear, ...])
         weights = msgspec.convert(evaluated(declared["weights"], recording.sizes), tuple[Weight, ...])
+        buffers = msgspec.convert(evaluated(declared.get("buffers", []), recording.sizes), tuple[Buffer, ...])
         windowed = declared["mask"] == "sliding"
         number = None if recording.around is None else kind
-        layers.append(Layers(len(list(group)), linears, weights, number, windowed, adapts))
+        layers.append(Layers(len(list(group)), linears, weights, number, windowed, adapts, buffers))
     shapes = {key: value for key, value in config.items() if key not in NO_SHAPES}
     keeps = values.pop("keeps_tokens")
     tokens = {key: config[key] for key in TOKENS if key in config} if keeps else dict.fromkeys(TOKENS)

@@ -21,7 +21,7 @@ Part = Literal["embedding", "attention", "feed_forward", "norm", "head", "other"
 class Linear(Struct, frozen=True):
     """A linear layer: weight (out_features, in_features), bias (out_features,) if any.
 
-    bitsandbytes quantises them and peft's all-linear adapts them, except the head.
+    bitsandbytes quantises most and peft's all-linear adapts them, except the head.
     """
 
     name: str
@@ -32,6 +32,9 @@ class Linear(Struct, frozen=True):
     bias: bool = False
     conv1d: bool = False
     """Whether it is transformers' Conv1D (GPT-2), whose weight is stored transposed."""
+    quantizable: bool = True
+    """Whether bitsandbytes replaces it by a 4-bit layer. transformers leaves out classes of an architecture's own, the
+    module of the model's last parameter, and modules that the architecture keeps in float32."""
 
     @property
     def parameters(self) -> int:
@@ -56,6 +59,19 @@ ADAPTED = ("gate.weight", "gate_up_proj", "down_proj")
 """Ends of the names of routers and stacks of experts that peft adapts (its `_MOE_TARGET_MODULE_MAPPING`)."""
 
 
+class Buffer(Struct, frozen=True):
+    """A tensor of a layer that is no parameter, such as GPT-Neo's causal mask."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes_per_element: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all elements."""
+        return prod(self.shape) * self.bytes_per_element
+
+
 class Layers(Struct, frozen=True):
     """Consecutive identical decoder layers."""
 
@@ -68,6 +84,12 @@ class Layers(Struct, frozen=True):
     """Whether attention has a sliding window, if the architecture was recorded."""
     adapts_experts: bool = True
     """Whether peft adapts its router and experts under all-linear."""
+    buffers: tuple[Buffer, ...] = ()
+
+    @property
+    def quantizable(self) -> list[Linear]:
+        """The linear layers that bitsandbytes replaces by 4-bit layers."""
+        return [linear for linear in self.linears if linear.quantizable]
 
     @property
     def experts(self) -> list[Weight]:
@@ -117,6 +139,9 @@ class ModelSpec(Struct, frozen=True, dict=True):
     layers_path: str
     """Path of the list of layers, such as ``model.layers``. A layer's tensors are at ``<layers_path>.<index>.<name>``;
     the names of all other tensors are whole paths."""
+    outside: tuple[Linear, ...] = ()
+    """Linear layers outside the decoder layers, except the head, such as OPT-350m's ``model.decoder.project_in``. Their
+    names are whole paths."""
     has_sdpa: bool = True
     """Whether transformers supports sdpa for it."""
     longest_closed_form: int = 0
@@ -137,12 +162,17 @@ class ModelSpec(Struct, frozen=True, dict=True):
         return msgspec.msgpack.encode(self)
 
     @cached_property
+    def groups(self) -> tuple[Layers, ...]:
+        """The decoder layers, and before them the linear layers outside, if there are any."""
+        return (Layers(1, self.outside, ()), *self.layers) if self.outside else self.layers
+
+    @cached_property
     def parameters_by_part(self) -> dict[Part, int]:
         """Elements by part of the model; they add up to `parameters`."""
         parts: dict[Part, int] = {"embedding": 0, "attention": 0, "feed_forward": 0, "norm": 0, "head": 0}
         for weight in (*self.embeddings, *self.final_norm):
             parts[weight.part] = parts.get(weight.part, 0) + weight.parameters
-        for group in self.layers:
+        for group in self.groups:
             tensors: list[Linear | Weight] = [*group.linears, *group.weights]
             for tensor in tensors:
                 parts[tensor.part] = parts.get(tensor.part, 0) + group.count * tensor.parameters
@@ -151,6 +181,11 @@ class ModelSpec(Struct, frozen=True, dict=True):
         else:
             parts["head"] += self.head.parameters
         return parts
+
+    @cached_property
+    def unquantizable(self) -> list[tuple[Linear, int]]:
+        """Each kind of linear layer that bitsandbytes leaves as it is, with the number of layers that have it."""
+        return [(linear, group.count) for group in self.groups for linear in group.linears if not linear.quantizable]
 
     @cached_property
     def adapts_experts(self) -> bool:
@@ -174,7 +209,9 @@ class ModelSpec(Struct, frozen=True, dict=True):
 
     @cached_property
     def linear_parameters(self) -> int:
-        """Weight elements (no biases) of the layers' linear modules, which QLoRA quantises."""
+        """Weight elements (no biases) of the linear layers that QLoRA quantises."""
         return sum(
-            group.count * linear.in_features * linear.out_features for group in self.layers for linear in group.linears
+            group.count * linear.in_features * linear.out_features
+            for group in self.groups
+            for linear in group.quantizable
         )

@@ -24,6 +24,13 @@ def recipe_warnings(resolved: ResolvedRecipe) -> tuple[str, ...]:
             "but may not learn well beyond them"
         )
     if recipe.quantization is not None:
+        left = sum(count * linear.in_features * linear.out_features for linear, count in spec.unquantizable)
+        if left:
+            names = {linear.name.rpartition(".")[2]: None for linear, _ in spec.unquantizable}
+            warnings.append(
+                f"{recipe.method} leaves {left:,} of {spec.parameters:,} base weights in {recipe.unquantized_dtype}: "
+                f"transformers 5 does not let bitsandbytes replace {', '.join(names)}"
+            )
         experts = sum(group.count * weight.parameters for group in spec.layers for weight in group.experts)
         if experts:
             warnings.append(

@@ -45,7 +45,7 @@ def resolve_modules_to_save(spec: ModelSpec, names: str | None) -> tuple[SavedMo
     for name in wanted:
         if name not in modules:
             hint = did_you_mean(name, modules, say_all_up_to=4)
-            if any(_last(linear.name) == name for group in spec.layers for linear in group.linears):
+            if any(_last(linear.name) == name for group in spec.groups for linear in group.linears):
                 hint = f"adapters train that one (--target-modules {name}): {hint}"
             raise UserError(f"modules_to_save: {spec.name} has no embedding and no head {quoted(name)}: {hint}")
     return tuple(module for name, module in modules.items() if name in wanted)

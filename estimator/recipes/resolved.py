@@ -66,7 +66,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
         """Each kind of linear layer that gets an adapter, with the number of decoder layers that have it."""
         return tuple(
             (linear, group.count)
-            for group in self.spec.layers
+            for group in self.spec.groups
             for linear in group.linears
             if linear.name in self.target_modules
         )
@@ -111,7 +111,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
         adapter = self.recipe.adapter
         assert adapter is not None
         spec = self.spec
-        for group in spec.layers:
+        for group in spec.groups:
             shapes = [
                 tensor.shape for _, tensor in adapter_tensors(group, adapter, self.target_modules, spec.model_type)
             ]
@@ -121,7 +121,7 @@ class ResolvedRecipe(Struct, frozen=True, dict=True, omit_defaults=True):
         spec = self.spec
         for weight in spec.embeddings:
             yield weight.shape, 1, True
-        for group in spec.layers:
+        for group in spec.groups:
             yield from _in_layers(base_shapes(group), group.count)
         for weight in spec.final_norm:
             yield weight.shape, 1, False

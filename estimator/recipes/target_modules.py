@@ -34,7 +34,7 @@ def resolve_target_modules(spec: ModelSpec, adapter: Adapter | None) -> tuple[st
     targets = adapter.target_modules
     if targets is None:
         return adapter.default_targets(spec)
-    linears = list({linear.name: linear for group in spec.layers for linear in group.linears}.values())
+    linears = list({linear.name: linear for group in spec.groups for linear in group.linears}.values())
     experts = _expert_names(spec, adapter)
     if targets == "all-linear":
         return tuple(linear.name for linear in linears if linear.name.rpartition(".")[2] not in experts)
@@ -76,7 +76,7 @@ def _reached_by_names(spec: ModelSpec, adapter: Adapter, linears: list[Linear], 
 
 def unmatched_targets(spec: ModelSpec, adapter: Adapter) -> tuple[str, ...]:
     """Return the names in ``target_modules`` that no layer of ``spec`` has. peft adapts the others, and is silent."""
-    paths = {linear.name for group in spec.layers for linear in group.linears}
+    paths = {linear.name for group in spec.groups for linear in group.linears}
     experts = _expert_names(spec, adapter)
     return tuple(
         name
@@ -93,7 +93,7 @@ def warn_of_unmatched(spec: ModelSpec, adapter: Adapter) -> Iterator[str]:
 
 
 def _no_layer(spec: ModelSpec, name: str) -> str:
-    last_components = {linear.name.rsplit(".", 1)[-1] for group in spec.layers for linear in group.linears}
+    last_components = {linear.name.rsplit(".", 1)[-1] for group in spec.groups for linear in group.linears}
     if name in ("all", "linear", "all_linear"):
         return f"{name} is another tool's word: write all-linear"
     return f"{spec.name} has no linear layer {quoted(name)}: {did_you_mean(name, last_components)}"
@@ -139,7 +139,7 @@ def _example(spec: ModelSpec) -> str:
 
 
 def _matched_under(spec: ModelSpec, pattern: re.Pattern[str], layers_path: str) -> tuple[str, ...]:
-    found: dict[str, set[bool]] = {}
+    found = {linear.name: {pattern.fullmatch(linear.name) is not None} for linear in spec.outside}
     index = 0
     for group in spec.layers:
         for linear in group.linears:

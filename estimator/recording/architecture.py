@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lorabench.estimator.models.expressions import terms
-from lorabench.estimator.models.introspect import attends_to_later_tokens, layers_of, linears_of, spec_of, weights_of
+from lorabench.estimator.models.introspect import attends_to_later_tokens, described_layers, layers_of, spec_of
 from lorabench.estimator.models.recordings import (
     TOKENS,
     canonical,
@@ -27,6 +27,7 @@ from lorabench.estimator.models.recordings import (
     ordered,
     shortened,
 )
+from lorabench.estimator.models.spec import Linear
 from lorabench.estimator.recording.fit import Changed, Unlike, fit
 from lorabench.estimator.recording.recorder import NotRecordable, record
 from lorabench.estimator.trace.cuda_semantics import building_on_meta
@@ -90,10 +91,8 @@ def record_architecture(
     if len(kinds) == 1:
         rule = 0
     elif by_layer:
-        known: dict[str, int] = {}
-        said = layer_kinds([base[key] for key in by_layer])
-        if all(known.setdefault(each, number) == number for each, number in zip(said, order, strict=True)):
-            rule = {"by": by_layer, "kinds": known}
+        lists = [base[key] for key in by_layer]
+        rule = next((found for first in (False, True) if (found := _by_lists(by_layer, lists, order, first))), order)
     if rule is order:
         rule = _pattern(order, [*map(int, small["order"])]) or order
     return {
@@ -112,16 +111,27 @@ def record_architecture(
     }
 
 
+def _by_lists(keys: list[str], lists: list[Any], order: list[int], first: bool) -> Tree | None:
+    """Return the kind of layer for what the ``lists`` say of each, if they say ``order``; ``first``: see
+    `layer_kinds`."""
+    known: dict[str, int] = {}
+    said = layer_kinds(lists, first=first)
+    if any(known.setdefault(each, number) != number for each, number in zip(said, order, strict=True)):
+        return None
+    return {"by": keys, "kinds": known, **({"first": True} if first else {})}
+
+
 def _pattern(order: list[int], few: list[int]) -> Tree | None:
-    """Return the kinds of the first layers and those that repeat after them, if they say ``order`` and also the order
-    ``few`` of a model with fewer layers."""
+    """Return the kinds of the first layers, those that repeat after them, and that of the last layer if it is another,
+    if they say ``order`` and also the order ``few`` of a model with fewer layers."""
     if len(few) == len(order):
         return None
-    for start in range(len(few)):
-        for period in range(1, len(few) - start + 1):
-            pattern = {"first": order[:start], "repeated": order[start : start + period]}
-            if all(ordered(pattern, len(each)) == each for each in (order, few)):
-                return pattern
+    for last in ({}, {"last": order[-1:]}):
+        for start in range(len(few) - len(last)):
+            for period in range(1, len(few) - len(last) - start + 1):
+                pattern = {"first": order[:start], "repeated": order[start : start + period], **last}
+                if all(ordered(pattern, len(each)) == each for each in (order, few)):
+                    return pattern
     return None
 
 
@@ -206,11 +216,19 @@ def _recorded(config: Tree, batch: int = BATCH, length: int = LENGTH, *, forward
         path, layers = layers_of(model, sizes.num_hidden_layers, "model")
         if not found:
             declared = [
-                {"linears": msgspec.to_builtins(linears_of(layer)), "weights": msgspec.to_builtins(weights_of(layer))}
-                for layer in layers
+                {
+                    "linears": [*map(_written, layer.linears)],
+                    "weights": msgspec.to_builtins(layer.weights),
+                    **({"buffers": msgspec.to_builtins(layer.buffers)} if layer.buffers else {}),
+                }
+                for layer in described_layers(model, path)
             ]
             read = spec_of(model, sizes, {"model_type": config["model_type"]}, "")
-            spec = msgspec.to_builtins(read) | {"adapts_experts": read.layers[0].adapts_experts}
+            spec = msgspec.to_builtins(read) | {
+                "head": _written(read.head),
+                "outside": [*map(_written, read.outside)],
+                "adapts_experts": read.layers[0].adapts_experts,
+            }
             for key in ("name", "config", "model_type", "layers", "assumptions", "longest_closed_form"):
                 spec.pop(key, None)
             found = {"spec": {**spec, "keeps_tokens": keeps}, "layers": declared}
@@ -239,6 +257,14 @@ def _recorded(config: Tree, batch: int = BATCH, length: int = LENGTH, *, forward
     found["spec"]["has_sdpa"] = "sdpa" in supported
     recorded: Tree = msgspec.to_builtins({**found, "kinds": kinds, "around": around, "order": [*map(str, order)]})
     return recorded
+
+
+def _written(linear: Linear) -> Tree:
+    """Return a linear layer as a tree, in which it is quantizable unless it says otherwise."""
+    tree: Tree = msgspec.to_builtins(linear)
+    if linear.quantizable:
+        del tree["quantizable"]
+    return tree
 
 
 def _built(config: Tree, implementation: str) -> tuple[Any, Any, bool]:

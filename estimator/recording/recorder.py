@@ -94,6 +94,8 @@ class Recorder(TorchFunctionMode):
         """The value of the model's output."""
         self._turned: dict[int, str] = {}
         """Turned weights of linear layers → the layer."""
+        self._without_bias: dict[int, tuple[str, torch.Tensor, Any]] = {}
+        """Products of turned weights → the linear layer, its input, and the bias that its own class adds next."""
         self._kinds: dict[int, str] = {}
         """Value → the kind of the mask that it is."""
 
@@ -167,8 +169,21 @@ class Recorder(TorchFunctionMode):
         if name in ("matmul", "__matmul__") and id(args[1]) in self._turned:
             result = func(*args, **kwargs)
             path = self._turned[id(args[1])]
-            self.leaf("linear_module", [args[0], path], {}, result)
+            bias = self._model.get_submodule(path).bias
+            if bias is None:
+                self.leaf("linear_module", [args[0], path], {}, result)
+            else:
+                self._without_bias[id(result)] = path, args[0], bias
             return result
+        if name in ("add", "__add__") and id(args[0]) in self._without_bias:
+            path, x, bias = self._without_bias.pop(id(args[0]))
+            if args[1] is not bias:
+                raise NotRecordable(f"{path} without its bias")
+            result = func(*args, **kwargs)
+            self.leaf("linear_module", [x, path], {"apart": True}, result)
+            return result
+        if name == "__getitem__":
+            args = args[0], _from_end(args[0], args[1])
         encoded = self._encode(args), {key: self._encode(value) for key, value in kwargs.items() if key not in LEFT_OUT}
         result = func(*args, **kwargs)
         self._write(name, func, args, encoded, result)
@@ -331,6 +346,23 @@ def _plain(statement: Statement, name: Callable[[int], str], prefix: str = "") -
     return [results, statement.function, plain(statement.positional), *([named] if named else [])]
 
 
+def _from_end(tensor: torch.Tensor, index: Any) -> Any:
+    """Return ``index`` with slices that leave out the first elements counted from the end: its length is then clear
+    also if the number of elements is a size of the config, and the length that of the sequence."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts):
+        return index
+    missing = tensor.dim() - sum(part is not None and part is not Ellipsis for part in parts)
+    at, found = 0, []
+    for part in parts:
+        if isinstance(part, slice) and part.stop is None and part.step is None and (part.start or 0) > 0:
+            found.append(slice(min(part.start - tensor.shape[at], 0) or tensor.shape[at], None))
+        else:
+            found.append(part)
+        at += missing if part is Ellipsis else part is not None
+    return tuple(found) if isinstance(index, tuple) else found[0]
+
+
 LEFT_OUT = {
     "padding_idx",
     "max_norm",
@@ -399,7 +431,7 @@ def _leaves(model: nn.Module, recorder: Recorder, implementation: str) -> Iterat
     for module in modules:
         for name, kind in MASKS.items():
             if hasattr(module, name):
-                yield replaced(module, name, partial(_mask, recorder, kind))
+                yield replaced(module, name, partial(_mask, recorder, kind, implementation))
         if hasattr(module, "GeLUFunction"):
             yield replaced(module.GeLUFunction, "apply", partial(_bloom_gelu, recorder))
         if hasattr(module, "repeat_kv"):
@@ -408,13 +440,16 @@ def _leaves(model: nn.Module, recorder: Recorder, implementation: str) -> Iterat
         yield replaced(modeling_utils.AttentionInterface, "get_interface", lambda *_: partial(_attention, recorder))
 
 
-def _mask(recorder: Recorder, kind: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _mask(recorder: Recorder, kind: str, implementation: str, *args: Any, **kwargs: Any) -> torch.Tensor:
     embeds = kwargs.get("inputs_embeds", kwargs.get("input_embeds"))
     embeds = args[1] if embeds is None else embeds
+    # Without this option, transformers makes no mask where the kernel applies the causal one itself.
+    always = {"always": True} if kwargs.get("allow_is_causal_skip") is False else {}
     with recorder.quiet():
         batch, length = embeds.shape[:2]
-        mask = torch.empty((batch, 1, length, length), dtype=embeds.dtype, device="meta")
-    recorder.leaf("mask", [kind, embeds], {}, mask)
+        dtype = torch.bool if always and implementation == "sdpa" else embeds.dtype
+        mask = torch.empty((batch, 1, length, length), dtype=dtype, device="meta")
+    recorder.leaf("mask", [kind, embeds], always, mask)
     recorder._kinds[recorder.name(mask)] = kind
     return mask
 

@@ -56,7 +56,7 @@ def cuda_attention(
             query, key, value, mask, True, dropout_p, is_causal, scale=scale
         )[0]
         return output
-    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale)[0]
+    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)[0]
 
 
 def cpu_attention(
@@ -138,6 +138,7 @@ def _math(
     dropout_p: float,
     is_causal: bool,
     scale: float | None,
+    enable_gqa: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output and the probabilities of `_scaled_dot_product_attention_math`, by its operators.
 
@@ -156,7 +157,7 @@ def _math(
         mask = torch.zeros_like(mask, dtype=scaled.dtype).masked_fill_(mask.logical_not(), float("-inf"))
     keys, values = key_32, value_32
     shared_by = query.shape[-3] // key.shape[-3]
-    if shared_by > 1:
+    if enable_gqa and shared_by > 1:  # without it, matmul expands a single key head
         keys, values = keys.repeat_interleave(shared_by, -3), values.repeat_interleave(shared_by, -3)
     attention = torch.matmul(scaled, keys.transpose(-2, -1) * root)
     if mask is not None:

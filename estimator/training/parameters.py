@@ -46,7 +46,7 @@ def count_built(model: nn.Module, spec: ModelSpec) -> ParameterCounts:
 def _parts(spec: ModelSpec) -> dict[str, str]:
     """Return the part of each parameter by name, without the layer's path and index."""
     parts: dict[str, str] = {weight.name: weight.part for weight in (*spec.embeddings, *spec.final_norm)}
-    for linear in (spec.head, *(linear for group in spec.layers for linear in group.linears)):
+    for linear in (spec.head, *(linear for group in spec.groups for linear in group.linears)):
         parts[f"{linear.name}.weight"] = parts[f"{linear.name}.bias"] = linear.part
     parts |= {weight.name: weight.part for group in spec.layers for weight in group.weights}
     return parts

@@ -17,7 +17,7 @@ class Decoder:
     """Llama, Mistral, Qwen2, Qwen3: RMS norms, rotary attention with grouped heads, a gated feed-forward."""
 
     def begin(
-        self, m: Modules, make_masks: Callable[[str], Masks]
+        self, m: Modules, make_masks: Callable[..., Masks]
     ) -> tuple[Tensor, Masks, Rotary | None, tuple[Tensor, ...]]:
         """Return the first layer's input, (B·S, h), the masks, the rotary tables, and the other tensors that live until
         forward ends.

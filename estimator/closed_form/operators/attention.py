@@ -112,7 +112,10 @@ class Attention(Elementwise):
         return self._kernel("cudnn_attention", (q, k, v), work, backward, added)
 
     def _mask_to_add(self, mask: Tensor | None, dtype: str) -> tuple[Tensor, ...]:
-        """Return torch's additive mask for a boolean mask, (B·S·S, 1) in ``dtype``; empty without a mask."""
+        """Return torch's additive mask for a boolean mask, (B·S·S, 1) in ``dtype``, or another mask as it is; empty
+        without a mask."""
+        if mask is not None and mask.dtype != "bool":
+            return (mask,)
         return () if mask is None else (self.tape.new(PAIRS, 1, dtype, name="mask to add"),)
 
     def _kernel(

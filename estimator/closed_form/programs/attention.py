@@ -22,14 +22,10 @@ class Attention(Elementwise):
         """Return transformers' sdpa or flash attention of q, k and v (B, H, S, d), as (B, S, H, d)."""
         if any(value is not None for value in named.values()):
             raise Unsupported(f"attention with {', '.join(named)}")
-        batch, heads, length, width = q.shape
+        batch, heads, length, _ = q.shape
         m = self.m
-        m.heads, m.kv_heads, m.head_dim, m.value_dim = heads.n, k.shape[1].n, width.n, v.shape[-1].n
         shape = (batch, length, heads, v.shape[-1])
-        joined = is_contiguous(self.sizes.numbers(q.shape), q.strides)
-        for each in (q, k, v):
-            n, symbols = elements(each.shape)
-            each.tensor.tokens, each.tensor.features = symbols, n
+        joined = self._by_heads(q, k, v)
         output, _ = m.attention(
             self._by_position(q),
             self._by_position(k),
@@ -38,6 +34,15 @@ class Attention(Elementwise):
             joined=joined,
         )
         return Value(output, shape, self.contiguous(shape))
+
+    def _by_heads(self, q: Value, k: Value, v: Value) -> bool:
+        """Tell the modules the heads of q, k and v, and return whether the memory layout of q is (B, H, S, d)."""
+        m = self.m
+        m.heads, m.kv_heads, m.head_dim, m.value_dim = q.shape[1].n, k.shape[1].n, q.shape[3].n, v.shape[-1].n
+        for each in (q, k, v):
+            n, symbols = elements(each.shape)
+            each.tensor.tokens, each.tensor.features = symbols, n
+        return is_contiguous(self.sizes.numbers(q.shape), q.strides)
 
     def _probability(self, dropout: Any) -> float:
         """Return the probability of dropout in attention, which the config says."""
@@ -56,8 +61,21 @@ class Attention(Elementwise):
     ) -> Value:
         """Return torch's attention of q, k and v (B, H, S, d), in that shape."""
         if isinstance(attn_mask, Value):
-            raise Unsupported("attention with a mask of the model's own")
-        return self.permuted(self._torch_attention(q, k, v, None, dropout=dropout_p), (0, 2, 1, 3))
+            self.m.mask = attn_mask.tensor
+        if enable_gqa or self.m.recipe.attn_implementation != "sdpa":
+            return self.permuted(self._torch_attention(q, k, v, None, dropout=dropout_p), (0, 2, 1, 3))
+        joined = self._by_heads(q, k, v)
+        batch, heads, length, _ = q.shape
+        queries, keys, values = map(self._by_position, (q, k, v))
+        with self.tape.scope("attention"):
+            output, by_token = self.m.sdpa(
+                queries, keys, values, k.shape[1].n, self._probability(dropout_p), joined, gqa=False
+            )
+        if by_token:
+            shape = (batch, length, heads, v.shape[-1])
+            return self.permuted(Value(output, shape, self.contiguous(shape)), (0, 2, 1, 3))
+        shape = (batch, heads, length, v.shape[-1])
+        return Value(output, shape, self.contiguous(shape))
 
     def _by_position(self, x: Value) -> Tensor:
         """Return x (B, H, S, d) for a fused kernel, whose gradient has the memory layout (B, S, H, d)."""

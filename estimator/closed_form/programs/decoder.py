@@ -55,7 +55,7 @@ class Recorded(Decoder):
             raise Unsupported(f"its {implementation} attention is not recorded")
         return programs[implementation]
 
-    def begin(self, m: Modules, make_masks: Callable[[str], Masks]) -> tuple[Tensor, Masks, Any, Any]:
+    def begin(self, m: Modules, make_masks: Callable[..., Masks]) -> tuple[Tensor, Masks, Any, Any]:
         """Run what is before the layers."""
         run, program = Run(self, m), self._around(m)
         run.make_masks = make_masks
@@ -127,7 +127,7 @@ class Run:
         self.functions = Functions(m, Sizes(m.recipe.batch_size > 1))
         self.parametrized: dict[str, Router | Stack] = {}
         """Adapted parameters outside linear layers, while their module runs."""
-        self.make_masks: Callable[[str], Masks] | None = None
+        self.make_masks: Callable[..., Masks] | None = None
         self.masks: Masks | None = None
 
     def shaped(self, *shape: Dim) -> tuple[Shape, Strides]:
@@ -153,9 +153,13 @@ class Run:
             if name == "mask":
                 if self.masks is None:
                     assert self.make_masks is not None
-                    self.masks = self.make_masks(env[positional[1]].tensor.dtype)
+                    self.masks = self.make_masks(env[positional[1]].tensor.dtype, **named)
                 env[results[0]] = MASK
                 continue
+            if self.masks is not None and any(env.get(str(each)) is MASK for each in (*positional, *named.values())):
+                own = self.own_mask()
+                env.update({key: own for key, value in env.items() if value is MASK})
+                del own
             arguments = [self.decoded(each, env) for each in positional]
             options = {key: self.decoded(each, env) for key, each in named.items()}
             if arguments and isinstance(arguments[0], Mask):
@@ -165,6 +169,12 @@ class Run:
             del arguments, options
             env.update(zip(results, found, strict=True))
             del found
+
+    def own_mask(self) -> Value:
+        """Return the mask (B, 1, S, S) as a tensor of the program, which computes with it before the layers."""
+        assert self.masks is not None
+        shape = Dim(1, B), UNIT, Dim(1, S), Dim(1, S)
+        return Value(self.masks.taken(), *self.shaped(*shape))
 
     def decoded(self, argument: Any, env: Environment) -> Any:
         """Return an argument: a value, a dimension, a number, or a list of these."""

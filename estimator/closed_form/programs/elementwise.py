@@ -171,6 +171,11 @@ class Elementwise(Copies):
         return self.fresh(shape, "bool")
 
     def _torch_masked_fill(self, x: Value, mask: Value, value: Any) -> Value:
+        shape = self.joint(x, mask)
+        if shape != x.shape:
+            if x.tensor.requires_grad:
+                raise Unsupported("a mask that widens what it fills")
+            return self.fresh(shape, x.tensor.dtype)
         # masked_fill: grad.masked_fill(mask, 0), which saves the mask
         tensor = self.tape.record(
             "masked_fill",

@@ -22,13 +22,14 @@ from lorabench.estimator.closed_form.work import Matmul
 class Matmuls(Elementwise):
     """Functions that run a matmul."""
 
-    def _torch_linear_module(self, x: Value, path: str) -> Value:
+    def _torch_linear_module(self, x: Value, path: str, *, apart: bool = False) -> Value:
+        """Return the output of a linear layer. ``apart``: its class adds the bias in a step of its own."""
         if path not in self.m.linears:
             raise Unsupported(f"{path} is a linear layer outside the layers")
         linear = self.m.linears[path]
         shape = (*x.shape[:-1], Dim(linear.out_features))
         tensor = self._by_token(x)
-        return Value(self.m.linear(path, tensor), shape, self.contiguous(shape))
+        return Value(self.m.linear(path, tensor, apart=apart), shape, self.contiguous(shape))
 
     def _by_token(self, x: Value) -> Tensor:
         """Return x as a linear layer reads it: (tokens, features)."""

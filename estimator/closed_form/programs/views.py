@@ -188,6 +188,10 @@ class Views(Values):
                 ):
                     raise Unsupported("an index of values")
                 return self.indexed(x, part)
+            if isinstance(part, list) and part[0] not in ("slice", "..."):
+                if whole.count(["slice", None, None, None]) != len(whole) - 1:
+                    raise Unsupported("an index of numbers beside other parts")
+                return self._taken(x, at - 1, len(part))
             if isinstance(part, list) and part[0] == "slice":
                 taken = self._slice(size, *part[1:])
                 cut = cut or taken != size
@@ -212,6 +216,8 @@ class Views(Values):
         return self.view(x, tuple(shape), tuple(strides), "slice", backward)._replace(base=x.tensor, base_shape=x.shape)
 
     def _slice(self, size: Dim, start: Any, stop: Any, step: Any) -> Dim:
+        if isinstance(start, Dim) and start.n < 0 and stop is None and step is None:
+            return Dim(-start.n, start.symbols)
         whole = self.sizes.number(size)
         begin, end = (None if bound is None else self._position(bound, size) for bound in (start, stop))
         if (begin is None or begin == UNIT._replace(n=0)) and end is None and step in (None, 1):
@@ -249,6 +255,21 @@ class Views(Values):
         whole = elements(x.shape)
         tensor.tokens, tensor.features = whole.symbols, whole.n
         return Value(self.op.gather(tensor, symbols, n, index.tensor, rows.n), shape, self.contiguous(shape))
+
+    def _taken(self, x: Value, dim: int, count: int) -> Value:
+        """Return a new tensor of ``count`` entries of x along ``dim``, which the program lists."""
+        shape, was = (*x.shape[:dim], Dim(count), *x.shape[dim + 1 :]), x.shape
+        n, symbols = elements(shape)
+        index = self.tape.new(ONE, count, "int64")
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # index: index_backward(grad.new_zeros(sizes), indices, grad)
+            return (self.new_gradient(was, g.dtype),)
+
+        tensor, dtype = x.tensor, x.tensor.dtype
+        del x
+        taken = self.tape.record("gather", (tensor,), backward, (index,), lambda: self.tape.new(symbols, n, dtype))
+        return Value(taken, shape, self.contiguous(shape))
 
     def _torch_chunk(self, x: Value, chunks: int, dim: int = 0) -> list[Value]:
         size = x.shape[dim]

@@ -17,7 +17,7 @@ from lorabench.estimator.models.introspect import introspect
 from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.estimator.models.recordings import find_recording, recorded_types
 from lorabench.estimator.models.spec import ModelSpec
-from lorabench.estimator.recipes.feasibility import refuse_impossible
+from lorabench.estimator.recipes.feasibility import recipe_warnings, refuse_impossible
 from lorabench.estimator.recipes.recipe import make_recipe
 from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from tests.small_models import recorded_config, recorded_models
@@ -53,7 +53,19 @@ def _tensors(spec: ModelSpec) -> list[Any]:
     return [spec.embeddings, layers, spec.final_norm, spec.head, spec.layers_path, spec.tie_word_embeddings]
 
 
-@pytest.mark.parametrize("name", recorded_models(with_closed_form=True)[::SAMPLE])
+ALWAYS = (
+    "tiiuae/falcon-7b-instruct",  # linear layers that stay in 16 bits, and a mask for sdpa
+    "tiiuae/falcon-40b-instruct",  # slices by lists of numbers
+    "tiiuae/falcon-rw-1b",  # a mask of its own, and biases that are added apart
+    "allenai/OLMo-1B-hf",  # a last layer of a kind of its own
+    "facebook/opt-350m",  # linear layers outside the decoder layers
+    "EleutherAI/gpt-neo-125m",  # buffers
+    "mosaicml/mpt-7b-chat",  # the last positions of a table
+)
+"""Recordings that are compared always: no other one has what they have."""
+
+
+@pytest.mark.parametrize("name", sorted({*recorded_models(with_closed_form=True)[::SAMPLE], *ALWAYS}))
 def test_the_closed_form_of_a_recorded_model_meets_its_trace(name: str) -> None:
     spec = read_config(recorded_config(name), "small")
     recording = find_recording(spec.config)
@@ -104,3 +116,24 @@ def test_what_a_program_cannot_say_has_no_closed_form(monkeypatch: pytest.Monkey
     spec = read_config(recorded_config("HuggingFaceTB/SmolLM3-3B-Base"), "unsupported")
     with pytest.raises(NoClosedForm, match=r"cannot say this recipe \(something\): use lorabench trace"):
         estimate_memory(ResolvedRecipe(spec, make_recipe("small", seq_len=64, method="lora")))
+
+
+@pytest.mark.parametrize(
+    ("name", "linears", "elements"),
+    [
+        (
+            "tiiuae/falcon-7b-instruct",
+            "query_key_value, dense, dense_h_to_4h, dense_4h_to_h",
+            2 * 4544 * (9 * 4544 + 4672),
+        ),
+        ("allenai/OLMo-1B-hf", "down_proj", 2048 * 8192),
+    ],
+)
+def test_qlora_says_which_linear_layers_stay_in_16_bits(name: str, linears: str, elements: int) -> None:
+    spec = read_config(recorded_config(name), "small")
+    [warning] = recipe_warnings(ResolvedRecipe(spec, make_recipe("small", seq_len=64, method="qlora")))
+    assert warning == (
+        f"qlora leaves {elements:,} of {spec.parameters:,} base weights in bfloat16: transformers 5 does not let "
+        f"bitsandbytes replace {linears}"
+    )
+    assert not recipe_warnings(ResolvedRecipe(spec, make_recipe("small", seq_len=64, method="lora")))

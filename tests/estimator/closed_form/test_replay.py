@@ -70,7 +70,7 @@ def test_what_loading_leaves_is_what_the_model_takes(options: dict[str, Any]) ->
         except UserError:
             continue  # a module that the model does not have
         held = states(resolved, "cuda")
-        components = ("weights", "quantized_weights", "adapters")
+        components = ("weights", "quantized_weights", "adapters", "buffers")
         blocks = dict(loading(resolved))  # of a block that is freed, the last event has 0 bytes
         assert sum(blocks.values()) == sum(map(held.component_bytes, components)), name
 

@@ -98,7 +98,8 @@ def test_an_architecture_without_a_closed_form_is_estimated_by_its_trace(model_t
     assert terms["optimizer_states"].bytes == 8 * trainable  # the step counters are the host's
     assert terms["gradients"].bytes == 4 * trainable
     # transformers quantises what is nn.Linear itself, which Falcon's own class of linear layers is not.
-    quantized = spec.linear_parameters if method == "qlora" and model_type != "falcon" else 0
+    assert (spec.linear_parameters == 0) == (model_type == "falcon")
+    quantized = spec.linear_parameters if method == "qlora" else 0
     assert estimate.parameters.quantized == quantized
     assert ("quantized_weights" in terms) == (quantized > 0)
     memory = estimate.memory

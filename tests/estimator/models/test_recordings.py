@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorabench.estimator.models import recordings
-from lorabench.estimator.models.recordings import find_recording, shortened
+from lorabench.estimator.models.recordings import find_recording, layer_kinds, ordered, shortened
 
 FILE: dict[str, Any] = {
     "defaults": {"num_hidden_layers": 4, "top": 2048},
@@ -78,3 +78,13 @@ def test_fewer_layers_have_shorter_lists() -> None:
         "mlp": ["dense", "sparse"],
         "other": [1, 2],
     }
+
+
+def test_the_first_and_the_last_layers_may_be_of_other_kinds() -> None:
+    pattern = {"first": [0], "repeated": [1, 2], "last": [3]}
+    assert ordered(pattern, 2) == [0, 3]
+    assert ordered(pattern, 6) == [0, 1, 2, 1, 2, 3]
+
+
+def test_the_first_layer_may_be_unlike_others_of_which_the_lists_say_the_same() -> None:
+    assert layer_kinds([["full", "window", "full"]], first=True) == ["first full", "window", "full"]
