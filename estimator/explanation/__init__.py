@@ -72,7 +72,7 @@ def explain(
         Derivation("Activations at the peak", tuple(peak.at_peak("activations")), "activations"),
         Derivation("Logits at the peak", tuple(peak.at_peak("logits")), "logits"),
         Derivation("Temporaries at the peak", tuple(peak.at_peak("temporaries")), "temporaries"),
-        Derivation("Buffers", tuple(peak.at_peak("buffers")), "buffers"),
+        Derivation("Buffers", (*persistent.buffers(), *peak.at_peak("buffers", step_alone=True)), "buffers"),
         Derivation("Workspaces", tuple(_workspaces(memory)), "workspaces"),
         Derivation("Phases", tuple(peak.phases()), remark=f"The highest decides: {memory.phase}."),
         Derivation(

@@ -52,10 +52,11 @@ class Peak:
         self.step = itemised_step(resolved, backend, compute_capability)
         self.persistent = persistent_bytes(resolved, backend, compute_capability)
 
-    def at_peak(self, component: str) -> list[Line]:
-        """Return the tensors of ``component`` that are alive at the peak."""
+    def at_peak(self, component: str, *, step_alone: bool = False) -> list[Line]:
+        """Return the tensors of ``component`` that are alive at the peak; with ``step_alone`` without those that stay
+        from step to step."""
         phase = self.memory.phase
-        stays = Item(component, ONE, GIVEN, self.persistent[phase][component])
+        stays = Item(component, ONE, GIVEN, 0 if step_alone else self.persistent[phase][component])
         items = [item for item in self.step.items(self._candidate_of(phase)) if item.component == component]
         lines = self._lines([stays, *items] if stays.bytes else items)
         return sorted(lines, key=lambda line: -line.bytes)

@@ -139,6 +139,19 @@ class PersistentLines:
     def _layers(self, count: int) -> str:
         return "L" if count == self.spec.num_hidden_layers else f"{count:,}"
 
+    def buffers(self) -> Iterator[Line]:
+        """Yield the buffers of the layers, which are no parameters."""
+        for group in self.spec.layers:
+            for buffer in group.buffers:
+                shape = "·".join(f"{size:,}" for size in buffer.shape if size > 1)
+                yield Line(
+                    f"{buffer.name} of {group.count:,} layers",
+                    f"{self._layers(group.count)} · {shape} · {buffer.bytes_per_element} B",
+                    f"{group.count:,} · {prod(buffer.shape):,} · {buffer.bytes_per_element}",
+                    group.count * buffer.bytes,
+                    "transformers: a tensor of the module that is no parameter",
+                )
+
     def quantized_weights(self) -> Iterator[Line]:
         """Yield the tensors that bitsandbytes stores for the weights of the linear layers."""
         quantization = self.recipe.quantization

@@ -46,6 +46,9 @@ RECIPES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("meta-llama/Llama-3.1-8B", {"method": "qlora", "recast": True, "modules_to_save": "lm_head"}),
     ("Qwen/Qwen2.5-0.5B", {"method": "full", "batch_size": 2, "loss": "legacy"}),  # sorts its tokens in backward
+    ("facebook/opt-350m", {"method": "qlora"}),  # linear layers outside the decoder layers
+    ("tiiuae/falcon-7b", {"method": "qlora"}),  # linear layers that stay in 16 bits
+    ("EleutherAI/gpt-neo-125m", {"attn_implementation": "eager", "batch_size": 2}),  # buffers
 ]
 
 
