@@ -166,7 +166,7 @@ class Leaf:
 class Node:
     """The backward function of one operation, with its saved tensors and the receivers of its gradients."""
 
-    __slots__ = ("backward", "edges", "operation", "outputs", "place", "repeat", "saved", "sequence")
+    __slots__ = ("backward", "edges", "iteration", "operation", "outputs", "place", "repeat", "saved", "sequence")
 
     def __init__(
         self,
@@ -183,6 +183,7 @@ class Node:
         self.outputs = outputs
         self.edges = [(tensor.node, tensor.output, tensor.leaf, tensor.dtype) for tensor in inputs]
         self.repeat = tape.repeat
+        self.iteration = tape.iteration
         self.sequence = tape.next_sequence()
         self.saved: Saved = tape.save(saved)
 
@@ -252,6 +253,10 @@ class Tape:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.repeat = 1
+        self.iteration: int | None = None
+        """The iteration of the scan's loop that runs; None outside loops."""
+        self.left_out: int | None = None
+        """The iteration of each loop during which the ledger records no candidates."""
         self.place = NOWHERE
         """The place of the running operation."""
         self.operation = ""
@@ -280,6 +285,11 @@ class Tape:
     def scope(self, part: Part, module: str = "") -> Scope:
         """Return a context: tensors made in it belong to ``part``, and to ``module`` if the part has several."""
         return Scope(self, Place(part, module))
+
+    def iterate(self, iteration: int | None) -> None:
+        """Begin an iteration of a loop, or of its backward pass; None: what is outside of loops."""
+        self.iteration = iteration
+        self.ledger.leaving_out = iteration is not None and iteration == self.left_out
 
     # Making tensors
 
@@ -514,6 +524,8 @@ class Tape:
 
     def _run(self, node: Node, waiting: dict[Node, dict[int, Tensor]], queue: list[tuple[int, Node]]) -> None:
         self.place, self.operation, self.in_backward = node.place, node.operation, True
+        if node.iteration != self.iteration:
+            self.iterate(node.iteration)
         arrived = waiting.pop(node)
         saved = node.saved.take()
         gradients = list(node.backward(list(arrived.values()) if node.outputs > 1 else arrived[0], saved))

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.ledger import PeakCandidate
+from lorabench.estimator.closed_form.autograd import Tape
+from lorabench.estimator.closed_form.ledger import Ledger, PeakCandidate
+from lorabench.estimator.closed_form.scans import FEW_CHUNKS, candidates_of_scan, example_length
 from lorabench.estimator.closed_form.sizes import Monomial
 from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.devices.backend import Backend
@@ -40,7 +42,16 @@ class Setup:
 
     __slots__ = ("_hash", "_key", "backend", "compute_capability", "resolved")
 
-    def __init__(self, resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None = None) -> None:
+    def __init__(
+        self,
+        resolved: ResolvedRecipe,
+        backend: Backend,
+        compute_capability: str | None = None,
+        *,
+        most_chunks: int | None = None,
+    ) -> None:
+        """``most_chunks``: of a scan, for a setup that stands for all recipes with as many or more; None for the
+        recipe's own number, since a step has as many operations as chunks."""
         spec, recipe = resolved.spec, resolved.recipe
         self.backend = backend
         self.compute_capability = compute_capability
@@ -50,7 +61,7 @@ class Setup:
             model=spec.name,
             adapter=None if recipe.adapter is None else recipe.adapter.rank_left_open(),
             batch_size=2 if several else 1,
-            seq_len=spec.config["sliding_window"] if filled else 1,
+            seq_len=_example_length(spec, recipe.seq_len, most_chunks, filled=filled),
             gradient_accumulation=min(recipe.gradient_accumulation, 2),
             optim="sgd",  # any optimizer: states are persistent memory, and the form leaves the optimizer's step out
         )
@@ -63,6 +74,14 @@ class Setup:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Setup) and self._key == other._key
+
+
+def _example_length(spec: ModelSpec, seq_len: int, most_chunks: int | None, *, filled: bool) -> int:
+    """Return the length that stands for all with the same operations as ``seq_len``."""
+    if not spec.scan_chunk:
+        return int(spec.config["sliding_window"]) if filled else 1
+    example = example_length(spec, seq_len, most_chunks)
+    return example if branches(spec, 1, example)[1] == filled else seq_len
 
 
 def branches(spec: ModelSpec, batch_size: Any, seq_len: Any) -> tuple[Any, Any]:
@@ -89,6 +108,16 @@ def any_of(condition: Any) -> bool:
     return bool(condition.any() if hasattr(condition, "any") else condition)
 
 
+def form_of(resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None = None) -> tuple[Setup, Form]:
+    """Return the form of the recipe and its setup.
+
+    Raises:
+        UserError: as in `compile_form`.
+    """
+    setup = Setup(resolved, backend, compute_capability, most_chunks=FEW_CHUNKS + 1)
+    return setup, compile_form(setup)
+
+
 class PhaseForm(NamedTuple):
     """The peak candidates of one phase, in order, without persistent memory."""
 
@@ -113,7 +142,15 @@ def compile_form(setup: Setup) -> Form:
     Raises:
         UserError: the model lacks the target modules, or the combination has no closed form.
     """
-    candidates = peak_candidates(setup.resolved, setup.backend, setup.compute_capability)
+
+    def run(resolved: ResolvedRecipe, left_out: int | None) -> list[PeakCandidate]:
+        if left_out is None:
+            return peak_candidates(resolved, setup.backend, setup.compute_capability)
+        tape = Tape(Ledger())
+        tape.left_out = left_out
+        return peak_candidates(resolved, setup.backend, setup.compute_capability, tape)
+
+    candidates = candidates_of_scan(setup.resolved, run)
     kept = {phase: _undominated(list(group)) for phase, group in groupby(candidates, lambda candidate: candidate.phase)}
     used = {
         monomial for of_phase in kept.values() for candidate in of_phase for monomial, n in candidate.total.items() if n

@@ -7,13 +7,30 @@ stand for all others: only their order and their ratios matter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import cache, lru_cache, reduce
 from typing import NamedTuple
 
-from lorabench.estimator.closed_form.sizes import ONE, B, Monomial, S, Symbol, extra_tokens, longer, of_symbol
+from lorabench.estimator.closed_form.sizes import (
+    ONE,
+    B,
+    Monomial,
+    S,
+    Symbol,
+    chunks_and_more,
+    chunks_of_length,
+    extra_tokens,
+    filled_chunk,
+    filling,
+    longer,
+    of_symbol,
+)
 
 LENGTH = 1009
 """The length that stands for all others, a prime that is no size of a model."""
+
+
+MOST_LAYOUTS = 2**14
+"""Layouts that are remembered: the iterations of a scan ask for the same ones again and again."""
 
 
 class Unsupported(Exception):  # noqa: N818 - it says what a program needs
@@ -60,6 +77,16 @@ class Dim(NamedTuple):
             return Dim(1, longer(second + self.n))
         if first is not None and other == Dim(-1, S):
             return Dim(first)
+        chunks, filled = chunks_and_more(self.symbols), filled_chunk(other.symbols)
+        if chunks is not None:
+            if other == Dim(-1, S) and (self.n, 0) == chunks:
+                return Dim(1, filling(self.n))
+            if self.n == 1 and other.symbols is ONE:
+                return Dim(1, chunks_of_length(chunks[0], chunks[1] + other.n))
+        if self.symbols is ONE and chunks_and_more(other.symbols) is not None:
+            return other.plus(self)
+        if filled is not None and self == Dim(1, S):
+            return Dim(filled, chunks_of_length(filled))
         raise Unsupported(f"the sum of {self} and {other}")
 
 
@@ -91,31 +118,51 @@ class Layout(NamedTuple):
 
 def elements(shape: Sequence[Dim]) -> Dim:
     """Return the number of elements of ``shape``."""
+    return _product(tuple(shape))
+
+
+@cache
+def _product(shape: Shape) -> Dim:
     return reduce(Dim.times, shape, UNIT)
 
 
 class Sizes:
-    """Shapes as numbers, for a batch of one or of several sequences."""
+    """Shapes as numbers, for a batch of one or of several sequences, and a ``length`` that stands for others."""
 
-    def __init__(self, several: bool) -> None:
+    def __init__(self, several: bool, length: int = LENGTH) -> None:
+        self.length = length
+        self._numbers: dict[Dim, int] = {}
+        self._shapes: dict[Shape, tuple[int, ...]] = {}
         self.batch = 2 if several else 1
         self.single = not several
 
     def number(self, dim: Dim) -> int:
         """Return the number that stands for ``dim``."""
-        return reduce(lambda product, symbol: product * self._value(symbol), dim.symbols.symbols, dim.n)
+        number = self._numbers.get(dim)
+        if number is None:
+            number = reduce(lambda product, symbol: product * self._value(symbol), dim.symbols.symbols, dim.n)
+            self._numbers[dim] = number
+        return number
 
     def _value(self, symbol: Symbol) -> int:
         monomial = of_symbol(symbol)
         if monomial is B:
             return self.batch
+        chunks, filled = chunks_and_more(monomial), filled_chunk(monomial)
+        if chunks is not None:
+            return -(-self.length // chunks[0]) + chunks[1]
+        if filled is not None:
+            return -self.length % filled
         extra = extra_tokens(monomial)
         assert extra is not None
-        return LENGTH + extra
+        return self.length + extra
 
     def numbers(self, shape: Shape) -> tuple[int, ...]:
         """Return the numbers that stand for ``shape``."""
-        return tuple(map(self.number, shape))
+        numbers = self._shapes.get(shape)
+        if numbers is None:
+            numbers = self._shapes[shape] = tuple(map(self.number, shape))
+        return numbers
 
     def same(self, first: Dim, second: Dim) -> bool:
         """Return whether two dimensions are equal."""
@@ -152,6 +199,7 @@ def is_dense(shape: Sequence[int], strides: Strides) -> bool:
     return True
 
 
+@lru_cache(MOST_LAYOUTS)
 def elementwise(shape: Sequence[int], *operands: tuple[Sequence[int], Strides]) -> Strides:
     """Return the strides of an elementwise operation's result (`TensorIterator`).
 
@@ -195,6 +243,7 @@ def elementwise(shape: Sequence[int], *operands: tuple[Sequence[int], Strides]) 
     return tuple(found)
 
 
+@lru_cache(MOST_LAYOUTS)
 def viewed(shape: Sequence[int], strides: Strides, to: Sequence[int]) -> Strides | None:
     """Return the strides of a view of shape ``to``; None if there is no such view (`computeStride`)."""
     if not shape:

@@ -79,6 +79,8 @@ class Ledger:
         self.phase = "loaded"
         self.candidates: list[PeakCandidate] = []
         self._rising = False
+        self.leaving_out = False
+        """Whether no candidates are recorded now."""
         self._watched: list[weakref.ref[Block]] | None = None
         self._repeat: defaultdict[Slot, int] | None = None
         self._repeat_started = 0
@@ -106,6 +108,9 @@ class Ledger:
     def mark(self) -> None:
         """Record a peak candidate now, if there was an allocation since the last one."""
         if self._rising:
+            if self.leaving_out:
+                self._rising = False
+                return
             self.candidates.append(PeakCandidate(self.phase, dict(self.live), dict(self.total)))
             self._rising = False
 

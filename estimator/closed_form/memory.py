@@ -6,7 +6,7 @@ from operator import mul
 
 from msgspec.structs import replace
 
-from lorabench.estimator.closed_form.forms import Setup, compile_form, persistent_of
+from lorabench.estimator.closed_form.forms import form_of, persistent_of
 from lorabench.estimator.closed_form.sizes import Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.memory.breakdown import Breakdown
@@ -26,8 +26,7 @@ def estimate_memory(
     Raises:
         UserError: the model lacks the target modules, or no kernel runs the combination.
     """
-    setup = Setup(resolved, backend, compute_capability)
-    form = compile_form(setup)
+    setup, form = form_of(resolved, backend, compute_capability)
     persistent = persistent_of(setup, resolved.recipe.optim, resolved.recipe.rank)
     values = Values(resolved)
     factors = [values[monomial] for monomial in form.monomials]

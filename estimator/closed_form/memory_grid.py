@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from lorabench.estimator.closed_form.forms import PhaseForm, Setup, branches, compile_form, persistent_of
+from lorabench.estimator.closed_form.forms import PhaseForm, Setup, branches, form_of, persistent_of
 from lorabench.estimator.closed_form.sizes import B, Monomial, R, S, Values
 from lorabench.estimator.devices.backend import Backend
 from lorabench.estimator.errors import NoClosedForm, UserError
@@ -99,8 +99,11 @@ def _parts(
     import numpy as np
 
     several, filled = branches(resolved.spec, batch, length)
-    for branch in (several & filled, several & ~filled, ~several & filled, ~several & ~filled):
-        places = np.flatnonzero(branch)
+    chunk = resolved.spec.scan_chunk
+    scanned = 2 * -(-length // chunk) + (length % chunk != 0) if chunk else np.zeros_like(length)
+    codes = 4 * scanned + 2 * several + filled
+    for code in np.unique(codes):
+        places = np.flatnonzero(codes == code)
         for start in range(0, places.size, CHUNK):
             some = places[start : start + CHUNK]
             example = resolved.replaced(batch_size=int(batch[some[0]]), seq_len=int(length[some[0]]))
@@ -232,10 +235,10 @@ class _Phase(NamedTuple):
 def _phases(part: GridPart, backend: Backend, compute_capability: str | None) -> Iterator[_Phase]:
     import numpy as np
 
-    setup, optim = Setup(part.example, backend, compute_capability), part.example.recipe.optim
+    setup, form = form_of(part.example, backend, compute_capability)
+    optim = part.example.recipe.optim
     ranks, which = np.unique(part.ranks, return_inverse=True)
     persistent = [persistent_of(setup, optim, int(rank) or None) for rank in ranks]
-    form = compile_form(setup)
     values = Values(part.example, {B: part.batch_sizes, S: part.seq_lens, R: part.ranks})
     factors = np.stack(np.broadcast_arrays(*(values[monomial] for monomial in form.monomials)))
     for of_phase in form.phases:

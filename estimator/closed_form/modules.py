@@ -77,7 +77,9 @@ class Modules:
         for linear in layers.linears:
             if not self._in_four_bits(linear):
                 self.weights[linear.name] = weights.base(linear.name, linear.in_features * linear.out_features)
+            self.shapes[f"{linear.name}.weight"] = linear.out_features, linear.in_features
             if linear.bias:
+                self.shapes[f"{linear.name}.bias"] = (linear.out_features,)
                 self.weights[f"{linear.name}.bias"] = weights.base(linear.name, linear.out_features)
             if recipe.adapter is not None and linear.name in resolved.target_modules:
                 self.adapters[linear.name] = tuple(map(weights.adapter, recipe.adapter.tensors(linear)))

@@ -177,6 +177,42 @@ def extra_tokens(monomial: Monomial) -> int | None:
     return next((extra for extra, known in _LONGER.items() if known is monomial), None)
 
 
+_CHUNKS: dict[tuple[int, int], Monomial] = {}
+_FILLING: dict[int, Monomial] = {}
+
+
+def chunks_of_length(tokens: int, extra: int = 0) -> Monomial:
+    """Return the symbol of ⌈S/``tokens``⌉ + ``extra``: the chunks of a scan, of so many tokens each."""
+    if (tokens, extra) not in _CHUNKS:
+        name, meaning = f"⌈S/{tokens}⌉", f"chunks of {tokens} tokens in a scan"
+        if extra:
+            name = f"({name} {'+' if extra > 0 else '−'} {abs(extra)})"
+            meaning += f", and {extra} more" if extra > 0 else f", less {-extra}"
+        _CHUNKS[tokens, extra] = _symbol(name, meaning, lambda values: -(-values[S] // tokens) + extra)
+    return _CHUNKS[tokens, extra]
+
+
+def filling(tokens: int) -> Monomial:
+    """Return the symbol of the tokens that fill the last chunk of a scan, of ``tokens`` each."""
+    if tokens not in _FILLING:
+        _FILLING[tokens] = _symbol(
+            f"(−S mod {tokens})",
+            f"tokens that fill the last chunk of {tokens} in a scan",
+            lambda values: -(-values[S] // tokens) * tokens - values[S],
+        )
+    return _FILLING[tokens]
+
+
+def chunks_and_more(monomial: Monomial) -> tuple[int, int] | None:
+    """Return c and k if ``monomial`` is ⌈S/c⌉ + k, else None."""
+    return next((key for key, known in _CHUNKS.items() if known is monomial), None)
+
+
+def filled_chunk(monomial: Monomial) -> int | None:
+    """Return c if ``monomial`` is `filling` of c, else None."""
+    return next((tokens for tokens, known in _FILLING.items() if known is monomial), None)
+
+
 def of_symbol(symbol: Symbol) -> Monomial:
     """Return the product of one ``symbol``."""
     return _product(symbol)

@@ -1,6 +1,7 @@
 """Sizes as expressions of a config's sizes: ``=hidden_size*2/num_attention_heads``.
 
-Terms are joined by ``+``, factors by ``*`` and ``/``.
+Terms are joined by ``+``, factors by ``*`` and ``/``. ``chunks(64)`` is the number of chunks of 64 tokens in the
+sequence, the last of which may not be whole; ``chunks(chunk_size)`` has a size of the config.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ class Term(NamedTuple):
     number: Fraction
     above: tuple[str, ...]
     below: tuple[str, ...]
+
+
+def chunk_of(name: str) -> str | None:
+    """Return what the chunks of ``chunks(…)`` are: a number, or the name of a size; None for another name."""
+    return name.removeprefix("chunks(").removesuffix(")") if name.startswith("chunks(") else None
 
 
 @cache

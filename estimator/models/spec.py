@@ -146,6 +146,8 @@ class ModelSpec(Struct, frozen=True, dict=True):
     """Whether transformers supports sdpa for it."""
     longest_closed_form: int = 0
     """Longest sequence for which its closed form holds; 0 if it holds for any."""
+    scan_chunk: int = 0
+    """Tokens in a chunk of its scans, which loop over the chunks of a sequence; 0 if it has none."""
     stored: Stored | None = None
     """How the checkpoint is quantised; None if it is not."""
     assumptions: tuple[str, ...] = ()

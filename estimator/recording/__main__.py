@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ RECIPES: tuple[Tree, ...] = (
     {"method": "qlora", "batch_size": 1, "lora_dropout": 0.0},
 )
 LENGTH = 512
+LENGTH_OF_PART = 450
+"""The length of a sequence whose last chunk is not whole, for models with scans."""
 MOST_ERROR = 0.01
 """Largest error of the closed form's peak against the trace's. Recordings beyond it are not kept."""
 
@@ -88,9 +91,10 @@ def error_of(spec: ModelSpec, attention: str) -> float:
         NoClosedForm: the closed form cannot say one of them.
     """
     errors = []
-    for options in RECIPES:
+    lengths = (LENGTH, LENGTH_OF_PART) if spec.scan_chunk else (LENGTH,)
+    for options, length in product(RECIPES, lengths):
         resolved = ResolvedRecipe(
-            spec, make_recipe(spec.name, seq_len=LENGTH, attn_implementation=attention, **options)
+            spec, make_recipe(spec.name, seq_len=length, attn_implementation=attention, **options)
         )
         try:
             refuse_impossible(resolved)

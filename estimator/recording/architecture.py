@@ -7,6 +7,7 @@ is no size, such as a flag, is changed once, to see whether it matters.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial
@@ -17,8 +18,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lorabench.estimator.models.expressions import terms
-from lorabench.estimator.models.introspect import attends_to_later_tokens, described_layers, layers_of, spec_of
+from lorabench.estimator.models.expressions import chunk_of, terms
+from lorabench.estimator.models.introspect import (
+    attends_to_later_tokens,
+    described_layers,
+    layers_of,
+    spec_of,
+)
 from lorabench.estimator.models.recordings import (
     TOKENS,
     canonical,
@@ -33,6 +39,9 @@ from lorabench.estimator.recording.recorder import NotRecordable, record
 from lorabench.estimator.trace.cuda_semantics import building_on_meta
 
 BATCH, LENGTH = 2, 64
+LENGTH_OF_CHUNKS = 601
+"""The length for models whose scans pad it to whole chunks, of 256 tokens at most: several chunks, the last not whole.
+It is a prime, so that no number of chunks looks like a part of it."""
 FEW = (2, 3, 4, 6, 8, 12)
 IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -57,6 +66,13 @@ def record_architecture(
     count = aliases.get("num_hidden_layers", "num_hidden_layers")
     run: Run = partial(_recorded, forward=forward)
     whole = run(base)
+    length = LENGTH_OF_CHUNKS if _pads(whole) else LENGTH
+    if length != LENGTH:
+
+        def run(config: Tree, batch: int = BATCH, length: int = length) -> Tree:
+            return _recorded(config, batch, length, forward=forward)
+
+        whole = run(base)
     few = _fewer(base, whole, count, run)
     small = run(few)
     defaults = canonical(_defaults(kind), aliases)
@@ -70,20 +86,20 @@ def record_architecture(
         if key in (count, *by_layer):
             continue
         if type(value) is int and value > 1:
-            one = _changed_size(few, small, key, value, log, run)
+            one = _changed_size(few, small, key, value, length, log, run)
             if one is None:
                 when[key] = value
             elif one.tree != small:
                 sizes[key], changed[key] = value, one
-            elif value > LENGTH and _attempt({**few, key: LENGTH // 2}, run) not in (None, small):
+            elif value > length and _attempt({**few, key: length // 2}, run) not in (None, small):
                 longest.append(key)  # it cuts sequences that are longer
             continue
         other = 0.0 if "drop" in key and value else _other(value)
         if other is None or _attempt({**few, key: other}, run) != small:
             when[key] = value
     of_config = set(sizes)
-    sizes |= {"B": BATCH, "S": LENGTH}
-    changed |= {"B": Changed(run(few, 2 * BATCH, LENGTH)), "S": Changed(run(few, BATCH, 2 * LENGTH))}
+    sizes |= {"B": BATCH, "S": length}
+    changed |= {"B": Changed(run(few, 2 * BATCH, length)), "S": Changed(run(few, BATCH, 2 * length))}
     fitted = fit(small, sizes, changed)
     used = sorted(of_config & _names(fitted))
     kinds, order = fitted["kinds"], [*map(int, whole["order"])]
@@ -106,7 +122,7 @@ def record_architecture(
             "sizes": {name: sizes[name] for name in used},
             "longest": longest,
             "order": rule,
-            "spec": fitted["spec"],
+            "spec": fitted["spec"] | ({"scan_chunk": chunk} if (chunk := _scan_chunk(fitted)) else {}),
         },
     }
 
@@ -135,10 +151,30 @@ def _pattern(order: list[int], few: list[int]) -> Tree | None:
     return None
 
 
+def _pads(recording: Tree) -> bool:
+    """Return whether the program pads a tensor, as scans do to whole chunks."""
+    return '"pad"' in msgspec.json.encode([recording["kinds"], recording["around"]]).decode()
+
+
+def _scan_chunk(fitted: Tree) -> int | str:
+    """Return the tokens of a chunk of the recording's scans, as an expression; 1 if they loop over tokens, 0 without.
+
+    Raises:
+        NotRecordable: it has scans with chunks of several sizes.
+    """
+    text = msgspec.json.encode([fitted["kinds"], fitted["around"]]).decode()
+    by_token = re.search(r'"loop",\["=(\S*\+)?S[+"]', text) is not None
+    chunks = sorted({*re.findall(r"chunks\((\w+)\)", text), *(["1"] if by_token else [])})
+    if len(chunks) > 1:
+        raise NotRecordable(f"chunks of {' and of '.join(chunks)} tokens")
+    return 0 if not chunks else int(chunks[0]) if chunks[0].isdecimal() else f"={chunks[0]}"
+
+
 def _names(tree: Any) -> set[str]:
     """Return the names in all expressions of ``tree``."""
     if isinstance(tree, str):
-        return {name for term in terms(tree) for name in (*term.above, *term.below)} if tree.startswith("=") else set()
+        names = {name for term in terms(tree) for name in (*term.above, *term.below)} if tree.startswith("=") else set()
+        return {chunk_of(name) or name for name in names}
     if isinstance(tree, dict):
         tree = list(tree.values())
     return set().union(*map(_names, tree)) if isinstance(tree, list) else set()
@@ -174,7 +210,9 @@ def _attempt(config: Tree, run: Run) -> Tree | None:
         return None
 
 
-def _changed_size(few: Tree, small: Tree, key: str, value: int, log: Callable[[str], None], run: Run) -> Changed | None:
+def _changed_size(
+    few: Tree, small: Tree, key: str, value: int, length: int, log: Callable[[str], None], run: Run
+) -> Changed | None:
     """Return the recording with a size doubled, or else halved; None if either changes more than sizes."""
     for factor in (Fraction(2), Fraction(1, 2)):
         if (value * factor).denominator != 1:
@@ -183,7 +221,7 @@ def _changed_size(few: Tree, small: Tree, key: str, value: int, log: Callable[[s
         if one is None:
             continue
         try:
-            fit(small, {key: value}, {key: Changed(one, factor)})
+            fit(small, {key: value, "S": length}, {key: Changed(one, factor)})
         except Unlike as error:
             log(f"{key} {value}: {error}")
             continue

@@ -80,7 +80,9 @@ def _expression(
         exponents[name] = {factor: 1, factor**2: 2, 1 / factor: -1}.get(ratio)
     if all(exponents.values()):
         term = {name: exponent for name, exponent in exponents.items() if exponent}
-        return "=" + _written(Fraction(base) / _value(term, sizes), term)
+        number = Fraction(base) / _value(term, sizes)
+        part = "S" in term and number.denominator != 1  # of a sequence, such as its chunks
+        return (_in_chunks(base, changed, sizes, factors) if part else None) or "=" + _written(number, term)
     candidates: list[dict[str, int]] = [{}]
     for count in range(1, min(MOST_FACTORS, len(changes)) + 1):
         for names in combinations(changes, count):
@@ -94,7 +96,45 @@ def _expression(
             coefficients = _solved(terms, base, changes, sizes, factors)
             if coefficients is not None:
                 return "=" + "+".join(_written(n, term) for n, term in zip(coefficients, terms, strict=True))
-    raise Unlike(f"{base} is no sum of products of sizes: {changes}")
+    found = _in_chunks(base, changed, sizes, factors) if "S" in sizes else None
+    if found is None:
+        raise Unlike(f"{base} is no sum of products of sizes: {changes}")
+    return found
+
+
+CHUNK_NAMES = ("chunk", "block_size")
+"""Parts of the names of sizes that are the tokens of a scan's chunk."""
+CHUNK = 64
+"""Tokens of a chunk in functions that do not take them from the config."""
+
+
+def _in_chunks(
+    base: int, changed: Mapping[str, int], sizes: Mapping[str, int], factors: Mapping[str, Fraction]
+) -> str | None:
+    """Return ``base`` as an expression of the number of chunks of the sequence; None if it is no such expression."""
+    named = [name for name in sizes if any(part in name for part in CHUNK_NAMES)]
+    settings = [{**sizes}, *({**sizes, name: int(sizes[name] * factors[name])} for name in changed)]
+    values = [base, *changed.values()]
+    for chunk in (*named, str(CHUNK)):
+        chunks = [-(-each["S"] // each.get(chunk, CHUNK)) for each in settings]
+        padding = [n * each.get(chunk, CHUNK) - each["S"] for n, each in zip(chunks, settings, strict=True)]
+        if values == padding:
+            return f"={chunk}*chunks({chunk})+-1*S"
+        for less in range(-3, 4):
+            if values == [n + less for n in chunks]:
+                return f"=chunks({chunk})" + (f"+{less}" if less else "")
+        factor = Fraction(base, chunks[0])
+        multiplied = [name for name in changed if name not in ("S", chunk) and changed[name] != base]
+        products = [n * factor for n in chunks]
+        for name in multiplied:
+            products = [n * Fraction(each[name], sizes[name]) for n, each in zip(products, settings, strict=True)]
+        if values == products:
+            own = factor
+            for name in multiplied:
+                own /= sizes[name]
+            if own.denominator == 1:
+                return "=" + "*".join([str(own), f"chunks({chunk})", *multiplied])
+    return None
 
 
 def _value(term: Mapping[str, int], sizes: Mapping[str, int]) -> Fraction:

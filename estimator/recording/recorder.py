@@ -8,16 +8,17 @@ masks are one call each, since a recipe decides how they run.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import modeling_utils
 
+from lorabench.estimator.recording.loops import Statement, Value, folded
 from lorabench.estimator.trace.cuda_semantics import running_on_meta
 from lorabench.estimator.training.patches import replaced
 
@@ -39,21 +40,6 @@ MASKS = {
     "create_chunked_causal_mask": "chunked",
 }
 """transformers' function → the kind of mask that it makes."""
-
-
-class Value(NamedTuple):
-    """A tensor of the recording."""
-
-    number: int
-
-
-class Statement(NamedTuple):
-    """One call, or ``del`` of its results."""
-
-    function: str
-    results: tuple[Value, ...]
-    positional: Any = ()
-    named: Mapping[str, Any] = {}
 
 
 class NotRecordable(Exception):  # noqa: N818 - it says what the architecture does
@@ -198,10 +184,15 @@ class Recorder(TorchFunctionMode):
             self.leaf(name, [tensor], {}, result)
 
     def _write(self, name: str, func: Any, args: Any, encoded: tuple[Any, Any], result: Any) -> None:
+        positional, named = encoded
+        if name in ("__getitem__", "__setitem__"):
+            positional = [positional[0], _any_place(positional[1]), *positional[2:]]
+        if name == "__setitem__":
+            self.segments[-1].append(Statement(name, (), positional, {}))
+            return
         results = list(result) if isinstance(result, tuple | list) else [result]
         if not all(isinstance(each, torch.Tensor) for each in results):
             return
-        positional, named = encoded
         if name == "linear" and id(args[1]) in self._linears:
             name, positional, named = "linear_module", [positional[0], self._linears[id(args[1])]], {}
         in_place = any(each is args[0] for each in results) if args else False
@@ -227,19 +218,20 @@ class Recorder(TorchFunctionMode):
             NotRecordable: a layer reads what an earlier one made, or something happens between layers.
         """
         logits = self.logits
+        segments = [folded(segment) for segment in self.segments]
         numbers = [number for number, layer in enumerate(self.layer_of) if layer >= 0]
         first, last = numbers[0], numbers[-1]
         for number in range(first, last):
-            if self.layer_of[number] < 0 and any(each.function != "del" for each in self.segments[number]):
-                raise NotRecordable(f"{self.segments[number][0].function} between two layers")
+            if self.layer_of[number] < 0 and any(each.function != "del" for each in segments[number]):
+                raise NotRecordable(f"{segments[number][0].function} between two layers")
         bodies: list[dict[str, Any]] = []
         order = []
         for number in numbers:
-            body = self._body(number, f"{path}.{self.layer_of[number]}.")
+            body = self._body(number, segments[number], f"{path}.{self.layer_of[number]}.")
             if body not in bodies:
                 bodies.append(body)
             order.append(bodies.index(body))
-        after = self.segments[last + 1]
+        after = segments[last + 1]
         head = next(
             (
                 at
@@ -254,25 +246,28 @@ class Recorder(TorchFunctionMode):
         scaling = after[head + 1 :]
         while scaling and scaling[-1].function == "del":
             scaling.pop()
-        outer = partial(self._outer, hidden=hidden)
+        local = {number: at for at, number in enumerate(number for number in self._homes if self._homes[number] == 0)}
+        outer = partial(self._outer, local, hidden=hidden)
+        scaled = partial(self._outer, local, hidden=after[head].results[0].number)
         return {
-            "begin": [_plain(each, self._plain_name) for each in self.segments[0]],
+            "begin": [_plain(each, self._plain_name) for each in segments[0]],
             "first": self._plain_name(self.inputs[first]),
             "layers": bodies,
             "order": order,
             "end": [_plain(each, outer) for each in after[:head]],
             "last": outer(after[head].positional[0].number),
-            "logits": [_plain(each, partial(self._outer, hidden=after[head].results[0].number)) for each in scaling],
-            "output": self._outer(logits, hidden=after[head].results[0].number),
+            "logits": [_plain(each, scaled) for each in scaling],
+            "output": scaled(logits),
         }
 
     def _plain_name(self, number: int) -> str:
         return f"#{number}"
 
-    def _outer(self, number: int, hidden: int) -> str:
-        return "#h" if number == hidden else f"#{number}"
+    def _outer(self, local: dict[int, int], number: int, hidden: int) -> str:
+        """Return the name of a value after the layers: values of before the layers have theirs, others follow."""
+        return "#h" if number == hidden else f"#{local.setdefault(number, len(local))}"
 
-    def _body(self, number: int, prefix: str) -> dict[str, Any]:
+    def _body(self, number: int, segment: list[Statement], prefix: str) -> dict[str, Any]:
         own: dict[int, str] = {self.inputs[number]: "#h"}
 
         def name(value: int) -> str:
@@ -288,7 +283,7 @@ class Recorder(TorchFunctionMode):
             own[value] = f"#{locals_}"
             return own[value]
 
-        statements = [_plain(each, name, prefix) for each in self.segments[number]]
+        statements = [_plain(each, name, prefix) for each in segment]
         masks = {self._kinds[value] for value in self._kinds if f"#o{value}" in own.values()}
         return {"statements": statements, "output": name(self.outputs[number]), "mask": "+".join(sorted(masks))}
 
@@ -322,6 +317,13 @@ class Recorder(TorchFunctionMode):
         self.layer_of.append(-1)
 
 
+def _any_place(index: Any) -> Any:
+    """Return an index with the first place of a dimension instead of another one: it changes no size."""
+    if isinstance(index, list) and index[:1] not in (["slice"], ["..."]):
+        return [_any_place(each) for each in index]
+    return 0 if type(index) is int else index
+
+
 def _calls(statement: Statement, path: str) -> bool:
     """Return whether a statement is the call of the linear layer at ``path``."""
     return statement.function == "linear_module" and statement.positional[1] == path
@@ -333,6 +335,8 @@ def _plain(statement: Statement, name: Callable[[int], str], prefix: str = "") -
     def plain(argument: Any) -> Any:
         if isinstance(argument, Value):
             return name(argument.number)
+        if isinstance(argument, Statement):
+            return _plain(argument, name, prefix)
         if isinstance(argument, list | tuple):
             return [plain(each) for each in argument]
         if isinstance(argument, str):

@@ -49,6 +49,16 @@ class Copies(Views):
             self.contiguous(shape),
         )
 
+    def _torch_pad(self, x: Value, pads: list[Any], mode: Any = None, value: Any = None) -> Value:
+        """Return x with so many zeros before and after each dimension, from the last one on."""
+        shape = list(x.shape)
+        for at, (before, after) in enumerate(zip(pads[::2], pads[1::2], strict=True)):
+            for more in (before, after):
+                if more:
+                    shape[-1 - at] = shape[-1 - at].plus(as_dim(more))
+        # constant_pad_nd: constant_pad_nd of grad with the negated padding, a copy; without padding, both are clones.
+        return self._gathered("pad", x, tuple(shape), ())
+
     def _torch_stack(self, parts: list[Value], dim: int = 0) -> Value:
         at = dim % (len(parts[0].shape) + 1)
         return self._torch_cat([self._torch_unsqueeze(part, at) for part in parts], at)
@@ -60,7 +70,7 @@ class Copies(Views):
         shape = tuple(size.times(as_dim(each)) for size, each in zip(own, wanted, strict=True))
         return self._gathered("repeat", x, shape, ())
 
-    def _torch_repeat_interleave(self, x: Value, repeats: Any, dim: int) -> Value:
+    def _torch_repeat_interleave(self, x: Value, repeats: Any, dim: int, output_size: Any = None) -> Value:
         times = as_dim(repeats)
         dim %= len(x.shape)
         shape = (*x.shape[:dim], x.shape[dim].times(times), *x.shape[dim + 1 :])

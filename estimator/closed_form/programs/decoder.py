@@ -10,17 +10,31 @@ from typing import Any
 from lorabench.estimator.closed_form.adapters import Router, Stack
 from lorabench.estimator.closed_form.autograd import Tensor
 from lorabench.estimator.closed_form.decoders.decoder import Decoder
-from lorabench.estimator.closed_form.layout import UNIT, Dim, Shape, Sizes, Strides, Unsupported, as_dim, contiguous
+from lorabench.estimator.closed_form.layout import (
+    LENGTH,
+    UNIT,
+    Dim,
+    Shape,
+    Sizes,
+    Strides,
+    Unsupported,
+    as_dim,
+    contiguous,
+)
 from lorabench.estimator.closed_form.masks import Masks
 from lorabench.estimator.closed_form.modules import Modules
 from lorabench.estimator.closed_form.programs.functions import Functions
 from lorabench.estimator.closed_form.programs.values import Value
-from lorabench.estimator.closed_form.sizes import ONE, TOKENS, B, S
-from lorabench.estimator.models.expressions import terms
+from lorabench.estimator.closed_form.sizes import ONE, TOKENS, B, S, chunks_of_length
+from lorabench.estimator.models.expressions import chunk_of, terms
 from lorabench.estimator.models.recordings import Recording
 
 HIDDEN = "#h"
 SYMBOLS = {"B": Dim(1, B), "S": Dim(1, S)}
+
+
+MANY_CHUNKS = 17
+"""Chunks of a scan that stand for several, a number that is no size of a model."""
 
 
 class Mask:
@@ -124,11 +138,20 @@ class Run:
     def __init__(self, decoder: Recorded, m: Modules) -> None:
         self.decoder = decoder
         self.m = m
-        self.functions = Functions(m, Sizes(m.recipe.batch_size > 1))
+        self.functions = Functions(m, Sizes(m.recipe.batch_size > 1, self._length()))
         self.parametrized: dict[str, Router | Stack] = {}
         """Adapted parameters outside linear layers, while their module runs."""
         self.make_masks: Callable[..., Masks] | None = None
         self.masks: Masks | None = None
+
+    def _length(self) -> int:
+        """Return the length that stands for all with as many chunks of a scan, if there is one."""
+        chunk, length = self.m.spec.scan_chunk, self.m.recipe.seq_len
+        if chunk <= 1:
+            return LENGTH
+        if length <= chunk:
+            return length
+        return MANY_CHUNKS * chunk - (length % chunk != 0)
 
     def shaped(self, *shape: Dim) -> tuple[Shape, Strides]:
         """Return ``shape`` and the strides of a contiguous tensor."""
@@ -143,11 +166,19 @@ class Run:
         for statement in statements:
             if isinstance(statement, str):  # Python drops the value
                 env.pop(statement, None)
+                env.pop(f"{statement} of all", None)
                 continue
             written, name, positional, *options_ = statement
             results = written.split()
             if name in ("enter", "leave"):
                 self.adapted(positional[0], running=name == "enter")
+                continue
+            if name == "loop":
+                count, body, carried = positional
+                self.loop(count, body, carried, env)
+                continue
+            if name == "gather":
+                env[f"{written} of all"] = []
                 continue
             named = options_[0] if options_ else {}
             if name == "mask":
@@ -176,6 +207,28 @@ class Run:
         shape = Dim(1, B), UNIT, Dim(1, S), Dim(1, S)
         return Value(self.masks.taken(), *self.shaped(*shape))
 
+    def loop(self, count: Any, body: Sequence[Any], carried: Sequence[tuple[str, str]], env: Environment) -> None:
+        """Run ``body`` so many times. ``carried``: a value that an iteration makes, and the name by which the next
+        iteration reads it."""
+        gathered = [name for name in env if name.endswith(" of all")]
+        times = self.count(count)
+        if not times:  # what follows reads the values from before the loop by the names of the first iteration's
+            for made_as, read_as in carried:
+                if read_as in env:
+                    env[made_as] = env.pop(read_as)
+        for iteration in range(times):
+            self.m.op.tape.iterate(iteration)
+            self.statements(body, env)
+            for name in gathered:
+                made = env.get(name.removesuffix(" of all"))
+                if made is not None:
+                    env[name].append(made)
+            if iteration < times - 1:
+                for made_as, read_as in carried:
+                    if made_as in env:
+                        env[read_as] = env.pop(made_as)
+        self.m.op.tape.iterate(None)
+
     def decoded(self, argument: Any, env: Environment) -> Any:
         """Return an argument: a value, a dimension, a number, or a list of these."""
         if isinstance(argument, str):
@@ -197,11 +250,19 @@ class Run:
                     return self.m.recipe.dtype
                 case ["dtype", str(dtype)]:
                     return dtype
+                case ["dtype of", ["parameter", str(path)]] if path == f"{self.m.spec.head.name}.weight":
+                    return self.m.recipe.dtype
                 case ["dtype of", value]:
                     return self.decoded(value, env).tensor.dtype
                 case ["other", _]:
                     return None
-            return [self.decoded(each, env) for each in argument]
+            found: list[Any] = []
+            for each in argument:
+                if isinstance(each, list) and each[:1] == ["each"]:
+                    found += env[f"{each[1]} of all"]
+                else:
+                    found.append(self.decoded(each, env))
+            return found
         return argument
 
     def adapted(self, module: str, *, running: bool) -> None:
@@ -217,14 +278,37 @@ class Run:
                 Stack(op, base, tensors, shape[0]) if len(shape) > 2 else Router(op, base, tensors)
             )
 
+    def size(self, chunk: str) -> int:
+        """Return the tokens of a chunk: a number, or a size of the config."""
+        return int(chunk) if chunk.isdecimal() else self.decoder.sizes[chunk]
+
+    def count(self, expression: Any) -> int:
+        """Return the iterations of a loop."""
+        if isinstance(expression, int):
+            return expression
+        length, total = self.m.recipe.seq_len, 0
+        for n, names, _ in terms(expression):
+            number = int(n)
+            for name in names:
+                chunk = chunk_of(name)
+                if name == "S":
+                    number *= length
+                else:
+                    number *= self.decoder.sizes[name] if chunk is None else -(-length // self.size(chunk))
+            total += number
+        return max(total, 0)
+
     def dim(self, expression: str) -> Dim:
         """Return the dimension that an expression says."""
         total: Dim | None = None
         for n, names, divisors in terms(expression):
             number, symbols = n, ONE
             for name in names:
+                chunk = chunk_of(name)
                 if name in SYMBOLS:
                     symbols = symbols * SYMBOLS[name].symbols
+                elif chunk is not None:
+                    symbols = symbols * chunks_of_length(self.size(chunk))
                 else:
                     number *= self.decoder.sizes[name]
             for name in divisors:

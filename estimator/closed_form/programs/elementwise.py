@@ -186,6 +186,18 @@ class Elementwise(Copies):
         )
         return self.laid(tensor, x)
 
+    def _torch_tril(self, x: Value, diagonal: Any = 0) -> Value:
+        """Return the triangle of x."""
+        if x.tensor.dtype == "bool":
+            return self.fresh(x.shape, "bool")
+        # tril: grad.tril(diagonal)
+        tensor = self.tape.record(
+            "triangle", (x.tensor,), lambda g, _: (self.tape.like(g),), (), lambda: self.tape.like(x.tensor)
+        )
+        return self.laid(tensor, x)
+
+    _torch_triu = _torch_tril
+
     def _torch_where(self, condition: Value, a: Any, b: Any) -> Value:
         values = [each for each in (a, b) if isinstance(each, Value)]
         if not values:

@@ -103,6 +103,8 @@ class Lookups(Elementwise):
         return Value(self.tape.record("scatter", tensors, backward, (index.tensor,), lambda: same), x.shape, x.strides)
 
     def _torch___setitem__(self, x: Value, index: Any, source: Any) -> list[Value]:
+        if isinstance(source, Value) and (x.tensor.requires_grad or source.tensor.requires_grad):
+            self._torch_copy_(self._torch_getitem(x, index), source)
         return []
 
     def _torch_embedding(self, ids: Value, weight: Value, *_: Any, **__: Any) -> Value:

@@ -10,6 +10,7 @@ from lorabench.estimator.closed_form.layout import (
     Dim,
     Unsupported,
     as_dim,
+    contiguous,
     elements,
     viewed,
 )
@@ -162,6 +163,67 @@ class Matmuls(Elementwise):
             self.tape.record("batched_matmul", (a.tensor, b.tensor), backward, saved, forward),
             shape,
             self.contiguous(shape),
+        )
+
+    def _torch_einsum(self, equation: str, *operands: Any) -> Value:
+        """Return the sum of products of two tensors as one batched matmul (`sumproduct_pair`)."""
+        pair = operands[0] if len(operands) == 1 else operands
+        inputs, output = equation.replace(" ", "").split("->")
+        of_a, of_b = inputs.split(",")
+        a, b = pair
+        both = [letter for letter in output if letter in of_a and letter in of_b]
+        only_a = [letter for letter in output if letter not in of_b]
+        only_b = [letter for letter in output if letter not in of_a]
+        summed = sorted({*of_a, *of_b} - {*output})
+        if not summed or any(letter not in of_a or letter not in of_b for letter in summed):
+            raise Unsupported(f"einsum {equation}")
+        size = dict(zip((*of_a, *of_b), (*a.shape, *b.shape), strict=True))
+
+        def folded(x: Value, letters: str, *groups: list[str]) -> Value:
+            order = [letters.index(letter) for group in groups for letter in group]
+            shape = tuple(elements([size[letter] for letter in group]) for group in groups)
+            return self.reshaped(self.permuted(x, order), shape, copies=True)
+
+        left, right = folded(a, of_a, both, only_a, summed), folded(b, of_b, both, summed, only_b)
+        del a, b, pair, operands
+        product = self._torch_bmm(left, right)
+        del left, right
+        letters = [*both, *only_a, *only_b]
+        result = self.reshaped(product, tuple(size[letter] for letter in letters), copies=False)
+        return self.permuted(result, [letters.index(letter) for letter in output])
+
+    def _torch_linalg_solve_triangular(
+        self, a: Value, b: Value, upper: bool = True, left: bool = True, unitriangular: bool = False
+    ) -> Value:
+        """Return the solution X of a X = b, for triangular matrices a. Its matrices are stored by columns."""
+        shape, dtype = b.shape, b.tensor.dtype
+        n, symbols = elements(shape)
+        shapes, needs = (a.shape, b.shape), (a.tensor.requires_grad, b.tensor.requires_grad)
+        by_columns = self.sizes.numbers((*shape[:-2], shape[-1], shape[-2]))
+        *outer, across, along = contiguous(by_columns)
+        strides = (*outer, along, across)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # linalg_solve_triangular_backward: B: A^H \ grad; A: the triangle of -grad_B X^H
+            to_b = self.new_gradient(shapes[1], dtype)
+            to_a = None
+            if needs[0]:
+                product = self.new_gradient(shapes[0], dtype)
+                negative = self.tape.like(product)
+                del product
+                to_a = self.tape.like(negative)
+                del negative
+            return to_a, to_b if needs[1] else None
+
+        saved = (a.tensor,)
+        tensors = a.tensor, b.tensor
+        del a, b
+        return Value(
+            self.tape.record(
+                "solve", tensors, backward, saved, lambda: self.tape.new(symbols, n, dtype), saved_output=True
+            ),
+            shape,
+            strides,
         )
 
     @staticmethod

@@ -117,4 +117,15 @@ class Reductions(Elementwise):
 
     def _torch_cumsum(self, x: Value, dim: Any = -1, dtype: Any = None) -> Value:
         own = x.tensor.dtype if x.tensor.dtype in FLOATING else "int64"
-        return self.fresh(x.shape, dtype or self._wide(x) or own)
+        dtype = dtype or self._wide(x) or own
+        n, symbols = elements(x.shape)
+
+        def backward(g: Tensor, _: list[Tensor]) -> Gradients:
+            # cumsum: cumsum_backward(grad, dim): grad.flip(dim).cumsum(dim).flip(dim)
+            flipped = self.tape.like(g)
+            summed = self.tape.like(g)
+            del flipped
+            return (self.tape.like(summed),)
+
+        tensor = self.tape.record("cumsum", (x.tensor,), backward, (), lambda: self.tape.new(symbols, n, dtype))
+        return self.laid(tensor, x)

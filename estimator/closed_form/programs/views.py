@@ -194,14 +194,14 @@ class Views(Values):
                 return self._taken(x, at - 1, len(part))
             if isinstance(part, list) and part[0] == "slice":
                 taken = self._slice(size, *part[1:])
-                cut = cut or taken != size
+                cut = cut or not self.sizes.same(taken, size)
                 stride = part[3].n if isinstance(part[3], Dim) else part[3] or 1
                 shape.append(taken)
                 strides.append(step * stride)
             else:
                 cut = True  # select
         if not cut and not added:
-            return self._alias(x)
+            return self._alias(x, tuple(shape))
 
         was = x.shape
 
@@ -225,7 +225,7 @@ class Views(Values):
         stride = step.n if isinstance(step, Dim) else step or 1
         begin = Dim(0) if begin is None else begin
         end = size if end is None else end
-        if self.sizes.number(end) >= whole:
+        if self.sizes.number(end) > whole:
             end = size
         length = end if begin.n == 0 else end.plus(Dim(-begin.n, begin.symbols))
         return length if stride == 1 else Dim(-(-length.n // stride), length.symbols)
@@ -236,13 +236,13 @@ class Views(Values):
             return dim
         return size.plus(dim)
 
-    def _alias(self, x: Value) -> Value:
-        """Return x as it is, as a new view."""
+    def _alias(self, x: Value, shape: Shape) -> Value:
+        """Return x as it is, as a new view of an equal ``shape``."""
 
         def backward(g: Tensor) -> Tensor:
             return g.passed_on()
 
-        return self.view(x, x.shape, x.strides, "alias", backward)
+        return self.view(x, shape, x.strides, "alias", backward)
 
     def indexed(self, x: Value, index: Value) -> Value:
         """Return the rows of x that ``index`` selects; it sorts the indices in backward (`Indexing.gather`)."""
