@@ -108,6 +108,13 @@ def any_of(condition: Any) -> bool:
     return bool(condition.any() if hasattr(condition, "any") else condition)
 
 
+def with_chunks(setup: Setup, chunks: int) -> Setup:
+    """Return the setup of a recipe with a shorter sequence, of so many ``chunks`` in its scans."""
+    resolved = setup.resolved
+    length = example_length(resolved.spec, resolved.recipe.seq_len, chunks)
+    return Setup(resolved.replaced(seq_len=length), setup.backend, setup.compute_capability)
+
+
 def form_of(resolved: ResolvedRecipe, backend: Backend, compute_capability: str | None = None) -> tuple[Setup, Form]:
     """Return the form of the recipe and its setup.
 

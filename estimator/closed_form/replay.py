@@ -67,12 +67,15 @@ def replayed_memory(
 
 
 def is_replayed(resolved: ResolvedRecipe) -> bool:
-    """Return whether the model has at most `MOST_REPLAYED_LAYERS`. Reserved memory of a deeper one has a range."""
-    return resolved.spec.num_hidden_layers <= MOST_REPLAYED_LAYERS
+    """Return whether the model has at most `MOST_REPLAYED_LAYERS`, and no scans that loop, which make too many
+    allocations. Reserved memory of others has a range."""
+    return not warn_of_no_replay(resolved.spec)
 
 
 def warn_of_no_replay(spec: ModelSpec) -> tuple[str, ...]:
-    """Return what to say of a model that is too deep for a replay."""
+    """Return what to say of a model that is not replayed."""
+    if spec.scan_loops:
+        return (f"the allocator is not replayed for the scans of a {spec.model_type}: reserved memory has a range",)
     if spec.num_hidden_layers <= MOST_REPLAYED_LAYERS:
         return ()
     return (

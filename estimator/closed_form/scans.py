@@ -31,10 +31,17 @@ def example_length(spec: ModelSpec, seq_len: int, most_chunks: int | None = None
     return chunks * spec.scan_chunk - (seq_len % spec.scan_chunk != 0)
 
 
+def chunks_beyond_few(resolved: ResolvedRecipe) -> int:
+    """Return by how many chunks the recipe's scans exceed `FEW_CHUNKS`."""
+    chunk = resolved.spec.scan_chunk
+    chunks = -(-resolved.recipe.seq_len // chunk) if chunk else 0
+    return max(0, chunks - FEW_CHUNKS)
+
+
 def candidates_of_scan(resolved: ResolvedRecipe, run: Run) -> list[PeakCandidate]:
     """Return the peak candidates of the step of ``resolved``, with any number of chunks more than `FEW_CHUNKS`."""
     spec, length = resolved.spec, resolved.recipe.seq_len
-    if not spec.scan_chunk or -(-length // spec.scan_chunk) <= FEW_CHUNKS:
+    if not chunks_beyond_few(resolved):
         return run(resolved, None)
     first, second = (
         run(resolved.replaced(seq_len=example_length(spec, length, chunks)), left_out)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 
+MAMBA_TYPES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+UNFIT_FOR_MAMBA = frozenset({"conv1d", "out_proj"})
+"""Layers that peft does not adapt in models of these types (`_check_lora_target_modules_mamba`)."""
 OLDER_NAMES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",), "weight": ("gate",)}
 """Parameter of experts or router → the linear layers that it was before transformers 5, by which peft 0.21 still finds
 it (`_MOE_TARGET_MODULE_MAPPING`)."""
@@ -126,7 +129,18 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
         return replace(self, rank=1, lora_alpha=1.0, lora_dropout=dropout, use_rslora=False)
 
     def obstacles(self, spec: ModelSpec) -> Iterator[Obstacle]:
-        """Yield an obstacle for dropout on adapters of experts."""
+        """Yield an obstacle for layers that peft does not adapt, and for dropout on adapters of experts."""
+        unfit = self._unfit(spec)
+        if unfit:
+            names = {linear.name.rpartition(".")[2] for group in spec.layers for linear in group.linears}
+            others = ",".join(sorted(names - UNFIT_FOR_MAMBA))
+            yield Obstacle(
+                "target_modules",
+                f"peft adapts no {' and no '.join(unfit)} of a {spec.model_type}, whose kernels pass its layer by",
+                f"--target-modules {others}",
+                {"target_modules": others},
+            )
+            return
         experts = [weight for group in spec.layers for weight in group.adapted_experts] if spec.adapts_experts else []
         adapted = [weight for weight in experts if self.expert_tensors(weight, spec.model_type)]
         for weight in adapted:
@@ -149,6 +163,16 @@ class LoRA(Adapter, frozen=True, kw_only=True, tag="lora"):
                 # times as many parameters.
                 {"target_modules": "attention", "lora_dropout": 0.0},
             )
+
+    def _unfit(self, spec: ModelSpec) -> list[str]:
+        """Return the names among the target modules that peft refuses for ``spec``."""
+        if spec.model_type not in MAMBA_TYPES:
+            return []
+        part = {"attention": "attention", "mlp": "feed_forward"}.get(str(self.target_modules), "")
+        linears = [linear for group in spec.layers for linear in group.linears]
+        whole = self.target_modules == "all-linear"
+        adapted = [linear.name for linear in linears if whole or linear.part == part]
+        return sorted(UNFIT_FOR_MAMBA & {name.rpartition(".")[2] for name in (*adapted, *named(self.target_modules))})
 
     def warnings(self, linears: Sequence[Linear]) -> Iterator[str]:
         """Yield a warning if the adapters' rank reaches the full rank of a layer."""

@@ -147,7 +147,9 @@ class ModelSpec(Struct, frozen=True, dict=True):
     longest_closed_form: int = 0
     """Longest sequence for which its closed form holds; 0 if it holds for any."""
     scan_chunk: int = 0
-    """Tokens in a chunk of its scans, which loop over the chunks of a sequence; 0 if it has none."""
+    """Tokens in a chunk of its scans, to which they pad the sequence; 0 if it has none."""
+    scan_loops: bool = False
+    """Whether its scans run their chunks one after the other, so that a step has as many operations as chunks."""
     stored: Stored | None = None
     """How the checkpoint is quantised; None if it is not."""
     assumptions: tuple[str, ...] = ()

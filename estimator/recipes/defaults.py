@@ -33,6 +33,11 @@ def recipe_for(spec: ModelSpec, **options: Any) -> ResolvedRecipe:
     if usual.transformers is not None and spec.model_type in NAMES:
         spec = with_linear_experts(spec)
         assumptions.append("all experts get the same number of tokens: the router decides that at run time")
+    if spec.scan_chunk:
+        assumptions.append(
+            "scans run in PyTorch, as transformers does without mamba-ssm, flash-linear-attention and causal-conv1d: "
+            "with their kernels they take less memory and time"
+        )
     for obstacle in obstacles(ResolvedRecipe(spec, usual)):
         setting = next((setting for setting in obstacle.instead if setting not in given), None)
         if setting is not None:

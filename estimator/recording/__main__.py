@@ -18,16 +18,15 @@ from typing import Any
 import msgspec
 import torch
 
-from lorabench.estimator.closed_form.replay import replayed_memory
+from lorabench.estimator.closed_form.replay import Training
 from lorabench.estimator.errors import UserError
 from lorabench.estimator.models.catalogue import CONFIGS
 from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.estimator.models.recordings import FOLDER, contents, few_layers, find_recording, recorded_types
 from lorabench.estimator.models.spec import ModelSpec
 from lorabench.estimator.quiet import quiet_libraries
+from lorabench.estimator.recipes.defaults import recipe_for
 from lorabench.estimator.recipes.feasibility import refuse_impossible
-from lorabench.estimator.recipes.recipe import make_recipe
-from lorabench.estimator.recipes.resolved import ResolvedRecipe
 from lorabench.estimator.recording.architecture import record_architecture
 from lorabench.estimator.recording.configs import PREFIX, config_of, default_config, default_types
 from lorabench.estimator.trace.trace import trace
@@ -93,15 +92,13 @@ def error_of(spec: ModelSpec, attention: str) -> float:
     errors = []
     lengths = (LENGTH, LENGTH_OF_PART) if spec.scan_chunk else (LENGTH,)
     for options, length in product(RECIPES, lengths):
-        resolved = ResolvedRecipe(
-            spec, make_recipe(spec.name, seq_len=length, attn_implementation=attention, **options)
-        )
         try:
+            resolved = recipe_for(spec, seq_len=length, attn_implementation=attention, **options)
             refuse_impossible(resolved)
             traced = trace(resolved, compute_capability="8.0").memory.peak_allocated_bytes
         except UserError:  # transformers and peft cannot run it
             continue
-        estimated = replayed_memory(resolved, "cuda", "8.0").peak_allocated_bytes
+        estimated = Training(resolved, "8.0").memory().peak_allocated_bytes
         errors.append(abs(estimated / traced - 1))
     return max(errors, default=0.0)
 

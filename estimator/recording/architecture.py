@@ -122,7 +122,7 @@ def record_architecture(
             "sizes": {name: sizes[name] for name in used},
             "longest": longest,
             "order": rule,
-            "spec": fitted["spec"] | ({"scan_chunk": chunk} if (chunk := _scan_chunk(fitted)) else {}),
+            "spec": fitted["spec"] | _scans(fitted),
         },
     }
 
@@ -156,8 +156,9 @@ def _pads(recording: Tree) -> bool:
     return '"pad"' in msgspec.json.encode([recording["kinds"], recording["around"]]).decode()
 
 
-def _scan_chunk(fitted: Tree) -> int | str:
-    """Return the tokens of a chunk of the recording's scans, as an expression; 1 if they loop over tokens, 0 without.
+def _scans(fitted: Tree) -> Tree:
+    """Return what `ModelSpec` says of the recording's scans: the tokens of a chunk, as an expression, 1 if they loop
+    over tokens; and whether they loop at all. It is empty without scans.
 
     Raises:
         NotRecordable: it has scans with chunks of several sizes.
@@ -167,7 +168,10 @@ def _scan_chunk(fitted: Tree) -> int | str:
     chunks = sorted({*re.findall(r"chunks\((\w+)\)", text), *(["1"] if by_token else [])})
     if len(chunks) > 1:
         raise NotRecordable(f"chunks of {' and of '.join(chunks)} tokens")
-    return 0 if not chunks else int(chunks[0]) if chunks[0].isdecimal() else f"={chunks[0]}"
+    if not chunks:
+        return {}
+    chunk = int(chunks[0]) if chunks[0].isdecimal() else f"={chunks[0]}"
+    return {"scan_chunk": chunk, "scan_loops": '"loop"' in text}
 
 
 def _names(tree: Any) -> set[str]:

@@ -89,7 +89,9 @@ def folded(statements: Sequence[Statement]) -> list[Statement]:
 
 def _longest(statements: Sequence[Statement]) -> _Run | None:
     """Return the iterations that take the most statements; the shortest ones of these."""
-    made = [*accumulate((max((v.number + 1 for v in each.results), default=0) for each in statements), max, initial=0)]
+    earliest = min((v.number for each in statements if each.function != "del" for v in each.results), default=0)
+    numbers = (max((v.number + 1 for v in each.results), default=0) for each in statements)
+    made = [*accumulate(numbers, max, initial=earliest)]
     words = [(each.function, len(each.results)) for each in statements]
     best: _Run | None = None
     for length in range(2, min(LONGEST, len(statements) // FEWEST) + 1):
@@ -162,9 +164,10 @@ def _after(statement: Statement, run: _Run) -> Statement:
             return {key: renamed(value) for key, value in tree.items()}
         return tree
 
-    return Statement(
-        statement.function, tuple(renamed(statement.results)), renamed(statement.positional), renamed(statement.named)
-    )
+    results = tuple(renamed(statement.results))
+    if statement.function == "del":
+        return Statement("del", results)
+    return Statement(statement.function, results, renamed(statement.positional), renamed(statement.named))
 
 
 def _gathered(tree: Any) -> list[int]:

@@ -111,7 +111,7 @@ class Recorder(TorchFunctionMode):
                     "buffer",
                     self._buffers[id(argument)],
                     list(argument.shape),
-                    str(argument.dtype).removeprefix("torch."),
+                    "model" if argument.dtype == torch.bfloat16 else str(argument.dtype).removeprefix("torch."),
                 ]
             if id(argument) not in self._numbers:
                 raise NotRecordable(f"a tensor {tuple(argument.shape)} from nowhere")

@@ -21,8 +21,9 @@ from lorabench.estimator.closed_form.autograd import (
     Tape,
     Tensor,
 )
-from lorabench.estimator.closed_form.forms import Setup
+from lorabench.estimator.closed_form.forms import Setup, with_chunks
 from lorabench.estimator.closed_form.ledger import SilentLedger
+from lorabench.estimator.closed_form.scans import FEW_CHUNKS, chunks_beyond_few
 from lorabench.estimator.closed_form.sizes import Monomial
 from lorabench.estimator.closed_form.step import peak_candidates
 from lorabench.estimator.closed_form.work import Dequantisation, Work
@@ -89,11 +90,23 @@ def micro_batch_operations(resolved: ResolvedRecipe, backend: Backend = "cuda") 
 
 @lru_cache(MOST_LISTS)
 def _operations(setup: Setup) -> MicroBatch:
+    beyond = chunks_beyond_few(setup.resolved)
+    if beyond > 1:
+        few, more = (_operations(with_chunks(setup, FEW_CHUNKS + one)) for one in (0, 1))
+        return _grown(few, more, beyond)
     quantization = setup.resolved.recipe.quantization
     nested = quantization is not None and quantization.double_quant and setup.backend == "cuda"
     tape = _CountingTape(nested_launches=NESTED_LAUNCHES if nested else 0)
     peak_candidates(setup.resolved, setup.backend, tape=tape)
     return MicroBatch(tuple(tape.counts.items()), tape.launches)
+
+
+def _grown(few: MicroBatch, more: MicroBatch, times: int) -> MicroBatch:
+    """Return the operations with ``times`` as many chunks more than ``few`` as ``more`` has."""
+    counts, longer = dict(few.operations), dict(more.operations)
+    operations = {each: counts.get(each, 0) + times * (longer[each] - counts.get(each, 0)) for each in longer}
+    launches = {phase: n + times * (more.launches[phase] - n) for phase, n in few.launches.items()}
+    return MicroBatch(tuple(operations.items()), launches)
 
 
 class _CountingTape(Tape):

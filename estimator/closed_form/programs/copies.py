@@ -14,7 +14,7 @@ from lorabench.estimator.closed_form.layout import (
     elements,
     is_contiguous,
 )
-from lorabench.estimator.closed_form.programs.values import Value
+from lorabench.estimator.closed_form.programs.values import Parts, Value
 from lorabench.estimator.closed_form.programs.views import Views
 
 
@@ -26,7 +26,10 @@ class Copies(Views):
 
     def _torch_cat(self, parts: list[Value], dim: int = 0) -> Value:
         dim %= len(parts[0].shape)
-        total = reduce(Dim.plus, (part.shape[dim] for part in parts))
+        if isinstance(parts, Parts):
+            total = parts.total.times(parts[0].shape[dim])
+        else:
+            total = reduce(Dim.plus, (part.shape[dim] for part in parts))
         shape = (*parts[0].shape[:dim], total, *parts[0].shape[dim + 1 :])
         shapes = [part.shape for part in parts]
         dtype = parts[0].tensor.dtype
@@ -61,7 +64,9 @@ class Copies(Views):
 
     def _torch_stack(self, parts: list[Value], dim: int = 0) -> Value:
         at = dim % (len(parts[0].shape) + 1)
-        return self._torch_cat([self._torch_unsqueeze(part, at) for part in parts], at)
+        rows = Parts(self._torch_unsqueeze(part, at) for part in parts)
+        rows.total = parts.total if isinstance(parts, Parts) else Dim(len(parts))
+        return self._torch_cat(rows, at)
 
     def _torch_repeat(self, x: Value, *times: Any) -> Value:
         wanted = times[0] if isinstance(times[0], list) else times

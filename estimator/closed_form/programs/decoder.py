@@ -24,7 +24,7 @@ from lorabench.estimator.closed_form.layout import (
 from lorabench.estimator.closed_form.masks import Masks
 from lorabench.estimator.closed_form.modules import Modules
 from lorabench.estimator.closed_form.programs.functions import Functions
-from lorabench.estimator.closed_form.programs.values import Value
+from lorabench.estimator.closed_form.programs.values import Parts, Value
 from lorabench.estimator.closed_form.sizes import ONE, TOKENS, B, S, chunks_of_length
 from lorabench.estimator.models.expressions import chunk_of, terms
 from lorabench.estimator.models.recordings import Recording
@@ -178,7 +178,7 @@ class Run:
                 self.loop(count, body, carried, env)
                 continue
             if name == "gather":
-                env[f"{written} of all"] = []
+                env[f"{written} of all"] = Parts()
                 continue
             named = options_[0] if options_ else {}
             if name == "mask":
@@ -211,6 +211,8 @@ class Run:
         """Run ``body`` so many times. ``carried``: a value that an iteration makes, and the name by which the next
         iteration reads it."""
         gathered = [name for name in env if name.endswith(" of all")]
+        for name in gathered:
+            env[name].total = as_dim(self.decoded(count, env))
         times = self.count(count)
         if not times:  # what follows reads the values from before the loop by the names of the first iteration's
             for made_as, read_as in carried:
@@ -245,6 +247,7 @@ class Run:
                     dims = tuple(self.decoded(each, env) for each in shape)
                     whole = tuple(as_dim(each) for each in dims)
                     n = reduce(Dim.times, whole, UNIT)
+                    dtype = self.m.recipe.dtype if dtype == "model" else dtype
                     return Value(Tensor(None, n.symbols, n.n, dtype), whole, self.functions.contiguous(whole))
                 case ["dtype", "model"]:
                     return self.m.recipe.dtype
@@ -256,18 +259,29 @@ class Run:
                     return self.decoded(value, env).tensor.dtype
                 case ["other", _]:
                     return None
-            found: list[Any] = []
-            for each in argument:
-                if isinstance(each, list) and each[:1] == ["each"]:
-                    found += env[f"{each[1]} of all"]
-                else:
-                    found.append(self.decoded(each, env))
-            return found
+            if any(isinstance(each, list) and each[:1] == ["each"] for each in argument):
+                return self.joined(argument, env)
+            return [self.decoded(each, env) for each in argument]
         return argument
+
+    def joined(self, argument: list[Any], env: Environment) -> Parts:
+        """Return a list of values, of which some are those of all iterations of a loop."""
+        found, counts = Parts(), []
+        for each in argument:
+            if each[:1] == ["each"]:
+                made: Parts = env[f"{each[1]} of all"]
+                found += made
+                counts.append(made.total)
+            else:
+                found.append(self.decoded(each, env))
+                counts.append(UNIT)
+        found.total = reduce(Dim.plus, counts)
+        return found
 
     def adapted(self, module: str, *, running: bool) -> None:
         """Replace the adapted parameters of ``module`` while it runs (peft's `ParamWrapper`)."""
-        names = [name for name in self.m.weights if name in self.m.adapters and name.rpartition(".")[0] == module]
+        stacks = [name for name in self.m.weights if name in self.m.adapters and name not in self.m.linears]
+        names = [name for name in stacks if name.rpartition(".")[0] == module]
         for name in reversed(names):
             if not running:
                 self.parametrized.pop(name, None)

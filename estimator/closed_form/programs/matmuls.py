@@ -170,7 +170,7 @@ class Matmuls(Elementwise):
         pair = operands[0] if len(operands) == 1 else operands
         inputs, output = equation.replace(" ", "").split("->")
         of_a, of_b = inputs.split(",")
-        a, b = pair
+        a, b = map(self._autocast, pair)
         both = [letter for letter in output if letter in of_a and letter in of_b]
         only_a = [letter for letter in output if letter not in of_b]
         only_b = [letter for letter in output if letter not in of_a]
@@ -186,7 +186,7 @@ class Matmuls(Elementwise):
 
         left, right = folded(a, of_a, both, only_a, summed), folded(b, of_b, both, summed, only_b)
         del a, b, pair, operands
-        product = self._torch_bmm(left, right)
+        product = self._bmm(left, right)
         del left, right
         letters = [*both, *only_a, *only_b]
         result = self.reshaped(product, tuple(size[letter] for letter in letters), copies=False)

@@ -37,6 +37,13 @@ class Value(NamedTuple):
         return self.tensor.without_history()
 
 
+class Parts(list[Value]):
+    """Values that an operation joins, of which a loop made some: one for each iteration."""
+
+    total: Dim = UNIT
+    """Their number, of which an iteration's are as many as its loop has iterations for any length."""
+
+
 FLOATING = ("complex64", "float32", "bfloat16", "float16")
 
 
