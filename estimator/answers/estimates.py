@@ -186,7 +186,7 @@ def _estimate_by_closed_form(
         margin_bytes=verdict.margin_bytes,
         largest_batch_size=verdict.largest_batch_size,
         longest_seq_len=verdict.longest_seq_len,
-        max_position_embeddings=spec.max_position_embeddings,
+        max_position_embeddings=spec.max_position_embeddings or None,
         changes=verdict.changes,
         throughput=estimate_throughput(resolved, device, calibration),
         emulated_dtype=emulated(recipe, device),

@@ -27,8 +27,8 @@ from lorabench.estimator.recipes.resolved import ResolvedRecipe
 
 LENGTH_STEP = 128
 """Lengths below the model's maximum are searched in multiples of this."""
-LARGEST_BATCH = 2**31 - 1
-"""The largest batch size of a `Recipe`."""
+LARGEST_BATCH = LONGEST_SEQUENCE = 2**31 - 1
+"""The largest batch size and the longest sequence of a `Recipe`."""
 MOST_CHANGES = 3
 """The largest number of changes that are returned."""
 
@@ -197,10 +197,11 @@ class _Search:
         return self.largest(lambda batch_size: setup.replaced(batch_size=batch_size), LARGEST_BATCH)
 
     def longest_seq_len(self, setup: _Setup) -> int | None:
-        """Return the longest sequence that fits: the model's maximum, or a multiple of `LENGTH_STEP`."""
-        longest = setup.resolved.spec.max_position_embeddings
-        if self.fits(setup.replaced(seq_len=longest)):
-            return longest
+        """Return the longest sequence that fits: the model's maximum, if it has one, or a multiple of `LENGTH_STEP`."""
+        maximum = setup.resolved.spec.max_position_embeddings
+        if maximum and self.fits(setup.replaced(seq_len=maximum)):
+            return maximum
+        longest = maximum or LONGEST_SEQUENCE
         steps = self.largest(lambda steps: setup.replaced(seq_len=steps * LENGTH_STEP), longest // LENGTH_STEP)
         return None if steps is None else steps * LENGTH_STEP
 

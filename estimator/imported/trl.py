@@ -92,7 +92,7 @@ def _packing(value: Any, values: Values) -> Results:
         return shorter
     # One row has all sequences of the batch. Only FlashAttention tells them apart without a mask.
     tokens = values["per_device_train_batch_size"] * _length(values["max_length"], values)["seq_len"]
-    if tokens > values.spec.max_position_embeddings:
+    if 0 < values.spec.max_position_embeddings < tokens:
         return [
             *shorter,
             Missing("it joins a batch to one sequence, which gets a mask of all its tokens", "more memory"),

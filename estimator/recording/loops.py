@@ -79,7 +79,7 @@ def folded(statements: Sequence[Statement]) -> list[Statement]:
     after = [_after(statement, run) for statement in statements[run.end :]]
     gathered = {number for statement in after for number in _gathered(statement.positional)}
     loop = Statement("loop", (), [run.times, list(body), [[Value(new), Value(old)] for new, old in carried]])
-    keep = [Statement("gather", (Value(number),)) for number in sorted(gathered)]
+    keep = [Statement("collect", (Value(number),)) for number in sorted(gathered)]
     rest: list[Statement] = []
     for statement in after:
         if not (statement.function == "del" and statement in rest[-1:] and statement.results[0].number in gathered):

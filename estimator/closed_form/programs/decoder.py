@@ -177,7 +177,7 @@ class Run:
                 count, body, carried = positional
                 self.loop(count, body, carried, env)
                 continue
-            if name == "gather":
+            if name == "collect":
                 env[f"{written} of all"] = Parts()
                 continue
             named = options_[0] if options_ else {}

@@ -52,7 +52,8 @@ def figures(estimate: Estimate) -> list[str]:
     lines = [
         room,
         f"largest batch size at length {recipe.seq_len}: {batch or 'none fits'}",
-        f"longest sequence at batch size {recipe.batch_size}: {length or 'none fits'} (model limit: {limit})",
+        f"longest sequence at batch size {recipe.batch_size}: {length or 'none fits'}"
+        + ("" if limit is None else f" (model limit: {limit})"),
     ]
     if estimate.verdict == "tight":
         replayed = estimate.memory.peak_reserved_range_bytes is None

@@ -200,7 +200,11 @@ def test_learned_positions_end_where_their_table_does() -> None:
             {"attn_implementation": "sdpa"},
             "attn_implementation sdpa: .* for model_type mamba: use another, such as --attn-implementation eager",
         ),
-        (other_config("mamba"), {"attn_implementation": "eager"}, "cannot be traced with this recipe"),
+        (
+            other_config("mamba"),
+            {"attn_implementation": "eager"},
+            "peft adapts no out_proj of a mamba, .*: use ",
+        ),
         (other_config("helium"), {"target_modules": "c_attn"}, "no linear layer 'c_attn'"),
         (JETMOE, {"method": "full"}, "does not support .* checkpointing.*--no-gradient-checkpointing"),
         (JETMOE, {"method": "full", "gradient_checkpointing": False}, "depends on the values of tensors.*lorabench"),

@@ -51,7 +51,7 @@ def test_after_a_loop_the_last_state_has_the_name_of_the_first() -> None:
 
 def test_what_all_iterations_leave_is_one_list() -> None:
     gather, loop, stack, dropped = folded(_collected(7))
-    assert gather == Statement("gather", (Value(2),))
+    assert gather == Statement("collect", (Value(2),))
     assert loop.positional[0] == 7
     assert stack.positional == [[["each", Value(2)]]]
     assert dropped == Statement("del", (Value(2),), ())
