@@ -19,7 +19,7 @@ import msgspec
 import torch
 
 from lorabench.estimator.closed_form.replay import Training
-from lorabench.estimator.errors import UserError
+from lorabench.estimator.errors import NoClosedForm, UserError
 from lorabench.estimator.models.catalogue import CONFIGS
 from lorabench.estimator.models.read_config import MODEL_TYPES, read_config
 from lorabench.estimator.models.recordings import FOLDER, contents, few_layers, find_recording, recorded_types
@@ -86,10 +86,12 @@ def with_programs(recording: Tree, implementations: Sequence[str]) -> Tree:
 def error_of(spec: ModelSpec, attention: str) -> float:
     """Return the largest error of the closed form's peak against the trace's, over `RECIPES` with ``attention``.
 
+    Estimates trace a recipe that the closed form refuses, such as 4-bit weights that a program reads.
+
     Raises:
-        NoClosedForm: the closed form cannot say one of them.
+        NoClosedForm: the closed form refuses them all.
     """
-    errors = []
+    errors, refused = [], None
     lengths = (LENGTH, LENGTH_OF_PART) if spec.scan_chunk else (LENGTH,)
     for options, length in product(RECIPES, lengths):
         try:
@@ -98,8 +100,14 @@ def error_of(spec: ModelSpec, attention: str) -> float:
             traced = trace(resolved, compute_capability="8.0").memory.peak_allocated_bytes
         except UserError:  # transformers and peft cannot run it
             continue
-        estimated = Training(resolved, "8.0").memory().peak_allocated_bytes
+        try:
+            estimated = Training(resolved, "8.0").memory().peak_allocated_bytes
+        except NoClosedForm as refusal:
+            refused = refusal
+            continue
         errors.append(abs(estimated / traced - 1))
+    if refused is not None and not errors:
+        raise refused
     return max(errors, default=0.0)
 
 

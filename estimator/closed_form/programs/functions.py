@@ -31,6 +31,7 @@ SAME_NAMES = {
     "__rsub__": "sub",
     "multiply": "mul",
     "concat": "cat",
+    "concatenate": "cat",
     "square": "pow",
     "__pow__": "pow",
     "type": "to",
