@@ -130,13 +130,15 @@ def test_a_folder_that_is_moved_meanwhile_keeps_its_records_and_gets_a_successor
 
 
 FULL_DISK = """
-mount -t tmpfs -o size=20k tmpfs "$OUT" || exit
+mount -t tmpfs -o size=96k tmpfs "$OUT" || exit
+(until ls "$OUT"/*.record.json; do sleep 0.01; done; cat /dev/zero > "$OUT/others") > /dev/null 2>&1 &
 "$@" > "$SAID/said" 2> "$SAID/complaint"
 code=$?
+rm "$OUT/others"
 mkdir "$SAID/kept" && cp -a "$OUT/." "$SAID/kept"
 exit $code
 """
-"""Runs its arguments with a disk that has room for two records."""
+"""Runs its arguments with a disk that others fill once it has a record."""
 
 
 def test_a_full_disk_keeps_the_records_that_are_written(tmp_path: Path, bell: Path) -> None:
@@ -157,4 +159,4 @@ def test_a_full_disk_keeps_the_records_that_are_written(tmp_path: Path, bell: Pa
     kept = tmp_path / "kept"
     there = read_records(kept)
     assert sorted(path.name for path in kept.iterdir()) == sorted(record.file_name for record in there)
-    assert resume(kept) == ("full lora", "")
+    assert resume(kept) == ("full", "")
