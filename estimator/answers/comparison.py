@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from lorabench.estimator.answers.estimates import Estimate, estimate_recipe, with_training
 from lorabench.estimator.errors import UserError
-from lorabench.estimator.imported.asked import Asked, asked
+from lorabench.estimator.imported.asked import Asked, asked, read_once
 from lorabench.estimator.memory.allocator_settings import DEFAULTS, AllocatorSettings
 from lorabench.estimator.methods.catalogue import Method, methods_with
 from lorabench.estimator.models.read_config import has_closed_form
@@ -100,9 +100,8 @@ def combinations(
     for name, values in listed.items():
         if not values:
             raise UserError(f"{name} is an empty list: name a value, or leave it out")
-    first = asked(model, config, {})
-    if first.imported is not None and config is None:
-        config = model if isinstance(model, (str, Path)) else None
+    model, read = read_once(model, config)
+    first = asked(model, read, {})
     if first.imported is None and all(len(methods_with(name)) != 1 for name in listed):
         listed.setdefault("method", [*COMPARED_METHODS])
     listed = dict(sorted(listed.items(), key=lambda item: ORDER.get(item[0], len(ORDER))))
@@ -117,7 +116,7 @@ def combinations(
             given = {name: value for name, value in given.items() if name not in ignored}
         if given not in found:
             found.append(given)
-    return [Combination(given, asked(first.spec, config, given)) for given in found]
+    return [Combination(given, asked(first.spec, read, given)) for given in found]
 
 
 def refuse_too_many(count: int) -> None:

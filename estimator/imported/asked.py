@@ -57,16 +57,11 @@ def asked(
         UserError: neither names a model, or one of them cannot be read.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if config is None and isinstance(model, (str, Path)) and os.path.exists(model):  # noqa: PTH110 - names may be no paths
-        from lorabench.estimator.imported.sources import config_named
-
-        config = config_named(str(model))
-        model = model if config is None else None
-    if config is None:
+    model, read = read_once(model, config)
+    if read is None:
         if model is None:
             raise UserError("name a MODEL, or the config of another tool with --from FILE")
         return Asked(_spec(model), given)
-    read = _read(config)
     named = read.model if model is None else model
     if named is None:
         raise UserError(f"{read.file}: a config of {read.tool.name} names no model: name the MODEL besides --from")
@@ -94,10 +89,26 @@ def _kept(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in options.items() if name in applying and name != "method"}
 
 
-def _read(config: str | Path | Config) -> Config:
-    from lorabench.estimator.imported.sources import read_config_file
+def read_once(
+    model: str | Path | ModelSpec | None, config: str | Path | Config | None
+) -> tuple[str | Path | ModelSpec | None, Config | None]:
+    """Return the model, and what was read of the config of another tool, for any number of calls of `asked`.
 
-    return read_config_file(Path(config)) if isinstance(config, (str, Path)) else config
+    The model is None if it named that config. The arguments are those of `asked`.
+
+    Raises:
+        UserError: the config cannot be read.
+    """
+    if isinstance(config, (str, Path)):
+        from lorabench.estimator.imported.sources import read_config_file
+
+        return model, read_config_file(Path(config))
+    if config is None and isinstance(model, (str, Path)) and os.path.exists(model):  # noqa: PTH110 - names may be no paths
+        from lorabench.estimator.imported.sources import config_named
+
+        read = config_named(str(model))
+        return (model if read is None else None), read
+    return model, config
 
 
 def _spec(model: str | Path | ModelSpec) -> ModelSpec:
