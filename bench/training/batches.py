@@ -71,16 +71,14 @@ class Batches:
 
     def tokens_per_step(self) -> TokenCounts:
         """Return the token counts of a step, as means over all batches."""
-        import torch
-
-        labels = torch.stack(self.trained)
-        counts = labels.numel(), int((labels != IGNORED).sum()), int((labels[..., 1:] != IGNORED).sum())
+        counts = map(sum, zip(*map(_count, self.trained), strict=True))
         return TokenCounts(*(round(count * self._each / len(self.trained)) for count in counts))
 
     def inputs(self, labels: torch.Tensor) -> Batch:
         """Return what the model gets for ``labels``, each tensor in their shape."""
-        batch = {"input_ids": labels.clamp(min=0), "labels": labels}
-        return batch | {"attention_mask": (labels != IGNORED).long()} if self.padding else batch
+        if not self.padding:
+            return {"input_ids": labels, "labels": labels}
+        return {"input_ids": labels.clamp(min=0), "labels": labels, "attention_mask": (labels != IGNORED).long()}
 
     def _on_device(self, labels: torch.Tensor) -> Batch:
         return {name: tensor.to(self._device, copy=True) for name, tensor in self.inputs(labels).items()}
@@ -129,3 +127,8 @@ def _tokenizer(spec: ModelSpec, settings: Settings) -> Callable[[str], list[int]
         raise UserError(f"weights {weights}: cannot load the tokenizer ({error})") from error
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return lambda document: [*tokenizer(document, verbose=False)["input_ids"], *end]
+
+
+def _count(labels: torch.Tensor) -> tuple[int, int, int]:
+    kept = labels != IGNORED
+    return labels.numel(), int(kept.sum()), int(kept[:, 1:].sum())
