@@ -95,7 +95,7 @@ def estimate_recipe(
 
     ``replay``: replay CUDA's caching allocator over whole steps, which takes some tenths of a second. Then allocated
     and reserved bytes are those that torch counts, and the verdict is the allocator's. Without it, allocated bytes are
-    the tensors', and reserved bytes have a range. A model that is too deep is not replayed, and a warning says so.
+    the tensors', and reserved bytes have a range. Some models are not replayed (`is_replayed`); a warning says so.
     ``allocator``: the settings of that allocator. Without a replay they change nothing, and a warning says so.
 
     The speed uses the rates of ``calibration``, or else of the device's datasheet. An architecture without a closed
@@ -147,8 +147,8 @@ def _estimate_by_closed_form(
 ) -> Estimate:
     spec, recipe = resolved.spec, resolved.recipe
     capability = None if device is None else device.compute_capability
-    too_deep = warn_of_no_replay(spec) if replay else ()
-    replay = replay and not too_deep
+    unreplayed = warn_of_no_replay(spec) if replay else ()
+    replay = replay and not unreplayed
     if replay:
         on_progress("replaying the allocator")
         multiprocessors = None if device is None else device.multiprocessors
@@ -158,7 +158,7 @@ def _estimate_by_closed_form(
     else:
         training = None
         memory = estimate_memory(resolved, compute_capability=capability)
-        warnings = (*too_deep, *allocator.unheeded())
+        warnings = (*unreplayed, *allocator.unheeded())
     estimate = Estimate(
         source="closed form",
         recipe=recipe,

@@ -101,12 +101,12 @@ class ReplayedVerdict(NamedTuple):
 def replayed_verdict(
     resolved: ResolvedRecipe, device: Device, allocator: AllocatorSettings = DEFAULTS
 ) -> ReplayedVerdict:
-    """Return what `judge` with a replay says of the recipe itself, or without one if the model is too deep for it.
+    """Return what `judge` with a replay says of the recipe itself, or without one if the model is not replayed.
 
     Raises:
         UserError: as in `replayed_memory`.
     """
-    if is_replayed(resolved):
+    if is_replayed(resolved.spec):
         training = Training(resolved, device.compute_capability, device.multiprocessors)
         memory = training.memory(allocator)
         search = _ReplayedSearch(device, usable_bytes(device, allocator), training, memory)

@@ -55,21 +55,21 @@ def replayed_memory(
     """Return the breakdown of the recipe, with allocated and reserved bytes as CUDA's allocator counts them.
 
     ``compute_capability`` and ``multiprocessors`` are those of `Training`. If the limit of ``allocator`` leaves too
-    little memory, the answer is without the limit. A CPU has no such allocator: there, and for a model that is too deep
-    (`is_replayed`), it is `estimate_memory`.
+    little memory, the answer is without the limit. A CPU has no such allocator: there, and for a model that is not
+    replayed, it is `estimate_memory`.
 
     Raises:
         UserError: as in `estimate_memory`.
     """
-    if backend == "cpu" or not is_replayed(resolved):
+    if backend == "cpu" or not is_replayed(resolved.spec):
         return estimate_memory(resolved, backend, compute_capability)
     return Training(resolved, compute_capability, multiprocessors).memory(allocator)
 
 
-def is_replayed(resolved: ResolvedRecipe) -> bool:
+def is_replayed(spec: ModelSpec) -> bool:
     """Return whether the model has at most `MOST_REPLAYED_LAYERS`, and no scans that loop, which make too many
     allocations. Reserved memory of others has a range."""
-    return not warn_of_no_replay(resolved.spec)
+    return not warn_of_no_replay(spec)
 
 
 def warn_of_no_replay(spec: ModelSpec) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ NO_SHAPES = (
     *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"),
     *TOKENS,
 )
-"""Keys of config.json that affect neither shapes nor the training step. Text is packed, so there is no padding."""
+"""Keys of config.json that affect neither shapes nor the training step: padding is masked whatever its token is."""
 NO_CONDITION = frozenset({*NO_SHAPES, "quantization_config", "model_type", "rope_theta"})
 """Keys that are no condition of a recording."""
 LARGEST_SIZE = 2**24
